@@ -1,0 +1,259 @@
+"""The torch module: the table walked once, under torchvision's names.
+
+`features`, `avgpool` and `classifier` are torchvision's, with its keys and indices; so a checkpoint
+of either loads into the other, strictly, for the eight networks that both have.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+from .. import nets
+from ..errors import LayerError, NetworkError
+from ..nets import NETWORKS, Network
+from . import layers
+from .initialisation import Recipe, initialise
+
+if TYPE_CHECKING:
+    from ..modelfile import Record
+
+__all__ = ["VGG", "Choices", "build"]
+
+
+class Choices(TypedDict, total=False):
+    """What can be chosen around a named network: the keywords of `verydeep.nets.network`."""
+
+    classes: int
+    head: str
+    layers: tuple[str, ...]
+    width: float
+    in_channels: int
+    pool: str
+
+
+class VGG(nn.Module):
+    """A network of the paper as a torch module.
+
+    Maps normalised images, float (n, in_channels, height, width), to scores, float (n, classes):
+    the values before the soft-max. A network without a head gives its last feature map.
+
+    The constructor takes what torchvision's does; `VGG.of(network)` takes a line of the table, with
+    any head, width or pooling.
+
+    features, avgpool, classifier: the parts, under torchvision's keys.
+    network: what this is, in the table's words; None for a module on convolutions that are not
+    there.
+    record: the record of the model file it was loaded from; None for random weights.
+    """
+
+    # for torch.jit.script: names of the table, which it neither needs nor understands
+    __jit_unused_properties__ = ("module_names", "table")
+
+    def __init__(
+        self,
+        features: nn.Module,
+        num_classes: int = 1000,
+        init_weights: bool = True,
+        dropout: float = 0.5,
+    ) -> None:
+        """The classic head (7x7 average, FC-4096, FC-4096, FC-num_classes) on any `features`.
+
+        features: maps images to (n, channels, height, width); `make_layers` gives them.
+        init_weights: torchvision's initialisation; else torch's own for each layer.
+        dropout: probability of dropping, after the two hidden FC layers.
+        """
+        super().__init__()
+        convolutions = [m for m in features.modules() if isinstance(m, nn.Conv2d)]
+        channels = convolutions[-1].out_channels if convolutions else 512
+        self.features = features
+        self.avgpool: nn.Module = nn.AdaptiveAvgPool2d((7, 7))
+        self.classifier: nn.Module = nn.Sequential(
+            nn.Linear(channels * 7 * 7, 4096),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(4096, 4096),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(4096, num_classes),
+        )
+        self._know(_recognise(self))
+        if init_weights:
+            initialise(self)
+
+    @classmethod
+    def of(cls, network: Network, *, dropout: float = 0.5) -> VGG:
+        """The module of that network, with each layer's own default weights.
+
+        Under `torch.device("meta")` it takes neither time nor memory.
+        """
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        model.features = layers.trunk(network)
+        model.avgpool = layers.average(network)
+        model.classifier = layers.classifier(network, dropout)
+        model._know(network)
+        return model
+
+    def _know(self, network: Network | None) -> None:
+        self.network = network
+        self.record: Record | None = None
+        self._trunk_only = network is not None and not network.top
+        # what a "gap" head averages, as indices in `features`, in the order of joining
+        self._averaged: list[int] = []
+        if network is not None and network.top and network.head.kind == "gap":
+            places = layers.positions(network.trunk)
+            self._averaged = [places[name] for name in network.head.layers]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._averaged:
+            x = self._averages(x)
+        else:
+            x = self.features(x)
+            if self._trunk_only:
+                return x
+            if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+                _notice_small_images(self.avgpool, x)
+            x = self.avgpool(x)
+        scores: Tensor = self.classifier(torch.flatten(x, 1))
+        return scores
+
+    def _averages(self, x: Tensor) -> Tensor:
+        """The global averages of the layers that a "gap" head reads, (n, channels, 1, 1)."""
+        last = max(self._averaged)
+        maps = [x] * (last + 1)
+        for index, module in enumerate(self.features):  # type: ignore[arg-type,var-annotated]
+            if index <= last:
+                x = module(x)
+                if index in self._averaged:
+                    maps[index] = x
+        return torch.cat([self.avgpool(maps[index]) for index in self._averaged], 1)
+
+    def taps(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """The values of the named layers, in the order asked, from one pass that ends at the last.
+
+        x: normalised images, float (n, in_channels, height, width).
+        names: paper names; see `verydeep.nets.Network.taps`. "conv3_2" is the value before ReLU
+        and, in networks with batch norm, after it; "prob" the soft-max. Raises LayerError for a
+        name that the network does not have.
+        """
+        net = self.table
+        names = (names,) if isinstance(names, str) else tuple(names)
+        if not names:
+            raise LayerError(f'no taps were named; expected at least one, such as "{net.taps[-1]}"')
+        needed = net.cut(names)
+        wanted = set(names) | set(net.head_inputs if needed.top else ())
+        features = layers.positions(needed.trunk)
+        found = layers.walk(
+            self.features.children(), x, {n: i for n, i in features.items() if n in wanted}
+        )
+        if needed.top:
+            found["avgpool"] = torch.cat([self.avgpool(found[n]) for n in net.head_inputs], 1)
+            fc = layers.positions(needed.top)
+            if set(names) & {"prob", *fc}:
+                modules = list(self.classifier.children()) or [self.classifier]
+                found |= layers.walk(modules, torch.flatten(found["avgpool"], 1), fc)
+            if "prob" in names and "fc8" in found:
+                found["prob"] = torch.softmax(found["fc8"], 1)
+        for name in names:
+            if name not in found:
+                raise LayerError(f"the classifier was replaced, so there is no {name} any more")
+        return {name: found[name] for name in names}
+
+    @property
+    def module_names(self) -> dict[str, str]:
+        """The module that computes each layer, by paper name: {"relu3_3": "features.15", ...}.
+
+        What torchvision's `create_feature_extractor` and `get_submodule` take. "prob" has no
+        module.
+        """
+        net = self.table
+        found = {name: f"features.{index}" for name, index in layers.positions(net.trunk).items()}
+        if net.top:
+            found["avgpool"] = "avgpool"
+            for name, index in layers.positions(net.top).items():
+                found[name] = "classifier" if net.head.kind == "gap" else f"classifier.{index}"
+        return found
+
+    @property
+    def table(self) -> Network:
+        """`network`; NetworkError where this module is not one of the table."""
+        if self.network is None:
+            raise NetworkError(
+                "this VGG stands on convolutions that are not in the table, so its layers have no "
+                "paper names; expected one of verydeep.nets.NETWORKS, or take the values by hooks"
+            )
+        return self.network
+
+
+def build(
+    name_or_network: str | Network,
+    *,
+    init: Recipe = "torchvision",
+    dropout: float = 0.5,
+    **choices: Unpack[Choices],
+) -> VGG:
+    """A network with random weights, by name ("vgg16_bn") and choices, or from a `Network`.
+
+    init: "torchvision" (the same numbers as torchvision's under the same seed), "paper" or
+    "glorot".
+    dropout: probability of dropping, after the hidden FC layers.
+    choices: classes, head, layers, width, in_channels, pool, as `verydeep.nets.network` takes them.
+
+    Raises NetworkError for what the table does not have.
+    """
+    if isinstance(name_or_network, Network):
+        if choices:
+            raise NetworkError(
+                f"{', '.join(choices)} given beside a Network, which already has its own; "
+                "give a name with choices, or a Network alone"
+            )
+        network = name_or_network
+    else:
+        network = nets.network(name_or_network, **choices)
+    if init == "torchvision":
+        # torch's own draws for each layer come first there too: the same seed gives the same
+        # numbers
+        model = VGG.of(network, dropout=dropout)
+    else:
+        with torch.device("meta"):
+            model = VGG.of(network, dropout=dropout)
+        model.to_empty(device="cpu")
+    initialise(model, init)
+    return model
+
+
+def _recognise(model: VGG) -> Network | None:
+    """The line of the table that `model` is, by its weights and layers, or None."""
+    features = list(model.features.children())
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    first = shapes.get("features.0.weight", ())
+    last = shapes["classifier.6.bias"]
+    if len(first) != 4:
+        return None
+    for name in NETWORKS:
+        for pool in nets.POOLS:
+            net = nets.network(name, classes=last[0], in_channels=first[1], pool=pool)
+            if net.tensors == shapes:
+                with torch.device("meta"):
+                    kinds = [type(module) for module in layers.trunk(net)]
+                if kinds == [type(module) for module in features]:
+                    return net
+    return None
+
+
+def _notice_small_images(avgpool: nn.Module, x: Tensor) -> None:
+    """Warn where the classic head's 7x7 average only repeats one value 49 times."""
+    if isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling():
+        return  # a shape that is not known yet
+    if x.shape[-2:] == (1, 1) and getattr(avgpool, "output_size", None) == (7, 7):
+        warnings.warn(
+            "images this small leave pool5 with 1x1 values, which the classic head's 7x7 average "
+            'repeats 49 times; for 32x32 images build the network with head="small"',
+            stacklevel=3,
+        )
