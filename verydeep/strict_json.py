@@ -1,0 +1,122 @@
+"""JSON that means one thing to every reader, after RFC 7493 (I-JSON).
+
+RFC 8259 leaves it to the reader what a key given twice means, or a number that overflows; Python's
+`json` takes the last key, and reads NaN and Infinity, which are not JSON at all. Here these are
+errors, as are integers outside 64 bits, lone surrogates (no UTF-8 can hold them) and deep nesting.
+
+Plain Python: importing this module imports nothing outside the standard library.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from typing import TypeAlias
+
+__all__ = ["JSON", "MAX_DEPTH", "checked", "dumps", "loads", "shown"]
+
+JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
+
+# Levels of arrays and objects within each other. Model files use four; the free parts may use more.
+MAX_DEPTH = 32
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 80
+
+
+def shown(value: object) -> str:
+    """A value as a short piece of a message: quoted, escaped, its middle left out if long."""
+    return _short.repr(value)
+
+
+def loads(text: str | bytes) -> JSON:
+    """The value that `text` (bytes: UTF-8) stands for. ValueError, one line, if not strict JSON."""
+    try:
+        value = json.loads(
+            text.decode("utf-8") if isinstance(text, bytes) else text,
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_float=_float,
+            parse_constant=_constant,
+        )
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels") from None
+    return checked(value)
+
+
+def dumps(value: object) -> str:
+    """The one canonical text: keys sorted, no spaces, UTF-8 unescaped. ValueError as `checked`."""
+    return json.dumps(
+        checked(value),
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
+        allow_nan=False,
+    )
+
+
+def checked(value: object, depth: int = 0) -> JSON:
+    """A deep copy of a JSON value, tuples as lists. ValueError, one line, where JSON has none."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _string(value)
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise ValueError("it has an integer that does not fit in 64 bits")
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"it has the number {value}, which JSON does not have")
+        return float(value)
+    if depth == MAX_DEPTH:
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, list | tuple):
+        return [checked(item, depth + 1) for item in value]
+    if isinstance(value, dict):
+        return {_key(key): checked(item, depth + 1) for key, item in value.items()}
+    raise ValueError(f"it has a {type(value).__name__}, which JSON does not have")
+
+
+def _key(key: object) -> str:
+    if not isinstance(key, str):
+        raise ValueError(f"it has the key {shown(key)}; expected text")
+    return _string(key)
+
+
+def _string(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"it has a lone surrogate in {text[:40]!a}") from None
+    return str(text)
+
+
+def _object(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"it has the key {shown(key)} twice")
+            seen.add(key)
+    return result
+
+
+def _integer(text: str) -> int:
+    # 20 characters hold every 64-bit integer; int() of millions of digits would take quadratic time
+    if len(text) > 20:
+        raise ValueError("it has an integer that does not fit in 64 bits")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"it has the number {shown(text)}, which does not fit in a double")
+    return number
+
+
+def _constant(name: str) -> JSON:
+    raise ValueError(f"it has the number {name}, which JSON does not have")
