@@ -303,35 +303,6 @@ class Preprocess:
         return values
 
 
-# torchvision 0.29, models/vgg.py: VGG*_Weights.IMAGENET1K_V1
-TORCHVISION = Preprocess()
-
-# torchvision 0.29, models/vgg.py: VGG16_Weights.IMAGENET1K_FEATURES, the paper's own convolutions
-FEATURES = Preprocess(mean=(0.48235, 0.45882, 0.40784), std=(1 / 255, 1 / 255, 1 / 255))
-
-# The Oxford release's deploy files: BGR means, nothing divided. Keras's mode "caffe" has the same.
-CAFFE = Preprocess(
-    channel_order="BGR", range=(0.0, 255.0), mean=(103.939, 116.779, 123.68), std=(1.0, 1.0, 1.0)
-)
-
-# LPIPS, lpips/lpips.py, ScalingLayer (arXiv:1801.03924): the images as they are
-LPIPS = Preprocess(
-    resize="none",
-    resize_size=None,
-    crop_size=None,
-    range=(-1.0, 1.0),
-    mean=(-0.030, -0.088, -0.188),
-    std=(0.458, 0.448, 0.450),
-)
-
-PRESETS: dict[str, Preprocess] = {
-    "torchvision": TORCHVISION,
-    "features": FEATURES,
-    "caffe": CAFFE,
-    "lpips": LPIPS,
-}
-
-
 def decode(
     source: ImageLike, *, value_range: tuple[float, float] | None = None
 ) -> Image.Image | NDArray[np.float32]:
@@ -801,3 +772,34 @@ def _numbers(name: str, values: object, count: int) -> tuple[float, ...]:
         ):
             raise problem
     return tuple(float(value) for value in values)
+
+
+# Records of published weights, below the checks that they pass through
+
+# torchvision 0.29, models/vgg.py: VGG*_Weights.IMAGENET1K_V1
+TORCHVISION = Preprocess()
+
+# torchvision 0.29, models/vgg.py: VGG16_Weights.IMAGENET1K_FEATURES, the paper's own convolutions
+FEATURES = Preprocess(mean=(0.48235, 0.45882, 0.40784), std=(1 / 255, 1 / 255, 1 / 255))
+
+# The Oxford release's deploy files: BGR means, nothing divided. Keras's mode "caffe" has the same.
+CAFFE = Preprocess(
+    channel_order="BGR", range=(0.0, 255.0), mean=(103.939, 116.779, 123.68), std=(1.0, 1.0, 1.0)
+)
+
+# LPIPS, lpips/lpips.py, ScalingLayer (arXiv:1801.03924): the images as they are
+LPIPS = Preprocess(
+    resize="none",
+    resize_size=None,
+    crop_size=None,
+    range=(-1.0, 1.0),
+    mean=(-0.030, -0.088, -0.188),
+    std=(0.458, 0.448, 0.450),
+)
+
+PRESETS: dict[str, Preprocess] = {
+    "torchvision": TORCHVISION,
+    "features": FEATURES,
+    "caffe": CAFFE,
+    "lpips": LPIPS,
+}
