@@ -70,7 +70,7 @@ _FOREIGN: tuple[tuple[bytes, str], ...] = (
     (rb"GGUF", "a GGUF file; expected a .safetensors file"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "compressed; unpack it first"),
     (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF", "an image; expected a .safetensors file"),
-    (rb"[\t\n\r -~]{8}", "text; expected a .safetensors file"),
+    (rb"[\t\n\r -~]{8}|[\t\n\r -~]{3,7}\Z", "text; expected a .safetensors file"),
 )
 _CONVERT = "`verydeep weights convert` makes one of published or trained weights"
 
@@ -489,8 +489,8 @@ def _json_object(value: object, what: str) -> dict[str, JSON]:
     if not isinstance(value, Mapping):
         raise ModelFileError(f"the record's {what} is {shown(value)}; expected a JSON object")
     try:
-        # three levels lie around it: header, record and a list of these
-        return cast("dict[str, JSON]", strict_json.checked(dict(value), depth=3))
+        # depth 2: the record lies around it and, for measured, a list
+        return cast("dict[str, JSON]", strict_json.checked(dict(value), depth=2))
     except ValueError as error:
         raise ModelFileError(f"the record's {what} cannot be stored: {error}") from None
 
