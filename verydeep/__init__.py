@@ -1,0 +1,66 @@
+"""verydeep: everything people do with VGG, on the machine they have, offline from the first minute.
+
+    >>> import verydeep
+    >>> predictor = verydeep.load()            # the built-in VGG-16, no download
+    >>> answer = predictor("photo.jpg")        # doctest: +SKIP
+    >>> answer.label, answer.probability       # doctest: +SKIP
+
+Names that cost an import load when they are first used: `import verydeep` itself imports no more than
+the standard library, and nothing here needs torch until `verydeep.models` is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# public name -> the module it comes from
+_HOME = {
+    "Answer": "predictor",
+    "Failure": "predictor",
+    "Prediction": "predictor",
+    "Predictor": "predictor",
+    "load": "predictor",
+    "Preprocess": "preprocess",
+    "Evaluation": "evaluation",
+    "evaluate": "evaluation",
+    "Head": "nets",
+    "Network": "nets",
+    "network": "nets",
+    "VerydeepError": "errors",
+}
+_MODULES = frozenset(
+    "catalog convert engines errors evaluation graph modelfile models nets predictor preprocess".split()
+)
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+if TYPE_CHECKING:
+    from .errors import VerydeepError as VerydeepError
+    from .evaluation import Evaluation as Evaluation
+    from .evaluation import evaluate as evaluate
+    from .nets import Head as Head
+    from .nets import Network as Network
+    from .nets import network as network
+    from .predictor import Answer as Answer
+    from .predictor import Failure as Failure
+    from .predictor import Prediction as Prediction
+    from .predictor import Predictor as Predictor
+    from .predictor import load as load
+    from .preprocess import Preprocess as Preprocess
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module 'verydeep' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES])

@@ -1,0 +1,87 @@
+"""The `verydeep` command: one file a verb, loaded when the verb is used.
+
+Results go to stdout, progress and notes to stderr. Exit status: 0 done, 1 some inputs failed, 2 nothing
+could be done or wrong usage, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from .. import __version__
+from ..errors import VerydeepError
+
+__all__ = ["VERBS", "cli", "main"]
+
+# verb -> its one line; the module of the same name defines `command`
+VERBS: dict[str, str] = {
+    "classify": "Name what is on photos.",
+    "evaluate": "Measure a model's accuracy on labelled photos.",
+    "models": "List the networks, the built-in models and the published weights.",
+    "summary": "Print the layer table of a network or a model file.",
+    "weights": "List, fetch, verify and convert published weights.",
+}
+
+
+class _Verbs(click.Group):
+    """Knows the verbs without importing them, so that each starts as fast as it can."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click gives it
+        return sorted(VERBS)
+
+    def get_command(
+        self, ctx: click.Context, name: str  # noqa: ARG002
+    ) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        command: click.Command = import_module(f"{__name__}.{name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from ..errors import nearest
+
+            raise click.UsageError(f"no command {args[0]!r}{nearest(args[0], VERBS)}") from error
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(VERBS.items()))
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="verydeep")
+def cli() -> None:
+    """VGG for everyone: classify photos, look inside, measure, convert. Works offline."""
+
+
+def main() -> None:
+    """Run the command; every error that a person can mend is one line on stderr."""
+    status = 0
+    try:
+        result = cli.main(prog_name="verydeep", standalone_mode=False)
+        status = result if isinstance(result, int) else 0
+        sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        status = stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        status = 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("verydeep: stopped", err=True)
+        status = 130
+    except BrokenPipeError:
+        # the reader went away (`| head`): nothing more to say, and nothing to complain about
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except (VerydeepError, OSError) as error:
+        click.echo(f"verydeep: {error}", err=True)
+        status = 2
+    sys.exit(status)

@@ -1,0 +1,38 @@
+"""`verydeep evaluate`: measure a model's accuracy on labelled photos."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.argument("data", metavar="DATA")
+@click.option(
+    "--size",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Pixels a side that photos are cropped to. [default: the model's own]",
+)
+@click.option(
+    "--batch",
+    default=8,
+    type=click.IntRange(1),
+    show_default=True,
+    metavar="N",
+    help="Photos in one pass.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")  # fmt: skip
+def command(model: str, data: str, size: int | None, batch: int, as_json: bool) -> int:
+    """Measure a model's accuracy on labelled photos.
+
+    MODEL is a built-in model (builtin), a published one by its name, or a model file. DATA is a folder or
+    a tar of class folders, each named as a class of the model or by its id. One centre crop a photo.
+    """
+    from .. import evaluation, predictor
+
+    result = evaluation.evaluate(predictor.load(model, size=size), data, batch=batch)
+    click.echo(json.dumps(result.to_dict()) if as_json else str(result))
+    return 1 if result.errors else 0

@@ -1,0 +1,51 @@
+"""ONNX Runtime on the CPU: the engine of the base install, and the reference for all others."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import EngineError
+
+__all__ = ["OnnxRuntime", "open_engine"]
+
+
+class OnnxRuntime:
+    """An ONNX Runtime session in float32."""
+
+    name = "onnxruntime"
+
+    def __init__(self, model: bytes, *, precision: str, threads: int | None) -> None:
+        import onnxruntime
+
+        if precision != "exact":
+            raise EngineError(
+                f"engine onnxruntime computes in precision exact; {precision!r} was asked for"
+            )
+        self.precision = precision
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # what an engine prints by itself is silenced
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime raises a class of its own for every status
+            line = str(error).splitlines()[0]
+            raise EngineError(f"onnxruntime did not take the graph: {line}") from error
+        self._names = [output.name for output in self._session.get_outputs()]
+
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        try:
+            values = self._session.run(self._names, {"pixels": pixels})
+        except Exception as error:
+            line = str(error).splitlines()[0]
+            shape = "x".join(map(str, pixels.shape))
+            raise EngineError(
+                f"onnxruntime failed on {shape} {pixels.dtype} pixels: {line}"
+            ) from error
+        return dict(zip(self._names, values, strict=True))
+
+
+def open_engine(model: bytes, *, precision: str, threads: int | None) -> OnnxRuntime:
+    return OnnxRuntime(model, precision=precision, threads=threads)

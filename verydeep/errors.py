@@ -1,0 +1,92 @@
+"""Every error that verydeep raises on purpose; each says what was given, what was expected, what to do.
+
+VerydeepError                 catch this one to catch them all
+├── NetworkError              a network, head, width or pooling that the table does not have
+│   └── LayerError            a layer name that this network does not have
+├── ImageError                a file or array that is not an image we can use
+├── PreprocessError           a pre-processing record that does not make sense
+├── ModelFileError            a model file that is damaged, foreign or contradicts the table
+├── EngineError               an engine that is missing, failed or does not agree with the reference
+├── DataError                 a data set that cannot be used: no images, classes that do not match
+├── WeightsError              published weights that cannot be had, or are not what they claim to be
+└── MissingExtraError         an optional dependency is not installed
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "DataError",
+    "EngineError",
+    "ImageError",
+    "LayerError",
+    "MissingExtraError",
+    "ModelFileError",
+    "NetworkError",
+    "PreprocessError",
+    "VerydeepError",
+    "WeightsError",
+]
+
+
+class VerydeepError(Exception):
+    """The root of verydeep's errors. The message is one line that a person can act on."""
+
+
+class NetworkError(VerydeepError, ValueError):
+    """A network, head, width, pooling or channel count that cannot be built."""
+
+
+class LayerError(NetworkError):
+    """A layer name that the network does not have."""
+
+
+class ImageError(VerydeepError, ValueError):
+    """A file, array or tensor that cannot be read as an image. Names the file where there is one."""
+
+
+class PreprocessError(VerydeepError, ValueError):
+    """A pre-processing record with unknown keys or values that do not make sense."""
+
+
+class ModelFileError(VerydeepError, ValueError):
+    """A model file that is damaged, of another format or version, or contradicts its own record."""
+
+
+class EngineError(VerydeepError, RuntimeError):
+    """An engine that is unknown, not installed, failed, or disagrees with the reference."""
+
+
+class DataError(VerydeepError, ValueError):
+    """A data set without images, or whose classes do not match the model's."""
+
+
+class WeightsError(VerydeepError, RuntimeError):
+    """Published weights that cannot be fetched, or whose bytes or values are not what they claim."""
+
+
+class MissingExtraError(VerydeepError, ImportError):
+    """An optional dependency is needed; the message carries the install line."""
+
+    def __init__(self, purpose: str, extra: str) -> None:
+        super().__init__(
+            f"{purpose} needs an optional dependency; install it with: "
+            f"pip install 'verydeep[{extra}]'"
+        )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a message: "; did you mean X or Y?", or the known names where they are few.
+
+    >>> nearest("vgg61", ["vgg16", "vgg19"])
+    '; did you mean vgg16 or vgg19?'
+    """
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=3)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    if len(known) <= 12:
+        return f"; expected one of: {', '.join(known)}"
+    return ""
