@@ -67,8 +67,7 @@ L2_WINDOW: tuple[float, float, float] = (0.25, 0.5, 0.25)
 L2_EPSILON = 1e-12  # inside the root, as DISTS-pytorch has it
 
 # Section 2.1 with Krizhevsky et al. 2012, section 3.3: b = a / (k + alpha * sum of a^2)^beta over n
-# neighbouring channels. The sum is not divided by n; torch and ONNX divide, so they are given alpha
-# * n.
+# neighbouring channels. The sum is not divided by n; torch and ONNX divide, so they get alpha * n.
 LRN_SIZE, LRN_ALPHA, LRN_BETA, LRN_K = 5, 1e-4, 0.75, 2.0
 
 # torch.nn.BatchNorm2d's default, with which torchvision's weights were trained
@@ -251,7 +250,7 @@ class Network:
 
     @property
     def minimum_size(self) -> int:
-        """The smallest height or width, in pixels, that leaves a unit at every layer of the trunk."""
+        """The smallest height or width, in pixels, that leaves a unit everywhere in the trunk."""
         size = 1
         for layer in reversed(self.trunk):
             size = max(1, (size - 1) * layer.stride + layer.kernel - 2 * layer.padding)
