@@ -1,0 +1,233 @@
+"""Read the tensors of a weights file of any common kind, by its first bytes, and run nothing in it.
+
+.pth, .pt, .ckpt (torch, through its own reader for weights alone), .safetensors, .h5 and .weights.h5
+(Keras), .npz, .npy and .pkl (NumPy), .caffemodel. Names and shapes are as in the file; what they mean
+is for `layouts` to say.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import MissingExtraError, WeightsError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["read_tensors"]
+
+# torch.save before 1.6 begins with this number, pickled (torch/serialization.py, MAGIC_NUMBER)
+_TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+
+# The keys under which training scripts put the weights, in the order in which they are looked for.
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "params", "weights")
+
+
+def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    """Tensors by their names in the file, floats as float32 or float16, in the order of the file.
+
+    Nested dictionaries become names joined by "/" (by "." in torch's files).
+    Raises WeightsError where the file is missing, damaged, or not of a kind that holds weights;
+    MissingExtraError where its kind needs a package that is not installed.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+        reader = _reader(path, head)
+        tensors = {name: _plain(array) for name, array in reader(path)}
+    except (WeightsError, MissingExtraError):
+        raise
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # readers of six formats, each with errors of its own
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise WeightsError(f"{path} cannot be read, it may be damaged: {reason}") from error
+    if not tensors:
+        raise WeightsError(f"{path} holds no tensors")
+    return tensors
+
+
+Named = Iterator[tuple[str, "NDArray[Any]"]]
+
+
+def _reader(path: Path, head: bytes) -> Callable[[Path], Named]:
+    if not head:
+        raise WeightsError(f"{path} is empty")
+    if head.startswith(b"\x89HDF"):
+        return _read_hdf5
+    if head.startswith(b"\x93NUMPY"):
+        return _read_npy
+    if head.startswith(b"PK\x03\x04"):
+        with zipfile.ZipFile(path) as archive:
+            is_torch = any(name.endswith("data.pkl") for name in archive.namelist())
+        return _read_torch if is_torch else _read_npz
+    if head[8:9] == b"{":
+        return _read_safetensors
+    if re.match(rb"\s*<(!doctype|html|\?xml)", head, re.I):
+        raise WeightsError(f"{path} is a web page, probably of a failed download: fetch it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull`")
+    if _TORCH_LEGACY in head[:32] or path.suffix in (".pth", ".pt", ".tar"):
+        return _read_torch
+    if head[0] == 0x80:
+        return _read_pickle
+    if path.suffix == ".caffemodel":
+        return _read_caffemodel
+    raise WeightsError(
+        f"{path} is of no kind that verydeep reads; expected .pth, .safetensors, .h5, .npz, .npy, "
+        ".pkl or .caffemodel"
+    )
+
+
+def _read_torch(path: Path) -> Named:
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError(f"reading {path.name}", "torch") from error
+    try:
+        # mapped, a zip file's tensors are read when they are written; the legacy format cannot be
+        content = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} holds Python objects besides its weights, and opening those could run code: "
+            "load it where you trust it, and save its state_dict() alone"
+        ) from error
+    for name, value in _flat(_unwrapped(content), "."):
+        if isinstance(value, torch.Tensor):
+            value = value.detach().resolve_conj()
+            value = value.float() if value.dtype == torch.bfloat16 else value
+            yield name, value.numpy()
+
+
+def _read_safetensors(path: Path) -> Named:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        names = list(file.keys())
+        narrow = {name for name in names if file.get_slice(name).get_dtype() == "BF16"}
+        for name in names:
+            if name not in narrow:
+                yield name, file.get_tensor(name)
+    if narrow:  # a type that NumPy does not have
+        try:
+            import torch  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError(f"reading the bfloat16 of {path.name}", "torch") from error
+        with safe_open(path, framework="pt") as file:
+            for name in names:
+                if name in narrow:
+                    yield name, file.get_tensor(name).float().numpy()
+
+
+def _read_hdf5(path: Path) -> Named:
+    try:
+        import h5py  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise MissingExtraError(f"reading {path.name}", "keras") from error
+    found: list[tuple[str, NDArray[Any]]] = []
+
+    def visit(name: str, node: object) -> None:
+        # a whole saved model carries its optimiser's numbers too
+        if isinstance(node, h5py.Dataset) and not name.startswith(("optimizer", "top_level")):
+            found.append((name, node[()]))
+
+    with h5py.File(path, "r") as file:
+        file.visititems(visit)
+    yield from found
+
+
+def _read_npz(path: Path) -> Named:
+    with np.load(path, allow_pickle=False) as archive:
+        for name in archive.files:
+            yield name, archive[name]
+
+
+def _read_npy(path: Path) -> Named:
+    """A dictionary saved by numpy.save: an array of one object, which is pickled."""
+    with open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
+        shape, _, dtype = (header or np.lib.format.read_array_header_2_0)(file)
+        if dtype.kind != "O" or shape not in ((), (1,)):
+            raise WeightsError(f"{path} is one array; expected a dictionary of named arrays")
+        content = _ArraysOnly(file).load()
+    array = np.asarray(content, dtype=object) if not isinstance(content, np.ndarray) else content
+    yield from _flat(array.reshape(-1)[0], "/")
+
+
+def _read_pickle(path: Path) -> Named:
+    with open(path, "rb") as file:
+        yield from _flat(_unwrapped(_ArraysOnly(file).load()), "/")
+
+
+def _read_caffemodel(path: Path) -> Named:
+    from .caffemodel import read_caffemodel
+
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    yield from read_caffemodel(memoryview(mapped)).items()
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """An unpickler that admits NumPy's arrays and numbers, and nothing that could run code."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        super().__init__(file, encoding="latin1")  # files from Python 2 hold bytes as text
+
+    def find_class(self, module: str, name: str) -> Any:
+        multiarray = np.ndarray.__reduce__(np.empty(0))[0].__module__
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            return super().find_class(multiarray, name)
+        if name == "scalar" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            return super().find_class(multiarray, name)
+        if (module, name) in {
+            ("numpy", "ndarray"), ("numpy", "dtype"), ("collections", "OrderedDict"),
+            ("_codecs", "encode"),
+        }:  # fmt: skip
+            return super().find_class(module, name)
+        raise WeightsError(f"it is a pickle that asks for {module}.{name}, which could run code")
+
+
+def _unwrapped(content: object) -> object:
+    """The weights in a checkpoint that holds more: the first of WRAPPERS that it has."""
+    while isinstance(content, Mapping):
+        inner = next(
+            (content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None
+        )
+        if inner is None:
+            break
+        content = inner
+    return content
+
+
+def _flat(content: object, joint: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested dictionaries and lists, by their joined keys."""
+    if isinstance(content, Mapping):
+        pairs = [(str(key), value) for key, value in content.items()]
+    elif isinstance(content, list | tuple):
+        pairs = [(str(place), value) for place, value in enumerate(content)]
+    else:
+        if prefix and hasattr(content, "shape"):
+            yield prefix, content
+        return
+    for key, value in pairs:
+        yield from _flat(value, joint, f"{prefix}{joint}{key}" if prefix else key)
+
+
+def _plain(array: NDArray[Any]) -> NDArray[Any]:
+    """float64 and wider become float32; float32, float16 and integers stay. Big-endian is turned."""
+    array = np.asarray(array)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 4:
+        return array.astype(np.float32)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)

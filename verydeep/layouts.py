@@ -1,0 +1,371 @@
+"""The layouts in which people have saved this network, as rules, and the network seen from shapes.
+
+A layout is a list of rules from the names in a file to places in the network: torchvision's key
+("features.10"), the paper's name ("conv3_2", "fc6"), or a count ("conv#4": the fifth convolution). One
+loop applies the rules, one other tries the networks of the table until every shape agrees.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import nets
+from .errors import NetworkError, WeightsError, nearest
+from .nets import Head, Network
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Tensors = Mapping[str, NDArray[Any]]
+
+__all__ = ["LAYOUTS", "Layout", "arrange", "to_timm", "to_torchvision"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one kind of file names and stores the weights.
+
+    rules: (pattern of the whole name, place). A pattern's group "part" is torch's name of the tensor;
+    where it has none, a tensor of one axis is the bias, any other the weight.
+    kernels: the axes of a convolution, "OIHW" (torch, Caffe) or "HWIO" (TensorFlow, Keras, JAX), in
+    the order in which they are tried. With HWIO, FC weights are (in, out), and the first of them
+    counts its inputs by rows, columns, channels instead of channels, rows, columns.
+    """
+
+    name: str
+    about: str
+    rules: tuple[tuple[str, str], ...]
+    kernels: tuple[str, ...] = ("OIHW",)
+
+
+_PART = r"\.(?P<part>weight|bias|running_mean|running_var|num_batches_tracked)"
+_END = r"(?:[/._:].*)?"  # "/kernel:0", "_W_1:0", "/vars/0", ".weights": rank tells them apart
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout(
+            "torchvision",
+            "features.N and classifier.0, .3, .6, with or without the classifier",
+            ((rf"(features\.\d+|classifier(?:\.[036])?){_PART}", r"\1"),),
+        ),
+        Layout(
+            "torchvision-2016",
+            "as torchvision before 2017, dropout first: classifier.1, .4, .6",
+            (
+                (rf"(features\.\d+){_PART}", r"\1"),
+                (rf"classifier\.1{_PART}", "fc6"),
+                (rf"classifier\.4{_PART}", "fc7"),
+                (rf"classifier\.6{_PART}", "fc8"),
+            ),
+        ),
+        Layout(
+            "timm",
+            "features.N, pre_logits.fc1 and fc2 as convolutions, head.fc",
+            (
+                (rf"(features\.\d+){_PART}", r"\1"),
+                (rf"pre_logits\.fc1{_PART}", "fc6"),
+                (rf"pre_logits\.fc2{_PART}", "fc7"),
+                (rf"head\.fc{_PART}", "fc8"),
+            ),
+        ),
+        Layout(
+            "features",
+            "the convolutions alone, as their Sequential or its slices name them: 0, 2, 5, ...",
+            ((rf"(?:(?:slice|stage|block)_?\d+\.)?(\d+){_PART}", r"features.\1"),),
+        ),
+        Layout(
+            "keras",
+            "block1_conv1, fc1, fc2, predictions (.h5), or conv2d_N and dense_N (.weights.h5)",
+            (
+                (rf"(?:.*/)?block(\d)_conv(\d){_END}", r"conv\1_\2"),
+                (rf"(?:.*/)?fc1{_END}", "fc6"),
+                (rf"(?:.*/)?fc2{_END}", "fc7"),
+                (rf"(?:.*/)?predictions{_END}", "fc8"),
+                (r"(?:.*/)?conv2d/vars/[01]", "conv#0"),
+                (r"(?:.*/)?conv2d_(\d+)/.*", r"conv#\1"),
+                (r"(?:.*/)?dense/vars/[01]", "fc#0"),
+                (r"(?:.*/)?dense_(\d+)/.*", r"fc#\1"),
+            ),
+            ("HWIO",),
+        ),
+        Layout(
+            "caffe",
+            "the paper's names, conv1_1 ... fc8: .caffemodel, .npz, .npy",
+            (
+                (rf"(?:.*/)?(conv\d_\d){_END}", r"\1"),
+                (rf"(?:.*/)?(fc[678]){_END}", r"\1"),
+            ),
+            ("OIHW", "HWIO"),
+        ),
+        Layout(
+            "flax",
+            "Conv_N and Dense_N, counted from 0",
+            (
+                (r"(?:.*/)?Conv_(\d+)/(?:kernel|bias)", r"conv#\1"),
+                (r"(?:.*/)?Dense_(\d+)/(?:kernel|bias)", r"fc#\1"),
+            ),
+            ("HWIO",),
+        ),
+    )
+}
+
+# What training code wraps around a network, stripped where every name has it.
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "net.", "vgg.", "vgg16.")
+
+Places = dict[str, dict[str, "NDArray[Any]"]]  # place -> torch's part ("weight") -> array as stored
+
+
+def arrange(
+    tensors: Tensors, *, network: str | None = None, layout: str | None = None, trunk: bool = False
+) -> tuple[Network, dict[str, NDArray[Any]], str]:
+    """The network that these tensors are, and they by its keys, in its shapes; and their layout.
+
+    network: a key of nets.NETWORKS, where shapes alone do not say (LRN and its lack look the same in
+    layouts that use the paper's names). layout: a key of LAYOUTS. trunk: leave the head out.
+    Missing `num_batches_tracked` (files from before 2018) becomes 0.
+
+    Raises WeightsError where no layout has all the names or no network fits, naming the nearest.
+    """
+    tensors = _unprefixed(tensors)
+    rules = _layout(tensors, layout)
+    places = _placed(tensors, rules)
+    tries = []
+    for kernels in rules.kernels:
+        turned = {place: _turned(parts, kernels) for place, parts in places.items()}
+        for net in _candidates(turned, network, trunk):
+            ours, problems = _fit(net, turned, kernels, trunk)
+            if not problems:
+                return net, ours, rules.name
+            tries.append((len(problems), net, problems))
+    if not tries:
+        raise WeightsError(
+            f"no first convolution among {len(tensors)} tensors; the names read as layout "
+            f'"{rules.name}": {", ".join(list(tensors)[:3])} ...'
+        )
+    count, net, problems = min(tries, key=lambda one: one[0])
+    more = f" (and {count - 1} more)" if count > 1 else ""
+    raise WeightsError(
+        f"these tensors are no network of the table; the nearest is {net.name}, width {net.width:g}, "
+        f"{net.in_channels} input channels: {problems[0]}{more}"
+    )
+
+
+def _unprefixed(tensors: Tensors) -> Tensors:
+    while True:
+        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), "")
+        if not prefix:
+            return tensors
+        tensors = {name[len(prefix) :]: array for name, array in tensors.items()}
+
+
+def _layout(tensors: Tensors, name: str | None) -> Layout:
+    if name is not None and name not in LAYOUTS:
+        raise WeightsError(f"layout {name!r} is unknown{nearest(name, LAYOUTS)}")
+    choices = [LAYOUTS[name]] if name else list(LAYOUTS.values())
+    strangers = {
+        layout.name: [one for one in tensors if _place(one, layout) is None] for layout in choices
+    }
+    best = min(choices, key=lambda layout: len(strangers[layout.name]))
+    unknown = strangers[best.name]
+    if unknown:
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        raise WeightsError(
+            f'these are not the weights of one of our networks: nearest to layout "{best.name}" '
+            f"({best.about}), but it has no place for {unknown[0]!r}{more}"
+        )
+    return best
+
+
+def _place(name: str, layout: Layout) -> tuple[str, str] | None:
+    """Where a tensor belongs, and torch's name for what it is there ("" where rank must tell)."""
+    for pattern, place in layout.rules:
+        found = re.fullmatch(pattern, name)
+        if found:
+            return found.expand(place), found.groupdict().get("part") or ""
+    return None
+
+
+def _placed(tensors: Tensors, layout: Layout) -> Places:
+    places: Places = {}
+    for name, array in tensors.items():
+        place, part = _place(name, layout) or ("", "")
+        if name.endswith("/1") and array.shape[:-1] == (1, 1, 1):  # a bias in Caffe's old format
+            array = array.reshape(-1)
+        part = part or ("bias" if array.ndim == 1 else "weight")
+        if part in places.setdefault(place, {}):
+            raise WeightsError(f"two tensors are the {part} of {place}; the second is {name!r}")
+        places[place][part] = array
+    return _counted(places)
+
+
+def _counted(places: Places) -> Places:
+    """Counts made to start at 0 without gaps: Keras goes on counting over all models of a session."""
+    result: Places = {}
+    ranks: dict[str, int] = {}
+    numbered = re.compile(r"(.*#)(\d+)")
+
+    def count(place: str) -> int:
+        found = numbered.fullmatch(place)
+        return int(found[2]) if found else 0
+
+    for place in sorted(places, key=count):
+        found = numbered.fullmatch(place)
+        if found:
+            ranks[found[1]] = ranks.get(found[1], -1) + 1
+        result[f"{found[1]}{ranks[found[1]]}" if found else place] = places[place]
+    return result
+
+
+def _turned(parts: dict[str, NDArray[Any]], kernels: str) -> dict[str, NDArray[Any]]:
+    """Weights with their axes in torch's order: (out, in, height, width) and (out, in)."""
+    weight = parts.get("weight")
+    if kernels == "OIHW" or weight is None or weight.ndim not in (2, 4):
+        return parts
+    return {**parts, "weight": weight.transpose(3, 2, 0, 1) if weight.ndim == 4 else weight.T}
+
+
+def _names(net: Network) -> dict[str, str]:
+    """torchvision's key of each layer with weights, by every name that a place may have."""
+    names: dict[str, str] = {}
+    for kind in ("conv", "fc"):
+        for count, layer in enumerate(layer for layer in net.layers if layer.kind == kind):
+            names |= dict.fromkeys((layer.key, layer.name, f"{kind}#{count}"), layer.key)
+            if layer.norm_key:
+                names[layer.norm_key] = layer.norm_key
+    return names
+
+
+def _candidates(places: Places, only: str | None, trunk: bool) -> Iterator[Network]:
+    """The networks that may fit: every column, the widths that its convolutions allow, its heads."""
+    if only is not None and only not in nets.NETWORKS:
+        raise WeightsError(f"network {only!r} is unknown{nearest(only, nets.NETWORKS)}")
+    for name in [only] if only else nets.NETWORKS:
+        bare = nets.network(name, classes=0)
+        names = _names(replace(bare, head=Head()))
+        weights = {
+            names[place]: parts["weight"]
+            for place, parts in places.items()
+            if place in names and "weight" in parts
+        }
+        convolutions = [layer for layer in bare.trunk if layer.kind == "conv"]
+        first = weights.get(convolutions[0].key)
+        if first is None or first.ndim != 4:
+            continue
+        widths = [
+            weights[layer.key].shape[0] / layer.outputs
+            for layer in sorted(convolutions, key=lambda one: -one.outputs)
+            if layer.key in weights
+        ]
+        for head in [Head("classic", 0)] if trunk else _heads(places, convolutions[-1].name):
+            hidden = _outputs(places, ("fc6", "classifier.0", "fc#0"))
+            full = nets.HEADS[head.kind][1]
+            # rounding hides the width from thin layers: ask the widest first
+            said = [hidden / full, *widths] if hidden and full and head.classes else widths
+            for width in list(dict.fromkeys(said))[:4]:
+                try:
+                    yield replace(bare, width=width, in_channels=first.shape[1], head=head)
+                except NetworkError:  # a width that the table does not go to
+                    continue
+
+
+def _heads(places: Places, last_conv: str) -> Iterator[Head]:
+    """The heads that the FC layers in the file may be."""
+    classes = _outputs(places, ("fc8", "classifier.6", "fc#2", "classifier", "fc#0"))
+    if not classes:
+        yield Head("classic", 0)
+        return
+    yield Head("classic", classes)
+    yield Head("small", classes)
+    yield Head("gap", classes, (last_conv.replace("conv", "relu"),))
+
+
+def _outputs(places: Places, names: tuple[str, ...]) -> int:
+    """How many numbers the first of these FC layers gives; 0 where the file has none of them."""
+    for name in names:
+        weight = places.get(name, {}).get("weight")
+        if weight is not None and weight.ndim in (2, 4):
+            # (1, 1, out, in) is Caffe's old way to write a matrix
+            return int(weight.shape[2 if weight.shape[:2] == (1, 1) else 0])
+    return 0
+
+
+def _fit(
+    net: Network, places: Places, kernels: str, trunk: bool
+) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """The tensors by the network's keys, and everything that is wrong with them, in words."""
+    names, shapes = _names(net), net.tensors
+    ours: dict[str, NDArray[Any]] = {}
+    problems: list[str] = []
+    for place, parts in places.items():
+        key = names.get(place)
+        if key is None:
+            if not (trunk and place.startswith(("classifier", "fc"))):
+                problems.append(f"it has no {place}")
+            continue
+        for part, array in parts.items():
+            name = f"{key}.{part}"
+            if name not in shapes:
+                problems.append(f"it has no {name}")
+                continue
+            array = _dense(array, shapes[name], net, key, kernels)
+            if array.shape != shapes[name]:
+                problems.append(f"{name} is {array.shape}, expected {shapes[name]}")
+            ours[name] = array
+    for name in shapes:
+        if name not in ours:
+            if name.endswith("num_batches_tracked"):  # torch counts since 2018 only
+                ours[name] = np.zeros((), np.int64)
+            else:
+                problems.append(f"{name} is missing")
+    return {name: ours[name] for name in shapes if name in ours}, problems
+
+
+def _dense(
+    array: NDArray[Any], shape: tuple[int, ...], net: Network, key: str, kernels: str
+) -> NDArray[Any]:
+    """An FC weight as (out, in) with inputs in torch's order; anything else as it is."""
+    if len(shape) != 2 or array.size != shape[0] * shape[1]:
+        return array
+    if array.ndim == 4:  # stored as a convolution over the whole map, by now in torch's order
+        return array.reshape(shape)
+    average = net.top[0]
+    if kernels == "HWIO" and key == net.top[1].key and array.shape == shape:
+        grid, channels = average.kernel, average.outputs
+        rows = array.reshape(shape[0], grid, grid, channels)
+        return rows.transpose(0, 3, 1, 2).reshape(shape)
+    return array
+
+
+def to_torchvision(network: Network, tensors: Tensors) -> dict[str, NDArray[Any]]:
+    """A state dict under torchvision's keys: ours is one already; a trunk gives its features alone."""
+    return {key: tensors[key] for key in network.tensors}
+
+
+def to_timm(network: Network, tensors: Tensors) -> dict[str, NDArray[Any]]:
+    """A state dict for timm's vgg: FC layers 6 and 7 as convolutions of 7x7 and 1x1.
+
+    WeightsError for the heads that timm's network does not have.
+    """
+    head = network.head
+    if head.classes and head.kind != "classic":
+        raise WeightsError(f'timm has no head "{head.kind}"; expected "classic" or a trunk')
+    result = {}
+    for layer in network.layers:
+        for key in layer.tensors:
+            name, array = key, tensors[key]
+            if layer.kind == "fc":
+                place = {"fc6": "pre_logits.fc1", "fc7": "pre_logits.fc2", "fc8": "head.fc"}
+                name = f"{place[layer.name]}.{key.rsplit('.', 1)[1]}"
+            if name == "pre_logits.fc1.weight":
+                grid = network.top[0].kernel
+                array = array.reshape(len(array), -1, grid, grid)
+            elif name == "pre_logits.fc2.weight":
+                array = array[:, :, None, None]
+            result[name] = array
+    return result
