@@ -20,7 +20,16 @@ from .errors import WeightsError, nearest
 from .folders import cache_folder, download_folders
 from .lock import locked
 
-__all__ = ["ENTRIES", "Entry", "Published", "entry", "find_source", "obtain", "weights_folder"]
+__all__ = [
+    "ENTRIES",
+    "Accuracy",
+    "Entry",
+    "Published",
+    "entry",
+    "find_source",
+    "obtain",
+    "weights_folder",
+]
 
 TORCHVISION_ADDRESS = "https://download.pytorch.org/models/"
 KERAS_ADDRESS = "https://storage.googleapis.com/tensorflow/keras-applications/"
@@ -40,14 +49,22 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """Fractions of ImageNet's validation images, as the publisher measured them by `protocol`."""
+
+    top1: float
+    top5: float
+    protocol: str
+
+
+@dataclass(frozen=True)
 class Entry:
     """Weights that somebody published.
 
     name: what the catalogue calls them. network: a key of nets.NETWORKS. weights: torchvision's enum
     member, or the publisher's word. published: the file, then older files of the same weights.
     preprocess: a key of preprocess.PRESETS. classes: 1000, or 0 for convolutions alone.
-    top1, top5: fractions of ImageNet's validation images, as the publisher measured them by
-    `protocol`; None where nothing was published for this file.
+    accuracy: None where nothing was published for this file.
     """
 
     name: str
@@ -57,9 +74,7 @@ class Entry:
     licence: str
     preprocess: str
     classes: int = 1000
-    top1: float | None = None
-    top5: float | None = None
-    protocol: str = ""
+    accuracy: Accuracy | None = None
 
     @property
     def url(self) -> str:
@@ -121,12 +136,16 @@ def _torchvision_file(file: str) -> Published:
     return Published(TORCHVISION_ADDRESS + file, f"sha256:{head}")
 
 
+def _accuracy(top1_percent: float, top5_percent: float, protocol: str) -> Accuracy:
+    return Accuracy(round(top1_percent / 100, 5), round(top5_percent / 100, 5), protocol)
+
+
 def _entries() -> Iterator[Entry]:
     for network, files, top1, top5 in _TORCHVISION:
         published = tuple(_torchvision_file(file) for file in files.split())
         yield Entry(
             network, network, "IMAGENET1K_V1", published, "BSD-3-Clause", "torchvision",
-            top1=round(top1 / 100, 5), top5=round(top5 / 100, 5), protocol=_ONE_CROP,
+            accuracy=_accuracy(top1, top5, _ONE_CROP),
         )  # fmt: skip
     # The paper's pre-processing in torchvision's terms; the classifier in the file is NaN throughout.
     features = (_torchvision_file("vgg16_features-amdegroot-88682ab5.pth"),)
@@ -138,7 +157,7 @@ def _entries() -> Iterator[Entry]:
         yield Entry(
             f"{network}-keras", network, "imagenet", (Published(f"{stem}.h5", f"md5:{whole}"),),
             "CC-BY-4.0", "caffe",
-            top1=round(top1 / 100, 5), top5=round(top5 / 100, 5), protocol=_KERAS_TABLE,
+            accuracy=_accuracy(top1, top5, _KERAS_TABLE),
         )  # fmt: skip
         yield Entry(
             f"{network}-keras-features", network, "imagenet, no top",

@@ -11,7 +11,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -283,8 +283,6 @@ def _contradiction(
 def _without_head(
     net: Network, tensors: Mapping[str, NDArray[Any]]
 ) -> tuple[Network, dict[str, NDArray[Any]]]:
-    from dataclasses import replace
-
     trunk = replace(net, head=Head("classic", 0))
     return trunk, {key: tensors[key] for key in trunk.tensors}
 
@@ -294,11 +292,12 @@ def _has_nan(array: NDArray[Any]) -> bool:
 
 
 def _measured(known: Entry) -> tuple[dict[str, JSON], ...]:
-    figures = (("top1", known.top1), ("top5", known.top5))
+    if known.accuracy is None:
+        return ()
+    figures = (("top1", known.accuracy.top1), ("top5", known.accuracy.top5))
     return tuple(
-        {"what": what, "value": value, "protocol": known.protocol}
+        {"what": what, "value": value, "protocol": known.accuracy.protocol}
         for what, value in figures
-        if value is not None
     )
 
 
