@@ -167,9 +167,10 @@ def _refused(url: str, part: Path, start: int, error: urllib.error.HTTPError) ->
             return
         part.unlink()
         raise _BrokenError("the part fetched before does not belong to this file; starting over")
+    answer = f"{error.code} {str(error.reason).partition(chr(10))[0]}"
     if error.code in _PASSING:
-        raise _BrokenError(f"the server answered {error.code} {error.reason}")
-    raise GoneError(f"{url} cannot be had: the server answered {error.code} {error.reason}")
+        raise _BrokenError(f"the server answered {answer}")
+    raise GoneError(f"{url} cannot be had: the server answered {answer}")
 
 
 def _resumes_at(response: http.client.HTTPResponse, part: Path, start: int) -> int:
