@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +74,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_otherrange(self, start: int, _: int) -> None:
         self.answer(DATA[start and start - 10 :], start and start - 10)
 
-    def do_toolong(self, start: int, tries: int) -> None:  # promises bytes that never come
+    def do_toolong(self, start: int, _: int) -> None:  # promises bytes that never come
         if start >= len(DATA):
             self.answer(b"", start, length=1000)
         else:
@@ -97,19 +97,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if tries == 1:
             self.server.release.wait(20)
 
-    def do_drips(self, start: int, _: int) -> None:  # 20 pieces, a twentieth of a second apart
-        self.answer(b"", start, length=len(DATA) - start)
-        for at in range(start, len(DATA), 15_000):
-            self.wfile.write(DATA[at : at + 15_000])
-            time.sleep(0.05)
-
-    def do_holds(self, start: int, _: int) -> None:  # half of it, then silence until released
-        if start:
-            self.answer(DATA[start:], start)
-            return
-        self.answer(DATA[:150_000], length=len(DATA))
-        self.wfile.flush()
-        self.server.release.wait(20)
+    def do_holds(self, start: int, _: int) -> None:  # half of it, the rest when released
+        self.answer(DATA[start:150_000], start, length=len(DATA) - start)
+        if not start:
+            self.server.release.wait(20)
+        self.wfile.write(DATA[max(start, 150_000) :])
 
     def do_busy(self, start: int, tries: int) -> None:
         if tries < 3:
@@ -305,7 +297,7 @@ def test_a_server_that_stays_down_is_given_up(server: Server, path: Path) -> Non
 
 
 def test_a_circle_of_redirects_is_an_error(server: Server, path: Path) -> None:
-    with pytest.raises(WeightsError, match="302 .*infinite loop") as caught:
+    with pytest.raises(WeightsError, match=r"302 .*infinite loop") as caught:
         fetch.fetch(server.url("circle"), path)
     assert "\n" not in str(caught.value)
 
@@ -319,8 +311,9 @@ def test_a_circle_of_redirects_is_an_error(server: Server, path: Path) -> None:
         ("file.pth", "is not an address"),
     ],
 )
+@pytest.mark.usefixtures("server")
 def test_an_address_that_cannot_be_reached_gives_one_line(
-    url: str, reason: str, server: Server, path: Path
+    url: str, reason: str, path: Path
 ) -> None:
     with pytest.raises(WeightsError, match=reason) as caught:
         fetch.fetch(url, path, advice="set VERYDEEP_MIRROR", progress=False)
@@ -387,24 +380,33 @@ def start(url: str, path: Path) -> subprocess.Popen[str]:
     )
 
 
+def until(ready: Callable[[], bool]) -> None:
+    for _ in range(1200):
+        if ready():
+            return
+        time.sleep(0.05)
+    raise AssertionError("a minute went by in vain")
+
+
 def test_two_processes_fetch_once(server: Server, path: Path) -> None:
-    processes = [start(server.url("drips"), path) for _ in range(2)]
-    notes = [process.communicate(timeout=60)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert len(server.seen) == 1
-    assert (
-        sum("another process is fetching file.pth; waiting for it" in note for note in notes) == 1
-    )
+    first = start(server.url("holds"), path)
+    until(lambda: bool(server.seen))
+    second = start(server.url("holds"), path)
+    assert second.stderr is not None
+    note = second.stderr.readline()
+    server.release.set()
+    for process in (first, second):
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert note == "verydeep: another process is fetching file.pth; waiting for it\n"
+    assert server.seen == [("holds", None)]
     whole(path)
 
 
 def test_a_killed_download_is_continued_by_the_next(server: Server, path: Path) -> None:
     process = start(server.url("holds"), path)
     part = path.with_name("file.pth.part")
-    for _ in range(600):
-        if part.exists() and part.stat().st_size == 150_000:
-            break
-        time.sleep(0.05)
+    until(lambda: part.exists() and part.stat().st_size == 150_000)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
