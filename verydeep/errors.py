@@ -9,6 +9,7 @@ VerydeepError                 catch this one to catch them all
 ├── EngineError               an engine that is missing, failed or does not agree with the reference
 ├── DataError                 a data set that cannot be used: no images, classes that do not match
 ├── WeightsError              published weights that cannot be had, or are not what they claim to be
+├── OutputError               a file that cannot be written: no space, no permission, no folder
 └── MissingExtraError         an optional dependency is not installed
 """
 
@@ -25,6 +26,7 @@ __all__ = [
     "MissingExtraError",
     "ModelFileError",
     "NetworkError",
+    "OutputError",
     "PreprocessError",
     "VerydeepError",
     "WeightsError",
@@ -65,6 +67,10 @@ class DataError(VerydeepError, ValueError):
 
 class WeightsError(VerydeepError, RuntimeError):
     """Published weights that cannot be fetched, or whose bytes or values are not what they claim."""
+
+
+class OutputError(VerydeepError, OSError):
+    """A file that cannot be written; what was there before is untouched."""
 
 
 class MissingExtraError(VerydeepError, ImportError):

@@ -1,0 +1,215 @@
+"""The commands as people type them: results, exit status, and one clear line for what goes wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from verydeep.cli import VERBS
+from verydeep.nets import NETWORKS, network
+from verydeep.photos import find
+
+from .conftest import Run
+from .tiny import NAMES, model_file, photo
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three photos, in two folders, beside what is no photo."""
+    for seed, name in enumerate(("b.png", "a.jpg", "deep/er/c.webp")):
+        photo(tmp_path / "photos" / name, seed=seed)
+    (tmp_path / "photos" / "notes.txt").write_text("no photo")
+    photo(tmp_path / "photos" / ".hidden" / "d.png")
+    return tmp_path / "photos"
+
+
+def table_rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+
+
+def test_find(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def names(*given: object) -> list[str]:
+        return [os.path.relpath(p, folder) for p in find(map(str, given))]
+
+    assert names(folder) == ["a.jpg", "b.png", "deep/er/c.webp"]
+    assert names(folder / "b.png", folder / "a.jpg") == ["b.png", "a.jpg"]
+    assert names(folder / "*.png") == ["b.png"]
+    assert names(folder / "**" / "*.webp") == ["deep/er/c.webp"]
+    assert names(folder / "notes.txt") == ["notes.txt"]  # named, so tried
+    assert names(folder / "*.tiff") == ["*.tiff"]  # nothing matches: reported when it is opened
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{folder}/b.png\n\n{folder}/deep\n"))
+    assert names("-") == ["b.png", "deep/er/c.webp"]
+    odd = photo(tmp_path / "odd [1].png")  # a name that looks like a glob
+    assert list(find([str(odd)])) == [str(odd)]
+
+
+def test_classify_json(verydeep: Run, model: Path, folder: Path) -> None:
+    outcome = verydeep("classify", folder, "--model", model, "--json", "--top", 2)
+    assert outcome.status == 0
+    value = json.loads(outcome.out)
+    assert [os.path.relpath(item["path"], folder) for item in value] == [
+        "a.jpg", "b.png", "deep/er/c.webp",
+    ]  # fmt: skip
+    for item in value:
+        first, second = item["predictions"]
+        assert first["probability"] >= second["probability"] > 0
+        assert {first["label"], second["label"]} < set(NAMES)
+        assert (item["engine"], item["precision"], item["sure"]) == ("onnxruntime", "exact", True)
+
+
+def test_classify_text(verydeep: Run, tmp_path: Path, folder: Path) -> None:
+    sure = model_file(tmp_path / "sure.safetensors", threshold=0.0)
+    unsure = model_file(tmp_path / "unsure.safetensors", threshold=1.0)
+    lines = verydeep("classify", folder / "a.jpg", "--model", sure, "--top", 7).out.splitlines()
+    assert lines[0] == str(folder / "a.jpg")
+    assert sorted(line.split("  ")[1].strip() for line in lines[1:]) == sorted(NAMES)
+    shares = [float(line.split()[-1].rstrip("%")) for line in lines[1:]]
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+    assert shares == sorted(shares, reverse=True)
+    assert all("█" in line or "░" in line for line in lines[1:])
+    assert "not sure" in verydeep("classify", folder / "a.jpg", "--model", unsure).out
+
+
+def test_classify_csv(verydeep: Run, model: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / "bad.png").write_bytes(b"")
+    table = tmp_path / "out.csv"
+    outcome = verydeep("classify", folder, "--model", model, "--csv", table, "--top", 2)
+    assert outcome.status == 1
+    rows = table_rows(table)
+    assert list(rows[0]) == ["path", "rank", "label", "probability", "sure", "error"]
+    assert [row["rank"] for row in rows] == ["1", "2", "1", "2", "", "1", "2"]
+    assert "bad.png" in rows[4]["error"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.csv", "photos", "tiny.safetensors"]
+    outcome = verydeep("classify", folder, "--model", model, "--csv", tmp_path / "no" / "out.csv")
+    assert outcome.status == 2
+    assert "no/out.csv" in outcome.err
+
+
+def test_unreadable_files_are_reported_and_skipped(
+    verydeep: Run, model: Path, folder: Path
+) -> None:
+    (folder / "text.jpg").write_text("hello")
+    outcome = verydeep("classify", folder, folder / "gone.png", "--model", model, "--json")
+    assert outcome.status == 1
+    value = json.loads(outcome.out)
+    assert [("error" in item, Path(item["path"]).name) for item in value] == [
+        (False, "a.jpg"), (False, "b.png"), (True, "text.jpg"), (False, "c.webp"), (True, "gone.png"),
+    ]  # fmt: skip
+    assert "text.jpg" in outcome.err
+    assert "gone.png" in outcome.err
+    assert "2 of 5 files could not be read" in outcome.err
+
+
+def test_nothing_readable_or_found(verydeep: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    outcome = verydeep("classify", tmp_path / "text.jpg", "--model", model, "--json")
+    assert outcome.status == 2
+    assert "error" in json.loads(outcome.out)[0]
+    outcome = verydeep("classify", tmp_path / "empty", "--model", model)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert "no photos in" in outcome.err
+    for words in ([], [tmp_path, "--model", "nonsense"], [tmp_path, "--top", "0"]):
+        outcome = verydeep("classify", *words)
+        assert (outcome.status, outcome.out) == (2, "")
+        assert outcome.err
+
+
+def test_unknown_command(verydeep: Run) -> None:
+    outcome = verydeep("clasify")
+    assert outcome.status == 2
+    assert "no command 'clasify'; did you mean classify" in outcome.err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verydeep: Run, verb: str) -> None:
+    outcome = verydeep(verb, "--help")
+    assert outcome.status == 0
+    assert VERBS[verb] in outcome.out
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_summary(verydeep: Run, name: str) -> None:
+    value = json.loads(verydeep("summary", name, "--json").out)
+    net = network(name)
+    assert value["totals"]["parameters"] == net.parameters
+    assert [layer["name"] for layer in value["layers"]] == list(net.taps)
+    assert value["layers"][0] == {
+        "name": "conv1_1",
+        "kind": "conv",
+        "shape": [64, 224, 224],
+        "parameters": net.layer("conv1_1").parameters,
+        "multiply_adds": 3 * 64 * 9 * 224 * 224,
+        "size_bytes": 4 * net.layer("conv1_1").parameters,
+        "receptive_field": 3,
+        "stride": 1,
+        "position": 0.0,
+    }
+    text = verydeep("summary", name).out
+    assert f"{net.parameters:,} parameters" in text
+
+
+def test_summary_of_files_and_sizes(verydeep: Run, model: Path) -> None:
+    assert "gap head on relu4_2, relu5_2, 7 classes" in verydeep("summary", model).out
+    wide = json.loads(verydeep("summary", "vgg11", "--input", "64x320", "--json").out)
+    assert wide["layers"][0]["shape"] == [64, 64, 320]
+    for words, message in (
+        (["vgg11", "--input", "31"], "too small for vgg11: its pool5 needs at least 32x32"),
+        (["vgg11", "--input", "big"], "'big' is not a size"),
+        (["vgg21"], "no model 'vgg21'"),
+    ):
+        outcome = verydeep("summary", *words)
+        assert outcome.status == 2
+        assert message in outcome.err
+
+
+def test_models(verydeep: Run) -> None:
+    value = json.loads(verydeep("models", "--json").out)
+    assert [row["name"] for row in value["networks"]] == list(NETWORKS)
+    assert value["builtin"][0]["name"] == "builtin"
+    text = verydeep("models").out
+    assert all(name in text for name in NETWORKS)
+
+
+def test_ctrl_c_leaves_valid_json_and_the_table(model: Path, tmp_path: Path) -> None:
+    for number in range(30):
+        photo(tmp_path / "photos" / f"{number}.png", seed=number)
+    table = tmp_path / "out.csv"
+    command = [sys.executable, "-m", "verydeep", "classify", "-", "--model", str(model), "--json"]
+    process = subprocess.Popen(
+        [*command, "--batch", "1", "--csv", str(table)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    for number in range(30):
+        process.stdin.write(f"{tmp_path}/photos/{number}.png\n")
+    process.stdin.flush()  # stdin stays open: the command waits for more
+    head = process.stdout.readline()
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.stdout.read(), process.stderr.read()  # communicate() would lose what is buffered
+    assert process.wait(60) == 130, err
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        pipe.close()
+    assert err.strip().endswith("verydeep: stopped")
+    value = json.loads(head + out)
+    assert 1 <= len(value) <= 30
+    assert len(table_rows(table)) == 5 * len(value)
+
+
+def test_broken_pipe_is_quiet(model: Path, folder: Path) -> None:
+    command = f"{sys.executable} -m verydeep classify {folder} --model {model} | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(folder / "a.jpg")
+    assert done.stderr == ""

@@ -1,0 +1,86 @@
+"""Accuracy against scikit-learn, on folders and tars, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import accuracy_score, top_k_accuracy_score
+
+import verydeep
+from verydeep.errors import DataError
+from verydeep.evaluation import calibration_error
+from verydeep.predictor import softmax
+
+from .conftest import Run
+from .tiny import IDS, NAMES, photo
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Photos in folders by name, by id, with "_" and capitals, and one level deeper."""
+    folders = ["Ant", IDS[1], "school_bus", f"{IDS[3]}/images", "tabby", "espresso", "violin"]
+    for number in range(35):
+        photo(tmp_path / "data" / folders[number % 7] / f"{number:02}.png", seed=number)
+    return tmp_path / "data"
+
+
+def test_equals_scikit_learn(model: Path, data: Path) -> None:
+    result = verydeep.evaluate(model, data)
+    files = sorted(data.rglob("*.png"), key=lambda p: int(p.stem))
+    truth = np.arange(35) % 7
+    scores = verydeep.load(model).scores(files)
+    assert result.n == 35
+    assert result.errors == 0
+    assert result.top1 == pytest.approx(accuracy_score(truth, scores.argmax(1)))
+    assert result.top5 == pytest.approx(top_k_accuracy_score(truth, scores, k=5))
+    probability = softmax(scores)
+    expected = calibration_error(probability.max(1), scores.argmax(1) == truth)
+    assert result.expected_calibration_error == pytest.approx(expected)
+
+
+def test_calibration_error_equals_scikit_learn() -> None:
+    draw = np.random.default_rng(0)
+    probability = draw.uniform(0, 1, 500)
+    right = draw.uniform(0, 1, 500) < probability**2
+    share, mean = calibration_curve(right, probability, n_bins=15)
+    counts = np.histogram(probability, bins=15, range=(0, 1))[0]
+    expected = np.sum(np.abs(share - mean) * counts[counts > 0]) / 500
+    assert calibration_error(probability, right) == pytest.approx(expected)
+
+
+def test_tar_equals_folder(verydeep: Run, model: Path, data: Path, tmp_path: Path) -> None:
+    (data / "violin" / "bad.jpg").write_text("no photo")
+    with tarfile.open(tmp_path / "data.tar", "w") as tar:
+        tar.add(data, arcname="top")
+    outcomes = [verydeep("evaluate", model, where, "--json") for where in (data, tmp_path / "data.tar")]
+    assert outcomes[0].status == outcomes[1].status == 1
+    assert json.loads(outcomes[0].out) == json.loads(outcomes[1].out)
+    assert json.loads(outcomes[0].out)["errors"] == 1
+    assert "1 could not be read" in verydeep("evaluate", model, data).out
+
+
+def test_refusals(verydeep: Run, model: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.tar").write_text("no tar")
+    (tmp_path / "empty").mkdir()
+    photo(tmp_path / "flat" / "a.png")
+    photo(tmp_path / "other" / "violins" / "a.png")
+    for where, message in (
+        (tmp_path / "gone", "no such file or folder"),
+        (tmp_path / "text.tar", "not a tar that can be read"),
+        (tmp_path / "empty", "no photo could be read, 0 failed"),
+        (tmp_path / "flat", "a.png lies in no folder"),
+        (tmp_path / "other", "folder 'violins' is no class of the model; did you mean violin?"),
+    ):
+        outcome = verydeep("evaluate", model, where)
+        assert (outcome.status, outcome.out) == (2, "")
+        assert message in outcome.err
+    with pytest.raises(DataError):
+        import verydeep as package
+
+        package.evaluate(model, tmp_path / "empty")
+    assert len(NAMES) == 7

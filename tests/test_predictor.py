@@ -1,0 +1,157 @@
+"""The predictor against the pieces it is made of, and on awkward images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from PIL import Image
+
+import verydeep
+from verydeep import modelfile, models
+from verydeep.errors import DataError, ImageError, ModelFileError, NetworkError
+from verydeep.predictor import Answer, Failure, softmax
+from verydeep.preprocess import Preprocess
+
+from .tiny import IDS, NAMES, model_file, photo, pixels, tiny
+
+
+def test_scores_equal_torch(model: Path, tmp_path: Path) -> None:
+    files = [photo(tmp_path / f"{i}.png", 48 + 3 * i, 64, seed=i) for i in range(5)]
+    predictor = verydeep.load(model)
+    record = modelfile.read(model).record
+    inputs = np.concatenate([record.preprocess.normalise(record.preprocess.pixels(f)[None]) for f in files])
+    module = models.load(model).eval()
+    with torch.inference_mode():
+        expected = module(torch.from_numpy(inputs)).numpy()
+    assert_allclose(predictor.scores(files), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    answer = predictor(files[3], top=7)
+    probability = torch.from_numpy(expected[3]).softmax(0).numpy()
+    assert [p.probability for p in answer.predictions] == pytest.approx(sorted(probability)[::-1], abs=1e-5)
+    assert answer.label == NAMES[int(probability.argmax())]
+    assert answer.predictions[0].id == IDS[int(probability.argmax())]
+    assert (answer.path, answer.engine, answer.precision) == (str(files[3]), "onnxruntime", "exact")
+
+
+def test_one_image_in_every_form(model: Path, tmp_path: Path) -> None:
+    file = photo(tmp_path / "photo.png")
+    image = Image.open(file)
+    array = np.array(image)
+    predictor = verydeep.load(model)
+    expected = predictor(file).predictions
+    forms = [str(file), file.read_bytes(), image, array, torch.from_numpy(array).permute(2, 0, 1)]
+    for form in forms:
+        answer = predictor(form)
+        assert answer.predictions == expected, type(form)
+        assert answer.path == (form if isinstance(form, str) else None)
+    assert [a.predictions for a in predictor(forms)] == [expected] * len(forms)
+    assert predictor([]) == []
+    assert predictor.scores([]).shape == (0, 7)
+
+
+def test_sixteen_bits_keep_their_values(model: Path, tmp_path: Path) -> None:
+    """A 16-bit image between two 8-bit ones answers between them, not as either."""
+    low = pixels(32, 32, 1)[0, :, :, 0] // 2
+    deep = Image.fromarray(low.astype(np.uint16) * 257 + 128)
+    deep.save(tmp_path / "deep.png")
+    Image.fromarray(low).save(tmp_path / "low.png")
+    predictor = verydeep.load(model)
+    scores = predictor.scores([tmp_path / "low.png", tmp_path / "deep.png"])
+    assert np.abs(scores[0] - scores[1]).max() > 0
+    record = modelfile.read(model).record.preprocess
+    assert record.pixels(tmp_path / "deep.png").dtype == np.float32
+
+
+def test_stream_keeps_order_and_goes_on(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_text("not a photo")
+    names = ["a.png", "bad.jpg", "b.png", "gone.png", "c.png"]
+    for seed, name in enumerate("abc"):
+        photo(tmp_path / f"{name}.png", seed=seed)
+    paths = [tmp_path / name for name in names] * 5
+    for batch in (1, 2, 8):
+        items = list(verydeep.load(model).stream(paths, batch=batch, top=1))
+        assert [Path(item.path or "").name for item in items] == names * 5
+        assert [type(item) for item in items] == [Answer, Failure, Answer, Failure, Answer] * 5
+        assert {item.error for item in items if isinstance(item, Failure) and "gone" in item.error}
+    with pytest.raises(ImageError, match=r"bad\.jpg"):
+        verydeep.load(model)([tmp_path / "a.png", tmp_path / "bad.jpg"])
+
+
+def test_stream_reads_no_more_than_it_needs(model: Path, tmp_path: Path) -> None:
+    file = photo(tmp_path / "a.png")
+    taken = 0
+
+    def endless() -> Iterator[Path]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield file
+
+    stream = verydeep.load(model).stream(endless(), batch=2)
+    for _ in range(3):
+        next(stream)
+    assert taken < 30
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_images_of_many_shapes(tmp_path: Path) -> None:
+    """A record without a crop: every image keeps its shape, and its answer does not depend on neighbours."""
+    record = Preprocess(resize="none", resize_size=None, crop_size=None)
+    model = model_file(tmp_path / "whole.safetensors", preprocess=record)
+    shapes = [(40, 50), (40, 50), (64, 33), (40, 50), (32, 90)]
+    files = [photo(tmp_path / f"{i}.png", *shape, seed=i) for i, shape in enumerate(shapes)]
+    predictor = verydeep.load(model)
+    together = predictor.scores(files)
+    alone = np.concatenate([predictor.scores([f]) for f in files])
+    assert_allclose(together, alone, rtol=0, atol=1e-5 * np.abs(alone).max())
+    small = photo(tmp_path / "small.png", 12, 40)
+    with pytest.raises(ImageError, match=r"small\.png: 40x12 pixels is too small .* at least 16 a side"):
+        predictor(small)
+
+
+def test_size(model: Path, tmp_path: Path) -> None:
+    file = photo(tmp_path / "a.png", 100, 100)
+    assert verydeep.load(model, size=64).preprocess == Preprocess(resize_size=64, crop_size=64)
+    assert verydeep.load(model, size=64)(file) != verydeep.load(model)(file)
+    with pytest.raises(NetworkError, match="size 8 is too small: .* at least 16 pixels a side"):
+        verydeep.load(model, size=8)
+
+
+def test_not_sure_below_the_threshold(tmp_path: Path) -> None:
+    file = photo(tmp_path / "a.png")
+    answers = {}
+    for threshold in (0.0, 1.0, None):
+        path = model_file(tmp_path / "m.safetensors", threshold=threshold)
+        answers[threshold] = verydeep.load(path)(file)
+    assert answers[0.0].sure
+    assert answers[None].sure
+    assert not answers[1.0].sure
+    assert "not sure: " in str(answers[1.0])
+    assert "not sure" not in str(answers[0.0])
+
+
+def test_labels_without_names(tmp_path: Path) -> None:
+    plain = model_file(tmp_path / "a.safetensors", class_names=(), class_ids=())
+    assert verydeep.load(plain).labels[6] == "class 6"
+    ids = model_file(tmp_path / "b.safetensors", class_names=())
+    assert verydeep.load(ids).labels == IDS
+
+
+def test_softmax_of_huge_scores() -> None:
+    assert_allclose(softmax(np.array([1e4, 1e4 - 1])), [0.731058578630005, 0.268941421369995])
+
+
+def test_refusals(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"no model 'bultin': .*; did you mean builtin"):
+        verydeep.load("bultin")
+    with pytest.raises(ModelFileError, match=r"gone\.safetensors"):
+        verydeep.load(tmp_path / "gone.safetensors")
+    trunk = model_file(tmp_path / "trunk.safetensors", tiny(classes=0))
+    with pytest.raises(DataError, match="a trunk without a head"):
+        verydeep.load(trunk)(photo(tmp_path / "a.png"))
+    with pytest.raises(DataError, match="top is 0"):
+        verydeep.load(model)(tmp_path / "a.png", top=0)
