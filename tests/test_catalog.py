@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -127,8 +126,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def entry(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Entry]:
+@pytest.fixture(autouse=True)
+def entry(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
+    """That file in the catalogue as "tiny", with every cache empty."""
     for variable, folder in (
         ("VERYDEEP_CACHE", "cache"),
         ("TORCH_HOME", "torch"),
@@ -151,7 +151,7 @@ def entry(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         accuracy=Accuracy(0.5, 0.75, "by hand"),
     )
     monkeypatch.setitem(catalog.ENTRIES, "tiny", entry)
-    yield entry
+    return entry
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def hub(tmp_path: Path) -> Path:
 
 
 def test_a_file_in_torch_hubs_cache_is_used_and_kept_as_a_model_file(
-    entry: Entry, published: Path, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    published: Path, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(published, hub)
     path = catalog.obtain("tiny", progress=False)
@@ -194,7 +194,7 @@ def test_a_file_in_torch_hubs_cache_is_used_and_kept_as_a_model_file(
 
 
 def test_without_torch_converting_says_what_to_install(
-    entry: Entry, published: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
+    published: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(published, hub)
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -203,7 +203,7 @@ def test_without_torch_converting_says_what_to_install(
 
 
 def test_a_wrong_file_in_torch_hubs_cache_is_left_alone(
-    entry: Entry, hub: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hub: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (hub / "tiny.pth").write_bytes(b"half a download")
     monkeypatch.setenv("VERYDEEP_OFFLINE", "1")
@@ -240,9 +240,7 @@ def test_a_mirror_may_be_a_folder(
     assert catalog.obtain("tiny", progress=False).is_file()
 
 
-def test_a_mirror_without_the_file_says_so(
-    entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mirror_without_the_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERYDEEP_MIRROR", str(tmp_path))
     with pytest.raises(WeightsError, match=r"which has no tiny\.pth that agrees with sha256:"):
         catalog.obtain("tiny", progress=False)
@@ -270,9 +268,7 @@ def test_addresses_are_tried_in_order_and_a_mirror_replaces_their_heads(
     assert asked == [(f"{head}{name}", name, digest) for name in names]
 
 
-def test_a_fetched_file_is_converted(
-    entry: Entry, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fetched_file_is_converted(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def bring(_: str, path: Path, **__: object) -> Path:
         path.parent.mkdir(parents=True)
         shutil.copy(published, path)
@@ -289,7 +285,7 @@ def test_a_fetched_file_is_converted(
 
 
 def test_an_unreachable_address_gives_one_line_that_helps(
-    entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("no_proxy", "*")
     with pytest.raises(WeightsError) as caught:
@@ -302,7 +298,7 @@ def test_an_unreachable_address_gives_one_line_that_helps(
 
 
 def test_a_model_file_that_changed_is_made_again(
-    entry: Entry, published: Path, hub: Path, capsys: pytest.CaptureFixture[str]
+    published: Path, hub: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(published, hub)
     path = catalog.obtain("tiny", progress=False)
@@ -336,7 +332,7 @@ def test_unknown_names_get_a_hint() -> None:
 
 
 def test_a_cache_that_cannot_be_written_gives_one_line(
-    entry: Entry, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path / "file"))
@@ -352,7 +348,7 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(command, arguments, standalone_mode=False)
 
 
-def test_verdicts_on_what_the_cache_has(entry: Entry, published: Path, hub: Path) -> None:
+def test_verdicts_on_what_the_cache_has(published: Path, hub: Path) -> None:
     with pytest.raises(WeightsError, match="nothing of tiny is on this machine"):
         verdicts("tiny")
     shutil.copy(published, hub)
@@ -374,7 +370,7 @@ def test_verdicts_on_what_the_cache_has(entry: Entry, published: Path, hub: Path
     assert made.what.endswith("changed since it was made")
 
 
-def test_verdicts_on_other_files(entry: Entry, published: Path, tmp_path: Path) -> None:
+def test_verdicts_on_other_files(published: Path, tmp_path: Path) -> None:
     renamed = Path(shutil.copy(published, tmp_path / "renamed.pth"))
     assert verdicts(renamed)[0].ok
     half = tmp_path / "half.safetensors"
@@ -387,7 +383,7 @@ def test_verdicts_on_other_files(entry: Entry, published: Path, tmp_path: Path) 
         verdicts(tmp_path / "none")
 
 
-def test_list(entry: Entry, published: Path, hub: Path) -> None:
+def test_list(published: Path, hub: Path) -> None:
     rows = {row["name"]: row for row in json.loads(run("list", "--json").stdout)}
     assert list(rows) == list(catalog.ENTRIES)
     assert rows["vgg16"]["top1"] == 0.71592

@@ -61,6 +61,7 @@ def convert(
     network: str | None = None,
     layout: str | None = None,
     trunk: bool = False,
+    averages: tuple[str, ...] = (),
     labels: Iterable[tuple[str, str]] | None = None,
     licence: str = "",
     note: Callable[[str], None] | None = None,
@@ -69,7 +70,7 @@ def convert(
 
     preprocess: what the weights expect, a record or a key of preprocess.PRESETS; may be left out only
     where the catalogue knows the file. claim: the catalogue name that the file must prove to be.
-    network, layout, trunk: as for `layouts.arrange`. labels: (id, name) of each class, in order;
+    network, layout, trunk, averages: as for `layouts.arrange`. labels: (id, name) of each class, in order;
     ImageNet's for published weights that have them. licence: of the weights, where the catalogue does
     not know it. note: is called with each line that a person should know.
 
@@ -79,7 +80,9 @@ def convert(
     """
     source, target = Path(source), Path(target)
     given = _preset(preprocess)
-    weights = load_weights(source, claim=claim, network=network, layout=layout, trunk=trunk)
+    weights = load_weights(
+        source, claim=claim, network=network, layout=layout, trunk=trunk, averages=averages
+    )
     right, why = _preprocess(source, weights, given)
     for line in (*weights.notes, *([why] if why else [])):
         (note or _silence)(line)
@@ -119,6 +122,7 @@ def load_weights(
     network: str | None = None,
     layout: str | None = None,
     trunk: bool = False,
+    averages: tuple[str, ...] = (),
 ) -> Imported:
     """Read weights of any layout; arguments and errors as for `convert`.
 
@@ -131,7 +135,9 @@ def load_weights(
     sha256, published = _published(source)
     tensors = read_tensors(source)
     try:
-        net, ours, rules = arrange(tensors, network=network, layout=layout, trunk=trunk)
+        net, ours, rules = arrange(
+            tensors, network=network, layout=layout, trunk=trunk, averages=averages
+        )
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from error
     if claimed is not None and claimed != published:

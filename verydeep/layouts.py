@@ -122,12 +122,19 @@ Places = dict[str, dict[str, "NDArray[Any]"]]  # place -> torch's part ("weight"
 
 
 def arrange(
-    tensors: Tensors, *, network: str | None = None, layout: str | None = None, trunk: bool = False
+    tensors: Tensors,
+    *,
+    network: str | None = None,
+    layout: str | None = None,
+    trunk: bool = False,
+    averages: tuple[str, ...] = (),
 ) -> tuple[Network, dict[str, NDArray[Any]], str]:
     """The network that these tensors are, and they by its keys, in its shapes; and their layout.
 
     network: a key of nets.NETWORKS, where shapes alone do not say (LRN and its lack look the same in
     layouts that use the paper's names). layout: a key of LAYOUTS. trunk: leave the head out.
+    averages: the layers whose global averages a head of one FC layer reads, by their paper names; no
+    file says them.
     Missing `num_batches_tracked` (files from before 2018) becomes 0.
 
     Raises WeightsError where no layout has all the names or no network fits, naming the nearest.
@@ -138,7 +145,7 @@ def arrange(
     tries = []
     for kernels in rules.kernels:
         turned = {place: _turned(parts, kernels) for place, parts in places.items()}
-        for net in _candidates(turned, network, trunk):
+        for net in _candidates(turned, network, trunk, averages):
             ours, problems = _fit(net, turned, kernels, trunk)
             if not problems:
                 return net, ours, rules.name
@@ -241,7 +248,9 @@ def _names(net: Network) -> dict[str, str]:
     return names
 
 
-def _candidates(places: Places, only: str | None, trunk: bool) -> Iterator[Network]:
+def _candidates(
+    places: Places, only: str | None, trunk: bool, averages: tuple[str, ...]
+) -> Iterator[Network]:
     """The networks that may fit: every column, the widths that its convolutions allow, its heads."""
     if only is not None and only not in nets.NETWORKS:
         raise WeightsError(f"network {only!r} is unknown{nearest(only, nets.NETWORKS)}")
@@ -262,7 +271,7 @@ def _candidates(places: Places, only: str | None, trunk: bool) -> Iterator[Netwo
             for layer in sorted(convolutions, key=lambda one: -one.outputs)
             if layer.key in weights
         ]
-        for head in [Head("classic", 0)] if trunk else _heads(places, convolutions[-1].name):
+        for head in [Head("classic", 0)] if trunk else _heads(places, averages):
             hidden = _outputs(places, ("fc6", "classifier.0", "fc#0"))
             full = nets.HEADS[head.kind][1]
             # rounding hides the width from thin layers: ask the widest first
@@ -274,15 +283,20 @@ def _candidates(places: Places, only: str | None, trunk: bool) -> Iterator[Netwo
                     continue
 
 
-def _heads(places: Places, last_conv: str) -> Iterator[Head]:
+def _heads(places: Places, averages: tuple[str, ...]) -> Iterator[Head]:
     """The heads that the FC layers in the file may be."""
-    classes = _outputs(places, ("fc8", "classifier.6", "fc#2", "classifier", "fc#0"))
-    if not classes:
-        yield Head("classic", 0)
+    classes = _outputs(places, ("fc8", "classifier.6", "fc#2"))
+    if classes:
+        yield Head("classic", classes)
+        yield Head("small", classes)
         return
-    yield Head("classic", classes)
-    yield Head("small", classes)
-    yield Head("gap", classes, (last_conv.replace("conv", "relu"),))
+    classes = 0 if "fc#1" in places else _outputs(places, ("classifier", "fc#0"))
+    if classes and not averages:
+        raise WeightsError(
+            "its head is one FC layer on global averages, and no file says of which layers: name them "
+            "with --averages (Keras's include_top=False averages pool5), or leave it out with --trunk"
+        )
+    yield Head("gap", classes, averages) if classes else Head("classic", 0)
 
 
 def _outputs(places: Places, names: tuple[str, ...]) -> int:

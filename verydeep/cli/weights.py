@@ -111,6 +111,12 @@ def verify(files: tuple[str, ...], as_json: bool) -> int:
 )
 @click.option("--trunk", is_flag=True, help="Leave the classifier out.")
 @click.option(
+    "--averages",
+    metavar="LAYER,...",
+    default="",
+    help="The layers that a head of one FC layer averages: pool5, or relu4_3,relu5_3.",
+)
+@click.option(
     "--labels",
     metavar="imagenet|FILE",
     help="Names of the classes: ImageNet's, or a file with one a line, an id and a tab first or not.",
@@ -125,6 +131,7 @@ def convert(
     to: str,
     claim: str | None,
     trunk: bool,
+    averages: str,
     labels: str | None,
     licence: str,
 ) -> None:
@@ -135,11 +142,20 @@ def convert(
     """
     from .. import convert as converters
 
+    layers = tuple(name.strip() for name in averages.split(",") if name.strip())
     if to != "verydeep":
         if preprocess or labels or licence:
             raise click.UsageError(f"a state dict for {to} has no place for what it expects")
-        choices = {"network": network, "layout": layout, "claim": claim, "trunk": trunk}
-        net = converters.export(source, target, to, **choices)
+        net = converters.export(
+            source,
+            target,
+            to,
+            claim=claim,
+            network=network,
+            layout=layout,
+            trunk=trunk,
+            averages=layers,
+        )
         _note(f"{target}: {net.name} for {to}; a state dict does not say its pre-processing")
     else:
         record = converters.convert(
@@ -150,6 +166,7 @@ def convert(
             network=network,
             layout=layout,
             trunk=trunk,
+            averages=layers,
             labels=_labels(labels),
             licence=licence,
             note=_note,
