@@ -29,7 +29,7 @@ BITS: dict[str, int] = {
 }  # fmt: skip
 
 # vgg19_bn's tensors take 15 kB, the names of ImageNet-21k's classes 1 MB. Parsed JSON takes up to
-# some fifty times its size in memory, so this also bounds what a hostile file can make us allocate.
+# some sixty times its size in memory, so this also bounds what a hostile file can make us allocate.
 MAX_HEADER_BYTES = 8 * 2**20
 
 # The data begins at a multiple of this, counted from the file's first byte: that of I64 and F64.
