@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose
 from verydeep import graph, models, nets
 from verydeep.engines import open_engine
 from verydeep.errors import LayerError, NetworkError
+from verydeep.graph import Graph
 from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE, TORCHVISION, Preprocess
 
@@ -20,9 +21,9 @@ HEADS = ("classic", "gap", "small")
 SIZES = ((224, 224), (260, 301))
 
 
-def run(model: onnx.ModelProto, image: np.ndarray) -> dict[str, np.ndarray]:
-    onnx.checker.check_model(model, full_check=True)
-    return open_engine("onnxruntime", model.SerializeToString(), threads=1).run(image)
+def run(built: Graph, image: np.ndarray) -> dict[str, np.ndarray]:
+    onnx.checker.check_model(built.inline(), full_check=True)
+    return open_engine("onnxruntime", built, threads=1).run(image)
 
 
 def torch_taps(
@@ -47,12 +48,12 @@ def assert_close(ours: np.ndarray, theirs: np.ndarray, name: str) -> None:
 def test_equals_torch(name: str, head: str) -> None:
     net = tiny(name, head)
     tensors = weights(net)
-    model = graph.build(net, tensors, TORCHVISION)
+    built = graph.build(net, tensors, TORCHVISION)
     for height, width in SIZES:
         image = pixels(height, width)
         expected = torch_taps(net, tensors, TORCHVISION.normalise(image))["fc8"]
         assert np.abs(expected).max() > 1e-2  # a graph of zeros would agree with anything
-        assert_close(run(model, image)["scores"], expected, f"{name} {height}x{width}")
+        assert_close(run(built, image)["scores"], expected, f"{name} {height}x{width}")
 
 
 @pytest.mark.parametrize("pool", nets.POOLS)
@@ -60,14 +61,14 @@ def test_equals_torch(name: str, head: str) -> None:
 def test_every_tap_with_every_pool(name: str, pool: str) -> None:
     net = tiny(name, "classic", pool=pool)
     tensors = weights(net)
-    model = graph.build(net, tensors, TORCHVISION, taps=net.taps)
+    built = graph.build(net, tensors, TORCHVISION, taps=net.taps)
     image = pixels(97, 64)
-    ours = run(model, image)
+    ours = run(built, image)
     expected = torch_taps(net, tensors, TORCHVISION.normalise(image))
     assert list(ours) == [*net.taps, "scores"]
     for tap in net.taps:
         assert_close(ours[tap], expected[tap], tap)
-    declared = {o.name: len(o.type.tensor_type.shape.dim) for o in model.graph.output}
+    declared = {o.name: len(o.type.tensor_type.shape.dim) for o in built.model.graph.output}
     assert declared == {name: value.ndim for name, value in ours.items()}
 
 
@@ -83,8 +84,8 @@ def test_full_width() -> None:
 def test_adaptive_pool(size: tuple[int, int]) -> None:
     """The masks alone, against torch, below and above one unit a cell."""
     net = tiny("vgg11", "classic")
-    model = graph.build(net, weights(net), TORCHVISION, taps=("pool5", "avgpool"), scores=False)
-    ours = run(model, pixels(*size))
+    built = graph.build(net, weights(net), TORCHVISION, taps=("pool5", "avgpool"), scores=False)
+    ours = run(built, pixels(*size))
     expected = torch.nn.AdaptiveAvgPool2d(7)(torch.from_numpy(ours["pool5"]).double()).numpy()
     assert_allclose(ours["avgpool"], expected, rtol=0, atol=1e-7 * np.abs(expected).max())
 
@@ -130,16 +131,16 @@ def test_cut_after_the_last_tap() -> None:
     net = tiny("vgg16", "classic")
     kept = {k: v for k, v in weights(net).items() if int(k.split(".")[1]) <= 12}
     kept = {k: v for k, v in kept.items() if k.startswith("features")}
-    model = graph.build(net, kept, TORCHVISION, taps=("relu3_2",), scores=False)
-    names = [node.name for node in model.graph.node]
+    built = graph.build(net, kept, TORCHVISION, taps=("relu3_2",), scores=False)
+    names = [node.name for node in built.model.graph.node]
     assert names[-1] == "relu3_2"
     assert "conv3_3" not in names
 
 
 def test_batch_norm_is_folded() -> None:
     net = tiny("vgg16_bn")
-    model = graph.build(net, weights(net), TORCHVISION)
-    assert not [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    built = graph.build(net, weights(net), TORCHVISION)
+    assert not [node for node in built.model.graph.node if node.op_type == "BatchNormalization"]
 
 
 def test_refusals() -> None:

@@ -104,7 +104,7 @@ def main() -> None:
         net, trunk_tensors(args.trunk), TORCHVISION, taps=("avgpool",), scores=False
     )
     core = openvino.Core()
-    read = core.read_model(model.SerializeToString())
+    read = core.read_model(model.inline().SerializeToString())
     read.reshape({"pixels": [-1, args.size, args.size, 3]})
     bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     settings = {

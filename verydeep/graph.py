@@ -10,6 +10,7 @@ masks that the graph makes from the shape it meets.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -21,12 +22,35 @@ from .errors import NetworkError
 from .nets import Layer, Network
 from .preprocess import Preprocess
 
-__all__ = ["build", "fold_batch_norm"]
+__all__ = ["Graph", "build", "fold_batch_norm"]
 
 OPSET = 17  # the newest that every engine we feed has read for years
 IR_VERSION = 8  # goes with OPSET
 
+INLINE_BYTES = 1024  # constants below this live in the model itself
+
 Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX model whose weights stand beside it, so that 528 MB are neither copied nor serialised.
+
+    model: names its weights as external data. weights: those arrays, by the same names; they may be views
+    of a memory-mapped model file.
+    """
+
+    model: onnx.ModelProto
+    weights: dict[str, Array]
+
+    def inline(self) -> onnx.ModelProto:
+        """The same model with its weights inside, for whoever needs one self-contained file."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        for tensor in model.graph.initializer:
+            if tensor.name in self.weights:
+                tensor.CopyFrom(numpy_helper.from_array(self.weights[tensor.name], tensor.name))
+        return model
 
 
 def build(
@@ -37,8 +61,8 @@ def build(
     taps: tuple[str, ...] = (),
     scores: bool = True,
     pixels: Literal["uint8", "float32"] = "uint8",
-) -> onnx.ModelProto:
-    """The network as an ONNX model.
+) -> Graph:
+    """The network as a graph.
 
     tensors: float32, by torchvision's keys, shapes as `network.tensors`; those of layers that are cut
     away may be missing. taps: paper names, each an output of that name. scores: whether the head's
@@ -82,9 +106,10 @@ def build(
         writer.initializers,
     )
     opset = [helper.make_opsetid("", OPSET)]
-    return helper.make_model(
+    model = helper.make_model(
         graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="verydeep"
     )
+    return Graph(model, writer.weights)
 
 
 def fold_batch_norm(
@@ -120,6 +145,7 @@ class _Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
         self.initializers: list[onnx.TensorProto] = []
+        self.weights: dict[str, Array] = {}
         self._names: set[str] = set()
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: object) -> str:
@@ -129,7 +155,11 @@ class _Writer:
     def constant(self, name: str, value: Array) -> str:
         if name not in self._names:
             self._names.add(name)
-            self.initializers.append(numpy_helper.from_array(value, name))
+            if value.nbytes < INLINE_BYTES:
+                self.initializers.append(numpy_helper.from_array(value, name))
+            else:
+                self.weights[name] = value
+                self.initializers.append(_external(name, value))
         return name
 
     def output(self, name: str, layer: Layer, *, flat: bool) -> None:
@@ -138,6 +168,15 @@ class _Writer:
             sides = [layer.kernel, layer.kernel]
         shape = ["batch", layer.outputs, *sides]
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+
+
+def _external(name: str, value: Array) -> onnx.TensorProto:
+    """A float32 tensor's place in the model, its values elsewhere."""
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=value.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, text in (("location", "weights"), ("offset", "0"), ("length", str(value.nbytes))):
+        tensor.external_data.add(key=key, value=text)
+    return tensor
 
 
 def _write(

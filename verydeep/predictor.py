@@ -304,17 +304,14 @@ class Predictor:
             from . import graph
 
             record = self.record
-            model = graph.build(
+            built = graph.build(
                 record.network,
                 self.model.tensors(),
                 record.preprocess,
                 pixels=dtype,  # type: ignore[arg-type]
             )
             self._engines[dtype] = open_engine(
-                self.engine,
-                model.SerializeToString(),
-                precision=self.precision,
-                threads=self.threads,
+                self.engine, built, precision=self.precision, threads=self.threads
             )
         return self._engines[dtype]
 

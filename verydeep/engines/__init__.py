@@ -1,18 +1,21 @@
 """Engines run a graph: one small file an engine, behind one protocol.
 
-An engine is opened on the bytes of an ONNX model that `verydeep.graph` built, is always told its
-precision, and gives named outputs for pixels. `exact` means a relative error of at most 1e-5 against the
-reference; other precisions come with the engines that have them.
+An engine is opened on a graph that `verydeep.graph` built, is always told its precision, and gives named
+outputs for pixels. `exact` means a relative error of at most 1e-5 against the reference; other
+precisions come with the engines that have them.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ..errors import EngineError, nearest
+
+if TYPE_CHECKING:
+    from ..graph import Graph
 
 __all__ = ["ENGINES", "Engine", "open_engine"]
 
@@ -39,16 +42,16 @@ class Engine(Protocol):
 
 
 def open_engine(
-    name: str, model: bytes, *, precision: str = "exact", threads: int | None = None
+    name: str, graph: Graph, *, precision: str = "exact", threads: int | None = None
 ) -> Engine:
-    """Prepare `model`, the bytes of an ONNX file, in the engine of that name.
+    """Prepare the graph in the engine of that name.
 
     threads: how many the engine may use; None leaves it to the engine (one for each core).
-    Raises EngineError where the engine is unknown, or does not take the model or the precision.
+    Raises EngineError where the engine is unknown, or does not take the graph or the precision.
     """
     if name not in ENGINES:
         raise EngineError(f"engine {name!r} is unknown{nearest(name, ENGINES)}")
     opened: Engine = import_module(f"{__name__}.{ENGINES[name]}").open_engine(
-        model, precision=precision, threads=threads
+        graph, precision=precision, threads=threads
     )
     return opened

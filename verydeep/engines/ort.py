@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ..errors import EngineError
+
+if TYPE_CHECKING:
+    from ..graph import Graph
 
 __all__ = ["OnnxRuntime", "open_engine"]
 
@@ -14,7 +19,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
 
-    def __init__(self, model: bytes, *, precision: str, threads: int | None) -> None:
+    def __init__(self, graph: Graph, *, precision: str, threads: int | None) -> None:
         import onnxruntime
 
         if precision != "exact":
@@ -26,9 +31,12 @@ class OnnxRuntime:
         options.log_severity_level = 3  # what an engine prints by itself is silenced
         if threads is not None:
             options.intra_op_num_threads = threads
+        # the session may read the arrays where they are for as long as it lives, so they are kept
+        self._weights = [onnxruntime.OrtValue.ortvalue_from_numpy(v) for v in graph.weights.values()]
+        options.add_external_initializers(list(graph.weights), self._weights)
         try:
             self._session = onnxruntime.InferenceSession(
-                model, options, providers=["CPUExecutionProvider"]
+                graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime raises a class of its own for every status
             line = str(error).splitlines()[0]
@@ -47,5 +55,5 @@ class OnnxRuntime:
         return dict(zip(self._names, values, strict=True))
 
 
-def open_engine(model: bytes, *, precision: str, threads: int | None) -> OnnxRuntime:
-    return OnnxRuntime(model, precision=precision, threads=threads)
+def open_engine(graph: Graph, *, precision: str, threads: int | None) -> OnnxRuntime:
+    return OnnxRuntime(graph, precision=precision, threads=threads)
