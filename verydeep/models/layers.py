@@ -8,14 +8,16 @@ checkpointing then see the values that the paper's names mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import NetworkError
 from ..nets import (
     BATCH_NORM_EPSILON,
+    COLUMNS,
     HEADS,
     L2_EPSILON,
     LRN_ALPHA,
@@ -26,7 +28,14 @@ from ..nets import (
     Network,
 )
 
-__all__ = ["L2Pool2d", "classifier", "pooling", "positions", "trunk", "walk"]
+__all__ = ["L2Pool2d", "cfgs", "make_layers"]
+
+# The table's columns as torchvision's `cfgs` has them, and the two columns that torchvision left
+# out.
+cfgs: dict[str, list[str | int]] = {
+    column: [int(entry) if entry.isdigit() else entry for entry in entries.split()]
+    for column, entries in COLUMNS.items()
+}
 
 
 class L2Pool2d(nn.Module):
@@ -37,11 +46,52 @@ class L2Pool2d(nn.Module):
     floating dtype.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.epsilon = L2_EPSILON
+
     def forward(self, x: Tensor) -> Tensor:
         # The window (1/4, 1/2, 1/4) is (1/2, 1/2) twice, so two plain averages of 2x2 compute it:
         # no weights to carry along, and no channel count to know.
         squares = F.avg_pool2d(x * x, 2, stride=1, padding=1)
-        return torch.sqrt(F.avg_pool2d(squares, 2, stride=2) + L2_EPSILON)
+        return torch.sqrt(F.avg_pool2d(squares, 2, stride=2) + self.epsilon)
+
+
+def make_layers(
+    cfg: Sequence[str | int], batch_norm: bool = False, *, in_channels: int = 3
+) -> nn.Sequential:
+    """The convolutions of a column, each with its ReLU, and its pools: torchvision's function.
+
+    cfg: output channels, "M" for a 2x2 max-pool, "LRN", or "256:1" for a 1x1 convolution; `cfgs`
+    has the paper's columns. Raises NetworkError for any other entry.
+    """
+    modules: list[nn.Module] = []
+    for entry in cfg:
+        number, _, kernel = str(entry).partition(":")
+        if entry == "M":
+            modules.append(pooling("max"))
+        elif entry == "LRN":
+            modules.append(response_normalisation())
+        elif number.isdigit() and int(number) and kernel in ("", "1", "3"):
+            channels = int(number)
+            modules += convolution(in_channels, channels, int(kernel or 3), batch_norm)
+            modules.append(nn.ReLU())
+            in_channels = channels
+        else:
+            raise NetworkError(
+                f'cfg has {entry!r}; expected output channels such as 64 or "256:1", "M" or "LRN"'
+            )
+    return nn.Sequential(*modules)
+
+
+def convolution(inputs: int, outputs: int, kernel: int, batch_norm: bool) -> list[nn.Module]:
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+    return [conv, nn.BatchNorm2d(outputs, eps=BATCH_NORM_EPSILON)] if batch_norm else [conv]
+
+
+def response_normalisation() -> nn.Module:
+    # torch divides the sum by its size; the paper does not
+    return nn.LocalResponseNorm(LRN_SIZE, LRN_ALPHA * LRN_SIZE, LRN_BETA, LRN_K)
 
 
 def pooling(kind: str) -> nn.Module:
@@ -52,19 +102,16 @@ def pooling(kind: str) -> nn.Module:
 
 
 def trunk(network: Network) -> nn.Sequential:
-    """The layers from conv1_1 to the end of the trunk, as torchvision's `features`."""
+    """The layers from conv1_1 to the end of the network's trunk, as torchvision's `features`."""
     modules: list[nn.Module] = []
     for layer in network.trunk:
         if layer.kind == "conv":
-            kernel, padding = layer.kernel, layer.padding
-            modules.append(nn.Conv2d(layer.inputs, layer.outputs, kernel, padding=padding))
-            if layer.norm_key:
-                modules.append(nn.BatchNorm2d(layer.outputs, eps=BATCH_NORM_EPSILON))
+            norm = bool(layer.norm_key)
+            modules += convolution(layer.inputs, layer.outputs, layer.kernel, norm)
         elif layer.kind == "relu":
             modules.append(nn.ReLU())
         elif layer.kind == "lrn":
-            # torch divides the sum by its size; the paper does not
-            modules.append(nn.LocalResponseNorm(LRN_SIZE, LRN_ALPHA * LRN_SIZE, LRN_BETA, LRN_K))
+            modules.append(response_normalisation())
         else:
             modules.append(pooling(network.pool))
     return nn.Sequential(*modules)

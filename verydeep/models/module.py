@@ -52,7 +52,7 @@ class VGG(nn.Module):
     record: the record of the model file it was loaded from; None for random weights.
     """
 
-    # for torch.jit.script: names of the table, which it neither needs nor understands
+    # for torch.jit.script, which neither needs nor understands the table
     __jit_unused_properties__ = ("module_names", "table")
 
     def __init__(
@@ -71,7 +71,7 @@ class VGG(nn.Module):
         super().__init__()
         convolutions = [m for m in features.modules() if isinstance(m, nn.Conv2d)]
         channels = convolutions[-1].out_channels if convolutions else 512
-        self.features = features
+        self.features: nn.Sequential = features  # type: ignore[assignment]  # nearly always is one
         self.avgpool: nn.Module = nn.AdaptiveAvgPool2d((7, 7))
         self.classifier: nn.Module = nn.Sequential(
             nn.Linear(channels * 7 * 7, 4096),
@@ -104,14 +104,15 @@ class VGG(nn.Module):
         self.network = network
         self.record: Record | None = None
         self._trunk_only = network is not None and not network.top
-        # what a "gap" head averages, as indices in `features`, in the order of joining
-        self._averaged: list[int] = []
+        # what a "gap" head averages, as indices in `features`, in the order of joining; for the other
+        # heads [-1], since torch.jit.script cannot tell the type of an empty list
+        self._averaged = [-1]
         if network is not None and network.top and network.head.kind == "gap":
             places = layers.positions(network.trunk)
             self._averaged = [places[name] for name in network.head.layers]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._averaged:
+        if self._averaged[0] >= 0:
             x = self._averages(x)
         else:
             x = self.features(x)
@@ -127,7 +128,7 @@ class VGG(nn.Module):
         """The global averages of the layers that a "gap" head reads, (n, channels, 1, 1)."""
         last = max(self._averaged)
         maps = [x] * (last + 1)
-        for index, module in enumerate(self.features):  # type: ignore[arg-type,var-annotated]
+        for index, module in enumerate(self.features):
             if index <= last:
                 x = module(x)
                 if index in self._averaged:

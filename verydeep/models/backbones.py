@@ -1,0 +1,164 @@
+"""VGG as the first part of other people's networks: named layers out, with channels and strides.
+
+For detectors, segmentation nets and losses: SSD (arXiv:1512.02325), FCN (arXiv:1411.4038), U-Net.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .. import nets
+from ..errors import LayerError, nearest
+from ..nets import Network
+from . import layers, loading, vgg
+from .initialisation import initialise
+from .module import VGG
+
+if TYPE_CHECKING:
+    from ..modelfile import Record
+
+__all__ = ["Backbone", "backbone"]
+
+
+class Backbone(nn.Module):
+    """The convolutions up to the last tap; maps images to a dict of the taps' values.
+
+    Calling it on normalised images, float (n, in_channels, height, width), gives {tap: float
+    (n, channels, h, w)}, in the order of `taps`, differentiable.
+
+    taps: paper names. channels, strides: of each tap, strides in input pixels.
+    features: the layers, under torchvision's keys.
+    network: the part of the table that this is. record: of the file the weights came from, with the
+    pre-processing that they expect; None where there is none.
+    checkpointing: compute each block again in the backward pass instead of keeping its values: less
+    memory, about a third more time. Can be switched at any time.
+    """
+
+    def __init__(
+        self,
+        features: nn.Sequential,
+        network: Network,
+        taps: Sequence[str],
+        *,
+        checkpointing: bool = False,
+        record: Record | None = None,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.network = network
+        self.taps = tuple(taps)
+        self.checkpointing = checkpointing
+        self.record = record
+        size = max(224, network.minimum_size)
+        rows = {row.layer.name: row for row in network.rows(size)}
+        self.channels = {name: rows[name].layer.outputs for name in self.taps}
+        self.strides = {name: rows[name].stride for name in self.taps}
+        places = layers.positions(network.trunk)
+        # pieces of `features` that end at a tap or a pool: (the name of the end, start, end)
+        self._pieces: list[tuple[str, int, int]] = []
+        start = 0
+        for layer in network.trunk:
+            if layer.name in self.taps or layer.kind == "pool":
+                end = places[layer.name] + 1
+                self._pieces.append((layer.name, start, end))
+                start = end
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        modules = list(self.features.children())
+        for name, start, end in self._pieces:
+            piece = modules[start:end]
+            if self.checkpointing and torch.is_grad_enabled():
+                contexts = partial(_contexts, piece)
+                x = checkpoint(_run, piece, x, use_reentrant=False, context_fn=contexts)
+            else:
+                x = _run(piece, x)
+            if name in self.taps:
+                found[name] = x
+        return {name: found[name] for name in self.taps}
+
+
+def backbone(
+    name: str = "vgg16",
+    taps: Sequence[str] = ("relu3_3", "relu4_3", "relu5_3"),
+    weights: vgg.WeightsLike | None = "builtin",
+    *,
+    in_channels: int | None = None,
+    pool: str | None = None,
+    width: float | None = None,
+    checkpointing: bool = False,
+    progress: bool = True,
+) -> Backbone:
+    """A differentiable module that returns the values of the layers `taps`, cut after the last.
+
+    name: a network ("vgg16"). taps: paper names of its convolutions, ReLUs and pools.
+    weights: as for `vgg16`: "builtin" (VGG-16's), "DEFAULT", an enum member, a path, None for
+    random.
+    in_channels, pool, width: of the network; None means as in the weights. Other channels than
+    theirs adapt the first filters.
+    checkpointing: see `Backbone`. progress: a bar on stderr while weights are fetched.
+
+    Raises LayerError for a tap that the trunk does not have, WeightsError for weights of another
+    network.
+    """
+    taps = (taps,) if isinstance(taps, str) else tuple(taps)
+    trunk = nets.network(name, classes=0).taps
+    for tap in taps:
+        if tap not in trunk:
+            raise LayerError(f"the trunk of {name} has no layer {tap!r}{nearest(tap, trunk)}")
+    if not taps:
+        raise LayerError(f'no taps were named; expected at least one, such as "{trunk[-1]}"')
+    if weights is None:
+        of, found = nets.network(name, classes=0), None
+    else:
+        found = loading.read(vgg.locate(name, weights, progress), name, taps=taps)
+        of = vgg.expect(name, found, weights).network
+    network = nets.network(
+        name,
+        classes=0,
+        width=of.width if width is None else width,
+        in_channels=of.in_channels if in_channels is None else in_channels,
+        pool=of.pool if pool is None else pool,
+    ).cut(taps)
+    record = None
+    if found is None:
+        model = VGG.of(network)
+        initialise(model)
+    else:
+        adapted = vgg.adapt(name, found, network)
+        model = loading.assemble(adapted)
+        record = found.record if network.in_channels == of.in_channels else None
+    return Backbone(model.features, network, taps, checkpointing=checkpointing, record=record)
+
+
+def _run(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for module in modules:
+        x = module(x)
+    return x
+
+
+def _contexts(modules: Sequence[nn.Module]) -> tuple[Any, Any]:
+    """For `checkpoint`: nothing special at first; no second count in the statistics."""
+    return contextlib.nullcontext(), _not_counting(modules)
+
+
+@contextlib.contextmanager
+def _not_counting(modules: Sequence[nn.Module]) -> Iterator[None]:
+    norms = [m for m in modules if isinstance(m, nn.BatchNorm2d) and m.training]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.sub_(1)
