@@ -181,7 +181,7 @@ def export(
     except ModelFileError:
         weights = load_weights(source, **choices)
         net, tensors = weights.network, dict(weights.tensors)
-    state = {name: np.ascontiguousarray(a) for name, a in writers[to](net, tensors).items()}
+    state = {name: np.asarray(a, order="C") for name, a in writers[to](net, tensors).items()}
     if target.suffix == ".safetensors":
         from safetensors.numpy import save
 

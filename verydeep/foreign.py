@@ -46,9 +46,11 @@ def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
         tensors = {name: _plain(array) for name, array in reader(path)}
     except (WeightsError, MissingExtraError):
         raise
-    except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # readers of six formats, each with errors of its own
+    except Exception as error:  # readers of seven formats, each with errors of its own
+        if (
+            isinstance(error, OSError) and error.strerror
+        ):  # HDF5's have none: they are about content
+            raise WeightsError(f"cannot read {path}: {error.strerror}") from error
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise WeightsError(f"{path} cannot be read, it may be damaged: {reason}") from error
     if not tensors:

@@ -152,8 +152,9 @@ def arrange(
             tries.append((len(problems), net, problems))
     if not tries:
         raise WeightsError(
-            f"no first convolution among {len(tensors)} tensors; the names read as layout "
-            f'"{rules.name}": {", ".join(list(tensors)[:3])} ...'
+            f"no network of the table has these {len(tensors)} tensors in layout "
+            f'"{rules.name}" ({", ".join(list(tensors)[:3])}, ...)'
+            + (f" and the layers {', '.join(averages)}" if averages else ": no first convolution")
         )
     count, net, problems = min(tries, key=lambda one: one[0])
     more = f" (and {count - 1} more)" if count > 1 else ""
