@@ -9,7 +9,7 @@ import pickle
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -280,11 +280,11 @@ KERAS_WARNS = pytest.mark.filterwarnings("ignore:__array__ implementation:Deprec
 
 
 @pytest.fixture(scope="module")
-def keras() -> Iterator[Any]:
+def keras() -> Any:
     os.environ["KERAS_BACKEND"] = "torch"
     import keras
 
-    yield keras
+    return keras
 
 
 def keras_network(keras: Any, name: str, size: int, top: str) -> Any:
