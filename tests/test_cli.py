@@ -198,7 +198,10 @@ def test_ctrl_c_leaves_valid_json_and_the_table(model: Path, tmp_path: Path) -> 
     head = process.stdout.readline()
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    out, err = process.stdout.read(), process.stderr.read()  # communicate() would lose what is buffered
+    out, err = (
+        process.stdout.read(),
+        process.stderr.read(),
+    )  # communicate() would lose what is buffered
     assert process.wait(60) == 130, err
     for pipe in (process.stdin, process.stdout, process.stderr):
         pipe.close()

@@ -24,14 +24,18 @@ def test_scores_equal_torch(model: Path, tmp_path: Path) -> None:
     files = [photo(tmp_path / f"{i}.png", 48 + 3 * i, 64, seed=i) for i in range(5)]
     predictor = verydeep.load(model)
     record = modelfile.read(model).record
-    inputs = np.concatenate([record.preprocess.normalise(record.preprocess.pixels(f)[None]) for f in files])
+    inputs = np.concatenate(
+        [record.preprocess.normalise(record.preprocess.pixels(f)[None]) for f in files]
+    )
     module = models.load(model).eval()
     with torch.inference_mode():
         expected = module(torch.from_numpy(inputs)).numpy()
     assert_allclose(predictor.scores(files), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     answer = predictor(files[3], top=7)
     probability = torch.from_numpy(expected[3]).softmax(0).numpy()
-    assert [p.probability for p in answer.predictions] == pytest.approx(sorted(probability)[::-1], abs=1e-5)
+    assert [p.probability for p in answer.predictions] == pytest.approx(
+        sorted(probability)[::-1], abs=1e-5
+    )
     assert answer.label == NAMES[int(probability.argmax())]
     assert answer.predictions[0].id == IDS[int(probability.argmax())]
     assert (answer.path, answer.engine, answer.precision) == (str(files[3]), "onnxruntime", "exact")
@@ -99,7 +103,7 @@ def test_stream_reads_no_more_than_it_needs(model: Path, tmp_path: Path) -> None
 
 
 def test_images_of_many_shapes(tmp_path: Path) -> None:
-    """A record without a crop: every image keeps its shape, and its answer does not depend on neighbours."""
+    """A record without a crop: an image keeps its shape, whatever its neighbours are."""
     record = Preprocess(resize="none", resize_size=None, crop_size=None)
     model = model_file(tmp_path / "whole.safetensors", preprocess=record)
     shapes = [(40, 50), (40, 50), (64, 33), (40, 50), (32, 90)]
@@ -109,7 +113,9 @@ def test_images_of_many_shapes(tmp_path: Path) -> None:
     alone = np.concatenate([predictor.scores([f]) for f in files])
     assert_allclose(together, alone, rtol=0, atol=1e-5 * np.abs(alone).max())
     small = photo(tmp_path / "small.png", 12, 40)
-    with pytest.raises(ImageError, match=r"small\.png: 40x12 pixels is too small .* at least 16 a side"):
+    with pytest.raises(
+        ImageError, match=r"small\.png: 40x12 pixels is too small .* at least 16 a side"
+    ):
         predictor(small)
 
 
@@ -117,7 +123,7 @@ def test_size(model: Path, tmp_path: Path) -> None:
     file = photo(tmp_path / "a.png", 100, 100)
     assert verydeep.load(model, size=64).preprocess == Preprocess(resize_size=64, crop_size=64)
     assert verydeep.load(model, size=64)(file) != verydeep.load(model)(file)
-    with pytest.raises(NetworkError, match="size 8 is too small: .* at least 16 pixels a side"):
+    with pytest.raises(NetworkError, match=r"size 8 is too small: .* at least 16 pixels a side"):
         verydeep.load(model, size=8)
 
 

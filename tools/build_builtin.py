@@ -68,13 +68,17 @@ def answers(paths: list[Path]) -> tuple[np.ndarray, list[list[str]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trunk", type=Path, required=True)
     parser.add_argument("--head", type=Path, required=True)
     parser.add_argument("--tiny-imagenet", type=Path, required=True)
     parser.add_argument("--strangers", type=Path, required=True)
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--trunk-command", required=True, help="the command that made the trunk, for the record")
+    parser.add_argument(
+        "--trunk-command", required=True, help="the command that made the trunk, for the record"
+    )
     args = parser.parse_args()
 
     head = np.load(args.head)
@@ -110,7 +114,10 @@ def main() -> None:
     stored = tensors(args.trunk, head["weight"], head["bias"])
     write(OUT, Record(**fields), stored)  # type: ignore[arg-type]
 
-    lines = [x.split("\t") for x in (args.tiny_imagenet / "val/val_annotations.txt").read_text().splitlines()]
+    lines = [
+        x.split("\t")
+        for x in (args.tiny_imagenet / "val/val_annotations.txt").read_text().splitlines()
+    ]
     truth = [x[1] for x in lines]
     first, best = answers([args.tiny_imagenet / "val/images" / x[0] for x in lines])
     right = np.array([b[0] == t for b, t in zip(best, truth, strict=True)])

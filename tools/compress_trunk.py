@@ -167,7 +167,8 @@ def compress(args: argparse.Namespace) -> None:
         for pair in groups:
             for i, (w, b) in enumerate(((weight, bias), (value, new_bias))):
                 parts = [
-                    F.relu(F.conv2d(c.float(), w, b, padding=1)).half() for c in torch.split(pair[i], 8)
+                    F.relu(F.conv2d(c.float(), w, b, padding=1)).half()
+                    for c in torch.split(pair[i], 8)
                 ]
                 pair[i] = torch.cat(parts)
             for a, c in zip(torch.split(pair[0], 8), torch.split(pair[1], 8), strict=True):

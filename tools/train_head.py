@@ -45,7 +45,9 @@ def accuracy(scores: Tensor, labels: Tensor) -> tuple[float, float]:
     return float(best[:, 0].float().mean()), float(best.any(1).float().mean())
 
 
-def fit(args: argparse.Namespace, views: list[Tensor], labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def fit(
+    args: argparse.Namespace, views: list[Tensor], labels: Tensor, classes: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weights, biases on standardised features, and the standardisation's mean and deviation."""
     torch.manual_seed(args.seed)
     sample = torch.cat([view[::5].float() for view in views])
@@ -53,7 +55,10 @@ def fit(args: argparse.Namespace, views: list[Tensor], labels: Tensor, classes: 
     layer = torch.nn.Linear(len(mean), classes)
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(layer.bias)
-    groups = [{"params": [layer.weight], "weight_decay": args.decay}, {"params": [layer.bias], "weight_decay": 0.0}]
+    groups = [
+        {"params": [layer.weight], "weight_decay": args.decay},
+        {"params": [layer.bias], "weight_decay": 0.0},
+    ]
     optimiser = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.99))
     photos, steps = len(labels), (len(labels) + args.batch - 1) // args.batch
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, args.epochs * steps)
@@ -74,7 +79,10 @@ def fit(args: argparse.Namespace, views: list[Tensor], labels: Tensor, classes: 
             schedule.step()
             total += float(loss) * len(y)
         if epoch % 5 == 4 or epoch + 1 == args.epochs:
-            print(f"epoch {epoch + 1}/{args.epochs}: loss {total / photos:.4f}, {time.time() - began:.1f} s", flush=True)
+            print(
+                f"epoch {epoch + 1}/{args.epochs}: loss {total / photos:.4f}, {time.time() - began:.1f} s",
+                flush=True,
+            )
     return layer.weight.detach(), layer.bias.detach(), mean, deviation
 
 
@@ -94,7 +102,9 @@ def temperature(scores: Tensor, labels: Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--train", type=Path, nargs="+", required=True)
     parser.add_argument("--val", type=Path, nargs="+", required=True)
     parser.add_argument("--layers", nargs="+", default=["relu4_3", "relu5_1", "relu5_2", "relu5_3"])
@@ -118,7 +128,10 @@ def main() -> None:
     weight, bias, mean, deviation = fit(args, [view for view, _ in loaded], labels, len(ids))
     weight = weight / deviation
     bias = bias - weight @ mean
-    result: dict[str, object] = {"command": vars(args) | {"train": [p.name for p in args.train], "val": [p.name for p in args.val], "out": None}}
+    result: dict[str, object] = {
+        "command": vars(args)
+        | {"train": [p.name for p in args.train], "val": [p.name for p in args.val], "out": None}
+    }
     fitted = None
     for path in args.val:
         features, val_names = read(path, args.layers)
@@ -128,12 +141,25 @@ def main() -> None:
         fitted = fitted or temperature(scores[:half], truth[:half])
         probability, first = (scores / fitted).softmax(1).max(1)
         error = calibration_error(probability[half:].numpy(), (first == truth)[half:].numpy())
-        figures = {"first_half": accuracy(scores[:half], truth[:half]), "second_half": accuracy(scores[half:], truth[half:]), "all": accuracy(scores, truth), "temperature": fitted, "calibration_error_second_half": error}
+        figures = {
+            "first_half": accuracy(scores[:half], truth[:half]),
+            "second_half": accuracy(scores[half:], truth[half:]),
+            "all": accuracy(scores, truth),
+            "temperature": fitted,
+            "calibration_error_second_half": error,
+        }
         result[path.name] = figures
         print(path.name, json.dumps(figures), flush=True)
     if args.out:
         assert fitted is not None
-        np.savez(args.out, weight=(weight / fitted).numpy(), bias=(bias / fitted).numpy(), ids=ids, layers=args.layers, result=json.dumps(result, default=str))
+        np.savez(
+            args.out,
+            weight=(weight / fitted).numpy(),
+            bias=(bias / fitted).numpy(),
+            ids=ids,
+            layers=args.layers,
+            result=json.dumps(result, default=str),
+        )
 
 
 if __name__ == "__main__":

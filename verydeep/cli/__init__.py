@@ -33,12 +33,10 @@ class _Verbs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click gives it
         return sorted(VERBS)
 
-    def get_command(
-        self, ctx: click.Context, name: str  # noqa: ARG002
-    ) -> click.Command | None:
-        if name not in VERBS:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in VERBS:
             return None
-        command: click.Command = import_module(f"{__name__}.{name}").command
+        command: click.Command = import_module(f"{__name__}.{cmd_name}").command
         return command
 
     def resolve_command(

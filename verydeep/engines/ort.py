@@ -32,7 +32,9 @@ class OnnxRuntime:
         if threads is not None:
             options.intra_op_num_threads = threads
         # the session may read the arrays where they are for as long as it lives, so they are kept
-        self._weights = [onnxruntime.OrtValue.ortvalue_from_numpy(v) for v in graph.weights.values()]
+        self._weights = [
+            onnxruntime.OrtValue.ortvalue_from_numpy(v) for v in graph.weights.values()
+        ]
         options.add_external_initializers(list(graph.weights), self._weights)
         try:
             self._session = onnxruntime.InferenceSession(
