@@ -642,7 +642,7 @@ def planted(
     name: str, corners: tuple[tuple[float, ...], ...], turned: bool = False
 ) -> dict[str, Any]:
     """Random weights, with the first values of famous ones."""
-    weights = state(small(name))
+    weights = state(small(name, classes=0))
     values = torch.tensor(corners)
     weights["features.0.weight"][: len(corners), :, 0, 0] = values.flip(1) if turned else values
     return weights
@@ -701,6 +701,15 @@ def test_famous_values_are_recognised(
     record = convert.convert(path, tmp_path / "out", note=notes.append)
     assert record.preprocess == PRESETS[one.preprocess]
     assert notes[-1].startswith(f"these are {one.weights}, by the values of their first filters")
+
+
+def test_weights_trained_further_are_believed_to_be_what_is_said(tmp_path: Path) -> None:
+    weights = state(small("vgg16")) | planted("vgg16", THEIRS.corners)  # five classes
+    torch.save(weights, tmp_path / "in.pth")
+    record = convert.convert(tmp_path / "in.pth", tmp_path / "out", preprocess="caffe")
+    assert record.preprocess == CAFFE
+    with pytest.raises(WeightsError, match="does not say which"):
+        convert.convert(tmp_path / "in.pth", tmp_path / "out")
 
 
 def test_the_scale_is_compared_too() -> None:

@@ -223,6 +223,9 @@ def _preprocess(
             )
         return right, f"this is {known.name} by its digest: pre-processing {known.preprocess}"
     found = fingerprints.recognise(weights.network.name, weights.tensors)
+    if weights.network.head.classes not in (0, 1000):
+        # trained further by somebody, perhaps on other input with the first filters left as they were
+        found = None
     if given is not None:
         wrong = fingerprints.expects(*found, given) if found else ""
         if found and wrong:
