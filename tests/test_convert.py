@@ -27,7 +27,7 @@ from torch import nn
 from verydeep import catalog, convert, fingerprints, layouts, modelfile, models, nets
 from verydeep.catalog import Entry, Published
 from verydeep.cli.weights import command
-from verydeep.errors import MissingExtraError, WeightsError
+from verydeep.errors import MissingExtraError, OutputError, WeightsError
 from verydeep.preprocess import CAFFE, PRESETS, TORCHVISION
 
 WIDTH = 1 / 16
@@ -785,7 +785,7 @@ def test_a_missing_package_gives_its_install_line(
 
 def test_a_target_that_cannot_be_written(tmp_path: Path) -> None:
     torch.save(state(small()), tmp_path / "in.pth")
-    with pytest.raises(WeightsError, match="cannot be written: No such file or directory"):
+    with pytest.raises(OutputError, match="cannot be written: No such file or directory"):
         convert.export(tmp_path / "in.pth", tmp_path / "none" / "out.pth", "timm")
     assert [p.name for p in tmp_path.iterdir()] == ["in.pth"]
 

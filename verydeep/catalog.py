@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import nets
 from .digests import Learned, beside, file_digests, learn, learned, matches
-from .errors import WeightsError, nearest
+from .errors import OutputError, WeightsError, nearest
 from .folders import cache_folder, download_folders
 from .lock import locked
 
@@ -281,6 +281,8 @@ def _converted(source: Path, known: Entry | None, progress: bool) -> Path:
             convert.convert(source, target, claim=known.name)
             learn(target, file_digests(target)["sha256"], str(source))
     except OSError as error:
+        if isinstance(error, OutputError):
+            raise
         raise WeightsError(
             f"cannot write {target}: {error.strerror or error}; set VERYDEEP_CACHE to a folder that "
             "you may write to"

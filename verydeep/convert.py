@@ -7,9 +7,7 @@ its digest or its values; everywhere else the person says it.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import catalog, fingerprints, imagenet, modelfile
+from .atomic import replacing
 from .catalog import Entry, Published
 from .digests import file_digests, matches
 from .errors import MissingExtraError, ModelFileError, WeightsError, nearest
@@ -169,7 +168,9 @@ def export(
     """Write the weights in `source` as a state dict: `to` is "torchvision" or "timm".
 
     source: a model file, or anything that `load_weights` takes with `choices`. target: .safetensors, or
-    .pth (which needs torch). Tensors are float32 as in a model file that is dequantised.
+    .pth (which needs torch). Tensors of a quantised model file are dequantised to float32.
+
+    Raises WeightsError, MissingExtraError as `load_weights`, OutputError where it cannot be written.
     """
     source, target = Path(source), Path(target)
     writers = {"torchvision": to_torchvision, "timm": to_timm}
@@ -185,7 +186,8 @@ def export(
     if target.suffix == ".safetensors":
         from safetensors.numpy import save
 
-        _replace(target, lambda path: path.write_bytes(save(state, {"format": "pt"})))
+        with replacing(target) as file:
+            file.write(save(state, {"format": "pt"}))  # readers ask whose tensors they are
     elif target.suffix in (".pth", ".pt"):
         try:
             import torch
@@ -193,7 +195,8 @@ def export(
             raise MissingExtraError(f"writing {target.name}", "torch") from error
         # mapped arrays are read-only: torch warns of those, so it gets copies
         tensors_of = {name: torch.tensor(array) for name, array in state.items()}
-        _replace(target, lambda path: torch.save(tensors_of, path))
+        with replacing(target) as file:
+            torch.save(tensors_of, file)
     else:
         raise WeightsError(f"{target}: a state dict is written as .safetensors or .pth")
     return net
@@ -308,31 +311,6 @@ def _measured(known: Entry) -> tuple[dict[str, JSON], ...]:
         {"what": what, "value": value, "protocol": known.accuracy.protocol}
         for what, value in figures
     )
-
-
-def _replace(target: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make a file beside `target`, and put it there whole or not at all."""
-    name = ""
-    try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".new")
-        os.close(handle)
-        write(Path(name))
-        with open(name, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, target)
-    except OSError as error:
-        raise WeightsError(f"{target} cannot be written: {error.strerror or error}") from error
-    finally:
-        if name:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _silence(_: str) -> None:

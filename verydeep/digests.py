@@ -7,18 +7,16 @@ kept in a small JSON file beside it, so that it can be checked whole from then o
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from .atomic import replacing
 from .errors import WeightsError
 
-__all__ = ["Learned", "file_digests", "learn", "learned", "matches", "write_atomically"]
+__all__ = ["Learned", "file_digests", "learn", "learned", "matches"]
 
 BLOCK_BYTES = 4 << 20  # large enough that Python's share of the time vanishes
 
@@ -58,10 +56,14 @@ def matches(digest: str, found: dict[str, str]) -> bool:
 
 
 def learn(path: Path, sha256: str, source: str, at: Path | None = None) -> None:
-    """Remember that `path` is right as it is now. `at`: the JSON file, beside `path` by default."""
+    """Remember that `path` is right as it is now. `at`: the JSON file, beside `path` by default.
+
+    Raises OutputError where that cannot be written.
+    """
     status = path.stat()
     facts = Learned(sha256, status.st_size, status.st_mtime_ns, source)
-    write_atomically(at or beside(path), json.dumps(asdict(facts), indent=1) + "\n")
+    with replacing(at or beside(path), "w", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(facts), indent=1) + "\n")
 
 
 def learned(path: Path, at: Path | None = None) -> Learned | None:
@@ -75,18 +77,3 @@ def learned(path: Path, at: Path | None = None) -> Learned | None:
 
 def beside(path: Path) -> Path:
     return path.with_name(path.name + ".json")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".new")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .digests import file_digests, learn, matches
-from .errors import WeightsError
+from .errors import OutputError, WeightsError
 from .lock import locked
 
 __all__ = ["GoneError", "fetch"]
@@ -221,7 +221,7 @@ def _on_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, WeightsError):
+        if isinstance(error, OutputError):
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             what = "the disk is full; make room and start again: it goes on where it stopped"
