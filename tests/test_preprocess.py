@@ -134,7 +134,9 @@ def test_without_antialias_it_is_torchvisions_on_tensors(
     mode = InterpolationMode(interpolation)
     expected = F.resize(tensor, [resize], interpolation=mode, antialias=False).permute(1, 2, 0)
     # They differ by the order of float32 sums, which can turn the rounding of a value near a half.
-    assert_allclose(record.pixels(array).astype(int), expected.numpy().astype(int), atol=1, rtol=0)
+    differences = np.abs(record.pixels(array).astype(int) - expected.numpy().astype(int))
+    assert differences.max() <= 1
+    assert differences.sum() <= max(2, 0.01 * differences.size)
     floats = F.resize(tensor / 255, [resize], interpolation=mode, antialias=False)
     assert_allclose(
         record.pixels(tensor / 255, value_range=(0, 1)),
@@ -376,7 +378,10 @@ DEEP = np.array([[0, 1, 257], [65535, 300, 40000]], np.uint16)
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_16_bit_grey_files_keep_their_values(kind: str) -> None:
-    decoded = decode(encoded(Image.fromarray(DEEP), kind))
+    data = b"P5 3 2 65535\n" + DEEP.astype(">u2").tobytes()
+    if kind != "PPM":
+        data = encoded(Image.fromarray(DEEP), kind)
+    decoded = decode(data)
     assert isinstance(decoded, np.ndarray)
     assert decoded.dtype == np.float32
     assert_array_equal(decoded, np.repeat((DEEP / 257).astype(np.float32)[..., None], 3, axis=2))
@@ -640,7 +645,7 @@ def test_a_pipe_is_read(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     data = encoded(Image.fromarray(array))
-    writer = threading.Thread(target=pipe.write_bytes, args=(data,))
+    writer = threading.Thread(target=pipe.write_bytes, args=(data,), daemon=True)
     writer.start()
     assert_array_equal(rgb_of(pipe), array)
     writer.join()

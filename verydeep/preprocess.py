@@ -521,9 +521,7 @@ def _upright_rgb(
             scale = None if image.mode == "F" else (0, 65535)
             grey = np.asarray(image)[..., None]
             return _on_255(grey, _range(value_range, scale, name), name)
-        if image.mode == "LAB":
-            image = _lab_to_rgb(image)
-        elif image.mode != "RGB":
+        if image.mode != "RGB":
             straight = image.convert("LA") if image.mode == "La" else image  # PIL needs the step
             image = straight.convert("RGB")
         if value_range is None or _range(value_range, None, name) == (0, 255):
@@ -542,16 +540,6 @@ def _orientation(image: Image.Image) -> int:
     except Exception:
         return 1
     return orientation if isinstance(orientation, int) else 1
-
-
-def _lab_to_rgb(image: Image.Image) -> Image.Image:
-    """PIL's convert() does not know LAB; its colour management does."""
-    from PIL import ImageCms
-
-    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
-    assert converted is not None  # None only when told to work in place
-    return converted
 
 
 # Arrays
@@ -721,8 +709,6 @@ def _taps(
     """The old pixels that each of `new` positions along an axis is made of, and their weights."""
     half = np.float32(0.5)
     centre = (np.arange(new, dtype=np.float32) + half) * np.float32(old / new) - half  # as torch
-    if interpolation == "bilinear":
-        centre = centre.clip(0)
     first = np.floor(centre).astype(np.intp)
     t = centre - np.floor(centre)
     taps = {0: 1 - t, 1: t}
