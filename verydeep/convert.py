@@ -186,8 +186,8 @@ def export(
     if target.suffix == ".safetensors":
         from safetensors.numpy import save
 
-        with replacing(target) as file:
-            file.write(save(state, {"format": "pt"}))  # readers ask whose tensors they are
+        with replacing(target) as out:
+            out.write(save(state, {"format": "pt"}))  # readers ask whose tensors they are
     elif target.suffix in (".pth", ".pt"):
         try:
             import torch
@@ -195,8 +195,8 @@ def export(
             raise MissingExtraError(f"writing {target.name}", "torch") from error
         # mapped arrays are read-only: torch warns of those, so it gets copies
         tensors_of = {name: torch.tensor(array) for name, array in state.items()}
-        with replacing(target) as file:
-            torch.save(tensors_of, file)
+        with replacing(target) as out:
+            torch.save(tensors_of, out)
     else:
         raise WeightsError(f"{target}: a state dict is written as .safetensors or .pth")
     return net
