@@ -317,6 +317,12 @@ def test_provenance_in_another_order_gives_the_same_bytes(tmp_path: Path) -> Non
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_whole_width_is_written_as_a_float() -> None:
+    assert (
+        Record(network("vgg16", width=2)).to_json() == Record(network("vgg16", width=2.0)).to_json()
+    )
+
+
 @pytest.mark.parametrize("pad", range(8))
 def test_mapped_tensors_are_aligned(pad: int, tmp_path: Path) -> None:
     net = network("vgg11_bn", classes=3, head="gap", layers=("relu5_2",), width=1 / 512)

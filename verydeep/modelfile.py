@@ -393,7 +393,7 @@ def _dtype(array: NDArray[Any]) -> str:
 
 
 def _little_endian(name: object, array: object) -> NDArray[Any]:
-    """The array in C order and the file's byte order, which copies nothing on common machines."""
+    """The array in the file's byte order, which copies nothing on common machines."""
     if not isinstance(name, str):
         raise ModelFileError(f"it was given a tensor named {shown(name)}; expected text")
     if isinstance(array, np.generic):  # what numpy's arithmetic makes of arrays without dimensions
@@ -402,7 +402,7 @@ def _little_endian(name: object, array: object) -> NDArray[Any]:
         raise ModelFileError(
             f"the tensor {shown(name)} was given as {type(array).__name__}; expected a numpy array"
         )
-    return array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
 def _replace(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
