@@ -27,6 +27,7 @@ from .weights import (
     VGG16_Weights,
     VGG19_BN_Weights,
     VGG19_Weights,
+    Weights,
     WeightsEnum,
 )
 
@@ -40,6 +41,8 @@ __all__ = [
     "VGG16_Weights",
     "VGG19_BN_Weights",
     "VGG19_Weights",
+    "Weights",
+    "WeightsEnum",
     "cfgs",
     "make_layers",
     "vgg11",
