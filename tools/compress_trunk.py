@@ -175,7 +175,8 @@ def compress(args: argparse.Namespace) -> None:
                 squared += float((a.float() - c.float()).square().sum())
                 reference += float(a.float().square().sum())
         print(
-            f"{name}: {bits} bits, L2 error after ReLU {100 * (squared / reference) ** 0.5:.3f} % on calibration photos, {time.time() - began:.0f} s",
+            f"{name}: {bits} bits, L2 error after ReLU {100 * (squared / reference) ** 0.5:.3f} % on "
+            f"calibration photos, {time.time() - began:.0f} s",
             flush=True,
         )
     errors = check(args, source, tensors)
@@ -219,7 +220,7 @@ def check(
                 )
                 squared[name] += float((x - y).double().square().sum())
                 reference[name] += float(x.double().square().sum())
-        result[folder.name] = {
+        result[f"{folder.parent.name}/{folder.name}"] = {
             f"relu{n[4:]}": round(100 * (squared[n] / reference[n]) ** 0.5, 4) for n in NAMES
         }
     return result

@@ -145,7 +145,8 @@ def main() -> None:
             state_path.write_text(json.dumps({"done": done, **state}))
             rate = (done - first) / (time.time() - began)
             print(
-                f"{done}/{len(listed)}, {rate:.1f} photos/s, {(len(listed) - done) / rate / 60:.1f} min left",
+                f"{done}/{len(listed)}, {rate:.1f} photos/s, "
+                f"{(len(listed) - done) / rate / 60:.1f} min left",
                 flush=True,
             )
 

@@ -31,7 +31,8 @@ def read(path: Path, layers: list[str]) -> tuple[Tensor, list[str]]:
     data = np.load(path.with_suffix(".npy"), mmap_mode="r")
     if state["done"] != len(state["labels"]):
         raise SystemExit(f"{path} is not finished: {state['done']} of {len(state['labels'])}")
-    net, columns, at = network("vgg16"), [], 0
+    net, at = network("vgg16"), 0
+    columns: list[int] = []
     for layer in state["layers"]:
         channels = net.layer(layer).outputs
         if layer in layers:
@@ -66,7 +67,7 @@ def fit(
         began, total = time.time(), 0.0
         order = torch.randperm(photos)
         choice = torch.randint(len(views), (photos,))
-        for picks in order.split(args.batch):
+        for picks in torch.split(order, args.batch):
             parts = [(view, picks[choice[picks] == v]) for v, view in enumerate(views)]
             x = torch.cat([view[p] for view, p in parts]).float()
             y = labels[torch.cat([p for _, p in parts])]

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
@@ -178,9 +178,11 @@ class Predictor:
     @overload
     def __call__(self, images: ImageLike, *, top: int = 5) -> Answer: ...
     @overload
-    def __call__(self, images: Sequence[ImageLike], *, top: int = 5) -> list[Answer]: ...
     def __call__(
-        self, images: ImageLike | Sequence[ImageLike], *, top: int = 5
+        self, images: list[Any] | tuple[ImageLike, ...], *, top: int = 5
+    ) -> list[Answer]: ...
+    def __call__(
+        self, images: ImageLike | list[Any] | tuple[ImageLike, ...], *, top: int = 5
     ) -> Answer | list[Answer]:
         """The `top` most probable classes of one image, or of each in a list or tuple of images.
 
@@ -188,7 +190,7 @@ class Predictor:
         (channels, height, width) tensor. Raises ImageError where one cannot be read.
         """
         many = isinstance(images, list | tuple)
-        listed: Sequence[ImageLike] = images if many else [images]  # type: ignore[assignment,list-item]
+        listed = cast("Sequence[ImageLike]", images if many else [images])
         answers = []
         for item in self._stream(listed, top=top, batch=DEFAULT_BATCH):
             if isinstance(item, ImageError):

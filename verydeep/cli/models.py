@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -16,7 +17,7 @@ def command(as_json: bool) -> None:
     from ..nets import NETWORKS, network
     from ..predictor import builtin_models
 
-    networks = [
+    networks: list[dict[str, Any]] = [
         {
             "name": name,
             "column": column,
@@ -26,7 +27,7 @@ def command(as_json: bool) -> None:
         }
         for name, (column, batch_norm) in NETWORKS.items()
     ]
-    builtin = []
+    builtin: list[dict[str, Any]] = []
     for name, path in builtin_models().items():
         record = read(path).record
         builtin.append(
@@ -38,7 +39,7 @@ def command(as_json: bool) -> None:
                 "licence": record.licence,
             }
         )
-    published = [
+    published: list[dict[str, Any]] = [
         {
             "name": entry.name,
             "network": entry.network,
