@@ -132,7 +132,7 @@ def backbone(
         model = VGG.of(network)
         initialise(model)
     else:
-        adapted = vgg.adapt(name, found, network)
+        adapted = vgg.adapt(name, found, network, stacklevel=2)
         model = loading.assemble(adapted)
         record = found.record if network.in_channels == of.in_channels else None
     return Backbone(model.features, network, taps, checkpointing=checkpointing, record=record)

@@ -194,7 +194,8 @@ def _untrained(name: str, choices: Around) -> VGG:
 def _trained(name: str, weights: WeightsLike, progress: bool, choices: Around) -> VGG:
     found = expect(name, loading.read(locate(name, weights, progress), name), weights)
     network = _network(name, choices, found.network)
-    return loading.assemble(adapt(name, found, network), dropout=choices.get("dropout", 0.5))
+    adapted = adapt(name, found, network, stacklevel=3)
+    return loading.assemble(adapted, dropout=choices.get("dropout", 0.5))
 
 
 def expect(name: str, found: loading.Weights, weights: WeightsLike) -> loading.Weights:
@@ -204,11 +205,13 @@ def expect(name: str, found: loading.Weights, weights: WeightsLike) -> loading.W
     return found
 
 
-def adapt(name: str, found: loading.Weights, network: Network) -> loading.Weights:
-    """The weights for that network, with one warning, at the caller's caller, of what is new."""
+def adapt(
+    name: str, found: loading.Weights, network: Network, *, stacklevel: int
+) -> loading.Weights:
+    """The weights for that network, with one warning of what is new, where the user called."""
     adapted, notes = loading.adapt(found, network)
     if notes:
-        warnings.warn(f"{name}: {'; '.join(notes)}", stacklevel=4)
+        warnings.warn(f"{name}: {'; '.join(notes)}", stacklevel=stacklevel + 1)
     return adapted
 
 
