@@ -137,7 +137,10 @@ def main() -> None:
     grid = np.arange(0.05, 0.95, 0.01)
     gain = [(kept >= t).mean() + (strange[::2] < t).mean() for t in grid]
     threshold = round(float(grid[int(np.argmax(gain))]), 2)
-    protocol = f"Tiny-ImageNet-200, 10,000 validation photos, one centre crop at {args.size}, onnxruntime exact"
+    protocol = (
+        f"Tiny-ImageNet-200, 10,000 validation photos, one centre crop at {args.size}, "
+        "onnxruntime exact"
+    )
     second = (
         f"{protocol}; second 5,000 alone: the first chose temperature, threshold, hyper-parameters"
     )
