@@ -545,6 +545,7 @@ def test_record_is_a_copy_that_later_changes_do_not_reach() -> None:
         ({"class_names": ("a", "b\n")}, r"class_names has 'b\\n'; expected"),
         ({"class_names": ("a", "\x1b[31m")}, r"class_names has '\\x1b\[31m'; expected"),
         ({"class_names": ("a", "\u2028")}, r"class_names has '\\u2028'; expected"),
+        ({"class_names": ("a", "\u2029")}, r"class_names has '\\u2029'; expected"),
         ({"class_names": ("a", "\ud800")}, r"class_names has '\\ud800'; expected"),
         ({"class_names": ("a", "x" * 1001)}, r"class_names has 'x+\.\.\.x+'; expected"),
         ({"class_names": ("a", 1)}, r"class_names has 1; expected"),
@@ -934,6 +935,10 @@ def test_huge_scales_overflow_in_silence(tmp_path: Path) -> None:
         (
             lambda r: r["network"]["head"].update(kind="gap", classes=2, layers=["relu9_1"]),
             r"vgg11 has no layer 'relu9_1'",
+        ),
+        (
+            lambda r: r["network"]["head"].update(kind="gap", layers=["relu5_2"] * 1000),
+            r"^its record does not make sense: head names a layer twice: relu5_2, .*…$",
         ),
         (lambda r: r.update(network=[]), r"the record's network is \[\]; expected a JSON object"),
         (lambda r: r.update(preprocess=3), r"the record's preprocess is 3; expected a JSON object"),

@@ -217,7 +217,7 @@ class ModelFile:
         for key in known if keys is None else keys:
             if key not in known:
                 raise ModelFileError(
-                    f"{self.record.network.name} has no tensor {shown(key)}{_nearest(key, known)}"
+                    f"{self.record.network.name} has no tensor {shown(key)}{nearest(key, known)}"
                 )
             result[key] = self._tensor(key)
         return result
@@ -353,7 +353,7 @@ def _check(network: Network, found: Mapping[str, tuple[str, tuple[int, ...]]]) -
     if extra:
         raise ModelFileError(
             f"it has a tensor {shown(extra[0])}, which {network.name} does not"
-            f"{_others(extra)}{_nearest(extra[0], network.tensors)}"
+            f"{_others(extra)}{nearest(extra[0], network.tensors)}"
         )
     for name, (dtypes, shape) in allowed.items():
         dtype, found_shape = found[name]
@@ -477,7 +477,7 @@ def _fields(value: JSON, keys: tuple[str, ...], what: str) -> dict[str, Any]:
         raise ModelFileError(f"the {what} is {shown(value)}; expected a JSON object")
     for key in value:
         if key not in keys:
-            raise ModelFileError(f"the {what} has an unknown key {shown(key)}{_nearest(key, keys)}")
+            raise ModelFileError(f"the {what} has an unknown key {shown(key)}{nearest(key, keys)}")
     for key in keys:
         if key not in value:
             raise ModelFileError(f"the {what} has no {key!r}")
@@ -541,10 +541,6 @@ def _is_integer(value: object) -> TypeGuard[int]:
 
 def _is_number(value: object) -> TypeGuard[int | float]:
     return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    return nearest(str(name)[:100], known)  # difflib would take minutes over a hostile name
 
 
 def _others(names: Sequence[str]) -> str:
