@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -193,12 +194,17 @@ def test_a_file_in_torch_hubs_cache_is_used_and_kept_as_a_model_file(
     assert path.stat().st_mtime_ns == before
 
 
-def test_without_torch_converting_says_what_to_install(
-    published: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_torch_nothing_is_fetched_in_vain(
+    monkeypatch: pytest.MonkeyPatch, entry: Entry
 ) -> None:
-    shutil.copy(published, hub)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(MissingExtraError, match=r"reading tiny.pth .* 'verydeep\[torch\]'"):
+    monkeypatch.setattr(fetch, "fetch", lambda *_, **__: pytest.fail("fetched"))
+    with pytest.raises(MissingExtraError, match=r"converting tiny.pth .* 'verydeep\[torch\]'"):
+        catalog.obtain("tiny", progress=False)
+    keras = replace(entry, published=(Published("http://127.0.0.1:9/tiny.h5", "md5:00"),))
+    monkeypatch.setitem(catalog.ENTRIES, "tiny", keras)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(MissingExtraError, match=r"converting tiny.h5 .* 'verydeep\[keras\]'"):
         catalog.obtain("tiny", progress=False)
 
 

@@ -12,11 +12,12 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from . import nets
 from .digests import Learned, beside, file_digests, learn, learned, matches
-from .errors import OutputError, WeightsError, nearest
+from .errors import MissingExtraError, OutputError, WeightsError, nearest
 from .folders import cache_folder, download_folders
 from .lock import locked
 
@@ -131,6 +132,10 @@ _OXFORD = (
 )
 
 
+# what `foreign` needs to read a file of that kind: the package, and the extra that brings it
+_READERS = {".pth": ("torch", "torch"), ".h5": ("h5py", "keras")}
+
+
 def _torchvision_file(file: str) -> Published:
     head = file.removesuffix(".pth").rsplit("-", 1)[1]
     return Published(TORCHVISION_ADDRESS + file, f"sha256:{head}")
@@ -206,6 +211,9 @@ def obtain(name: str | os.PathLike[str], progress: bool = True) -> Path:
     target = model_path(known)
     if _unchanged(target, progress):
         return target
+    package, extra = _READERS.get(Path(known.file).suffix, ("", ""))
+    if package and not find_spec(package):  # said before 500 MB are fetched, not after
+        raise MissingExtraError(f"converting {known.file}", extra)
     return _converted(find_source(known, progress), known, progress)
 
 
