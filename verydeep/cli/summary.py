@@ -43,8 +43,15 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
     metavar="N|HxW",
     help="Pixels a side of the image, or height x width.",
 )
+@click.option(
+    "--svg",
+    "figure",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Also draw the network as VGG's block figure, to scale.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")  # fmt: skip
-def command(name: str, size: tuple[int, int], as_json: bool) -> None:
+def command(name: str, size: tuple[int, int], figure: str | None, as_json: bool) -> None:
     """Print the layer table of a network or a model file.
 
     NAME is a network (vgg16_bn), a built-in model (builtin) or a model file. Fields of view, strides and
@@ -52,6 +59,8 @@ def command(name: str, size: tuple[int, int], as_json: bool) -> None:
     """
     net = _network(name)
     rows = net.rows(*size)
+    if figure is not None:
+        _draw(net, size, figure)
     totals = {
         "parameters": sum(row.parameters for row in rows),
         "features_parameters": sum(layer.parameters for layer in net.trunk),
@@ -116,6 +125,18 @@ def describe(net: Network) -> str:
         layers = f" on {', '.join(head.layers)}" if head.layers else ""
         parts.append(f"{head.kind} head{layers}, {head.classes} classes")
     return ", ".join(parts)
+
+
+def _draw(net: Network, size: tuple[int, int], path: str) -> None:
+    from ..atomic import replacing
+    from ..drawing import block_figure
+    from ..errors import OutputError
+
+    if not path.lower().endswith(".svg"):  # the next file named here could be the model itself
+        raise OutputError(f"{path}: is not the name of a figure; expected one that ends in .svg")
+    text = block_figure(net, *size, title=describe(net))
+    with replacing(path, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
 
 
 def _network(name: str) -> Network:
