@@ -78,7 +78,7 @@ def fit(
             loss.backward()
             optimiser.step()
             schedule.step()
-            total += float(loss) * len(y)
+            total += loss.item() * len(y)
         if epoch % 5 == 4 or epoch + 1 == args.epochs:
             print(
                 f"epoch {epoch + 1}/{args.epochs}: loss {total / photos:.4f}, {time.time() - began:.1f} s",
