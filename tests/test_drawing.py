@@ -37,6 +37,7 @@ CASES |= {
     "one layer": (network("vgg16").cut(("conv1_1",)), 3, 3),
     "wide": (network("vgg16"), 224, 448),
     "tall": (network("vgg13"), 4096, 32),
+    "long strip": (network("vgg19", width=2, head="small"), 32, 65536),
     "strip": (network("vgg13", classes=100_000), 32, 4096),
     "sixteenth": (tiny("vgg19_bn", pool="l2", in_channels=1), 48, 64),
     "sixteen times": (network("vgg19_bn", width=16, in_channels=4096), 2048, 2048),
@@ -170,12 +171,22 @@ def overlap(one: list[Point], other: list[Point]) -> bool:
 
 
 def obstacles(root: ElementTree.Element) -> Iterator[list[Point]]:
-    """Everything that a text must not lie on: faces, legend swatches and scale bars."""
+    """Everything that a text must not lie on: faces, legend swatches, scale bars, a gap head's lines."""
     for polygon in root.iter(f"{SVG}polygon"):
         yield corners(polygon)
     for rect in root.findall(f"{SVG}rect")[1:]:  # the first is the paper
         x, y, w, h = (float(rect.attrib[key]) for key in ("x", "y", "width", "height"))
         yield [(x, y), (x + w, y), (x + w, y + h), (x, y + h)]
+    for line in root.findall(f"{SVG}g[@class='reads']/{SVG}path")[:-1]:
+        found = re.fullmatch(r"M([\d.]+) ([\d.]+)V([\d.]+)H([\d.]+)V([\d.]+)", line.attrib["d"])
+        assert found
+        x, y, level, goal, end = map(float, found.groups())
+        yield [
+            (x, y),
+            (x, level),
+            (goal, level),
+            (goal, end),
+        ]  # as if the area under it were filled
     for bar in root.findall(f"{SVG}path[@class='scale']"):
         found = re.fullmatch(r"M([\d.]+) ([\d.]+)v8m0 -4h([\d.]+)m0 -4v8", bar.attrib["d"])
         assert found

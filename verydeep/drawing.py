@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from textwrap import wrap
 from xml.sax.saxutils import escape, quoteattr
 
@@ -24,6 +23,7 @@ MARGIN = 24
 BAND = 290  # height of the drawing itself: of the largest map, and of the longest FC bar
 SLANT = (0.4, 0.3)  # right and up for each pixel into the page: such edges are drawn at half length
 THINNEST = 2  # nothing is drawn thinner, or an input of three channels would vanish
+LEAST_GAP = 7  # between boxes; what room is left is shared out as well
 BAR = 9  # thickness of the FC bars, which means nothing
 
 FONT = "Helvetica, Arial, sans-serif"
@@ -65,6 +65,8 @@ def block_figure(
     blocks = [_Block("input", (net.in_channels, height, width), (_Part("input", "", 1.0),))]
     blocks += _blocks(rows)
     heading, top = _heading(title or net.name)
+    if net.top and net.head.kind == "gap":
+        top += 16  # for the lines over the boxes
     scale = _scale(blocks, top)
     places = _arrange(blocks, scale)
     drawing = [*_leaders(places, scale)]
@@ -203,7 +205,7 @@ def _scale(blocks: Iterable[_Block], top: float) -> _Scale:
 
 
 def _arrange(blocks: Sequence[_Block], scale: _Scale) -> list[_Place]:
-    """From left to right over the whole width, with room for every name."""
+    """From left to right over the whole width, with more room after a pool than within a group."""
     sized = []
     for block in blocks:
         thick = max(float(THINNEST), block.shape[0] * scale.channel)
@@ -212,23 +214,16 @@ def _arrange(blocks: Sequence[_Block], scale: _Scale) -> list[_Place]:
         else:
             sides = [max(float(THINNEST), side * scale.pixel) for side in block.shape[1:]]
             sized.append(_Place(block, 0, thick, sides[0], sides[1]))
-    pitch = 1.3 * LABEL / math.sin(math.radians(ANGLE))
-    gaps, weights = [], []
-    for place, after in pairwise(sized):
-        distance = place.depth + after.label_x - place.label_x  # of their names, were there no gap
-        gaps.append(max(7.0, pitch - distance))
-        weights.append(2.5 if place.block.ends_a_group else 1.0)
-    start = MARGIN + scale.slant / 2 * SLANT[0]
-    overhang = max(
-        _text_width(_label(sized[-1].block), LABEL) * math.cos(math.radians(ANGLE)), 20.0
-    )
-    end = WIDTH - MARGIN - overhang
-    spare = end - start - sum(place.depth for place in sized) - sum(gaps)
-    unit = max(0.0, spare) / sum(weights)
-    x, placed = start, []
-    for place, gap, weight in zip(sized, [*gaps, 0.0], [*weights, 0.0], strict=True):
+    x = MARGIN + scale.slant / 2 * SLANT[0]
+    overhang = _text_width(_label(blocks[-1]), LABEL) * math.cos(math.radians(ANGLE))
+    room = WIDTH - MARGIN - max(20.0, overhang) - x - sum(place.depth for place in sized)
+    weights = [2.5 if block.ends_a_group else 1.0 for block in blocks[:-1]]
+    # what the scale leaves is enough for the names, whatever the network: a test looks at them
+    gap = (room - LEAST_GAP * len(weights)) / sum(weights)
+    placed = []
+    for place, weight in zip(sized, [*weights, 0.0], strict=True):
         placed.append(_Place(place.block, x, place.depth, place.height, place.slant))
-        x += place.depth + gap + weight * unit
+        x += place.depth + LEAST_GAP + weight * gap
     return placed
 
 
