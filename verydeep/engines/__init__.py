@@ -1,57 +1,285 @@
 """Engines run a graph: one small file an engine, behind one protocol.
 
 An engine is opened on a graph that `verydeep.graph` built, is always told its precision, and gives named
-outputs for pixels. `exact` means a relative error of at most 1e-5 against the reference; other
-precisions come with the engines that have them.
+outputs for pixels:
+
+exact   relative error of at most 1e-5 against the reference (ONNX Runtime in float32)
+fast    at most 1e-3: the same float32, by Winograd's shorter multiplications
+half    at most 3e-2: bfloat16 where the processor computes in it, float32 elsewhere
+int8    graphs that were quantised; see `verydeep.quantize`
+
+A precision is a promise: an engine that does better keeps it. "auto" chooses by measurement: see
+`verydeep.engines.choice`.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import EngineError, nearest
+from ..errors import EngineError, ImageError, nearest
+from .processor import cores
+from .source import Signature, Source
 
 if TYPE_CHECKING:
     from ..graph import Graph
+    from .cache import Cache
 
-__all__ = ["ENGINES", "Engine", "open_engine"]
+__all__ = [
+    "DEVICES",
+    "ENGINES",
+    "TOLERANCES",
+    "Engine",
+    "Kind",
+    "Order",
+    "Signature",
+    "Source",
+    "installed",
+    "kind",
+    "open_engine",
+    "relative_error",
+]
 
-# name -> the module that opens it
-ENGINES: dict[str, str] = {"onnxruntime": "ort"}
+# precision -> largest relative error against the reference
+TOLERANCES: dict[str, float] = {"exact": 1e-5, "fast": 1e-3, "half": 3e-2}
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+Settings = Mapping[str, str | int]
+Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-class Engine(Protocol):
-    """One prepared graph."""
+@dataclass(frozen=True)
+class Kind:
+    """What is known of an engine before anything of it is imported.
+
+    package: what Python imports. distributions: what pip may call it; the first is the usual one.
+    extra: of verydeep, that installs it; "" for the base install.
+    precisions: the promises it can keep. devices: where it can run.
+    """
+
+    name: str
+    module: str
+    package: str
+    distributions: tuple[str, ...]
+    extra: str
+    precisions: tuple[str, ...]
+    devices: tuple[str, ...] = ("cpu",)
 
     @property
-    def name(self) -> str:
-        """The engine's name, a key of ENGINES."""
+    def available(self) -> bool:
+        """Whether it is installed; looks without importing it."""
+        try:
+            return importlib.util.find_spec(self.package) is not None
+        except (ImportError, ValueError):  # half-removed, or put into sys.modules by hand
+            return False
 
     @property
-    def precision(self) -> str:
-        """The precision it was told: "exact"."""
+    def version(self) -> str:
+        """Of the installed package, "" where there is none."""
+        for name in self.distributions:
+            try:
+                return importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return ""
 
-    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs by name, float32, for (batch, height, width, channels) pixels.
+    @property
+    def install(self) -> str:
+        """The line that installs it."""
+        return f"pip install 'verydeep[{self.extra}]'" if self.extra else "pip install verydeep"
 
-        pixels: of the dtype that the graph was built for, uint8 or float32 on the 0..255 scale.
+
+_TORCH = ("torch", ("torch",), "torch", ("exact", "fast", "half"), ("cpu", "cuda", "mps"))
+
+ENGINES: dict[str, Kind] = {
+    made.name: made
+    for made in (
+        Kind(
+            "onnxruntime", "ort", "onnxruntime",
+            ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"), "",
+            ("exact", "fast", "half", "int8"), ("cpu", "cuda"),
+        ),
+        Kind("openvino", "openvino", "openvino", ("openvino",), "openvino",
+             ("exact", "fast", "half", "int8")),
+        Kind("mnn", "mnn", "MNN", ("MNN",), "mnn", ("fast", "half")),
+        Kind("torch", "torch", *_TORCH),
+        Kind("torch-eager", "torch", *_TORCH),
+        Kind("torch-compiled", "torch", *_TORCH),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Order:
+    """What an engine is told.
+
+    precision: a key of TOLERANCES, or "int8". threads: how many it may use. device: "cpu", "cuda" or
+    "mps". settings: choices of its own, one of those that its module's `variants` names.
+    """
+
+    precision: str
+    threads: int
+    device: str = "cpu"
+    settings: Settings = field(default_factory=dict)
+    cache: Cache | None = None
+
+
+class Engine:
+    """One prepared graph.
+
+    name: a key of ENGINES. version: of the engine's package. precision: what it was told, and promises.
+    settings: choices of its own. signature: what goes in and comes out.
+    """
+
+    def __init__(self, of: Kind, signature: Signature, order: Order, run: Run) -> None:
+        self.name = of.name
+        self.version = of.version
+        self.precision = order.precision
+        self.device = order.device
+        self.threads = order.threads
+        self.settings = order.settings
+        self.signature = signature
+        self._run = run
+
+    def __repr__(self) -> str:
+        chosen = "".join(f", {key} {value}" for key, value in self.settings.items())
+        return f"<Engine {self.name} {self.precision} on {self.device}, {self.threads} threads{chosen}>"
+
+    def run(self, pixels: np.ndarray | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name, float32, for a batch of pixels.
+
+        pixels: (batch, height, width, channels), of the dtype that the graph was built for, uint8 or
+        float32 on the 0..255 scale; or a list of images of one size. A batch of none gives outputs of
+        none. Raises ImageError for images that cannot be used, EngineError where the engine fails.
         """
+        pixels = _checked(pixels, self.signature)
+        if len(pixels):
+            return self._run(pixels)
+        # the engine itself says what the other dimensions are
+        return {
+            k: v[:0] for k, v in self._run(np.zeros((1, *pixels.shape[1:]), pixels.dtype)).items()
+        }
+
+
+def kind(name: str) -> Kind:
+    """The engine of that name; EngineError where it is unknown."""
+    if name not in ENGINES:
+        raise EngineError(f"engine {name!r} is unknown{nearest(name, ['auto', *ENGINES])}")
+    return ENGINES[name]
+
+
+def installed() -> tuple[Kind, ...]:
+    """The engines that are installed, in the order of ENGINES."""
+    return tuple(found for found in ENGINES.values() if found.available)
 
 
 def open_engine(
-    name: str, graph: Graph, *, precision: str = "exact", threads: int | None = None
+    name: str,
+    graph: Graph | Source,
+    *,
+    precision: str = "exact",
+    threads: int | None = None,
+    device: str = "auto",
+    settings: Settings | None = None,
+    cache: Cache | None = None,
 ) -> Engine:
     """Prepare the graph in the engine of that name.
 
-    threads: how many the engine may use; None leaves it to the engine (one for each core).
-    Raises EngineError where the engine is unknown, or does not take the graph or the precision.
+    precision: exact, fast, half, or int8 for a graph that was quantised. threads: how many the engine may
+    use; None means one for each physical core that this process may use. device: cpu, cuda or mps; auto
+    is the cpu, except for torch where there is a GPU. settings: of the engine's own, see its module.
+    cache: where prepared graphs are kept; None is verydeep's own.
+
+    Raises EngineError where the engine is unknown, not installed, or does not take the graph, the
+    precision or the device.
     """
-    if name not in ENGINES:
-        raise EngineError(f"engine {name!r} is unknown{nearest(name, ENGINES)}")
-    opened: Engine = import_module(f"{__name__}.{ENGINES[name]}").open_engine(
-        graph, precision=precision, threads=threads
-    )
-    return opened
+    found = kind(name)
+    if precision not in (*TOLERANCES, "int8"):
+        raise EngineError(
+            f"precision {precision!r} is unknown{nearest(precision, [*TOLERANCES, 'int8'])}"
+        )
+    if precision not in found.precisions:
+        raise EngineError(
+            f"engine {name} computes in precision {' or '.join(found.precisions)}; "
+            f"{precision!r} was asked for"
+        )
+    if device not in DEVICES:
+        raise EngineError(f"device {device!r} is unknown{nearest(device, DEVICES)}")
+    if device != "auto" and device not in found.devices:
+        raise EngineError(
+            f"engine {name} runs on {' or '.join(found.devices)}; {device!r} was asked for"
+        )
+    if threads is not None and threads < 1:
+        raise EngineError(f"threads is {threads}; expected 1 or more")
+    if not found.available:
+        raise EngineError(f"engine {name} is not installed; install it with: {found.install}")
+    source = graph if isinstance(graph, Source) else Source(graph)
+    module = import_module(f"{__name__}.{found.module}")
+    if device == "auto":
+        device = module.best_device() if hasattr(module, "best_device") else "cpu"
+    order = Order(precision, threads or cores(), device, dict(settings or {}), cache)
+    return Engine(found, source.signature, order, module.prepare(found.name, source, order))
+
+
+def relative_error(output: np.ndarray, reference: np.ndarray, *, scores: bool = True) -> float:
+    """How far an output lies from the reference, of the same shape; nan where either is not finite.
+
+    For scores max |a - b| / max |b| over the batch, for features the L2 ratio ||a - b|| / ||b||.
+    """
+    if output.shape != reference.shape:
+        return float("nan")
+    a, b = np.asarray(output, np.float64), np.asarray(reference, np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("nan")
+    size = np.abs(b).max(initial=0) if scores else np.sqrt((b * b).sum())
+    off = np.abs(a - b).max(initial=0) if scores else np.sqrt(((a - b) ** 2).sum())
+    if size == 0:
+        return 0.0 if off == 0 else float("inf")
+    return float(off / size)
+
+
+def _checked(pixels: np.ndarray | Sequence[np.ndarray], signature: Signature) -> np.ndarray:
+    """The batch as one C-contiguous array that the engine can take as it is."""
+    if not isinstance(pixels, np.ndarray):
+        images = [np.asarray(image) for image in pixels]
+        sizes = list(dict.fromkeys(image.shape for image in images))
+        if len(sizes) > 1:
+            shown = ", ".join("x".join(map(str, size)) for size in sizes[:4])
+            raise ImageError(
+                f"the images of a batch differ in size: {shown}; give each size its own batch, or "
+                "resize them first"
+            )
+        side = signature.minimum_size
+        pixels = (
+            np.stack(images)
+            if images
+            else np.zeros((0, side, side, signature.channels), signature.dtype)
+        )
+    shape = "x".join(map(str, pixels.shape))
+    if pixels.ndim != 4 or pixels.shape[3] != signature.channels:
+        raise ImageError(
+            f"pixels have the shape {shape or 'of one number'}; expected (batch, height, width, "
+            f"{signature.channels})"
+        )
+    if pixels.dtype != signature.dtype:
+        raise ImageError(
+            f"pixels are {pixels.dtype}; this graph was built for {signature.dtype} on the 0..255 scale"
+        )
+    if min(pixels.shape[1:3]) < signature.minimum_size:
+        raise ImageError(
+            f"images of {pixels.shape[1]}x{pixels.shape[2]} pixels (height x width) are too small: this "
+            f"graph needs at least {signature.minimum_size} a side"
+        )
+    if pixels.dtype != np.uint8 and not np.isfinite(pixels).all():
+        bad = np.flatnonzero(~np.isfinite(pixels).reshape(len(pixels), -1).all(axis=1))
+        raise ImageError(
+            f"pixels are not finite (NaN or infinite) in image {bad[0]} of the batch"
+            f"{f' and {len(bad) - 1} more' if len(bad) > 1 else ''}; expected numbers from 0 to 255"
+        )
+    return np.ascontiguousarray(pixels)

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the engine of the base install, and the reference for all others."""
+"""ONNX Runtime: the engine of the base install, and in float32 the reference for all others."""
 
 from __future__ import annotations
 
@@ -9,53 +9,57 @@ import numpy as np
 from ..errors import EngineError
 
 if TYPE_CHECKING:
-    from ..graph import Graph
+    from . import Order, Run, Settings, Source
 
-__all__ = ["OnnxRuntime", "open_engine"]
+__all__ = ["prepare", "variants"]
+
+# CUDA's own default multiplies in TF32, which keeps ten bits
+PROVIDERS: dict[str, list[object]] = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"],
+}
 
 
-class OnnxRuntime:
-    """An ONNX Runtime session in float32."""
+def variants(order: Order, batch: int) -> tuple[Settings, ...]:  # noqa: ARG001
+    """The settings worth a race: its own choices serve every batch."""
+    return ({},)
 
-    name = "onnxruntime"
 
-    def __init__(self, graph: Graph, *, precision: str, threads: int | None) -> None:
-        import onnxruntime
+def prepare(name: str, source: Source, order: Order) -> Run:  # noqa: ARG001
+    import onnxruntime
 
-        if precision != "exact":
-            raise EngineError(
-                f"engine onnxruntime computes in precision exact; {precision!r} was asked for"
-            )
-        self.precision = precision
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # what an engine prints by itself is silenced
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        # the session may read the arrays where they are for as long as it lives, so they are kept
-        self._weights = [
-            onnxruntime.OrtValue.ortvalue_from_numpy(v) for v in graph.weights.values()
-        ]
-        options.add_external_initializers(list(graph.weights), self._weights)
+    if (
+        order.device == "cuda"
+        and "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
+    ):
+        raise EngineError(
+            "this onnxruntime has no CUDA; install the one that has: pip install onnxruntime-gpu"
+        )
+    graph = source.graph
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what an engine prints by itself is silenced
+    options.intra_op_num_threads = order.threads
+    # the session may read the arrays where they are for as long as it lives, so they are kept
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(v) for v in graph.weights.values()]
+    options.add_external_initializers(list(graph.weights), values)
+    try:
+        session = onnxruntime.InferenceSession(
+            graph.model.SerializeToString(), options, providers=PROVIDERS[order.device]
+        )
+    except Exception as error:  # onnxruntime raises a class of its own for every status
+        raise EngineError(f"onnxruntime did not take the graph: {_line(error)}") from error
+    names = [output.name for output in session.get_outputs()]
+
+    def run(pixels: np.ndarray, keep: object = values) -> dict[str, np.ndarray]:  # noqa: ARG001
         try:
-            self._session = onnxruntime.InferenceSession(
-                graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime raises a class of its own for every status
-            line = str(error).splitlines()[0]
-            raise EngineError(f"onnxruntime did not take the graph: {line}") from error
-        self._names = [output.name for output in self._session.get_outputs()]
-
-    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        try:
-            values = self._session.run(self._names, {"pixels": pixels})
+            outputs = session.run(names, {"pixels": pixels})
         except Exception as error:
-            line = str(error).splitlines()[0]
             shape = "x".join(map(str, pixels.shape))
-            raise EngineError(
-                f"onnxruntime failed on {shape} {pixels.dtype} pixels: {line}"
-            ) from error
-        return dict(zip(self._names, values, strict=True))
+            raise EngineError(f"onnxruntime failed on {shape} pixels: {_line(error)}") from error
+        return dict(zip(names, outputs, strict=True))
+
+    return run
 
 
-def open_engine(graph: Graph, *, precision: str, threads: int | None) -> OnnxRuntime:
-    return OnnxRuntime(graph, precision=precision, threads=threads)
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

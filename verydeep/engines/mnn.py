@@ -1,0 +1,104 @@
+"""MNN on the CPU: convolutions by Winograd's shorter multiplications, `fast` but not `exact`.
+
+MNN reads a file of its own, which its converter makes from an ONNX file; both are made in the cache. The
+converter is called as the library function it is: the package's own command for it tries to install a
+logger and report to its vendor.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import EngineError
+from .onnxfile import write_onnx
+from .silence import silenced
+
+if TYPE_CHECKING:
+    from . import Order, Run, Settings, Source
+
+__all__ = ["prepare", "variants"]
+
+FILE = "graph.mnn"
+SPARE_BYTES = 1 << 20  # beside the weights: the graph itself
+
+
+def variants(order: Order, batch: int) -> tuple[Settings, ...]:  # noqa: ARG001
+    """The settings worth a race: its own choices serve every batch."""
+    return ({},)
+
+
+def prepare(name: str, source: Source, order: Order) -> Run:  # noqa: ARG001
+    from . import ENGINES
+    from .cache import Cache
+
+    cache = order.cache if order.cache is not None else Cache()
+    version = ENGINES["mnn"].version
+    about = {"engine": "mnn", "version": version, "graph": source.key}
+    return cache.open(
+        f"mnn-{version}-{source.key[:24]}",
+        about,
+        make=lambda folder: _convert(source, folder),
+        load=lambda folder, _: _load(folder / FILE, source.signature.outputs, order),
+        # the ONNX file and MNN's, side by side for a moment
+        needs_bytes=lambda: 2 * sum(v.nbytes for v in source.graph.weights.values()) + SPARE_BYTES,
+    )
+
+
+def _convert(source: Source, folder: Path) -> None:
+    graph = folder / "graph.onnx"
+    write_onnx(source.graph, graph)
+    words = ["verydeep", "-f", "ONNX", "--modelFile", str(graph), "--MNNModel", str(folder / FILE)]
+    with silenced() as lines:
+        import _tools  # MNN's converter; its package gives it no other name
+
+        done = _tools.mnnconvert([*words, "--bizCode", "verydeep"])
+    for file in (graph, graph.with_name(graph.name + ".data")):
+        file.unlink()
+    size = (folder / FILE).stat().st_size if (folder / FILE).exists() else 0
+    expected = sum(v.nbytes for v in source.graph.weights.values())
+    if not done or size < expected:
+        # the converter does not notice that a disk is full
+        raise EngineError(
+            f"mnn did not take the graph: its converter wrote {size} bytes of at least {expected}; "
+            f"{_complaint(lines)}"
+        )
+
+
+def _load(file: Path, outputs: tuple[str, ...], order: Order) -> Run:
+    with silenced() as lines:
+        import MNN.expr
+        import MNN.nn
+
+        config = {"backend": "CPU", "numThread": order.threads, "precision": "high"}
+        try:
+            manager = MNN.nn.create_runtime_manager((config,))
+            module = MNN.nn.load_module_from_file(
+                str(file), ["pixels"], list(outputs), runtime_manager=manager
+            )
+        except Exception as error:
+            raise EngineError(f"mnn cannot read {file}: {error}") from error
+    if module is None:
+        raise EngineError(f"mnn cannot read {file}: {_complaint(lines)}")
+    expr: Any = MNN.expr
+
+    def run(pixels: np.ndarray, keep: object = manager) -> dict[str, np.ndarray]:  # noqa: ARG001
+        # "NCHW" here only means: these dimensions, in this order
+        kind = expr.uint8 if pixels.dtype == np.uint8 else expr.float
+        try:
+            values = module.forward([expr.const(pixels, list(pixels.shape), expr.NCHW, kind)])
+            # read() gives a view of memory that MNN uses again
+            found = [np.array(expr.convert(value, expr.NCHW).read()) for value in values]
+        except Exception as error:
+            shape = "x".join(map(str, pixels.shape))
+            raise EngineError(f"mnn failed on {shape} pixels: {error}") from error
+        return dict(zip(outputs, found, strict=True))
+
+    return run
+
+
+def _complaint(lines: list[str]) -> str:
+    words = [line.strip() for line in lines if "rror" in line or "fail" in line.lower()]
+    return words[-1] if words else "it gave no reason"

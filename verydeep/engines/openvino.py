@@ -1,0 +1,150 @@
+"""OpenVINO on the CPU: float32, or bfloat16 where the processor computes in it.
+
+Left alone, OpenVINO computes in bfloat16 wherever it can, so it is always told its precision.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import EngineError
+from .silence import silenced
+
+if TYPE_CHECKING:
+    from ..graph import Graph
+    from . import Order, Run, Settings, Source
+
+__all__ = ["computes_bf16", "prepare", "variants"]
+
+HINTS = {"exact": "f32", "fast": "f32", "half": "bf16", "int8": "f32"}
+
+
+def variants(order: Order, batch: int) -> tuple[Settings, ...]:
+    """One stream of all threads; for a batch also as many streams as threads, each with its share."""
+    streams = min(order.threads, batch)
+    return ({"streams": 1}, {"streams": streams}) if streams > 1 else ({"streams": 1},)
+
+
+def computes_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 numbers itself."""
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def prepare(name: str, source: Source, order: Order) -> Run:  # noqa: ARG001
+    hint = HINTS[order.precision]
+    streams = int(order.settings.get("streams", 1))
+    with silenced():
+        core = _core()
+        if hint == "bf16" and not computes_bf16():
+            hint = "f32"
+        config = {
+            "INFERENCE_PRECISION_HINT": hint,
+            "INFERENCE_NUM_THREADS": order.threads,
+            "NUM_STREAMS": streams,
+            "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+            # threads nailed to cores would fight with whoever else computes here
+            "ENABLE_CPU_PINNING": False,
+        }
+        try:
+            model = _model(source.graph)
+            compiled = core.compile_model(model, "CPU", config)
+        except Exception as error:  # RuntimeError and its kin, with the reason in many lines
+            raise EngineError(f"openvino did not take the graph: {_line(error)}") from error
+    names = source.signature.outputs
+    requests = [compiled.create_infer_request() for _ in range(streams)]
+
+    def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        parts = np.array_split(pixels, min(streams, len(pixels)))
+        used = requests[: len(parts)]
+        try:
+            for request, part in zip(used, parts, strict=True):
+                request.start_async({0: part}, share_inputs=True)
+            for request in used:
+                request.wait()
+        except Exception as error:
+            shape = "x".join(map(str, pixels.shape))
+            raise EngineError(f"openvino failed on {shape} pixels: {_line(error)}") from error
+        found = [[r.get_output_tensor(i).data for r in used] for i in range(len(names))]
+        return {
+            name: np.concatenate(rows) if len(rows) > 1 else rows[0].copy()
+            for name, rows in zip(names, found, strict=True)
+        }
+
+    return run
+
+
+def _import() -> Any:
+    """The package, without its conversion tools.
+
+    Importing those takes as long as all the rest, and tells the vendor that it happened. Who asks for
+    `openvino.convert_model` later gets it all the same.
+    """
+    if "openvino" in sys.modules:
+        return sys.modules["openvino"]
+    tools = "openvino.tools.ovc"
+    sys.modules[tools] = None  # type: ignore[assignment]  # makes importing it an ImportError
+    try:
+        import openvino
+    finally:
+        del sys.modules[tools]
+    if not hasattr(openvino, "convert_model"):
+        openvino.__getattr__ = _later
+    return openvino
+
+
+def _later(name: str) -> object:
+    if name == "convert_model":
+        from openvino.tools.ovc import convert_model
+
+        return convert_model
+    raise AttributeError(f"module 'openvino' has no attribute {name!r}")
+
+
+_CORE: Any = None
+
+
+def _core() -> Any:
+    global _CORE
+    if _CORE is None:
+        _CORE = _import().Core()
+    return _CORE
+
+
+def _model(graph: Graph) -> Any:
+    """The graph as OpenVINO's own, its weights read where they lie.
+
+    The weights are first declared as inputs, which takes no room, and then put in as constants that
+    share the arrays' memory.
+    """
+    import onnx
+
+    openvino = _import()
+    bare = onnx.ModelProto()
+    bare.CopyFrom(graph.model)
+    kept = [tensor for tensor in bare.graph.initializer if tensor.name not in graph.weights]
+    for tensor in bare.graph.initializer:
+        if tensor.name in graph.weights:
+            bare.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    del bare.graph.initializer[:]
+    bare.graph.initializer.extend(kept)
+    model = _core().read_model(bare.SerializeToString())
+    for parameter in model.get_parameters():
+        name = parameter.get_friendly_name()
+        if name in graph.weights:
+            array = np.ascontiguousarray(graph.weights[name])
+            constant = openvino.op.Constant(array, shared_memory=True)
+            constant.set_friendly_name(name)
+            parameter.output(0).replace(constant.output(0))
+            model.remove_parameter(parameter)
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def _line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

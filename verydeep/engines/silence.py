@@ -1,0 +1,43 @@
+"""Silence what an engine's C code prints by itself, and keep it for the error message.
+
+C code writes to file descriptors 1 and 2 behind Python's back, so for the length of the block both lead
+into a temporary file. What other threads print meanwhile goes there too: keep the block short.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import RLock
+
+__all__ = ["silenced"]
+
+_LOCK = RLock()  # two threads must not restore each other's descriptors
+
+
+@contextmanager
+def silenced() -> Iterator[list[str]]:
+    """Nothing reaches stdout or stderr inside; the list holds the lines that tried to, afterwards."""
+    lines: list[str] = []
+    with _LOCK, tempfile.TemporaryFile() as caught:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(
+                Exception
+            ):  # a stream may be closed, None, or anything a caller put there
+                stream.flush()
+        kept = {}
+        for descriptor in (1, 2):
+            with suppress(OSError):  # a daemon may have closed it
+                kept[descriptor] = os.dup(descriptor)
+                os.dup2(caught.fileno(), descriptor)
+        try:
+            yield lines
+        finally:
+            for descriptor, original in kept.items():
+                os.dup2(original, descriptor)
+                os.close(original)
+            caught.seek(0)
+            lines += caught.read().decode("utf-8", "replace").splitlines()
