@@ -225,11 +225,14 @@ def test_a_part_of_another_file_is_thrown_away(part: bytes, server: Server, path
     whole(path)
 
 
-def test_another_range_than_asked_for_starts_over(server: Server, path: Path) -> None:
+def test_another_range_than_asked_for_starts_over(
+    server: Server, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path.parent.mkdir()
     path.with_name("file.pth.part").write_bytes(DATA[:1000])
     fetch.fetch(server.url("otherrange"), path, digest=DIGEST)
     assert [wanted for _, wanted in server.seen] == ["bytes=1000-", None]
+    assert "the server sent another range than was asked for" in capsys.readouterr().err
     whole(path)
 
 
@@ -276,11 +279,15 @@ def test_a_web_page_is_not_taken_for_weights(how: str, server: Server, path: Pat
 
 
 def test_silence_is_cut_short_and_the_download_goes_on(
-    server: Server, path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(fetch, "TIMEOUT_SECONDS", 0.3)
     fetch.fetch(server.url("stalls"), path, digest=DIGEST)
     assert server.seen[1] == ("stalls", "bytes=50000-")
+    assert "no byte in 0.3 seconds; trying again" in capsys.readouterr().err
     whole(path)
 
 
@@ -318,6 +325,15 @@ def test_an_address_that_cannot_be_reached_gives_one_line(
     with pytest.raises(WeightsError, match=reason) as caught:
         fetch.fetch(url, path, advice="set VERYDEEP_MIRROR", progress=False)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("server")
+def test_where_nobody_listens_is_not_asked_again(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(WeightsError, match="Connection refused"):
+        fetch.fetch("http://127.0.0.1:9/file.pth", path)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_full_disk_is_said_before_the_first_byte(server: Server, path: Path) -> None:
