@@ -264,6 +264,28 @@ def test_builtin(vgg16_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         models.vgg19(weights="builtin")
 
 
+def test_the_builtin_trunk_gives_torchvisions_features() -> None:
+    """The convolutions that ship, in torchvision's own module, through its own extractor."""
+    ours = models.vgg16(weights="builtin").eval()
+    with torch.device("meta"):
+        theirs = torchvision.models.vgg16().features
+    theirs.load_state_dict(
+        {k: v.clone() for k, v in ours.features.state_dict().items()}, strict=True, assign=True
+    )
+    assert_allclose(theirs[0].weight[0, 0, 0, 0].item(), -0.5537, rtol=0.01)  # torchvision's
+    names = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3", "pool5")
+    keys = {ours.module_names[name].removeprefix("features."): name for name in names}
+    x = torch.randn(1, 3, 64, 97)
+    with torch.no_grad():
+        expected = create_feature_extractor(theirs.eval(), keys)(x)
+        backbone = models.backbone("vgg16", names)(x)
+        for found in (ours.taps(x, names), backbone):
+            assert list(found) == list(names)
+            for name in names:
+                scale = expected[name].abs().max().item()
+                assert_allclose(found[name], expected[name], rtol=0, atol=1e-5 * scale)
+
+
 def test_other_classes_make_a_new_last_layer_and_say_so(vgg16_file: Path) -> None:
     with pytest.warns(UserWarning, match="fc8") as caught:
         model = models.vgg16(weights=vgg16_file, num_classes=5)
@@ -327,6 +349,7 @@ def test_other_channels_repeat_the_filters_rescaled(vgg16_file: Path, channels: 
             lambda _: models.vgg16(weights="IMAGENET1K_V2"),
             "there are no weights 'IMAGENET1K_V2'; expected the path of a file, or one of: IMAGENET1K",
         ),
+        (lambda _: models.vgg16(weights="vgg19"), "vgg16: weights vgg19 are those of vgg19"),
         (lambda _: models.vgg16c(weights="DEFAULT"), "none of this network were published"),
         (lambda _: models.vgg16(weights=models.VGG19_Weights.DEFAULT), "is not of VGG16_Weights"),
         (

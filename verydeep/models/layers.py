@@ -1,8 +1,7 @@
 """From one entry of the table to the torch layers that compute it.
 
 The modules stand where torchvision's ``models/vgg.py`` has them, so that keys and indices agree.
-ReLU is
-not in place, which costs no memory that training would not need anyway: hooks, taps and
+ReLU is not in place, which costs no memory that training would not need anyway: hooks, taps and
 checkpointing then see the values that the paper's names mean.
 """
 

@@ -28,9 +28,7 @@ BUILTIN = Path(__file__).parents[1] / "builtin" / "vgg16.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """What a file holds: a network's tensors by torchvision's keys, and where it has one its
-    record.
-    """
+    """What a file holds: a network, its tensors by torchvision's keys, its record if it has one."""
 
     network: Network
     tensors: dict[str, Tensor]
@@ -51,8 +49,7 @@ def load(path: str | os.PathLike[str], *, dropout: float = 0.5) -> VGG:
 def read(
     path: str | os.PathLike[str], network: str | None = None, *, taps: tuple[str, ...] = ()
 ) -> Weights:
-    """The weights of a model file, or of a file in any layout that verydeep knows (torchvision,
-    ...).
+    """The weights of a model file, or of a file in any other layout that verydeep knows.
 
     network: its name, where shapes alone do not say. taps: where given, only what these layers
     need. Raises ModelFileError or WeightsError where the file cannot be used.
@@ -65,8 +62,7 @@ def read(
 
     net, arrays, _ = layouts.arrange(foreign.read_tensors(Path(path)), network=network)
     net = net.cut(taps) if taps else net
-    # from_numpy shares memory. What torch itself mapped is copy-on-write; what is read-only is
-    # copied
+    # from_numpy shares memory: what torch mapped is copy-on-write, what is read-only is copied
     tensors = {
         key: torch.from_numpy(arrays[key] if arrays[key].flags.writeable else arrays[key].copy())
         for key in net.tensors

@@ -47,8 +47,7 @@ class VGG(nn.Module):
     any head, width or pooling.
 
     features, avgpool, classifier: the parts, under torchvision's keys.
-    network: what this is, in the table's words; None for a module on convolutions that are not
-    there.
+    network: what this is, in the table's words; None where its convolutions are not in the table.
     record: the record of the model file it was loaded from; None for random weights.
     """
 

@@ -74,8 +74,7 @@ WeightsLike = WeightsEnum | str | os.PathLike[str]
 
 
 class Around(TypedDict, total=False):
-    """What can be chosen around a named network; with weights, the default is what the weights
-    have.
+    """What can be chosen around a named network; the defaults are the weights' own, if any.
 
     num_classes (1000), in_channels (3), head ("classic"), layers (of head "gap"), width (1.0), pool
     ("max"): see `verydeep.nets.network`. dropout (0.5): after the hidden FC layers. init_weights
@@ -140,10 +139,12 @@ def _builder(name: str) -> Builder:
 
     builder.__name__ = builder.__qualname__ = name
     published = f"a member of {enum.__name__} or its name, " if enum else ""
+    builtin = '"builtin" (the real convolutions, with a "gap" head of its own classes), '
+    builtin = builtin if name == "vgg16" else ""
     builder.__doc__ = f"""The paper's {about} (arXiv:1409.1556, table 1).
 
     weights: {published}the path of a model file or of weights in any layout that verydeep reads,
-    {'"builtin", ' if name == "vgg16" else ""}or None for random ones.
+    {builtin}or None for random ones.
     progress: a bar on stderr while weights are fetched.
     pretrained: the old spelling of weights="DEFAULT"; deprecated.
     choices: see `verydeep.models.vgg.Around`. With weights, other `num_classes`, `in_channels` or
@@ -172,6 +173,9 @@ def locate(name: str, weights: WeightsLike, progress: bool = True) -> Path:
     if enum and member_name in enum.__members__:
         return catalog.obtain(enum[member_name].value.entry, progress)
     if text in catalog.ENTRIES:
+        of = catalog.ENTRIES[text].network
+        if of != name:  # said before half a gigabyte is fetched
+            raise WeightsError(f"{name}: weights {text} are those of {of}")
         return catalog.obtain(text, progress)
     if Path(text).exists():
         return Path(text)
