@@ -181,7 +181,9 @@ def compress(args: argparse.Namespace) -> None:
         )
     errors = check(args, source, tensors)
     print("L2 error on other photos, %:", json.dumps(errors), flush=True)
-    metadata = {"errors": json.dumps(errors)}
+    used = ("count", "sizes", "positions", "wide_blocks", "damp", "seed")
+    words = [f"--{name.replace('_', '-')} {getattr(args, name)}" for name in used]
+    metadata = {"errors": json.dumps(errors), "command": " ".join(words)}
     save_file(tensors, args.out, metadata=metadata)
 
 

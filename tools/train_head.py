@@ -129,10 +129,13 @@ def main() -> None:
     weight, bias, mean, deviation = fit(args, [view for view, _ in loaded], labels, len(ids))
     weight = weight / deviation
     bias = bias - weight @ mean
-    result: dict[str, object] = {
-        "command": vars(args)
-        | {"train": [p.name for p in args.train], "val": [p.name for p in args.val], "out": None}
-    }
+    words = [
+        f"--train {' '.join(p.name for p in args.train)} --val {' '.join(p.name for p in args.val)}"
+    ]
+    words.append(f"--layers {' '.join(args.layers)}")
+    used = ("epochs", "batch", "rate", "decay", "dropout", "smoothing", "seed")
+    words += [f"--{name} {getattr(args, name)}" for name in used]
+    result: dict[str, object] = {"command": " ".join(words)}
     fitted = None
     for path in args.val:
         features, val_names = read(path, args.layers)
@@ -153,13 +156,14 @@ def main() -> None:
         print(path.name, json.dumps(figures), flush=True)
     if args.out:
         assert fitted is not None
+        result["temperature"] = fitted
         np.savez(
             args.out,
             weight=(weight / fitted).numpy(),
             bias=(bias / fitted).numpy(),
             ids=ids,
             layers=args.layers,
-            result=json.dumps(result, default=str),
+            result=json.dumps(result),
         )
 
 
