@@ -115,7 +115,7 @@ def encode(header: Header) -> bytes:
     """
     entries: dict[str, object] = {}
     if header.metadata:
-        entries["__metadata__"] = dict(sorted(header.metadata.items()))
+        entries["__metadata__"] = dict(header.metadata)
     for name, tensor in header.tensors.items():
         entries[name] = {
             "dtype": tensor.dtype,
