@@ -36,6 +36,12 @@ def verydeep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return run
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the caches of whoever runs it."""
+    monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return model_file(tmp_path / "tiny.safetensors")

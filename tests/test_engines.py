@@ -1,18 +1,45 @@
-"""The engine protocol: what it promises, and one clear line for what it refuses."""
+"""Every engine against the reference, and one clear line for everything that cannot be run."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from verydeep import graph
-from verydeep.engines import ENGINES, open_engine
-from verydeep.errors import EngineError
+from verydeep import graph, nets
+from verydeep.engines import (
+    ENGINES,
+    TOLERANCES,
+    Source,
+    installed,
+    kind,
+    open_engine,
+    relative_error,
+)
+from verydeep.engines.cache import Cache
+from verydeep.errors import EngineError, ImageError
 from verydeep.graph import Graph
-from verydeep.preprocess import TORCHVISION
+from verydeep.nets import NETWORKS, network
+from verydeep.preprocess import TORCHVISION, Preprocess
 
 from .tiny import pixels, tiny, weights
+
+HEADS = ("classic", "gap", "small")
+SIZES = ((224, 224), (97, 130))
+# torch-compiled takes a compiler and half a minute: it has a test of its own
+HERE = [made.name for made in installed() if made.name != "torch-compiled"]
+PROMISES = [(name, precision) for name in HERE for precision in TOLERANCES
+            if precision in ENGINES[name].precisions]  # fmt: skip
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "prepared", 10**9)
 
 
 @pytest.fixture(scope="module")
@@ -22,24 +49,237 @@ def built() -> Graph:
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_protocol(name: str, built: Graph) -> None:
-    engine = open_engine(name, built, precision="exact", threads=1)
-    assert (engine.name, engine.precision) == (name, "exact")
+def test_declared_engines_are_installed(name: str) -> None:
+    """The `dev` extra brings every engine: tests that ran without one would prove nothing."""
+    assert ENGINES[name].available, f"tests need {name}: {ENGINES[name].install}"
+    assert ENGINES[name].version
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_parity(name: str, head: str, cache: Cache) -> None:
+    """Each engine, in each precision that it offers, keeps its promise on each network and head."""
+    net = tiny(name, head)
+    built = graph.build(net, weights(net), TORCHVISION, taps=("relu2_1",))
+    source = Source(built)
+    images = {size: pixels(*size) for size in SIZES}
+    judge = open_engine("onnxruntime", source, threads=1)
+    reference = {size: judge.run(image) for size, image in images.items()}
+    for engine, precision in PROMISES:
+        ours = open_engine(
+            engine, source, precision=precision, threads=1, device="cpu", cache=cache
+        )
+        assert (ours.name, ours.precision) == (engine, precision)
+        for size, image in images.items():
+            outputs = ours.run(image)
+            assert list(outputs) == ["relu2_1", "scores"]
+            for output, value in outputs.items():
+                theirs = reference[size][output]
+                assert (value.shape, value.dtype) == (theirs.shape, np.float32)
+                assert np.abs(theirs).max() > 1e-2  # anything agrees with zeros
+                error = relative_error(value, theirs, scores=output == "scores")
+                assert error <= TOLERANCES[precision], (engine, precision, size, output)
+
+
+@pytest.mark.parametrize("pool", nets.POOLS)
+@pytest.mark.parametrize("name", HERE)
+def test_every_tap(name: str, pool: str, cache: Cache) -> None:
+    net = tiny("vgg11_lrn", "classic", pool=pool)
+    built = graph.build(net, weights(net), TORCHVISION, taps=net.taps)
+    image = pixels(64, 97, 3)
+    theirs = open_engine("onnxruntime", built, threads=1).run(image)
+    ours = open_engine(name, built, precision="fast", threads=1, device="cpu", cache=cache).run(
+        image
+    )
+    assert list(ours) == [*net.taps, "scores"]
+    for tap in net.taps:
+        assert relative_error(ours[tap], theirs[tap], scores=False) <= 1e-5, tap
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_full_width(name: str, cache: Cache) -> None:
+    """At full width Winograd and long sums show what they cost."""
+    net = network("vgg16", head="gap", layers=("relu4_3", "relu5_3"), classes=10)
+    built = graph.build(net, weights(net), TORCHVISION)
+    image = pixels(96, 64, count=1)
+    theirs = open_engine("onnxruntime", built, threads=1).run(image)["scores"]
+    ours = open_engine(name, built, precision="fast", threads=1, device="cpu", cache=cache)
+    assert relative_error(ours.run(image)["scores"], theirs) <= TOLERANCES["fast"]
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_protocol(name: str, built: Graph, cache: Cache) -> None:
+    engine = open_engine(name, built, precision="fast", threads=2, device="cpu", cache=cache)
+    assert (engine.name, engine.precision, engine.device) == (name, "fast", "cpu")
+    assert engine.version == ENGINES[name].version
     outputs = engine.run(pixels(32, 40, 3))
     assert {k: (v.shape, v.dtype.name) for k, v in outputs.items()} == {
         "relu1_1": ((3, 4, 32, 40), "float32"),
         "scores": ((3, 7), "float32"),
     }
-    again = engine.run(pixels(32, 40, 3)[:1])
-    np.testing.assert_allclose(again["scores"], outputs["scores"][:1], rtol=1e-5)
+    kept = {k: v.copy() for k, v in outputs.items()}
+    alone = engine.run(pixels(32, 40, 3)[1:2])  # another batch, which must not write over the first
+    np.testing.assert_array_equal(outputs["scores"], kept["scores"])
+    np.testing.assert_allclose(alone["scores"], outputs["scores"][1:2], rtol=1e-4)
+    as_list = engine.run(list(pixels(32, 40, 3)))
+    np.testing.assert_allclose(as_list["scores"], outputs["scores"], rtol=1e-4)
+    mirrored = pixels(32, 40, 3)[:, :, ::-1]  # a view, not in C order
+    np.testing.assert_allclose(
+        engine.run(mirrored)["scores"], engine.run(mirrored.copy())["scores"], rtol=1e-4
+    )
 
 
-def test_refusals(built: Graph) -> None:
-    with pytest.raises(EngineError, match=r"engine 'onyx' is unknown; .*onnxruntime"):
+@pytest.mark.parametrize("name", HERE)
+def test_float_pixels(name: str, cache: Cache) -> None:
+    net = tiny(head="small")
+    built = graph.build(net, weights(net), TORCHVISION, pixels="float32")
+    image = pixels(32, 40).astype(np.float32) + np.float32(0.25)
+    theirs = open_engine("onnxruntime", built, threads=1).run(image)["scores"]
+    engine = open_engine(name, built, precision="fast", threads=1, device="cpu", cache=cache)
+    assert relative_error(engine.run(image)["scores"], theirs) <= 1e-5
+    floor = engine.run(np.floor(image))["scores"]
+    assert relative_error(floor, theirs) > 1e-5  # the quarters were not lost
+    image[1, 3, 3, 0] = np.nan
+    with pytest.raises(ImageError, match=r"not finite .* in image 1 of the batch"):
+        engine.run(image)
+    image[0, 0, 0, 0] = np.inf
+    with pytest.raises(ImageError, match="in image 0 of the batch and 1 more"):
+        engine.run(image)
+
+
+def test_other_channel_counts(cache: Cache) -> None:
+    net = tiny("vgg11", "small", in_channels=1)
+    record = Preprocess(channel_order="L", mean=(0.5,), std=(0.25,))
+    built = graph.build(net, weights(net), record)
+    image = pixels(40, 32, channels=1)
+    theirs = open_engine("onnxruntime", built, threads=1).run(image)["scores"]
+    for name in HERE:
+        engine = open_engine(name, built, precision="fast", threads=1, device="cpu", cache=cache)
+        assert relative_error(engine.run(image)["scores"], theirs) <= 1e-5, name
+
+
+def test_streams_share_a_batch(built: Graph) -> None:
+    image = pixels(32, 40, 5)
+    alone = open_engine("openvino", built, threads=2).run(image)
+    shared = open_engine("openvino", built, threads=2, settings={"streams": 2})
+    for count in (5, 1, 2):
+        ours = shared.run(image[:count])
+        for name in ("relu1_1", "scores"):
+            np.testing.assert_allclose(ours[name], alone[name][:count], rtol=1e-4, atol=1e-5)
+
+
+def test_torch_compiled(built: Graph) -> None:
+    image = pixels(32, 40)
+    theirs = open_engine("onnxruntime", built, threads=1).run(image)
+    ours = open_engine("torch-compiled", built, threads=1, device="cpu").run(image)
+    for name, value in ours.items():
+        assert relative_error(value, theirs[name]) <= 1e-5
+
+
+def test_cuda_where_there_is_one(built: Graph) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        with pytest.raises(EngineError, match=r"torch finds no CUDA device here; .* --device cpu"):
+            open_engine("torch", built, device="cuda")
+        pytest.skip("no CUDA device")
+    image = pixels(32, 40)
+    theirs = open_engine("onnxruntime", built, threads=1).run(image)["scores"]
+    for precision in TOLERANCES:
+        ours = open_engine("torch", built, precision=precision, device="cuda").run(image)["scores"]
+        assert relative_error(ours, theirs) <= TOLERANCES[precision]
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_bad_pixels(name: str, built: Graph, cache: Cache) -> None:
+    engine = open_engine(name, built, precision="fast", threads=1, device="cpu", cache=cache)
+    none = engine.run(pixels(32, 40, 1)[:0])
+    assert {k: v.shape for k, v in none.items()} == {"relu1_1": (0, 4, 32, 40), "scores": (0, 7)}
+    assert engine.run([])["scores"].shape == (0, 7)
+    with pytest.raises(ImageError, match="batch differ in size: 32x40x3, 40x32x3"):
+        engine.run([pixels(32, 40, 1)[0], pixels(40, 32, 1)[0]])
+    with pytest.raises(
+        ImageError, match=r"31x40 pixels .* too small: this graph needs at least 32"
+    ):
+        engine.run(pixels(31, 40))
+    with pytest.raises(ImageError, match="are float32; this graph was built for uint8"):
+        engine.run(np.zeros((1, 32, 32, 3), np.float32))
+    with pytest.raises(ImageError, match=r"shape 1x3x32x32; expected \(batch, height, width, 3\)"):
+        engine.run(np.zeros((1, 3, 32, 32), np.uint8))
+
+
+def test_refusals(built: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        EngineError, match=r"engine 'onyx' is unknown; did you mean mnn|onnxruntime"
+    ):
         open_engine("onyx", built)
-    with pytest.raises(EngineError, match="precision exact; 'half' was asked for"):
-        open_engine("onnxruntime", built, precision="half")
-    with pytest.raises(EngineError, match="did not take the graph"):
+    with pytest.raises(
+        EngineError, match="mnn computes in precision fast or half; 'exact' was asked"
+    ):
+        open_engine("mnn", built, precision="exact")
+    with pytest.raises(EngineError, match="precision 'fats' is unknown; did you mean fast"):
+        open_engine("onnxruntime", built, precision="fats")
+    with pytest.raises(EngineError, match="openvino runs on cpu; 'cuda' was asked for"):
+        open_engine("openvino", built, device="cuda")
+    with pytest.raises(EngineError, match=r"device 'gpu' is unknown; .*cpu"):
+        open_engine("torch", built, device="gpu")
+    with pytest.raises(EngineError, match="threads is 0; expected 1 or more"):
+        open_engine("onnxruntime", built, threads=0)
+    with pytest.raises(EngineError, match="not a graph that verydeep built"):
         open_engine("onnxruntime", Graph(onnx.ModelProto(), {}))
-    with pytest.raises(EngineError, match="failed on 1x32x32x3 float32 pixels"):
-        open_engine("onnxruntime", built).run(np.zeros((1, 32, 32, 3), np.float32))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    for name in ENGINES:
+        assert not kind(name).available
+        with pytest.raises(
+            EngineError, match=f"{name} is not installed; install it with: pip install"
+        ):
+            open_engine(name, built, precision="fast")
+    assert kind("mnn").install == "pip install 'verydeep[mnn]'"
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_a_graph_that_an_engine_does_not_take(name: str, built: Graph, cache: Cache) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(built.model)
+    next(node for node in model.graph.node if node.op_type == "Conv").op_type = "Twist"
+    with pytest.raises(EngineError, match=f"{name.split('-')[0]} did not take the graph: .+"):
+        open_engine(name, Graph(model, built.weights), precision="fast", cache=cache)
+    assert cache.entries() == []
+
+
+@pytest.mark.parametrize("name", [*HERE, "torch-compiled"])
+def test_silence(name: str, tmp_path: Path) -> None:
+    """Nothing that an engine's own code prints reaches a terminal."""
+    code = (
+        "from tests.test_engines import *\n"
+        "net = tiny(head='small'); built = graph.build(net, weights(net), TORCHVISION)\n"
+        f"open_engine({name!r}, built, precision='fast', threads=1, device='cpu').run(pixels(32, 40))"
+    )
+    environment = {**os.environ, "VERYDEEP_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False,
+        cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_openvino_does_not_report_to_its_vendor() -> None:
+    """Its conversion tools, which send an event when imported, are not imported; asked for, they come."""
+    code = (
+        "import sys\nfrom verydeep.engines.openvino import computes_bf16\ncomputes_bf16()\n"
+        "assert not [m for m in sys.modules if 'telemetry' in m or m == 'openvino.tools.ovc']\n"
+        "import openvino, openvino.tools\nassert not hasattr(openvino, 'no_such_name')\n"
+        "import importlib.util\nassert importlib.util.find_spec('openvino.tools.ovc')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_relative_error() -> None:
+    a, b = np.array([[1.0, 2.0]]), np.array([[1.0, 4.0]])
+    assert relative_error(a, b) == 0.5
+    assert relative_error(a, b, scores=False) == pytest.approx(2 / 17**0.5)
+    assert np.isnan(relative_error(np.array([np.nan, 1]), b[0]))
+    assert np.isnan(relative_error(a, b[:, :1]))
+    assert relative_error(np.zeros(2), np.zeros(2)) == 0
+    assert relative_error(np.ones(2), np.zeros(2)) == np.inf

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
-from .engines import Engine, open_engine
+from .engines.choice import Choice, source_of
 from .errors import DataError, ImageError, ModelFileError, NetworkError, nearest
 from .modelfile import ModelFile, Record, read
 
@@ -107,14 +107,17 @@ def load(
     name_or_path: str | os.PathLike[str] = "builtin",
     *,
     size: int | None = None,
-    engine: str = "onnxruntime",
-    precision: str = "exact",
+    engine: str = "auto",
+    precision: str = "fast",
     threads: int | None = None,
+    device: str = "auto",
 ) -> Predictor:
     """A predictor for the built-in model, a published one by its catalogue name, or a model file.
 
     size: pixels a side that images are cropped to, in place of the model's own; the resize keeps its
-    proportion to it. engine, precision, threads: see `verydeep.engines`.
+    proportion to it. engine: a name of `verydeep.engines.ENGINES`; "auto" measures, once there are enough
+    images to be worth it, which is the quickest here. precision: "exact", "fast" or "half", what
+    `verydeep.engines` promises of each. threads: None for one a core. device: "auto", "cpu", "cuda", "mps".
     Raises ModelFileError where there is no such model or its file is damaged.
     """
     return Predictor(
@@ -123,6 +126,7 @@ def load(
         engine=engine,
         precision=precision,
         threads=threads,
+        device=device,
     )
 
 
@@ -134,15 +138,19 @@ class Predictor:
         model: ModelFile,
         *,
         size: int | None = None,
-        engine: str = "onnxruntime",
-        precision: str = "exact",
+        engine: str = "auto",
+        precision: str = "fast",
         threads: int | None = None,
+        device: str = "auto",
     ) -> None:
         record = model.record
         self.model = model
         self.preprocess = record.preprocess if size is None else record.preprocess.with_size(size)
-        self.engine, self.precision, self.threads = engine, precision, threads
-        self._engines: dict[str, Engine] = {}
+        self.engine, self.precision = engine, precision
+        self._told = {
+            "engine": engine, "precision": precision, "threads": threads, "device": device,
+        }  # fmt: skip
+        self._choices: dict[str, Choice] = {}
         self._minimum = 0
         if record.network.head.classes:
             needed = record.network.cut(("fc8",))
@@ -255,13 +263,20 @@ class Predictor:
         Decoding runs in threads ahead of the engine. Neighbours of one shape share a batch; images whose
         shapes differ (a record without a crop) go one by one.
         """
+        total = len(images) if isinstance(images, Sized) else None
+        batch = min(batch, total) if total else batch
+        done = 0
         for group in _groups(self._decoded(images, batch), batch):
             good = [pixels for _, pixels in group if not isinstance(pixels, ImageError)]
             if not good:
                 yield from group
                 continue
-            engine = self._engine("uint8" if good[0].dtype == np.uint8 else "float32")
-            rows = iter(engine.run(np.stack(good))["scores"])
+            stacked = np.stack(good)
+            done += len(good)
+            choice = self._choice("uint8" if stacked.dtype == np.uint8 else "float32")
+            engine = choice.engine(stacked, batch=batch, to_come=max(0, (total or 0) - done))
+            self.engine = engine.name
+            rows = iter(engine.run(stacked)["scores"])
             for image, pixels in group:
                 yield image, pixels if isinstance(pixels, ImageError) else next(rows)
 
@@ -301,21 +316,12 @@ class Predictor:
         except ImageError as error:
             return error
 
-    def _engine(self, dtype: str) -> Engine:
-        if dtype not in self._engines:
-            from . import graph
-
-            record = self.record
-            built = graph.build(
-                record.network,
-                self.model.tensors(),
-                record.preprocess,
-                pixels=dtype,  # type: ignore[arg-type]
-            )
-            self._engines[dtype] = open_engine(
-                self.engine, built, precision=self.precision, threads=self.threads
-            )
-        return self._engines[dtype]
+    def _choice(self, dtype: str) -> Choice:
+        """What picks the engine for pixels of that dtype, which have a graph of their own."""
+        if dtype not in self._choices:
+            source = source_of(self.model, dtype)  # type: ignore[arg-type]
+            self._choices[dtype] = Choice(source, **self._told)  # type: ignore[arg-type]
+        return self._choices[dtype]
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

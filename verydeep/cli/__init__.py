@@ -19,6 +19,7 @@ __all__ = ["VERBS", "cli", "main"]
 
 # verb -> its one line; the module of the same name defines `command`
 VERBS: dict[str, str] = {
+    "cache": "List and clear what was prepared and measured on this machine.",
     "classify": "Name what is on photos.",
     "evaluate": "Measure a model's accuracy on labelled photos.",
     "models": "List the networks, the built-in models and the published weights.",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import photos
+from .engine_options import engine_options
 from .progress import progress
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ BAR_CELLS = 24
     metavar="N",
     help="Photos in one pass.",
 )
+@engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list on stdout.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), metavar="FILE",
               help="Also write a table: path, rank, label, probability, sure, error.")  # fmt: skip
@@ -62,6 +64,10 @@ def command(
     top: int,
     size: int | None,
     batch: int,
+    engine: str,
+    precision: str,
+    device: str,
+    threads: int | None,
     as_json: bool,
     csv_path: Path | None,
 ) -> int:
@@ -77,7 +83,9 @@ def command(
         raise click.UsageError(f"no photos in {', '.join(paths)}")
     from .. import predictor
 
-    loaded = predictor.load(model, size=size)
+    loaded = predictor.load(
+        model, size=size, engine=engine, precision=precision, device=device, threads=threads
+    )
     answers = loaded.stream(chain(first, found), top=top, batch=batch)
     if len(first) > 1:
         answers = progress(answers)

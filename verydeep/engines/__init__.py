@@ -19,6 +19,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,7 +61,8 @@ class Kind:
 
     package: what Python imports. distributions: what pip may call it; the first is the usual one.
     extra: of verydeep, that installs it; "" for the base install.
-    precisions: the promises it can keep. devices: where it can run.
+    precisions: the promises it can keep. devices: where it can run. keeps_files: whether it is opened
+    from files of its own, made once and kept in the cache.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Kind:
     extra: str
     precisions: tuple[str, ...]
     devices: tuple[str, ...] = ("cpu",)
+    keeps_files: bool = False
 
     @property
     def available(self) -> bool:
@@ -107,7 +110,7 @@ ENGINES: dict[str, Kind] = {
         ),
         Kind("openvino", "openvino", "openvino", ("openvino",), "openvino",
              ("exact", "fast", "half", "int8")),
-        Kind("mnn", "mnn", "MNN", ("MNN",), "mnn", ("fast", "half")),
+        Kind("mnn", "mnn", "MNN", ("MNN",), "mnn", ("fast", "half"), keeps_files=True),
         Kind("torch", "torch", *_TORCH),
         Kind("torch-eager", "torch", *_TORCH),
         Kind("torch-compiled", "torch", *_TORCH),
@@ -146,6 +149,7 @@ class Engine:
         self.settings = order.settings
         self.signature = signature
         self._run = run
+        self._lock = Lock()  # most engines have one set of buffers
 
     def __repr__(self) -> str:
         chosen = "".join(f", {key} {value}" for key, value in self.settings.items())

@@ -51,10 +51,15 @@ def _convert(source: Source, folder: Path) -> None:
     graph = folder / "graph.onnx"
     write_onnx(source.graph, graph)
     words = ["verydeep", "-f", "ONNX", "--modelFile", str(graph), "--MNNModel", str(folder / FILE)]
+    words += ["--bizCode", "verydeep"]
+    products = {n.output[0] for n in source.graph.model.graph.node if n.op_type == "Gemm"}
+    if products & set(source.signature.outputs):
+        # made a convolution, an FC layer swallows the ReLU behind it, though its own value is asked for
+        words += ["--convertMatmulToConv", "0"]
     with silenced() as lines:
         import _tools  # MNN's converter; its package gives it no other name
 
-        done = _tools.mnnconvert([*words, "--bizCode", "verydeep"])
+        done = _tools.mnnconvert(words)
     for file in (graph, graph.with_name(graph.name + ".data")):
         file.unlink()
     size = (folder / FILE).stat().st_size if (folder / FILE).exists() else 0

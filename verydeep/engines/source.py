@@ -42,19 +42,25 @@ class Signature:
 class Source:
     """A graph, or the function that builds it.
 
-    key: names the graph in caches: equal keys must mean equal graphs. Without one, the graph is built
-    and its weights are read to make one. signature: without one, it is read from the graph.
+    key: names the graph in caches: equal keys must mean equal graphs; or the function that finds it.
+    Without one, the graph is built and its weights are read to make one.
+    signature: without one, it is read from the graph.
     """
 
     def __init__(
         self,
         graph: Graph | Callable[[], Graph],
-        key: str | None = None,
+        key: str | Callable[[], str] | None = None,
         signature: Signature | None = None,
     ) -> None:
         self._made = graph
         self._key = key
         self._signature = signature
+
+    @property
+    def has_key(self) -> bool:
+        """Whether the key is known without reading the weights."""
+        return isinstance(self._key, str) or "key" in self.__dict__
 
     @cached_property
     def graph(self) -> Graph:
@@ -64,7 +70,7 @@ class Source:
     def key(self) -> str:
         """At least 128 bits, as hexadecimal digits."""
         if self._key is not None:
-            return self._key
+            return self._key() if callable(self._key) else self._key
         digest = hashlib.sha256(self.graph.model.SerializeToString(deterministic=True))
         for name, array in sorted(self.graph.weights.items()):
             digest.update(f"{name} {array.shape}".encode())

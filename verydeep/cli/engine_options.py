@@ -1,0 +1,51 @@
+"""The options by which a command is told what to compute with: the same words wherever they occur."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+__all__ = ["engine_options"]
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option(
+        "--engine",
+        default="auto",
+        show_default=True,
+        metavar="NAME",
+        help="auto (measures, once, which is the quickest here), onnxruntime, openvino, mnn, torch, "
+        "torch-eager or torch-compiled.",
+    ),
+    click.option(
+        "--precision",
+        default="fast",
+        show_default=True,
+        metavar="CLASS",
+        help="Largest relative error of the scores: exact (1e-5), fast (1e-3) or half (3e-2; bfloat16 "
+        "where the processor has it).",
+    ),
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        metavar="NAME",
+        help="auto, cpu, cuda or mps.",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Threads to compute with. [default: one a core]",
+    ),
+)
+
+
+def engine_options(command: C) -> C:
+    """Add --engine, --precision, --device and --threads to a click command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command

@@ -1,0 +1,240 @@
+"""Choose an engine for a model: the remembered winner, else a race, else ONNX Runtime.
+
+A race costs a second or two, so it is held only when enough images are there to win that back, and its
+result is remembered for this model, processor, engine versions, precision, threads and batch. Opening an
+engine costs as well: for a few images the one that is done first is not always the quickest one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ..errors import EngineError, nearest
+from . import DEVICES, ENGINES, TOLERANCES, Engine, Kind, Signature, Source, installed, open_engine
+from .cache import Cache
+from .notes import say
+from .processor import cores, processor
+from .race import REFERENCE, race, racers
+from .remembered import Memory, Standing
+
+if TYPE_CHECKING:
+    from ..graph import Graph
+    from ..modelfile import ModelFile
+
+__all__ = ["WORTH_A_RACE", "Choice", "source_of"]
+
+WORTH_A_RACE = 32  # images, seen or known to come
+
+
+class Choice:
+    """The engines of one graph, opened as they are needed.
+
+    engine: "auto" or a name. The other arguments are those of `open_engine`; precision "int8" takes the
+    default engine, since a quantised graph has no reference to be checked against here.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        engine: str = "auto",
+        precision: str = "fast",
+        threads: int | None = None,
+        device: str = "auto",
+        cache: Cache | None = None,
+        memory: Memory | None = None,
+    ) -> None:
+        if engine != "auto" and engine not in ENGINES:
+            raise EngineError(f"engine {engine!r} is unknown{nearest(engine, ['auto', *ENGINES])}")
+        if precision not in (*TOLERANCES, "int8"):
+            raise EngineError(
+                f"precision {precision!r} is unknown{nearest(precision, [*TOLERANCES, 'int8'])}"
+            )
+        if device not in DEVICES:
+            raise EngineError(f"device {device!r} is unknown{nearest(device, DEVICES)}")
+        self.source = source
+        self.name = engine
+        self.precision = precision
+        self.threads = threads
+        self.device = device
+        self._cache = cache
+        self._memory = memory
+        self._open: dict[tuple[object, ...], Engine] = {}
+        self._settled: dict[int, Engine] = {}
+        self._seen = 0
+
+    def engine(self, pixels: np.ndarray, *, batch: int | None = None, to_come: int = 0) -> Engine:
+        """The engine to run those pixels with.
+
+        pixels: (images, height, width, channels). batch: the size of most batches, where these are the
+        last ones of a stream. to_come: images that are known to follow.
+        """
+        images = len(pixels)
+        batch = batch or images
+        self._seen += images
+        if self.name != "auto":
+            return self._opened(self.name, self.device, {})
+        if batch in self._settled:
+            return self._settled[batch]
+        kinds = self._kinds()
+        if len(kinds) < 2 or self.precision == "int8":
+            chosen = self._opened(*self._default(kinds))
+            self._settled[batch] = chosen
+            return chosen
+        # who has seen many will probably see as many again
+        ahead = max(images + to_come, self._seen)
+        if self.source.has_key:
+            standings = self._recall(self._about(kinds, pixels, batch))
+            if standings:
+                return self._first_done(standings, ahead)
+        if ahead >= WORTH_A_RACE and images:
+            return self._race(kinds, pixels, batch)
+        return self._opened(*self._default(kinds))
+
+    def _kinds(self) -> list[Kind]:
+        return [
+            kind
+            for kind in installed()
+            if self.precision in kind.precisions
+            and set(kind.devices) & set(self._devices())
+            and (kind.module != "torch" or self._with_torch())
+        ]
+
+    def _devices(self) -> tuple[str, ...]:
+        if self.device != "auto":
+            return (self.device,)
+        if Path("/dev/nvidiactl").exists():
+            return ("cpu", "cuda")
+        return ("cpu", "mps") if sys.platform == "darwin" else ("cpu",)
+
+    def _with_torch(self) -> bool:
+        """On a GPU, or where it is loaded already: importing it takes longer than a race brings."""
+        return "torch" in sys.modules or self._devices() != ("cpu",)
+
+    def _default(self, kinds: list[Kind]) -> tuple[str, str, Mapping[str, Any]]:
+        device = self._devices()[0]
+        for kind in kinds:  # ONNX Runtime is first: always there, and quick to start
+            if device in kind.devices and not (kind.name == REFERENCE and device == "cuda"):
+                return kind.name, device, {}
+        if device == "cpu":
+            return REFERENCE, device, {}
+        return "torch", device, {}
+
+    def _opened(self, name: str, device: str, settings: Mapping[str, Any]) -> Engine:
+        key = _key(name, device, settings)
+        if key not in self._open:
+            self._open[key] = open_engine(
+                name,
+                self.source,
+                precision=self.precision,
+                threads=self.threads,
+                device=device,
+                settings=settings,
+                cache=self._cache,
+            )
+        return self._open[key]
+
+    def _about(self, kinds: list[Kind], pixels: np.ndarray, batch: int) -> dict[str, Any]:
+        """What the result of a race depends on."""
+        _, height, width, _ = pixels.shape
+        return {
+            "graph": self.source.key,
+            "processor": processor(),
+            "engines": {kind.name: kind.version for kind in kinds},
+            "precision": self.precision,
+            "devices": list(self._devices()),
+            "threads": self.threads or cores(),
+            "batch": batch,
+            "height": height,
+            "width": width,
+        }
+
+    def _recall(self, about: Mapping[str, Any]) -> tuple[Standing, ...]:
+        if self._memory is None:
+            self._memory = Memory()
+        standings = self._memory.standings(about)
+        return standings if all(row.engine in about["engines"] for row in standings) else ()
+
+    def _first_done(self, standings: tuple[Standing, ...], images: int) -> Engine:
+        def seconds(row: Standing) -> float:
+            key = _key(row.engine, row.device, row.settings)
+            return row.seconds * images + (0 if key in self._open else row.open_seconds)
+
+        for row in sorted(standings, key=seconds):
+            try:
+                return self._opened(row.engine, row.device, row.settings)
+            except EngineError as error:
+                say(f"engine {row.engine} is left out: {error}")
+        raise EngineError("no engine that was remembered can be opened; try --engine onnxruntime")
+
+    def _race(self, kinds: list[Kind], pixels: np.ndarray, batch: int) -> Engine:
+        about = self._about(kinds, pixels, batch)
+        say(
+            f"measuring {', '.join(about['engines'])} on this model, {batch} images of "
+            f"{about['height']}x{about['width']} at once; this is done once"
+        )
+        entrants = racers(
+            kinds,
+            precision=self.precision,
+            threads=about["threads"],
+            devices=about["devices"],
+            batch=len(pixels),
+        )
+        winner, standings = race(
+            self.source,
+            pixels,
+            entrants,
+            precision=self.precision,
+            threads=about["threads"],
+            cache=self._cache,
+        )
+        if self._memory is None:
+            self._memory = Memory()
+        self._memory.remember(about, standings)
+        self._open = {_key(winner.name, winner.device, winner.settings): winner}
+        self._settled = {batch: winner}
+        times = ", ".join(f"{row.engine} {row.seconds * 1e3:.1f}" for row in standings)
+        say(f"chose {winner.name} (milliseconds an image: {times})")
+        return winner
+
+
+def source_of(
+    model: ModelFile, pixels: Literal["uint8", "float32"], memory: Memory | None = None
+) -> Source:
+    """The scores' graph of a model file, built when an engine wants it.
+
+    Its key is the file's SHA-256 with what else the graph depends on, the code that builds it included.
+    A file that was hashed before and has not changed since is not read again.
+    """
+    memory = Memory() if memory is None else memory
+    network = model.record.network
+
+    def build() -> Graph:
+        from .. import graph
+
+        return graph.build(network, model.tensors(), model.record.preprocess, pixels=pixels)
+
+    def key(sha256: str) -> str:
+        here = Path(__file__).parent.parent
+        facts = [sha256, pixels, "scores"]
+        facts += [(here / name).read_text(encoding="utf-8") for name in ("graph.py", "nets.py")]
+        return hashlib.sha256("\0".join(facts).encode()).hexdigest()
+
+    def hashed() -> str:
+        memory.remember_sha256(model.path, model.sha256)
+        return key(model.sha256)
+
+    known = memory.sha256(model.path)
+    size = network.cut(("fc8",)).minimum_size
+    signature = Signature(pixels, network.in_channels, size, ("scores",))
+    return Source(build, hashed if known is None else key(known), signature)
+
+
+def _key(name: str, device: str, settings: Mapping[str, Any]) -> tuple[object, ...]:
+    return (name, device, *sorted(settings.items()))
