@@ -101,7 +101,7 @@ class Cache:
         """What is there, used last first. Folders that are no entries are left out."""
         found = []
         for path in self._folders():
-            manifest = _manifest(path)
+            manifest = None if path.name.endswith(".part") else _manifest(path)
             if manifest is not None:
                 used = (path / MANIFEST).stat().st_mtime
                 found.append(Entry(path.name, path, manifest["about"], _size_bytes(path), used))

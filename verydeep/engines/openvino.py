@@ -5,6 +5,7 @@ Left alone, OpenVINO computes in bfloat16 wherever it can, so it is always told 
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -136,13 +137,25 @@ def _model(graph: Graph) -> Any:
     for parameter in model.get_parameters():
         name = parameter.get_friendly_name()
         if name in graph.weights:
-            array = np.ascontiguousarray(graph.weights[name])
-            constant = openvino.op.Constant(array, shared_memory=True)
+            constant = openvino.op.Constant(_writable(graph.weights[name]), shared_memory=True)
             constant.set_friendly_name(name)
             parameter.output(0).replace(constant.output(0))
             model.remove_parameter(parameter)
     model.validate_nodes_and_infer_types()
     return model
+
+
+def _writable(array: np.ndarray) -> np.ndarray:
+    """The same memory under an array that may be written to, which nobody does.
+
+    OpenVINO shares no array that is read-only, such as those of a memory-mapped model file.
+    """
+    array = np.ascontiguousarray(array)
+    if array.flags.writeable or not array.size:
+        return array
+    memory: Any = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
+    memory.owner = array  # lives as long as the view does
+    return np.frombuffer(memory, array.dtype).reshape(array.shape)
 
 
 def _line(error: Exception) -> str:

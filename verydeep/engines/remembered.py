@@ -104,10 +104,10 @@ class Memory:
             self._value = {"format": FORMAT, "choices": {}, "digests": {}}
             try:
                 value = json.loads(self.path.read_text(encoding="utf-8"))
-                if value["format"] == FORMAT and all(
-                    isinstance(value[part], dict) for part in ("choices", "digests")
-                ):
-                    self._value = value
+                parts = (value["choices"], value["digests"])
+                if value["format"] != FORMAT or not all(isinstance(part, dict) for part in parts):
+                    raise ValueError("another program's, or another version's")
+                self._value = value
             except FileNotFoundError:
                 pass
             except (OSError, ValueError, KeyError, TypeError):

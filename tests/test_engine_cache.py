@@ -1,0 +1,336 @@
+"""Prepared graphs and remembered choices: kept, bounded, shared, and never worth an error."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from verydeep import graph
+from verydeep.engines import Source, notes, open_engine
+from verydeep.engines.cache import MANIFEST, Cache
+from verydeep.engines.remembered import Memory, Standing
+from verydeep.errors import EngineError
+from verydeep.preprocess import TORCHVISION
+
+from .tiny import pixels, tiny, weights
+
+ABOUT = {"engine": "toy", "version": "1"}
+ROW = Standing("toy", "cpu", {"streams": 2}, 0.01, 0.5, 1e-6)
+
+
+@pytest.fixture(autouse=True)
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was said once may be said again in the next test."""
+    monkeypatch.setattr(notes, "_SAID", set())
+
+
+class Toy:
+    """An engine's side of the cache: makes a file of its own bytes, and counts."""
+
+    def __init__(self, cache: Cache, size: int = 1000) -> None:
+        self.cache, self.size, self.made = cache, size, 0
+
+    def make(self, folder: Path) -> None:
+        self.made += 1
+        (folder / "graph.toy").write_bytes(b"toy" + bytes(self.size - 3))
+
+    def load(self, folder: Path, _about: Mapping[str, Any]) -> bytes:
+        content = (folder / "graph.toy").read_bytes()
+        if not content.startswith(b"toy"):
+            raise EngineError("not a toy")
+        return content
+
+    def open(self, name: str = "toy-1", about: Mapping[str, Any] = ABOUT) -> bytes:
+        return self.cache.open(name, about, self.make, self.load, needs_bytes=lambda: self.size)
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Toy:
+    return Toy(Cache(tmp_path / "cache" / "prepared", 10_000))
+
+
+def test_made_once(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    assert toy.open() == toy.open() == b"toy" + bytes(997)
+    assert toy.made == 1
+    (entry,) = toy.cache.entries()
+    assert (entry.name, entry.about["engine"], entry.about["version"]) == ("toy-1", "toy", "1")
+    assert entry.size_bytes > 1000
+    assert not [p for p in toy.cache.folder.iterdir() if p.name.endswith(".part")]
+    assert capsys.readouterr().err == ""
+
+
+def shortened(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:500])
+
+
+def flipped(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[600] ^= 1
+    file.write_bytes(content)
+
+
+def foreign(file: Path) -> None:
+    manifest = file.parent / MANIFEST
+    value = json.loads(manifest.read_text())
+    value["about"]["version"] = "2"
+    manifest.write_text(json.dumps(value))
+
+
+def hostile(file: Path) -> None:
+    value = {
+        "about": {"format": 1, **ABOUT},
+        "files": {"../../secret": {"size": 1, "mtime_ns": 1, "sha256": ""}},
+    }
+    (file.parent / MANIFEST).write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (Path.unlink, "its graph.toy is missing"),
+        (shortened, "has 500 bytes instead of 1000"),
+        (flipped, "its graph.toy is damaged"),
+        (foreign, "made for something else"),
+        (hostile, "its entry.json is missing or damaged"),
+        (lambda file: (file.parent / MANIFEST).unlink(), "its entry.json is missing or damaged"),
+        (
+            lambda file: (file.parent / MANIFEST).write_text("[1"),
+            "its entry.json is missing or damaged",
+        ),
+    ],
+)
+def test_damage_is_rebuilt_and_said(
+    toy: Toy, harm: Callable[[Path], object], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy.open()
+    harm(toy.cache.folder / "toy-1" / "graph.toy")
+    assert toy.open() == b"toy" + bytes(997)
+    assert toy.made == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert "rebuilding it" in lines[0]
+    assert toy.open() == b"toy" + bytes(997)
+    assert toy.made == 2
+
+
+def test_what_the_engine_itself_refuses_is_rebuilt(
+    toy: Toy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy, "make", lambda folder: (folder / "graph.toy").write_bytes(b"tin" * 9))
+    with pytest.raises(EngineError, match="not a toy"):
+        toy.open()
+    monkeypatch.undo()
+    assert toy.open() == b"toy" + bytes(997)
+    assert "cannot be used: not a toy; rebuilding it" in capsys.readouterr().err
+
+
+def test_a_copied_cache_is_right(toy: Toy, tmp_path: Path) -> None:
+    """Other times of change, the same bytes."""
+    toy.open()
+    shutil.copytree(toy.cache.folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    copy = Toy(Cache(tmp_path / "copy", 10_000))
+    copy.open()
+    assert copy.made == 0
+
+
+def test_the_limit(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.size = 2800
+    for age, name in enumerate(("a", "b", "c")):
+        toy.open(name)
+        manifest = toy.cache.folder / name / MANIFEST
+        os.utime(manifest, (1000 + age, 1000 + age))
+    toy.open("a")  # used again: b is now the oldest
+    assert toy.made == 3
+    toy.open("d")
+    assert {entry.name for entry in toy.cache.entries()} == {"a", "c", "d"}
+    assert sum(entry.size_bytes for entry in toy.cache.entries()) <= 10_000
+    monkeypatch.setenv("VERYDEEP_CACHE_LIMIT", "1.5MB")
+    assert Cache().limit_bytes == 1_500_000
+    monkeypatch.setenv("VERYDEEP_CACHE_LIMIT", "much")
+    with pytest.raises(EngineError, match="VERYDEEP_CACHE_LIMIT is 'much'; expected bytes"):
+        Cache()
+
+
+def test_larger_than_the_limit(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    toy.size = 20_000
+    assert len(toy.open()) == len(toy.open()) == 20_000
+    assert toy.cache.entries() == []
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1  # said once
+    assert "more than the cache's limit" in lines[0]
+
+
+def test_abandoned_halves_go(toy: Toy) -> None:
+    toy.cache.folder.mkdir(parents=True)
+    for name, age in ((".old.part", 10**6), (".new.part", 10)):
+        part = toy.cache.folder / name
+        part.mkdir()
+        now = part.stat().st_mtime
+        os.utime(part, (now - age, now - age))
+    toy.open()
+    assert {p.name for p in toy.cache.folder.iterdir() if p.is_dir()} == {".new.part", "toy-1"}
+
+
+def test_a_folder_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    toy = Toy(Cache(tmp_path / "file" / "prepared", 10_000))
+    assert toy.open() == toy.open("toy-2") == b"toy" + bytes(997)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "cannot be written" in lines[0]
+    assert "VERYDEEP_CACHE names another" in lines[0]
+
+
+def test_a_disk_that_fills(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(folder: Path) -> None:
+        (folder / "graph.toy").write_bytes(b"toy")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    whole = toy.make
+    monkeypatch.setattr(
+        toy, "make", lambda folder: full(folder) if "prepared" in str(folder) else whole(folder)
+    )
+    assert toy.open() == b"toy" + bytes(997)  # the other disk had room
+    assert "No space left on device); going on without it" in capsys.readouterr().err
+    assert [p for p in toy.cache.folder.iterdir() if p.is_dir()] == []
+    monkeypatch.setattr(toy, "make", full)
+    with pytest.raises(EngineError, match="No space left on device; free some space"):
+        toy.open()
+
+
+def test_a_disk_without_room(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
+    with pytest.raises(EngineError, match=r"needs 0 MB on a disk, .* free some space"):
+        toy.open()
+    assert toy.made == 0
+
+
+def test_two_processes_prepare_at_once(tmp_path: Path) -> None:
+    """One makes it, the other waits and finds it; both get it."""
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom tests.test_engine_cache import Cache, Toy\n"
+        f"toy = Toy(Cache(Path({str(tmp_path)!r}) / 'prepared', 10_000))\n"
+        "make = toy.make\n"
+        "def slow(folder):\n    make(folder)\n    time.sleep(0.5)\n"
+        "toy.make = slow\n"
+        "print('ready', flush=True)\nsys.stdin.readline()\n"
+        "print(len(toy.open()), toy.made)"
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    for process in both:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    told = [process.communicate() for process in both]
+    assert sorted(out for out, _ in told) == ["1000 0\n", "1000 1\n"], told
+    assert sum("another process is preparing toy-1" in err for _, err in told) == 1
+
+
+def test_mnn_keeps_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The real thing: made once, found without building the graph, rebuilt when damaged."""
+    net = tiny(head="small")
+    built = graph.build(net, weights(net), TORCHVISION)
+    cache = Cache(tmp_path, 10**8)
+    first = open_engine("mnn", built, precision="fast", threads=1, cache=cache)
+    (entry,) = cache.entries()
+    assert [p.name for p in sorted(entry.path.iterdir())] == [MANIFEST, "graph.mnn"]
+
+    def never() -> Iterator[None]:
+        raise AssertionError("the graph was built")
+
+    whole = Source(built)
+    lazy = Source(never, whole.key, whole.signature)  # type: ignore[arg-type]
+    again = open_engine("mnn", lazy, precision="fast", threads=1, cache=cache)
+    image = pixels(32, 32)
+    np.testing.assert_array_equal(again.run(image)["scores"], first.run(image)["scores"])
+    file = entry.path / "graph.mnn"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    rebuilt = open_engine("mnn", whole, precision="fast", threads=1, cache=cache)
+    np.testing.assert_array_equal(rebuilt.run(image)["scores"], first.run(image)["scores"])
+    assert file.stat().st_size == len(content)
+    assert "rebuilding it" in capsys.readouterr().err
+
+
+def test_memory(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "choices.json"
+    race = {"graph": "a", "batch": 8}
+    assert Memory(path).standings(race) == ()
+    Memory(path).remember(race, [ROW])
+    assert Memory(path).standings(race) == (ROW,)
+    assert Memory(path).standings({**race, "batch": 1}) == ()
+    assert [row["race"] for row in Memory(path).choices()] == [race]
+    memory = Memory(path)
+    memory.clear()
+    assert memory.standings(race) == ()
+    assert not path.exists()
+
+
+def test_memory_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "model"
+    file.write_bytes(b"one")
+    path = tmp_path / "choices.json"
+    assert Memory(path).sha256(file) is None
+    Memory(path).remember_sha256(file, "ab" * 32)
+    assert Memory(path).sha256(file) == "ab" * 32
+    file.write_bytes(b"two, longer")
+    assert Memory(path).sha256(file) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", '{"format": 2}', '{"format": 1, "choices": [], "digests": {}}', "\ud800"],
+)
+def test_a_memory_that_cannot_be_read(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "choices.json"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    assert Memory(path).standings({"graph": "a"}) == ()
+    assert "cannot be read; what it remembered will be measured again" in capsys.readouterr().err
+    Memory(path).remember({"graph": "a"}, [ROW])
+    assert Memory(path).standings({"graph": "a"}) == (ROW,)
+
+
+def test_standings_that_make_no_sense(tmp_path: Path) -> None:
+    path = tmp_path / "choices.json"
+    for change in ({"seconds": 0}, {"seconds": "x"}, {"engine": 1}, {"settings": None}):
+        Memory(path).remember({"graph": "a"}, [ROW])
+        value = json.loads(path.read_text())
+        (row,) = value["choices"].values()
+        row["standings"][0].update(change)
+        path.write_text(json.dumps(value))
+        assert Memory(path).standings({"graph": "a"}) == (), change
+
+
+def test_a_memory_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    Memory(tmp_path / "file" / "choices.json").remember({"graph": "a"}, [ROW])
+    assert "engines will be measured again next time" in capsys.readouterr().err

@@ -1,0 +1,355 @@
+"""The race and what is made of it: the quickest engine that agrees, and none that does not."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import verydeep
+from verydeep import engines, graph, modelfile
+from verydeep.engines import ENGINES, Engine, Kind, Order, Run, Source, choice, processor, race
+from verydeep.engines.cache import Cache
+from verydeep.engines.choice import Choice, source_of
+from verydeep.engines.remembered import Memory, Standing
+from verydeep.errors import EngineError
+from verydeep.graph import Graph
+from verydeep.preprocess import TORCHVISION
+
+from .conftest import Outcome
+from .conftest import Run as Command
+from .tiny import model_file, photo, pixels, tiny, weights
+
+
+class Planted:
+    """Engines that take as long, and lie as much, as a test wants; each opening is counted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened: list[str] = []
+        self._patch = monkeypatch
+        self._kinds: dict[str, Kind] = {"onnxruntime": ENGINES["onnxruntime"]}
+        monkeypatch.setattr(choice, "installed", lambda: tuple(self._kinds.values()))
+        real = engines.open_engine
+
+        def open_engine(name: str, *args: Any, **told: Any) -> Engine:
+            self.opened.append(name)
+            return real(name, *args, **told)
+
+        monkeypatch.setattr(choice, "open_engine", open_engine)
+        monkeypatch.setattr(race, "open_engine", open_engine)
+
+    def add(
+        self, name: str, *, seconds: float = 0.0, factor: float = 1.0, fails: bool = False,
+        value: float | None = None,
+    ) -> None:  # fmt: skip
+        """An engine that answers as ONNX Runtime does, times `factor`, `seconds` later."""
+        made = Kind(name, name, "numpy", ("numpy",), "", ("exact", "fast", "half"))
+
+        def prepare(_name: str, source: Source, order: Order) -> Run:
+            if fails:
+                raise EngineError(f"{name} did not take the graph: it is on fire")
+            from verydeep.engines import ort
+
+            inner = ort.prepare("onnxruntime", source, order)
+
+            def run(image: np.ndarray) -> dict[str, np.ndarray]:
+                time.sleep(seconds)
+                found = {k: v * np.float32(factor) for k, v in inner(image).items()}
+                if value is not None:
+                    found["scores"][-1, 0] = value
+                return found
+
+            return run
+
+        module = SimpleNamespace(prepare=prepare, variants=lambda _order, _batch: ({},))
+        self._kinds[name] = made
+        self._patch.setitem(ENGINES, name, made)
+        for where in (engines, race):
+            real = where.import_module
+            self._patch.setattr(
+                where, "import_module",
+                lambda path, real=real: module if path.endswith(f".{name}") else real(path),
+            )  # fmt: skip
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> Planted:
+    return Planted(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def built() -> Graph:
+    net = tiny(head="small")
+    return graph.build(net, weights(net), TORCHVISION)
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Memory:
+    return Memory(tmp_path / "choices.json")
+
+
+def choose(built: Graph, memory: Memory, **told: Any) -> Choice:
+    return Choice(Source(built), threads=1, memory=memory, device="cpu", **told)
+
+
+BATCH = pixels(32, 32, 8)
+
+
+def test_the_quickest_wins(
+    planted: Planted, built: Graph, memory: Memory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted.add("slow", seconds=0.2)
+    planted.add("slower", seconds=0.3)
+    found = choose(built, memory).engine(BATCH, to_come=100)
+    assert found.name == "onnxruntime"
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert "measuring onnxruntime, slow, slower on this model, 8 images of 32x32" in said[0]
+    assert said[1].startswith("verydeep: chose onnxruntime (milliseconds an image: onnxruntime ")
+    (row,) = memory.choices()
+    assert [r["engine"] for r in row["standings"]] == ["onnxruntime", "slow", "slower"]
+
+
+def test_a_wrong_engine_is_left_out(
+    planted: Planted, built: Graph, memory: Memory, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """However quick: wrong by a little, by not being a number, or by not working at all."""
+    slow = ENGINES["onnxruntime"]
+    from verydeep.engines import ort
+
+    real = ort.prepare
+
+    def prepare(name: str, source: Source, order: Order) -> Run:
+        run = real(name, source, order)
+        return lambda image: (time.sleep(0.05), run(image))[1]
+
+    planted.add("liar", factor=1.01)
+    planted.add("nan", value=np.nan)
+    planted.add("infinite", value=np.inf)
+    planted.add("broken", fails=True)
+    monkeypatch.setattr(ort, "prepare", prepare)  # the reference is the slowest of all
+    assert slow.module == "ort"
+    found = choose(built, memory).engine(BATCH, to_come=100)
+    assert found.name == "onnxruntime"
+    said = capsys.readouterr().err
+    assert (
+        "engine liar is left out: its relative error on this model is 1.0e-02, and fast allows 1e-03"
+        in said
+    )
+    assert "engine nan is left out: its relative error on this model is nan" in said
+    assert "engine infinite is left out" in said
+    assert "engine broken is left out: broken did not take the graph: it is on fire" in said
+    (row,) = memory.choices()
+    assert [r["engine"] for r in row["standings"]] == ["onnxruntime"]
+
+
+@pytest.mark.parametrize(("precision", "stays"), [("exact", False), ("fast", True), ("half", True)])
+def test_the_check_is_the_precision_s(
+    planted: Planted, built: Graph, memory: Memory, precision: str, stays: bool
+) -> None:
+    planted.add("near", factor=1.0005)
+    choose(built, memory, precision=precision).engine(BATCH, to_come=100)
+    (row,) = memory.choices()
+    assert ("near" in [r["engine"] for r in row["standings"]]) == stays
+
+
+def test_a_handful_is_not_worth_a_race(planted: Planted, built: Graph, memory: Memory) -> None:
+    planted.add("other")
+    chosen = choose(built, memory)
+    for _ in range(3):
+        assert chosen.engine(BATCH, batch=8).name == "onnxruntime"
+    assert planted.opened == ["onnxruntime"]
+    assert memory.choices() == []
+    chosen.engine(BATCH, batch=8)  # the 32nd image: who has seen many will see many
+    assert len(memory.choices()) == 1
+
+
+def test_the_winner_is_remembered(
+    planted: Planted, built: Graph, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted.add("slow", seconds=0.05)
+    source = Source(built, "k" * 64)
+    told: dict[str, Any] = {"threads": 1, "memory": memory, "device": "cpu"}
+    Choice(source, **told).engine(BATCH, to_come=100)
+    assert len(memory.choices()) == 1
+    planted.opened.clear()
+    assert Choice(source, **told).engine(BATCH, to_come=100).name == "onnxruntime"
+    assert planted.opened == ["onnxruntime"]
+    # anything that the result depends on changes: another race
+    for change in ("processor", "version", "threads", "precision", "batch", "graph"):
+        with monkeypatch.context() as patch:
+            told_now, key, batch = dict(told), "k" * 64, BATCH
+            if change == "processor":
+                patch.setattr(choice, "processor", lambda: "another")
+            elif change == "version":
+                patch.setattr(Kind, "version", "9.9")
+            elif change == "threads":
+                told_now["threads"] = 2
+            elif change == "precision":
+                told_now["precision"] = "half"
+            elif change == "batch":
+                batch = BATCH[:4]
+            else:
+                key = "l" * 64
+            before = len(memory.choices())
+            Choice(Source(built, key), **told_now).engine(batch, to_come=100)
+            assert len(memory.choices()) == before + 1, change
+
+
+def test_what_is_done_first(planted: Planted, built: Graph, memory: Memory) -> None:
+    """The quickest an image is not the quickest for one image, where opening it takes long."""
+    planted.add("heavy")
+    source = Source(built, "k" * 64)
+    told: dict[str, Any] = {"threads": 1, "memory": memory, "device": "cpu"}
+    about = Choice(source, **told)._about([ENGINES["onnxruntime"], ENGINES["heavy"]], BATCH[:1], 1)
+    memory.remember(
+        about,
+        [
+            Standing("heavy", "cpu", {}, 0.01, 1.0, 0.0),
+            Standing("onnxruntime", "cpu", {}, 0.02, 0.2, 0.0),
+        ],
+    )
+    assert Choice(source, **told).engine(BATCH[:1]).name == "onnxruntime"
+    assert Choice(source, **told).engine(BATCH[:1], to_come=50).name == "onnxruntime"
+    assert Choice(source, **told).engine(BATCH[:1], to_come=150).name == "heavy"
+
+
+def test_an_engine_that_broke_since(
+    planted: Planted, built: Graph, memory: Memory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted.add("gone", fails=True)
+    source = Source(built, "k" * 64)
+    told: dict[str, Any] = {"threads": 1, "memory": memory, "device": "cpu"}
+    about = Choice(source, **told)._about([ENGINES["onnxruntime"], ENGINES["gone"]], BATCH, 8)
+    rows = [
+        Standing("gone", "cpu", {}, 0.01, 0.1, 0.0),
+        Standing("onnxruntime", "cpu", {}, 0.02, 0.2, 0.0),
+    ]
+    memory.remember(about, rows)
+    assert Choice(source, **told).engine(BATCH, to_come=100).name == "onnxruntime"
+    assert "engine gone is left out: gone did not take the graph" in capsys.readouterr().err
+
+
+def test_one_engine_needs_no_race(planted: Planted, built: Graph, memory: Memory) -> None:
+    assert choose(built, memory).engine(BATCH, to_come=1000).name == "onnxruntime"
+    assert memory.choices() == []
+    assert planted.opened == ["onnxruntime"]
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast", "half"])
+def test_the_real_engines(built: Graph, memory: Memory, tmp_path: Path, precision: str) -> None:
+    chosen = Choice(
+        Source(built), precision=precision, threads=1, memory=memory, device="cpu",
+        cache=Cache(tmp_path, 10**8),
+    )  # fmt: skip
+    winner = chosen.engine(BATCH, to_come=100)
+    assert winner.precision == precision
+    (row,) = memory.choices()
+    ran = {r["engine"] for r in row["standings"]}
+    assert {"onnxruntime", "openvino"} <= ran
+    assert ("mnn" in ran) == (precision != "exact")
+    assert all(r["error"] <= engines.TOLERANCES[precision] for r in row["standings"])
+    assert chosen.engine(BATCH) is winner
+    assert chosen.engine(BATCH[:3], batch=8) is winner  # the last, smaller batch of a stream
+
+
+def test_refusals(built: Graph) -> None:
+    with pytest.raises(
+        EngineError, match=r"engine 'onxruntime' is unknown; did you mean onnxruntime"
+    ):
+        Choice(Source(built), engine="onxruntime")
+    with pytest.raises(EngineError, match="precision 'exakt' is unknown; did you mean exact"):
+        Choice(Source(built), precision="exakt")
+    with pytest.raises(EngineError, match="device 'gpu' is unknown"):
+        Choice(Source(built), device="gpu")
+
+
+def test_the_key_of_a_file(tmp_path: Path, memory: Memory) -> None:
+    model = modelfile.read(model_file(tmp_path / "a.safetensors"))
+    first = source_of(model, "uint8", memory)
+    assert not first.has_key
+    key = first.key
+    assert first.has_key
+    again = source_of(model, "uint8", Memory(memory.path))
+    assert again.has_key
+    assert again.key == key
+    assert again.signature == Source(again.graph).signature
+    assert source_of(model, "float32", memory).key != key
+    model_file(tmp_path / "a.safetensors", threshold=0.5)
+    changed = source_of(modelfile.read(model.path), "uint8", memory)
+    assert not changed.has_key
+    assert changed.key != key
+
+
+def test_a_stream_is_raced_and_stays_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = model_file(tmp_path / "m.safetensors")
+    files = [photo(tmp_path / f"{i % 7}.png", seed=i % 7) for i in range(45)]
+    predictor = verydeep.load(model, threads=1)
+    answers = list(predictor.stream(files))
+    assert "measuring " in capsys.readouterr().err
+    expected = verydeep.load(model, engine="onnxruntime", precision="exact")(files)
+    for ours, theirs in zip(answers, expected, strict=True):
+        assert ours.precision == "fast"
+        assert ours.label == theirs.label
+        assert ours.probability == pytest.approx(theirs.probability, abs=1e-3)
+    assert answers[0].engine == "onnxruntime"
+    assert answers[-1].engine == predictor.engine
+    again = verydeep.load(model, threads=1)
+    list(again.stream(files))
+    assert "measuring " not in capsys.readouterr().err
+
+
+def test_options_of_the_command(verydeep: Command, model: Path, tmp_path: Path) -> None:
+    image = photo(tmp_path / "a.png")
+    base = ("classify", "--model", model, image, "--json")
+    for engine, precision in (("onnxruntime", "exact"), ("openvino", "half"), ("mnn", "fast")):
+        done: Outcome = verydeep(
+            *base, "--engine", engine, "--precision", precision, "--threads", 1
+        )
+        assert done.status == 0, done.err
+        assert f'"engine": "{engine}", "precision": "{precision}"' in done.out
+    for words, message in (
+        (("--engine", "onyx"), "engine 'onyx' is unknown"),
+        (("--engine", "mnn", "--precision", "exact"), "mnn computes in precision fast or half"),
+        (("--precision", "double"), "precision 'double' is unknown"),
+        (("--device", "tpu"), "device 'tpu' is unknown"),
+        (("--engine", "openvino", "--device", "cuda"), "openvino runs on cpu"),
+    ):
+        done = verydeep(*base, *words)
+        assert done.status == 2
+        assert message in done.err
+        assert len(done.err.splitlines()) == 1
+
+
+def test_the_cache_command(
+    verydeep: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path / "cache"))
+    empty = verydeep("cache", "list")
+    assert "0 prepared graphs, 0 of 2000 MB; 0 engine choices" in empty.out
+    photos = tmp_path / "photos"
+    for i in range(40):
+        photo(photos / f"{i}.png", seed=i)
+    done = verydeep("classify", "--model", model, photos, "--threads", 1)
+    assert done.status == 0, done.err
+    assert "measuring onnxruntime, openvino, mnn" in done.err
+    listed = verydeep("cache", "list")
+    assert "1 prepared graph, " in listed.out
+    assert "1 engine choice\n" in listed.out
+    assert "mnn-" in listed.out
+    assert "fast, 8 of 32x32, 1 threads: " in listed.out
+    assert '"limit_bytes": 2000000000' in verydeep("cache", "list", "--json").out
+    assert "given back" in verydeep("cache", "clear").out
+    assert "0 prepared graphs" in verydeep("cache", "list").out
+
+
+def test_processor() -> None:
+    assert processor.processor()
+    assert processor.cores() >= 1
