@@ -33,7 +33,7 @@ from .strict_json import JSON, shown
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["FORMAT_VERSION", "ModelFile", "Record", "read", "write"]
+__all__ = ["FORMAT_VERSION", "Activation", "ModelFile", "Record", "read", "write"]
 
 FORMAT_VERSION = 1
 
@@ -51,8 +51,12 @@ _RECORD_KEYS = (
     "format_version", "network", "preprocess", "class_ids", "class_names", "threshold", "licence",
     "provenance", "measured",
 )  # fmt: skip
+_OPTIONAL_RECORD_KEYS = ("activations",)  # there only where it says something
+_ROUNDED_KINDS = ("relu", "lrn", "pool", "average")  # what a convolution or FC layer may read
+_ACTIVATION_KEYS = ("scale", "zero_point")
 _NETWORK_KEYS = ("column", "batch_norm", "width", "in_channels", "pool", "head")
 _HEAD_KEYS = ("kind", "classes", "layers")
+_SCALES = (2.0**-100, 2.0**100)  # well within float32, and so are products with a weight's scale
 _LONGEST_NAME = 1000  # characters, of a class id or name
 
 # What people give by mistake, by its first bytes. Read only where the file is not safetensors.
@@ -76,6 +80,30 @@ _CONVERT = "`verydeep weights convert` makes one of published or trained weights
 
 
 @dataclass(frozen=True)
+class Activation:
+    """How one value of the int8 graph is rounded: clip(round(value / scale) + zero_point, 0, 255).
+
+    scale: a float32 number above 0, also as its shortest decimal. zero_point: 0 to 255, what stands for 0.
+    """
+
+    scale: float
+    zero_point: int = 0
+
+    def __post_init__(self) -> None:
+        scale, zero = self.scale, self.zero_point
+        if not _is_number(scale) or not _SCALES[0] <= scale <= _SCALES[1]:
+            raise ModelFileError(
+                f"an activation's scale is {shown(scale)}; expected a number from "
+                f"{_SCALES[0]:.4g} to {_SCALES[1]:.4g}"
+            )
+        if not _is_integer(zero) or not 0 <= zero <= 255:
+            raise ModelFileError(
+                f"an activation's zero_point is {shown(zero)}; expected a whole number, 0 to 255"
+            )
+        object.__setattr__(self, "scale", float(np.float32(scale)))
+
+
+@dataclass(frozen=True)
 class Record:
     """What a model file says about its tensors. ModelFileError where the values do not make sense.
 
@@ -87,6 +115,8 @@ class Record:
     provenance: whatever tells where the weights come from: sources, command, versions.
     measured: figures, each with at least "what", "value" (a number) and "protocol" (how to repeat
     the measurement).
+    activations: the values that the int8 graph rounds, by paper name ("input" for the normalised image);
+    empty for a model that was not quantised. See docs/format.md.
     """
 
     network: Network
@@ -97,6 +127,7 @@ class Record:
     licence: str = ""
     provenance: Mapping[str, JSON] = field(default_factory=dict, hash=False)
     measured: tuple[Mapping[str, JSON], ...] = field(default=(), hash=False)
+    activations: Mapping[str, Activation] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if replace(self.network) != self.network:
@@ -126,6 +157,7 @@ class Record:
             )
         object.__setattr__(self, "provenance", _json_object(self.provenance, "provenance"))
         object.__setattr__(self, "measured", tuple(_measured(self.measured)))
+        object.__setattr__(self, "activations", _activations(self.activations, self.network))
 
     def to_json(self) -> str:
         """The record as canonical JSON: keys sorted, no spaces."""
@@ -148,6 +180,11 @@ class Record:
             "provenance": self.provenance,
             "measured": self.measured,
         }
+        if self.activations:
+            values["activations"] = {
+                name: {"scale": a.scale, "zero_point": a.zero_point}
+                for name, a in self.activations.items()
+            }
         return strict_json.dumps(values)
 
     @classmethod
@@ -163,7 +200,7 @@ class Record:
                 f"written by a newer verydeep: its format version is {version}, and this verydeep "
                 f"reads {FORMAT_VERSION}; upgrade with: pip install --upgrade verydeep"
             )
-        values = _fields(record, _RECORD_KEYS, "record")
+        values = _fields(record, _RECORD_KEYS, "record", _OPTIONAL_RECORD_KEYS)
         if not _is_integer(version) or version != FORMAT_VERSION:
             raise ModelFileError(
                 f"the record's format_version is {shown(version)}; expected {FORMAT_VERSION}"
@@ -179,6 +216,7 @@ class Record:
                 licence=cast("str", values["licence"]),
                 provenance=cast("dict[str, JSON]", values["provenance"]),
                 measured=cast("tuple[dict[str, JSON], ...]", values["measured"]),
+                activations=_read_activations(values),
             )
         except (NetworkError, PreprocessError) as error:
             raise ModelFileError(f"its record does not make sense: {error}") from None
@@ -471,13 +509,16 @@ def _network(value: JSON) -> Network:
     )
 
 
-def _fields(value: JSON, keys: tuple[str, ...], what: str) -> dict[str, Any]:
-    """A JSON object that has exactly these keys."""
+def _fields(
+    value: JSON, keys: tuple[str, ...], what: str, optional: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """A JSON object that has exactly these keys, and perhaps some of the optional ones."""
     if not isinstance(value, dict):
         raise ModelFileError(f"the {what} is {shown(value)}; expected a JSON object")
+    known = (*keys, *optional)
     for key in value:
-        if key not in keys:
-            raise ModelFileError(f"the {what} has an unknown key {shown(key)}{nearest(key, keys)}")
+        if key not in known:
+            raise ModelFileError(f"the {what} has an unknown key {shown(key)}{nearest(key, known)}")
     for key in keys:
         if key not in value:
             raise ModelFileError(f"the {what} has no {key!r}")
@@ -512,6 +553,41 @@ def _measured(figures: object) -> Iterator[dict[str, JSON]]:
                 "expected a number"
             )
         yield copy
+
+
+def _read_activations(record: dict[str, Any]) -> dict[str, Activation]:
+    if "activations" not in record:
+        return {}
+    values = record["activations"]
+    if not isinstance(values, dict) or not values:
+        raise ModelFileError(
+            f"the record's activations are {shown(values)}; expected a JSON object with one member for "
+            "each rounded value, or none at all for a model that was not quantised"
+        )
+    found = {}
+    for name, value in values.items():
+        fields = _fields(value, _ACTIVATION_KEYS, f"record's activation {shown(name)}")
+        found[name] = Activation(fields["scale"], fields["zero_point"])
+    return found
+
+
+def _activations(given: object, network: Network) -> dict[str, Activation]:
+    """A copy, checked against the table: only layers that have maps or features can be rounded."""
+    if not isinstance(given, Mapping):
+        raise ModelFileError(f"the record's activations are {shown(given)}; expected a mapping")
+    known = ["input", *(layer.name for layer in network.layers if layer.kind in _ROUNDED_KINDS)]
+    for name, value in given.items():
+        if name not in known:
+            hint = nearest(name, known) if isinstance(name, str) else ""
+            raise ModelFileError(
+                f"the record has an activation {shown(name)}, which {network.name} with the record's "
+                f"choices does not round{hint}"
+            )
+        if not isinstance(value, Activation):
+            raise ModelFileError(
+                f"the record's activation {shown(name)} is {shown(value)}; expected an Activation"
+            )
+    return dict(given)
 
 
 def _lines(names: object, what: str, longest: int = _LONGEST_NAME) -> Iterator[str]:
