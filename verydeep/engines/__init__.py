@@ -14,7 +14,6 @@ A precision is a promise: an engine that does better keeps it. "auto" chooses by
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEVICES",
     "ENGINES",
+    "REFERENCE",
     "TOLERANCES",
     "Engine",
     "Kind",
@@ -49,6 +49,7 @@ __all__ = [
 
 # precision -> largest relative error against the reference
 TOLERANCES: dict[str, float] = {"exact": 1e-5, "fast": 1e-3, "half": 3e-2}
+REFERENCE = "onnxruntime"  # whose float32 the others are compared with
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 Settings = Mapping[str, str | int]
@@ -85,6 +86,8 @@ class Kind:
     @property
     def version(self) -> str:
         """Of the installed package, "" where there is none."""
+        import importlib.metadata  # takes longer than all else here, and is seldom needed
+
         for name in self.distributions:
             try:
                 return importlib.metadata.version(name)
@@ -136,13 +139,13 @@ class Order:
 class Engine:
     """One prepared graph.
 
-    name: a key of ENGINES. version: of the engine's package. precision: what it was told, and promises.
-    settings: choices of its own. signature: what goes in and comes out.
+    name: a key of ENGINES. precision: what it was told, and promises. settings: choices of its own.
+    signature: what goes in and comes out.
     """
 
     def __init__(self, of: Kind, signature: Signature, order: Order, run: Run) -> None:
+        self.kind = of
         self.name = of.name
-        self.version = of.version
         self.precision = order.precision
         self.device = order.device
         self.threads = order.threads
@@ -154,6 +157,11 @@ class Engine:
     def __repr__(self) -> str:
         chosen = "".join(f", {key} {value}" for key, value in self.settings.items())
         return f"<Engine {self.name} {self.precision} on {self.device}, {self.threads} threads{chosen}>"
+
+    @property
+    def version(self) -> str:
+        """Of the engine's package."""
+        return self.kind.version
 
     def run(self, pixels: np.ndarray | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name, float32, for a batch of pixels.

@@ -16,16 +16,26 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..errors import EngineError, nearest
-from . import DEVICES, ENGINES, TOLERANCES, Engine, Kind, Signature, Source, installed, open_engine
-from .cache import Cache
+from . import (
+    DEVICES,
+    ENGINES,
+    REFERENCE,
+    TOLERANCES,
+    Engine,
+    Kind,
+    Signature,
+    Source,
+    installed,
+    open_engine,
+)
 from .notes import say
 from .processor import cores, processor
-from .race import REFERENCE, race, racers
 from .remembered import Memory, Standing
 
 if TYPE_CHECKING:
     from ..graph import Graph
     from ..modelfile import ModelFile
+    from .cache import Cache
 
 __all__ = ["WORTH_A_RACE", "Choice", "source_of"]
 
@@ -174,6 +184,8 @@ class Choice:
         raise EngineError("no engine that was remembered can be opened; try --engine onnxruntime")
 
     def _race(self, kinds: list[Kind], pixels: np.ndarray, batch: int) -> Engine:
+        from .race import race, racers
+
         about = self._about(kinds, pixels, batch)
         say(
             f"measuring {', '.join(about['engines'])} on this model, {batch} images of "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -67,6 +66,8 @@ def cores() -> int:
 
 
 def _sysctl(name: str) -> str:
+    import subprocess
+
     try:
         done = subprocess.run(
             ["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False

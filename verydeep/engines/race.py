@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import EngineError
-from . import ENGINES, TOLERANCES, Engine, Kind, Order, Settings, open_engine, relative_error
+from . import (
+    ENGINES,
+    REFERENCE,
+    TOLERANCES,
+    Engine,
+    Kind,
+    Order,
+    Settings,
+    open_engine,
+    relative_error,
+)
 from .notes import say
 from .remembered import Standing
 
@@ -28,13 +38,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Racer", "race", "racers"]
 
-REFERENCE = "onnxruntime"
 MOST_PAIRS = 7
 CLEAR = 1.25  # after one pair, a lead of this much is not chance
 PAUSE_SECONDS = 0.01  # in which the threads of the one before stop waiting for more
 RUN_SECONDS = 0.25  # of one run, about: larger batches are cut down to it
-
-Opener = Callable[..., Engine]
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,6 @@ def race(
     threads: int,
     cache: Cache | None = None,
     seconds: float = 2.0,
-    opener: Opener = open_engine,
 ) -> tuple[Engine, tuple[Standing, ...]]:
     """The winner, open, and how each did, quickest first. Those that were left out have no standing.
 
@@ -83,7 +89,7 @@ def race(
 
     def opened(racer: Racer) -> tuple[Engine, float]:
         began = time.perf_counter()
-        engine = opener(
+        engine = open_engine(
             racer.kind.name, source, precision=precision, threads=threads, device=racer.device,
             settings=racer.settings, cache=cache,
         )  # fmt: skip
