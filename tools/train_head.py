@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from compress_trunk import best_scale, gptq
 from torch import Tensor
 
 from verydeep.evaluation import calibration_error
@@ -102,6 +103,20 @@ def temperature(scores: Tensor, labels: Tensor) -> float:
     return float(log.exp().detach())
 
 
+def round_to_8_bits(
+    weight: Tensor, bias: Tensor, views: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Integers, one step a class, and biases: rounded by GPTQ on the features, as the trunk is."""
+    sample = torch.cat([view[::4].float() for view in views]).double()
+    mean = sample.mean(0)
+    covariance = torch.cov(sample.T)
+    covariance += 1e-6 * torch.diagonal(covariance).mean() * torch.eye(len(mean))
+    scale = best_scale(weight.double(), torch.diagonal(covariance), 127).float()
+    rounded = gptq(weight, covariance, scale, 127)
+    lost = weight.double() - rounded * scale.double()[:, None]
+    return rounded, scale, (bias.double() + lost @ mean).float()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -129,6 +144,7 @@ def main() -> None:
     weight, bias, mean, deviation = fit(args, [view for view, _ in loaded], labels, len(ids))
     weight = weight / deviation
     bias = bias - weight @ mean
+    rounded, scale, rounded_bias = round_to_8_bits(weight, bias, [view for view, _ in loaded])
     words = [
         f"--train {' '.join(p.name for p in args.train)} --val {' '.join(p.name for p in args.val)}"
     ]
@@ -140,7 +156,9 @@ def main() -> None:
     for path in args.val:
         features, val_names = read(path, args.layers)
         truth = torch.tensor([number[name] for name in val_names])
-        scores = F.linear(features.float(), weight, bias)
+        whole = F.linear(features.float(), weight, bias)
+        print(f"{path.name}, before rounding: top-1, top-5 {accuracy(whole, truth)}", flush=True)
+        scores = F.linear(features.float(), (rounded * scale[:, None]).float(), rounded_bias)
         half = len(truth) // 2
         fitted = fitted or temperature(scores[:half], truth[:half])
         probability, first = (scores / fitted).softmax(1).max(1)
@@ -159,8 +177,9 @@ def main() -> None:
         result["temperature"] = fitted
         np.savez(
             args.out,
-            weight=(weight / fitted).numpy(),
-            bias=(bias / fitted).numpy(),
+            q=rounded.numpy().astype(np.int8),
+            scale=(scale / fitted).numpy()[:, None],
+            bias=(rounded_bias / fitted).numpy(),
             ids=ids,
             layers=args.layers,
             result=json.dumps(result),
