@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FINGERPRINTS", "Fingerprint", "expects", "recognise"]
 
-TOLERANCE = (
-    1e-3  # of the largest value: float16 and printed digits pass, fine-tuned weights may not
-)
+# Of the largest value: float16 and printed digits pass, weights trained further may not.
+TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
