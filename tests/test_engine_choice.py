@@ -47,7 +47,7 @@ class Planted:
         value: float | None = None,
     ) -> None:  # fmt: skip
         """An engine that answers as ONNX Runtime does, times `factor`, `seconds` later."""
-        made = Kind(name, name, "numpy", ("numpy",), "", ("exact", "fast", "half"))
+        made = Kind(name, name, ("numpy",), ("numpy",), "", ("exact", "fast", "half"))
 
         def prepare(_name: str, source: Source, order: Order) -> Run:
             if fails:
@@ -65,7 +65,7 @@ class Planted:
 
             return run
 
-        module = SimpleNamespace(prepare=prepare, variants=lambda _order, _batch: ({},))
+        module = SimpleNamespace(prepare=prepare, variants=lambda _source, _order, _batch: ({},))
         self._kinds[name] = made
         self._patch.setitem(ENGINES, name, made)
         for where in (engines, race):

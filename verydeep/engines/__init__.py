@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from threading import Lock
@@ -60,15 +61,15 @@ Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 class Kind:
     """What is known of an engine before anything of it is imported.
 
-    package: what Python imports. distributions: what pip may call it; the first is the usual one.
-    extra: of verydeep, that installs it; "" for the base install.
+    packages: what Python imports, all of it needed. distributions: what pip may call them, the usual
+    names first. extra: of verydeep, that installs it; "" for the base install.
     precisions: the promises it can keep. devices: where it can run. keeps_files: whether it is opened
     from files of its own, made once and kept in the cache.
     """
 
     name: str
     module: str
-    package: str
+    packages: tuple[str, ...]
     distributions: tuple[str, ...]
     extra: str
     precisions: tuple[str, ...]
@@ -79,21 +80,20 @@ class Kind:
     def available(self) -> bool:
         """Whether it is installed; looks without importing it."""
         try:
-            return importlib.util.find_spec(self.package) is not None
+            return all(importlib.util.find_spec(name) is not None for name in self.packages)
         except (ImportError, ValueError):  # half-removed, or put into sys.modules by hand
             return False
 
     @property
     def version(self) -> str:
-        """Of the installed package, "" where there is none."""
+        """Of the installed package, or of each with a "+" between; "" where there is none."""
         import importlib.metadata  # takes longer than all else here, and is seldom needed
 
+        found = []
         for name in self.distributions:
-            try:
-                return importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        return ""
+            with suppress(importlib.metadata.PackageNotFoundError):
+                found.append(importlib.metadata.version(name))
+        return "+".join(found[: len(self.packages)])
 
     @property
     def install(self) -> str:
@@ -101,19 +101,21 @@ class Kind:
         return f"pip install 'verydeep[{self.extra}]'" if self.extra else "pip install verydeep"
 
 
-_TORCH = ("torch", ("torch",), "torch", ("exact", "fast", "half"), ("cpu", "cuda", "mps"))
+_TORCH = (("torch",), ("torch",), "torch", ("exact", "fast", "half"), ("cpu", "cuda", "mps"))
 
 ENGINES: dict[str, Kind] = {
     made.name: made
     for made in (
         Kind(
-            "onnxruntime", "ort", "onnxruntime",
+            "onnxruntime", "ort", ("onnxruntime",),
             ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"), "",
             ("exact", "fast", "half", "int8"), ("cpu", "cuda"),
         ),
-        Kind("openvino", "openvino", "openvino", ("openvino",), "openvino",
+        Kind("openvino", "openvino", ("openvino",), ("openvino",), "openvino",
              ("exact", "fast", "half", "int8")),
-        Kind("mnn", "mnn", "MNN", ("MNN",), "mnn", ("fast", "half"), keeps_files=True),
+        Kind("mnn", "mnn", ("MNN",), ("MNN",), "mnn", ("fast", "half"), keeps_files=True),
+        Kind("mnn+openvino", "joint", ("MNN", "openvino"), ("MNN", "openvino"), "fast",
+             ("fast", "half"), keeps_files=True),
         Kind("torch", "torch", *_TORCH),
         Kind("torch-eager", "torch", *_TORCH),
         Kind("torch-compiled", "torch", *_TORCH),

@@ -192,6 +192,7 @@ class Choice:
             f"{about['height']}x{about['width']} at once; this is done once"
         )
         entrants = racers(
+            self.source,
             kinds,
             precision=self.precision,
             threads=about["threads"],

@@ -25,7 +25,7 @@ FILE = "graph.mnn"
 SPARE_BYTES = 1 << 20  # beside the weights: the graph itself
 
 
-def variants(order: Order, batch: int) -> tuple[Settings, ...]:  # noqa: ARG001
+def variants(source: Source, order: Order, batch: int) -> tuple[Settings, ...]:  # noqa: ARG001
     """The settings worth a race: its own choices serve every batch."""
     return ({},)
 

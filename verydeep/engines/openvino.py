@@ -7,26 +7,37 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import EngineError
 from .silence import silenced
+from .split import fc_bytes, fc_weights
 
 if TYPE_CHECKING:
     from ..graph import Graph
     from . import Order, Run, Settings, Source
 
-__all__ = ["computes_bf16", "prepare", "variants"]
+__all__ = ["LARGE_BYTES", "computes_bf16", "package", "prepare", "run_of", "variants"]
+
+LARGE_BYTES = 16 << 20  # of FC weights, above which no cache close to a core holds them
 
 HINTS = {"exact": "f32", "fast": "f32", "half": "bf16", "int8": "f32"}
 
 
-def variants(order: Order, batch: int) -> tuple[Settings, ...]:
-    """One stream of all threads; for a batch also as many streams as threads, each with its share."""
+def variants(source: Source, order: Order, batch: int) -> tuple[Settings, ...]:
+    """One stream of all threads; for a batch also as many streams as threads, each with its share.
+
+    Where FC layers are large and the precision allows it, their weights are kept in 16 bits: reading them
+    from memory is all the time that they take.
+    """
+    fc: Settings = {}
+    if order.precision == "fast" and fc_bytes(source.graph) >= LARGE_BYTES:
+        fc = {"fc": "f16"}
     streams = min(order.threads, batch)
-    return ({"streams": 1}, {"streams": streams}) if streams > 1 else ({"streams": 1},)
+    return tuple({"streams": n, **fc} for n in dict.fromkeys((1, streams)))
 
 
 def computes_bf16() -> bool:
@@ -35,8 +46,17 @@ def computes_bf16() -> bool:
 
 
 def prepare(name: str, source: Source, order: Order) -> Run:  # noqa: ARG001
+    return run_of(source.graph, source.signature.outputs, order, order.settings)
+
+
+def run_of(graph: Graph, names: tuple[str, ...], order: Order, settings: Settings) -> Run:
+    """The function from the graph's one input, a batch of whatever it takes, to its outputs.
+
+    settings: "streams", and "fc" where the FC layers' weights are to be kept in "f16".
+    """
     hint = HINTS[order.precision]
-    streams = int(order.settings.get("streams", 1))
+    streams = int(settings.get("streams", 1))
+    halved = fc_weights(graph) if settings.get("fc") == "f16" else ()
     with silenced():
         core = _core()
         if hint == "bf16" and not computes_bf16():
@@ -48,13 +68,14 @@ def prepare(name: str, source: Source, order: Order) -> Run:  # noqa: ARG001
             "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
             # threads nailed to cores would fight with whoever else computes here
             "ENABLE_CPU_PINNING": False,
+            # else FC layers with weights of few bits would compute with few bits, too
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
         try:
-            model = _model(source.graph)
+            model = _model(graph, halved)
             compiled = core.compile_model(model, "CPU", config)
         except Exception as error:  # RuntimeError and its kin, with the reason in many lines
             raise EngineError(f"openvino did not take the graph: {_line(error)}") from error
-    names = source.signature.outputs
     requests = [compiled.create_infer_request() for _ in range(streams)]
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -77,7 +98,7 @@ def prepare(name: str, source: Source, order: Order) -> Run:  # noqa: ARG001
     return run
 
 
-def _import() -> Any:
+def package() -> Any:
     """The package, without its conversion tools.
 
     Importing those takes as long as all the rest, and tells the vendor that it happened. Who asks for
@@ -96,6 +117,9 @@ def _import() -> Any:
     return openvino
 
 
+_import = package
+
+
 def _later(name: str) -> object:
     if name == "convert_model":
         from openvino.tools.ovc import convert_model
@@ -110,19 +134,19 @@ _CORE: Any = None
 def _core() -> Any:
     global _CORE
     if _CORE is None:
-        _CORE = _import().Core()
+        _CORE = package().Core()
     return _CORE
 
 
-def _model(graph: Graph) -> Any:
-    """The graph as OpenVINO's own, its weights read where they lie.
+def _model(graph: Graph, halved: Container[str]) -> Any:
+    """The graph as OpenVINO's own, its weights read where they lie, those of `halved` in 16 bits.
 
     The weights are first declared as inputs, which takes no room, and then put in as constants that
     share the arrays' memory.
     """
     import onnx
 
-    openvino = _import()
+    openvino = package()
     bare = onnx.ModelProto()
     bare.CopyFrom(graph.model)
     kept = [tensor for tensor in bare.graph.initializer if tensor.name not in graph.weights]
@@ -137,7 +161,12 @@ def _model(graph: Graph) -> Any:
     for parameter in model.get_parameters():
         name = parameter.get_friendly_name()
         if name in graph.weights:
-            constant = openvino.op.Constant(_writable(graph.weights[name]), shared_memory=True)
+            if name in halved:
+                few = openvino.op.Constant(graph.weights[name].astype(np.float16))
+                constant = openvino.opset8.convert(few, "f32")
+                constant.get_rt_info()["decompression"] = True  # while it is read, not beforehand
+            else:
+                constant = openvino.op.Constant(_writable(graph.weights[name]), shared_memory=True)
             constant.set_friendly_name(name)
             parameter.output(0).replace(constant.output(0))
             model.remove_parameter(parameter)

@@ -20,7 +20,7 @@ PROVIDERS: dict[str, list[object]] = {
 }
 
 
-def variants(order: Order, batch: int) -> tuple[Settings, ...]:  # noqa: ARG001
+def variants(source: Source, order: Order, batch: int) -> tuple[Settings, ...]:  # noqa: ARG001
     """The settings worth a race: its own choices serve every batch."""
     return ({},)
 

@@ -54,7 +54,13 @@ class Racer:
 
 
 def racers(
-    kinds: Sequence[Kind], *, precision: str, threads: int, devices: Sequence[str], batch: int
+    source: Source,
+    kinds: Sequence[Kind],
+    *,
+    precision: str,
+    threads: int,
+    devices: Sequence[str],
+    batch: int,
 ) -> list[Racer]:
     """Everything that those engines can do in that precision, the reference first."""
     found = []
@@ -65,7 +71,7 @@ def racers(
         for device in devices:
             if device in kind.devices:
                 order = Order(precision, threads, device)
-                found += [Racer(kind, device, s) for s in module.variants(order, batch)]
+                found += [Racer(kind, device, s) for s in module.variants(source, order, batch)]
     return found
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["best_device", "prepare", "variants"]
 
 
-def variants(order: Order, batch: int) -> tuple[Settings, ...]:  # noqa: ARG001
+def variants(source: Source, order: Order, batch: int) -> tuple[Settings, ...]:  # noqa: ARG001
     """The settings worth a race: none."""
     return ({},)
 
