@@ -1,0 +1,69 @@
+"""Count how large a value gets on photos: a histogram by the leading bits of a float.
+
+A float32's sign bit left out, its exponent and first 8 bits of fraction are the number of a bin. So bins
+are as fine for small numbers as for large ones, 1/256 to 1/512 of the number, nothing needs to be known
+of the range beforehand, and counting takes one pass.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = ["LEVELS", "Tally"]
+
+LEVELS = 255  # steps from 0 to the largest number that 8 bits hold
+
+_SHIFT = 15  # of 31 bits: 8 of the exponent and 8 of the fraction stay
+_BINS = 1 << (31 - _SHIFT)
+
+Array = np.ndarray
+
+
+class Tally:
+    """Counts of one value's numbers, none of them negative, over any number of images.
+
+    channels: sums over all images and positions for each channel, float64: `squares`, and how many
+    numbers that were, `positions`.
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(_BINS, np.int64)
+        self.squares: Array = np.zeros(())
+        self.positions = 0
+
+    def add(self, values: Array) -> None:
+        """values: (batch, channels, height, width) or (batch, features) float32."""
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32) >> _SHIFT
+        self.counts += np.bincount(bits.reshape(-1), minlength=_BINS)
+        axes = (0, *range(2, values.ndim))
+        self.squares = self.squares + np.square(values, dtype=np.float64).sum(axes)
+        self.positions += values.size // values.shape[1]
+
+    @property
+    def largest(self) -> float:
+        """The largest number, at most half a bin off; 0 where all are."""
+        return float(_MIDDLES[np.flatnonzero(self.counts)[-1]]) if self.counts.any() else 0.0
+
+    def squared_error(self, top: float) -> float:
+        """Mean squared error of rounding to 8 bits, where `top` is the largest number that they hold."""
+        step = top / LEVELS
+        used = np.flatnonzero(self.counts)
+        middle = _MIDDLES[used]
+        error = np.minimum(np.rint(middle / step), LEVELS) * step - middle
+        return float((self.counts[used] * error * error).sum() / self.counts.sum())
+
+    def percentile(self, fraction: float) -> float:
+        """The number that this fraction of all numbers does not exceed."""
+        total = np.cumsum(self.counts)
+        return float(_MIDDLES[np.searchsorted(total, fraction * total[-1])])
+
+
+def _middles() -> Array:
+    """The number in the middle of each bin, float64; bin 0 is 0."""
+    bits = (np.arange(_BINS, dtype=np.uint32) << _SHIFT) + (1 << (_SHIFT - 1))
+    bits[0] = 0
+    bits[0xFF << 8 :] = 0xFF << 23  # infinity, and what is no number
+    return bits.view(np.float32).astype(np.float64)
+
+
+_MIDDLES = _middles()
