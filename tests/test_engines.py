@@ -37,6 +37,9 @@ HERE = [made.name for made in installed() if made.name != "torch-compiled"]
 PROMISES = [(name, precision) for name in HERE for precision in TOLERANCES
             if precision in ENGINES[name].precisions]  # fmt: skip
 
+# 16 bits a weight show from the first digit that they lack; all others compute in float32
+SHOWS = {"mnn+openvino": TOLERANCES["fast"]}
+
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
@@ -94,7 +97,7 @@ def test_every_tap(name: str, pool: str, cache: Cache) -> None:
     )
     assert list(ours) == [*net.taps, "scores"]
     for tap in net.taps:
-        assert relative_error(ours[tap], theirs[tap], scores=False) <= 1e-5, tap
+        assert relative_error(ours[tap], theirs[tap], scores=False) <= SHOWS.get(name, 1e-5), tap
 
 
 @pytest.mark.parametrize("name", HERE)
@@ -134,12 +137,12 @@ def test_protocol(name: str, built: Graph, cache: Cache) -> None:
 def test_float_pixels(name: str, cache: Cache) -> None:
     net = tiny(head="small")
     built = graph.build(net, weights(net), TORCHVISION, pixels="float32")
-    image = pixels(32, 40).astype(np.float32) + np.float32(0.25)
+    image = pixels(32, 40).astype(np.float32) + np.float32(0.45)
     theirs = open_engine("onnxruntime", built, threads=1).run(image)["scores"]
     engine = open_engine(name, built, precision="fast", threads=1, device="cpu", cache=cache)
-    assert relative_error(engine.run(image)["scores"], theirs) <= 1e-5
+    assert relative_error(engine.run(image)["scores"], theirs) <= SHOWS.get(name, 1e-5)
     floor = engine.run(np.floor(image))["scores"]
-    assert relative_error(floor, theirs) > 1e-5  # the quarters were not lost
+    assert relative_error(floor, theirs) > SHOWS.get(name, 1e-5)  # the fractions were not lost
     image[1, 3, 3, 0] = np.nan
     with pytest.raises(ImageError, match=r"not finite .* in image 1 of the batch"):
         engine.run(image)
@@ -156,7 +159,8 @@ def test_other_channel_counts(cache: Cache) -> None:
     theirs = open_engine("onnxruntime", built, threads=1).run(image)["scores"]
     for name in HERE:
         engine = open_engine(name, built, precision="fast", threads=1, device="cpu", cache=cache)
-        assert relative_error(engine.run(image)["scores"], theirs) <= 1e-5, name
+        error = relative_error(engine.run(image)["scores"], theirs)
+        assert error <= SHOWS.get(name, 1e-5), name
 
 
 def test_streams_share_a_batch(built: Graph) -> None:
@@ -232,7 +236,7 @@ def test_refusals(built: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ENGINES:
         assert not kind(name).available
         with pytest.raises(
-            EngineError, match=f"{name} is not installed; install it with: pip install"
+            EngineError, match=f"{re.escape(name)} is not installed; install it with: pip install"
         ):
             open_engine(name, built, precision="fast")
     assert kind("mnn").install == "pip install 'verydeep[mnn]'"
@@ -243,7 +247,9 @@ def test_a_graph_that_an_engine_does_not_take(name: str, built: Graph, cache: Ca
     model = onnx.ModelProto()
     model.CopyFrom(built.model)
     next(node for node in model.graph.node if node.op_type == "Conv").op_type = "Twist"
-    with pytest.raises(EngineError, match=f"{re.split('[-+]', name)[0]} did not take the graph: .+"):
+    with pytest.raises(
+        EngineError, match=f"{re.split('[-+]', name)[0]} did not take the graph: .+"
+    ):
         open_engine(name, Graph(model, built.weights), precision="fast", cache=cache)
     assert cache.entries() == []
 
