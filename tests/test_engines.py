@@ -180,7 +180,6 @@ def test_torch_compiled(built: Graph) -> None:
     for name, value in ours.items():
         assert relative_error(value, theirs[name]) <= 1e-5
 
-
 def test_cuda_where_there_is_one(built: Graph) -> None:
     import torch
 
@@ -254,7 +253,7 @@ def test_a_graph_that_an_engine_does_not_take(name: str, built: Graph, cache: Ca
     assert cache.entries() == []
 
 
-@pytest.mark.parametrize("name", [*HERE, "torch-compiled"])
+@pytest.mark.parametrize("name", HERE)
 def test_silence(name: str, tmp_path: Path) -> None:
     """Nothing that an engine's own code prints reaches a terminal."""
     code = (

@@ -36,8 +36,15 @@ def silenced() -> Iterator[list[str]]:
         try:
             yield lines
         finally:
+            _flush()
             for descriptor, original in kept.items():
                 os.dup2(original, descriptor)
                 os.close(original)
             caught.seek(0)
             lines += caught.read().decode("utf-8", "replace").splitlines()
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # a stream may be closed, None, or anything a caller put there
+            stream.flush()

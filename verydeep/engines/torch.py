@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import EngineError
+from .silence import silenced
 
 if TYPE_CHECKING:
     from ..graph import Graph
@@ -56,7 +57,9 @@ def prepare(name: str, source: Source, order: Order) -> Run:
         if name != "torch-compiled":
             return program.run(pixels)
         if pixels.shape not in compiled:
-            compiled[pixels.shape] = program.compiled(pixels)
+            with silenced():  # compilers talk
+                compiled[pixels.shape] = program.compiled(pixels)
+                return compiled[pixels.shape].run(pixels)
         return compiled[pixels.shape].run(pixels)
 
     outputs = source.signature.outputs
