@@ -17,13 +17,14 @@ import torchvision
 from click.testing import CliRunner, Result
 from torchvision.models import get_model_weights, get_weight
 
-from verydeep import catalog, fetch, imagenet, modelfile, nets
-from verydeep.catalog import Accuracy, Entry, Published
+from verydeep import modelfile, nets
 from verydeep.cli.weights import command
 from verydeep.errors import MissingExtraError, WeightsError
-from verydeep.fetch import GoneError
 from verydeep.preprocess import PRESETS, TORCHVISION
-from verydeep.verdicts import verdicts
+from verydeep.weights import catalog, fetch, imagenet
+from verydeep.weights.catalog import Accuracy, Entry, Published
+from verydeep.weights.fetch import GoneError
+from verydeep.weights.verdicts import verdicts
 
 TORCHVISION_ENTRIES = [
     entry for entry in catalog.ENTRIES.values() if entry.url.startswith(catalog.TORCHVISION_ADDRESS)
@@ -99,14 +100,12 @@ def test_imagenet_classes() -> None:
 
 
 def test_the_catalogue_imports_no_numpy_and_no_http() -> None:
-    program = (
-        "import sys, verydeep.catalog; print({'numpy', 'http', 'ssl', 'rich'} & {*sys.modules})"
-    )
+    program = "import sys, verydeep.weights.catalog; print({'numpy', 'http', 'ssl', 'rich'} & {*sys.modules})"
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert run.stdout == "set()\n"
-    program = program.replace("verydeep.catalog", "verydeep.fetch")
+    program = program.replace("verydeep.weights.catalog", "verydeep.weights.fetch")
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

@@ -24,11 +24,12 @@ import torchvision
 from click.testing import CliRunner, Result
 from torch import nn
 
-from verydeep import catalog, convert, fingerprints, layouts, modelfile, models, nets
-from verydeep.catalog import Entry, Published
+from verydeep import modelfile, models, nets
 from verydeep.cli.weights import command
 from verydeep.errors import MissingExtraError, OutputError, WeightsError
 from verydeep.preprocess import CAFFE, PRESETS, TORCHVISION
+from verydeep.weights import catalog, convert, fingerprints, layouts
+from verydeep.weights.catalog import Entry, Published
 
 WIDTH = 1 / 16
 CLASSES = 5

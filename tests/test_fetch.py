@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from verydeep import digests, fetch
 from verydeep.errors import WeightsError
-from verydeep.fetch import GoneError
+from verydeep.weights import digests, fetch
+from verydeep.weights.fetch import GoneError
 
 DATA = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -385,7 +385,7 @@ def test_progress_on_a_terminal_is_a_bar(
 PROGRAM = """
 import sys
 from pathlib import Path
-from verydeep import fetch
+from verydeep.weights import fetch
 fetch.fetch(sys.argv[1], Path(sys.argv[2]), digest=sys.argv[3])
 """
 

@@ -25,13 +25,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from verydeep import catalog, modelfile, models, nets
+from verydeep import modelfile, models, nets
 from verydeep.errors import NetworkError, VerydeepError, WeightsError
 from verydeep.modelfile import Record
 from verydeep.models import vgg
 from verydeep.models.layers import cfgs, make_layers
 from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE
+from verydeep.weights import catalog
 
 ROOT = Path(__file__).parents[1]
 SHARED = [f"vgg{n}{bn}" for n in (11, 13, 16, 19) for bn in ("", "_bn")]
@@ -85,7 +86,7 @@ SAME = {
 }  # fmt: skip
 ELSEWHERE = {
     "ImageClassification": "verydeep.models.weights.ImageTransform, what .transforms() gives",
-    "_IMAGENET_CATEGORIES": "verydeep.imagenet.class_names()",
+    "_IMAGENET_CATEGORIES": "verydeep.weights.imagenet.class_names()",
     "_COMMON_META": "the table, the catalogue and the class names, in verydeep.models.weights",
     "_vgg": "verydeep.models.build",
     "handle_legacy_interface": "pretrained= is a keyword of every builder",

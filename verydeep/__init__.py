@@ -32,7 +32,7 @@ _HOME = {
     "VerydeepError": "errors",
 }
 _MODULES = frozenset(
-    "catalog convert engines errors evaluation graph modelfile models nets predictor preprocess".split()
+    "drawing engines errors evaluation graph modelfile models nets predictor preprocess weights".split()
 )
 
 __all__ = ["__version__", *sorted(_HOME)]

@@ -93,7 +93,7 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
     path = Path(name)
     if path.exists() or path.suffix or os.sep in name:
         return path  # reading it says what is wrong with it
-    from . import catalog
+    from .weights import catalog
 
     if name in catalog.ENTRIES:
         return catalog.obtain(name)

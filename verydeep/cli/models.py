@@ -12,10 +12,10 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def command(as_json: bool) -> None:
     """List the networks, the built-in models and the published weights."""
-    from .. import catalog
     from ..modelfile import read
     from ..nets import NETWORKS, network
     from ..predictor import builtin_models
+    from ..weights import catalog
 
     networks: list[dict[str, Any]] = [
         {

@@ -12,7 +12,7 @@ import click
 from ..errors import VerydeepError, WeightsError
 
 if TYPE_CHECKING:
-    from ..catalog import Entry
+    from ..weights.catalog import Entry
 
 __all__ = ["command"]
 
@@ -26,7 +26,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list on stdout.")
 def list_weights(as_json: bool) -> None:
     """List the catalogue: published weights, their accuracy, and what is on this machine."""
-    from .. import catalog
+    from ..weights import catalog
 
     rows = [_row(entry) for entry in catalog.ENTRIES.values()]
     if as_json:
@@ -53,7 +53,7 @@ def fetch(names: tuple[str, ...], quiet: bool) -> int:
     where files are kept, VERYDEEP_MIRROR an address or folder to take them from, VERYDEEP_OFFLINE=1
     that nothing is to be fetched.
     """
-    from .. import catalog
+    from ..weights import catalog
 
     failures = 0
     for name in names:
@@ -74,7 +74,7 @@ def verify(files: tuple[str, ...], as_json: bool) -> int:
     A published file is compared with its published digest, a model file with the table and with what
     was learned when it was made. NAME verifies what the cache has of it.
     """
-    from ..verdicts import Verdict, verdicts
+    from ..weights.verdicts import Verdict, verdicts
 
     found: list[Verdict] = []
     for name in files:
@@ -140,7 +140,7 @@ def convert(
     IN is .pth, .safetensors, .h5, .weights.h5, .npz, .npy, .pkl or .caffemodel, in the layout of
     torchvision (of any year), timm, Keras, Caffe or Flax, recognised by its names and shapes.
     """
-    from .. import convert as converters
+    from ..weights import convert as converters
 
     layers = tuple(name.strip() for name in averages.split(",") if name.strip())
     if to != "verydeep":
@@ -178,7 +178,7 @@ def convert(
 
 
 def _row(entry: Entry) -> dict[str, Any]:
-    from .. import catalog
+    from ..weights import catalog
 
     path = catalog.model_path(entry)
     accuracy = entry.accuracy
@@ -202,7 +202,7 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 def _labels(choice: str | None) -> list[tuple[str, str]] | None:
     """(id, name) of each class: from ImageNet, or from the lines of a file."""
-    from .. import imagenet
+    from ..weights import imagenet
 
     if choice is None:
         return None

@@ -11,9 +11,10 @@ import warnings
 from pathlib import Path
 from typing import Protocol, TypedDict, Unpack
 
-from .. import catalog, nets
+from .. import nets
 from ..errors import NetworkError, WeightsError
 from ..nets import NETWORKS, Network
+from ..weights import catalog
 from . import loading
 from .initialisation import initialise
 from .layers import cfgs, make_layers

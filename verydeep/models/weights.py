@@ -1,7 +1,7 @@
 """torchvision's weight enums, from the catalogue: `VGG16_Weights.IMAGENET1K_V1` and its kin.
 
-Addresses, accuracy and licence come from `verydeep.catalog`, parameters and operations from the
-table, class names from `verydeep.imagenet`: nothing is written down twice.
+Addresses, accuracy and licence come from `verydeep.weights.catalog`, parameters and operations from the
+table, class names from `verydeep.weights.imagenet`: nothing is written down twice.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from .. import catalog, imagenet, nets
+from .. import nets
 from ..errors import WeightsError, nearest
 from ..preprocess import PRESETS, Preprocess
+from ..weights import catalog, imagenet
 from . import loading
 
 if TYPE_CHECKING:

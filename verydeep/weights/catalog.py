@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from . import nets
+from .. import nets
+from ..errors import MissingExtraError, OutputError, WeightsError, nearest
+from ..folders import cache_folder, download_folders
+from ..lock import locked
 from .digests import Learned, beside, file_digests, learn, learned, matches
-from .errors import MissingExtraError, OutputError, WeightsError, nearest
-from .folders import cache_folder, download_folders
-from .lock import locked
 
 __all__ = [
     "ENTRIES",
@@ -347,8 +347,8 @@ def _remember(path: Path, sha256: str, source: str, at: Path) -> None:
 def _is_model_file(path: Path) -> bool:
     if path.suffix != ".safetensors":
         return False
-    from . import modelfile
-    from .errors import ModelFileError
+    from .. import modelfile
+    from ..errors import ModelFileError
 
     try:
         modelfile.read(path)

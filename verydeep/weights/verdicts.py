@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import catalog, modelfile
+from .. import modelfile
+from ..errors import ModelFileError, WeightsError, nearest
+from ..folders import download_folders
+from . import catalog
 from .digests import file_digests, learned, matches
-from .errors import ModelFileError, WeightsError, nearest
-from .folders import download_folders
 
 __all__ = ["Verdict", "verdicts"]
 

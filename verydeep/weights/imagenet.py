@@ -16,7 +16,7 @@ __all__ = ["class_ids", "class_names"]
 
 @cache
 def _rows() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    text = resources.files("verydeep").joinpath("imagenet.tsv").read_text(encoding="utf-8")
+    text = resources.files("verydeep.weights").joinpath("imagenet.tsv").read_text(encoding="utf-8")
     ids, names = zip(*(line.split("\t") for line in text.splitlines()), strict=True)
     return ids, names
 

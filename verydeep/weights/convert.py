@@ -15,21 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import catalog, fingerprints, imagenet, modelfile
-from .atomic import replacing
+from .. import modelfile
+from ..atomic import replacing
+from ..errors import MissingExtraError, ModelFileError, WeightsError, nearest
+from ..modelfile import Record
+from ..nets import Head, Network
+from ..preprocess import PRESETS, Preprocess
+from . import catalog, fingerprints, imagenet
 from .catalog import Entry, Published
 from .digests import file_digests, matches
-from .errors import MissingExtraError, ModelFileError, WeightsError, nearest
 from .foreign import read_tensors
 from .layouts import arrange, to_timm, to_torchvision
-from .modelfile import Record
-from .nets import Head, Network
-from .preprocess import PRESETS, Preprocess
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .strict_json import JSON
+    from ..strict_json import JSON
 
 __all__ = ["Imported", "convert", "export", "identify", "load_weights"]
 

@@ -16,7 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .preprocess import Preprocess
+    from ..preprocess import Preprocess
 
 __all__ = ["FINGERPRINTS", "Fingerprint", "expects", "recognise"]
 
@@ -84,7 +84,7 @@ def expects(one: Fingerprint, turned: bool, given: Preprocess) -> str:
 
     Only what makes the answer nonsense is compared: the order of the channels, and the scale.
     """
-    from .preprocess import PRESETS
+    from ..preprocess import PRESETS
 
     right = PRESETS[one.preprocess]
     order = right.channel_order[::-1] if turned else right.channel_order

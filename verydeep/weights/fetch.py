@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..errors import OutputError, WeightsError
+from ..lock import locked
 from .digests import file_digests, learn, matches
-from .errors import OutputError, WeightsError
-from .lock import locked
 
 __all__ = ["GoneError", "fetch"]
 

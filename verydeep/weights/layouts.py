@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import nets
-from .errors import NetworkError, WeightsError, nearest
-from .nets import Head, Network
+from .. import nets
+from ..errors import NetworkError, WeightsError, nearest
+from ..nets import Head, Network
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

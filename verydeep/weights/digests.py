@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .atomic import replacing
-from .errors import WeightsError
+from ..atomic import replacing
+from ..errors import WeightsError
 
 __all__ = ["Learned", "file_digests", "learn", "learned", "matches"]
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import MissingExtraError, WeightsError
+from ..errors import MissingExtraError, WeightsError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
