@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -702,3 +703,10 @@ def test_public_idioms_give_torchvisions_results(
     for theirs, ours in zip(*results, strict=True):
         assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * theirs.abs().max().item())
         assert theirs.abs().max() > 0
+
+
+def test_the_page_lists_every_name() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "torchvision.md").read_text(encoding="utf-8")
+    rows = "".join(line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `"))
+    listed = set(re.findall(r"`(\w+)`", rows))
+    assert listed == SAME | set(ELSEWHERE) | PYTHON
