@@ -77,15 +77,18 @@ class Draft:
         graph = self.graph(scores=True, int8=int8)
         return np.concatenate([found["scores"] for found in self.run(graph, images)])
 
-    def means(self, layer: str, images: Sequence[Array], *, int8: bool = True) -> Array:
-        """A layer's mean over images and positions, (outputs,) float64."""
-        total: Array = np.zeros(())
-        count = 0
-        for found in self.run(self.graph((layer,), int8=int8), images):
-            value = found[layer]
-            total = total + value.sum((0, *range(2, value.ndim)), dtype=np.float64)
-            count += value.size // value.shape[1]
-        return np.asarray(total / count)
+    def means(
+        self, layers: tuple[str, ...], images: Sequence[Array], *, int8: bool = True
+    ) -> dict[str, Array]:
+        """Each layer's mean over images and positions, (outputs,) float64, by its name."""
+        sums = {name: np.zeros(()) for name in layers}
+        count = dict.fromkeys(layers, 0)
+        for found in self.run(self.graph(layers, int8=int8), images):
+            for name in layers:
+                value = found[name]
+                sums[name] = sums[name] + value.sum((0, *range(2, value.ndim)), dtype=np.float64)
+                count[name] += value.size // value.shape[1]
+        return {name: np.asarray(sums[name] / count[name]) for name in layers}
 
 
 def batches(images: Sequence[Array]) -> Iterator[Array]:
