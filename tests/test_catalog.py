@@ -21,7 +21,7 @@ from verydeep import modelfile, nets
 from verydeep.cli.weights import command
 from verydeep.errors import MissingExtraError, WeightsError
 from verydeep.preprocess import PRESETS, TORCHVISION
-from verydeep.weights import catalog, fetch, imagenet
+from verydeep.weights import catalog, fetch, imagenet, supply
 from verydeep.weights.catalog import Accuracy, Entry, Published
 from verydeep.weights.fetch import GoneError
 from verydeep.weights.verdicts import verdicts
@@ -85,7 +85,7 @@ def test_every_entry_can_be_checked_and_used() -> None:
             assert len(hexes) == lengths[algorithm]
             assert int(hexes, 16)
     assert catalog.entry("vgg16").size_bytes == 4 * 138_357_544
-    assert len({catalog.model_path(e) for e in catalog.ENTRIES.values()}) == len(catalog.ENTRIES)
+    assert len({supply.model_path(e) for e in catalog.ENTRIES.values()}) == len(catalog.ENTRIES)
 
 
 def test_imagenet_classes() -> None:
@@ -100,7 +100,10 @@ def test_imagenet_classes() -> None:
 
 
 def test_the_catalogue_imports_no_numpy_and_no_http() -> None:
-    program = "import sys, verydeep.weights.catalog; print({'numpy', 'http', 'ssl', 'rich'} & {*sys.modules})"
+    program = (
+        "import sys, verydeep.weights.catalog; "
+        "print({'numpy', 'http', 'ssl', 'rich'} & {*sys.modules})"
+    )
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
@@ -165,7 +168,7 @@ def test_a_file_in_torch_hubs_cache_is_used_and_kept_as_a_model_file(
     published: Path, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(published, hub)
-    path = catalog.obtain("tiny", progress=False)
+    path = supply.obtain("tiny", progress=False)
     assert path == tmp_path / "cache" / "weights" / "tiny.safetensors"
     file = modelfile.read(path)
     state = torch.load(published, weights_only=True)
@@ -189,7 +192,7 @@ def test_a_file_in_torch_hubs_cache_is_used_and_kept_as_a_model_file(
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setenv("VERYDEEP_OFFLINE", "1")
     before = path.stat().st_mtime_ns
-    assert catalog.obtain("tiny", progress=False) == path
+    assert supply.obtain("tiny", progress=False) == path
     assert path.stat().st_mtime_ns == before
 
 
@@ -199,12 +202,12 @@ def test_without_torch_nothing_is_fetched_in_vain(
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(fetch, "fetch", lambda *_, **__: pytest.fail("fetched"))
     with pytest.raises(MissingExtraError, match=r"converting tiny.pth .* 'verydeep\[torch\]'"):
-        catalog.obtain("tiny", progress=False)
+        supply.obtain("tiny", progress=False)
     keras = replace(entry, published=(Published("http://127.0.0.1:9/tiny.h5", "md5:00"),))
     monkeypatch.setitem(catalog.ENTRIES, "tiny", keras)
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(MissingExtraError, match=r"converting tiny.h5 .* 'verydeep\[keras\]'"):
-        catalog.obtain("tiny", progress=False)
+        supply.obtain("tiny", progress=False)
 
 
 def test_a_wrong_file_in_torch_hubs_cache_is_left_alone(
@@ -213,7 +216,7 @@ def test_a_wrong_file_in_torch_hubs_cache_is_left_alone(
     (hub / "tiny.pth").write_bytes(b"half a download")
     monkeypatch.setenv("VERYDEEP_OFFLINE", "1")
     with pytest.raises(WeightsError, match="tiny is not on this machine"):
-        catalog.obtain("tiny")
+        supply.obtain("tiny")
     assert f"{hub / 'tiny.pth'} is not sha256:" in capsys.readouterr().err
     assert (hub / "tiny.pth").read_bytes() == b"half a download"
 
@@ -222,7 +225,7 @@ def test_a_file_that_changed_after_it_proved_right_is_not_used(
     entry: Entry, published: Path, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(published, hub)
-    assert catalog.find_source(entry, progress=False) == hub / "tiny.pth"
+    assert supply.find_source(entry, progress=False) == hub / "tiny.pth"
     note = tmp_path / "cache" / "weights" / "tiny.pth.json"
     learned = json.loads(note.read_text())
     assert learned["sha256"] == hashlib.sha256(published.read_bytes()).hexdigest()
@@ -231,7 +234,7 @@ def test_a_file_that_changed_after_it_proved_right_is_not_used(
     note.write_text(json.dumps({**learned, "modified_ns": 0}))
     monkeypatch.setenv("VERYDEEP_OFFLINE", "1")
     with pytest.raises(WeightsError, match="VERYDEEP_OFFLINE is set"):
-        catalog.find_source(entry, progress=False)
+        supply.find_source(entry, progress=False)
 
 
 @pytest.mark.parametrize("as_url", [False, True])
@@ -241,14 +244,14 @@ def test_a_mirror_may_be_a_folder(
     folder = published.parent
     monkeypatch.setenv("VERYDEEP_MIRROR", folder.as_uri() if as_url else str(folder))
     monkeypatch.setenv("VERYDEEP_OFFLINE", "1")  # a folder is not the network
-    assert catalog.find_source(entry, progress=False) == published
-    assert catalog.obtain("tiny", progress=False).is_file()
+    assert supply.find_source(entry, progress=False) == published
+    assert supply.obtain("tiny", progress=False).is_file()
 
 
 def test_a_mirror_without_the_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERYDEEP_MIRROR", str(tmp_path))
     with pytest.raises(WeightsError, match=r"which has no tiny\.pth that agrees with sha256:"):
-        catalog.obtain("tiny", progress=False)
+        supply.obtain("tiny", progress=False)
 
 
 @pytest.mark.parametrize("mirror", ["", "https://mirror.example/vgg/"])
@@ -266,7 +269,7 @@ def test_addresses_are_tried_in_order_and_a_mirror_replaces_their_heads(
     monkeypatch.setenv("VERYDEEP_MIRROR", mirror)
     monkeypatch.setattr(fetch, "fetch", gone)
     with pytest.raises(WeightsError, match=r"tiny\.pth cannot be had; set VERYDEEP_MIRROR"):
-        catalog.obtain("tiny", progress=False)
+        supply.obtain("tiny", progress=False)
     head = mirror or "http://127.0.0.1:9/"
     digest = entry.published[0].digest
     names = ("tiny.pth", "tiny-old.pth")
@@ -280,7 +283,7 @@ def test_a_fetched_file_is_converted(published: Path, monkeypatch: pytest.Monkey
         return path
 
     monkeypatch.setattr(fetch, "fetch", bring)
-    path = catalog.obtain("tiny", progress=False)
+    path = supply.obtain("tiny", progress=False)
     assert modelfile.read(path).record.network.name == "vgg11"
     assert sorted(p.name for p in path.parent.iterdir() if p.suffix != ".lock") == [
         "tiny.pth",
@@ -294,7 +297,7 @@ def test_an_unreachable_address_gives_one_line_that_helps(
 ) -> None:
     monkeypatch.setenv("no_proxy", "*")
     with pytest.raises(WeightsError) as caught:
-        catalog.obtain("tiny", progress=False)
+        supply.obtain("tiny", progress=False)
     assert str(caught.value) == (
         "cannot fetch http://127.0.0.1:9/tiny.pth: Connection refused; set VERYDEEP_MIRROR to an "
         "address or folder that has it, or put the file at "
@@ -306,32 +309,32 @@ def test_a_model_file_that_changed_is_made_again(
     published: Path, hub: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(published, hub)
-    path = catalog.obtain("tiny", progress=False)
+    path = supply.obtain("tiny", progress=False)
     right = path.read_bytes()
     path.write_bytes(right[:-1] + b"x")
-    assert catalog.obtain("tiny") == path
+    assert supply.obtain("tiny") == path
     assert path.read_bytes() == right
     assert "has changed since it was made; making it again" in capsys.readouterr().err
     path.touch()  # a copy has another time and the same bytes
-    assert catalog.obtain("tiny") == path
+    assert supply.obtain("tiny") == path
     assert capsys.readouterr().err == ""
 
 
 def test_a_path_is_taken_for_what_it_is(entry: Entry, published: Path, tmp_path: Path) -> None:
-    path = catalog.obtain(published, progress=False)  # known by its digest
-    assert path == catalog.model_path(entry)
-    assert catalog.obtain(path) == path
+    path = supply.obtain(published, progress=False)  # known by its digest
+    assert path == supply.model_path(entry)
+    assert supply.obtain(path) == path
     elsewhere = shutil.copy(path, tmp_path / "mine.safetensors")
-    assert catalog.obtain(elsewhere) == Path(elsewhere)
+    assert supply.obtain(elsewhere) == Path(elsewhere)
     other = tmp_path / "other.pth"
     torch.save({"features.0.weight": torch.zeros(2, 3, 3, 3)}, other)
     with pytest.raises(WeightsError, match=r"verydeep weights convert .* --preprocess NAME"):
-        catalog.obtain(other)
+        supply.obtain(other)
 
 
 def test_unknown_names_get_a_hint() -> None:
     with pytest.raises(WeightsError, match=r"no weights 'vgg61'.* did you mean .*vgg16"):
-        catalog.obtain("vgg61")
+        supply.obtain("vgg61")
     with pytest.raises(WeightsError, match=r"no weights 'vgg16bn'.*vgg16_bn"):
         catalog.entry("vgg16bn")
 
@@ -343,7 +346,7 @@ def test_a_cache_that_cannot_be_written_gives_one_line(
     monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path / "file"))
     monkeypatch.setenv("VERYDEEP_MIRROR", str(published.parent))
     with pytest.raises(WeightsError, match=r"cannot write .*tiny\.safetensors: .*VERYDEEP_CACHE"):
-        catalog.obtain("tiny", progress=False)
+        supply.obtain("tiny", progress=False)
 
 
 # Verdicts and the command
@@ -357,7 +360,7 @@ def test_verdicts_on_what_the_cache_has(published: Path, hub: Path) -> None:
     with pytest.raises(WeightsError, match="nothing of tiny is on this machine"):
         verdicts("tiny")
     shutil.copy(published, hub)
-    path = catalog.obtain("tiny", progress=False)
+    path = supply.obtain("tiny", progress=False)
     source, made = verdicts("tiny")
     assert (source.file, made.file) == (hub / "tiny.pth", path)
     assert source.ok
@@ -379,7 +382,7 @@ def test_verdicts_on_other_files(published: Path, tmp_path: Path) -> None:
     renamed = Path(shutil.copy(published, tmp_path / "renamed.pth"))
     assert verdicts(renamed)[0].ok
     half = tmp_path / "half.safetensors"
-    half.write_bytes(catalog.obtain(published, progress=False).read_bytes()[:5000])
+    half.write_bytes(supply.obtain(published, progress=False).read_bytes()[:5000])
     assert not verdicts(half)[0].ok
     text = tmp_path / "notes.txt"
     text.write_text("no weights")
@@ -394,7 +397,7 @@ def test_list(published: Path, hub: Path) -> None:
     assert rows["vgg16"]["top1"] == 0.71592
     assert rows["tiny"]["model_file"] is None
     shutil.copy(published, hub)
-    path = catalog.obtain("tiny", progress=False)
+    path = supply.obtain("tiny", progress=False)
     rows = {row["name"]: row for row in json.loads(run("list", "--json").stdout)}
     assert rows["tiny"]["model_file"] == str(path)
     text = run("list").stdout.splitlines()
@@ -413,7 +416,7 @@ def test_fetch_and_verify_tell_by_their_exit_status(
     shutil.copy(published, hub)
     result = run("fetch", "tiny", "vgg16")
     assert result.return_value == 1
-    assert result.stdout == f"{catalog.model_path(entry)}\n"
+    assert result.stdout == f"{supply.model_path(entry)}\n"
     assert run("fetch", "--quiet", "tiny").return_value == 0
     result = run("verify", "tiny")
     assert result.return_value == 0

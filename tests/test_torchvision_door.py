@@ -33,7 +33,7 @@ from verydeep.models import vgg
 from verydeep.models.layers import cfgs, make_layers
 from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE
-from verydeep.weights import catalog
+from verydeep.weights import catalog, supply
 
 ROOT = Path(__file__).parents[1]
 SHARED = [f"vgg{n}{bn}" for n in (11, 13, 16, 19) for bn in ("", "_bn")]
@@ -73,7 +73,7 @@ def obtained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         _write(path, network(entry.network, width=TINY, classes=entry.classes))
         return path
 
-    monkeypatch.setattr(catalog, "obtain", obtain)
+    monkeypatch.setattr(supply, "obtain", obtain)
     return asked
 
 

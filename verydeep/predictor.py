@@ -93,10 +93,10 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
     path = Path(name)
     if path.exists() or path.suffix or os.sep in name:
         return path  # reading it says what is wrong with it
-    from .weights import catalog
+    from .weights import catalog, supply
 
     if name in catalog.ENTRIES:
-        return catalog.obtain(name)
+        return supply.obtain(name)
     raise ModelFileError(
         f"no model {name!r}: neither a file, nor a built-in, nor in the catalogue"
         f"{nearest(name, [*known, *catalog.ENTRIES])}"

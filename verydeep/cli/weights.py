@@ -53,12 +53,12 @@ def fetch(names: tuple[str, ...], quiet: bool) -> int:
     where files are kept, VERYDEEP_MIRROR an address or folder to take them from, VERYDEEP_OFFLINE=1
     that nothing is to be fetched.
     """
-    from ..weights import catalog
+    from ..weights import supply
 
     failures = 0
     for name in names:
         try:
-            click.echo(str(catalog.obtain(name, progress=not quiet)))
+            click.echo(str(supply.obtain(name, progress=not quiet)))
         except VerydeepError as error:
             click.echo(f"verydeep: {error}", err=True)
             failures += 1
@@ -178,9 +178,9 @@ def convert(
 
 
 def _row(entry: Entry) -> dict[str, Any]:
-    from ..weights import catalog
+    from ..weights import supply
 
-    path = catalog.model_path(entry)
+    path = supply.model_path(entry)
     accuracy = entry.accuracy
     return {
         "name": entry.name,

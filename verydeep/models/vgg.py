@@ -14,7 +14,7 @@ from typing import Protocol, TypedDict, Unpack
 from .. import nets
 from ..errors import NetworkError, WeightsError
 from ..nets import NETWORKS, Network
-from ..weights import catalog
+from ..weights import catalog, supply
 from . import loading
 from .initialisation import initialise
 from .layers import cfgs, make_layers
@@ -168,16 +168,16 @@ def locate(name: str, weights: WeightsLike, progress: bool = True) -> Path:
             raise WeightsError(f"no weights of {name} were published; give a path, or None")
         member = enum.verify(weights)
         assert member is not None
-        return catalog.obtain(member.value.entry, progress)
+        return supply.obtain(member.value.entry, progress)
     text = os.fspath(weights)
     member_name = text.removeprefix(f"{enum.__name__}.") if enum else text
     if enum and member_name in enum.__members__:
-        return catalog.obtain(enum[member_name].value.entry, progress)
+        return supply.obtain(enum[member_name].value.entry, progress)
     if text in catalog.ENTRIES:
         of = catalog.ENTRIES[text].network
         if of != name:  # said before half a gigabyte is fetched
             raise WeightsError(f"{name}: weights {text} are those of {of}")
-        return catalog.obtain(text, progress)
+        return supply.obtain(text, progress)
     if Path(text).exists():
         return Path(text)
     published = [*(enum.__members__ if enum else ())]

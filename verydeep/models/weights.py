@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import nets
 from ..errors import WeightsError, nearest
 from ..preprocess import PRESETS, Preprocess
-from ..weights import catalog, imagenet
+from ..weights import catalog, imagenet, supply
 from . import loading
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class WeightsEnum(Enum):
         check_hash: accepted for torchvision's sake; the hash is always checked.
         """
         del check_hash
-        return loading.read(catalog.obtain(self.value.entry, progress)).tensors
+        return loading.read(supply.obtain(self.value.entry, progress)).tensors
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}.{self.name}"

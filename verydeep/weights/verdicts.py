@@ -10,7 +10,7 @@ from pathlib import Path
 from .. import modelfile
 from ..errors import ModelFileError, WeightsError, nearest
 from ..folders import download_folders
-from . import catalog
+from . import catalog, supply
 from .digests import file_digests, learned, matches
 
 __all__ = ["Verdict", "verdicts"]
@@ -55,9 +55,9 @@ def verdicts(name: str | os.PathLike[str]) -> tuple[Verdict, ...]:
 
 
 def _at_hand(entry: catalog.Entry) -> Iterator[Path]:
-    folders = (catalog.weights_folder(), *download_folders())
+    folders = (supply.weights_folder(), *download_folders())
     candidates = [folder / one.file for one in entry.published for folder in folders]
-    yield from (path for path in [*candidates, catalog.model_path(entry)] if path.is_file())
+    yield from (path for path in [*candidates, supply.model_path(entry)] if path.is_file())
 
 
 def _verdict(path: Path) -> Verdict:
@@ -89,7 +89,7 @@ def _published(path: Path) -> Verdict:
     for entry in catalog.ENTRIES.values():
         for one in entry.published:
             if matches(one.digest, found):
-                before = learned(catalog.weights_folder() / one.file)
+                before = learned(supply.weights_folder() / one.file)
                 if before is not None and before.sha256 != sha256:
                     what = f"begins as {entry.name} should, but not as it was when it first proved right"
                     return Verdict(path, False, what, sha256)
