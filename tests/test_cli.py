@@ -216,3 +216,31 @@ def test_broken_pipe_is_quiet(model: Path, folder: Path) -> None:
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(folder / "a.jpg")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["clasify"], "no command 'clasify'; did you mean classify?; see verydeep --help"),
+        (["classify"], "Missing argument 'PATH...'; see verydeep classify --help"),
+        (
+            ["classify", "x", "--top", "0"],
+            "Invalid value for '--top': 0 is not in the range x>=1; see ",
+        ),
+        (
+            ["classify", "x", "--tip", "1"],
+            "No such option '--tip'. Did you mean '--top'?; see",
+        ),
+        (["models", "x"], "Got unexpected extra argument (x); see verydeep models --help"),
+    ],
+)
+def test_wrong_usage_is_one_line(verydeep: Run, words: list[str], message: str) -> None:
+    outcome = verydeep(*words)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err.startswith(f"verydeep: {message}")
+    assert outcome.err.count("\n") == 1
+
+
+def test_no_words_is_help(verydeep: Run) -> None:
+    outcome = verydeep()
+    assert all(verb in outcome.out + outcome.err for verb in VERBS)

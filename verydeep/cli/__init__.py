@@ -19,10 +19,11 @@ __all__ = ["VERBS", "cli", "main"]
 
 # verb -> its one line; the module of the same name defines `command`
 VERBS: dict[str, str] = {
-    "cache": "List and clear what was prepared and measured on this machine.",
+    "cache": "List and clear prepared graphs and remembered engine choices.",
     "classify": "Name what is on photos.",
     "evaluate": "Measure a model's accuracy on labelled photos.",
     "models": "List the networks, the built-in models and the published weights.",
+    "quantize": "Make an int8 model of a float one, and measure how often the two agree.",
     "summary": "Print the layer table of a network or a model file.",
     "weights": "List, fetch, verify and convert published weights.",
 }
@@ -48,7 +49,9 @@ class _Verbs(click.Group):
         except click.UsageError as error:
             from ..errors import nearest
 
-            raise click.UsageError(f"no command {args[0]!r}{nearest(args[0], VERBS)}") from error
+            raise click.UsageError(
+                f"no command {args[0]!r}{nearest(args[0], VERBS)}", ctx
+            ) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
@@ -61,6 +64,15 @@ def cli() -> None:
     """VGG for everyone: classify photos, look inside, measure, convert. Works offline."""
 
 
+def _usage(error: click.ClickException) -> str:
+    """Wrong usage in one line; the whole help where nothing at all was asked for."""
+    ctx = getattr(error, "ctx", None)
+    if ctx and type(error).__name__ == "NoArgsIsHelpError":
+        return ctx.get_help()
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return f"verydeep: {message}{f'; see {ctx.command_path} --help' if ctx else ''}"
+
+
 def main() -> None:
     """Run the command; every error that a person can mend is one line on stderr."""
     status = 0
@@ -71,7 +83,7 @@ def main() -> None:
     except click.exceptions.Exit as stop:
         status = stop.exit_code
     except click.ClickException as error:
-        error.show()
+        click.echo(_usage(error), err=True)
         status = 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("verydeep: stopped", err=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import photos
+from ..errors import DataError
 from .engine_options import engine_options
 from .progress import progress
 
@@ -80,7 +81,9 @@ def command(
     found = photos.find(paths)
     first = list(islice(found, 2))
     if not first:
-        raise click.UsageError(f"no photos in {', '.join(paths)}")
+        raise DataError(
+            f"no photos in {', '.join(paths)}; expected photos or folders that hold some"
+        )
     from .. import predictor
 
     loaded = predictor.load(
