@@ -180,6 +180,7 @@ def test_torch_compiled(built: Graph) -> None:
     for name, value in ours.items():
         assert relative_error(value, theirs[name]) <= 1e-5
 
+
 def test_cuda_where_there_is_one(built: Graph) -> None:
     import torch
 
