@@ -550,6 +550,7 @@ def test_lanczos_without_antialias_is_refused() -> None:
         (TORCHVISION, 448, 512, 448),
         (TORCHVISION, 128, 146, 128),
         (TORCHVISION, 1, 1, 1),
+        (TORCHVISION, 5, 6, 5),
         (Preprocess("exact", 224, None), 96, 96, None),
         (Preprocess("none", None, 224), 96, None, 96),
         (Preprocess("shorter", 224, 224), 96, 96, 96),

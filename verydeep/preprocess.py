@@ -228,9 +228,8 @@ class Preprocess:
             raise ImageError(
                 f"{_name(image)}: not enough memory to resize it; scale it down first"
             ) from error
-        return np.array(
-            _centre_crop(resized, self.crop_size)
-        )  # a copy: what comes from PIL is read-only
+        cropped = _centre_crop(resized, self.crop_size)
+        return np.array(cropped)  # a copy: what comes from PIL is read-only
 
     def _resize(self, source: Image.Image | Pixels, name: str) -> Pixels:
         """(height, width, channels), resized by PIL, or by `_gather` where nothing is filtered."""
