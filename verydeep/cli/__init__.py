@@ -19,9 +19,11 @@ __all__ = ["VERBS", "cli", "main"]
 
 # verb -> its one line; the module of the same name defines `command`
 VERBS: dict[str, str] = {
+    "bench": "Race the installed engines on a model, on this machine.",
     "cache": "List and clear prepared graphs and remembered engine choices.",
     "classify": "Name what is on photos.",
     "evaluate": "Measure a model's accuracy on labelled photos.",
+    "export": "Export a model for another runtime, checked there.",
     "models": "List the networks, the built-in models and the published weights.",
     "quantize": "Make an int8 model of a float one, and measure how often the two agree.",
     "summary": "Print the layer table of a network or a model file.",

@@ -1,0 +1,101 @@
+"""`verydeep bench`: race the installed engines on a model, on this machine."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+class _Batches(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on, not before
+    name = "N,N"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(",")
+        if not all(part.strip().isdecimal() and int(part) for part in parts):
+            self.fail(f"{value!r} are not batch sizes; write 1,8", param, ctx)
+        return tuple(int(part) for part in parts)
+
+
+@click.command()
+@click.argument("model", metavar="[MODEL]", default="builtin")
+@click.option(
+    "--batch",
+    "batches",
+    type=_Batches(),
+    default="1,8",
+    show_default=True,
+    metavar="N,N",
+    help="Images in one pass, one or several numbers.",
+)
+@click.option(
+    "--engines",
+    default="all",
+    show_default=True,
+    metavar="NAMES",
+    help="Engines to race, such as auto,openvino; torch-eager and torch-compiled race only if named.",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    default="all",
+    show_default=True,
+    metavar="CLASSES",
+    help="exact, fast, half, or several of them.",
+)
+@click.option(
+    "--rounds",
+    default=7,
+    type=click.IntRange(1),
+    show_default=True,
+    metavar="N",
+    help="Turns that each one has.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Pixels a side of the images. [default: the model's own]",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Threads to compute with. [default: one a core]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list on stdout.")
+def command(
+    model: str,
+    batches: tuple[int, ...],
+    engines: str,
+    precisions: str,
+    rounds: int,
+    size: int | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Race the installed engines on a model, on this machine.
+
+    MODEL is a built-in model (builtin), a model file, or a network of the table such as vgg16, which gets
+    random weights where no published ones are at hand.
+
+    Rows named "plain" are the engines as their own documentation runs the network; "x torch" compares
+    with torch eager, "x plain" with the best plain row of that precision. Errors are against float64.
+    """
+    from .. import bench
+
+    rows = bench.bench(
+        model,
+        batches=batches,
+        engines=engines,
+        precisions=precisions,
+        rounds=rounds,
+        size=size,
+        threads=threads,
+        note=lambda text: click.echo(f"verydeep: {text}", err=True),
+    )
+    click.echo(json.dumps([row.to_dict() for row in rows]) if as_json else bench.table(rows))
