@@ -182,7 +182,10 @@ def compress(args: argparse.Namespace) -> None:
     errors = check(args, source, tensors)
     print("L2 error on other photos, %:", json.dumps(errors), flush=True)
     used = ("count", "sizes", "positions", "wide_blocks", "damp", "seed")
-    words = [f"--{name.replace('_', '-')} {getattr(args, name)}" for name in used]
+    words = [
+        f"--{name.replace('_', '-')} {getattr(args, name)}" for name in used if name != "sizes"
+    ]
+    words.append(f"--sizes {' '.join(map(str, args.sizes))}")
     metadata = {"errors": json.dumps(errors), "command": " ".join(words)}
     save_file(tensors, args.out, metadata=metadata)
 
