@@ -56,12 +56,14 @@ def test_tar_equals_folder(verydeep: Run, model: Path, data: Path, tmp_path: Pat
     (data / "violin" / "bad.jpg").write_text("no photo")
     with tarfile.open(tmp_path / "data.tar", "w") as tar:
         tar.add(data, arcname="top")
+    words = ("--json", "--engine", "onnxruntime")
     outcomes = [
-        verydeep("evaluate", model, where, "--json") for where in (data, tmp_path / "data.tar")
+        verydeep("evaluate", model, where, *words) for where in (data, tmp_path / "data.tar")
     ]
     assert outcomes[0].status == outcomes[1].status == 1
-    assert json.loads(outcomes[0].out) == json.loads(outcomes[1].out)
-    assert json.loads(outcomes[0].out)["errors"] == 1
+    folder, tar_file = (json.loads(outcome.out) for outcome in outcomes)
+    assert folder == pytest.approx(tar_file)  # a tar has an order of its own, and so other batches
+    assert folder["errors"] == 1
     assert "1 could not be read" in verydeep("evaluate", model, data).out
 
 
