@@ -70,7 +70,7 @@ def _usage(error: click.ClickException) -> str:
     """Wrong usage in one line; the whole help where nothing at all was asked for."""
     ctx = getattr(error, "ctx", None)
     if ctx and type(error).__name__ == "NoArgsIsHelpError":
-        return ctx.get_help()
+        return str(ctx.get_help())
     message = " ".join(error.format_message().split()).rstrip(".")
     return f"verydeep: {message}{f'; see {ctx.command_path} --help' if ctx else ''}"
 
