@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,6 +93,17 @@ def test_classify_csv(verydeep: Run, model: Path, folder: Path, tmp_path: Path) 
     outcome = verydeep("classify", folder, "--model", model, "--csv", tmp_path / "no" / "out.csv")
     assert outcome.status == 2
     assert "no/out.csv" in outcome.err
+
+
+def test_profile(verydeep: Run, model: Path, folder: Path) -> None:
+    outcome = verydeep("classify", folder, "--model", model, "--profile", "--engine", "onnxruntime")
+    assert re.fullmatch(
+        r"verydeep: 3 photos in [\d.]+ s, [\d.]+ a second; decoding [\d.]+ s \(\d+%, in \d threads beside "
+        r"the engine\), engine onnxruntime fast [\d.]+ s \(\d+%, opening and choosing it included\)\n",
+        outcome.err,
+    )
+    spent = [float(x) for x in re.findall(r"([\d.]+) s", outcome.err)]
+    assert 0 < spent[2] <= spent[0]
 
 
 def test_unreadable_files_are_reported_and_skipped(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -19,7 +20,7 @@ from .engine_options import engine_options
 from .progress import progress
 
 if TYPE_CHECKING:
-    from ..predictor import Answer, Failure
+    from ..predictor import Answer, Failure, Predictor
 
 BAR_CELLS = 24
 
@@ -59,6 +60,9 @@ BAR_CELLS = 24
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list on stdout.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), metavar="FILE",
               help="Also write a table: path, rank, label, probability, sure, error.")  # fmt: skip
+@click.option(
+    "--profile", is_flag=True, help="Say at the end how fast it was, and what took how long."
+)
 def command(
     paths: tuple[str, ...],
     model: str,
@@ -71,6 +75,7 @@ def command(
     threads: int | None,
     as_json: bool,
     csv_path: Path | None,
+    profile: bool,
 ) -> int:
     """Name what is on photos.
 
@@ -89,6 +94,7 @@ def command(
     loaded = predictor.load(
         model, size=size, engine=engine, precision=precision, device=device, threads=threads
     )
+    began = time.perf_counter()
     answers = loaded.stream(chain(first, found), top=top, batch=batch)
     if len(first) > 1:
         answers = progress(answers)
@@ -106,9 +112,24 @@ def command(
                 write(answer)
         finally:
             show.close()
+    if profile:
+        click.echo(_profile(loaded, good + bad, time.perf_counter() - began), err=True)
     if bad:
         click.echo(f"verydeep: {bad} of {good + bad} files could not be read", err=True)
     return 0 if not bad else 1 if good else 2
+
+
+def _profile(predictor: Predictor, count: int, seconds: float) -> str:
+    """Photos a second, and each stage's share of the time; stages overlap, so shares may pass 100 %."""
+    from ..predictor import DECODING_THREADS
+
+    spent = predictor.stopwatch.seconds
+    return (
+        f"verydeep: {count} photos in {seconds:.2f} s, {count / seconds:.1f} a second; "
+        f"decoding {spent['decode']:.2f} s ({spent['decode'] / seconds:.0%}, in {DECODING_THREADS} threads "
+        f"beside the engine), engine {predictor.engine} {predictor.precision} {spent['engine']:.2f} s "
+        f"({spent['engine'] / seconds:.0%}, opening and choosing it included)"
+    )
 
 
 class _Json:
