@@ -196,7 +196,10 @@ def test_ctrl_c_leaves_valid_json_and_the_table(model: Path, tmp_path: Path) -> 
     for number in range(30):
         photo(tmp_path / "photos" / f"{number}.png", seed=number)
     table = tmp_path / "out.csv"
-    command = [sys.executable, "-m", "verydeep", "classify", "-", "--model", str(model), "--json"]
+    # a background job of a shell ignores Ctrl-C, and so do its children unless they are told otherwise
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += "from verydeep.cli import main; main()"
+    command = [sys.executable, "-c", program, "classify", "-", "--model", str(model), "--json"]
     process = subprocess.Popen(
         [*command, "--batch", "1", "--csv", str(table)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
