@@ -224,50 +224,46 @@ def _error(answers: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> 
 
 
 def _program(form: Format, job: Job, lines: Program) -> str:
-    """The program beside the file. It resizes and crops in one step of PIL's, a pixel value from ours."""
+    """The program beside the file. Its pixels are those of the record, to the last bit."""
     preprocess = job.model.record.preprocess
     mode = "L" if len(preprocess.mean) == 1 else "RGB"
-    opened = f'ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("{mode}")'
     channel = "[None]" if mode == "RGB" else "[None, :, :, None]"
     ending = ["print({name: value.shape for name, value in outputs.items()})"]
     if "scores" in job.outputs:
         ending = [
-            'scores = outputs["scores"][0]',
-            "chances = numpy.exp(scores - scores.max()) / numpy.exp(scores - scores.max()).sum()",
+            'chances = numpy.exp(outputs["scores"][0] - outputs["scores"][0].max())',
+            "chances /= chances.sum()",
             'for i in chances.argsort()[:-6:-1]: print(f"{chances[i]:6.1%}  {labels[i]}")',
         ]
     text = [
-        f"# python NAME photo.jpg        after: pip install {' '.join(form.packages)} numpy pillow",
+        f"# python THIS.py photo.jpg        after: pip install {' '.join(form.packages)} numpy pillow",
         f"import json, sys, {lines.imports}",
         "import numpy",
         "from PIL import Image, ImageOps",
         "",
-        *lines.setup,
-        f"photo = {_resized(preprocess, opened)}",
+        f'photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("{mode}")',
+        *_resized(preprocess),
         f"pixels = numpy.array(photo){channel}",
+        "",
+        *lines.setup,
         lines.run,
         *ending,
     ]
     return "\n".join(text) + "\n"
 
 
-def _resized(preprocess: Preprocess, photo: str) -> str:
-    """An expression of PIL's for what the record says about size."""
+def _resized(preprocess: Preprocess) -> Iterator[str]:
+    """What PIL does to `photo` for what the record says about size."""
     size, crop = preprocess.resize_size, preprocess.crop_size
     how = f"Image.Resampling.{preprocess.interpolation.upper()}"
-    if size is None:
-        return photo if crop is None else f"ImageOps.fit({photo}, ({crop}, {crop}), {how})"
     if preprocess.resize == "exact":
-        photo = f"{photo}.resize(({size}, {size}), {how})"
-        return photo if crop is None else f"ImageOps.crop({photo}, {(size - crop) // 2})"
-    if crop is None:
-        return f"ImageOps.cover({photo}, ({size}, {size}), {how})"
-    if crop > size:
-        return (
-            f"ImageOps.expand(ImageOps.fit({photo}, ({size}, {size}), {how}), {(crop - size) // 2})"
-        )
-    bleed = round((1 - crop / size) / 2, 6)
-    return f"ImageOps.fit({photo}, ({crop}, {crop}), {how}, {bleed})"
+        yield f"photo = photo.resize(({size}, {size}), {how})"
+    elif preprocess.resize == "shorter":
+        sides = f"[int({size} * side / min(photo.size)) for side in photo.size]"
+        yield f"photo = photo.resize({sides}, {how})"
+    if crop is not None:
+        yield f"x, y = (round((side - {crop}) / 2) for side in photo.size)"
+        yield f"photo = photo.crop((x, y, x + {crop}, y + {crop}))"
 
 
 @contextmanager

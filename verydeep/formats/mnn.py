@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from ..engines.silence import silenced
 from ..errors import EngineError
 from . import Job, Program, Run
 
+if TYPE_CHECKING:
+    from ..graph import Graph
+
 __all__ = ["convert", "load", "program", "write"]
 
 CONFIG = {"backend": "CPU", "precision": "high"}
@@ -24,7 +28,7 @@ CONFIG = {"backend": "CPU", "precision": "high"}
 
 def write(job: Job, file: Path) -> None:
     graph = file.with_suffix(".onnx")
-    write_onnx(job.graph, graph)
+    write_onnx(_flattened(job.graph), graph)
     half = job.precision == "half"
     convert(graph, file, json.dumps(job.facts, ensure_ascii=False), half=half)
     graph.unlink()
@@ -34,6 +38,28 @@ def write(job: Job, file: Path) -> None:
         raise EngineError(
             f"MNN's converter wrote {file.stat().st_size} bytes of at least {size}; is the disk full?"
         )
+
+
+def _flattened(graph: Graph) -> Graph:
+    """The graph with its flat taps flattened once more: MNN's FC layers are convolutions inside."""
+    import onnx
+
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    flat = {
+        output.name
+        for output in model.graph.output
+        if len(output.type.tensor_type.shape.dim) == 2 and output.name != "scores"
+    }
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                if name in flat:
+                    names[place] = f"{name}.inside"
+    for name in sorted(flat):
+        node = onnx.helper.make_node("Flatten", [f"{name}.inside"], [name], name, axis=1)
+        model.graph.node.append(node)
+    return replace(graph, model=model)
 
 
 def convert(graph: Path, file: Path, text: str, *, half: bool = False) -> None:

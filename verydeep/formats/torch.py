@@ -23,6 +23,8 @@ from . import Job, Program, Run
 
 __all__ = ["PixelsToOutputs", "load", "program", "write"]
 
+SMALLEST = 32  # pixels a side: what five pools need
+
 
 class PixelsToOutputs(nn.Module):
     """uint8 pixels (batch, height, width, channels), RGB, to the named outputs, float32."""
@@ -38,9 +40,9 @@ class PixelsToOutputs(nn.Module):
         self.head = [layer for layer in needed.top if layer.kind in ("fc", "relu")]
         self.cells = HEADS[net.head.kind][0]
         stops = set(self.reads) | set(taps)
-        # pool5 of a small image has one unit a side, for which torch would export another program: where
-        # only the head reads it, it is computed with a margin that the average then leaves out
-        self.margin = self.reads == ("pool5",) and "pool5" not in taps
+        # pool5 of a small image has one unit a side, for which torch would export another program: it is
+        # computed with a margin that is then left out
+        self.margin = "pool5" in stops
         places = positions(needed.trunk)
         self.last = places[needed.trunk[-1].name]
         self.before = needed.trunk[-2].name
@@ -56,26 +58,20 @@ class PixelsToOutputs(nn.Module):
         for name, value in (("factor", (high - low) / 255 / std), ("shift", (low - mean) / std)):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32)[:, None, None])
 
-    @property
-    def minimum_size(self) -> int:
-        """Pixels a side that the exported program takes."""
-        deep = "pool5" in self.stops
-        return 64 if deep else 32
-
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        x = pixels.permute(0, 3, 1, 2).to(torch.float32)
+        x = pixels.permute(0, 3, 1, 2).contiguous().to(torch.float32)
         x = x.flip(1) if self.reverse else x
         x = (x * self.get_buffer("factor") + self.get_buffer("shift")).to(self.dtype)
         found = walk(self.model.features.children(), x, self.stops)
+        margins = dict.fromkeys(found, 0)
+        if self.margin:
+            padded = F.pad(found[self.before], (0, 2, 0, 2))
+            found["pool5"], margins["pool5"] = self.model.features[self.last](padded), 1
         if self.reads:
-            if self.margin:
-                padded = F.pad(found[self.before], (0, 2, 0, 2))
-                average = _average(self.model.features[self.last](padded), self.cells, 1)
-            else:
-                average = torch.cat([_average(found[n], self.cells, 0) for n in self.reads], 1)
-            found["avgpool"] = average
+            averages = [_average(found[name], self.cells, margins[name]) for name in self.reads]
+            found["avgpool"] = torch.cat(averages, 1)
             modules = list(self.model.classifier.children()) or [self.model.classifier]
-            found |= walk(modules, average.flatten(1), self.tops)
+            found |= walk(modules, found["avgpool"].flatten(1), self.tops)
             if "prob" in self.outputs:
                 found["prob"] = torch.softmax(found["fc8"].float(), 1)
         names = {"fc8": "scores"}
@@ -103,10 +99,15 @@ def write(job: Job, file: Path) -> None:
     dtype = torch.bfloat16 if job.precision == "half" else torch.float32
     model = models.load(job.model.path).eval().requires_grad_(False)
     module = PixelsToOutputs(model, record.preprocess, job.taps, dtype).eval()
-    size = torch.export.Dim("height", min=module.minimum_size)
-    other = torch.export.Dim("width", min=module.minimum_size)
+    size = torch.export.Dim("height", min=SMALLEST)
+    other = torch.export.Dim("width", min=SMALLEST)
     # two images, of no round size: torch takes a 1 to be always a 1
     example = torch.zeros((2, 96, 128, record.network.in_channels), dtype=torch.uint8)
+    if "pool5" in job.taps:
+        raise EngineError(
+            "torch exports no pool5 as an output, since it would fix the size of the images; "
+            f"take {record.network.trunk[-2].name}, and pool that"
+        )
     try:
         program = torch.export.export(
             module,
