@@ -99,7 +99,7 @@ class Choice:
             return chosen
         # who has seen many will probably see as many again
         ahead = max(images + to_come, self._seen)
-        if self.source.has_key:
+        if self.source.has_key and self._remembered().raced(self.source.key, batch):
             standings = self._recall(self._about(kinds, pixels, batch))
             if standings:
                 return self._first_done(standings, ahead)
@@ -165,10 +165,13 @@ class Choice:
             "width": width,
         }
 
-    def _recall(self, about: Mapping[str, Any]) -> tuple[Standing, ...]:
+    def _remembered(self) -> Memory:
         if self._memory is None:
             self._memory = Memory()
-        standings = self._memory.standings(about)
+        return self._memory
+
+    def _recall(self, about: Mapping[str, Any]) -> tuple[Standing, ...]:
+        standings = self._remembered().standings(about)
         return standings if all(row.engine in about["engines"] for row in standings) else ()
 
     def _first_done(self, standings: tuple[Standing, ...], images: int) -> Engine:
@@ -207,9 +210,7 @@ class Choice:
             threads=about["threads"],
             cache=self._cache,
         )
-        if self._memory is None:
-            self._memory = Memory()
-        self._memory.remember(about, standings)
+        self._remembered().remember(about, standings)
         self._open = {_key(winner.name, winner.device, winner.settings): winner}
         self._settled = {batch: winner}
         times = ", ".join(f"{row.engine} {row.seconds * 1e3:.1f}" for row in standings)

@@ -22,7 +22,7 @@ def processor() -> str:
 
     Two machines of one name run the same code at much the same speed; "AMD EPYC 9b1f03c2".
     """
-    name, flags = platform.processor() or platform.machine(), ""
+    name, flags = os.environ.get("PROCESSOR_IDENTIFIER", platform.machine()), ""
     if CPUINFO.exists():
         facts: dict[str, str] = {}
         for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -66,6 +66,13 @@ class Memory:
             return ()
         return rows if good else ()
 
+    def raced(self, graph: str, batch: int) -> bool:
+        """Whether any race was held on that graph with that batch: quick to ask, beside the rest."""
+        return any(
+            row["race"].get("graph") == graph and row["race"].get("batch") == batch
+            for row in self.choices()
+        )
+
     def remember(self, race: Mapping[str, Any], standings: Iterable[Standing]) -> None:
         """Keep the result of a race. What it was about is kept beside it, for people."""
         rows = [asdict(row) for row in standings]
