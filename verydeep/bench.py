@@ -203,7 +203,9 @@ class _Entrant:
     @property
     def keeps_files(self) -> bool:
         """Whether its first opening makes what later ones find, so that it is opened once in advance."""
-        return self.plain or self.name == "auto" or ENGINES[self.name].keeps_files
+        return self.name in ("auto", "plain mnn") or (
+            self.name in ENGINES and ENGINES[self.name].keeps_files
+        )
 
 
 @dataclass

@@ -1,0 +1,257 @@
+"""The race says what it measured: every entrant right, every turn taken, every ratio a median of pairs."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from verydeep import bench, engines, float64, modelfile, plain
+from verydeep.errors import EngineError, ModelFileError
+from verydeep.nets import NETWORKS, Network, network
+from verydeep.preprocess import CAFFE, TORCHVISION
+
+from .conftest import Run
+from .tiny import model_file, pixels, tiny, weights
+
+KEYS = {
+    "engine", "precision", "batch", "ms_per_image", "speedup_vs_torch", "speedup_vs_best_plain",
+    "error", "chosen",
+}  # fmt: skip
+
+
+def in_torch(net: Network, images: np.ndarray, preprocess: Any) -> np.ndarray:
+    import torch
+
+    from verydeep import models
+
+    module = models.build(net)
+    module.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in weights(net).items()})
+    # normalised in float64, so that nothing is rounded before
+    low, high = preprocess.range
+    x = images.astype(np.float64)[..., ::-1] if preprocess.channel_order == "BGR" else images
+    x = (x / 255 * (high - low) + low - np.array(preprocess.mean)) / np.array(preprocess.std)
+    with torch.inference_mode():
+        found = module.eval().double()(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
+    return np.asarray(found.numpy())
+
+
+@pytest.mark.parametrize("pool", ["max", "avg", "l2"])
+@pytest.mark.parametrize("head", ["classic", "gap", "small"])
+@pytest.mark.parametrize("name", ["vgg11_bn", "vgg11_lrn", "vgg16c"])
+def test_float64_is_torchs_float64(name: str, head: str, pool: str) -> None:
+    net = tiny(name, head, pool=pool)
+    images = pixels(70, 99, 2)
+    for preprocess in (TORCHVISION, CAFFE):
+        found = float64.scores(net, weights(net), preprocess, images)
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, in_torch(net, images, preprocess), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", plain.PLAIN)
+def test_plain_engines_keep_their_class(name: str, tmp_path: Path) -> None:
+    net = tiny("vgg11_bn", "classic")
+    model = modelfile.read(model_file(tmp_path / "tiny.safetensors", net, preprocess=CAFFE))
+    bench._write_onnx(model, tmp_path / "model.onnx")
+    images = pixels(64, 96, 3)
+    expected = float64.scores(net, weights(net), CAFFE, images)
+    run = plain.PLAIN[name].open(model, tmp_path / "model.onnx", 1)
+    error = engines.relative_error(run(images), expected)
+    assert error <= engines.TOLERANCES[plain.PLAIN[name].precision]
+    assert run(images[:1]).shape == (1, 7)
+
+
+def test_the_baseline_is_torchvisions_own_module() -> None:
+    from torchvision.models.vgg import VGG
+
+    net = network("vgg11", classes=3)
+    shapes = net.tensors
+    tensors = {key: np.zeros(shape, np.float32) for key, shape in shapes.items()}
+
+    class Model:
+        record = modelfile.Record(network=net)
+
+        def tensors(self) -> dict[str, np.ndarray]:
+            return tensors
+
+    assert type(plain._module(Model())) is VGG  # type: ignore[arg-type]
+
+
+def test_json(verydeep: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batch sizes, a plain engine and its rival, in processes of their own."""
+    few = {name: plain.PLAIN[name] for name in (plain.BASELINE, "plain onnxruntime")}
+    monkeypatch.setattr(bench, "PLAIN", few)
+    words = ("--engines", "onnxruntime,auto", "--precision", "exact,fast", "--batch", "1,3")
+    outcome = verydeep("bench", model, *words, "--rounds", 2, "--threads", 1, "--json")
+    assert outcome.status == 0, outcome.err
+    rows = json.loads(outcome.out)
+    assert all(row.keys() == KEYS for row in rows)
+    names = [(row["engine"], row["precision"], row["batch"]) for row in rows]
+    assert sorted(names) == sorted(
+        (*entrant, batch)
+        for batch in (1, 3)
+        for entrant in (
+            (plain.BASELINE, "exact"), ("plain onnxruntime", "exact"), ("onnxruntime", "exact"),
+            ("onnxruntime", "fast"), ("auto", "exact"), ("auto", "fast"),
+        )
+    )  # fmt: skip
+    for row in rows:
+        assert 0 < row["error"] < engines.TOLERANCES[row["precision"]]
+        assert row["ms_per_image"] > 0
+        assert row["speedup_vs_torch"] > 0
+        assert (row["chosen"] in engines.ENGINES) == (row["engine"] == "auto")
+        if row["engine"] == plain.BASELINE:
+            assert row["speedup_vs_torch"] == 1
+    # the very same computation for both precisions, so it was raced once
+    for batch in (1, 3):
+        exact, fast = (
+            row for row in rows if (row["engine"], row["batch"]) == ("onnxruntime", batch)
+        )
+        assert {**exact, "precision": "fast"} == fast
+    for line in ("opening auto, fast", "batch 3: round 2 of 2"):
+        assert f"verydeep: {line}" in outcome.err
+
+
+def test_an_unprepared_network_gets_random_weights(
+    monkeypatch: pytest.MonkeyPatch, verydeep: Run
+) -> None:
+    monkeypatch.setattr(bench, "network", tiny)
+    monkeypatch.setattr(bench, "PLAIN", {})
+    outcome = verydeep(
+        "bench", "vgg11", "--engines", "onnxruntime", "--precision", "exact", "--batch", 1,
+        "--rounds", 1, "--size", 32,
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    assert "no weights of vgg11 are at hand: random ones" in outcome.err
+    header, line = outcome.out.splitlines()[1:]
+    assert header.split() == (
+        "engine precision ms/image x torch x plain error load s peak MB".split()
+    )
+    assert line.split()[:2] == ["onnxruntime", "exact"]
+    assert line.split()[3:5] == ["-", "-"]  # no torch and no plain engine took part
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_random_weights_keep_the_signal_alive(name: str, tmp_path: Path) -> None:
+    """Neither zeros nor infinities, which some processors compute slower or faster than numbers."""
+    net = tiny(name, "classic")
+    model = modelfile.read(bench.random_model(net, tmp_path / "random.safetensors"))
+    images = pixels(64, 64, 1)
+    found = float64.scores(net, model.tensors(), TORCHVISION, images)
+    assert 1e-6 < np.abs(found).max() < 1e6
+    again = modelfile.read(bench.random_model(net, tmp_path / "again.safetensors"))
+    assert again.sha256 == model.sha256
+
+
+class Fake:
+    """A worker that answers from a list of seconds, and notes who was asked when."""
+
+    def __init__(self, name: str, seconds: list[float], calls: list[str]) -> None:
+        self.name, self.seconds, self.calls = name, seconds, calls
+
+    def ask(self, question: str, **what: object) -> float:  # noqa: ARG002
+        self.calls.append(self.name)
+        return self.seconds.pop(0)
+
+
+def test_rounds_ratios_and_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Round 2 meets a slow machine: pairs see through it, and the medians of all do not matter."""
+    monkeypatch.setattr(bench, "PAUSE_SECONDS", 0)
+    calls: list[str] = []
+    seconds = {
+        plain.BASELINE: [4.0, 40.0, 4.4], "plain onnxruntime": [2.0, 16.0, 2.2],
+        "plain mnn": [1.0, 9.0, 1.1], "mnn": [0.8, 8.0, 0.88],
+    }  # fmt: skip
+    precision = {"plain mnn": "fast", "mnn": "fast"}
+    told: dict[str, Any] = {"chosen": None, "load_seconds": 1.5}
+    runners = [
+        bench._Runner(
+            bench._Entrant(name, precision.get(name, "exact")),
+            Fake(name, list(given), calls),  # type: ignore[arg-type]
+            {2: told},
+            [precision.get(name, "exact")] if name != "mnn" else ["fast", "half"],
+            1e-7,
+        )
+        for name, given in seconds.items()
+    ]
+    notes: list[str] = []
+    bench._rounds(runners, 2, 3, notes.append)
+    names = list(seconds)
+    assert calls == [*names, *names[1:], names[0], *names[2:], *names[:2]]
+    assert notes == [f"batch 2: round {n} of 3" for n in (1, 2, 3)]
+    rows = {(row.engine, row.precision): row for row in bench._rows(runners, 2, [1, 2, 3, 4])}
+    mnn = rows["mnn", "fast"]
+    pairs = zip(seconds[plain.BASELINE], seconds["mnn"], strict=True)
+    assert mnn.speedup_vs_torch == statistics.median(a / b for a, b in pairs) == pytest.approx(5)
+    assert mnn.ms_per_image == pytest.approx(440)
+    assert mnn.speedup_vs_best_plain == pytest.approx(1.25)  # plain mnn is the best of its class
+    assert rows["plain onnxruntime", "exact"].speedup_vs_best_plain == 1  # plain mnn is not exact
+    assert rows["mnn", "half"] == bench.Row(**{**vars(mnn), "precision": "half"})
+    assert (mnn.load_seconds, mnn.peak_bytes) == (1.5, 4)
+
+
+def test_one_that_cannot_run_is_left_out(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It dies; the race goes on, and says so."""
+    monkeypatch.setattr(bench, "PLAIN", {})
+    real = bench._Worker.ask
+
+    def ask(self: Any, question: str, **what: object) -> Any:
+        if self.entrant.precision == "fast":
+            self.process.kill()
+        return real(self, question, **what)
+
+    monkeypatch.setattr(bench._Worker, "ask", ask)
+    notes: list[str] = []
+    choices: dict[str, Any] = {"engines": ["onnxruntime"], "batches": [1], "rounds": 1}
+    rows = bench.bench(model, precisions="exact,fast", note=notes.append, **choices)
+    assert [(row.engine, row.precision) for row in rows] == [("onnxruntime", "exact")]
+    assert "onnxruntime fast is left out: onnxruntime died with status -9" in notes
+    with pytest.raises(EngineError, match="no engine could run this model"):
+        bench.bench(model, precisions="fast", note=notes.append, **choices)
+
+
+def test_peak_memory_is_the_peak_of_this_program_alone() -> None:
+    code = (
+        "import numpy; from verydeep.bench import _peak_bytes; before = _peak_bytes()\n"
+        "held = numpy.ones(30_000_000); del held; print(before, _peak_bytes())"
+    )
+    held = np.ones(100_000_000)  # by the parent, of which the child must not tell
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, close_fds=True
+    )
+    del held
+    before, after = map(int, ran.stdout.split())
+    assert 10e6 < before < 300e6
+    assert 200e6 < after - before < 300e6
+
+
+def test_refusals(verydeep: Run, model: Path, tmp_path: Path) -> None:
+    trunk = model_file(tmp_path / "trunk.safetensors", network("vgg11", width=1 / 16, classes=0))
+    for words, message in (
+        ((model, "--engines", "onyx"), "engine 'onyx' is unknown; expected one of: auto, onnx"),
+        ((model, "--precision", "quick"), "precision 'quick' is unknown"),
+        ((model, "--engines", "mnn", "--precision", "exact"), "mnn computes in precision fast or"),
+        ((model, "--batch", "1,0"), "'1,0' are not batch sizes; write 1,8"),
+        ((model, "--size", "16"), "size 16 is too small for this model; it needs at least"),
+        ((trunk,), "trunk without a head"),
+        (("vgg61",), "no model 'vgg61'"),
+    ):
+        outcome = verydeep("bench", *words)
+        assert (outcome.status, outcome.out) == (2, ""), outcome
+        assert message in outcome.err
+    with pytest.raises(ModelFileError):
+        bench.bench(tmp_path / "gone.safetensors")
+    with pytest.raises(EngineError, match="expected numbers of 1 or more"):
+        bench.bench(model, batches=())
+
+
+def test_engines_that_are_missing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines.Kind, "available", False)
+    with pytest.raises(EngineError, match=r"openvino is not installed.*pip install 'verydeep\["):
+        bench.bench(model, engines="openvino")
