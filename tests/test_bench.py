@@ -238,7 +238,7 @@ def test_refusals(verydeep: Run, model: Path, tmp_path: Path) -> None:
         ((model, "--precision", "quick"), "precision 'quick' is unknown"),
         ((model, "--engines", "mnn", "--precision", "exact"), "mnn computes in precision fast or"),
         ((model, "--batch", "1,0"), "'1,0' are not batch sizes; write 1,8"),
-        ((model, "--size", "16"), "size 16 is too small for this model; it needs at least"),
+        ((model, "--size", "8"), "size 8 is too small for this model; it needs at least"),
         ((trunk,), "trunk without a head"),
         (("vgg61",), "no model 'vgg61'"),
     ):
