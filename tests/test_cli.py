@@ -102,8 +102,6 @@ def test_profile(verydeep: Run, model: Path, folder: Path) -> None:
         r"the engine\), engine onnxruntime fast [\d.]+ s \(\d+%, opening and choosing it included\)\n",
         outcome.err,
     )
-    spent = [float(x) for x in re.findall(r"([\d.]+) s", outcome.err)]
-    assert 0 < spent[2] <= spent[0]
 
 
 def test_unreadable_files_are_reported_and_skipped(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,16 @@ def test_stream_keeps_order_and_goes_on(model: Path, tmp_path: Path) -> None:
         assert {item.error for item in items if isinstance(item, Failure) and "gone" in item.error}
     with pytest.raises(ImageError, match=r"bad\.jpg"):
         verydeep.load(model)([tmp_path / "a.png", tmp_path / "bad.jpg"])
+
+
+def test_stopwatch(model: Path, tmp_path: Path) -> None:
+    predictor = verydeep.load(model)
+    assert predictor.stopwatch.seconds == {"decode": 0, "engine": 0}
+    began = time.perf_counter()
+    predictor([photo(tmp_path / "a.png"), photo(tmp_path / "b.png", seed=1)])
+    passed = time.perf_counter() - began
+    assert 0 < predictor.stopwatch.seconds["engine"] < passed
+    assert 0 < predictor.stopwatch.seconds["decode"] < 2 * passed
 
 
 def test_stream_reads_no_more_than_it_needs(model: Path, tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from typing import Any
 
 import click
 
 from .. import __version__
 from ..errors import VerydeepError
 
-__all__ = ["VERBS", "cli", "main"]
+__all__ = ["CONTEXT", "VERBS", "cli", "main"]
 
 # verb -> its one line; the module of the same name defines `command`
 VERBS: dict[str, str] = {
@@ -60,7 +61,11 @@ class _Verbs(click.Group):
             formatter.write_dl(sorted(VERBS.items()))
 
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+# for every group: click keeps the help option that a command was first asked for
+CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(cls=_Verbs, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="verydeep")
 def cli() -> None:
     """VGG for everyone: classify photos, look inside, measure, convert. Works offline."""

@@ -7,10 +7,12 @@ import time
 
 import click
 
+from . import CONTEXT
+
 __all__ = ["command"]
 
 
-@click.group()
+@click.group(context_settings=CONTEXT)
 def command() -> None:
     """List and clear prepared graphs and remembered engine choices.
 

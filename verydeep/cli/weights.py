@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import VerydeepError, WeightsError
+from . import CONTEXT
 
 if TYPE_CHECKING:
     from ..weights.catalog import Entry
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.group()
+@click.group(context_settings=CONTEXT)
 def command() -> None:
     """List, fetch, verify and convert published weights."""
 
