@@ -18,8 +18,7 @@ from pathlib import Path
 
 from machine import machine
 
-from verydeep.bench import Row, bench, table
-from verydeep.engines import TOLERANCES
+from verydeep.bench import ALLOWED, Row, bench, table
 
 
 def auto(rows: list[Row]) -> dict[str, dict[str, object]]:
@@ -57,7 +56,7 @@ def main() -> None:
         note=lambda text: print(text, file=sys.stderr),
     )
     for row in rows:
-        if not row.error <= TOLERANCES[row.precision]:
+        if not row.error <= ALLOWED[row.precision]:
             raise SystemExit(f"{row.engine} is not {row.precision}: {row.error}; no figures for it")
     print(table(rows), file=sys.stderr)
     result = {

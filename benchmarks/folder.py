@@ -104,8 +104,8 @@ def write_script(folder: Path) -> list[str]:
     names = net.module_names
     saved = {
         "features": net.features.state_dict(),
-        "weight": net.classifier.weight.detach(),
-        "bias": net.classifier.bias.detach(),
+        "weight": net.state_dict()["classifier.weight"],
+        "bias": net.state_dict()["classifier.bias"],
         "reads": [int(names[n].split(".")[1]) for n in net.table.head_inputs],
     }
     torch.save(saved, folder / "weights.pth")

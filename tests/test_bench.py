@@ -18,6 +18,7 @@ from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE, TORCHVISION
 
 from .conftest import Run
+from .test_int8 import int8_file
 from .tiny import model_file, pixels, tiny, weights
 
 KEYS = {
@@ -135,6 +136,20 @@ def test_an_unprepared_network_gets_random_weights(
     )
     assert line.split()[:2] == ["onnxruntime", "exact"]
     assert line.split()[3:5] == ["-", "-"]  # no torch and no plain engine took part
+
+
+def test_int8_runs_the_int8_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    monkeypatch.setattr(bench, "PLAIN", {})
+    eight = int8_file(tmp_path / "int8.safetensors", tiny(), pixels(64, 64, 1)).path
+    choices: dict[str, Any] = {"batches": [1], "rounds": 1, "size": 64}
+    rows = bench.bench(eight, engines="onnxruntime", **choices)
+    assert [row.precision for row in rows] == ["exact", "fast", "half", "int8"]
+    errors = {row.precision: row.error for row in rows}
+    assert errors["exact"] < 1e-5 < 1e-3 < errors["int8"]
+    with pytest.raises(EngineError, match="int8 needs a model that `verydeep quantize` made"):
+        bench.bench(model, precisions="int8", engines="onnxruntime", **choices)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

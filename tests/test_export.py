@@ -21,14 +21,16 @@ from PIL import Image
 
 import verydeep as package
 from verydeep import engines, export, graph, modelfile
-from verydeep.errors import EngineError, LayerError, OutputError
+from verydeep.errors import EngineError, LayerError, ModelFileError, OutputError
 from verydeep.formats import FORMATS, mnn, openvino
 from verydeep.formats import onnx as onnx_format
 from verydeep.formats import torch as torch_format
+from verydeep.int8 import qdq
 from verydeep.nets import Network, network
 from verydeep.preprocess import CAFFE, Preprocess
 
 from .conftest import Run
+from .test_int8 import int8_file
 from .tiny import NAMES, model_file, photo, pixels, tiny, weights
 
 SUFFIX = {name: form.suffix for name, form in FORMATS.items()}
@@ -143,6 +145,25 @@ def test_half_stores_half(to: str, tmp_path: Path) -> None:
     expected = independent(net, Preprocess(resize_size=32, crop_size=32), images)
     found = LOAD[to](half.path, ("scores",), "half")(images)["scores"]
     assert engines.relative_error(found, expected) < 3e-2
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_int8_computes_what_the_int8_graph_computes(to: str, tmp_path: Path) -> None:
+    image = export.synthetic_photos(64, 64)
+    net = tiny("vgg11", "gap")
+    model = int8_file(tmp_path / "tiny.safetensors", net, image)
+    done = export.export(model, to, tmp_path / f"tiny{SUFFIX[to]}", precision="int8")
+    images = export.synthetic_photos(64, 96, 2)
+    built = qdq.build(model)
+    expected = engines.open_engine("onnxruntime", built, precision="int8", threads=1).run(images)
+    found = LOAD[to](done.path, ("scores",), "int8")(images)["scores"]
+    assert engines.relative_error(found, expected["scores"]) < (1e-6 if to == "onnx" else 5e-2)
+    plain = engines.open_engine("onnxruntime", export.Job(model, "exact").graph)
+    # it is the int8 graph: the float one is nearby, and is another
+    assert 1e-3 < engines.relative_error(found, plain.run(images)["scores"]) < 0.5
+    float_file = model_file(tmp_path / "float.safetensors")
+    with pytest.raises(ModelFileError, match="was not quantised"):
+        export.export(float_file, to, tmp_path / f"float{SUFFIX[to]}", precision="int8")
 
 
 @pytest.mark.parametrize("to", FORMATS)

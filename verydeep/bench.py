@@ -26,7 +26,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from .engines import ENGINES, TOLERANCES, installed, kind, relative_error
+from .engines import ENGINES, TOLERANCES, Source, installed, kind, relative_error
 from .engines.processor import cores
 from .errors import EngineError, OutputError, VerydeepError, nearest
 from .modelfile import ModelFile, Record, read, write
@@ -43,6 +43,8 @@ SIDE = 224  # pixels, where the model says nothing
 MANY = 10**6  # images to come, so that "auto" measures
 # not among "all": the first is a plain row in any case, the second compiles for minutes
 BY_NAME = ("torch-eager", "torch-compiled")
+# precision -> largest relative error; int8 keeps first answers, and promises nothing about scores
+ALLOWED = {**TOLERANCES, "int8": float("inf")}
 
 Note = Callable[[str], None]
 
@@ -92,7 +94,8 @@ def bench(
 
     model: a model file, a built-in, or a network of the table, which gets random weights where no
     published ones are at hand. engines: names of `engines.ENGINES`, "auto" among them if wanted, or "all"
-    that are installed. precisions: "exact", "fast", "half", or "all". size: pixels a side of the images.
+    that are installed. precisions: "exact", "fast", "half", "int8", or "all" that
+    the model can have. size: pixels a side of the images.
     note: told how far things are.
 
     Raises EngineError for unknown names and engines that are not installed, NetworkError and
@@ -103,12 +106,15 @@ def bench(
         raise EngineError(
             f"batches are {batches} and rounds {rounds}; expected numbers of 1 or more"
         )
-    wanted = _precisions(precisions)
-    entrants = _entrants(engines, wanted)
+    _entrants(
+        engines, _precisions(precisions, quantised=True)
+    )  # refuses what it does not know, at once
     with tempfile.TemporaryDirectory(prefix="verydeep-bench-", ignore_cleanup_errors=True) as name:
         place = Path(name)
         path, environment = _model(model, place, note)
         opened = read(path)
+        wanted = _precisions(precisions, quantised=bool(opened.record.activations))
+        entrants = _entrants(engines, wanted)
         if not opened.record.network.head.classes:
             raise EngineError(f"{path} is a trunk without a head: there are no scores to compare")
         side = size or opened.record.preprocess.crop_size or SIDE
@@ -225,11 +231,16 @@ class _Runner:
         return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
-def _precisions(given: str | Sequence[str]) -> tuple[str, ...]:
-    names = tuple(TOLERANCES) if given == "all" else _listed(given)
-    for name in names:
-        if name not in TOLERANCES:
-            raise EngineError(f"precision {name!r} is unknown{nearest(name, ['all', *TOLERANCES])}")
+def _precisions(given: str | Sequence[str], *, quantised: bool) -> tuple[str, ...]:
+    """quantised: whether the model is one that `verydeep quantize` made."""
+    names = tuple(TOLERANCES) + (("int8",) if quantised else ())
+    if given != "all":
+        names, known = _listed(given), ALLOWED
+        for name in names:
+            if name not in known:
+                raise EngineError(f"precision {name!r} is unknown{nearest(name, ['all', *known])}")
+        if "int8" in names and not quantised:
+            raise EngineError("int8 needs a model that `verydeep quantize` made; this one is not")
     return names
 
 
@@ -268,7 +279,7 @@ def _entrants(given: str | Sequence[str], precisions: Sequence[str]) -> list[_En
 
 def _covers(strict: str, loose: str) -> bool:
     """Whether what keeps `strict` keeps `loose`."""
-    return TOLERANCES[strict] <= TOLERANCES[loose]
+    return ALLOWED[strict] <= ALLOWED[loose]
 
 
 def _listed(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -378,7 +389,7 @@ def _runners(
             for facts in told.values()
         ]
         worst = float(np.max(errors))
-        if not worst <= TOLERANCES[entrant.precision]:
+        if not worst <= ALLOWED[entrant.precision]:
             note(
                 f"{entrant.name} does not keep {entrant.precision} here: "
                 f"its relative error against float64 is {worst:.1e}"
@@ -544,8 +555,14 @@ def _opener(task: dict[str, Any], model: ModelFile) -> Callable[[np.ndarray], _O
         return lambda pixels: _Open(lambda: plain(pixels))
     from .engines.choice import Choice, source_of
 
+    if task["precision"] == "int8":
+        from .formats import Job
+
+        source = Source(Job(model, "int8").graph)
+    else:
+        source = source_of(model, "uint8")
     choice = Choice(
-        source_of(model, "uint8"),
+        source,
         engine=name,
         precision=task["precision"],
         threads=threads,

@@ -45,7 +45,7 @@ class _Batches(click.ParamType):  # type: ignore[type-arg]  # generic from click
     default="all",
     show_default=True,
     metavar="CLASSES",
-    help="exact, fast, half, or several of them.",
+    help="exact, fast, half, int8 (of a model of `verydeep quantize`), or several of them.",
 )
 @click.option(
     "--rounds",

@@ -25,10 +25,11 @@ import click
 )
 @click.option(
     "--precision",
-    type=click.Choice(["exact", "fast", "half"]),
+    type=click.Choice(["exact", "fast", "half", "int8"]),
     default="fast",
     show_default=True,
-    help="How close it must come to the model; half stores 16 bits a weight.",
+    help="How close it must come to the model; half stores 16 bits a weight, int8 needs a model of "
+    "`verydeep quantize`.",
 )
 @click.option(
     "--taps",

@@ -43,16 +43,18 @@ class Format:
     suffix: str
     engine: str
     packages: tuple[str, ...]
-    precisions: tuple[str, ...] = ("exact", "fast", "half")
+    precisions: tuple[str, ...]
 
+
+FLOATS = ("exact", "fast", "half")
 
 FORMATS: dict[str, Format] = {
     made.name: made
     for made in (
-        Format("onnx", ".onnx", "onnxruntime", ("onnxruntime",)),
-        Format("openvino", ".xml", "openvino", ("openvino",)),
+        Format("onnx", ".onnx", "onnxruntime", ("onnxruntime",), (*FLOATS, "int8")),
+        Format("openvino", ".xml", "openvino", ("openvino",), (*FLOATS, "int8")),
         Format("mnn", ".mnn", "mnn", ("MNN",), ("fast", "half")),
-        Format("torch", ".pt2", "torch-eager", ("torch",)),
+        Format("torch", ".pt2", "torch-eager", ("torch",), FLOATS),
     )
 }
 
@@ -84,17 +86,22 @@ class Job:
 
     @cached_property
     def graph(self) -> Graph:
-        """float32, weights beside it."""
+        """Weights beside it. The int8 graph for "int8": ModelFileError where there is none."""
         from .. import graph
 
         record = self.model.record
-        needed = (*self.taps, *(("fc8",) if record.network.head.classes else ()))
+        scores = bool(record.network.head.classes)
+        if self.precision == "int8":
+            from ..int8 import qdq
+
+            return qdq.build(self.model, taps=self.taps, scores=scores)
+        needed = (*self.taps, *(("fc8",) if scores else ()))
         return graph.build(
             record.network,
             self.model.tensors(record.network.cut(needed).tensors),
             record.preprocess,
             taps=self.taps,
-            scores=bool(record.network.head.classes),
+            scores=scores,
         )
 
     @property
