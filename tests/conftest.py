@@ -39,7 +39,7 @@ def verydeep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the caches of whoever runs it."""
-    monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture

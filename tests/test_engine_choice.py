@@ -103,7 +103,7 @@ def test_the_quickest_wins(
     planted: Planted, built: Graph, memory: Memory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planted.add("slow", seconds=0.2)
-    planted.add("slower", seconds=0.3)
+    planted.add("slower", seconds=1.0)
     found = choose(built, memory).engine(BATCH, to_come=100)
     assert found.name == "onnxruntime"
     said = capsys.readouterr().err.splitlines()
@@ -217,6 +217,27 @@ def test_what_is_done_first(planted: Planted, built: Graph, memory: Memory) -> N
     assert Choice(source, **told).engine(BATCH[:1]).name == "onnxruntime"
     assert Choice(source, **told).engine(BATCH[:1], to_come=50).name == "onnxruntime"
     assert Choice(source, **told).engine(BATCH[:1], to_come=150).name == "heavy"
+
+
+def test_a_race_with_another_batch_serves_a_handful(
+    planted: Planted, built: Graph, memory: Memory
+) -> None:
+    planted.add("light")
+    source = Source(built, "k" * 64)
+    told: dict[str, Any] = {"threads": 1, "memory": memory, "device": "cpu"}
+    about = Choice(source, **told)._about([ENGINES["onnxruntime"], ENGINES["light"]], BATCH, 8)
+    memory.remember(
+        about,
+        [
+            Standing("onnxruntime", "cpu", {}, 0.01, 1.0, 0.0),
+            Standing("light", "cpu", {}, 0.02, 0.2, 0.0),
+        ],
+    )
+    assert Choice(source, **told).engine(BATCH[:1]).name == "light"
+    assert planted.opened == ["light"]
+    assert len(memory.choices()) == 1
+    Choice(source, **told).engine(BATCH[:1], to_come=100)  # many of them are worth their own race
+    assert len(memory.choices()) == 2
 
 
 def test_an_engine_that_broke_since(

@@ -99,10 +99,15 @@ class Choice:
             return chosen
         # who has seen many will probably see as many again
         ahead = max(images + to_come, self._seen)
-        if self.source.has_key and self._remembered().raced(self.source.key, batch):
-            standings = self._recall(self._about(kinds, pixels, batch))
-            if standings:
-                return self._first_done(standings, ahead)
+        if self.source.has_key:
+            handful = ahead < WORTH_A_RACE
+            raced = self._remembered().batches(self.source.key)
+            for other in sorted(raced, key=lambda size: size != batch):
+                # for a few images another batch's race tells enough
+                if other == batch or handful:
+                    standings = self._recall(self._about(kinds, pixels, other))
+                    if standings:
+                        return self._first_done(standings, ahead, batch)
         if ahead >= WORTH_A_RACE and images:
             return self._race(kinds, pixels, batch)
         return self._opened(*self._default(kinds))
@@ -174,14 +179,20 @@ class Choice:
         standings = self._remembered().standings(about)
         return standings if all(row.engine in about["engines"] for row in standings) else ()
 
-    def _first_done(self, standings: tuple[Standing, ...], images: int) -> Engine:
+    def _first_done(self, standings: tuple[Standing, ...], images: int, batch: int) -> Engine:
+        """The engine that is done first with so many images, opening it included."""
+
         def seconds(row: Standing) -> float:
             key = _key(row.engine, row.device, row.settings)
             return row.seconds * images + (0 if key in self._open else row.open_seconds)
 
         for row in sorted(standings, key=seconds):
             try:
-                return self._opened(row.engine, row.device, row.settings)
+                chosen = self._opened(row.engine, row.device, row.settings)
+                if row is standings[0]:  # it will stay the best: the others' weights can go
+                    self._open = {_key(row.engine, row.device, row.settings): chosen}
+                    self._settled[batch] = chosen
+                return chosen
             except EngineError as error:
                 say(f"engine {row.engine} is left out: {error}")
         raise EngineError("no engine that was remembered can be opened; try --engine onnxruntime")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["prepare", "variants"]
 
+PACKED_FROM = 4  # images in a batch
+
 # CUDA's own default multiplies in TF32, which keeps ten bits
 PROVIDERS: dict[str, list[object]] = {
     "cpu": ["CPUExecutionProvider"],
@@ -21,8 +23,12 @@ PROVIDERS: dict[str, list[object]] = {
 
 
 def variants(source: Source, order: Order, batch: int) -> tuple[Settings, ...]:  # noqa: ARG001
-    """The settings worth a race: its own choices serve every batch."""
-    return ({},)
+    """For a batch, FC weights in an order that suits products with several rows.
+
+    Putting them in that order takes half the time of opening and as much memory again, and brings a few
+    per cent for eight images, nothing for one.
+    """
+    return ({"packed": 1},) if batch >= PACKED_FROM else ({},)
 
 
 def prepare(name: str, source: Source, order: Order) -> Run:  # noqa: ARG001
@@ -39,6 +45,8 @@ def prepare(name: str, source: Source, order: Order) -> Run:  # noqa: ARG001
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what an engine prints by itself is silenced
     options.intra_op_num_threads = order.threads
+    if not order.settings.get("packed"):
+        options.add_session_config_entry("session.disable_prepacking", "1")
     # the session may read the arrays where they are for as long as it lives, so they are kept
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(v) for v in graph.weights.values()]
     options.add_external_initializers(list(graph.weights), values)

@@ -101,16 +101,19 @@ def race(
         )  # fmt: skip
         return engine, time.perf_counter() - began + build_seconds
 
-    reference_racer = Racer(ENGINES[REFERENCE], "cpu", {})
+    reference_racer = next(
+        (racer for racer in entrants if (racer.kind.name, racer.device) == (REFERENCE, "cpu")),
+        Racer(ENGINES[REFERENCE], "cpu", {}),
+    )
     judge, open_seconds = opened(reference_racer)
     judge.run(pixels[:1])
     pixels = pixels[: max(1, min(len(pixels), int(RUN_SECONDS / timed(judge, pixels[:1]))))]
     reference = judge.run(pixels)
-    champion, best = None, 0.0
+    champion = None
     standings: list[Standing] = []
     if reference_racer in entrants:
-        champion, best = judge, timed(judge, pixels)
-        standings.append(_standing(judge, best / len(pixels), open_seconds, 0.0))
+        champion = judge
+        standings.append(_standing(judge, timed(judge, pixels) / len(pixels), open_seconds, 0.0))
     del judge  # where it does not run itself, its half gigabyte is free again
     out: set[str] = set()
     rest = [racer for racer in entrants if racer != reference_racer]
@@ -133,28 +136,31 @@ def race(
             out.add(racer.kind.name)
             continue
         if champion is None:
-            champion, ratio, best = challenger, 1.0, timed(challenger, pixels)
+            ratio, theirs = 0.0, timed(challenger, pixels)
         else:
-            ratio, ours = _duel(champion, challenger, pixels, seconds / len(rest))
-            best = min(best, ours)
-        standings.append(_standing(challenger, best * ratio / len(pixels), open_seconds, error))
+            ratio, theirs = _duel(champion, challenger, pixels, seconds / len(rest))
+        row = _standing(challenger, theirs / len(pixels), open_seconds, error)
         if ratio > CLEAR:
             out.add(racer.kind.name)  # other settings of it will not win either
         if ratio < 1:
-            champion, best = challenger, best * ratio
+            champion = challenger
+            standings.insert(0, row)
+        else:
+            standings.append(row)
         del challenger
     if champion is None:
         raise EngineError(
             f"no engine that is installed keeps {precision} on this model and device; "
             "try another precision or --device cpu"
         )
-    return champion, tuple(sorted(standings, key=lambda row: row.seconds))
+    # the champion is first because it won its turns, whatever single times say
+    return champion, (standings[0], *sorted(standings[1:], key=lambda row: row.seconds))
 
 
 def _duel(
     champion: Engine, challenger: Engine, pixels: np.ndarray, seconds: float
 ) -> tuple[float, float]:
-    """The challenger's time relative to the champion's, and the champion's best, in seconds."""
+    """The challenger's time relative to the champion's, and its own best, in seconds."""
     pairs: list[tuple[float, float]] = []
     until = time.perf_counter() + seconds
     while len(pairs) < MOST_PAIRS and (not pairs or time.perf_counter() < until):
@@ -163,7 +169,7 @@ def _duel(
         if len(pairs) == 1 and not 1 / CLEAR < ratio < CLEAR:
             break
     ratio = statistics.median(theirs / ours for ours, theirs in pairs)
-    return ratio, min(ours for ours, _ in pairs)
+    return ratio, min(theirs for _, theirs in pairs)
 
 
 def timed(engine: Engine, pixels: np.ndarray) -> float:

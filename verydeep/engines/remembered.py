@@ -66,12 +66,11 @@ class Memory:
             return ()
         return rows if good else ()
 
-    def raced(self, graph: str, batch: int) -> bool:
-        """Whether any race was held on that graph with that batch: quick to ask, beside the rest."""
-        return any(
-            row["race"].get("graph") == graph and row["race"].get("batch") == batch
-            for row in self.choices()
-        )
+    def batches(self, graph: str) -> list[int]:
+        """The batch sizes with which that graph was raced; quick to ask, beside the rest."""
+        races = [row["race"] for row in self.choices()]
+        found = [race.get("batch") for race in races if race.get("graph") == graph]
+        return sorted({batch for batch in found if isinstance(batch, int)})
 
     def remember(self, race: Mapping[str, Any], standings: Iterable[Standing]) -> None:
         """Keep the result of a race. What it was about is kept beside it, for people."""
