@@ -42,20 +42,6 @@ BAR_CELLS = 24
     metavar="K",
     help="How many classes to name for each photo.",
 )
-@click.option(
-    "--size",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Pixels a side that photos are cropped to. [default: the model's own]",
-)
-@click.option(
-    "--batch",
-    default=8,
-    type=click.IntRange(1),
-    show_default=True,
-    metavar="N",
-    help="Photos in one pass.",
-)
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list on stdout.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), metavar="FILE",

@@ -13,6 +13,20 @@ C = TypeVar("C", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option(
+        "--size",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Pixels a side that photos are cropped to. [default: the model's own]",
+    ),
+    click.option(
+        "--batch",
+        default=8,
+        type=click.IntRange(1),
+        show_default=True,
+        metavar="N",
+        help="Photos in one pass.",
+    ),
+    click.option(
         "--engine",
         default="auto",
         show_default=True,
@@ -45,7 +59,7 @@ _OPTIONS = (
 
 
 def engine_options(command: C) -> C:
-    """Add --engine, --precision, --device and --threads to a click command."""
+    """Add --size, --batch, --engine, --precision, --device and --threads to a click command."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

@@ -12,20 +12,6 @@ from .engine_options import engine_options
 @click.command()
 @click.argument("model", metavar="MODEL")
 @click.argument("data", metavar="DATA")
-@click.option(
-    "--size",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Pixels a side that photos are cropped to. [default: the model's own]",
-)
-@click.option(
-    "--batch",
-    default=8,
-    type=click.IntRange(1),
-    show_default=True,
-    metavar="N",
-    help="Photos in one pass.",
-)
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")  # fmt: skip
 def command(
