@@ -76,6 +76,12 @@ class Planted:
             )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that does nothing else."""
+    monkeypatch.setattr(choice, "busy", lambda: False)
+
+
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> Planted:
     return Planted(monkeypatch)
@@ -199,6 +205,21 @@ def test_the_winner_is_remembered(
             before = len(memory.choices())
             Choice(Source(built, key), **told_now).engine(batch, to_come=100)
             assert len(memory.choices()) == before + 1, change
+
+
+def test_a_disturbed_race_is_held_again(
+    planted: Planted, built: Graph, memory: Memory, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    planted.add("other", seconds=0.05)
+    source = Source(built, "k" * 64)
+    told: dict[str, Any] = {"threads": 1, "memory": memory, "device": "cpu"}
+    for is_busy, held in ((True, True), (True, False), (False, True), (False, False)):
+        monkeypatch.setattr(choice, "busy", lambda is_busy=is_busy: is_busy)
+        Choice(source, **told).engine(BATCH, to_come=100)
+        said = capsys.readouterr().err
+        assert ("measuring" in said) == held
+        assert ("measured again another time" in said) == (held and is_busy)
 
 
 def test_what_is_done_first(planted: Planted, built: Graph, memory: Memory) -> None:

@@ -63,8 +63,7 @@ class Kind:
 
     packages: what Python imports, all of it needed. distributions: what pip may call them, the usual
     names first. extra: of verydeep, that installs it; "" for the base install.
-    precisions: the promises it can keep. devices: where it can run. keeps_files: whether it is opened
-    from files of its own, made once and kept in the cache.
+    precisions: the promises it can keep. devices: where it can run.
     """
 
     name: str
@@ -74,7 +73,6 @@ class Kind:
     extra: str
     precisions: tuple[str, ...]
     devices: tuple[str, ...] = ("cpu",)
-    keeps_files: bool = False
 
     @property
     def available(self) -> bool:
@@ -113,9 +111,9 @@ ENGINES: dict[str, Kind] = {
         ),
         Kind("openvino", "openvino", ("openvino",), ("openvino",), "openvino",
              ("exact", "fast", "half", "int8")),
-        Kind("mnn", "mnn", ("MNN",), ("MNN",), "mnn", ("fast", "half"), keeps_files=True),
+        Kind("mnn", "mnn", ("MNN",), ("MNN",), "mnn", ("fast", "half")),
         Kind("mnn+openvino", "joint", ("MNN", "openvino"), ("MNN", "openvino"), "fast",
-             ("fast", "half"), keeps_files=True),
+             ("fast", "half")),
         Kind("torch", "torch", *_TORCH),
         Kind("torch-eager", "torch", *_TORCH),
         Kind("torch-compiled", "torch", *_TORCH),

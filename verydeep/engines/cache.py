@@ -57,6 +57,7 @@ class Cache:
     def __init__(self, folder: Path | None = None, limit_bytes: int | None = None) -> None:
         self.folder = folder if folder is not None else cache_folder() / "prepared"
         self.limit_bytes = _limit() if limit_bytes is None else limit_bytes
+        self.making_seconds = 0.0  # spent on making what was not there yet
 
     def open(
         self,
@@ -80,6 +81,7 @@ class Cache:
         if found is not None:
             return found[0]
         size = needs_bytes()
+        make = self._timed(make)
         try:
             if size > self.limit_bytes:
                 raise _UnusableError(
@@ -96,6 +98,16 @@ class Cache:
             with _disk_errors(Path(place)):
                 make(Path(place))
             return load(Path(place), about)
+
+    def _timed(self, make: Callable[[Path], None]) -> Callable[[Path], None]:
+        def timed(folder: Path) -> None:
+            began = time.perf_counter()
+            try:
+                make(folder)
+            finally:
+                self.making_seconds += time.perf_counter() - began
+
+        return timed
 
     def entries(self) -> list[Entry]:
         """What is there, used last first. Folders that are no entries are left out."""

@@ -29,7 +29,7 @@ from . import (
     open_engine,
 )
 from .notes import say
-from .processor import cores, processor
+from .processor import busy, cores, processor
 from .remembered import Memory, Standing
 
 if TYPE_CHECKING:
@@ -176,7 +176,10 @@ class Choice:
         return self._memory
 
     def _recall(self, about: Mapping[str, Any]) -> tuple[Standing, ...]:
+        """What is remembered of that race; nothing where it was disturbed and would not be now."""
         standings = self._remembered().standings(about)
+        if self._remembered().disturbed(about) and not busy():
+            return ()
         return standings if all(row.engine in about["engines"] for row in standings) else ()
 
     def _first_done(self, standings: tuple[Standing, ...], images: int, batch: int) -> Engine:
@@ -221,11 +224,13 @@ class Choice:
             threads=about["threads"],
             cache=self._cache,
         )
-        self._remembered().remember(about, standings)
+        disturbed = busy()
+        self._remembered().remember(about, standings, disturbed=disturbed)
         self._open = {_key(winner.name, winner.device, winner.settings): winner}
         self._settled = {batch: winner}
         times = ", ".join(f"{row.engine} {row.seconds * 1e3:.1f}" for row in standings)
-        say(f"chose {winner.name} (milliseconds an image: {times})")
+        later = "; the machine is busy, so this is measured again another time" if disturbed else ""
+        say(f"chose {winner.name} (milliseconds an image: {times}){later}")
         return winner
 
 

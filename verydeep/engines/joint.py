@@ -13,7 +13,7 @@ import numpy as np
 
 from . import mnn, openvino
 from .source import Signature, Source
-from .split import FLAT, fc_bytes, split
+from .split import FLAT, split
 
 if TYPE_CHECKING:
     from . import Order, Run, Settings
@@ -25,7 +25,7 @@ HEAD = frozenset({"fc6", "relu6", "fc7", "relu7", "fc8", "prob", "scores"})
 
 def variants(source: Source, order: Order, batch: int) -> tuple[Settings, ...]:  # noqa: ARG001
     """Itself, where there are FC layers worth the trouble."""
-    return ({},) if fc_bytes(source.graph) >= openvino.LARGE_BYTES else ()
+    return ({},) if openvino.weighs(source, batch) else ()
 
 
 def prepare(name: str, source: Source, order: Order) -> Run:  # noqa: ARG001

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from ..graph import Graph
     from . import Order, Run, Settings, Source
 
-__all__ = ["LARGE_BYTES", "computes_bf16", "package", "prepare", "run_of", "variants"]
+__all__ = ["computes_bf16", "package", "prepare", "run_of", "variants", "weighs"]
 
+FEW_IMAGES = 2
 LARGE_BYTES = 16 << 20  # of FC weights, above which no cache close to a core holds them
 
 HINTS = {"exact": "f32", "fast": "f32", "half": "bf16", "int8": "f32"}
@@ -30,14 +31,19 @@ HINTS = {"exact": "f32", "fast": "f32", "half": "bf16", "int8": "f32"}
 def variants(source: Source, order: Order, batch: int) -> tuple[Settings, ...]:
     """One stream of all threads; for a batch also as many streams as threads, each with its share.
 
-    Where FC layers are large and the precision allows it, their weights are kept in 16 bits: reading them
-    from memory is all the time that they take.
+    Where FC layers are large and the precision allows it, their weights are kept in 16 bits: for a few
+    images, reading them from memory is all the time that they take.
     """
     fc: Settings = {}
-    if order.precision == "fast" and fc_bytes(source.graph) >= LARGE_BYTES:
+    if order.precision == "fast" and weighs(source, batch):
         fc = {"fc": "f16"}
     streams = min(order.threads, batch)
     return tuple({"streams": n, **fc} for n in dict.fromkeys((1, streams)))
+
+
+def weighs(source: Source, batch: int) -> bool:
+    """Whether reading the FC weights is a good part of the work for a batch of that size."""
+    return batch <= FEW_IMAGES and fc_bytes(source.graph) >= LARGE_BYTES
 
 
 def computes_bf16() -> bool:

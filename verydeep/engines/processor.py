@@ -9,7 +9,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-__all__ = ["cores", "processor"]
+__all__ = ["busy", "cores", "processor"]
 
 CPUINFO = Path("/proc/cpuinfo")
 SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
@@ -63,6 +63,14 @@ def cores() -> int:
     except (OSError, ValueError):
         pass  # no such container
     return max(1, count)
+
+
+def busy() -> bool:
+    """Whether so much else ran in the last minute that times measured now mean little."""
+    try:
+        return os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
+    except (AttributeError, OSError):  # Windows has no such average
+        return False
 
 
 def _sysctl(name: str) -> str:

@@ -72,10 +72,18 @@ class Memory:
         found = [race.get("batch") for race in races if race.get("graph") == graph]
         return sorted({batch for batch in found if isinstance(batch, int)})
 
-    def remember(self, race: Mapping[str, Any], standings: Iterable[Standing]) -> None:
+    def disturbed(self, race: Mapping[str, Any]) -> bool:
+        """Whether the machine was busy with other things while that race was held."""
+        row = self._read()["choices"].get(_digest(race))
+        return isinstance(row, dict) and row.get("disturbed") is True
+
+    def remember(
+        self, race: Mapping[str, Any], standings: Iterable[Standing], *, disturbed: bool = False
+    ) -> None:
         """Keep the result of a race. What it was about is kept beside it, for people."""
         rows = [asdict(row) for row in standings]
-        self._write("choices", _digest(race), {"race": dict(race), "standings": rows})
+        value = {"race": dict(race), "standings": rows, "disturbed": disturbed}
+        self._write("choices", _digest(race), value)
 
     def choices(self) -> list[dict[str, Any]]:
         """Every result, as {"race": ..., "standings": [...]}."""
