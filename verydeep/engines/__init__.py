@@ -61,9 +61,10 @@ Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 class Kind:
     """What is known of an engine before anything of it is imported.
 
-    packages: what Python imports, all of it needed. distributions: what pip may call them, the usual
-    names first. extra: of verydeep, that installs it; "" for the base install.
-    precisions: the promises it can keep. devices: where it can run.
+    packages: what Python imports. distributions: what pip may call it, the usual name first.
+    extra: of verydeep, that installs it; "" for the base install.
+    precisions: the promises it can keep. devices: where it can run. keeps_files: whether it is opened
+    from files of its own, made once and kept in the cache.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Kind:
     extra: str
     precisions: tuple[str, ...]
     devices: tuple[str, ...] = ("cpu",)
+    keeps_files: bool = False
 
     @property
     def available(self) -> bool:
@@ -84,14 +86,13 @@ class Kind:
 
     @property
     def version(self) -> str:
-        """Of the installed package, or of each with a "+" between; "" where there is none."""
+        """Of the installed package, "" where there is none."""
         import importlib.metadata  # takes longer than all else here, and is seldom needed
 
-        found = []
         for name in self.distributions:
             with suppress(importlib.metadata.PackageNotFoundError):
-                found.append(importlib.metadata.version(name))
-        return "+".join(found[: len(self.packages)])
+                return importlib.metadata.version(name)
+        return ""
 
     @property
     def install(self) -> str:
@@ -111,9 +112,7 @@ ENGINES: dict[str, Kind] = {
         ),
         Kind("openvino", "openvino", ("openvino",), ("openvino",), "openvino",
              ("exact", "fast", "half", "int8")),
-        Kind("mnn", "mnn", ("MNN",), ("MNN",), "mnn", ("fast", "half")),
-        Kind("mnn+openvino", "joint", ("MNN", "openvino"), ("MNN", "openvino"), "fast",
-             ("fast", "half")),
+        Kind("mnn", "mnn", ("MNN",), ("MNN",), "mnn", ("fast", "half"), keeps_files=True),
         Kind("torch", "torch", *_TORCH),
         Kind("torch-eager", "torch", *_TORCH),
         Kind("torch-compiled", "torch", *_TORCH),

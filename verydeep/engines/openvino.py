@@ -14,13 +14,12 @@ import numpy as np
 
 from ..errors import EngineError
 from .silence import silenced
-from .split import fc_bytes, fc_weights
 
 if TYPE_CHECKING:
     from ..graph import Graph
     from . import Order, Run, Settings, Source
 
-__all__ = ["computes_bf16", "package", "prepare", "run_of", "variants", "weighs"]
+__all__ = ["computes_bf16", "package", "prepare", "variants"]
 
 FEW_IMAGES = 2
 LARGE_BYTES = 16 << 20  # of FC weights, above which no cache close to a core holds them
@@ -35,15 +34,12 @@ def variants(source: Source, order: Order, batch: int) -> tuple[Settings, ...]:
     images, reading them from memory is all the time that they take.
     """
     fc: Settings = {}
-    if order.precision == "fast" and weighs(source, batch):
-        fc = {"fc": "f16"}
+    if order.precision == "fast" and batch <= FEW_IMAGES:
+        weights = _fc_weights(source.graph)
+        if sum(source.graph.weights[name].nbytes for name in weights) >= LARGE_BYTES:
+            fc = {"fc": "f16"}
     streams = min(order.threads, batch)
     return tuple({"streams": n, **fc} for n in dict.fromkeys((1, streams)))
-
-
-def weighs(source: Source, batch: int) -> bool:
-    """Whether reading the FC weights is a good part of the work for a batch of that size."""
-    return batch <= FEW_IMAGES and fc_bytes(source.graph) >= LARGE_BYTES
 
 
 def computes_bf16() -> bool:
@@ -52,17 +48,9 @@ def computes_bf16() -> bool:
 
 
 def prepare(name: str, source: Source, order: Order) -> Run:  # noqa: ARG001
-    return run_of(source.graph, source.signature.outputs, order, order.settings)
-
-
-def run_of(graph: Graph, names: tuple[str, ...], order: Order, settings: Settings) -> Run:
-    """The function from the graph's one input, a batch of whatever it takes, to its outputs.
-
-    settings: "streams", and "fc" where the FC layers' weights are to be kept in "f16".
-    """
     hint = HINTS[order.precision]
-    streams = int(settings.get("streams", 1))
-    halved = fc_weights(graph) if settings.get("fc") == "f16" else ()
+    streams = int(order.settings.get("streams", 1))
+    halved = _fc_weights(source.graph) if order.settings.get("fc") == "f16" else ()
     with silenced():
         core = _core()
         if hint == "bf16" and not computes_bf16():
@@ -78,10 +66,11 @@ def run_of(graph: Graph, names: tuple[str, ...], order: Order, settings: Setting
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
         try:
-            model = _model(graph, halved)
+            model = _model(source.graph, halved)
             compiled = core.compile_model(model, "CPU", config)
         except Exception as error:  # RuntimeError and its kin, with the reason in many lines
             raise EngineError(f"openvino did not take the graph: {_line(error)}") from error
+    names = source.signature.outputs
     requests = [compiled.create_infer_request() for _ in range(streams)]
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -123,9 +112,6 @@ def package() -> Any:
     return openvino
 
 
-_import = package
-
-
 def _later(name: str) -> object:
     if name == "convert_model":
         from openvino.tools.ovc import convert_model
@@ -142,6 +128,11 @@ def _core() -> Any:
     if _CORE is None:
         _CORE = package().Core()
     return _CORE
+
+
+def _fc_weights(graph: Graph) -> set[str]:
+    named = {node.input[1] for node in graph.model.graph.node if node.op_type == "Gemm"}
+    return named & graph.weights.keys()
 
 
 def _model(graph: Graph, halved: Container[str]) -> Any:
