@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -76,6 +77,7 @@ class Row:
         """What `verydeep bench --json` prints of it."""
         kept = asdict(self)
         del kept["load_seconds"], kept["peak_bytes"]
+        kept["error"] = self.error if math.isfinite(self.error) else None  # JSON knows no NaN
         return kept
 
 
@@ -123,6 +125,8 @@ def bench(
             raise EngineError(
                 f"size {side} is too small for this model; it needs at least {smallest}"
             )
+        # a copy as stored and one as the engine packs it
+        _warn_of_memory(len(entrants) * 8 * opened.record.network.parameters, note)
         graph = place / "model.onnx"
         if any(entrant.plain for entrant in entrants):
             note("writing the ONNX file for the plain engines")
@@ -322,6 +326,18 @@ def _require_room(place: Path, size: int) -> None:
             f"{place.parent}: has {free / 1e6:.0f} MB free, and the race needs {size / 1e6:.0f} for a "
             "while; free some space, or name another folder with TMPDIR"
         )
+
+
+def _warn_of_memory(needed_bytes: int, note: Note) -> None:
+    """All entrants are open at once; only Linux is asked what is free."""
+    with suppress(OSError, ValueError, IndexError):
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        free = int(text.split("MemAvailable:")[1].split()[0]) * 1024
+        if free < needed_bytes:
+            note(
+                f"all entrants together may take {needed_bytes / 1e9:.0f} GB of memory, and "
+                f"{free / 1e9:.0f} are free; --engines or --precision names fewer"
+            )
 
 
 def _write_onnx(model: ModelFile, path: Path) -> None:

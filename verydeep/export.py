@@ -34,6 +34,7 @@ __all__ = ["Exported", "export", "synthetic_photos"]
 # Two runtimes round the same values to the same 8 bits, but where a sum lies on the edge between two, its
 # last digit decides, and the layers after it see a step's difference.
 ALLOWED = {**TOLERANCES, "int8": 5e-2}
+SPARE_BYTES = 1 << 20
 PHOTO_SIDE = 224  # of synthetic photos, where the model says nothing
 
 
@@ -131,7 +132,9 @@ def export(
     record.network.cut(taps)  # refuses unknown ones before anything is written
     batches = dict(_batches(record.preprocess, photos))
     module = import_module(f".formats.{to}", __package__)
-    with _staged(out, 3 * sum(v.nbytes for v in job.graph.weights.values())) as stage:
+    weights_bytes = sum(value.nbytes for value in job.graph.weights.values())
+    # the file, and for a moment the ONNX file that it is made from
+    with _staged(out, 2 * weights_bytes + SPARE_BYTES) as stage:
         note(f"writing {out.name}")
         file = stage / out.name
         module.write(job, file)

@@ -32,6 +32,7 @@ from .photos import find
 
 if TYPE_CHECKING:
     from .preprocess import Preprocess
+    from .strict_json import JSON
 
 __all__ = ["FEWEST", "Quantised", "quantize"]
 
@@ -184,7 +185,7 @@ def quantize(
     ours, theirs = draft.scores(check), reference.scores(check, int8=False)
     agreement = float((ours.argmax(1) == theirs.argmax(1)).mean())
     error = score_error(ours, theirs)
-    figures = (
+    figures: tuple[dict[str, JSON], ...] = (
         {"what": "int8_agreement", "value": agreement, "n": len(check), "protocol": _PROTOCOL},
         {"what": "int8_score_error", "value": error, "n": len(check), "protocol": _PROTOCOL},
     )

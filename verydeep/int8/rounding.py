@@ -25,7 +25,7 @@ def steps(weight: Array, importance: Array) -> Array:
 
     weight: (outputs, inputs). importance: of the error of each input's weight, (inputs,).
     """
-    largest = np.abs(weight).max(axis=1)
+    largest: Array = np.abs(weight).max(axis=1)
     best = np.full(len(weight), np.inf)
     chosen = largest / LIMIT
     for fraction in _FRACTIONS:
@@ -35,7 +35,8 @@ def steps(weight: Array, importance: Array) -> Array:
         better = cost < best
         best[better], chosen[better] = cost[better], step[better, 0]
     chosen[largest == 0] = 1  # weights of 0 are 0 on any scale
-    return np.asarray(chosen, np.float32)
+    found: Array = chosen.astype(np.float32)
+    return found
 
 
 def round_weights(weight: Array, step: Array, moments: Array | None = None) -> Array:
@@ -46,7 +47,8 @@ def round_weights(weight: Array, step: Array, moments: Array | None = None) -> A
     """
     step = np.asarray(step, np.float64)
     if moments is None:
-        return np.clip(np.rint(weight / step[:, None]), -LIMIT, LIMIT).astype(np.int8)
+        nearest: Array = np.clip(np.rint(weight / step[:, None]), -LIMIT, LIMIT)
+        return nearest.astype(np.int8)
     order = np.argsort(
         -np.diagonal(moments), kind="stable"
     )  # the inputs that matter most come first
