@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -270,3 +271,21 @@ def test_engines_that_are_missing(model: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(engines.Kind, "available", False)
     with pytest.raises(EngineError, match=r"openvino is not installed.*pip install 'verydeep\["):
         bench.bench(model, engines="openvino")
+
+
+def test_the_plot_shows_every_row(tmp_path: Path) -> None:
+    row = {"precision": "fast", "chosen": None, "speedup_vs_torch": 2.0, "batch": 1}
+    rows = [{**row, "engine": "plain mnn"}, {**row, "engine": "auto", "chosen": "<mnn>"}]
+    rows.append({**row, "engine": "torch", "speedup_vs_torch": 1.0, "batch": 8})
+    facts = {"processor": "A & B", "family, model": "1, 2", "cores": 2, "has": ["avx2"]}
+    result = {"model": "vgg16", "rows": rows, "machine": facts}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    plot = Path(__file__).parent.parent / "benchmarks" / "plot.py"
+    files = [str(tmp_path / "result.json"), str(tmp_path / "figure.svg")]
+    subprocess.run([sys.executable, str(plot), *files], check=True)
+    root = ElementTree.parse(tmp_path / "figure.svg").getroot()
+    texts = {element.text for element in root.iter() if element.text}
+    assert {"plain mnn, fast", "auto: <mnn>, fast", "torch, fast", "batch 1", "batch 8"} <= texts
+    bars = [e for e in root.iter("{http://www.w3.org/2000/svg}rect") if "x" in e.attrib]
+    widths = [float(bar.attrib["width"]) for bar in bars]
+    assert widths[0] == widths[1] == 2 * widths[2]
