@@ -160,7 +160,8 @@ def export(
         del run
         script = stage / f"{out.name}.py"
         script.write_text(
-            _program(form, job, module.program(job.outputs, precision)), encoding="utf-8"
+            _program(form, job, script.name, module.program(job.outputs, precision)),
+            encoding="utf-8",
         )
         placed = _place(stage, out)
     files = tuple(file for file in placed if file.name != script.name)
@@ -231,7 +232,7 @@ def _error(answers: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> 
     return float(np.max(errors))  # numpy's max hands nan on
 
 
-def _program(form: Format, job: Job, lines: Program) -> str:
+def _program(form: Format, job: Job, name: str, lines: Program) -> str:
     """The program beside the file. Its pixels are those of the record, to the last bit."""
     preprocess = job.model.record.preprocess
     mode = "L" if len(preprocess.mean) == 1 else "RGB"
@@ -244,7 +245,7 @@ def _program(form: Format, job: Job, lines: Program) -> str:
             'for i in chances.argsort()[:-6:-1]: print(f"{chances[i]:6.1%}  {labels[i]}")',
         ]
     text = [
-        f"# python THIS.py photo.jpg        after: pip install {' '.join(form.packages)} numpy pillow",
+        f"# python {name} photo.jpg        after: pip install {' '.join(form.packages)} numpy pillow",
         f"import json, sys, {lines.imports}",
         "import numpy",
         "from PIL import Image, ImageOps",
