@@ -22,6 +22,7 @@ from verydeep.engines import ENGINES, Engine, installed, open_engine
 from verydeep.errors import LayerError, ModelFileError
 from verydeep.graph import Graph
 from verydeep.int8 import processor
+from verydeep.int8.moments import second_moments
 from verydeep.int8.plan import plan
 from verydeep.int8.qdq import build, rounded, weight_scales
 from verydeep.int8.rounding import LIMIT, round_weights, steps
@@ -353,14 +354,19 @@ def test_tally_against_sorting_all_numbers() -> None:
         tally.add(part)
     numbers = np.sort(np.concatenate([p.reshape(-1) for p in parts]))
     assert tally.largest == pytest.approx(numbers[-1], rel=1 / 256)
-    for fraction in (0.9, 0.99):
-        expected = np.quantile(numbers, fraction, method="inverted_cdf")
-        assert tally.percentile(fraction) == pytest.approx(expected, rel=1 / 256)
     for top in (1.0, 50.0, 400.0):
         step = top / 255
         rounded_off = np.minimum(np.rint(numbers / step), 255) * step
         expected = np.square(rounded_off - numbers).mean()
         assert tally.squared_error(top) == pytest.approx(expected, rel=0.05)
+    ends = tally.ends()
+    assert ends == tuple(sorted(ends))
+    assert ends[-1] == tally.largest
+    least = min(tally.squared_error(top) for top in np.geomspace(1, 1000, 200))
+    assert min(tally.squared_error(end) for end in ends) < 1.05 * least
+    dead = Tally()
+    dead.add(np.zeros((1, 2, 3, 4), np.float32))
+    assert dead.ends() == (2**-0.25, 1.0)
     channels = np.concatenate([p.transpose(1, 0, 2, 3).reshape(3, -1) for p in parts], axis=1)
     assert_allclose(tally.squares / tally.positions, np.square(channels, dtype="f8").mean(1))
 
@@ -402,6 +408,34 @@ def test_correlated_inputs_let_roundings_make_up_for_each_other() -> None:
     assert np.abs(q).max() <= LIMIT
     assert error(q) < 0.7 * error(round_weights(weight, step))
     assert round_weights(weight, step, np.zeros((150, 150))).dtype == np.int8  # no photo at all
+
+
+def test_second_moments_are_of_what_a_convolution_reads() -> None:
+    """W M W' is the mean of the squared answers, for answers by another implementation."""
+    torch = pytest.importorskip("torch")
+    draw = np.random.default_rng(0)
+    maps = [
+        draw.normal(size=(2, 3, 6, 7)).astype("f4"),
+        draw.normal(size=(1, 3, 4, 9)).astype("f4"),
+    ]
+    for kernel, padding in ((3, 1), (1, 0)):
+        weight = draw.normal(size=(4, 3, kernel, kernel)).astype("f4")
+        moments = second_moments(maps, kernel, padding, patches=1000)  # more than there are: all
+        answers = [
+            torch.nn.functional.conv2d(
+                torch.from_numpy(m), torch.from_numpy(weight), padding=padding
+            )
+            for m in maps
+        ]
+        flat = torch.cat([a.transpose(0, 1).flatten(1) for a in answers], 1).numpy()
+        rows = weight.reshape(4, -1)
+        assert_allclose(
+            rows @ moments @ rows.T, flat @ flat.T / flat.shape[1], rtol=1e-4, atol=1e-4
+        )
+    some = second_moments(maps, 3, 1, patches=5)
+    assert some.shape == (27, 27)
+    assert np.linalg.matrix_rank(some, tol=1e-4) == 15  # five of each of three images
+    assert_array_equal(some, second_moments(maps, 3, 1, patches=5))
 
 
 # The processor

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from .errors import DataError, ImageError, ModelFileError, NetworkError, OutputError
 from .int8.draft import Draft
+from .int8.moments import second_moments
 from .int8.plan import Plan, plan
 from .int8.ranges import error_names, probed
 from .int8.rounding import round_weights, steps
@@ -31,6 +33,7 @@ from .modelfile import Activation, ModelFile, Record, read, write
 from .photos import find
 
 if TYPE_CHECKING:
+    from .nets import Layer
     from .preprocess import Preprocess
     from .strict_json import JSON
 
@@ -40,7 +43,9 @@ FEWEST = 16  # images to calibrate on, and as many to check with
 PROBED = 16  # images on which the candidates for a range are compared
 CHECKED = 64  # images on which the first and the last layer are tried in float32
 WORTH_A_FLOAT = 0.1  # share of the squared error that a layer must take off to stay in float32
-UNTIL = ""
+_LEAST_SHARE = 0.05  # of numbers above 0: a channel that hardly answers tells little of its bias
+PATCHES = 16_384  # on which a convolution's weights are rounded, at least
+PATCHES_EACH = 8  # and for each of its inputs
 
 Array = np.ndarray
 Say = Callable[[str], None]
@@ -179,8 +184,8 @@ def quantize(
     activations = _ranges(reference, tallies, calibrate, say)
     if floats is None:
         floats = _sensitive(reference, activations, tallies, calibrate)
-    draft = _rounded(reference, activations, tallies, floats)
-    _correct(draft, reference, calibrate, say)
+    draft = _draft(reference, activations, floats)
+    _walk(draft, reference, tallies, floats, calibrate, say)
     say(f"checking on {len(check)} other photos")
     ours, theirs = draft.scores(check), reference.scores(check, int8=False)
     agreement = float((ours.argmax(1) == theirs.argmax(1)).mean())
@@ -192,8 +197,14 @@ def quantize(
     record = replace(
         model.record,
         activations=draft.activations,
-        measured=(*model.record.measured, *figures),
-        provenance={**model.record.provenance, "quantised_from": model.sha256},
+        measured=figures,  # those of the float model are not this one's
+        provenance={
+            **model.record.provenance,
+            "quantised_from": {
+                "sha256": model.sha256,
+                "measured": [dict(figure) for figure in model.record.measured],
+            },
+        },
     )
     kept = tuple(layer.name for layer in network.layers if layer.name in floats)
     return Quantised(record, draft.stored, agreement, error, len(calibrate), len(check), kept)
@@ -233,30 +244,21 @@ def _tallies(reference: Draft, wanted: Plan, images: Sequence[Array]) -> dict[st
 def _ranges(
     reference: Draft, tallies: dict[str, Tally], images: Sequence[Array], say: Say
 ) -> dict[str, Activation]:
-    """The range of each value: the end that changes the scores least."""
+    """The range of each value: of a few candidates for its end, the one that changes the scores least."""
     found = {"input": input_range(reference.preprocess)}
     graph = reference.graph(scores=True)
-    some = images[:: max(1, len(images) // PROBED)][:PROBED]
+    some = images[:: len(images) // PROBED]
     for number, (name, tally) in enumerate(tallies.items(), 1):
         say(f"choosing the range of {name} ({number} of {len(tallies)})")
-        tops = _tops(tally)
-        candidates = [Activation(top / LEVELS) for top in tops]
-        probe = probed(graph, name, UNTIL or "scores", candidates)
+        candidates = [Activation(end / LEVELS) for end in tally.ends()]
+        outputs = error_names(name, candidates)
+        probe = probed(graph, name, "scores", candidates)
         errors = [
-            [found[output].sum(dtype=np.float64) for output in error_names(name, candidates)]
-            for found in reference.run(probe, some)
+            [batch[output].sum(dtype=np.float64) for output in outputs]
+            for batch in reference.run(probe, some)
         ]
-        total = np.sum(errors, axis=0)
-        found[name] = candidates[int(np.argmin(total))]
+        found[name] = candidates[int(np.argmin(np.sum(errors, axis=0)))]
     return found
-
-
-def _tops(tally: Tally) -> list[float]:
-    """Candidates for a range's end: about the one that leaves the least squared error."""
-    largest = tally.largest or 1.0
-    ends = largest * 2.0 ** -np.arange(0, 3, 1 / 8)
-    best = min(ends, key=tally.squared_error)
-    return sorted({float(min(best * 2.0 ** (n / 4), largest)) for n in range(-2, 5)})
 
 
 def input_range(preprocess: Preprocess) -> Activation:
@@ -272,40 +274,47 @@ def input_range(preprocess: Preprocess) -> Activation:
     return Activation(scale, round(-least / scale))
 
 
-def _rounded(
-    reference: Draft,
-    activations: dict[str, Activation],
-    tallies: dict[str, Tally],
-    floats: Collection[str],
-) -> Draft:
-    """The draft with 8-bit weights, each rounded for itself, and the ranges that they need."""
+def _draft(reference: Draft, activations: dict[str, Activation], floats: Collection[str]) -> Draft:
+    """The reference with the ranges that all layers but `floats` need; no weight is rounded yet."""
     network = reference.network
-    wanted = plan(network, floats)
+    wanted, sources = plan(network, floats), plan(network).sources
     draft = replace(
         reference,
         stored=dict(reference.stored),
         activations={name: activations[name] for name in wanted.places},
     )
-    for name in (layer.name for layer in network.layers if layer.key):
-        key = f"{network.layer(name).key}.weight"
-        q = draft.stored.get(f"{key}.q")
-        if name in floats:
-            if q is not None and q.dtype == np.int8:
-                draft.stored[f"{key}.q"] = q.astype(
-                    np.int16
-                )  # 8 bits would make it compute in them
-            continue
-        if q is not None and q.dtype == np.int8:
-            continue  # rounded already, by whoever made the file
-        weight = reference.tensors()[key]
-        flat = weight.reshape(len(weight), -1)
-        tally = tallies.get(wanted.sources[name])
-        squares = np.ones(1) if tally is None else tally.squares / tally.positions
-        step = steps(flat, np.repeat(squares, flat.shape[1] // len(squares)))
-        draft.stored.pop(key, None)
-        draft.stored[f"{key}.q"] = round_weights(flat, step).reshape(weight.shape)
-        draft.stored[f"{key}.scale"] = step.reshape(-1, *(1 for _ in weight.shape[1:]))
+    for name in floats:
+        key = f"{network.layer(name).key}.weight.q"
+        q = draft.stored.get(key)
+        if q is not None and q.dtype == np.int8 and sources[name] in draft.activations:
+            draft.stored[key] = q.astype(np.int16)  # in 8 bits, it would compute in them
     return draft
+
+
+def _round(draft: Draft, name: str, tally: Tally | None, moments: Array | None = None) -> None:
+    """Put 8-bit weights in place of a layer's, unless they are: then whoever made the file chose them.
+
+    tally: of what the layer reads. moments: of the same, as `round_weights` takes them.
+    """
+    key = f"{draft.network.layer(name).key}.weight"
+    if _has_integers(draft, name):
+        return
+    weight = draft.tensors((key,))[key]
+    flat = weight.reshape(len(weight), -1)
+    if moments is not None:
+        importance = np.diagonal(moments)
+    else:
+        squares = np.ones(1) if tally is None else tally.squares / tally.positions
+        importance = np.repeat(squares, flat.shape[1] // len(squares))
+    step = steps(flat, importance)
+    draft.stored.pop(key, None)
+    draft.stored[f"{key}.q"] = round_weights(flat, step, moments).reshape(weight.shape)
+    draft.stored[f"{key}.scale"] = step.reshape(-1, *(1 for _ in weight.shape[1:]))
+
+
+def _has_integers(draft: Draft, name: str) -> bool:
+    q = draft.stored.get(f"{draft.network.layer(name).key}.weight.q")
+    return q is not None and q.dtype == np.int8
 
 
 def _sensitive(
@@ -319,7 +328,10 @@ def _sensitive(
     theirs = reference.scores(images[:CHECKED], int8=False)
 
     def error(floats: tuple[str, ...]) -> float:
-        draft = _rounded(reference, activations, tallies, floats)
+        draft = _draft(reference, activations, floats)
+        wanted = plan(draft.network, floats)
+        for name in wanted.layers:
+            _round(draft, name, tallies.get(wanted.sources[name]))
         return score_error(draft.scores(images[:CHECKED]), theirs)
 
     whole = error(())
@@ -330,15 +342,56 @@ def _sensitive(
     )
 
 
-def _correct(draft: Draft, reference: Draft, images: Sequence[Array], say: Say) -> None:
-    """Move each layer's bias so that its mean output is the float model's, from the first to the last."""
-    layers = [layer for layer in draft.network.layers if layer.key]
-    theirs = reference.means(tuple(layer.name for layer in layers), images, int8=False)
-    for number, layer in enumerate(layers, 1):
-        say(f"correcting the bias of {layer.name} ({number} of {len(layers)})")
-        ours = draft.means((layer.name,), images)[layer.name]
-        key = f"{layer.norm_key or layer.key}.bias"
-        draft.stored[key] = (draft.stored[key] + theirs[layer.name] - ours).astype(np.float32)
+def _walk(
+    draft: Draft,
+    reference: Draft,
+    tallies: dict[str, Tally],
+    floats: Collection[str],
+    images: Sequence[Array],
+    say: Say,
+) -> None:
+    """Round each layer's weights, then correct its bias, from the first layer to the last.
+
+    Both look at what the layers before it, which are done, make of the photos.
+    """
+    network = draft.network
+    wanted = plan(network, floats)
+    names = {}  # the value whose mean is compared, by layer
+    for layer, following in pairwise(network.layers):
+        if layer.key:
+            names[layer.name] = following.name if following.kind == "relu" else layer.name
+    theirs = reference.means(tuple(names.values()), images, int8=False)
+    before = {after.name: layer.name for layer, after in pairwise(network.layers)}
+    for number, (name, value) in enumerate(names.items(), 1):
+        say(f"rounding {name} ({number} of {len(names)})")
+        layer = network.layer(name)
+        if name in wanted.layers and not _has_integers(draft, name):
+            moments = None
+            if layer.kind == "conv" and name in before:
+                source = before[name]
+                count = -(
+                    -max(PATCHES, PATCHES_EACH * layer.inputs * layer.kernel**2) // len(images)
+                )
+                maps = (found[source] for found in draft.run(draft.graph((source,)), images))
+                moments = second_moments(maps, layer.kernel, layer.padding, patches=count)
+            _round(draft, name, tallies.get(wanted.sources[name]), moments)
+        _correct(draft, layer, value, theirs[value][0], images)
+
+
+def _correct(
+    draft: Draft, layer: Layer, value: str, target: Array, images: Sequence[Array]
+) -> None:
+    """Move a layer's bias so that its mean on the photos is the float model's.
+
+    value: the layer itself, or the ReLU after it. Before a ReLU, what lies far below 0 would count, which
+    the next layer never sees: cutting off large inputs moves that most, and a bias that made up for it
+    moved all small answers.
+    """
+    mean, above = draft.means((value,), images)[value]
+    # a change of the bias moves a ReLU's mean by the share that is above 0
+    share = np.maximum(above, _LEAST_SHARE) if value != layer.name else 1.0
+    key = f"{layer.norm_key or layer.key}.bias"
+    draft.stored[key] = (draft.stored[key] + (target - mean) / share).astype(np.float32)
 
 
 def score_error(ours: Array, theirs: Array) -> float:

@@ -40,7 +40,7 @@ DEFAULT_COUNT = 512
     type=click.IntRange(1),
     show_default=True,
     metavar="N",
-    help="Photos to take of each of IMAGES' lists, evenly spread; more are slower and little better.",
+    help="At most so many photos of --calibrate, and of --check, evenly spread over the folders.",
 )
 @click.option(
     "--float",
@@ -65,9 +65,9 @@ def command(
 ) -> int:
     """Make an int8 model of a float one, and measure how often the two agree.
 
-    MODEL is a built-in model (builtin), a published one by its name, or a model file. The int8 model is as
-    small as its weights in 8 bits, and several times as quick where the processor multiplies such numbers.
-    It runs on ONNX Runtime and OpenVINO: `verydeep classify --model FILE --precision int8`.
+    MODEL is a built-in model (builtin), a published one by its name, or a model file; it is not changed.
+    The int8 model is as small as weights of 8 bits are, and several times as quick with `--precision
+    int8` where the processor multiplies such numbers (x86 with VNNI, ARM with dot product). Takes minutes.
     """
     from .. import predictor, quantize
 

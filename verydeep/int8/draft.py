@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,10 +35,10 @@ class Draft:
     activations: dict[str, Activation] = field(default_factory=dict)
     threads: int | None = None
 
-    def tensors(self) -> dict[str, Array]:
-        """By torchvision's key, float32."""
+    def tensors(self, keys: Iterable[str] | None = None) -> dict[str, Array]:
+        """All of them, or those of `keys`, by torchvision's key, float32."""
         found = {}
-        for key in self.network.tensors:
+        for key in self.network.tensors if keys is None else keys:
             if f"{key}.q" in self.stored:
                 found[key] = self.stored[f"{key}.q"] * np.float32(self.stored[f"{key}.scale"])
             else:
@@ -78,17 +78,23 @@ class Draft:
         return np.concatenate([found["scores"] for found in self.run(graph, images)])
 
     def means(
-        self, layers: tuple[str, ...], images: Sequence[Array], *, int8: bool = True
-    ) -> dict[str, Array]:
-        """Each layer's mean over images and positions, (outputs,) float64, by its name."""
-        sums = {name: np.zeros(()) for name in layers}
-        count = dict.fromkeys(layers, 0)
-        for found in self.run(self.graph(layers, int8=int8), images):
-            for name in layers:
+        self, names: tuple[str, ...], images: Sequence[Array], *, int8: bool = True
+    ) -> dict[str, tuple[Array, Array]]:
+        """Each layer's mean over images and positions, and the share of it above 0, by its name.
+
+        Both are (outputs,) float64.
+        """
+        sums: dict[str, Array] = {name: np.zeros(()) for name in names}
+        above: dict[str, Array] = {name: np.zeros(()) for name in names}
+        count = dict.fromkeys(names, 0)
+        for found in self.run(self.graph(names, int8=int8), images):
+            for name in names:
                 value = found[name]
-                sums[name] = sums[name] + value.sum((0, *range(2, value.ndim)), dtype=np.float64)
+                axes = (0, *range(2, value.ndim))
+                sums[name] = sums[name] + value.sum(axes, dtype=np.float64)
+                above[name] = above[name] + (value > 0).sum(axes)
                 count[name] += value.size // value.shape[1]
-        return {name: np.asarray(sums[name] / count[name]) for name in layers}
+        return {name: (sums[name] / count[name], above[name] / count[name]) for name in names}
 
 
 def batches(images: Sequence[Array]) -> Iterator[Array]:

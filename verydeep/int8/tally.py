@@ -16,6 +16,8 @@ LEVELS = 255  # steps from 0 to the largest number that 8 bits hold
 _SHIFT = 15  # of 31 bits: 8 of the exponent and 8 of the fraction stay
 _BINS = 1 << (31 - _SHIFT)
 
+_FACTORS = (2**-0.25, 1, 2**0.25, 2**0.5)
+
 Array = np.ndarray
 
 
@@ -52,10 +54,18 @@ class Tally:
         error = np.minimum(np.rint(middle / step), LEVELS) * step - middle
         return float((self.counts[used] * error * error).sum() / self.counts.sum())
 
-    def percentile(self, fraction: float) -> float:
-        """The number that this fraction of all numbers does not exceed."""
-        total = np.cumsum(self.counts)
-        return float(_MIDDLES[np.searchsorted(total, fraction * total[-1])])
+    def ends(self) -> tuple[float, ...]:
+        """Where the range of 8 bits may well end: about where the squared error is least, or at the end.
+
+        Cut-off numbers are the largest ones, and their errors go together, so that a later layer may want
+        the end further out than the squared error does.
+        """
+        largest = self.largest or 1.0
+        grid = largest * 2.0 ** -np.arange(0, 3, 1 / 8)
+        best = min(grid, key=self.squared_error)
+        return tuple(
+            sorted({float(min(best * factor, largest)) for factor in _FACTORS} | {largest})
+        )
 
 
 def _middles() -> Array:
