@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..errors import EngineError, nearest
+from ..errors import EngineError, NetworkError, nearest
 from . import (
     DEVICES,
     ENGINES,
@@ -235,25 +235,54 @@ class Choice:
 
 
 def source_of(
-    model: ModelFile, pixels: Literal["uint8", "float32"], memory: Memory | None = None
+    model: ModelFile,
+    pixels: Literal["uint8", "float32"],
+    taps: tuple[str, ...] = (),
+    scores: bool = True,
+    *,
+    pool: str | None = None,
+    memory: Memory | None = None,
 ) -> Source:
-    """The scores' graph of a model file, built when an engine wants it.
+    """A model file's graph, cut after the last layer asked for, built when an engine wants it.
 
+    taps: paper names, each an output of that name. scores: whether the head's logits are an output, last,
+    "scores". pool: what `verydeep.pooling` does to the taps that are maps; None leaves them whole.
     Its key is the file's SHA-256 with what else the graph depends on, the code that builds it included.
     A file that was hashed before and has not changed since is not read again.
+    Raises LayerError for a tap that the network does not have, NetworkError where nothing is asked for,
+    or scores of a trunk without a head.
     """
     memory = Memory() if memory is None else memory
     network = model.record.network
+    taps = tuple(dict.fromkeys(taps))
+    if scores and not network.head.classes:
+        raise NetworkError(
+            f"{network.name} has no head here, so no scores; ask for taps and scores=False"
+        )
+    wanted = (*taps, *(("fc8",) if scores else ()))
+    if not wanted:
+        raise NetworkError("a graph needs an output: ask for scores or for taps")
+    size = network.cut(wanted).minimum_size
 
     def build() -> Graph:
         from .. import graph
+        from ..pooling import pooled
 
-        return graph.build(network, model.tensors(), model.record.preprocess, pixels=pixels)
+        built = graph.build(
+            network,
+            model.tensors(network.cut(wanted).tensors),
+            model.record.preprocess,
+            taps=taps,
+            scores=scores,
+            pixels=pixels,
+        )
+        return built if pool is None else pooled(built, pool)
 
     def key(sha256: str) -> str:
         here = Path(__file__).parent.parent
-        facts = [sha256, pixels, "scores"]
-        facts += [(here / name).read_text(encoding="utf-8") for name in ("graph.py", "nets.py")]
+        code = ["graph.py", "nets.py", *(["pooling.py"] if pool else [])]
+        facts = [sha256, pixels, *taps, *(["scores"] if scores else []), f"pool {pool}"]
+        facts += [(here / name).read_text(encoding="utf-8") for name in code]
         return hashlib.sha256("\0".join(facts).encode()).hexdigest()
 
     def hashed() -> str:
@@ -261,8 +290,8 @@ def source_of(
         return key(model.sha256)
 
     known = memory.sha256(model.path)
-    size = network.cut(("fc8",)).minimum_size
-    signature = Signature(pixels, network.in_channels, size, ("scores",))
+    outputs = (*taps, *(("scores",) if scores else ()))
+    signature = Signature(pixels, network.in_channels, size, outputs)
     return Source(build, hashed if known is None else key(known), signature)
 
 
