@@ -1,4 +1,4 @@
-"""`load()` a model and get a `Predictor`: pixels to scores, labels and probabilities, in one pass.
+"""`load()` a model and get a `Predictor`: pixels to scores, labels and features, in one pass.
 
 >>> import verydeep
 >>> predictor = verydeep.load()
@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -22,14 +22,27 @@ from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
+from . import pooling
 from .engines.choice import Choice, source_of
 from .errors import DataError, ImageError, ModelFileError, NetworkError, nearest
 from .modelfile import ModelFile, Record, read
+from .sizing import sized
 
 if TYPE_CHECKING:
-    from .preprocess import ImageLike
+    from .pooling import Pooling
+    from .preprocess import ImageLike, Preprocess
+    from .sizing import Size
 
-__all__ = ["Answer", "Failure", "Prediction", "Predictor", "Stopwatch", "builtin_models", "load"]
+__all__ = [
+    "Answer",
+    "Failure",
+    "Features",
+    "Prediction",
+    "Predictor",
+    "Stopwatch",
+    "builtin_models",
+    "load",
+]
 
 BUILTIN = Path(__file__).parent / "builtin"
 DEFAULT_BATCH = 8
@@ -96,6 +109,46 @@ class Failure:
 
     path: str | None
     error: str
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What the layers of a network make of one image.
+
+    path: the file, or None where the image was none. values: by layer, in the order asked for, float32
+    (channels, height, width), or (channels,) where pooled or of FC layers. answer: the labels of the same
+    pass, where `top` asked for them.
+    """
+
+    path: str | None
+    values: Mapping[str, np.ndarray]
+    answer: Answer | None
+    engine: str
+    precision: str
+
+    def __getitem__(self, layer: str) -> np.ndarray:
+        return self.values[layer]
+
+    def __str__(self) -> str:
+        shapes = ", ".join(
+            f"{layer} {'x'.join(map(str, value.shape))}" for layer, value in self.values.items()
+        )
+        return f"{self.path + ': ' if self.path else ''}{shapes} ({self.engine} {self.precision})"
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What one pass over images gives, and how they are prepared for it."""
+
+    taps: tuple[str, ...]
+    scores: bool
+    pool: str | None
+    preprocess: Preprocess
+    minimum: int  # pixels a side
+    what: str  # needs that minimum
+    value_range: tuple[float, float] | None = None
 
 
 def builtin_models() -> dict[str, Path]:
@@ -171,16 +224,16 @@ class Predictor:
             "engine": engine, "precision": precision, "threads": threads, "device": device,
         }  # fmt: skip
         self.stopwatch = Stopwatch()
-        self._choices: dict[str, Choice] = {}
-        self._minimum = 0
+        self._choices: dict[tuple[object, ...], Choice] = {}
+        self._scores = _Pass((), True, None, self.preprocess, 0, "this model")
         if record.network.head.classes:
-            needed = record.network.cut(("fc8",))
-            self._minimum = needed.minimum_size
+            minimum = record.network.cut(("fc8",)).minimum_size
+            self._scores = replace(self._scores, minimum=minimum)
             side = self.preprocess.crop_size
-            if side is not None and side < self._minimum:
+            if side is not None and side < minimum:
                 raise NetworkError(
                     f"size {side} is too small: {record.network.name} with this head needs at least "
-                    f"{self._minimum} pixels a side"
+                    f"{minimum} pixels a side"
                 )
 
     @property
@@ -230,10 +283,10 @@ class Predictor:
     def scores(self, images: Sequence[ImageLike]) -> np.ndarray:
         """Logits, (images, classes) float32."""
         rows = []
-        for _, value in self._score(images, DEFAULT_BATCH):
+        for _, value in self._run(images, self._scores, DEFAULT_BATCH):
             if isinstance(value, ImageError):
                 raise value
-            rows.append(value)
+            rows.append(value["scores"])
         classes = self.record.network.head.classes
         return np.stack(rows) if rows else np.zeros((0, classes), np.float32)
 
@@ -255,31 +308,146 @@ class Predictor:
             path = paths.popleft()
             yield Failure(path, str(item)) if isinstance(item, ImageError) else item
 
+    def features(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        layers: str | Sequence[str] = ("relu5_3",),
+        pool: Pooling | None = None,
+        *,
+        size: Size = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """The values of layers, by paper name: float32 (images, channels, height, width) each.
+
+        images: one, or a list of them. layers: "conv3_2" is the value before ReLU, "relu3_2" after it;
+        pools, FC layers ("fc6", "relu6") and "prob" as well. Nothing after the last one is computed.
+        pool: "avg", "max" or "gem" (the generalised mean) make of each map one number a channel:
+        (images, channels), as FC layers are anyway. size: see `verydeep.sizing`; None is the model's own
+        resize and crop, "own" takes images as they are. value_range: what black and white are in images
+        of floats, such as (0, 1). For labels of the same pass name "prob" or use `features_stream`.
+
+        Raises LayerError for a layer that the network does not have, ImageError for an image that cannot
+        be read or is too small for the layers, DataError where images differ in size and pool is None.
+        """
+        many = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
+        listed = cast("Sequence[ImageLike]", images if many else [images])
+        made = self._pass(layers, pool, size, value_range)
+        found: dict[str, np.ndarray] = {}
+        for at, (_, values) in enumerate(self._run(listed, made, DEFAULT_BATCH)):
+            if isinstance(values, ImageError):
+                raise values
+            for name, value in values.items():
+                if name not in found:
+                    found[name] = np.empty((len(listed), *value.shape), np.float32)
+                if found[name].shape[1:] != value.shape:
+                    raise _differ(name, found[name].shape[1:], value.shape)
+                found[name][at] = value
+        return found or self._no_features(made)
+
+    def features_stream(
+        self,
+        images: Iterable[ImageLike],
+        layers: str | Sequence[str] = ("relu5_3",),
+        pool: Pooling | None = None,
+        *,
+        size: Size = None,
+        value_range: tuple[float, float] | None = None,
+        top: int = 0,
+        batch: int = DEFAULT_BATCH,
+    ) -> Iterator[Features | Failure]:
+        """Features in order, as they come; memory stays flat however many images there are.
+
+        Each image may have a size of its own. An image that cannot be read gives a `Failure` and stops
+        nothing. top: more than 0 gives the labels of the same pass, as `Features.answer`. The rest is as
+        for `features`.
+        """
+        if top < 0 or batch < 1:
+            raise DataError(f"top is {top} and batch is {batch}; expected 0 or more, and 1 or more")
+        made = self._pass(layers, pool, size, value_range, scores=top > 0)
+
+        def stream() -> Iterator[Features | Failure]:
+            for image, values in self._run(images, made, batch):
+                path = _path(image)
+                if isinstance(values, ImageError):
+                    yield Failure(path, str(values))
+                    continue
+                answer = self._answer(image, values["scores"], top) if top else None
+                taps = {name: values[name] for name in made.taps}
+                yield Features(path, taps, answer, self.engine, self.precision)
+
+        return stream()
+
+    def _pass(
+        self,
+        layers: str | Sequence[str],
+        pool: str | None,
+        size: Size,
+        value_range: tuple[float, float] | None,
+        scores: bool = False,
+    ) -> _Pass:
+        """What `features` is asked for, checked before anything is read."""
+        taps = (layers,) if isinstance(layers, str) else tuple(dict.fromkeys(layers))
+        network = self.record.network
+        if not taps:
+            raise DataError(f'no layers were named; expected at least one, as "{network.taps[-1]}"')
+        for name in taps:
+            network.layer(name)
+        if scores:
+            self._needs_head()
+        pooling.check(pool)
+        preprocess = self.preprocess if size is None else sized(self.record.preprocess, size)
+        cut = network.cut((*taps, *(("fc8",) if scores else ())))
+        needs = cut.layers[-1].name
+        height, width = _sides(preprocess)
+        if height is not None and width is not None and min(height, width) < cut.minimum_size:
+            raise NetworkError(
+                f"size {height}{'' if height == width else f'x{width}'} is too small: {needs} of "
+                f"{network.name} needs at least {cut.minimum_size} pixels a side"
+            )
+        return _Pass(taps, scores, pool, preprocess, cut.minimum_size, needs, value_range)
+
+    def _no_features(self, made: _Pass) -> dict[str, np.ndarray]:
+        """The features of no images, in the shape that those of some would have."""
+        height, width = _sides(made.preprocess)
+        cut = self.record.network.cut(made.taps)
+        shapes = {row.layer.name: row.shape for row in cut.rows(height or 224, width or 224)}
+        known = height is not None and width is not None
+        found = {}
+        for name in made.taps:
+            channels, *sides = shapes[name]
+            sides = [] if made.pool else sides if known else [0] * len(sides)
+            found[name] = np.zeros((0, channels, *sides), np.float32)
+        return found
+
     def _stream(
         self, images: Iterable[ImageLike], *, top: int, batch: int
     ) -> Iterator[Answer | ImageError]:
-        if not self.record.network.head.classes:
-            raise DataError(f"{self.model.path} is a trunk without a head: it cannot classify")
+        self._needs_head()
         if top < 1 or batch < 1:
             raise DataError(f"top is {top} and batch is {batch}; expected 1 or more of each")
-        labels, ids = self.labels, self.record.class_ids or self.labels
-        for image, value in self._score(images, batch):
+        for image, value in self._run(images, self._scores, batch):
             if isinstance(value, ImageError):
                 yield value
-                continue
-            probabilities = softmax(value)
-            best = np.argsort(-probabilities, kind="stable")[:top]
-            predictions = tuple(
-                Prediction(labels[i], ids[i], float(probabilities[i])) for i in best
-            )
-            threshold = self.record.threshold
-            sure = threshold is None or predictions[0].probability >= threshold
-            yield Answer(_path(image), predictions, sure, self.engine, self.precision)
+            else:
+                yield self._answer(image, value["scores"], top)
 
-    def _score(
-        self, images: Iterable[ImageLike], batch: int
-    ) -> Iterator[tuple[ImageLike, np.ndarray | ImageError]]:
-        """(image, logits or the reason why there are none), in order.
+    def _needs_head(self) -> None:
+        if not self.record.network.head.classes:
+            raise DataError(f"{self.model.path} is a trunk without a head: it cannot classify")
+
+    def _answer(self, image: ImageLike, scores: np.ndarray, top: int) -> Answer:
+        labels, ids = self.labels, self.record.class_ids or self.labels
+        probabilities = softmax(scores)
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        predictions = tuple(Prediction(labels[i], ids[i], float(probabilities[i])) for i in best)
+        threshold = self.record.threshold
+        sure = threshold is None or predictions[0].probability >= threshold
+        return Answer(_path(image), predictions, sure, self.engine, self.precision)
+
+    def _run(
+        self, images: Iterable[ImageLike], made: _Pass, batch: int
+    ) -> Iterator[tuple[ImageLike, dict[str, np.ndarray] | ImageError]]:
+        """(image, its outputs by name or the reason why there are none), in order.
 
         Decoding runs in threads ahead of the engine. Neighbours of one shape share a batch; images whose
         shapes differ (a record without a crop) go one by one.
@@ -287,35 +455,40 @@ class Predictor:
         total = len(images) if isinstance(images, Sized) else None
         batch = min(batch, total) if total else batch
         done = 0
-        for group in _groups(self._decoded(images, batch), batch):
+        for group in _groups(self._decoded(images, made, batch), batch):
             good = [pixels for _, pixels in group if not isinstance(pixels, ImageError)]
-            if not good:
-                yield from group
-                continue
-            stacked = np.stack(good)
-            done += len(good)
-            with self.stopwatch.stage("engine"):
-                choice = self._choice("uint8" if stacked.dtype == np.uint8 else "float32")
-                engine = choice.engine(stacked, batch=batch, to_come=max(0, (total or 0) - done))
-                self.engine = engine.name
-                rows = iter(engine.run(stacked)["scores"])
+            outputs: dict[str, np.ndarray] = {}
+            if good:
+                stacked = np.stack(good)
+                done += len(good)
+                with self.stopwatch.stage("engine"):
+                    choice = self._choice("uint8" if stacked.dtype == np.uint8 else "float32", made)
+                    to_come = max(0, (total or 0) - done)
+                    engine = choice.engine(stacked, batch=batch, to_come=to_come)
+                    self.engine = engine.name
+                    outputs = engine.run(stacked)
+            row = 0
             for image, pixels in group:
-                yield image, pixels if isinstance(pixels, ImageError) else next(rows)
+                if isinstance(pixels, ImageError):
+                    yield image, pixels
+                else:
+                    yield image, {name: value[row] for name, value in outputs.items()}
+                    row += 1
 
     def _decoded(
-        self, images: Iterable[ImageLike], batch: int
+        self, images: Iterable[ImageLike], made: _Pass, batch: int
     ) -> Iterator[tuple[ImageLike, np.ndarray | ImageError]]:
         source = iter(images)
         first = list(islice(source, 2))
         if len(first) < 2:  # one image is not worth a thread
-            yield from ((image, self._pixels(image)) for image in first)
+            yield from ((image, self._pixels(image, made)) for image in first)
             return
         source = _chain(first, source)
         waiting: deque[tuple[ImageLike, Future[np.ndarray | ImageError]]] = deque()
         with ThreadPoolExecutor(DECODING_THREADS) as pool:
             try:
                 for image in source:
-                    waiting.append((image, pool.submit(self._pixels, image)))
+                    waiting.append((image, pool.submit(self._pixels, image, made)))
                     if len(waiting) > 2 * batch + DECODING_THREADS:
                         done, future = waiting.popleft()
                         yield done, future.result()
@@ -326,25 +499,28 @@ class Predictor:
                 for _, future in waiting:
                     future.cancel()
 
-    def _pixels(self, image: ImageLike) -> np.ndarray | ImageError:
+    def _pixels(self, image: ImageLike, made: _Pass) -> np.ndarray | ImageError:
         try:
             with self.stopwatch.stage("decode"):
-                pixels = self.preprocess.pixels(image)
-            if min(pixels.shape[:2]) < self._minimum:
+                pixels = made.preprocess.pixels(image, value_range=made.value_range)
+            if min(pixels.shape[:2]) < made.minimum:
                 raise ImageError(
                     f"{_path(image) or 'image'}: {pixels.shape[1]}x{pixels.shape[0]} pixels is too "
-                    f"small for this model; it needs at least {self._minimum} a side"
+                    f"small for {made.what}; it needs at least {made.minimum} a side"
                 )
             return pixels
         except ImageError as error:
             return error
 
-    def _choice(self, dtype: str) -> Choice:
-        """What picks the engine for pixels of that dtype, which have a graph of their own."""
-        if dtype not in self._choices:
-            source = source_of(self.model, dtype)  # type: ignore[arg-type]
-            self._choices[dtype] = Choice(source, **self._told)  # type: ignore[arg-type]
-        return self._choices[dtype]
+    def _choice(self, dtype: str, made: _Pass) -> Choice:
+        """What picks the engine for pixels of that dtype and for those outputs: a graph of their own."""
+        key = (dtype, made.taps, made.scores, made.pool)
+        if key not in self._choices:
+            source = source_of(
+                self.model, dtype, made.taps, made.scores, pool=made.pool,  # type: ignore[arg-type]
+            )  # fmt: skip
+            self._choices[key] = Choice(source, **self._told)  # type: ignore[arg-type]
+        return self._choices[key]
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -356,6 +532,23 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 def _path(image: ImageLike) -> str | None:
     return os.fspath(image) if isinstance(image, str | os.PathLike) else None
+
+
+def _sides(preprocess: Preprocess) -> tuple[int | None, int | None]:
+    """Height and width of every image that the record prepares, None where images keep their own."""
+    if preprocess.crop_size is not None:
+        return preprocess.crop_size, preprocess.crop_size
+    if preprocess.resize == "exact":
+        return preprocess._resized_size(1, 1)
+    return None, None
+
+
+def _differ(name: str, first: tuple[int, ...], other: tuple[int, ...]) -> DataError:
+    shown = " and ".join("x".join(map(str, shape[1:])) for shape in (first, other))
+    return DataError(
+        f"the images differ in size, so their maps of {name} do, {shown}; give a pool such as "
+        '"avg", or one size for all'
+    )
 
 
 def _chain(first: list[ImageLike], rest: Iterator[ImageLike]) -> Iterator[ImageLike]:
