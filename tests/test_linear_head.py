@@ -1,0 +1,121 @@
+"""The solver against scikit-learn's answers, and the pieces that a probe is judged with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss as sklearn_log_loss
+
+from verydeep.errors import DataError
+from verydeep.training.linear_head import folds, log_loss, scaling, solve, temperature
+
+
+def problem(
+    count: int = 300, width: int = 40, classes: int = 5, noise: float = 3.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features of very different sizes, one that never changes, and labels that they half explain."""
+    draw = np.random.default_rng(seed)
+    features = draw.normal(size=(count, width)) * np.geomspace(0.01, 100, width)
+    truth = draw.normal(size=(width, classes)) / np.geomspace(0.01, 100, width)[:, None]
+    labels = (features @ truth + noise * draw.normal(size=(count, classes))).argmax(axis=1)
+    features += 50
+    features[:, 7] = 3.3
+    return features.astype(np.float32), labels
+
+
+@pytest.mark.parametrize("l2", [1e-3, 1e-1, 10.0])
+def test_it_is_scikit_learns_answer(l2: float) -> None:
+    features, labels = problem()
+    scaled = scaling(features).apply(features)
+    head = solve(scaled, labels, 5, l2=l2, tolerance=1e-7)
+    other = LogisticRegression(C=1 / (l2 * len(labels)), tol=1e-10, max_iter=10_000)
+    other.fit(scaled.astype(np.float64), labels)
+    assert head.gradient <= 1e-7
+    assert_allclose(head.weight, other.coef_, atol=2e-4 * np.abs(other.coef_).max())
+    # a number added to every bias changes nothing
+    assert_allclose(
+        head.bias - head.bias.mean(), other.intercept_ - other.intercept_.mean(), atol=1e-3
+    )
+
+
+def test_weighted_examples_are_repeated_ones() -> None:
+    features, labels = problem(60)
+    scaled = scaling(features).apply(features)
+    times = np.arange(60) % 3
+    weighted = solve(scaled, labels, 5, l2=0.1, weights=times, tolerance=1e-7)
+    repeated = solve(
+        np.repeat(scaled, times, axis=0), np.repeat(labels, times), 5, l2=0.1, tolerance=1e-7
+    )
+    assert_allclose(weighted.weight, repeated.weight, atol=1e-5)
+
+
+def test_a_start_near_the_answer_saves_steps_and_changes_nothing() -> None:
+    features, labels = problem()
+    scaled = scaling(features).apply(features)
+    cold = solve(scaled, labels, 5, l2=0.05, tolerance=1e-6)
+    warm = solve(scaled, labels, 5, l2=0.05, tolerance=1e-6, start=cold)
+    near = solve(scaled, labels, 5, l2=0.06, tolerance=1e-6, start=cold)
+    assert (cold.steps > near.steps, warm.steps) == (True, 0)
+    assert_allclose(warm.weight, cold.weight)
+
+
+def test_classes_that_can_be_told_apart_entirely() -> None:
+    draw = np.random.default_rng(0)
+    labels = np.arange(90) % 3
+    features = (np.eye(3)[labels] * 100 + draw.normal(size=(90, 3))).astype(np.float32)
+    head = solve(features, labels, 3, l2=1e-6)
+    assert (head.scores(features).argmax(axis=1) == labels).all()
+    assert np.isfinite(head.weight).all()
+
+
+def test_a_class_without_examples_gets_low_scores() -> None:
+    features, labels = problem()
+    scaled = scaling(features).apply(features)
+    head = solve(scaled, labels, 6, l2=0.1)
+    assert (head.scores(scaled).argmax(axis=1) < 5).all()
+
+
+def test_scaling_and_what_it_folds_into() -> None:
+    features, labels = problem()
+    scale = scaling(features)
+    scaled = scale.apply(features)
+    assert_allclose(
+        scaled.mean(axis=0), 0, atol=2e-3
+    )  # float32: the mean is 50, the least scale 0.01
+    deviation = scaled.std(axis=0)
+    assert_allclose(np.delete(deviation, 7), 1, rtol=1e-3)
+    assert (scaled[:, 7] == 0).all()
+    head = solve(scaled, labels, 5, l2=0.1)
+    raw = scale.fold(head)
+    assert_allclose(
+        features.astype(np.float64) @ raw.weight.T.astype(np.float64) + raw.bias,
+        head.scores(scaled), atol=1e-2,
+    )  # fmt: skip
+    assert (raw.weight[:, 7] == 0).all()
+    with pytest.raises(DataError, match="l2 is 0; expected a number above 0"):
+        solve(scaled, labels, 5, l2=0)
+
+
+def test_folds_are_stratified_seeded_and_keep_groups_together() -> None:
+    labels = np.array([0] * 10 + [1] * 7 + [2] * 3)
+    fold = folds(labels, 3, seed=1)
+    table = np.array([[((fold == f) & (labels == c)).sum() for c in range(3)] for f in range(3)])
+    assert np.ptp(table, axis=0).max() <= 1
+    assert np.ptp(table.sum(axis=1)) <= 1
+    assert (fold == folds(labels, 3, seed=1)).all()
+    assert (fold != folds(labels, 3, seed=2)).any()
+    groups = np.arange(20) // 2  # copies, side by side
+    fold = folds(np.repeat(np.arange(2), 10), 3, groups=groups)
+    assert (fold[::2] == fold[1::2]).all()
+
+
+def test_the_temperature_that_was_hidden_is_found() -> None:
+    draw = np.random.default_rng(0)
+    scores = 3 * draw.normal(size=(20_000, 4))
+    chances = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    labels = (chances.cumsum(axis=1) > draw.random((20_000, 1))).argmax(axis=1)
+    assert temperature(2.5 * scores, labels) == pytest.approx(2.5, rel=0.03)
+    assert log_loss(scores, labels) == pytest.approx(sklearn_log_loss(labels, chances), rel=1e-9)
+    assert log_loss(2.5 * scores, labels, divide=2.5) == pytest.approx(log_loss(scores, labels))
