@@ -1,0 +1,221 @@
+"""Labelled images to train on and to validate with: found, split if need be, and told apart by a digest.
+
+>>> from verydeep.training import data
+>>> found = data.find("photos/", seed=0)  # doctest: +SKIP
+>>> found.classes, len(found.train), len(found.val)  # doctest: +SKIP
+(('daisy', 'rose'), 900, 100)
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError
+from .listing import Item, Listing, Member, Source, listed
+
+__all__ = ["Data", "Sample", "find", "open", "stacked"]
+
+VAL_FRACTION = 0.1
+NAMED = 5  # of many are named in a message
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One labelled image: where it lies, its class's number, and its name for people."""
+
+    source: Source
+    label: int
+    name: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What a network learns from.
+
+    classes: names, in the order of the labels. train, val: samples. warnings: lines for people.
+    digest: of names, labels and sizes (and of the pixels of arrays); another data set has another one.
+    split: how the validation samples were chosen, in words.
+    """
+
+    classes: tuple[str, ...]
+    train: tuple[Sample, ...]
+    val: tuple[Sample, ...]
+    warnings: tuple[str, ...]
+    digest: str
+    split: str
+
+    def counts(self) -> NDArray[np.int64]:
+        """Training samples of each class, (classes,)."""
+        return np.bincount([s.label for s in self.train], minlength=len(self.classes))
+
+
+def find(
+    data: object,
+    val: object = None,
+    *,
+    seed: int = 0,
+    val_fraction: float = VAL_FRACTION,
+) -> Data:
+    """The samples of a data set, in any form that `verydeep.training.listing` knows.
+
+    val: a second data set to validate with. Without one, the set's own val/ (or test/) is taken; without
+    that either, `val_fraction` of each class, drawn by `seed`: the same images on every machine.
+    Raises DataError for no images, a single class, or two sets that share no class.
+    """
+    if not 0 <= val_fraction < 1:
+        raise DataError(f"val_fraction is {val_fraction!r}; expected 0 or more and less than 1")
+    found = listed(data)
+    name = str(data) if isinstance(data, str) or hasattr(data, "__fspath__") else _kind(data)
+    warnings = _oddities(name, found)
+    parts = {item.part for item in found.items}
+    train = [i for i in found.items if i.part in ("", "train")]
+    given: list[Item] = []
+    split = ""
+    if val is not None:
+        other = listed(val)
+        label = str(val) if isinstance(val, str) or hasattr(val, "__fspath__") else _kind(val)
+        warnings += _oddities(label, other)
+        chosen = "val" if any(i.part == "val" for i in other.items) else None
+        given = [i for i in other.items if chosen is None or i.part == chosen]
+        split = "as given"
+        if not given:
+            raise DataError(f"{label}: no images; expected a data set to validate with")
+    else:
+        for part in ("val", "test"):
+            if part in parts:
+                given, split = [i for i in found.items if i.part == part], f"the set's own {part}"
+                break
+    if not train:
+        raise DataError(f"{name}: no images to train on{_why(found)}")
+    classes = _classes(found, train)
+    if len(classes) < 2:
+        raise DataError(
+            f"{name}: all {len(train)} images are of one class, {classes[0]!r}; expected a folder for "
+            "each of two classes or more"
+        )
+    number = {label: index for index, label in enumerate(classes)}
+    unknown = Counter(item.label for item in given if item.label not in number)
+    if given and not any(item.label in number for item in given):
+        raise DataError(
+            f"no class to validate is one to train on: {_some(sorted(unknown))} against "
+            f"{_some(classes)}"
+        )
+    if unknown:
+        warnings.append(
+            f"{sum(unknown.values())} images to validate are left out, of classes that are not trained: "
+            f"{_some(sorted(unknown))}"
+        )
+    learn = [Sample(i.source, number[i.label], i.name) for i in train]
+    judge = [Sample(i.source, number[i.label], i.name) for i in given if i.label in number]
+    if not given and val_fraction:
+        learn, judge = _split(learn, seed, val_fraction)
+        split = f"{val_fraction:.0%} of each class, seed {seed}"
+    elif given:
+        unseen = sorted(set(range(len(classes))) - {s.label for s in judge})
+        if unseen:
+            warnings.append(
+                f"no images to validate of: {_some([classes[label] for label in unseen])}"
+            )
+    lonely = [classes[k] for k, n in Counter(s.label for s in learn).items() if n == 1]
+    if lonely:
+        warnings.append(f"a single image to train on of: {_some(sorted(lonely))}")
+    sizes = {id(item.source): item.size_bytes for item in (*train, *given)}
+    digest = _digest(classes, learn, judge, sizes)
+    return Data(classes, tuple(learn), tuple(judge), tuple(warnings), digest, split)
+
+
+def open(sample: Sample) -> str | bytes | NDArray[Any]:  # noqa: A001  # data.open reads well
+    """What `verydeep.preprocess.decode` takes: a path, the bytes of a file, or (h, w, c) uint8."""
+    source = sample.source
+    if not isinstance(source, Member):
+        return source
+    if source.offset < 0:
+        return _zip_file(source.archive).read(source.name)
+    with builtins.open(source.archive, "rb") as file:
+        file.seek(source.offset)
+        return file.read(source.size_bytes)
+
+
+def stacked(samples: Sequence[Sample]) -> NDArray[np.uint8] | None:
+    """Images (n, h, w, c) uint8 in one array, where they are arrays of one shape; else None."""
+    if not samples:
+        return None
+    shapes = {s.source.shape if isinstance(s.source, np.ndarray) else None for s in samples}
+    if len(shapes) != 1 or None in shapes:
+        return None
+    return np.stack([s.source for s in samples])  # type: ignore[misc]  # arrays, all of them
+
+
+@lru_cache(8)
+def _zip_file(path: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
+
+
+def _kind(data: object) -> str:
+    return type(data).__name__
+
+
+def _classes(found: Listing, train: list[Item]) -> tuple[str, ...]:
+    """In the set's own order, else sorted; a class of the set that has no image is kept out."""
+    seen = {item.label for item in train}
+    return tuple(c for c in found.classes if c in seen) or tuple(sorted(seen))
+
+
+def _split(samples: list[Sample], seed: int, fraction: float) -> tuple[list[Sample], list[Sample]]:
+    """Of each class that fraction to validate, at least one, but for a class that has one image."""
+    by_class: dict[int, list[int]] = defaultdict(list)
+    for index, sample in enumerate(samples):
+        by_class[sample.label].append(index)
+    held = set()
+    for label, indices in by_class.items():
+        count = max(1, round(len(indices) * fraction)) if len(indices) > 1 else 0
+        draw = np.random.default_rng([seed, label])
+        held |= {indices[i] for i in draw.permutation(len(indices))[:count]}
+    learn = [s for i, s in enumerate(samples) if i not in held]
+    return learn, [s for i, s in enumerate(samples) if i in held]
+
+
+def _oddities(name: str, found: Listing) -> list[str]:
+    lines = []
+    if found.loose and found.items:
+        lines.append(f"{name}: {len(found.loose)} images lie in no class folder, and are not used")
+    if found.empty and found.items:
+        labels = sorted({f"{part}/{label}" if part else label for part, label in found.empty})
+        lines.append(f"{name}: class folders without images: {_some(labels)}")
+    return lines
+
+
+def _why(found: Listing) -> str:
+    if found.loose:
+        return f": {len(found.loose)} images lie in no class folder; expected one folder for each class"
+    if found.items:
+        return ": all of them are to validate with; expected train/ too, or no division at all"
+    return "; expected one folder of images for each class"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _digest(
+    classes: Iterable[str], train: list[Sample], val: list[Sample], sizes: dict[int, int]
+) -> str:
+    digest = hashlib.sha256("\0".join(classes).encode())
+    for what, samples in (("train", train), ("val", val)):
+        digest.update(f"\n{what}\n".encode())
+        for sample in samples:
+            digest.update(f"{sample.name}\0{sample.label}\0{sizes[id(sample.source)]}\n".encode())
+            if isinstance(sample.source, np.ndarray):
+                digest.update(sample.source.tobytes())
+    return digest.hexdigest()
