@@ -27,7 +27,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from .engines import ENGINES, TOLERANCES, Source, installed, kind, relative_error
+from .engines import ENGINES, TOLERANCES, installed, kind, relative_error
 from .engines.processor import cores
 from .errors import EngineError, OutputError, VerydeepError, nearest
 from .modelfile import ModelFile, Record, read, write
@@ -571,14 +571,8 @@ def _opener(task: dict[str, Any], model: ModelFile) -> Callable[[np.ndarray], _O
         return lambda pixels: _Open(lambda: plain(pixels))
     from .engines.choice import Choice, source_of
 
-    if task["precision"] == "int8":
-        from .formats import Job
-
-        source = Source(Job(model, "int8").graph)
-    else:
-        source = source_of(model, "uint8")
     choice = Choice(
-        source,
+        source_of(model, "uint8", int8=task["precision"] == "int8"),
         engine=name,
         precision=task["precision"],
         threads=threads,

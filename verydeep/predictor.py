@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -24,7 +25,8 @@ import numpy as np
 
 from . import pooling
 from .engines.choice import Choice, source_of
-from .errors import DataError, ImageError, ModelFileError, NetworkError, nearest
+from .engines.remembered import Memory
+from .errors import DataError, EngineError, ImageError, ModelFileError, NetworkError, nearest
 from .modelfile import ModelFile, Record, read
 from .sizing import sized
 
@@ -217,6 +219,8 @@ class Predictor:
         device: str = "auto",
     ) -> None:
         record = model.record
+        if precision == "int8":
+            precision = _int8_or_better(model, engine)
         self.model = model
         self.preprocess = record.preprocess if size is None else record.preprocess.with_size(size)
         self.engine, self.precision = engine, precision
@@ -239,6 +243,15 @@ class Predictor:
     @property
     def record(self) -> Record:
         return self.model.record
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the model file, 64 hexadecimal digits. One that was hashed before is not read again."""
+        memory = Memory()
+        known = memory.sha256(self.model.path)
+        if known is None:
+            memory.remember_sha256(self.model.path, self.model.sha256)
+        return known or self.model.sha256
 
     def __repr__(self) -> str:
         network = self.record.network
@@ -517,10 +530,35 @@ class Predictor:
         key = (dtype, made.taps, made.scores, made.pool)
         if key not in self._choices:
             source = source_of(
-                self.model, dtype, made.taps, made.scores, pool=made.pool,  # type: ignore[arg-type]
+                self.model, dtype, made.taps, made.scores,  # type: ignore[arg-type]
+                pool=made.pool, int8=self.precision == "int8",
             )  # fmt: skip
             self._choices[key] = Choice(source, **self._told)  # type: ignore[arg-type]
         return self._choices[key]
+
+
+def _int8_or_better(model: ModelFile, engine: str) -> str:
+    """The precision to compute in where int8 was asked for: "fast" where integers bring nothing here.
+
+    Raises ModelFileError for a model that was not quantised, EngineError for an engine that was asked for
+    and whose sums overflow on this processor.
+    """
+    from .engines.notes import say_once
+    from .int8.processor import adds_up, multiplies_fast
+    from .int8.qdq import require_quantised
+
+    require_quantised(model)
+    if engine == "auto" and multiplies_fast() is False:
+        say_once(
+            "this processor has no products of 8-bit integers, so int8 becomes fast: no slower, and closer"
+        )
+        return "fast"
+    if engine != "auto" and not adds_up(engine):
+        raise EngineError(
+            f"engine {engine} adds up 8-bit products wrongly on this processor (they overflow); "
+            "use --precision fast, or another engine"
+        )
+    return "int8"
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

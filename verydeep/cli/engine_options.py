@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 
-__all__ = ["engine_options"]
+__all__ = ["compute_options", "engine_options"]
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -40,7 +40,7 @@ _OPTIONS = (
         show_default=True,
         metavar="CLASS",
         help="Largest relative error of the scores: exact (1e-5), fast (1e-3) or half (3e-2; bfloat16 "
-        "where the processor has it).",
+        "where the processor has it); or int8, for a model of `verydeep quantize`.",
     ),
     click.option(
         "--device",
@@ -60,6 +60,16 @@ _OPTIONS = (
 
 def engine_options(command: C) -> C:
     """Add --size, --batch, --engine, --precision, --device and --threads to a click command."""
-    for option in reversed(_OPTIONS):
+    size, *others = _OPTIONS
+    return size(_with(command, others))
+
+
+def compute_options(command: C) -> C:
+    """The same without --size, for commands that have a size of their own."""
+    return _with(command, _OPTIONS[1:])
+
+
+def _with(command: C, options: Sequence[Callable[[C], C]]) -> C:
+    for option in reversed(options):
         command = option(command)
     return command

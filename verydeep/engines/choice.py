@@ -45,8 +45,7 @@ WORTH_A_RACE = 32  # images, seen or known to come
 class Choice:
     """The engines of one graph, opened as they are needed.
 
-    engine: "auto" or a name. The other arguments are those of `open_engine`; precision "int8" takes the
-    default engine, since a quantised graph has no reference to be checked against here.
+    engine: "auto" or a name. The other arguments are those of `open_engine`.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class Choice:
         if batch in self._settled:
             return self._settled[batch]
         kinds = self._kinds()
-        if len(kinds) < 2 or self.precision == "int8":
+        if len(kinds) < 2:
             chosen = self._opened(*self._default(kinds))
             self._settled[batch] = chosen
             return chosen
@@ -113,10 +112,13 @@ class Choice:
         return self._opened(*self._default(kinds))
 
     def _kinds(self) -> list[Kind]:
+        if self.precision == "int8":
+            from ..int8.processor import adds_up
         return [
             kind
             for kind in installed()
             if self.precision in kind.precisions
+            and (self.precision != "int8" or adds_up(kind.name))
             and set(kind.devices) & set(self._devices())
             and (kind.module != "torch" or self._with_torch())
         ]
@@ -241,12 +243,14 @@ def source_of(
     scores: bool = True,
     *,
     pool: str | None = None,
+    int8: bool = False,
     memory: Memory | None = None,
 ) -> Source:
     """A model file's graph, cut after the last layer asked for, built when an engine wants it.
 
     taps: paper names, each an output of that name. scores: whether the head's logits are an output, last,
     "scores". pool: what `verydeep.pooling` does to the taps that are maps; None leaves them whole.
+    int8: the graph that computes in integers, of a file that `verydeep quantize` made.
     Its key is the file's SHA-256 with what else the graph depends on, the code that builds it included.
     A file that was hashed before and has not changed since is not read again.
     Raises LayerError for a tap that the network does not have, NetworkError where nothing is asked for,
@@ -266,21 +270,26 @@ def source_of(
 
     def build() -> Graph:
         from .. import graph
+        from ..int8 import qdq
         from ..pooling import pooled
 
-        built = graph.build(
-            network,
-            model.tensors(network.cut(wanted).tensors),
-            model.record.preprocess,
-            taps=taps,
-            scores=scores,
-            pixels=pixels,
-        )
+        if int8:
+            built = qdq.build(model, taps=taps, scores=scores, pixels=pixels)
+        else:
+            built = graph.build(
+                network,
+                model.tensors(network.cut(wanted).tensors),
+                model.record.preprocess,
+                taps=taps,
+                scores=scores,
+                pixels=pixels,
+            )
         return built if pool is None else pooled(built, pool)
 
     def key(sha256: str) -> str:
         here = Path(__file__).parent.parent
         code = ["graph.py", "nets.py", *(["pooling.py"] if pool else [])]
+        code += ["int8/qdq.py"] if int8 else []
         facts = [sha256, pixels, *taps, *(["scores"] if scores else []), f"pool {pool}"]
         facts += [(here / name).read_text(encoding="utf-8") for name in code]
         return hashlib.sha256("\0".join(facts).encode()).hexdigest()

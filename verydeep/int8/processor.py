@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ..engines.processor import _sysctl
 
-__all__ = ["multiplies_fast", "overflows"]
+__all__ = ["adds_up", "multiplies_fast", "overflows"]
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -48,6 +48,11 @@ def multiplies_fast() -> bool | None:
     if sys.platform == "darwin":
         return any(word in _sysctl(name).split() for name, word in MACOS.items())
     return None
+
+
+def adds_up(engine: str) -> bool:
+    """Whether that engine's sums are right on this processor; tried only where they might not be."""
+    return multiplies_fast() is True or not overflows(engine)
 
 
 @cache

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..nets import Network
     from ..preprocess import Preprocess
 
-__all__ = ["build", "rounded", "weight_scales"]
+__all__ = ["build", "require_quantised", "rounded", "weight_scales"]
 
 Array = np.ndarray
 
@@ -53,11 +53,7 @@ def build(
     preprocess: in place of the record's own. ModelFileError where the file was not quantised.
     """
     record = model.record
-    if not record.activations:
-        raise ModelFileError(
-            f"{model.path}: it was not quantised, and int8 needs a file that was; "
-            "`verydeep quantize` makes one"
-        )
+    require_quantised(model)
     tensors = model.tensors()
     built = float_graph.build(
         record.network,
@@ -89,6 +85,15 @@ def weight_scales(network: Network, stored: Mapping[str, Array]) -> dict[str, Ar
             scale = scale * np.abs(gamma / np.sqrt(variance + nets.BATCH_NORM_EPSILON))
         found[layer.name] = np.where(scale > 0, scale, 1.0)
     return found
+
+
+def require_quantised(model: ModelFile) -> None:
+    """ModelFileError where the file says nothing of how values are rounded."""
+    if not model.record.activations:
+        raise ModelFileError(
+            f"{model.path}: it was not quantised, and int8 needs a file that was; "
+            "`verydeep quantize` makes one"
+        )
 
 
 def rounded(
