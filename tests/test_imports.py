@@ -68,17 +68,24 @@ def test_public_names() -> None:
     assert verydeep.__all__ == [
         "__version__",
         "Answer",
+        "Duplicates",
         "Evaluation",
         "Failure",
+        "FeatureFile",
+        "Features",
         "Head",
+        "Neighbours",
         "Network",
         "Prediction",
         "Predictor",
         "Preprocess",
         "VerydeepError",
+        "duplicates",
         "evaluate",
+        "features",
         "load",
         "network",
+        "similar",
     ]
     for name in verydeep.__all__:
         assert getattr(verydeep, name) is not None

@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Answer": "predictor",
     "Failure": "predictor",
+    "Features": "predictor",
     "Prediction": "predictor",
     "Predictor": "predictor",
     "load": "predictor",
@@ -29,10 +30,19 @@ _HOME = {
     "Head": "nets",
     "Network": "nets",
     "network": "nets",
+    "Duplicates": "retrieval",
+    "FeatureFile": "retrieval",
+    "Neighbours": "retrieval",
+    "duplicates": "retrieval",
+    "features": "retrieval",
+    "similar": "retrieval",
     "VerydeepError": "errors",
 }
 _MODULES = frozenset(
-    "drawing engines errors evaluation graph modelfile models nets predictor preprocess weights".split()
+    (
+        "drawing engines errors evaluation graph modelfile models nets predictor preprocess "
+        "retrieval weights"
+    ).split()
 )
 
 __all__ = ["__version__", *sorted(_HOME)]
@@ -46,10 +56,17 @@ if TYPE_CHECKING:
     from .nets import network as network
     from .predictor import Answer as Answer
     from .predictor import Failure as Failure
+    from .predictor import Features as Features
     from .predictor import Prediction as Prediction
     from .predictor import Predictor as Predictor
     from .predictor import load as load
     from .preprocess import Preprocess as Preprocess
+    from .retrieval import Duplicates as Duplicates
+    from .retrieval import FeatureFile as FeatureFile
+    from .retrieval import Neighbours as Neighbours
+    from .retrieval import duplicates as duplicates
+    from .retrieval import features as features
+    from .retrieval import similar as similar
 
 
 def __getattr__(name: str) -> object:

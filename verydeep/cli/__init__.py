@@ -23,10 +23,13 @@ VERBS: dict[str, str] = {
     "bench": "Race the installed engines on a model, on this machine.",
     "cache": "List and clear prepared graphs and remembered engine choices.",
     "classify": "Name what is on photos.",
+    "duplicates": "List photos that are there twice, or nearly so.",
     "evaluate": "Measure a model's accuracy on labelled photos.",
     "export": "Export a model for another runtime, checked there.",
+    "features": "Write what a network sees in photos to a file, a row a photo.",
     "models": "List the networks, the built-in models and the published weights.",
     "quantize": "Make an int8 model of a float one, and measure how often the two agree.",
+    "similar": "Find the photos of a file of features that are nearest to others.",
     "summary": "Print the layer table of a network or a model file.",
     "weights": "List, fetch, verify and convert published weights.",
 }

@@ -1,0 +1,26 @@
+"""Photos by what a network sees in them: features kept in a file, the nearest found, doubles listed."""
+
+from __future__ import annotations
+
+from .about import About
+from .doubles import Duplicates, Group, Member, duplicates
+from .extraction import features
+from .featurefile import FeatureFile, open_features
+from .nearest import Match, Neighbours, similar
+from .sheet import contact_sheet, require_picture
+
+__all__ = [
+    "About",
+    "Duplicates",
+    "FeatureFile",
+    "Group",
+    "Match",
+    "Member",
+    "Neighbours",
+    "contact_sheet",
+    "duplicates",
+    "features",
+    "open_features",
+    "require_picture",
+    "similar",
+]
