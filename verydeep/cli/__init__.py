@@ -31,6 +31,7 @@ VERBS: dict[str, str] = {
     "quantize": "Make an int8 model of a float one, and measure how often the two agree.",
     "similar": "Find the photos of a file of features that are nearest to others.",
     "summary": "Print the layer table of a network or a model file.",
+    "train": "Train a classifier on labelled images, by a recipe.",
     "weights": "List, fetch, verify and convert published weights.",
 }
 

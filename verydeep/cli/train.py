@@ -1,0 +1,116 @@
+"""`verydeep train`: from labelled images to a classifier, by a recipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .progress import WIPE
+
+
+@click.command()
+@click.argument("data", metavar="DATA")
+@click.option("--val", metavar="DATA", help="A second data set to validate with.")
+@click.option("--recipe", required=True, metavar="NAME", help="small-images or paper.")
+@click.option("--model", metavar="NAME", help="The network. [default: the recipe's]")
+@click.option("--width", type=float, metavar="W", help="Times as many channels. [default: 1]")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="Change a setting of the recipe; any number of times.")  # fmt: skip
+@click.option("--init", metavar="NAME|FILE", help="Weights to start from.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR",
+              help="Where model.safetensors, report.html, log.jsonl and checkpoints go.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in DIR.")
+@click.option("--device", default="auto", show_default=True, metavar="NAME",
+              help="auto, cpu, cuda or mps.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON on stdout.")
+def command(
+    data: str,
+    val: str | None,
+    recipe: str,
+    model: str | None,
+    width: float | None,
+    settings: tuple[str, ...],
+    init: str | None,
+    out: Path,
+    resume: bool,
+    device: str,
+    as_json: bool,
+) -> int:
+    """Train a classifier on labelled images.
+
+    DATA is a folder, tar or zip of class folders, with or without train/ and val/; a CSV of paths and
+    labels; an .npz of images; or WebDataset shards, as "train-{000..099}.tar". Where nothing is there to
+    validate with, a tenth of each class is.
+    """
+    from ..training.run import train
+
+    result = train(
+        recipe, data, val, out=out, model=model, width=width, settings=settings, init=init,
+        resume=resume, device=device, event=_Teller(),
+    )  # fmt: skip
+    if as_json:
+        figures = {
+            "model": str(result.model), "top1": result.top1, "top5": result.top5,
+            "n": len(result.labels), "seconds": round(result.seconds, 1), "bad": len(result.bad),
+        }  # fmt: skip
+        click.echo(json.dumps({k: None if v != v else v for k, v in figures.items()}))
+    else:
+        click.echo(str(result))
+    return 1 if result.bad else 0
+
+
+class _Teller:
+    """Tells people what happens: a line an epoch, and on a terminal a live one within it."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.epochs = 0
+        self.steps = 0
+
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        kind = line["event"]
+        if kind in ("start", "resume"):
+            config, data = line["config"], line["data"]
+            self.epochs = config["epochs"]
+            say(
+                f"{config['recipe']}: {config['model']} of width {config['width']:g}, "
+                f"{data['classes']} classes, {data['train']} images to train on, {data['val']} to "
+                f"validate ({data['split'] or 'none'}); {config['precision']}, {config['layout']} layout, "
+                f"{line['device']}"
+            )
+        elif kind in ("note", "warning"):
+            say(f"{'warning: ' if kind == 'warning' else ''}{line['text']}")
+        elif kind == "step" and self.terminal:
+            text = (
+                f"epoch {line['epoch']} of {self.epochs}, step {line['step']}: loss {line['loss']:.3f}, "
+                f"{line['images_per_second']:.0f} images/s"
+            )
+            click.echo(f"{WIPE}{text}", err=True, nl=False)
+        elif kind == "epoch":
+            say(_epoch(line, self.epochs))
+
+
+def _epoch(line: Mapping[str, Any], epochs: int) -> str:
+    done = line["epoch"]
+    left = line["seconds"] / done * (epochs - done)
+    shown = f"top-1 {line['top1']:.2%}, loss {line['loss']:.3f}; " if "top1" in line else ""
+    return (
+        f"epoch {done} of {epochs}: {shown}training loss {line['train_loss']:.3f}, top-1 "
+        f"{line['train_top1']:.2%}; rate {line['rate']:.2g}; {_clock(line['seconds'])}, "
+        f"{_clock(left)} left"
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def say(text: str) -> None:
+    wipe = WIPE if sys.stderr.isatty() else ""
+    click.echo(f"{wipe}{text}", err=True)

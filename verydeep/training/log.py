@@ -1,0 +1,47 @@
+"""log.jsonl: one JSON object a line for whatever happens in a run, there as soon as it happens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..atomic import replacing
+from ..errors import OutputError
+
+__all__ = ["Log", "read"]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines; one that was cut off by a crash is left out."""
+    found = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+    return found
+
+
+class Log:
+    """The log of a run. step: where a run that is resumed goes on; what was told after it is dropped."""
+
+    def __init__(self, path: Path, step: int = 0) -> None:
+        self.lines = [line for line in read(path) if line.get("step", 0) <= step] if step else []
+        with replacing(path, "w", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps(line)}\n" for line in self.lines)
+        self._path = path
+        self._file = path.open("a", encoding="utf-8")
+
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        self.lines.append(dict(line))
+        try:
+            self._file.write(f"{json.dumps(line)}\n")
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(f"{self._path}: cannot be written: {error.strerror}") from error
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,218 @@
+"""Recipes: each a function that returns a frozen config, of which `--set key=value` changes what it names.
+
+>>> changed(small_images(), ["epochs=10", "rate=0.1"]).epochs
+10
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
+from importlib import import_module
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from ..errors import DataError, nearest
+
+__all__ = ["RECIPES", "Config", "changed", "paper", "recipe", "small_images"]
+
+C = TypeVar("C", bound="Config")
+
+# name -> (module, function); loaded when it is asked for
+RECIPES: dict[str, tuple[str, str]] = {
+    "small-images": (__name__, "small_images"),
+    "paper": (__name__, "paper"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run is made of; the model file and config.json record it. DataError for what makes no sense.
+
+    model, width, head, layers, pool: the network, in the table's words; `layers` of the head "gap", none
+    for the last ReLU. size: pixels a side that it sees.
+    start: how weights are drawn: "torchvision", "paper" or "glorot".
+    epochs, batch, seed: an epoch goes once through the images; `batch` of them make a step, in all
+    processes together. accumulate: parts of a batch that are computed one after the other, for memory.
+
+    rate: of learning, the highest. schedule: "cosine" rises over `warmup` epochs and falls to 0;
+    "plateau" is divided by 10 when validation accuracy stops rising, `drops` times, and then the run ends;
+    "constant". patience: epochs without a rise that make a plateau.
+    momentum, nesterov, decay: SGD's; `decay` pulls on weights, not on biases and batch norms
+    unless decay_all. clip: largest norm of the gradient, 0 for any. average: decay of the running mean of
+    the weights, which is what is validated and kept; 0 for none.
+
+    smoothing: of the labels. dropout: after the hidden FC layers. balance: "weights" weighs the loss of
+    rare classes up, "sampling" shows them more often.
+    memory: small images are kept decoded in memory and shifted by up to `padding` pixels; photos are read
+    again each epoch, rescaled so that the shorter side is drawn from `scales`, and cropped.
+    flip, cover (side of a covered square, 0 for none), colour (deviation of the paper's colour shift),
+    mixup, cutmix (alpha, 0 for none; with both, each batch image gets the one or the other).
+
+    precision: "fp32", "bf16", or "auto", the faster here. layout: "default", "channels-last" or "auto".
+    compile: by torch.compile. sync_norm: batch norm over all processes. threads: that prepare images, 0
+    for as many as cores. checkpoint_minutes: between two checkpoints within an epoch.
+    """
+
+    recipe: str = "small-images"
+    model: str = "vgg16_bn"
+    width: float = 1.0
+    head: Literal["classic", "small", "gap"] = "small"
+    layers: tuple[str, ...] = ()
+    pool: Literal["max", "avg", "l2"] = "max"
+    size: int = 32
+    start: Literal["torchvision", "paper", "glorot"] = "glorot"
+    epochs: int = 60
+    batch: int = 256
+    seed: int = 0
+    accumulate: int = 1
+    rate: float = 0.2
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    warmup: float = 5.0
+    patience: int = 3
+    drops: int = 3
+    momentum: float = 0.9
+    nesterov: bool = True
+    decay: float = 5e-4
+    decay_all: bool = False
+    clip: float = 0.0
+    average: float = 0.999
+    smoothing: float = 0.1
+    dropout: float = 0.3
+    balance: Literal["none", "weights", "sampling"] = "none"
+    memory: bool = True
+    padding: int = 4
+    scales: tuple[int, ...] = ()
+    flip: bool = True
+    cover: int = 8
+    colour: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    layout: Literal["auto", "default", "channels-last"] = "auto"
+    compile: bool = False
+    sync_norm: bool = False
+    threads: int = 0
+    checkpoint_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        _hold(
+            self,
+            {
+                "size": (1, None), "epochs": (1, None), "batch": (1, None), "seed": (0, 2**63 - 1),
+                "accumulate": (1, self.batch), "rate": (0, None), "warmup": (0, None),
+                "patience": (1, None), "drops": (0, None), "momentum": (0, 1), "decay": (0, None),
+                "clip": (0, None), "average": (0, 1), "smoothing": (0, 1), "dropout": (0, 1),
+                "padding": (0, self.size - 1), "cover": (0, None), "colour": (0, None),
+                "mixup": (0, None), "cutmix": (0, None), "threads": (0, None),
+                "checkpoint_minutes": (0, None),
+            },
+        )  # fmt: skip
+        if self.scales and (len(self.scales) > 2 or min(self.scales) < self.size):
+            raise DataError(
+                f"scales is {self.scales}; expected one shorter side, or the least and the greatest, "
+                f"none below the {self.size} pixels of a crop"
+            )
+        if self.nesterov and not self.momentum:
+            raise DataError("nesterov needs momentum above 0; set nesterov=false or momentum=0.9")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def small_images() -> Config:
+    """VGG with batch norm for images of 32x32, such as CIFAR-10's.
+
+    Command: verydeep train cifar10.npz --recipe small-images --model vgg16_bn --width 0.5 --out run
+    Expected: see docs/runs/ for the run of the built-in cifar10 model.
+    Duration: 60 epochs of 50,000 images take about 40 minutes on two cores with bf16.
+    """
+    return Config()
+
+
+def paper() -> Config:
+    """Section 3.1 of arXiv:1409.1556, to the letter; S jittered in [256, 512] by --set scales=256,512.
+
+    Command: verydeep train imagenet/ --recipe paper --model vgg11 --out A, and then
+    verydeep train imagenet/ --recipe paper --model vgg16 --init A/model.safetensors --out D;
+    --set scales=384 --set rate=0.001 --init D/model.safetensors goes on at S = 384.
+    Expected: the errors of the paper's table 3 on ImageNet: 29.6 % top-1 of A, 27.0 % of D.
+    Duration: 74 epochs; weeks on the four GPUs of the paper, days on one of today.
+    """
+    return Config(
+        recipe="paper", model="vgg11", head="classic", size=224, start="paper", epochs=74, batch=256,
+        rate=1e-2, schedule="plateau", warmup=0.0, momentum=0.9, nesterov=False, decay=5e-4,
+        decay_all=True, average=0.0, smoothing=0.0, dropout=0.5, memory=False, scales=(256,),
+        cover=0, colour=0.1,
+    )  # fmt: skip
+
+
+def recipe(name: str) -> Config:
+    """The config of that recipe; DataError, with the nearest name, where there is none."""
+    if name not in RECIPES:
+        raise DataError(f"no recipe {name!r}{nearest(name, RECIPES)}")
+    module, function = RECIPES[name]
+    make: Callable[[], Config] = getattr(import_module(module), function)
+    return make()
+
+
+def changed(config: C, settings: Iterable[str] | Mapping[str, Any]) -> C:
+    """The config with other values, given as "key=value" or as a mapping of values.
+
+    DataError for a key that the config does not have, with the nearest, and for a value of another kind.
+    """
+    if isinstance(settings, Mapping):
+        given = dict(settings)
+    else:
+        given = {}
+        for setting in settings:
+            key, equals, text = setting.partition("=")
+            if not equals:
+                raise DataError(f"--set {setting}: expected key=value, as in epochs=30")
+            given[key.strip()] = text.strip()
+    hints = get_type_hints(type(config))
+    known = [field.name for field in fields(config) if field.name != "recipe"]
+    values = {}
+    for key, value in given.items():
+        if key not in known:
+            raise DataError(f"recipe {config.recipe} has no setting {key!r}{nearest(key, known)}")
+        values[key] = _parsed(key, value, hints[key])
+    return replace(config, **values)
+
+
+def _parsed(key: str, value: Any, kind: Any) -> Any:
+    """The value, from text where it is text, as the field's type has it."""
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise DataError(f"{key} is {value!r}; expected one of: {', '.join(get_args(kind))}")
+        return value
+    if get_origin(kind) is tuple:
+        item = get_args(kind)[0]
+        parts = value.split(",") if isinstance(value, str) else list(value)
+        return tuple(_parsed(key, part, item) for part in parts if part != "")
+    if kind is str:
+        return str(value)
+    words = {bool: "true or false", int: "a whole number", float: "a number"}
+    try:
+        found = json.loads(value.lower()) if isinstance(value, str) else value
+        if kind is float and isinstance(found, int) and not isinstance(found, bool):
+            found = float(found)
+    except ValueError:
+        found = None
+        if kind is float and isinstance(value, str):  # ".1" and "1e-2" are no JSON
+            with suppress(ValueError):
+                found = float(value)
+    if type(found) is not kind or (kind is float and not math.isfinite(found)):
+        raise DataError(f"{key} is {value!r}; expected {words[kind]}")
+    return found
+
+
+def _hold(config: Config, limits: Mapping[str, tuple[float, float | None]]) -> None:
+    for key, (low, high) in limits.items():
+        value = getattr(config, key)
+        if value < low or (high is not None and value > high):
+            top = f"at most {high}" if high is not None else "with no upper end"
+            raise DataError(f"{key} is {value}; expected {low} or more, {top}")

@@ -1,0 +1,52 @@
+"""What a training run ends with: the model file, the figures, and all that a report tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .data import Sample
+
+__all__ = ["TrainResult"]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainResult:
+    """The end of a run.
+
+    folder: holds model.safetensors, report.html, log.jsonl, config.json and checkpoints/.
+    model: the model file. classes: names, in the order of the scores.
+    config: as config.json has it. log: the lines of log.jsonl, each with "event".
+    top1, top5: fractions of the validation images, NaN where there are none.
+    val: the validation samples that could be read, whose probabilities are (n, classes) float32 and whose
+    labels are (n,) int64, in the same order.
+    warnings: of the data. bad: (name, why) of images that could not be read.
+    seconds: of training, those before a resume included.
+    """
+
+    folder: Path
+    model: Path
+    classes: tuple[str, ...]
+    config: Mapping[str, Any]
+    log: tuple[Mapping[str, Any], ...]
+    top1: float
+    top5: float
+    val: tuple[Sample, ...]
+    probabilities: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    warnings: tuple[str, ...]
+    bad: tuple[tuple[str, str], ...]
+    seconds: float
+
+    def __str__(self) -> str:
+        figures = (
+            f"top-1 {self.top1:.2%}, top-5 {self.top5:.2%} of {len(self.labels)} images"
+            if len(self.labels)
+            else "no images to validate with"
+        )
+        return f"{self.model}: {figures}"

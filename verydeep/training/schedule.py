@@ -1,0 +1,40 @@
+"""The learning rate at a step: a warm-up and a cosine, a constant, or steps down at plateaus."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from .recipes import Config
+
+__all__ = ["drops_after", "rate_at"]
+
+
+def rate_at(config: Config, step: int, steps_per_epoch: int, drops: int = 0) -> float:
+    """The rate of step `step`, counted from 0; after so many drops where the schedule has plateaus."""
+    warmup = min(config.warmup, config.epochs / 2) * steps_per_epoch
+    if step < warmup:
+        return config.rate * (step + 1) / warmup if warmup >= 1 else config.rate
+    if config.schedule == "plateau":
+        return float(config.rate * 0.1**drops)
+    if config.schedule == "constant":
+        return config.rate
+    total = config.epochs * steps_per_epoch  # SGDR without restarts, arXiv:1608.03983
+    done = (step - warmup) / max(1, total - warmup)
+    return config.rate * (1 + math.cos(math.pi * done)) / 2
+
+
+def drops_after(accuracies: Sequence[float], patience: int) -> int:
+    """How often the accuracy after each epoch has stopped rising: `patience` epochs without a new best.
+
+    After a drop the count of epochs begins anew; the best stays.
+    """
+    drops, best, waited = 0, -math.inf, 0
+    for accuracy in accuracies:
+        if accuracy > best:
+            best, waited = accuracy, 0
+        else:
+            waited += 1
+        if waited >= patience:
+            drops, waited = drops + 1, 0
+    return drops

@@ -1,0 +1,106 @@
+"""The network that a run starts from: drawn at random, or taken from weights with a head that fits.
+
+Under the recipe `paper` a deeper network takes a trained A's first four convolutions and its FC layers
+(arXiv:1409.1556, section 3.1).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from .. import nets
+from ..errors import ModelFileError, NetworkError, WeightsError
+from ..models import VGG, build, loading, warm_start
+from ..nets import Network
+from ..predictor import find_model
+from ..preprocess import Preprocess
+from ..weights import convert
+from .recipes import Config
+
+__all__ = ["network_of", "started"]
+
+
+def network_of(config: Config, classes: int, like: Network | None = None) -> Network:
+    """The network that a config asks for; `like` has the column and width where given weights do.
+
+    NetworkError where images of the config's size are too small for it.
+    """
+    layers = config.layers
+    if config.head == "gap" and not layers:
+        layers = (like or nets.network(config.model)).trunk[-2].name,  # fmt: skip
+    made = nets.network(
+        like.name if like else config.model,
+        classes=classes,
+        head=config.head,
+        layers=layers,
+        width=like.width if like else config.width,
+        in_channels=like.in_channels if like else 3,
+        pool=like.pool if like else config.pool,
+    )
+    if config.size < made.minimum_size:
+        raise NetworkError(
+            f"images of {config.size} pixels are too small for {made.name}, which needs at least "
+            f"{made.minimum_size}; set size={made.minimum_size} or more"
+        )
+    return made
+
+
+def started(
+    config: Config, classes: int, init: str | os.PathLike[str] | None = None, *, named: bool = False
+) -> tuple[VGG, Preprocess | None, list[str]]:
+    """The network, the pre-processing that its weights expect (None: any), and notes for people.
+
+    init: a built-in's or catalogue name, a model file, or weights in a layout that `weights convert`
+    knows. named: the config's model was asked for, and not only the recipe's default: then the weights
+    must be of that network, but for the paper's warm start. Random weights are drawn from torch's
+    generator. WeightsError or NetworkError where the weights are of another network.
+    """
+    if init is None:
+        net = network_of(config, classes)
+        return build(net, init=config.start, dropout=config.dropout), None, []
+    found = _weights(init)
+    record = found.record
+    assert record is not None  # a model file has one
+    other = named and found.network.name != config.model
+    if other and config.recipe == "paper" and found.network.column == "A":
+        net = network_of(config, classes)
+        model = build(net, init=config.start, dropout=config.dropout)
+        adapted, notes = loading.adapt(
+            found, network_of(config, classes, found.network)
+        )  # FC layers for as many classes
+        copied = warm_start(model, loading.assemble(adapted))
+        return model, record.preprocess, [*notes, f"from {init}: {', '.join(copied)}"]
+    if other:
+        raise WeightsError(
+            f"--init {init} is {found.network.name}, and --model is {config.model}; leave --model out "
+            "to train the network that the weights are of"
+        )
+    if named and found.network.width != config.width:
+        raise WeightsError(
+            f"--init {init} has width {found.network.width:g}, and --width is {config.width:g}"
+        )
+    net = network_of(config, classes, found.network)
+    adapted, notes = loading.adapt(found, net)
+    tensors = {k: t.clone() for k, t in adapted.tensors.items()}
+    model = loading.assemble(loading.Weights(net, tensors, adapted.record), dropout=config.dropout)
+    model.train()
+    return model, record.preprocess, [f"from {init}: {found.network.name}", *notes]
+
+
+def _weights(init: str | os.PathLike[str]) -> loading.Weights:
+    path = find_model(init)
+    try:
+        return loading.read(path)
+    except ModelFileError:
+        if not path.is_file():
+            raise
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, "init.safetensors")
+        convert.convert(path, target)
+        found = loading.read(target)
+        # the map of a file that is about to vanish is not to be relied on everywhere
+        return loading.Weights(
+            found.network, {k: t.clone() for k, t in found.tensors.items()}, found.record
+        )

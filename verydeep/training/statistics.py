@@ -1,0 +1,61 @@
+"""Mean and covariance of a data set's pixels, for normalising and for the paper's colour shift.
+
+Colour shift: Krizhevsky et al. 2012, section 4.1, which arXiv:1409.1556, section 3.1 takes over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import draws
+
+__all__ = ["Statistics", "colour_shift", "statistics"]
+
+CHUNK = 1024  # images whose pixels are float64 at one time
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Of RGB values on the scale 0 to 255: mean (3,), covariance (3, 3), float64."""
+
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+    @property
+    def deviation(self) -> NDArray[np.float64]:
+        return np.sqrt(np.diag(self.covariance))
+
+
+def statistics(batches: Iterable[NDArray[np.uint8]]) -> Statistics:
+    """Of all pixels of (n, h, w, 3) uint8 batches, or of single images (h, w, 3)."""
+    count, total, squares = 0, np.zeros(3), np.zeros((3, 3))
+    for batch in batches:
+        step = CHUNK if batch.ndim == 4 else batch.shape[0]
+        for at in range(0, len(batch), step):
+            pixels = batch[at : at + step].reshape(-1, 3).astype(np.float64)
+            count += len(pixels)
+            total += pixels.sum(0)
+            squares += pixels.T @ pixels
+    mean = total / count
+    return Statistics(mean, squares / count - np.outer(mean, mean))
+
+
+def colour_shift(
+    found: Statistics, indices: NDArray[np.int64], *, seed: int, epoch: int, deviation: float
+) -> NDArray[np.float32]:
+    """What is added to every pixel of each image, (n, 3): along the principal axes of the colours.
+
+    p1 a1 l1 + p2 a2 l2 + p3 a3 l3, p and l the eigenvectors and eigenvalues of the covariance, a normal of
+    that deviation. As in the original the covariance is of values from 0 to 1, so that the eigenvalues
+    stay small: its shift, times 255, is that of values from 0 to 255.
+    """
+    values, vectors = np.linalg.eigh(found.covariance / 255**2)
+    u = [draws.uniform(seed, epoch, indices, f"colour {i} {j}") for i in range(3) for j in range(2)]
+    radius = [np.sqrt(-2 * np.log1p(-u[2 * i])) for i in range(3)]  # Box and Muller 1958
+    normal = np.stack([r * np.cos(2 * np.pi * u[2 * i + 1]) for i, r in enumerate(radius)], 1)
+    shift: NDArray[np.float64] = (normal * deviation * values) @ vectors.T * 255
+    return shift.astype(np.float32)
