@@ -27,6 +27,8 @@ _HOME = {
     "Preprocess": "preprocess",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
+    "Explanation": "explanations",
+    "explain": "explanations",
     "Head": "nets",
     "Network": "nets",
     "network": "nets",
@@ -40,8 +42,8 @@ _HOME = {
 }
 _MODULES = frozenset(
     (
-        "drawing engines errors evaluation graph modelfile models nets predictor preprocess "
-        "retrieval weights"
+        "drawing engines errors evaluation explanations graph modelfile models "
+        "nets predictor preprocess retrieval weights"
     ).split()
 )
 
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from .errors import VerydeepError as VerydeepError
     from .evaluation import Evaluation as Evaluation
     from .evaluation import evaluate as evaluate
+    from .explanations import Explanation as Explanation
+    from .explanations import explain as explain
     from .nets import Head as Head
     from .nets import Network as Network
     from .nets import network as network

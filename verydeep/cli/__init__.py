@@ -25,6 +25,7 @@ VERBS: dict[str, str] = {
     "classify": "Name what is on photos.",
     "duplicates": "List photos that are there twice, or nearly so.",
     "evaluate": "Measure a model's accuracy on labelled photos.",
+    "explain": "Show where a network sees a class: heat maps over photos.",
     "export": "Export a model for another runtime, checked there.",
     "features": "Write what a network sees in photos to a file, a row a photo.",
     "models": "List the networks, the built-in models and the published weights.",

@@ -1,0 +1,28 @@
+"""Makes explanation.png: the picture of a tiny network's CAM, at a sixth of its size.
+
+    python -m tests.golden.explanation_make
+
+Look at it before you keep it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+import verydeep
+from tests.tiny import model_file, photo
+
+
+def picture(folder: Path) -> Image.Image:
+    model = verydeep.load(model_file(folder / "tiny.safetensors"), precision="exact")
+    seen = verydeep.explain(model, photo(folder / "photo.png"), top=2)
+    whole = seen.picture()
+    return whole.resize((whole.width // 6, whole.height // 6), Image.Resampling.BOX)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place:
+        picture(Path(place)).save(Path(__file__).with_name("explanation.png"), optimize=True)

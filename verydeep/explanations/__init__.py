@@ -1,0 +1,343 @@
+"""Where a network looks: heat maps of what speaks for a class, each method in the file of its name.
+
+cam          the class's weights times the maps that the head averages; exact (Zhou et al.,
+             arXiv:1512.04150)
+gradcam      maps weighted by their mean gradient (Selvaraju et al., arXiv:1610.02391)
+gradcam++    the same with weights for each position (Chattopadhay et al., arXiv:1710.11063)
+occlusion    how far the score falls when a patch is covered (Zeiler and Fergus, arXiv:1311.2901)
+ig           gradients summed on the way from a plain image (Sundararajan et al., arXiv:1703.01365)
+
+cam and occlusion run on any engine, without torch; the others need torch.
+
+>>> import verydeep
+>>> seen = verydeep.explain("builtin", "examples/photos/goldfish.jpg")
+>>> seen.label, seen.map.shape
+('goldfish', (32, 32))
+>>> seen.save("goldfish.png")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from .. import predictor as predictors
+from ..errors import DataError, ImageError, LayerError, nearest
+from ..predictor import Predictor, softmax
+from ..preprocess import decode
+from .geometry import Box, seen_box, upscaled
+from .method import METHODS, Method, Options
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..preprocess import ImageLike
+    from .fidelity import Fidelity
+
+__all__ = ["METHODS", "Explainer", "Explanation", "HeatMap", "explain"]
+
+LONGEST_SIDE = 1600  # pixels of the photo that are kept to draw on
+FORMS = "the name of a class, its id, or its number"
+
+
+@dataclass(frozen=True, eq=False)
+class HeatMap:
+    """What speaks for one class, and where.
+
+    label, id, index: the class. score: its logit. probability: 0 to 1.
+    map: (h, w) float32, as the method gives it, before any up-scaling. For cam the values are shares of
+    the score (their mean is the score less the bias); for occlusion what the score loses; for ig what a
+    pixel adds to it; for gradcam and gradcam++ no unit, 0 or more.
+    upscaled: (height, width) float32, the same for every pixel that the network saw.
+    """
+
+    label: str
+    id: str
+    index: int
+    score: float
+    probability: float
+    map: np.ndarray = field(repr=False)
+    upscaled: np.ndarray = field(repr=False)
+
+    @property
+    def peak(self) -> tuple[int, int]:
+        """Row and column of the largest value of `upscaled`."""
+        row, column = np.unravel_index(int(self.upscaled.argmax()), self.upscaled.shape)
+        return int(row), int(column)
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """The heat maps of one image: those of its first answers, or of the classes that were asked for.
+
+    path: the file, or None where the image was none. model: the network's name and file.
+    method: one of METHODS. layers: those whose maps were read; empty where the method reads the image.
+    engine, precision: what computed it. seconds: how long, from the decoded image.
+    pixels: (height, width, channels), what the network saw. photo: the image itself, for drawing, at most
+    LONGEST_SIDE pixels. box: the part of `photo` that `pixels` shows, (left, top, right, bottom).
+    """
+
+    path: str | None
+    model: str
+    method: str
+    layers: tuple[str, ...]
+    maps: tuple[HeatMap, ...]
+    engine: str
+    precision: str
+    seconds: float
+    pixels: np.ndarray = field(repr=False)
+    photo: Image.Image = field(repr=False)
+    box: Box
+
+    @property
+    def label(self) -> str:
+        """Of the first heat map, as the next three are."""
+        return self.maps[0].label
+
+    @property
+    def probability(self) -> float:
+        return self.maps[0].probability
+
+    @property
+    def map(self) -> np.ndarray:
+        return self.maps[0].map
+
+    @property
+    def upscaled(self) -> np.ndarray:
+        return self.maps[0].upscaled
+
+    def __str__(self) -> str:
+        classes = ", ".join(f"{heat.label} {heat.probability:.1%}" for heat in self.maps)
+        return f"{self.path + ': ' if self.path else ''}{classes} ({self.how})"
+
+    @property
+    def how(self) -> str:
+        """One line: method, layers, engine, precision."""
+        layers = ", ".join(self.layers)
+        return f"{self.method}{' of ' + layers if layers else ''}; {self.engine} {self.precision}"
+
+    def picture(self) -> Image.Image:
+        """The photo, and each heat map over it with its scale, class and probability."""
+        from .picture import draw
+
+        return draw(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `picture` as PNG, whole or not at all. Raises OutputError where that cannot be."""
+        from ..atomic import replacing
+
+        image = self.picture()
+        with replacing(path) as file:
+            image.save(file, "PNG", compress_level=1)  # half the size would take six times as long
+
+
+class Explainer:
+    """A predictor and a method, prepared once for many images.
+
+    predictor: or what `verydeep.load` takes. layer: for cam one of the layers that the head averages, None
+    for all of them; for gradcam and gradcam++ any layer of the trunk, None for the last ReLU that the
+    scores depend on. steps: of ig's way. window, stride: of occlusion's patch, in pixels; None is a
+    quarter of the image's shorter side, and a quarter of that.
+
+    Raises DataError for an unknown method or a model without a head, LayerError for an unknown layer or
+    one that the method cannot use, NetworkError for cam of a head that has none, MissingExtraError where
+    the method needs torch and there is none.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor | str | os.PathLike[str] = "builtin",
+        method: str = "cam",
+        *,
+        layer: str | None = None,
+        steps: int = 50,
+        window: int | None = None,
+        stride: int | None = None,
+    ) -> None:
+        if method not in METHODS:
+            raise DataError(f"method {method!r} is unknown{nearest(method, METHODS)}")
+        for name, value in (("steps", steps), ("window", window), ("stride", stride)):
+            if value is not None and value < 1:
+                raise DataError(f"{name} is {value}; expected 1 or more")
+        if not isinstance(predictor, Predictor):
+            predictor = predictors.load(predictor)
+        network = predictor.record.network
+        if not network.head.classes:
+            raise DataError(
+                f"{predictor.model.path} is a trunk without a head: it has no classes to explain; "
+                "give a model that classifies, or look inside with verydeep show"
+            )
+        if layer is not None:
+            network.layer(layer)
+            if method in ("occlusion", "ig"):
+                raise LayerError(
+                    f"method {method} reads the image itself, so layer {layer!r} means nothing to it; "
+                    "leave it out, or take gradcam"
+                )
+        self.predictor = predictor
+        self.method = method
+        self.options = Options(layer, steps, window, stride)
+        self._minimum = network.cut(("fc8",)).minimum_size
+        self._run = self.prepare()
+
+    def prepare(self, tensors: Mapping[str, np.ndarray] | None = None) -> Method:
+        """The method on the predictor's weights, or on other ones of the same names and shapes."""
+        module, name = METHODS[self.method]
+        made: Method = getattr(import_module(f".{module}", __package__), name)(
+            self.predictor, self.options, tensors
+        )
+        return made
+
+    def __call__(
+        self,
+        image: ImageLike,
+        *,
+        label: str | int | Sequence[str | int] | None = None,
+        top: int = 1,
+    ) -> Explanation:
+        """The heat maps of one image, as `explain` says."""
+        if top < 1:
+            raise DataError(f"top is {top}; expected 1 or more")
+        wanted = None if label is None else self.classes(label)
+        photo, pixels, box = self._read(image)
+        began = time.perf_counter()
+
+        def pick(scores: np.ndarray) -> list[int]:
+            best = np.argsort(-scores, kind="stable")[:top]
+            return [int(i) for i in best] if wanted is None else wanted
+
+        found = self._run(pixels, pick)
+        probabilities = softmax(found.scores)
+        labels = self.predictor.labels
+        ids = self.predictor.record.class_ids or labels
+        height, width = pixels.shape[:2]
+        maps = tuple(
+            HeatMap(
+                labels[i], ids[i], i, float(found.scores[i]), float(probabilities[i]), values,
+                upscaled(values, found.ys, found.xs, height, width),
+            )
+            for i, values in zip(found.classes, found.maps, strict=True)
+        )  # fmt: skip
+        path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+        model = f"{self.predictor.record.network.name} ({self.predictor.model.path.name})"
+        return Explanation(
+            path, model, self.method, found.layers, maps, found.engine, found.precision,
+            time.perf_counter() - began, pixels, photo, box,
+        )  # fmt: skip
+
+    def classes(self, label: str | int | Sequence[str | int]) -> list[int]:
+        """The numbers of classes that are given by name, id or number. DataError for unknown ones."""
+        given = [label] if isinstance(label, str | int) else list(label)
+        if not given:
+            raise DataError(f"no class was given; expected {FORMS}")
+        return list(dict.fromkeys(self._class(one) for one in given))
+
+    def _class(self, given: str | int) -> int:
+        names, ids = self.predictor.labels, self.predictor.record.class_ids
+        count = len(names)
+        if isinstance(given, int):
+            if not 0 <= given < count:
+                raise DataError(f"class {given} does not exist; expected 0 to {count - 1}")
+            return given
+        folded = tuple(name.casefold() for name in names)
+        for known, asked in ((names, given), (ids, given), (folded, given.casefold())):
+            places = [i for i, name in enumerate(known) if name == asked]
+            if len(places) > 1:
+                which = ", ".join(f"{i} ({ids[i]})" if ids else str(i) for i in places)
+                raise DataError(f"class {given!r} is the name of several: {which}; give the number")
+            if places:
+                return places[0]
+        if given.isdecimal():
+            return self._class(int(given))
+        hint = nearest(given, [*names, *ids]) or _alike(given, names)
+        raise DataError(
+            f"the model knows no class {given!r}{hint or f'; it knows {count}, such as {names[0]!r}'}"
+        )
+
+    def check(self, explanation: Explanation, **choices: Any) -> Fidelity:
+        """How far the first heat map can be believed; see `verydeep.explanations.fidelity`."""
+        from .fidelity import check
+
+        return check(self, explanation, **choices)
+
+    def _read(self, image: ImageLike) -> tuple[Image.Image, np.ndarray, Box]:
+        """The photo for drawing, the network's pixels, and which part of the photo they show."""
+        from PIL import Image
+
+        preprocess = self.predictor.preprocess
+        source = decode(image)
+        deep = isinstance(source, np.ndarray)
+        pixels = preprocess.pixels(source, value_range=(0, 255) if deep else None)
+        height, width = pixels.shape[:2]
+        if min(height, width) < self._minimum:
+            name = f"{image}" if isinstance(image, str | os.PathLike) else "image"
+            raise ImageError(
+                f"{name}: {width}x{height} pixels is too small for this model; "
+                f"it needs at least {self._minimum} a side"
+            )
+        photo = (
+            Image.fromarray(np.rint(source).astype(np.uint8))
+            if isinstance(source, np.ndarray)
+            else source
+        )
+        size = photo.size
+        shrink = min(1.0, LONGEST_SIDE / max(size))
+        if shrink < 1:
+            photo = photo.resize(
+                (max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))),
+                Image.Resampling.BILINEAR,
+                reducing_gap=2.0,
+            )
+        return photo, pixels, seen_box(preprocess, size, photo.size, (width, height))
+
+
+def explain(
+    predictor: Predictor | str | os.PathLike[str],
+    image: ImageLike,
+    *,
+    method: str = "cam",
+    label: str | int | Sequence[str | int] | None = None,
+    top: int = 1,
+    layer: str | None = None,
+    steps: int = 50,
+    window: int | None = None,
+    stride: int | None = None,
+) -> Explanation:
+    """Where the network sees a class in one image.
+
+    predictor: a Predictor, which says engine and precision, or what `verydeep.load` takes.
+    image: whatever a predictor takes. method: one of METHODS; "cam" is exact and quick, but only for a
+    head that averages its maps. label: a class by name, id or number, or several of them; None takes the
+    `top` most probable. layer, steps, window, stride: see `Explainer`, which raises what it says there.
+    DataError for a class that the model does not know, ImageError for an image that cannot be read.
+    """
+    key = (method, layer, steps, window, stride)
+    if not isinstance(predictor, Predictor):
+        explainer = Explainer(
+            predictor, method, layer=layer, steps=steps, window=window, stride=stride
+        )
+        return explainer(image, label=label, top=top)
+    kept = _EXPLAINERS.setdefault(predictor, {})
+    if key not in kept:
+        kept[key] = Explainer(
+            predictor, method, layer=layer, steps=steps, window=window, stride=stride
+        )
+    return kept[key](image, label=label, top=top)
+
+
+# so that a loop over `explain` prepares its graph once
+_EXPLAINERS: WeakKeyDictionary[Predictor, dict[object, Explainer]] = WeakKeyDictionary()
+
+
+def _alike(given: str, names: Sequence[str]) -> str:
+    """A hint where the words are right but the name is longer: "panda" for "lesser panda"."""
+    words = given.casefold().split()
+    found = [name for name in names if any(word in name.casefold() for word in words)][:3]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
