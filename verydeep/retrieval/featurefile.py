@@ -143,6 +143,7 @@ def open_features(path: str | os.PathLike[str]) -> FeatureFile:
 def write(path: Path, journal: Journal) -> None:
     """Write the rows of a journal, whole or not at all."""
     module = _module(path)
+    journal.flush()  # it is read from its files
     with replacing(path) as file:
         module.write(cast("IO[bytes]", file), journal)
 

@@ -1,0 +1,523 @@
+"""Files of features: three formats of one content, runs that go on, the nearest, doubles, the sheet."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
+from sklearn.neighbors import NearestNeighbors
+
+import verydeep
+from verydeep import retrieval
+from verydeep.errors import (
+    DataError,
+    ImageError,
+    LayerError,
+    MissingExtraError,
+    ModelFileError,
+    OutputError,
+)
+from verydeep.lock import locked
+from verydeep.retrieval import About, Match, Neighbours, doubles, featurefile, nearest
+from verydeep.retrieval.journal import journal
+
+from .conftest import Run
+from .tiny import model_file, photo, pixels, tiny
+
+GOLDEN = Path(__file__).parent / "golden" / "sheet.png"
+FORMATS = ("npz", "safetensors", "parquet")
+LAYERS = ("relu4_2", "relu5_2")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Seven photos and one file that is none, the fourth."""
+    for seed, name in enumerate(("a", "b", "c", "e", "f", "g", "h")):
+        photo(tmp_path / "photos" / f"{name}.png", seed=seed)
+    (tmp_path / "photos" / "d.jpg").write_text("no photo")
+    return tmp_path / "photos"
+
+
+def planted(path: Path, rows: np.ndarray, names: list[str] | None = None) -> Path:
+    """A file with those features, (rows, ...), of photos that nobody took."""
+    about = About(
+        "builtin", "0" * 64, "vgg16", {"relu5_3": rows.shape[1:]}, "avg", None, "fast", "0"
+    )
+    names = names or [f"{i}.jpg" for i in range(len(rows))]
+    with journal(path, about) as lines:
+        for name, row in zip(names, rows, strict=True):
+            if np.isnan(row).any():
+                lines.add(name, None, "cannot be read")
+            else:
+                lines.add(name, {"relu5_3": row})
+        featurefile.write(path, lines)
+    return path
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_row_a_photo(suffix: str, folder: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / f"features.{suffix}"
+    file = verydeep.features(folder, out, LAYERS, "gem", model=model)
+    names = [str(folder / f"{name}.png") for name in "abcefgh"]
+    expected = verydeep.load(model).features(names, LAYERS, "gem")
+    assert [Path(p).stem for p in file.paths] == list("abcdefgh")
+    assert [bool(error) for error in file.errors] == [False] * 3 + [True] + [False] * 4
+    assert "d.jpg: not an image" in file.errors[3]
+    for layer in LAYERS:
+        rows = file.numbers(layer)
+        assert (rows.dtype, rows.shape) == (np.float32, (8, 32))
+        assert np.isnan(rows[3]).all()
+        assert_allclose(np.delete(rows, 3, axis=0), expected[layer], rtol=1e-5, atol=1e-6)
+        assert_array_equal(np.concatenate([b for _, b in file.blocks(layer, 3)]), rows)
+        assert [start for start, _ in file.blocks(layer, 3)] == [0, 3, 6]
+    about = file.about
+    assert (about.pool, about.size, about.precision) == ("gem", None, "fast")
+    assert (about.model, about.sha256) == (str(model), verydeep.load(model).sha256)
+    assert not (tmp_path / f"features.{suffix}.partial").exists()
+    assert str(file) == f"{out}: 8 photos, relu4_2 gem (32), relu5_2 gem (32), vgg11 fast"
+    with pytest.raises(DataError, match="not named; the features are of relu4_2, relu5_2"):
+        file.numbers()
+
+
+def test_others_read_what_we_write(folder: Path, model: Path, tmp_path: Path) -> None:
+    files = {
+        suffix: verydeep.features(folder, tmp_path / f"f.{suffix}", "pool4", None, model=model)
+        for suffix in FORMATS
+    }
+    rows = files["npz"].numbers()
+    assert rows.shape == (8, 32, 2, 2)
+    archive = np.load(tmp_path / "f.npz")
+    assert_array_equal(archive["pool4"], rows)
+    assert archive["path"].tolist() == files["npz"].paths
+    assert archive["error"].tolist() == files["npz"].errors
+    tensors = safetensors.numpy.load_file(tmp_path / "f.safetensors")
+    assert_array_equal(tensors["pool4"], rows)
+    text, ends = tensors["path"].tobytes(), tensors["path.ends"].tolist()
+    paths = [text[a:b].decode() for a, b in zip([0, *ends], ends, strict=False)]
+    assert paths == files["npz"].paths
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(tmp_path / "f.parquet").to_pydict()
+    assert table["path"] == files["npz"].paths
+    assert table["error"] == [error or None for error in files["npz"].errors]
+    assert table["pool4"][3] is None
+    assert_array_equal(np.array(table["pool4"][4], np.float32), rows[4].ravel())
+    for file in files.values():
+        assert_array_equal(file.numbers(), rows)
+        assert (file.paths, file.errors) == (files["npz"].paths, files["npz"].errors)
+    assert isinstance(files["npz"].numbers(), np.memmap)
+    assert isinstance(files["safetensors"].numbers(), np.memmap)
+    np.savez_compressed(tmp_path / "again.npz", **archive)  # by somebody else: still ours
+    assert_array_equal(retrieval.open_features(tmp_path / "again.npz").numbers(), rows)
+
+
+def test_odd_names(model: Path, tmp_path: Path) -> None:
+    for name in ("na\nme.png", "名.png", "b\udcff.png"):
+        photo(tmp_path / "p" / name)
+    found = {
+        suffix: verydeep.features(tmp_path / "p", tmp_path / f"f.{suffix}", "relu1_1", model=model)
+        for suffix in FORMATS
+    }
+    paths = [str(tmp_path / "p" / name) for name in ("b\udcff.png", "na\nme.png", "名.png")]
+    assert sorted(found["npz"].paths) == sorted(found["safetensors"].paths) == sorted(paths)
+    assert str(tmp_path / "p" / "b\\udcff.png") in found["parquet"].paths
+
+
+def stopping(after: int, seen: list[str | None]) -> Any:
+    """A watch that is stopped by Ctrl-C after so many photos."""
+
+    def watch(items: Iterator[Any]) -> Iterator[Any]:
+        for item in items:
+            if len(seen) == after:
+                raise KeyboardInterrupt
+            seen.append(item.path)
+            yield item
+
+    return watch
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_run_that_was_stopped_goes_on(
+    suffix: str, folder: Path, model: Path, tmp_path: Path
+) -> None:
+    whole, out = tmp_path / f"whole.{suffix}", tmp_path / f"out.{suffix}"
+    verydeep.features(folder, whole, LAYERS, model=model, batch=1)
+    seen: list[str | None] = []
+    with pytest.raises(KeyboardInterrupt):
+        verydeep.features(folder, out, LAYERS, model=model, batch=1, watch=stopping(5, seen))
+    assert not out.exists()
+    assert (tmp_path / f"out.{suffix}.partial").is_dir()
+    more: list[str | None] = []
+    verydeep.features(folder, out, LAYERS, model=model, batch=1, watch=stopping(99, more))
+    assert (len(seen), len(more)) == (5, 3)
+    assert out.read_bytes() == whole.read_bytes()
+    assert not (tmp_path / f"out.{suffix}.partial").exists()
+
+
+def test_what_a_kill_leaves_is_cut_off(folder: Path, model: Path, tmp_path: Path) -> None:
+    """Numbers without their line, a line cut short, lines whose numbers never reached the disk."""
+    whole, out = tmp_path / "whole.npz", tmp_path / "out.npz"
+    verydeep.features(folder, whole, LAYERS, model=model, batch=1)
+    partial = tmp_path / "out.npz.partial"
+    for damage in ("numbers", "line", "lost"):
+        with pytest.raises(KeyboardInterrupt):
+            verydeep.features(folder, out, LAYERS, model=model, batch=1, watch=stopping(5, []))
+        lines, numbers = partial / "rows.jsonl", partial / "relu5_2.f32"
+        if damage == "numbers":
+            numbers.write_bytes(numbers.read_bytes() + b"torn")
+        elif damage == "line":
+            lines.write_bytes(lines.read_bytes() + b'["half of a pa')
+        else:
+            numbers.write_bytes(numbers.read_bytes()[: 32 * 4 * 3 + 7])
+        more: list[str | None] = []
+        verydeep.features(folder, out, LAYERS, model=model, batch=1, watch=stopping(99, more))
+        assert len(more) == (5 if damage == "lost" else 3)
+        assert out.read_bytes() == whole.read_bytes()
+        out.unlink()
+
+
+def test_another_command_does_not_go_on(folder: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.npz"
+    with pytest.raises(KeyboardInterrupt):
+        verydeep.features(folder, out, "relu5_2", model=model, watch=stopping(3, []))
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"pool": "max"}, "pool avg, now max"),
+        ({"layers": "relu4_2"}, "layers relu5_2, now relu4_2"),
+        ({"size": 64}, "size None, now 64"),
+        ({"precision": "exact"}, "precision fast, now exact"),
+        (
+            {"model": model_file(tmp_path / "other.safetensors", tiny("vgg13"))},
+            "model .*, now .*other",
+        ),
+    ]
+    for change, words in changes:
+        told = {"layers": "relu5_2", "model": model, **change}
+        with pytest.raises(DataError, match=f"out.npz.partial holds the rows of another .*{words}"):
+            verydeep.features(folder, out, **told)
+    (folder / "a.png").unlink()
+    with pytest.raises(DataError, match=r"photos have changed since: its row 0 is .*a\.png, where"):
+        verydeep.features(folder, out, "relu5_2", model=model)
+    with (
+        locked(tmp_path / "out.npz.partial" / "lock", lambda: None),
+        pytest.raises(DataError, match="another process is writing"),
+    ):
+        verydeep.features(folder, out, "relu5_2", model=model)
+    assert not out.exists()
+
+
+def test_bad_requests(folder: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.npz"
+    with pytest.raises(
+        DataError, match=r"ends in \.npz, \.parquet, \.safetensors; this one .*\.csv"
+    ):
+        verydeep.features(folder, tmp_path / "x.csv", model=model)
+    with pytest.raises(LayerError, match="did you mean relu5_2"):
+        verydeep.features(folder, out, "relu5_4", model=model)
+    with pytest.raises(DataError, match=r"maps of relu5_2 of many sizes, which no table holds"):
+        verydeep.features(folder, out, "relu5_2", None, size="own", model=model)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no photos in .*empty; expected photos or folders"):
+        verydeep.features(tmp_path / "empty", out, model=model)
+    with pytest.raises(OutputError, match=r"nowhere.* cannot be written: No such file"):
+        verydeep.features(folder, tmp_path / "nowhere" / "x.npz", "relu5_2", model=model)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_parquet_is_an_extra(
+    folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "verydeep.retrieval.parquet", raising=False)
+    with pytest.raises(MissingExtraError, match=r"pip install 'verydeep\[parquet\]'"):
+        verydeep.features(folder, tmp_path / "x.parquet", "relu5_2", model=model)
+    assert not list(tmp_path.glob("x*"))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_damaged_and_foreign_files(suffix: str, tmp_path: Path) -> None:
+    good = planted(tmp_path / f"good.{suffix}", np.eye(5, dtype=np.float32))
+    bad = tmp_path / f"bad.{suffix}"
+    for content in (b"", b"text that is none", good.read_bytes()[:-40], good.read_bytes()[:30]):
+        bad.write_bytes(content)
+        with pytest.raises(DataError, match=rf"bad\.{suffix}: .*(no \.{suffix}|damaged)"):
+            retrieval.open_features(bad)
+    foreign = {
+        "npz": lambda: np.savez(bad, x=np.eye(2)),
+        "safetensors": lambda: safetensors.numpy.save_file({"x": np.eye(2)}, bad),
+        "parquet": lambda: save_table(bad),
+    }
+    foreign[suffix]()
+    with pytest.raises(
+        DataError, match="no record; expected a file that `verydeep features` wrote"
+    ):
+        retrieval.open_features(bad)
+    with pytest.raises(DataError, match="there is no such file"):
+        retrieval.open_features(tmp_path / f"gone.{suffix}")
+
+
+def save_table(path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"x": [1, 2]}), path)
+
+
+def test_the_record() -> None:
+    about = About(
+        "m", "ab", "vgg16", {"relu5_3": (512, 2, 3), "fc6": (8,)}, None, (4, 6), "half", "1"
+    )
+    assert About.from_json(about.to_json()) == about
+    assert list(About.from_json(about.to_json()).layers) == ["relu5_3", "fc6"]
+    newer = json.dumps({**json.loads(about.to_json()), "format": 2})
+    with pytest.raises(DataError, match=r"newer verydeep: its format is 2, .* reads 1; upgrade"):
+        About.from_json(newer)
+    for damage in ("{}", "[]", "nonsense", '{"format": 1}', about.to_json()[:-1]):
+        with pytest.raises(DataError, match="its record is damaged"):
+            About.from_json(damage)
+    extra = json.dumps({**json.loads(about.to_json()), "colour": "red"})
+    with pytest.raises(DataError, match="its record is damaged"):
+        About.from_json(extra)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_nearest_as_scikit_learn_has_it(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(3)
+    rows = draw.normal(size=(500, 24)).astype(np.float32)
+    queries = draw.normal(size=(7, 24)).astype(np.float32)
+    broken = rows.copy()
+    broken[::50] = np.nan
+    readable = np.flatnonzero(~np.isnan(broken[:, 0]))
+    index = retrieval.open_features(planted(tmp_path / f"index.{suffix}", broken))
+    distances, places = (
+        NearestNeighbors(n_neighbors=9, metric="cosine", algorithm="brute")
+        .fit(rows[readable])
+        .kneighbors(queries)
+    )
+    for block_bytes in (24 * 4 * 37, 1 << 20):
+        monkeypatch.setattr(featurefile, "BLOCK_BYTES", block_bytes)
+        found = nearest._search(index, queries, 9, "relu5_3")
+        assert_array_equal([[m.row for m in row] for row in found], readable[places])
+        assert_allclose([[m.cosine for m in row] for row in found], 1 - distances, atol=1e-6)
+        assert [m.path for m in found[0]] == [f"{row}.jpg" for row in readable[places[0]]]
+    assert len(nearest._search(index, queries, 1000, "relu5_3")[0]) == len(readable)
+
+
+def test_similar_computes_queries_as_the_file_was(
+    folder: Path, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "index.safetensors"
+    told: dict[str, Any] = {"size": (48, 40), "precision": "exact"}
+    file = verydeep.features(folder, out, LAYERS, "max", model=model, **told)
+    query = str(folder / "f.png")
+    for index in (out, file):
+        found = verydeep.similar(index, query, 3, layer="relu5_2")
+        assert isinstance(found, Neighbours)
+        assert (found.query, len(found.matches)) == (query, 3)
+        assert found.matches[0].path == query
+        assert found.matches[0].cosine == pytest.approx(1, abs=1e-6)
+        rows = file.numbers("relu5_2")
+        for match in found.matches:
+            a, b = rows[5].astype(float), rows[match.row].astype(float)
+            expected = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+            assert match.cosine == pytest.approx(expected, abs=1e-5)
+    several = verydeep.similar(out, [query, str(folder / "b.png")], 2, layer="relu4_2")
+    assert [row.matches[0].path for row in several] == [query, str(folder / "b.png")]
+    assert str(several[1]).splitlines()[1] == f"   1.0000  {folder / 'b.png'}"
+    pixel_query = verydeep.similar(out, np.asarray(Image.open(query)), 1, layer="relu5_2")
+    assert (pixel_query.query, pixel_query.matches[0].path) == (None, query)
+    with pytest.raises(DataError, match="not named; the features are of relu4_2, relu5_2"):
+        verydeep.similar(out, query)
+    with pytest.raises(DataError, match="no layer 'relu1_1'; the features are of"):
+        verydeep.similar(out, query, layer="relu1_1")
+    with pytest.raises(DataError, match="top is 0"):
+        verydeep.similar(out, query, 0, layer="relu5_2")
+    with pytest.raises(ImageError, match=r"d\.jpg: not an image"):
+        verydeep.similar(out, str(folder / "d.jpg"), layer="relu5_2")
+
+
+def test_similar_wants_the_model_of_the_file(folder: Path, tmp_path: Path) -> None:
+    model = model_file(tmp_path / "model.safetensors")
+    out = tmp_path / "index.npz"
+    verydeep.features(folder, out, "relu5_2", model=model)
+    moved = tmp_path / "moved.safetensors"
+    shutil.move(model, moved)
+    query = str(folder / "a.png")
+    with pytest.raises(ModelFileError, match=r"index\.npz was made with .*model\.safetensors"):
+        verydeep.similar(out, query)
+    assert verydeep.similar(out, query, model=moved).matches[0].path == query
+    other = model_file(tmp_path / "other.safetensors", threshold=0.5)
+    with pytest.raises(ModelFileError, match=r"made with another model than .*; give that model"):
+        verydeep.similar(out, query, model=other)
+
+
+def test_doubles_hang_together_as_scipy_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(8)
+    centres = draw.normal(size=(40, 12))
+    rows = centres[draw.integers(0, 40, 160)] + draw.normal(0, 0.35, size=(160, 12))
+    rows = rows.astype(np.float32)
+    rows[[7, 90]] = np.nan
+    unit = np.nan_to_num(rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float64)
+    near = unit @ unit.T >= 0.93
+    count, labels = connected_components(csr_matrix(near), directed=False)
+    expected = [np.flatnonzero(labels == i).tolist() for i in range(count)]
+    for block_rows in (23, 1000):
+        monkeypatch.setattr(doubles, "BLOCK_ROWS", block_rows)
+        found = verydeep.duplicates(planted(tmp_path / "f.npz", rows), 0.93)
+        groups = [[int(Path(m.path).stem) for m in group.members] for group in found.groups]
+        assert groups == sorted(group for group in expected if len(group) > 1)
+        assert max(map(len, groups)) > 4
+        for group in found.groups:
+            assert group.members[0].of is None
+            for m in group.members[1:]:
+                assert m.of is not None
+                one, other = int(Path(m.path).stem), int(Path(m.of).stem)
+                assert m.cosine == pytest.approx(unit[one] @ unit[other], abs=1e-6)
+                earlier = unit[one] @ unit[:one].T
+                assert m.cosine >= 0.93
+                if earlier.max() >= 0.93:  # the nearest of those before it
+                    assert other == earlier.argmax()
+        assert set(found.errors) == {"7.jpg", "90.jpg"}
+
+
+def test_duplicates_of_real_photos(tmp_path: Path) -> None:
+    """The built-in model and the default threshold: other sizes and qualities, and nothing else."""
+    source = Path(__file__).parent.parent / "examples" / "photos"
+    names = ("bee", "espresso", "tabby")
+    pictures = [p for p in sorted(source.iterdir()) if p.suffix in (".jpg", ".png")][:4]
+    assert len(pictures) == 4, names
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, picture in enumerate(pictures):
+        shutil.copy(picture, folder / f"{number}-original.jpg")
+    image = Image.open(pictures[0]).convert("RGB")
+    image.save(folder / "0-quality.jpg", quality=40)
+    image.resize((image.width // 2, image.height // 2)).save(folder / "0-small.png")
+    shutil.copy(pictures[1], folder / "1-copy.jpg")
+    (folder / "broken.jpg").write_text("no photo")
+    found = verydeep.duplicates(folder)
+    groups = [[Path(m.path).name for m in group.members] for group in found.groups]
+    assert groups == [
+        ["0-original.jpg", "0-quality.jpg", "0-small.png"], ["1-copy.jpg", "1-original.jpg"],
+    ]  # fmt: skip
+    assert found.groups[1].members[1].identical
+    assert not any(m.identical for m in found.groups[0].members)
+    assert (found.photos, list(found.errors)) == (8, [str(folder / "broken.jpg")])
+    assert "  identical  " in str(found)
+    assert "3 of 8 photos are doubles, in 2 groups" in str(found)
+    with pytest.raises(DataError, match="threshold is 2; expected a cosine"):
+        verydeep.duplicates(folder, 2)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no photos in"):
+        verydeep.duplicates(tmp_path / "empty")
+
+
+def test_the_sheet(tmp_path: Path) -> None:
+    """As it was when somebody looked at it, kept at a quarter of its size."""
+    for seed, (height, width) in enumerate([(90, 120), (120, 90), (200, 50), (40, 300)]):
+        photo(tmp_path / f"photo-{seed}.png", height, width, seed=seed)
+    (tmp_path / "gone.png").write_text("no photo")
+
+    def match(name: str, cosine: float) -> Match:
+        return Match(str(tmp_path / name), cosine, 0)
+
+    rows = [
+        Neighbours(
+            str(tmp_path / "photo-0.png"),
+            (match("photo-0.png", 1.0), match("photo-1.png", 0.8125), match("gone.png", 0.5)),
+        ),
+        Neighbours(None, (match("photo-2.png", 0.75), match("photo-3.png", -0.25))),
+    ]
+    out = tmp_path / "sheet.png"
+    retrieval.contact_sheet(rows, out)
+    with Image.open(out) as image:
+        quarter = image.convert("RGB").reduce(4)
+    with Image.open(GOLDEN) as golden:
+        expected = np.asarray(golden.convert("RGB"), np.int16)
+    found = np.asarray(quarter, np.int16)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).mean() < 2
+    retrieval.contact_sheet(rows, tmp_path / "sheet.jpg")
+    with pytest.raises(DataError, match=r"a sheet ends in \.png, \.jpg"):
+        retrieval.contact_sheet(rows, tmp_path / "sheet.gif")
+    with pytest.raises(DataError, match="no queries to draw"):
+        retrieval.contact_sheet([], out)
+
+
+def test_commands(verydeep: Run, folder: Path, model: Path, tmp_path: Path) -> None:
+    out, sheet = tmp_path / "f.npz", tmp_path / "sheet.png"
+    done = verydeep(
+        "features", folder, "--model", model, "--layer", "relu5_2", "--size", "40x48",
+        "--pool", "gem", "--out", out,
+    )  # fmt: skip
+    assert (done.status, done.out) == (1, f"{out}: 8 photos, relu5_2 gem (32), vgg11 fast\n")
+    assert "d.jpg: not an image" in done.err
+    assert "1 of 8 files could not be read" in done.err
+    done = verydeep("similar", out, folder / "a.png", folder / "b.png", "--top", 2, "--json",
+                    "--sheet", sheet)  # fmt: skip
+    assert done.status == 0
+    rows = json.loads(done.out)
+    assert [row["matches"][0]["path"] for row in rows] == [row["query"] for row in rows]
+    assert rows[0]["matches"][0]["cosine"] == pytest.approx(1, abs=1e-5)
+    with Image.open(sheet) as image:
+        assert image.width > 400
+    done = verydeep("similar", out, folder / "a.png", "--top", 2)
+    assert done.out.splitlines()[:2] == [str(folder / "a.png"), f"   1.0000  {folder / 'a.png'}"]
+    shutil.copy(folder / "a.png", folder / "z.png")
+    done = verydeep("duplicates", folder, "--model", model, "--layer", "relu4_2",
+                    "--threshold", 1, "--json")  # fmt: skip
+    assert done.status == 1
+    (group,) = json.loads(done.out)["groups"]
+    assert group[1] == {
+        "path": str(folder / "z.png"), "of": str(folder / "a.png"), "cosine": 1.0,
+        "identical": True,
+    }  # fmt: skip
+    done = verydeep("features", folder / "d.jpg", "--model", model, "--layer", "relu5_2",
+                    "--out", tmp_path / "none.npz")  # fmt: skip
+    assert done.status == 2
+    done = verydeep("features", folder, "--out", tmp_path / "x.npz", "--size", "big")
+    assert (done.status, done.out) == (2, "")
+    assert "size is 'big'" in done.err
+    done = verydeep("similar", out, tmp_path / "*.gif")
+    assert done.status == 2
+    assert "no such file" in done.err
+
+
+def test_ctrl_c_says_how_to_go_on(
+    verydeep: Run, folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from verydeep.cli import features
+
+    out = tmp_path / "f.npz"
+    words = ("features", folder, "--model", model, "--layer", "relu5_2", "--out", out)
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "progress", stopping(3, []))
+        done = verydeep(*words)
+    assert (done.status, done.out) == (130, "")
+    assert f"what was done is in {out}.partial; the same command goes on" in done.err
+    assert len((tmp_path / "f.npz.partial" / "rows.jsonl").read_text().splitlines()) == 3
+    assert verydeep(*words).status == 1
+    assert len(retrieval.open_features(out)) == 8
+
+
+def test_pixels_are_not_touched(folder: Path, model: Path, tmp_path: Path) -> None:
+    verydeep.features(folder, tmp_path / "f.npz", "relu5_2", model=model)
+    image = pixels(40, 40, 1)[0]
+    before = image.copy()
+    verydeep.similar(tmp_path / "f.npz", image)
+    assert_array_equal(image, before)
