@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 __all__ = ["Racer", "race", "racers"]
 
 MOST_PAIRS = 7
-CLEAR = 2.0  # a lead of this much is not chance, nor made up for by other settings
+CLEAR = 1.5  # a lead of this much is not chance, nor made up for by other settings
 PAUSE_SECONDS = 0.01  # in which the threads of the one before stop waiting for more
 INT8_TOLERANCE = 3e-2  # between two engines that round at the same places: 4e-3 was seen
-RUN_SECONDS = 0.2  # of one run, about: larger batches are cut down to it
+RUN_SECONDS = 0.8  # of the reference's run, about: larger batches are cut down to it
 
 
 @dataclass(frozen=True)
