@@ -1,0 +1,295 @@
+"""A probe end to end on tiny networks and photos whose classes are colours; its cache; its refusals."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from PIL import Image
+
+import verydeep
+from verydeep import modelfile
+from verydeep.errors import DataError, LayerError, OutputError
+from verydeep.training import features as features_module
+from verydeep.training.data import find
+from verydeep.training.features import averages
+from verydeep.training.probe import ProbeConfig, candidates, choose, run
+
+from .tiny import model_file, tiny
+
+COLOURS = {"red": (200, 40, 40), "green": (40, 160, 60), "blue": (40, 60, 200)}
+
+
+def photos(folder: Path, count: int, seed: int = 0) -> Path:
+    """Class folders of noisy photos of one colour each, all different."""
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            draw = np.random.default_rng([seed, number, *colour])
+            noise = draw.normal(0, 60, (40, 48, 3))
+            pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_file(tmp_path_factory.mktemp("trunk") / "trunk.safetensors")
+
+
+@pytest.fixture(scope="session")
+def flowers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flowers")
+    photos(folder / "train", 12)
+    photos(folder / "val", 6, seed=1)
+    return folder
+
+
+def config(trunk: Path, **changes: object) -> ProbeConfig:
+    given = {"model": str(trunk), "sizes": (32,), "engine": "onnxruntime", "precision": "exact"}
+    return ProbeConfig(**{**given, **changes})  # type: ignore[arg-type]
+
+
+def test_end_to_end(trunk: Path, flowers: Path, tmp_path: Path) -> None:
+    lines: list[dict[str, object]] = []
+    result = run(config(trunk), flowers, out=tmp_path / "out", event=lines.append)
+    assert result.top1 > 0.9
+    assert result.classes == ("blue", "green", "red")
+    assert result.labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    made = verydeep.load(result.model, engine="onnxruntime", precision="exact")
+    network = made.record.network
+    assert network.head.kind == "gap"
+    assert made.record.class_names == result.classes
+    assert made.record.preprocess.resize == "exact"
+    # the model file says of the photos themselves what the run said of its features
+    paths = sorted((flowers / "val").glob("*/*.png"))
+    answers = made([str(path) for path in paths])
+    own = np.array([[next(p.probability for p in a.predictions if p.label == c)
+                     for c in result.classes] for a in answers])  # fmt: skip
+    assert_allclose(own, result.probabilities, atol=2e-4)
+    figures = {m["what"]: m for m in made.record.measured}
+    assert figures["top1"]["value"] == pytest.approx(result.top1)
+    assert "18 validation photos" in str(figures["top1"]["protocol"])
+    assert made.record.provenance["config"] == config(trunk).to_dict() | {
+        "sizes": [32],
+        "layers": [],
+    }
+    # what lies in the folder
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert stored["config"]["recipe"] == "probe"
+    logged = [
+        json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()
+    ]
+    assert [line["event"] for line in logged if line["event"] != "tried"] == [
+        "start", "note", "chosen", "note", "end",
+    ]  # fmt: skip
+    assert [line for line in lines if line["event"] != "features"] == logged
+    done = [line["done"] for line in lines if line["event"] == "features"]
+    assert done == [*range(1, 37), *range(1, 19)]
+
+
+def test_a_second_run_computes_nothing_and_says_the_same(
+    trunk: Path, flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(config(trunk), flowers, out=tmp_path / "a")
+    monkeypatch.setattr(
+        verydeep.Predictor, "_run", lambda *_: pytest.fail("the network was run again")
+    )
+
+    def none(*args: object, **_: object) -> object:
+        photos = args[1]
+        assert len(photos) == 0  # type: ignore[arg-type]
+        return iter(())
+
+    monkeypatch.setattr(verydeep.Predictor, "features_stream", none)
+    second = run(config(trunk), flowers, out=tmp_path / "b")
+    assert_allclose(second.probabilities, first.probabilities, rtol=1e-6)
+    assert "0 computed" in str([line for line in second.log if line["event"] == "note"])
+
+
+def test_features_are_the_averages_of_the_layers(trunk: Path, flowers: Path) -> None:
+    predictor = verydeep.load(trunk, engine="onnxruntime", precision="exact")
+    samples = find(flowers).train
+    last = [layer.name for layer in predictor.record.network.trunk if layer.kind == "relu"][-2:]
+    made = averages(predictor, samples, last, size=(32, 32))
+    assert made.computed == len(samples)
+    whole = predictor.features([str(s.source) for s in samples], last, size=(32, 32))
+    expected = np.concatenate([whole[layer].mean(axis=(2, 3)) for layer in last], axis=1)
+    assert_allclose(made.values, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_photo_is_known_by_its_content_and_a_space_by_all_it_depends_on(
+    trunk: Path, flowers: Path, tmp_path: Path
+) -> None:
+    samples = find(flowers).train
+    layers = ("relu1_1",)
+
+    def computed(model: Path = trunk, precision: str = "exact", **options: object) -> int:
+        predictor = verydeep.load(model, engine="onnxruntime", precision=precision)
+        given: dict[str, object] = {"layers": layers, "size": (32, 32), **options}
+        return averages(predictor, samples, **given).computed  # type: ignore[arg-type]
+
+    assert computed() == 36
+    assert computed() == 0
+    assert computed(size=(34, 34)) == 36
+    assert computed(layers=("relu2_1",)) == 36
+    assert computed(precision="fast") == 36
+    other = model_file(tmp_path / "other.safetensors", threshold=0.5)
+    assert computed(other) == 36
+    moved = photos(tmp_path / "moved", 13)
+    samples = tuple(find(moved, val_fraction=0).train)
+    assert computed() == 3  # one new photo a class; twelve are as they were, elsewhere
+
+
+def test_a_run_that_is_stopped_keeps_what_it_computed(
+    trunk: Path, flowers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features_module, "SHARD", 8)
+    predictor = verydeep.load(trunk, engine="onnxruntime", precision="exact")
+    samples = find(flowers).train
+
+    def stop(_: int, seen: list[int] = []) -> None:  # noqa: B006
+        seen.append(1)
+        if len(seen) == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        averages(predictor, samples, ("relu1_1",), size=(32, 32), passed=stop)
+    assert averages(predictor, samples, ("relu1_1",), size=(32, 32)).computed in (16, 17)
+
+
+def test_a_damaged_cache_is_computed_again(trunk: Path, flowers: Path, tmp_path: Path) -> None:
+    predictor = verydeep.load(trunk, engine="onnxruntime", precision="exact")
+    samples = find(flowers).train
+    first = averages(predictor, samples, ("relu1_1",), size=(32, 32))
+    for file in (tmp_path / "cache" / "features").rglob("averages.npy"):
+        file.write_bytes(file.read_bytes()[:-9])
+    again = averages(predictor, samples, ("relu1_1",), size=(32, 32))
+    assert again.computed == 36
+    assert_allclose(again.values, first.values)
+
+
+def test_bad_photos_are_left_out_and_listed(trunk: Path, tmp_path: Path) -> None:
+    folder = photos(tmp_path / "data", 10)
+    (folder / "red" / "3.png").write_bytes(b"")
+    (folder / "blue" / "0.png").write_bytes((folder / "blue" / "0.png").read_bytes()[:200])
+    result = run(config(trunk), folder, out=tmp_path / "out")
+    assert len(result.bad) == 2
+    assert {name.rpartition("/")[2] for name, _ in result.bad} == {"3.png", "0.png"}
+    assert any("the file is empty" in why for _, why in result.bad)
+    for file in folder.rglob("*.png"):
+        file.write_bytes(b"no")
+    with pytest.raises(DataError, match="no photo to train on can be read"):
+        run(config(trunk), folder, out=tmp_path / "none")
+
+
+def test_choosing_never_sees_what_is_held_out() -> None:
+    draw = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    useful = (labels[:, None] + draw.normal(0, 0.6, (200, 4))).astype(np.float32)
+    noise = draw.normal(size=(200, 300)).astype(np.float32)
+    both = np.concatenate([useful, noise], axis=1)
+    sets = {("all",): np.arange(304), ("useful",): np.arange(4), ("noise",): np.arange(4, 304)}
+    chosen = choose(both, labels, 2, sets)
+    assert chosen.layers == ("useful",)
+    alone = choose(noise, labels, 2, {("noise",): np.arange(300)})
+    assert 0.35 < alone.top1 < 0.65  # by chance, though a head could learn all of them by heart
+    assert choose(both, labels, 2, sets, l2=0.5).l2 == 0.5
+
+
+def test_copies_are_held_out_together() -> None:
+    draw = np.random.default_rng(0)
+    labels = np.repeat(np.arange(100) % 2, 2)
+    noise = np.repeat(draw.normal(size=(100, 300)), 2, axis=0).astype(np.float32)
+    every = {("noise",): np.arange(300)}
+    leaky = choose(noise, labels, 2, every, l2=0.01)
+    honest = choose(noise, labels, 2, every, l2=0.01, groups=np.repeat(np.arange(100), 2))
+    assert leaky.top1 > 0.75
+    assert 0.3 < honest.top1 < 0.7
+
+
+def test_candidates() -> None:
+    network = verydeep.network("vgg16")
+    sets = candidates(network)
+    assert sets[0] == tuple("relu3_3 relu4_1 relu4_2 relu4_3 relu5_1 relu5_2 relu5_3".split())
+    assert all(set(s) <= set(sets[0]) for s in sets)
+    assert candidates(network, ("relu5_3",)) == (("relu5_3",),)
+    with pytest.raises(LayerError, match="did you mean relu5_3"):
+        candidates(network, ("relu5_33",))
+    with pytest.raises(DataError, match="layer 'fc6' belongs to the head"):
+        candidates(network, ("fc6",))
+    assert candidates(tiny("vgg11"))[0][-1] == "relu5_2"
+
+
+def test_sizes_and_layers_are_chosen_or_told(trunk: Path, flowers: Path, tmp_path: Path) -> None:
+    told = config(trunk, sizes=(32, 36), layers=("relu2_1",), l2=0.2, stretch=False)
+    result = run(told, flowers, out=tmp_path / "out")
+    record = modelfile.read(result.model).record
+    assert record.network.head.layers == ("relu2_1",)
+    assert record.preprocess.crop_size in (32, 36)
+    assert {line["size"] for line in result.log if line["event"] == "tried"} == {32, 36}
+    assert {line["l2"] for line in result.log if line["event"] == "tried"} == {0.2}
+
+
+def test_refusals(trunk: Path, flowers: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"sizes has 8, too small for relu5_2 of vgg11; expected \d+"
+    ):
+        run(config(trunk, sizes=(8,)), flowers, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    for change, words in (
+        ({"sizes": ()}, "sizes is"),
+        ({"l2": -1.0}, "l2 is -1.0; expected 0 or more"),
+        ({"folds": 1}, "folds is 1; expected 2 or more"),
+    ):
+        with pytest.raises(DataError, match=words):
+            config(trunk, **change)
+    run(config(trunk), flowers, out=tmp_path / "out")
+    with pytest.raises(OutputError, match="holds a run already; go on with it by --resume"):
+        run(config(trunk), flowers, out=tmp_path / "out")
+
+
+def test_resuming_a_finished_run_changes_nothing(
+    trunk: Path, flowers: Path, tmp_path: Path
+) -> None:
+    first = run(config(trunk), flowers, out=tmp_path / "out")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
+    again = run(config(trunk), flowers, out=tmp_path / "out", resume=True)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()} == before
+    assert again.top1 == first.top1
+    (tmp_path / "out" / "model.safetensors").unlink()
+    third = run(config(trunk), flowers, out=tmp_path / "out", resume=True)
+    assert_allclose(third.probabilities, first.probabilities, rtol=1e-6)
+
+
+def test_a_quantised_trunk_stays_as_it_is_stored(tmp_path: Path, flowers: Path) -> None:
+    built_in = verydeep.load().model
+    few = {"sizes": (32,), "layers": ("relu1_2",), "engine": "onnxruntime", "precision": "exact"}
+    result = run(ProbeConfig(**few), flowers, out=tmp_path / "out")  # type: ignore[arg-type]
+    made = modelfile.read(result.model)
+    for name, array in made.stored.items():
+        if not name.startswith("classifier"):
+            assert array.dtype == built_in.stored[name].dtype
+            assert (array == built_in.stored[name]).all()
+    assert made.record.licence == built_in.record.licence
+
+
+def test_it_runs_without_torch(trunk: Path, flowers: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from verydeep.training.probe import ProbeConfig, run\n"
+        f"run(ProbeConfig(model={str(trunk)!r}, sizes=(32,), engine='onnxruntime'),"
+        f" {str(flowers)!r}, out={str(tmp_path / 'out')!r})\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

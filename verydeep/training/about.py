@@ -1,0 +1,54 @@
+"""What a run says about itself: the command that began it, the versions it ran with, the data, the time."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shlex
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from .data import Data
+
+__all__ = ["command", "described", "now", "versions"]
+
+PACKAGES = ("numpy", "torch", "onnxruntime", "openvino", "MNN")
+
+
+def command() -> str:
+    """As it was typed, quoted for a shell."""
+    program = Path(sys.argv[0]).name
+    program = "verydeep" if program == "__main__.py" else program  # python -m verydeep
+    return shlex.join([program, *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """Of verydeep, of what is installed that computes, of Python and of the system."""
+    found = {"verydeep": __version__}
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found | {
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+    }
+
+
+def now() -> str:
+    """Local time with its offset, ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def described(found: Data) -> dict[str, Any]:
+    """How many images and classes, and the digest by which a data set is known again."""
+    return {
+        "digest": found.digest,
+        "classes": len(found.classes),
+        "train": len(found.train),
+        "val": len(found.val),
+        "split": found.split,
+    }

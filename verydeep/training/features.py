@@ -1,0 +1,224 @@
+"""Averages of a network's layers over many photos, computed once and kept on disk.
+
+A photo is known by its content, so a file that is renamed, or moved from one set to another, is not
+computed again. What is kept belongs to a space: the weights, the layers, the resize and crop, the precision
+and the code that builds the graph. Each run adds what was new as shards of some hundred photos, so that one
+which is stopped loses little.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines.cache import Cache
+from ..engines.choice import source_of
+from ..errors import EngineError
+from ..folders import cache_folder
+from ..predictor import DECODING_THREADS, Failure, Predictor
+from ..sizing import sized
+from . import data
+
+if TYPE_CHECKING:
+    from ..preprocess import ImageLike
+    from ..sizing import Size
+
+__all__ = ["Averages", "averages", "features_cache"]
+
+SHARD = 512  # photos, about 4 MB at 2048 channels
+
+
+@dataclass(frozen=True, eq=False)
+class Averages:
+    """values: (photos, channels) float32, the layers' channels one after another; NaN where `faults` has
+    the photo. digests: of each photo's content, hexadecimal; "" where it could not be read.
+    faults: photo number -> why it has no features. computed: how many were not found on disk.
+    engine, precision: of those computed now, "" where none was.
+    """
+
+    values: NDArray[np.float32]
+    digests: tuple[str, ...]
+    faults: Mapping[int, str]
+    computed: int
+    engine: str = ""
+    precision: str = ""
+
+
+def features_cache() -> Cache:
+    """Where averages are kept: "features" in `folders.cache_folder()`, $VERYDEEP_CACHE_LIMIT at most."""
+    return Cache(cache_folder() / "features")
+
+
+def averages(
+    predictor: Predictor,
+    photos: Sequence[data.Sample],
+    layers: Sequence[str],
+    *,
+    size: Size = None,
+    batch: int = 16,
+    cache: Cache | None = None,
+    passed: Callable[[int], None] = lambda _: None,
+) -> Averages:
+    """The average of each layer over each photo.
+
+    layers: paper names. size: see `verydeep.sizing`. passed: told 1 for each photo that is computed.
+    Photos that cannot be read are in `faults`.
+    """
+    cache = features_cache() if cache is None else cache
+    layers = tuple(layers)
+    faults: dict[int, str] = {}
+    digests = _digests(photos, faults)
+    space = _space(predictor, layers, size)
+    known = _kept(cache, space, set(digests))
+    new: dict[str, int] = {}  # digest -> the first photo that has it
+    for at, digest in enumerate(digests):
+        if digest and digest not in known:
+            new.setdefault(digest, at)
+    engine = precision = ""
+    computed = 0
+    bad: dict[str, str] = {}
+    fresh: dict[str, NDArray[np.float32]] = {}
+    stream = predictor.features_stream(
+        _Files(photos, list(new.values())), layers, "avg", size=size, batch=batch
+    )
+    try:
+        for digest, item in zip(new, stream, strict=True):
+            passed(1)
+            computed += 1
+            if isinstance(item, Failure):
+                bad[digest] = item.error
+                continue
+            fresh[digest] = np.concatenate([item[layer] for layer in layers])
+            engine, precision = item.engine, item.precision
+            if len(fresh) >= SHARD:
+                _keep(cache, space, fresh)
+                known.update(fresh)
+                fresh = {}
+    finally:
+        _keep(cache, space, fresh)  # what is there is kept, Ctrl-C or not
+    known.update(fresh)
+    channels = sum(predictor.record.network.layer(layer).outputs for layer in layers)
+    values = np.full((len(photos), channels), np.nan, np.float32)
+    for at, digest in enumerate(digests):
+        if digest in known:
+            values[at] = known[digest]
+        elif digest:
+            faults[at] = bad[digest].partition(": ")[2] or bad[digest]
+    return Averages(
+        values, tuple(digests), dict(sorted(faults.items())), computed, engine, precision
+    )
+
+
+class _Files(Sequence["ImageLike"]):
+    """Photos that are opened when they are needed; how many there are is known before."""
+
+    def __init__(self, photos: Sequence[data.Sample], which: Sequence[int]) -> None:
+        self.photos, self.which = photos, which
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def __getitem__(self, at: Any) -> Any:
+        return data.open(self.photos[self.which[at]])
+
+    def __iter__(self) -> Iterator[ImageLike]:
+        for at in self.which:
+            try:
+                image = data.open(self.photos[at])
+            except OSError:  # gone since it was hashed
+                image = b""  # which is reported as an empty file
+            yield image
+
+
+def _digests(photos: Sequence[data.Sample], faults: dict[int, str]) -> list[str]:
+    def digest(photo: data.Sample) -> str | OSError:
+        try:
+            image = data.open(photo)
+            if isinstance(image, np.ndarray):
+                about = f"{image.shape} {image.dtype}".encode()
+                return hashlib.sha256(about + image.tobytes()).hexdigest()
+            if isinstance(image, bytes):
+                return hashlib.sha256(image).hexdigest()
+            with open(os.fspath(image), "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            return error
+
+    found = []
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
+        for at, made in enumerate(pool.map(digest, photos)):
+            if isinstance(made, OSError):
+                faults[at] = made.strerror or str(made)
+            found.append("" if isinstance(made, OSError) else made)
+    return found
+
+
+def _space(predictor: Predictor, layers: tuple[str, ...], size: Size) -> dict[str, Any]:
+    """What the averages depend on beside the photo."""
+    preprocess = predictor.preprocess
+    if size is not None:
+        preprocess = sized(predictor.record.preprocess, size)
+    graph = source_of(predictor.model, "uint8", layers, False, pool="avg").key
+    facts = {
+        "graph": graph,
+        "preprocess": {**preprocess.to_dict(), "size": repr(size)},
+        "precision": predictor.precision,
+    }
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    return {"space": name, "layers": list(layers), **facts}
+
+
+def _kept(
+    cache: Cache, space: Mapping[str, Any], wanted: set[str]
+) -> dict[str, NDArray[np.float32]]:
+    """What the shards of that space have of the photos that are wanted."""
+    found: dict[str, NDArray[np.float32]] = {}
+    for entry in cache.entries():
+        if entry.about.get("space") != space["space"]:
+            continue
+
+        def make(_: Path) -> None:  # only where the shard was damaged a moment ago
+            raise EngineError("the shard is gone")
+
+        about = {key: value for key, value in entry.about.items() if key != "format"}
+        with suppress(EngineError):
+            shard = cache.open(entry.name, about, make, _load, needs_bytes=lambda: 0)
+            found.update((d, row) for d, row in shard.items() if d in wanted)
+    return found
+
+
+def _keep(cache: Cache, space: Mapping[str, Any], fresh: Mapping[str, NDArray[np.float32]]) -> None:
+    if not fresh:
+        return
+    values = np.stack(list(fresh.values()))
+    content = hashlib.sha256("".join(fresh).encode()).hexdigest()[:16]
+
+    def make(folder: Path) -> None:
+        np.save(folder / "averages.npy", values)
+        np.save(folder / "photos.npy", np.array(list(fresh), "S64"))
+
+    name = f"averages-{space['space'][:16]}-{content}"
+    about = {**space, "photos": len(fresh)}
+    with suppress(EngineError):  # no room: then they are computed again another time
+        cache.open(name, about, make, _load, needs_bytes=lambda: values.nbytes + 100 * len(fresh))
+
+
+def _load(folder: Path, about: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+    try:
+        values = np.load(folder / "averages.npy", allow_pickle=False)
+        digests = np.load(folder / "photos.npy", allow_pickle=False).astype(str)
+        if values.ndim != 2 or not len(values) == len(digests) == about["photos"]:
+            raise ValueError("its arrays do not match")
+    except (OSError, ValueError, KeyError) as error:
+        raise EngineError(f"kept averages cannot be read: {error}") from error
+    return dict(zip(digests.tolist(), values, strict=True))
