@@ -68,6 +68,8 @@ def test_public_names() -> None:
     assert verydeep.__all__ == [
         "__version__",
         "Answer",
+        "Distance",
+        "Distances",
         "Duplicates",
         "Evaluation",
         "Explanation",
@@ -77,17 +79,24 @@ def test_public_names() -> None:
         "Head",
         "Neighbours",
         "Network",
+        "Perceptual",
+        "Portrait",
         "Prediction",
         "Predictor",
         "Preprocess",
         "VerydeepError",
+        "content_distance",
+        "dists",
         "duplicates",
         "evaluate",
         "explain",
         "features",
         "load",
+        "lpips",
         "network",
+        "show",
         "similar",
+        "style_distance",
     ]
     for name in verydeep.__all__:
         assert getattr(verydeep, name) is not None

@@ -29,6 +29,8 @@ _HOME = {
     "evaluate": "evaluation",
     "Explanation": "explanations",
     "explain": "explanations",
+    "Portrait": "portrait",
+    "show": "portrait",
     "Head": "nets",
     "Network": "nets",
     "network": "nets",
@@ -38,12 +40,19 @@ _HOME = {
     "duplicates": "retrieval",
     "features": "retrieval",
     "similar": "retrieval",
+    "Distance": "perceptual",
+    "Distances": "perceptual",
+    "Perceptual": "perceptual",
+    "content_distance": "perceptual",
+    "dists": "perceptual",
+    "lpips": "perceptual",
+    "style_distance": "perceptual",
     "VerydeepError": "errors",
 }
 _MODULES = frozenset(
     (
         "drawing engines errors evaluation explanations graph modelfile models "
-        "nets predictor preprocess retrieval weights"
+        "nets perceptual portrait predictor preprocess retrieval weights"
     ).split()
 )
 
@@ -58,6 +67,15 @@ if TYPE_CHECKING:
     from .nets import Head as Head
     from .nets import Network as Network
     from .nets import network as network
+    from .perceptual import Distance as Distance
+    from .perceptual import Distances as Distances
+    from .perceptual import Perceptual as Perceptual
+    from .perceptual import content_distance as content_distance
+    from .perceptual import dists as dists
+    from .perceptual import lpips as lpips
+    from .perceptual import style_distance as style_distance
+    from .portrait import Portrait as Portrait
+    from .portrait import show as show
     from .predictor import Answer as Answer
     from .predictor import Failure as Failure
     from .predictor import Features as Features

@@ -1,4 +1,4 @@
-"""Makes explanation.png: the picture of a tiny network's CAM, at a sixth of its size.
+"""Makes explanation.png: the picture of a tiny network's CAM, at an eighth of its size.
 
     python -m tests.golden.explanation_make
 
@@ -20,7 +20,7 @@ def picture(folder: Path) -> Image.Image:
     model = verydeep.load(model_file(folder / "tiny.safetensors"), precision="exact")
     seen = verydeep.explain(model, photo(folder / "photo.png"), top=2)
     whole = seen.picture()
-    return whole.resize((whole.width // 6, whole.height // 6), Image.Resampling.BOX)
+    return whole.resize((whole.width // 8, whole.height // 8), Image.Resampling.BOX)
 
 
 if __name__ == "__main__":

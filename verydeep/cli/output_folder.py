@@ -1,4 +1,4 @@
-"""A folder for pictures, made and tried before the work whose results it is to hold."""
+"""Places for results, made and tried before the work whose results they are to hold."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import OutputError
 
-__all__ = ["Names", "output_folder"]
+__all__ = ["Names", "output_file", "output_folder"]
 
 
 def output_folder(path: Path) -> Path:
@@ -24,6 +24,17 @@ def output_folder(path: Path) -> Path:
         raise OutputError(
             f"{path}: cannot be written: {error.strerror}; choose a folder you may write to"
         ) from error
+    return path
+
+
+def output_file(path: Path) -> Path:
+    """The path of a file to be written. OutputError where its folder does not take one."""
+    folder = path.parent
+    if path.is_dir():
+        raise OutputError(f"{path}: a folder, and a file is needed; name one in it")
+    if not folder.is_dir():
+        raise OutputError(f"{path}: cannot be written: there is no folder {folder}; make it first")
+    output_folder(folder)
     return path
 
 

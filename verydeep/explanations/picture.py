@@ -10,9 +10,10 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..colours import coloured
+from ..lettering import length, lines, shortened, write
 
 if TYPE_CHECKING:
     from . import Explanation, HeatMap
@@ -26,6 +27,7 @@ HEAD, FOOT = 42, 62  # above and below a photo
 PAPER, INK, FAINT = (255, 255, 255), (24, 26, 30), (110, 116, 124)
 DIM = 0.35  # of the contrast outside what the network saw
 STRONGEST = 0.78  # opacity of the strongest colour
+SMOOTH = 1.5  # deviation, in the network's pixels, by which ig is smoothed for the eye
 OUTLIERS = 99.5  # percentile that ig's scale ends at: single pixels would hide all others
 
 UNITS = {
@@ -33,7 +35,7 @@ UNITS = {
     "gradcam": "weighted activation",
     "gradcam++": "weighted activation",
     "occlusion": "fall of the score",
-    "ig": "share of the score, a pixel",
+    "ig": "share of the score, a pixel, smoothed",
 }
 
 
@@ -48,9 +50,7 @@ def draw(explanation: Explanation) -> Image.Image:
     )
     rows = math.ceil(len(panels) / columns)
     width, height = panels[0].size
-    footer = _lines(
-        f"{explanation.model} · {explanation.how}", _font(TEXT - 2), _width(columns, width)
-    )
+    footer = lines(f"{explanation.model} · {explanation.how}", TEXT - 2, _width(columns, width))
     canvas = Image.new(
         "RGB",
         (
@@ -65,7 +65,7 @@ def draw(explanation: Explanation) -> Image.Image:
     pen = ImageDraw.Draw(canvas)
     top = MARGIN + rows * height + (rows - 1) * GAP + 10
     for at, line in enumerate(footer):
-        pen.text((MARGIN, top + 20 * at), line, FAINT, _font(TEXT - 2))
+        write(pen, (MARGIN, top + 20 * at), line, FAINT, TEXT - 2)
     return canvas
 
 
@@ -103,32 +103,36 @@ def _first(photo: Image.Image, box: tuple[float, ...], explanation: Explanation)
     panel = _blank(photo.size)
     panel.paste(_outside(photo.convert("RGB"), box), (0, HEAD))
     pen = ImageDraw.Draw(panel)
-    pen.text(
-        (0, HEAD - 12), _short(name, _font(TITLE), photo.width), INK, _font(TITLE), anchor="ls"
-    )
+    write(pen, (0, HEAD - 12), shortened(name, TITLE, photo.width), INK, TITLE, anchor="ls")
     said = f"the network sees {seen[1]} x {seen[0]} pixels"
     if _is_inside(box, photo.size):
         said += " of the bright part"
-    pen.text((0, HEAD + photo.height + 10), said, FAINT, _font(TEXT))
+    write(pen, (0, HEAD + photo.height + 10), said, FAINT, TEXT)
     return panel
 
 
 def _panel(photo: Image.Image, box: tuple[float, ...], heat: HeatMap, method: str) -> Image.Image:
     panel = _blank(photo.size)
-    top = scale_end(heat.upscaled, method)
-    panel.paste(overlaid(photo, box, heat.upscaled, top), (0, HEAD))
+    values = smoothed(heat.upscaled) if method == "ig" else heat.upscaled
+    top = float(np.percentile(values, OUTLIERS) if method == "ig" else values.max())
+    panel.paste(overlaid(photo, box, values, top), (0, HEAD))
     pen = ImageDraw.Draw(panel)
     percent = f"{heat.probability:.1%}"
-    room = photo.width - _font(TITLE).getlength(percent) - 14
-    pen.text((0, HEAD - 12), _short(heat.label, _font(TITLE), room), INK, _font(TITLE), anchor="ls")
-    pen.text((photo.width, HEAD - 12), percent, FAINT, _font(TITLE), anchor="rs")
+    room = photo.width - length(percent, TITLE) - 14
+    write(pen, (0, HEAD - 12), shortened(heat.label, TITLE, room), INK, TITLE, anchor="ls")
+    write(pen, (photo.width, HEAD - 12), percent, FAINT, TITLE, anchor="rs")
     _legend(panel, photo, top, UNITS[method])
     return panel
 
 
-def scale_end(heat: np.ndarray, method: str) -> float:
-    """The value that gets the last colour."""
-    return float(np.percentile(heat, OUTLIERS) if method == "ig" else heat.max())
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """The mean around each pixel, for the eye: neighbouring pixels' own values differ wildly."""
+    for axis in (0, 1):
+        apart = np.subtract.outer(np.arange(values.shape[axis]), np.arange(values.shape[axis]))
+        weights = np.exp(-0.5 * (apart / SMOOTH) ** 2)
+        weights /= weights.sum(1, keepdims=True)
+        values = np.moveaxis(np.tensordot(weights, values, (1, axis)), 0, axis)
+    return values
 
 
 def _legend(panel: Image.Image, photo: Image.Image, top: float, unit: str) -> None:
@@ -141,11 +145,11 @@ def _legend(panel: Image.Image, photo: Image.Image, top: float, unit: str) -> No
     panel.paste(Image.fromarray(np.rint(bar).astype(np.uint8)), (0, up))
     below = up + 16
     if top <= 0:
-        pen.text((0, below), "nothing here speaks for this class", FAINT, _font(TEXT))
+        write(pen, (0, below), "nothing here speaks for this class", FAINT, TEXT)
         return
-    pen.text((0, below), "0", INK, _font(TEXT))
-    pen.text((photo.width / 2, below), unit, FAINT, _font(TEXT), anchor="ma")
-    pen.text((photo.width, below), _number(top), INK, _font(TEXT), anchor="ra")
+    write(pen, (0, below), "0", INK, TEXT)
+    write(pen, (photo.width / 2, below), unit, FAINT, TEXT, anchor="ma")
+    write(pen, (photo.width, below), _number(top), INK, TEXT, anchor="ra")
 
 
 def _number(value: float) -> str:
@@ -182,29 +186,3 @@ def _blank(size: tuple[int, int]) -> Image.Image:
 
 def _width(columns: int, width: int) -> int:
     return columns * width + (columns - 1) * GAP
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, so that nothing need be installed."""
-    return ImageFont.load_default(size)
-
-
-def _short(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> str:
-    """The text, cut to fit."""
-    if font.getlength(text) <= room:
-        return text
-    while text and font.getlength(text + "...") > room:
-        text = text[:-1]
-    return text + "..."
-
-
-def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float) -> list[str]:
-    """The text in lines that fit."""
-    lines = [""]
-    for word in text.split(" "):
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > room:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines

@@ -1,0 +1,287 @@
+"""A look inside a network against torch's values and gradients, and pages that need nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from PIL import Image
+
+import verydeep
+from verydeep import lettering, models
+from verydeep.errors import DataError, ImageError, ModelFileError, OutputError
+from verydeep.portrait import fields, filters, show
+from verydeep.preprocess import Preprocess
+
+from .conftest import Run
+from .test_imports import BLOCK, python
+from .tiny import model_file, photo, tiny
+
+GOLDEN = Path(__file__).parent / "golden"
+SMALL = Preprocess(resize_size=40, crop_size=32)
+
+
+def test_the_strongest_channels_are_torchs(tmp_path: Path) -> None:
+    path = model_file(
+        tmp_path / "m.safetensors", tiny("vgg16_bn", "classic", width=1 / 4), preprocess=SMALL
+    )
+    image = photo(tmp_path / "a.png")
+    predictor = verydeep.load(path, precision="exact")
+    seen = show(predictor, image, size=(48, 64), strongest=5)
+    names = ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"]
+    assert [block.layer for block in seen.blocks] == names
+    x = torch.from_numpy(predictor.preprocess.normalise(np.array(Image.open(image))))
+    with torch.no_grad():
+        values = models.load(path).taps(x, names)
+    for block in seen.blocks:
+        maps = values[block.layer][0].numpy()
+        assert block.row.shape == maps.shape
+        order = maps.mean((1, 2)).argsort()[::-1][:5]
+        assert [channel.index for channel in block.channels] == order.tolist()
+        for channel in block.channels:
+            assert_allclose(channel.map, maps[channel.index], atol=1e-4 * maps.max())
+            assert channel.mean == pytest.approx(maps[channel.index].mean(), rel=1e-3)
+            assert maps[channel.index][channel.peak] == maps[channel.index].max()
+    assert (
+        str(seen).splitlines()[1].split()
+        == "layer maps of units a unit sees strongest channels".split()
+    )
+    assert str(seen).splitlines()[4].split() == [
+        "relu3_3", "64", "16x12", "40x40", *(str(c.index) for c in seen.blocks[2].channels)
+    ]  # fmt: skip
+    assert seen.answer == predictor(image)
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+def test_filters_are_per_step_of_a_pixel(tmp_path: Path, order: Any) -> None:
+    """What the first convolution gains where one pixel gets one step brighter, by running it."""
+    record = Preprocess(
+        resize_size=32, crop_size=32, channel_order=order, range=(0, 255), std=(0.5, 2, 4)
+    )
+    path = model_file(tmp_path / "m.safetensors", tiny("vgg11_bn"), preprocess=record)
+    predictor = verydeep.load(path, precision="exact")
+    seen = show(predictor)
+    assert seen.filters.shape == (4, 3, 3, 3)
+    plain = np.full((16, 16, 3), 100, np.uint8)
+    for channel in range(3):
+        brighter = plain.copy()
+        brighter[8, 8, channel] += 50
+        before, after = (
+            predictor.features(image, ["conv1_1"], size="own")["conv1_1"][0]
+            for image in (plain, brighter)
+        )
+        gain = (after - before)[:, 7:10, 7:10] / 50
+        # a filter is seen turned round from where its pixel lies
+        assert_allclose(gain[:, ::-1, ::-1], seen.filters[:, channel], atol=1e-3)
+
+
+def test_a_tile_shows_signs() -> None:
+    weights = np.zeros((3, 3, 3), np.float32)
+    weights[0, 0, 0], weights[1, 2, 1] = 2, -1
+    shown = np.asarray(filters.tile(weights))
+    assert shown[0, 0].tolist() == [255, 128, 128]
+    assert shown[2, 1].tolist() == [128, 64, 128]
+    assert shown[1, 1].tolist() == [128, 128, 128]
+    assert np.asarray(filters.tile(weights[:1]))[0, 0].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("pool", ["avg", "l2"])
+def test_fields_are_where_gradients_are(tmp_path: Path, pool: str) -> None:
+    """With positive weights on a white photo every pixel of a field matters, and none beside it."""
+    net = tiny("vgg11", pool=pool, width=1 / 16)
+    path = model_file(tmp_path / "m.safetensors", net, preprocess=SMALL)
+    white = Image.new("RGB", (150, 150), (255, 255, 255))
+    seen = show(verydeep.load(path), white, size="own", strongest=1)
+    module = models.load(path).double()
+    for weight in module.parameters():
+        weight.data = weight.data.abs()
+    x = torch.ones(1, 3, 150, 150, dtype=torch.float64, requires_grad=True)
+    values = module.taps(x, [block.layer for block in seen.blocks])
+    for block in seen.blocks:
+        _, height, width = block.row.shape
+        unit = height // 2, width // 2 - 1
+        value = values[block.layer][0, 0][unit]
+        (gradient,) = torch.autograd.grad(value, x, retain_graph=True)
+        rows, columns = np.nonzero(gradient[0].abs().sum(0).numpy())
+        centre = tuple(block.row.position + block.row.stride * at for at in reversed(unit))
+        left, top, right, bottom = fields.field(block, centre)  # type: ignore[arg-type]
+        found = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+        inside = max(left, 0), max(top, 0), min(right, 150), min(bottom, 150)
+        assert found == inside
+
+
+def test_fields_share_a_centre(tmp_path: Path) -> None:
+    path = model_file(tmp_path / "m.safetensors", preprocess=SMALL)
+    seen = show(verydeep.load(path), photo(tmp_path / "a.png"), size=(96, 128))
+    boxes = fields.fields(seen)
+    last = seen.blocks[-1]
+    row, column = last.channels[0].peak
+    for block, (left, top, right, bottom) in zip(seen.blocks, boxes, strict=True):
+        assert right - left == bottom - top == block.row.receptive_field
+        assert abs((left + right) / 2 - (7.5 + 16 * column + 0.5)) <= block.row.stride / 2
+        assert abs((top + bottom) / 2 - (7.5 + 16 * row + 0.5)) <= block.row.stride / 2
+
+
+class Page(HTMLParser):
+    """What a page refers to, and whether its tags close."""
+
+    EMPTY = frozenset({"meta", "img", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [
+            value or "" for name, value in attrs if name in ("src", "href", "xlink:href")
+        ]
+        assert tag not in ("script", "link", "iframe")
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.EMPTY:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
+    names = ("ant", "bee", "<b>bus</b>", "daisy", "tabby", "espresso", "violin")
+    path = model_file(tmp_path / "m.safetensors", class_names=names)
+    file = photo(tmp_path / "a & b.png", 64, 80)
+    seen = show(path, file, size="own", strongest=3)
+    text = seen.page()
+    page = Page(text)
+    assert page.open == []
+    inside = [link for link in page.links if link.startswith("data:image/png;base64,")]
+    assert set(page.links) - set(inside) == {"#photo"}
+    assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org)", text)
+    pictures = [Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2]))) for link in inside]
+    sizes = [picture.size for picture in pictures]
+    assert sizes == [(80, 64), *[(3, 3)] * 4, *(
+        (block.row.shape[2], block.row.shape[1]) for block in seen.blocks for _ in range(3)
+    ), (80, 64)]  # fmt: skip
+    assert (np.asarray(pictures[0]) == np.asarray(Image.open(file))).all()
+    assert "&lt;b&gt;bus" in text
+    assert "<b>bus" not in text
+    assert "a &amp; b.png" in text
+    alone = show(path).page()
+    assert "The 4 filters" in alone
+    assert "What a unit sees" not in alone
+
+
+def test_the_pictures(tmp_path: Path) -> None:
+    """Against goldens that were looked at; tests/golden/portrait_make.py makes them again."""
+    from .golden.portrait_make import pictures
+
+    found = pictures(tmp_path)
+    assert sorted(found) == ["channels", "fields", "filters"]
+    for name, picture in found.items():
+        golden = Image.open(GOLDEN / f"portrait_{name}.png").convert("RGB")
+        assert picture.size == golden.size
+        off = np.abs(np.asarray(picture, np.float32) - np.asarray(golden, np.float32))
+        assert off.mean() < 1.5, name
+
+
+def test_without_photo_head_or_colour(tmp_path: Path) -> None:
+    trunk = model_file(tmp_path / "trunk.safetensors", tiny(classes=0), preprocess=SMALL)
+    seen = show(trunk, photo(tmp_path / "a.png"))
+    assert seen.answer is None
+    assert set(seen.pictures) == {"filters", "channels", "fields"}
+    assert "What it says" not in seen.page()
+    alone = show(trunk)
+    assert list(alone.pictures) == ["filters"]
+    assert "strongest" not in str(alone)
+    assert alone.blocks[0].row.shape == (4, 224, 224)
+    grey = model_file(
+        tmp_path / "grey.safetensors", tiny(in_channels=1),
+        preprocess=Preprocess(channel_order="L", mean=(0.5,), std=(0.2,)),
+    )  # fmt: skip
+    deep = tmp_path / "deep.png"
+    Image.fromarray((np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16)).save(deep)
+    seen = show(grey, deep, size=64)
+    assert seen.filters.shape == (4, 1, 3, 3)
+    for picture in seen.pictures.values():
+        assert picture.mode == "RGB"
+
+
+def size(file: Path) -> tuple[int, int]:
+    with Image.open(file) as image:
+        return image.size
+
+
+def test_saving(tmp_path: Path, model: Path) -> None:
+    seen = show(model, photo(tmp_path / "a.png"), size=64)
+    written = seen.save(tmp_path / "new" / "pictures")
+    assert [file.name for file in written] == ["filters.png", "channels.png", "fields.png"]
+    sizes = [size(file) for file in written]
+    (one,) = seen.save(tmp_path / "all.png")
+    assert size(one) == (max(w for w, _ in sizes), sum(h for _, h in sizes))
+    with pytest.raises(OutputError, match=r"a\.png/x: cannot be made a folder"):
+        seen.save(tmp_path / "a.png" / "x")
+
+
+def test_the_command(verydeep: Run, tmp_path: Path, model: Path) -> None:
+    image = photo(tmp_path / "a.png")
+    words = ("show", model, image, "--size", "48x64", "--strongest", 2)
+    done = verydeep(*words, "--out", tmp_path / "out", "--html", tmp_path / "a.html")
+    assert done.status == 0
+    assert "relu5_2" in done.out
+    assert "64x48 pixels" in done.out
+    assert done.err.count("wrote ") == 4
+    assert (tmp_path / "a.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert verydeep("show", model).out.count("relu") == 5
+    done = verydeep("show", tmp_path / "gone.safetensors")
+    assert done.status == 2
+    assert "there is no such file" in done.err
+    assert "did you mean builtin" in verydeep("show", "bultin").err
+    done = verydeep("show", model, tmp_path / "gone.jpg", "--html", tmp_path / "b.html")
+    assert (done.status, done.out) == (2, "")
+    assert "gone.jpg: no such file" in done.err
+    assert not (tmp_path / "b.html").exists()
+    assert "size is 'x'" in verydeep("show", model, "--size", "x").err
+    assert "no folder" in verydeep(*words, "--html", tmp_path / "no" / "a.html").err
+    assert "a folder, and a file is needed" in verydeep(*words, "--html", tmp_path).err
+    assert "a.png: a file, and a folder is needed" not in verydeep(*words, "--out", image).err
+    assert "a.html: a file, and a folder" in verydeep(*words, "--out", tmp_path / "a.html").err
+
+
+def test_refusals(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(DataError, match="strongest is 0; expected 1 or more"):
+        show(model, strongest=0)
+    with pytest.raises(ImageError, match=r"too small"):
+        show(model, photo(tmp_path / "a.png", 12, 40), size="own")
+    with pytest.raises(ModelFileError, match="no such file"):
+        show(tmp_path / "gone.safetensors")
+
+
+def test_show_without_torch(tmp_path: Path, model: Path) -> None:
+    words = ["verydeep", "show", str(model), str(photo(tmp_path / "a.png"))]
+    words += ["--html", str(tmp_path / "a.html"), "--out", str(tmp_path / "a")]
+    done = python(f"{BLOCK}\nsys.argv = {words!r}\nfrom verydeep.cli import main\nmain()")
+    assert done.returncode == 0, done.stderr
+
+
+def test_lettering() -> None:
+    assert lettering.shortened("Pekinese", 20, 1000) == "Pekinese"
+    short = lettering.shortened("a very long name of a class", 20, 120)
+    assert short.endswith("...")
+    assert lettering.length(short, 20) <= 120
+    assert lettering.shortened("Spätzle \N{SNOWMAN}", 20, 1000) == "Spatzle ?"
+    found = lettering.lines("one two three four five six", 16, 90)
+    assert " ".join(found) == "one two three four five six"
+    assert len(found) > 1
+    assert all(lettering.length(line, 16) <= 90 for line in found)
