@@ -86,7 +86,10 @@ def test_a_row_a_photo(suffix: str, folder: Path, model: Path, tmp_path: Path) -
     assert (about.pool, about.size, about.precision) == ("gem", None, "fast")
     assert (about.model, about.sha256) == (str(model), verydeep.load(model).sha256)
     assert not (tmp_path / f"features.{suffix}.partial").exists()
-    assert str(file) == f"{out}: 8 photos, relu4_2 gem (32), relu5_2 gem (32), vgg11 fast"
+    assert (
+        str(file)
+        == f"{out}: 8 photos, relu4_2 gem (32), relu5_2 gem (32), vgg11 (onnxruntime fast)"
+    )
     with pytest.raises(DataError, match="not named; the features are of relu4_2, relu5_2"):
         file.numbers()
 
@@ -465,7 +468,10 @@ def test_commands(verydeep: Run, folder: Path, model: Path, tmp_path: Path) -> N
         "features", folder, "--model", model, "--layer", "relu5_2", "--size", "40x48",
         "--pool", "gem", "--out", out,
     )  # fmt: skip
-    assert (done.status, done.out) == (1, f"{out}: 8 photos, relu5_2 gem (32), vgg11 fast\n")
+    assert (done.status, done.out) == (
+        1,
+        f"{out}: 8 photos, relu5_2 gem (32), vgg11 (onnxruntime fast)\n",
+    )
     assert "d.jpg: not an image" in done.err
     assert "1 of 8 files could not be read" in done.err
     done = verydeep("similar", out, folder / "a.png", folder / "b.png", "--top", 2, "--json",

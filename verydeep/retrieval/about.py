@@ -13,7 +13,6 @@ from ..sizing import Size
 __all__ = ["FORMAT", "About"]
 
 FORMAT = 1
-_KEYS = ("format", "model", "sha256", "network", "layers", "pool", "size", "precision", "version")
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class About:
 
     model: as it was named, a file by its absolute path. sha256: of the model file. network: its name.
     layers: paper names, with the shape that one photo has in each. pool, size: as `Predictor.features`
-    takes them. precision: a class, as "fast". version: of verydeep.
+    takes them. precision: a class, as "fast". version: of verydeep. engine: the last one that computed.
     """
 
     model: str
@@ -33,6 +32,7 @@ class About:
     size: Size
     precision: str
     version: str
+    engine: str = "auto"
 
     def width(self, layer: str) -> int:
         """How many numbers a photo has in that layer."""

@@ -28,9 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["LAYER", "POOL", "THRESHOLD", "Duplicates", "Group", "Member", "duplicates"]
 
-LAYER = "relu4_3"
+# Measured on flowers, 900 photos of 227x227 and copies of 80 of them: six of the 404,550 pairs lie above,
+# all of one scene, the first that is not at 0.959. Of the copies it finds all of half and double size,
+# JPEG quality 50, crops of 95 and 90 % and richer colours, 96 to 99 % of quality 20, crops of 80 %, 1.25
+# times as bright and turned by 3 degrees, 85 % of mirrored ones, 54 % with a white label; grey ones, 5 %.
+# Deeper layers see what is on a photo rather than the photo: relu5_3 takes two daisies for one.
+LAYER = "relu4_1"
 POOL: Pooling = "avg"
-THRESHOLD = 0.97
+THRESHOLD = 0.96
 BLOCK_ROWS = 2048
 
 

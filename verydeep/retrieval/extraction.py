@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
     from ..predictor import Failure, Features, Predictor
     from ..sizing import Size
 
-__all__ = ["Watch", "features"]
-
-Watch = "Callable[[Iterator[Features | Failure]], Iterator[Features | Failure]]"
+__all__ = ["features"]
 
 
 def features(
@@ -77,6 +76,7 @@ def features(
                 _keep(rows, item)
         finally:
             rows.flush()
+        rows.about = replace(about, engine=predictor.engine)
         write(out, rows)
     finished(out)
     return open_features(out)

@@ -67,7 +67,8 @@ class FeatureFile:
         layers = ", ".join(
             f"{name}{pool} ({'x'.join(map(str, shape))})" for name, shape in about.layers.items()
         )
-        return f"{self.path}: {len(self):,} photos, {layers}, {about.network} {about.precision}"
+        how = f"{about.network} ({about.engine} {about.precision})"
+        return f"{self.path}: {len(self):,} photos, {layers}, {how}"
 
     def __repr__(self) -> str:
         return f"<FeatureFile {self}>"
