@@ -16,7 +16,7 @@ from .progress import WIPE
 @click.command()
 @click.argument("data", metavar="DATA")
 @click.option("--val", metavar="DATA", help="A second data set to validate with.")
-@click.option("--recipe", required=True, metavar="NAME", help="small-images or paper.")
+@click.option("--recipe", required=True, metavar="NAME", help="probe, small-images or paper.")
 @click.option("--model", metavar="NAME", help="The network. [default: the recipe's]")
 @click.option("--width", type=float, metavar="W", help="Times as many channels. [default: 1]")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
@@ -47,7 +47,7 @@ def command(
     labels; an .npz of images; or WebDataset shards, as "train-{000..099}.tar". Where nothing is there to
     validate with, a tenth of each class is.
     """
-    from ..training.run import train
+    from ..training.begin import train
 
     result = train(
         recipe, data, val, out=out, model=model, width=width, settings=settings, init=init,
@@ -74,7 +74,21 @@ class _Teller:
 
     def __call__(self, line: Mapping[str, Any]) -> None:
         kind = line["event"]
-        if kind in ("start", "resume"):
+        if kind == "start" and line["config"]["recipe"] == "probe":
+            data = line["data"]
+            say(
+                f"probe: a head for {data['classes']} classes on {line['config']['model']}, {data['train']} "
+                f"photos to train on, {data['val']} to validate ({data['split'] or 'none'})"
+            )
+        elif kind == "features" and self.terminal:
+            text = f"features at {line['size']} pixels: {line['done']} photos {line['what']}"
+            click.echo(f"{WIPE}{text}", err=True, nl=False)
+        elif kind == "chosen":
+            say(
+                f"chosen by cross-validation: {', '.join(line['layers'])} at {line['size']} pixels, l2 "
+                f"{line['l2']:g}; held-out top-1 {line['top1']:.2%}; {line['seconds']:.1f} s"
+            )
+        elif kind in ("start", "resume"):
             config, data = line["config"], line["data"]
             self.epochs = config["epochs"]
             say(

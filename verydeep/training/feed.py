@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from . import augment, draws
+from .mixtures import mixed
 from .pictures import Pictures
 from .recipes import Config
 
@@ -67,26 +68,12 @@ class MemorySource:
         images = self._augmented(epoch, indices)
         if not config.mixup and not config.cutmix:
             return Batch(images, labels)
-        cut = draws.uniform(config.seed, epoch, indices, "cut or mix") < 0.5
-        cut = np.full(len(indices), bool(config.cutmix)) if not config.mixup else cut
-        cut &= bool(config.cutmix)
-        partners = labels.copy()
-        shares = np.ones(len(indices))
-        for chosen, alpha in ((cut, config.cutmix), (~cut, config.mixup)):
-            if not chosen.any():
-                continue
-            whose = indices[chosen]
-            about = {"seed": config.seed, "epoch": epoch}
-            others, share = augment.mixing(len(self.labels), whose, **about, alpha=alpha)
-            second, first = self._augmented(epoch, others), images[chosen]
-            if chosen is cut:
-                share = augment.paste(first, second, whose, share, **about)
-            else:
-                weight = share[:, None, None, None]
-                first = np.rint(weight * first + (1 - weight) * second).astype(np.uint8)
-            images[chosen], shares[chosen] = first, share
-            partners[chosen] = self.labels[others]
-        return Batch(images, labels, partners, shares.astype(np.float32))
+
+        def partner(of: Indices) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+            return self._augmented(epoch, of), np.ones(len(of), bool)
+
+        others, shares = mixed(images, indices, self.labels, epoch, config, partner)
+        return Batch(images, labels, others, shares)
 
     def _augmented(self, epoch: int, indices: Indices) -> NDArray[np.uint8]:
         config = self._config

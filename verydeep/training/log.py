@@ -29,7 +29,11 @@ class Log:
     """The log of a run. step: where a run that is resumed goes on; what was told after it is dropped."""
 
     def __init__(self, path: Path, step: int = 0) -> None:
-        self.lines = [line for line in read(path) if line.get("step", 0) <= step] if step else []
+        self.lines = [
+            line
+            for line in (read(path) if step else [])
+            if line.get("step", 0) <= step and line["event"] != "end"
+        ]
         with replacing(path, "w", encoding="utf-8") as file:
             file.writelines(f"{json.dumps(line)}\n" for line in self.lines)
         self._path = path

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,7 +33,6 @@ from .schedule import drops_after, rate_at
 __all__ = ["Diverged", "Learner", "Parameters", "Position", "Stopped", "fit", "normaliser"]
 
 Event = Callable[[dict[str, Any]], None]
-EVAL_BATCH = 256
 TOLD_PER_EPOCH = 20  # lines of the log within an epoch, at most
 
 
@@ -134,7 +133,11 @@ class Learner:
             settings["lr"] = rate * group.rate
         torch.manual_seed(draws.seed_of(config.seed, step, f"dropout {self.group.rank}"))
         count = torch.tensor(float(len(batch.labels)), device=self.device)
-        total = self.group.sum(count.clone())  # of all processes
+        counted = 1 if len(batch.labels) else 0
+        total = self.group.sum(count.clone()).clamp(min=1)  # of all processes
+        if not len(batch.labels):  # none could be read: a black image that counts for nothing
+            side = config.size
+            batch = Batch(np.zeros((1, side, side, 3), np.uint8), np.zeros(1, np.int64))
         self.optimiser.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=self.device)
         right = torch.zeros((), device=self.device)
@@ -148,9 +151,10 @@ class Learner:
             if others is not None and shares is not None:
                 losses = shares * losses + (1 - shares) * self._losses(scores, others)
             # processes average their gradients, so each is scaled up by how many there are
+            losses = losses * counted
             (losses.sum() * (self.group.world / total)).backward()  # type: ignore[no-untyped-call]
             loss_sum += losses.detach().sum()
-            right += (scores.detach().argmax(1) == labels).sum()
+            right += (scores.detach().argmax(1) == labels).sum() * counted
         if config.clip:
             nn.utils.clip_grad_norm_(
                 [p for g in self.groups for p in g.tensors], config.clip, foreach=True
@@ -163,18 +167,14 @@ class Learner:
                 torch._foreach_lerp_(self._mean, self._live, 1 - keep)
         return loss_sum, right
 
-    def probabilities(self, batches: Iterator[NDArray[np.uint8]]) -> Tensor:
-        """(n, classes) float32 on the CPU, of batches (n, h, w, 3) uint8, by the averaged weights."""
+    def probabilities(self, images: NDArray[np.uint8]) -> Tensor:
+        """(n, classes) float32 on the CPU, of (n, h, w, 3) uint8, by the averaged weights."""
         was = self.average.training
         self.average.eval()
-        found = []
-        with torch.inference_mode():
-            for images in batches:
-                with arithmetic(self.config.precision, self.device):
-                    scores = self.average(self._shaped(torch.from_numpy(images)))
-                found.append(torch.softmax(scores.float(), 1).cpu())
+        with torch.inference_mode(), arithmetic(self.config.precision, self.device):
+            scores = self.average(self._shaped(torch.from_numpy(images)))
         self.average.train(was)
-        return torch.cat(found)
+        return torch.softmax(scores.float(), 1).cpu()
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the learner has learned, by name, for a checkpoint."""

@@ -31,6 +31,8 @@ def top(probabilities: Probabilities, labels: Labels, k: int = 1) -> float:
     if not len(labels):
         return float("nan")
     own = probabilities[np.arange(len(labels)), labels][:, None]
+    if np.isnan(probabilities).any():
+        raise ValueError("probabilities hold NaN")
     before = np.arange(probabilities.shape[1]) < labels[:, None]
     rank = (probabilities > own).sum(1) + ((probabilities == own) & before).sum(1)
     return float((rank < k).mean())

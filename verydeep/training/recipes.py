@@ -12,18 +12,30 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from ..errors import DataError, nearest
 
-__all__ = ["RECIPES", "Config", "changed", "paper", "recipe", "small_images"]
+__all__ = ["RECIPES", "Config", "Where", "changed", "paper", "recipe", "settings", "small_images"]
 
-C = TypeVar("C", bound="Config")
+C = TypeVar("C")
 
-# name -> (module, function); loaded when it is asked for
-RECIPES: dict[str, tuple[str, str]] = {
-    "small-images": (__name__, "small_images"),
-    "paper": (__name__, "paper"),
+
+class Where(NamedTuple):
+    """A recipe's function, the module it is in, and the module whose `run` runs its config."""
+
+    module: str
+    function: str
+    runs: str
+
+
+_HERE, _ROOM = __name__, __name__.rpartition(".")[0]
+
+# loaded when one is asked for: not all of them need torch
+RECIPES: dict[str, Where] = {
+    "probe": Where(f"{_ROOM}.probe", "probe", f"{_ROOM}.probe"),
+    "small-images": Where(_HERE, "small_images", f"{_ROOM}.run"),
+    "paper": Where(_HERE, "paper", f"{_ROOM}.run"),
 }
 
 
@@ -47,7 +59,8 @@ class Config:
     smoothing: of the labels. dropout: after the hidden FC layers. balance: "weights" weighs the loss of
     rare classes up, "sampling" shows them more often.
     memory: small images are kept decoded in memory and shifted by up to `padding` pixels; photos are read
-    again each epoch, rescaled so that the shorter side is drawn from `scales`, and cropped.
+    again each epoch, rescaled so that the shorter side is drawn from `scales`, and cropped; without scales
+    the crop is of `area` or more of the photo.
     flip, cover (side of a covered square, 0 for none), colour (deviation of the paper's colour shift),
     mixup, cutmix (alpha, 0 for none; with both, each batch image gets the one or the other).
 
@@ -85,6 +98,7 @@ class Config:
     memory: bool = True
     padding: int = 4
     scales: tuple[int, ...] = ()
+    area: float = 0.35
     flip: bool = True
     cover: int = 8
     colour: float = 0.0
@@ -106,7 +120,7 @@ class Config:
                 "patience": (1, None), "drops": (0, None), "momentum": (0, 1), "decay": (0, None),
                 "clip": (0, None), "average": (0, 1), "smoothing": (0, 1), "dropout": (0, 1),
                 "padding": (0, self.size - 1), "cover": (0, None), "colour": (0, None),
-                "mixup": (0, None), "cutmix": (0, None), "threads": (0, None),
+                "area": (0.01, 1), "mixup": (0, None), "cutmix": (0, None), "threads": (0, None),
                 "checkpoint_minutes": (0, None),
             },
         )  # fmt: skip
@@ -136,6 +150,9 @@ def small_images() -> Config:
 def paper() -> Config:
     """Section 3.1 of arXiv:1409.1556, to the letter; S jittered in [256, 512] by --set scales=256,512.
 
+    Weights are drawn as the section's last word has it, by Glorot and Bengio's rule. Its first word,
+    N(0, variance 1e-2), is --set start=paper; with it the loss overflows within a few steps at this rate.
+
     Command: verydeep train imagenet/ --recipe paper --model vgg11 --out A, and then
     verydeep train imagenet/ --recipe paper --model vgg16 --init A/model.safetensors --out D;
     --set scales=384 --set rate=0.001 --init D/model.safetensors goes on at S = 384.
@@ -143,44 +160,50 @@ def paper() -> Config:
     Duration: 74 epochs; weeks on the four GPUs of the paper, days on one of today.
     """
     return Config(
-        recipe="paper", model="vgg11", head="classic", size=224, start="paper", epochs=74, batch=256,
+        recipe="paper", model="vgg11", head="classic", size=224, start="glorot", epochs=74, batch=256,
         rate=1e-2, schedule="plateau", warmup=0.0, momentum=0.9, nesterov=False, decay=5e-4,
         decay_all=True, average=0.0, smoothing=0.0, dropout=0.5, memory=False, scales=(256,),
         cover=0, colour=0.1,
     )  # fmt: skip
 
 
-def recipe(name: str) -> Config:
+def recipe(name: str) -> Any:
     """The config of that recipe; DataError, with the nearest name, where there is none."""
     if name not in RECIPES:
         raise DataError(f"no recipe {name!r}{nearest(name, RECIPES)}")
-    module, function = RECIPES[name]
-    make: Callable[[], Config] = getattr(import_module(module), function)
+    where = RECIPES[name]
+    make: Callable[[], Any] = getattr(import_module(where.module), where.function)
     return make()
 
 
-def changed(config: C, settings: Iterable[str] | Mapping[str, Any]) -> C:
-    """The config with other values, given as "key=value" or as a mapping of values.
+def settings(given: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by key, from "key=value" each, or from a mapping. DataError where one has no "="."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    found = {}
+    for setting in given:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise DataError(f"--set {setting}: expected key=value, as in epochs=30")
+        found[key.strip()] = text.strip()
+    return found
+
+
+def changed(config: C, given: Iterable[str] | Mapping[str, Any]) -> C:
+    """The config with other values, given as `settings` takes them.
 
     DataError for a key that the config does not have, with the nearest, and for a value of another kind.
     """
-    if isinstance(settings, Mapping):
-        given = dict(settings)
-    else:
-        given = {}
-        for setting in settings:
-            key, equals, text = setting.partition("=")
-            if not equals:
-                raise DataError(f"--set {setting}: expected key=value, as in epochs=30")
-            given[key.strip()] = text.strip()
+    made: Any = config  # a frozen dataclass; each recipe has its own
     hints = get_type_hints(type(config))
-    known = [field.name for field in fields(config) if field.name != "recipe"]
+    known = [field.name for field in fields(made) if field.name != "recipe"]
     values = {}
-    for key, value in given.items():
+    for key, value in settings(given).items():
         if key not in known:
-            raise DataError(f"recipe {config.recipe} has no setting {key!r}{nearest(key, known)}")
+            raise DataError(f"recipe {made.recipe} has no setting {key!r}{nearest(key, known)}")
         values[key] = _parsed(key, value, hints[key])
-    return replace(config, **values)
+    changed_: C = replace(made, **values)
+    return changed_
 
 
 def _parsed(key: str, value: Any, kind: Any) -> Any:

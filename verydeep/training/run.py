@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import shlex
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,71 +20,60 @@ from .. import __version__, modelfile
 from ..atomic import replacing
 from ..errors import DataError, OutputError
 from ..preprocess import Preprocess
-from . import checkpoint, data, measures, recipes
+from . import about, checkpoint, data, draws, measures
 from .checkpoint import Checkpoint
-from .data import Data
 from .distributed import Group, joined
 from .feed import Feed, MemorySource
 from .log import Log, read
-from .loop import EVAL_BATCH, Diverged, Learner, Position, Stopped, fit
+from .loop import Diverged, Learner, Position, Stopped, fit
+from .photosource import PhotoSource
 from .pictures import Pictures, pictures
 from .precision import decided
-from .recipes import Config, changed
+from .recipes import Config
 from .result import TrainResult
 from .signals import watched
 from .start import started
 from .statistics import Statistics, statistics
 from .stuck import Stuck
+from .views import Views
 
-__all__ = ["train"]
+__all__ = ["run"]
+
+MEASURED_PHOTOS = 512  # for mean and covariance
 
 Event = Callable[[Mapping[str, Any]], None]
 
 
-def train(
-    recipe: str | Config,
-    data: object,  # what it is
+def run(
+    config: Config,
+    data: object,
     val: object = None,
     *,
     out: str | os.PathLike[str],
-    model: str | None = None,
-    width: float | None = None,
-    settings: Iterable[str] | Mapping[str, Any] = (),
     init: str | os.PathLike[str] | None = None,
+    named: bool = False,
     resume: bool = False,
     device: str = "auto",
     event: Event | None = None,
 ) -> TrainResult:
-    """Train a network on labelled images and write model.safetensors and the rest into `out`.
+    """Train by that config; the rest is as `verydeep.training.begin.train` has it.
 
-    recipe: a name of `verydeep.training.recipes.RECIPES`, or a config. data, val: as `data.find` takes
-    them. settings: "key=value" each, or a mapping, changing the recipe; model and width are settings too.
-    init: weights to start from. resume: go on from the last checkpoint in `out`, to the bit on a CPU.
-    event: is given each line of the log as it is written.
-
-    Raises DataError, NetworkError, WeightsError or OutputError before long work where something is wrong
-    with what was given; Diverged where the loss is no number any more. Ctrl-C and SIGTERM write a
-    checkpoint and then do what they always do.
+    named: the config's model was asked for by name, and is not only the recipe's default.
     """
-    config = recipe if isinstance(recipe, Config) else recipes.recipe(recipe)
-    asked = dict(settings) if isinstance(settings, Mapping) else _pairs(settings)
-    asked |= {k: v for k, v in (("model", model), ("width", width)) if v is not None}
-    config = changed(config, asked)
     where = _device(device)
-    folder = Path(out)
     with joined(where) as group, torch.random.fork_rng(), watched() as stop:
-        run = _Run(config, folder, group, where, event)
-        done = run.prepare(data, val, init, named="model" in asked, resume=resume)
+        one = _Run(config, Path(out), group, where, event)
+        done = one.prepare(data, val, init, named=named, resume=resume)
         if done is not None:
             return done
         try:
-            run.fit(stop)
+            one.fit(stop)
         except Stopped:
             pass
         else:
-            return run.finish()
+            return one.finish()
         finally:
-            run.close()
+            one.close()
     stop.raise_()
     raise AssertionError("a stop without a signal")
 
@@ -110,31 +97,40 @@ class _Run:
         """Everything that can be refused is refused here. A result where the run had finished."""
         config = self.config
         self.notes: list[str] = []
+        _writable(self.folder)
         self.data = data.find(source, val, seed=config.seed)
         before = self._before(resume)
-        about = {"data": _described(self.data), "init": None if init is None else str(init)}
+        inputs = {"data": about.described(self.data), "init": None if init is None else str(init)}
         if before is not None:
-            self._compare(before.facts, about)
+            self._compare(before.facts, inputs)
             stored = before.facts["config"]
             config = replace(config, precision=stored["precision"], layout=stored["layout"])
-        self.held = self._pictures(self.data.train, config)
+        held = pictures(self.data.train, config.size, config.threads) if config.memory else None
         torch.manual_seed(config.seed)
         model, expected, notes = started(config, len(self.data.classes), init, named=named)
         network = model.table
         config = replace(config, model=network.name, width=network.width, pool=network.pool)
         self.notes += notes
-        self.preprocess = expected.with_size(config.size) if expected else self._preprocess()
+        found = self._statistics(held)
+        self.preprocess = expected.with_size(config.size) if expected else _fitted(found, config)
         if before is None:
             config = self._agreed(decided(config, model, self.device))
         self.config = config
-        self.val = self._pictures(self.data.val, config)
-        self.position.bad.update([*self.held.bad, *self.val.bad])
-        self.feed = Feed(MemorySource(self.held, config), config, self.group.rank, self.group.world)
+        judged: Pictures | None = None
+        if held is not None:
+            judged = pictures(self.data.val, config.size, config.threads)
+            self.position.bad.update([*held.bad, *judged.bad])
+        self.val = Views(
+            judged.samples if judged else self.data.val, self.preprocess,
+            held=judged.images if judged else None, threads=config.threads,
+        )  # fmt: skip
+        source = MemorySource(held, config) if held else PhotoSource(self.data.train, config, found)
+        self.feed = Feed(source, config, self.group.rank, self.group.world)
         self.learner = Learner(
             model, config, self.preprocess, self.device, self.group,
-            class_weights=_class_weights(self.held.labels, len(self.data.classes), config),
+            class_weights=_class_weights(source.labels, len(self.data.classes), config),
         )  # fmt: skip
-        self.about = about
+        self.inputs = inputs
         step = 0
         if before is not None:
             self.learner.restore(before.tensors)
@@ -143,7 +139,7 @@ class _Run:
         self.stuck = Stuck(len(self.data.classes), network.batch_norm)
         if self.position.finished and (self.folder / "model.safetensors").exists():
             self.tell_only(f"{self.folder} had finished; nothing is done")
-            return self._result(self._probabilities(), read(self.folder / "log.jsonl"))
+            return self._result(*self._probabilities(), read(self.folder / "log.jsonl"))
         if self.group.first:
             self._open(step, before)
         return None
@@ -164,41 +160,43 @@ class _Run:
             self.notes.append(f"no checkpoint in {self.folder} yet: beginning anew")
         return found
 
-    def _compare(self, facts: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    def _compare(self, facts: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
         """DataError where a run that is resumed is not the one that was begun."""
-        old, new = dict(facts["config"]), self.config.to_dict()
+        # a setting that is younger than the run had its default
+        old, new = Config().to_dict() | facts["config"], self.config.to_dict()
         for key in ("precision", "layout"):
             if new[key] == "auto":
                 new[key] = old[key]
-        if about["init"] is not None:  # the network was taken from the weights
+        if inputs["init"] is not None:  # the network was taken from the weights
             for key in ("model", "width", "pool"):
                 new[key] = old[key]
-        old, new = old | {"init": facts["init"]}, new | {"init": about["init"]}
+        old, new = old | {"init": facts["init"]}, new | {"init": inputs["init"]}
         differ = [f"{k} was {old.get(k)}, is {new.get(k)}" for k in new if old.get(k) != new.get(k)]
         if differ:
             raise DataError(
                 f"{self.folder} is a run of another configuration: {'; '.join(differ)}; resume it with "
                 "its own, or choose another folder"
             )
-        if facts["data"]["digest"] != about["data"]["digest"]:
-            was, now = facts["data"], about["data"]
+        if facts["data"]["digest"] != inputs["data"]["digest"]:
+            was, now = facts["data"], inputs["data"]
             raise DataError(
                 f"the data has changed since the checkpoint in {self.folder}: {was['train']} images to "
                 f"train on and {was['val']} to validate then, {now['train']} and {now['val']} now, not "
                 "all of them the same; choose another folder for a new run"
             )
 
-    def _pictures(self, samples: tuple[data.Sample, ...], config: Config) -> Pictures:
-        return pictures(samples, config.size, config.threads)
-
-    def _preprocess(self) -> Preprocess:
-        """Normalising by what this data's pixels are."""
-        size = self.config.size
-        found: Statistics = statistics([self.held.images])
-        mean, std = (found.mean / 255).round(6), np.maximum(found.deviation / 255, 1e-3).round(6)
-        return Preprocess(
-            resize_size=size, crop_size=size, mean=tuple(mean.tolist()), std=tuple(std.tolist())
-        )
+    def _statistics(self, held: Pictures | None) -> Statistics:
+        """Of the training images' colours; of photos, those of a few hundred say enough."""
+        if held is not None:
+            return statistics([held.images])
+        config, samples = self.config, self.data.train
+        chosen = draws.order(config.seed, 0, len(samples))[:MEASURED_PHOTOS]
+        fit = Views([samples[i] for i in chosen], _fitted(None, config), threads=config.threads)
+        batches = [images for _, images in fit.batches()]
+        if not batches:
+            first = next(iter(fit.bad.values()))
+            raise DataError(f"not one of {len(chosen)} images could be read; the first: {first}")
+        return statistics(batches)
 
     def _agreed(self, config: Config) -> Config:
         """The first process's choice, so that all compute alike."""
@@ -216,16 +214,16 @@ class _Run:
                 f"{self.folder}: cannot be made: {error.strerror}; choose a folder you may write to"
             ) from error
         whole = {
-            "verydeep": __version__, **self.about, "config": self.config.to_dict(),
-            "preprocess": self.preprocess.to_dict(), "command": _command(),
-            "versions": _versions(), "device": str(self.device), "processes": self.group.world,
+            "verydeep": __version__, **self.inputs, "config": self.config.to_dict(),
+            "preprocess": self.preprocess.to_dict(), "command": about.command(),
+            "versions": about.versions(), "device": str(self.device), "processes": self.group.world,
         }  # fmt: skip
         if before is None:
             with replacing(self.folder / "config.json", "w", encoding="utf-8") as file:
                 json.dump(whole, file, indent=1)
         self.log = Log(self.folder / "log.jsonl", step)
         kind = "start" if before is None else "resume"
-        self.tell({"event": kind, "step": step, "time": _now(), **whole})
+        self.tell({"event": kind, "step": step, "time": about.now(), **whole})
         for line in self.data.warnings:
             self.tell({"event": "warning", "step": step, "text": line})
         for line in self.notes:
@@ -253,7 +251,12 @@ class _Run:
     def validate(self) -> dict[str, float]:
         if not len(self.val.samples):
             return {}
-        found, labels = self._probabilities(), self.val.labels
+        found, labels = self._probabilities()
+        if not np.isfinite(found).all():
+            raise Diverged(
+                f"the network's answers are no numbers after epoch {self.position.epoch + 1}; lower the "
+                f"rate, as with --set rate={self.config.rate / 3:.2g}"
+            )
         return {
             "loss": measures.loss(found, labels),
             "top1": measures.top(found, labels),
@@ -261,39 +264,44 @@ class _Run:
         }
 
     def save(self) -> None:
+        tensors = self.learner.tensors()
+        if not all(bool(t.isfinite().all()) for t in tensors.values()):
+            raise Diverged(
+                f"weights are no numbers any more, in epoch {self.position.epoch + 1}; lower the rate, as "
+                f"with --set rate={self.config.rate / 3:.2g}"
+            )
         if self.group.first:
             done = self.position.epoch * self.feed.steps + self.position.step
             facts = {
-                "config": self.config.to_dict(), **self.about, "step": done,
+                "config": self.config.to_dict(), **self.inputs, "step": done,
                 "position": self.position.to_dict(),
             }  # fmt: skip
             folder = self.folder / "checkpoints"
-            checkpoint.save(folder, done, self.learner.tensors(), facts)
+            checkpoint.save(folder, done, tensors, facts)
         self.group.wait()
 
     # After the last step
 
     def finish(self) -> TrainResult:
         self.learner.config = replace(self.config, precision="fp32")  # what the model file will do
-        found = self._probabilities()
+        found, labels = self._probabilities()
         step = self.position.epoch * self.feed.steps
         path = self.folder / "model.safetensors"
-        labels = self.val.labels
         top1, top5 = measures.top(found, labels), measures.top(found, labels, 5)
         if self.group.first:
             self.tell({
-                "event": "end", "step": step, "time": _now(), "seconds": self.position.seconds,
+                "event": "end", "step": step, "time": about.now(), "seconds": self.position.seconds,
                 **({"top1": top1, "top5": top5} if len(labels) else {}),
             })  # fmt: skip
-            self._write_model(path, top1, top5)
-        self.save()
-        result = self._result(found, self.log.lines if self.log else [])
+            self._write_model(path, len(labels), top1, top5)
+        result = self._result(found, labels, self.log.lines if self.log else [])
         if self.group.first:
             _report(result)
+        self.save()  # last, since it says that the run has finished
         return result
 
-    def _write_model(self, path: Path, top1: float, top5: float) -> None:
-        network, n = self.learner.model.table, len(self.val.samples)
+    def _write_model(self, path: Path, n: int, top1: float, top5: float) -> None:
+        network = self.learner.model.table
         protocol = f"{n} validation images ({self.data.split}), one view of {self.config.size} pixels, fp32"
         measured: list[dict[str, Any]] = [
             {"what": what, "value": round(value, 6), "n": n, "protocol": protocol}
@@ -301,8 +309,8 @@ class _Run:
             if n
         ]
         provenance: dict[str, Any] = {
-            "made_by": "verydeep train", "command": _command(), "config": self.config.to_dict(),
-            "versions": _versions(), **self.about,
+            "made_by": "verydeep train", "command": about.command(), "config": self.config.to_dict(),
+            "versions": about.versions(), **self.inputs,
         }  # fmt: skip
         record = modelfile.Record(
             network, self.preprocess, class_names=self.data.classes,
@@ -327,31 +335,50 @@ class _Run:
         if self.group.first and self.listener is not None:
             self.listener({"event": "note", "text": text})
 
-    def _probabilities(self) -> NDArray[np.float32]:
-        """(n, classes) of the validation images, computed by all processes together."""
-        group, images = self.group, self.val.images
-        whole = torch.zeros(len(images), len(self.data.classes))
-        mine = images[group.rank :: group.world]
-        if len(mine):
-            whole[group.rank :: group.world] = self.learner.probabilities(_cut(mine))
-        return group.sum(whole.to(self.device)).cpu().numpy() if group.world > 1 else whole.numpy()
+    def _probabilities(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """(n, classes) and labels (n,) of the validation images that could be read, by all processes."""
+        group, count = self.group, len(self.val.samples)
+        whole = torch.zeros(count, len(self.data.classes) + 1)  # the last column: it was read
+        for numbers, images in self.val.batches(group.rank, group.world):
+            whole[numbers, :-1] = self.learner.probabilities(images)
+            whole[numbers, -1] = 1
+        self.position.bad.update(self.val.bad)
+        found = group.sum(whole.to(self.device)).cpu().numpy()
+        self.read = found[:, -1] > 0
+        return found[self.read, :-1], self.val.labels[self.read]
 
-    def _result(self, found: NDArray[np.float32], log: list[dict[str, Any]]) -> TrainResult:
-        labels = self.val.labels
+    def _result(
+        self, found: NDArray[np.float32], labels: NDArray[np.int64], log: list[dict[str, Any]]
+    ) -> TrainResult:
         return TrainResult(
             folder=self.folder, model=self.folder / "model.safetensors",
             classes=self.data.classes,
-            config={**self.about, "config": self.config.to_dict()}, log=tuple(log),
+            config=json.loads((self.folder / "config.json").read_text(encoding="utf-8")),
+            log=tuple(log),
             top1=measures.top(found, labels), top5=measures.top(found, labels, 5),
-            val=self.val.samples, probabilities=found, labels=labels,
+            val=tuple(s for s, good in zip(self.val.samples, self.read, strict=True) if good),
+            probabilities=found, labels=labels,
             warnings=self.data.warnings, bad=tuple(self.position.bad.items()),
             seconds=self.position.seconds,
         )  # fmt: skip
 
 
-def _cut(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    for at in range(0, len(images), EVAL_BATCH):
-        yield images[at : at + EVAL_BATCH]
+def _fitted(found: Statistics | None, config: Config) -> Preprocess:
+    """Pre-processing for a network that starts from nothing: normalised by what this data's pixels are.
+
+    The paper subtracts the mean and does nothing else (arXiv:1409.1556, section 2.1).
+    """
+    size = config.size
+    plain = Preprocess(resize_size=size if config.memory else round(size * 8 / 7), crop_size=size)
+    if found is None:
+        return plain
+    mean, std = found.mean, np.maximum(found.deviation, 0.5)
+    if config.recipe == "paper":
+        mean, std = mean.round(3), np.ones(3)
+        plain = replace(plain, range=(0.0, 255.0))
+    else:
+        mean, std = (mean / 255).round(6), (std / 255).round(6)
+    return replace(plain, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
 
 def _class_weights(labels: NDArray[np.int64], classes: int, config: Config) -> Tensor | None:
@@ -362,18 +389,19 @@ def _class_weights(labels: NDArray[np.int64], classes: int, config: Config) -> T
     return torch.from_numpy(len(labels) / (classes * np.maximum(counts, 1))).float()
 
 
+def _writable(folder: Path) -> None:
+    """OutputError where nothing can be written into `folder`, which need not be there yet."""
+    there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
+    if not there.is_dir():
+        raise OutputError(f"{there} is a file; expected a folder to write into")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"{there}: cannot be written into; choose a folder you may write to")
+
+
 def _report(result: TrainResult) -> None:
-    pass
-
-
-def _pairs(settings: Iterable[str]) -> dict[str, str]:
-    pairs = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise DataError(f"--set {setting}: expected key=value, as in epochs=30")
-        pairs[key.strip()] = value.strip()
-    return pairs
+    # a room of its own, that may not be built yet
+    if find_spec("verydeep.report") is not None:
+        import_module("verydeep.report").write(result)
 
 
 def _device(name: str) -> torch.device:
@@ -392,27 +420,3 @@ def _device(name: str) -> torch.device:
         here = ", ".join(["auto", *(kind for kind, is_here in known.items() if is_here)])
         raise DataError(f"device {name!r} is not here; expected one of: {here}")
     return torch.device(name)
-
-
-def _described(found: Data) -> dict[str, Any]:
-    return {
-        "digest": found.digest, "classes": len(found.classes), "train": len(found.train),
-        "val": len(found.val), "split": found.split,
-    }  # fmt: skip
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "verydeep": __version__, "torch": torch.__version__, "numpy": np.__version__,
-        "python": platform.python_version(), "platform": platform.platform(terse=True),
-    }  # fmt: skip
-
-
-def _command() -> str:
-    program = Path(sys.argv[0]).name
-    program = "verydeep" if program == "__main__.py" else program  # python -m verydeep
-    return shlex.join([program, *sys.argv[1:]])
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
