@@ -84,6 +84,7 @@ def test_public_names() -> None:
         "Prediction",
         "Predictor",
         "Preprocess",
+        "TrainResult",
         "VerydeepError",
         "content_distance",
         "dists",
@@ -97,6 +98,7 @@ def test_public_names() -> None:
         "show",
         "similar",
         "style_distance",
+        "train",
     ]
     for name in verydeep.__all__:
         assert getattr(verydeep, name) is not None

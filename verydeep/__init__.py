@@ -47,12 +47,14 @@ _HOME = {
     "dists": "perceptual",
     "lpips": "perceptual",
     "style_distance": "perceptual",
+    "TrainResult": "training.result",
+    "train": "training.begin",
     "VerydeepError": "errors",
 }
 _MODULES = frozenset(
     (
         "drawing engines errors evaluation explanations graph modelfile models "
-        "nets perceptual portrait predictor preprocess retrieval weights"
+        "nets perceptual portrait predictor preprocess retrieval training weights"
     ).split()
 )
 
@@ -89,6 +91,8 @@ if TYPE_CHECKING:
     from .retrieval import duplicates as duplicates
     from .retrieval import features as features
     from .retrieval import similar as similar
+    from .training.begin import train as train
+    from .training.result import TrainResult as TrainResult
 
 
 def __getattr__(name: str) -> object:
