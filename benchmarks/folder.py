@@ -1,9 +1,9 @@
 """A folder of 1,000 JPEGs of 500x375 through `verydeep classify`, against a plain torchvision script.
 
-    python benchmarks/folder.py [--photos 1000] [--rounds 2] [--precision fast] [--out FILE.json]
+    python benchmarks/folder.py [--photos N] [--rounds N] [--size N] [--precision fast] [--out FILE.json]
 
-Whole processes from start to exit, in turns, the built-in model. The script is what torchvision's own
-examples do: a Dataset, a DataLoader with a worker a core, batches of 32, channels-last; its network is
+Whole processes from start to exit, in turns, the built-in model at one size. The script is what
+torchvision's examples do: Dataset, DataLoader, a worker a core, batches of 32, channels-last; its net is
 torchvision's with the built-in's weights and head, so that both must give the same answers: that is
 checked first. The photos are pieces of those in `examples/photos`, no two alike. `classify` has chosen and
 prepared its engine before, as it has on a person's machine from the second folder on.
@@ -92,7 +92,7 @@ def make_photos(folder: Path, count: int) -> None:
         piece.save(folder / f"{number:05}.jpg", quality=QUALITY)
 
 
-def write_script(folder: Path) -> list[str]:
+def write_script(folder: Path, size: int) -> list[str]:
     """The script with the built-in's weights beside it, as a command that lacks the photos' folder."""
     import torch
 
@@ -109,7 +109,7 @@ def write_script(folder: Path) -> list[str]:
         "reads": [int(names[n].split(".")[1]) for n in net.table.head_inputs],
     }
     torch.save(saved, folder / "weights.pth")
-    record = net.record.preprocess
+    record = net.record.preprocess.with_size(size)
     text = SCRIPT
     for word, value in (
         ("RESIZE", record.resize_size), ("CROP", record.crop_size), ("MEAN", record.mean),
@@ -132,6 +132,7 @@ def main() -> None:
     )
     parser.add_argument("--photos", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--precision", default="fast")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -143,9 +144,9 @@ def main() -> None:
         for part, count in (("photos", args.photos), ("few", 48)):
             (folder / part).mkdir()
             make_photos(folder / part, count)
-        script = write_script(folder)
+        script = write_script(folder, args.size)
         classify = [sys.executable, "-m", "verydeep", "classify", "--json"]
-        classify += ["--precision", args.precision, "--top", "1"]
+        classify += ["--size", str(args.size), "--precision", args.precision, "--top", "1"]
         timed([*classify, str(folder / "few")])  # chooses and prepares its engine
         seconds: dict[str, list[float]] = {"script": [], "classify": []}
         agree = 0.0
@@ -166,6 +167,7 @@ def main() -> None:
         "benchmark": "folder",
         "machine": machine("onnxruntime", "openvino", "MNN", "torch", "torchvision", "pillow"),
         "photos": args.photos,
+        "size": args.size,
         "precision": args.precision,
         "engine": answers[0]["engine"],
         "rounds": args.rounds,

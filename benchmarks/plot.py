@@ -1,6 +1,9 @@
 """Draw what `engines.py` measured: a bar for each entrant, how many times as fast as torch eager.
 
-python benchmarks/plot.py results/engines.json engines.svg
+python benchmarks/plot.py results/engines_*.json engines.svg
+
+Each run has a torch eager of its own, and its rows are ratios to that; an entrant that several runs had is
+drawn as the first of them saw it.
 """
 
 from __future__ import annotations
@@ -15,8 +18,13 @@ LEFT, BAR, STEP, PLACE = 250, 420, 24, 70  # pixels: names, the longest bar, a r
 COLOURS = {"plain": "#9aa5b1", "auto": "#c2410c", "engine": "#2563eb"}
 
 
-def figure(result: dict[str, Any]) -> str:
-    rows = [row for row in result["rows"] if row["speedup_vs_torch"] is not None]
+def figure(results: list[dict[str, Any]]) -> str:
+    result = results[0]
+    found: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for row in (row for one in results for row in one["rows"]):
+        if row["speedup_vs_torch"] is not None:
+            found.setdefault((row["engine"], row["precision"], row["batch"]), row)
+    rows = list(found.values())
     longest = max(row["speedup_vs_torch"] for row in rows)
     lines: list[str] = []
     y = 58
@@ -58,10 +66,10 @@ def figure(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    if len(sys.argv) != 3:
-        raise SystemExit("usage: python benchmarks/plot.py RESULT.json FIGURE.svg")
-    result = json.loads(Path(sys.argv[1]).read_text())
-    Path(sys.argv[2]).write_text(figure(result))
+    if len(sys.argv) < 3:
+        raise SystemExit("usage: python benchmarks/plot.py RESULT.json... FIGURE.svg")
+    results = [json.loads(Path(name).read_text()) for name in sys.argv[1:-1]]
+    Path(sys.argv[-1]).write_text(figure(results))
 
 
 if __name__ == "__main__":
