@@ -1,0 +1,661 @@
+"""Losses: values and gradients of lpips, torchmetrics, DISTS-pytorch and plain formulas."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import pickle
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.testing import assert_allclose
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from verydeep import losses, modelfile, models
+from verydeep.errors import ImageError, VerydeepError
+from verydeep.losses import (
+    DISTS,
+    LPIPS,
+    ContentLoss,
+    LearnedPerceptualImagePatchSimilarity,
+    PerceptualLoss,
+    StyleLoss,
+    TotalVariation,
+    distance,
+    trunk,
+)
+from verydeep.modelfile import Record
+from verydeep.nets import network
+from verydeep.perceptual import HEADS, METRICS
+from verydeep.preprocess import CAFFE, TORCHVISION
+
+LAYERS = METRICS["lpips"].layers
+NARROW = (4, 8, 16, 32, 32)  # channels of these layers, a sixteenth as wide
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _file(tmp_path_factory.mktemp("losses") / "tiny.safetensors")
+
+
+def _file(path: Path, name: str = "vgg16", **record: object) -> Path:
+    torch.manual_seed(0)
+    net = network(name, width=1 / 16, classes=0)
+    model = models.build(net).eval()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.uniform_(-0.5, 0.5)
+            norm.running_var.uniform_(0.5, 2)
+    tensors = {key: value.numpy() for key, value in model.state_dict().items()}
+    modelfile.write(path, Record(net, **{"preprocess": TORCHVISION, **record}), tensors)  # type: ignore[arg-type]
+    return path
+
+
+def _heads() -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    return {
+        tap: torch.rand(channels, generator=draw)
+        for tap, channels in zip(LAYERS, NARROW, strict=True)
+    }
+
+
+def _lpips(file: Path, **choices: object) -> LPIPS:
+    return LPIPS(model=file, heads=_heads(), **choices)  # type: ignore[arg-type]
+
+
+def _dists(file: Path, **choices: object) -> DISTS:
+    weights = torch.linspace(0.1, 1, 3 + sum(NARROW))
+    return DISTS(model=file, alpha=weights, beta=weights.flip(0), **choices)  # type: ignore[arg-type]
+
+
+def _all(file: Path) -> dict[str, nn.Module]:
+    return {
+        "lpips": _lpips(file, range="0..1"),
+        "spatial": _lpips(file, range="0..1", spatial=True),
+        "dists": _dists(file),
+        "l1": PerceptualLoss(("relu2_1", "conv3_2"), (1, 0.5), model=file),
+        "own": PerceptualLoss(("relu1_2", "pool2"), criterion=F.huber_loss, model=file),
+        "content": ContentLoss(model=file),
+        "style": StyleLoss(model=file, pool="avg"),
+    }
+
+
+KINDS = ("lpips", "spatial", "dists", "l1", "own", "content", "style")
+
+
+def _images(
+    n: int = 2, height: int = 40, width: int = 52, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Two batches in 0 to 1, alike and yet not the same; the first to be differentiated for."""
+    draw = torch.Generator().manual_seed(height)
+    y = torch.rand(n, 3, height, width, generator=draw, dtype=torch.float64)
+    x = (y + 0.2 * torch.randn(y.shape, generator=draw, dtype=torch.float64)).clamp(0, 1)
+    return x.to(dtype).requires_grad_(), y.to(dtype)
+
+
+def _value(loss: nn.Module, *arguments: object, **options: object) -> Tensor:
+    found = loss(*arguments, **options)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _gradient(loss: nn.Module, x: Tensor, y: object) -> Tensor:
+    return torch.autograd.grad(_value(loss, x, y).sum(), x)[0]
+
+
+# ---------------------------------------------------------------------- against other implementations
+
+
+@pytest.fixture(scope="module")
+def real() -> LPIPS:
+    return LPIPS()
+
+
+@pytest.fixture
+def theirs(monkeypatch: pytest.MonkeyPatch, real: LPIPS) -> None:
+    """Other packages find the built-in convolutions where they would download torchvision's."""
+    import torchvision
+
+    def vgg16(**_: object) -> SimpleNamespace:
+        return SimpleNamespace(features=copy.deepcopy(real.trunk.body.features))
+
+    monkeypatch.setattr(torchvision.models, "vgg16", vgg16)
+
+
+@pytest.mark.usefixtures("theirs")
+@pytest.mark.parametrize("size", [(16, 16), (33, 70)])
+def test_lpips_is_that_of_lpips(real: LPIPS, size: tuple[int, int]) -> None:
+    lpips = pytest.importorskip("lpips")
+    reference = lpips.LPIPS(net="vgg", verbose=False)
+    x, y = _images(2, *size)
+    expected, parts = reference(x, y, retPerLayer=True, normalize=True)
+    found, ours = real(x, y, retPerLayer=True, normalize=True)
+    assert found.shape == expected.shape == (2, 1, 1, 1)
+    assert_allclose(found.detach(), expected.detach(), rtol=1e-5, atol=1e-7)
+    for one, other in zip(ours, parts, strict=True):
+        assert_allclose(one.detach(), other.detach(), rtol=1e-5, atol=1e-7)
+    gradients = [torch.autograd.grad(v.sum(), x)[0] for v in (found, expected)]
+    # single values may lie on the other side of a ReLU's or a pool's edge
+    assert (gradients[0] - gradients[1]).norm() < 5e-3 * gradients[1].norm()
+    z = (2 * x - 1).detach()
+    expected = reference(z, 2 * y - 1)
+    assert_allclose(_value(real, z, 2 * y - 1), expected.detach(), rtol=1e-5, atol=1e-7)
+    reference.spatial = real.spatial = True
+    try:
+        expected, found = reference(z, 2 * y - 1).detach(), _value(real, z, 2 * y - 1)
+    finally:
+        real.spatial = False
+    assert found.shape == (2, 1, *size)
+    assert_allclose(found, expected, rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.usefixtures("theirs")
+def test_dists_is_that_of_dists_pytorch() -> None:
+    package = pytest.importorskip("DISTS_pytorch.DISTS_pt")
+    reference = package.DISTS(load_weights=False)
+    stored = load_file(HEADS)
+    for name in ("alpha", "beta"):
+        getattr(reference, name).data = stored[f"dists.{name}"].view(1, -1, 1, 1)
+    reference.double()
+    x, y = _images(2, 33, 70)
+    exact = x.detach().double().requires_grad_()
+    expected = reference(exact, y.double(), require_grad=True)
+    loss = DISTS()
+    found = _value(loss, x, y)
+    assert_allclose(found.detach(), expected.detach(), rtol=1e-5, atol=2e-7)
+    assert_allclose(_value(loss, x, y, False, True).item(), expected.mean().item(), rtol=1e-5)
+    assert not _value(loss, x, y, require_grad=False).requires_grad
+    gradients = [torch.autograd.grad(v.sum(), t)[0] for v, t in ((found, x), (expected, exact))]
+    assert (gradients[0] - gradients[1]).norm() < 5e-3 * gradients[1].norm()
+
+
+def test_the_metric_is_that_of_torchmetrics(monkeypatch: pytest.MonkeyPatch, real: LPIPS) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = pytest.importorskip("torchmetrics.functional.image.lpips")
+        package = pytest.importorskip("torchmetrics.image.lpip")
+    features = copy.deepcopy(real.trunk.body.features)
+    monkeypatch.setattr(theirs, "_get_tv_model_features", lambda *_, **__: features)
+    x, y = _images(3, 32, 40)
+    for reduction in ("mean", "sum", "none"):
+        reference = package.LearnedPerceptualImagePatchSimilarity("vgg", reduction, normalize=True)
+        metric = LearnedPerceptualImagePatchSimilarity("vgg", reduction, normalize=True)
+        metric.net = copy.copy(real)
+        metric.net.range = "0..1"
+        for start in (0, 1):
+            parts = x[start : start + 2], y[start : start + 2]
+            expected, found = reference(*parts), metric(*parts)
+            assert_allclose(found.detach(), expected.detach(), rtol=1e-5)
+        expected, found = reference.compute(), metric.compute()
+        assert_allclose(found, expected.detach(), rtol=1e-5)
+        assert not found.requires_grad
+        metric.reset()
+        with pytest.raises(VerydeepError, match="no images were given yet"):
+            metric.compute()
+        metric.update(x, y)
+        reference.reset()
+        reference.update(x, y)
+        assert_allclose(metric.compute(), reference.compute().detach(), rtol=1e-5)
+        assert not metric.state_dict()
+
+
+def test_content_style_and_variation_are_their_formulas(file: Path) -> None:
+    x, y = _images()
+    body = models.backbone("vgg16", ("relu3_3", "conv2_1"), file)
+    mean, std = torch.tensor(TORCHVISION.mean), torch.tensor(TORCHVISION.std)
+    fx, fy = (body((t - mean[:, None, None]) / std[:, None, None]) for t in (x, y))
+    loss = ContentLoss(("conv2_1", "relu3_3"), (1, 3), model=file, reduction="none")
+    squares = {tap: (fx[tap] - fy[tap]).square().mean((1, 2, 3)) for tap in fx}
+    expected = squares["conv2_1"] + 3 * squares["relu3_3"]
+    assert_allclose(_value(loss, x, y).detach(), expected.detach(), rtol=1e-4)
+    absolute = PerceptualLoss(("relu3_3",), model=file, reduction="sum")
+    expected = (fx["relu3_3"] - fy["relu3_3"]).abs().mean((1, 2, 3)).sum()
+    assert_allclose(_value(absolute, x, y).item(), expected.item(), rtol=1e-4)
+    expected = torch.zeros(2)
+    for tap in fx:
+        c, h, w = fx[tap].shape[1:]
+        grams = [torch.einsum("nchw,ndhw->ncd", f[tap], f[tap]) / (c * h * w) for f in (fx, fy)]
+        expected = expected + (grams[0] - grams[1]).square().sum((1, 2))
+    loss = StyleLoss(("relu3_3", "conv2_1"), model=file, reduction="none")
+    assert_allclose(_value(loss, x, y).detach(), expected.detach(), rtol=1e-4)
+    image = np.array([[[[0.0, 1.0, 3.0], [2.0, 2.0, 2.0]]]])
+    assert _value(TotalVariation(), torch.tensor(image)).item() == (1 + 2 + 0 + 2 + 1 + 1) / 6
+    assert _value(TotalVariation(2), torch.tensor(image)).item() == (1 + 4 + 0 + 4 + 1 + 1) / 6
+
+
+# ------------------------------------------------------------------------------------------ gradients
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_by_finite_differences(file: Path, kind: str) -> None:
+    loss = _all(file)[kind]
+    x, y = _images(1, 16, 18, torch.float64)
+    # along a few directions, since a whole Jacobian takes a pass for each value
+    draw = torch.Generator().manual_seed(3)
+    gradient = _gradient(loss, x, y)
+    assert gradient.dtype == torch.float64
+    with torch.no_grad():
+        for _ in range(4):
+            step = 1e-6 * torch.randn(x.shape, generator=draw, dtype=torch.float64)
+            expected = (_value(loss, x + step, y).sum() - _value(loss, x - step, y).sum()) / 2
+            assert_allclose((gradient * step).sum(), expected, rtol=1e-4, atol=1e-14)
+
+
+def test_the_fused_distance_by_gradcheck() -> None:
+    draw = torch.Generator().manual_seed(0)
+    f0, f1 = (torch.rand(2, 3, 2, 3, generator=draw, dtype=torch.float64) for _ in range(2))
+    weights = torch.rand(3, generator=draw, dtype=torch.float64)
+    f0, f1 = f0.requires_grad_(), f1.requires_grad_()
+    function = lambda a, b: distance.unit_differences(a, b, weights)  # noqa: E731
+    assert torch.autograd.gradcheck(function, (f0, f1))
+    assert torch.autograd.gradgradcheck(function, (f0, f1))
+    one = f1.detach()[:1].clone().requires_grad_()
+    assert torch.autograd.gradcheck(function, (f0, one))
+
+
+def test_the_fused_distance_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = torch.rand(2, 8, 5, 7, requires_grad=True), torch.rand(2, 8, 5, 7)
+    found = []
+    for chunk in (1 << 20, 24):
+        monkeypatch.setattr(distance, "CHUNK", chunk)
+        value = distance.unit_differences(x, y, torch.arange(8.0))
+        found.append((value, *torch.autograd.grad(value.square().sum(), x)))
+    for one, other in zip(*found, strict=True):
+        assert_allclose(one.detach(), other.detach(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_identical_images_have_a_finite_gradient(file: Path, kind: str, dtype: torch.dtype) -> None:
+    loss = _all(file)[kind]
+    x = torch.rand(1, 3, 32, 32)
+    x[:, :, :, 16:] = 0  # where features may well be all zero
+    x = x.to(dtype).requires_grad_()
+    value = _value(loss, x, x.detach())
+    assert value.dtype == torch.float32
+    assert value.abs().max() < 2e-7
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    assert gradient.dtype == dtype
+    assert gradient.isfinite().all()
+
+
+def test_features_that_are_all_zero_have_a_finite_gradient() -> None:
+    f0 = torch.rand(1, 4, 3, 3)
+    f0[:, :, 1] = 0
+    f0 = f0.requires_grad_()
+    for f1 in (f0.detach(), torch.rand(1, 4, 3, 3)):
+        value = distance.unit_differences(f0, f1, torch.ones(4))
+        unit = [f / (f.norm(dim=1, keepdim=True) + 1e-10) for f in (f0.detach(), f1)]
+        expected = (unit[0] - unit[1]).square().sum(1, keepdim=True)
+        assert_allclose(value.detach(), expected, rtol=1e-5, atol=1e-12)
+        (gradient,) = torch.autograd.grad(value.sum(), f0)
+        assert gradient.isfinite().all()
+        assert (gradient[:, :, 1] == 0).all()
+
+
+def test_both_images_may_learn(file: Path) -> None:
+    x, y = _images()
+    y.requires_grad_()
+    loss = _lpips(file, range="0..1")
+    one, other = torch.autograd.grad(_value(loss, x, y).sum(), (x, y))
+    back, forth = torch.autograd.grad(_value(loss, y, x).sum(), (x, y))
+    assert one.abs().max() > 0
+    assert_allclose(one, back, rtol=1e-4, atol=1e-7)
+    assert_allclose(other, forth, rtol=1e-4, atol=1e-7)
+
+
+# --------------------------------------------------------------- memory: strips, parts, checkpointing
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(64, 44), (71, 33)])
+@pytest.mark.parametrize("bytes_", [1 << 8, 6000])
+def test_strips_and_parts_change_no_value(
+    monkeypatch: pytest.MonkeyPatch, file: Path, kind: str, size: tuple[int, int], bytes_: int
+) -> None:
+    loss = _all(file)[kind]
+    x, y = _images(3, *size)
+    reference = loss.remember(y)
+    expected, slope = _value(loss, x, y), _gradient(loss, x, y)
+    strips: list[int] = []
+    inner = trunk.Trunk._strip
+
+    def counting(*arguments: object, **options: object) -> list[Tensor]:
+        strips.append(1)
+        return inner(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trunk.Trunk, "_strip", counting)
+    monkeypatch.setitem(trunk.PART_BYTES, "cpu", bytes_)
+    monkeypatch.setattr(trunk, "LEAST_ROWS", 8)
+    for again in (None, True, False):
+        loss.trunk.checkpointing = again
+        for target in (y, reference):
+            strips.clear()
+            assert_allclose(_value(loss, x, target).detach(), expected.detach(), rtol=1e-5)
+            assert len(strips) > 8 or kind in ("dists", "own")
+            gradient = _gradient(loss, x, target)
+            assert (gradient - slope).norm() < 1e-4 * slope.norm()
+
+
+def test_checkpointing_keeps_less(file: Path) -> None:
+    """What is kept for the backward pass, as autograd is asked to keep it."""
+    x, y = _images(1, 64, 64)
+    kept = {}
+    for again in (False, True):
+        loss = _lpips(file, range="0..1", checkpointing=again)
+        sizes: list[int] = []
+
+        def pack(t: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(t.numel())
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            _value(loss, x, y)
+        kept[again] = sum(sizes)
+    assert kept[True] < 0.5 * kept[False]
+
+
+def test_the_reference_keeps_no_graph(file: Path) -> None:
+    x, y = _images()
+    for loss in _all(file).values():
+        seen: list[bool] = []
+        hook = loss.trunk.body.features[0].register_forward_hook(
+            lambda _m, _i, out, seen=seen: seen.append(out.requires_grad)
+        )
+        _value(loss, x, y)
+        hook.remove()
+        assert True in seen
+        assert False in seen  # the reference's pass, and hooks see both
+
+
+def test_a_thousand_calls_leave_nothing(file: Path) -> None:
+    loss = LPIPS(model=file, heads={"relu2_1": torch.ones(8)}, range="0..1")
+    x, y = _images(1, 16, 16)
+
+    def tensors() -> int:
+        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return sum(isinstance(o, Tensor) for o in gc.get_objects())
+
+    for _ in range(3):
+        _value(loss, x, y).sum().backward()
+    before = tensors()
+    for _ in range(1000):
+        _value(loss, x, y).sum().backward()
+    assert tensors() <= before
+
+
+# ----------------------------------------------------------------------------- references and batches
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reference_may_be_remembered_and_be_one_for_many(file: Path, kind: str) -> None:
+    loss = _all(file)[kind]
+    x, y = _images(3)
+    expected = _value(loss, x, y[:1].expand(3, -1, -1, -1)).detach()
+    calls: list[int] = []
+    loss.trunk.body.features[0].register_forward_hook(
+        lambda _m, inputs, _o: calls.append(len(inputs[0]))
+    )
+    reference = loss.remember(y[:1])
+    assert len(reference) == sum(calls) == 1
+    for target, images in ((y[:1], 4), (reference, 3)):
+        calls.clear()
+        assert_allclose(_value(loss, x, target).detach(), expected, rtol=1e-5, atol=1e-8)
+        assert sum(calls) == images
+    slope = _gradient(loss, x, y[:1].expand(3, -1, -1, -1))
+    assert (_gradient(loss, x, reference) - slope).norm() < 1e-4 * slope.norm()
+
+
+def test_one_image_against_several(file: Path) -> None:
+    loss = _lpips(file, range="0..1")
+    x, y = _images(3)
+    expected = _value(loss, x[:1].expand(3, -1, -1, -1), y)
+    assert_allclose(_value(loss, x[:1], y).detach(), expected.detach(), rtol=1e-5)
+
+
+def test_a_style_may_be_of_another_size(file: Path) -> None:
+    loss = StyleLoss(model=file)
+    x, _ = _images(2, 40, 40)
+    style = torch.rand(1, 3, 56, 33)
+    assert_allclose(
+        _value(loss, x, style).item(), _value(loss, x, loss.remember(style)).item(), rtol=1e-5
+    )
+
+
+# --------------------------------------------------------------------------- ranges and preprocessing
+
+
+def test_ranges(file: Path) -> None:
+    x, y = (t.detach() for t in _images())
+    expected = _value(_lpips(file, range="0..1"), x, y)
+    assert_allclose(_value(_lpips(file), 2 * x - 1, 2 * y - 1), expected, rtol=1e-4)
+    assert_allclose(_value(_lpips(file), x, y, normalize=True), expected, rtol=1e-5)
+    assert_allclose(_value(_lpips(file, range="0..255"), 255 * x, 255 * y), expected, rtol=1e-4)
+    eight = (255 * x).byte()
+    exact = _value(_lpips(file, range="0..1"), eight / 255, y)
+    assert_allclose(_value(_lpips(file, range="0..1"), eight, y), exact, rtol=1e-4)
+    assert_allclose(
+        _value(_dists(file, range="-1..1"), 2 * x - 1, 2 * y - 1),
+        _value(_dists(file), x, y),
+        rtol=1e-4,
+    )
+
+
+def test_weights_have_their_own_preprocessing(tmp_path: Path) -> None:
+    path = _file(tmp_path / "caffe.safetensors", preprocess=CAFFE)
+    x, y = (t.detach() for t in _images())
+    body = models.backbone("vgg16", ("relu3_3",), path)
+    mean = torch.tensor(CAFFE.mean)[:, None, None]
+    fx, fy = (body(255 * t.flip(1) - mean)["relu3_3"] for t in (x, y))
+    found = _value(ContentLoss(model=path), x, y)
+    assert_allclose(found.item(), (fx - fy).square().mean().item(), rtol=1e-4)
+    same = torch.rand(1, 3, 24, 24)
+    assert_allclose(_dists(path)._plain(_dists(path).trunk.normalised(same, 0, 1)), same, atol=1e-6)
+
+
+def test_batch_norm_stays_frozen(tmp_path: Path) -> None:
+    path = _file(tmp_path / "bn.safetensors", "vgg11_bn")
+    loss = PerceptualLoss(("conv2_1", "relu3_2"), model=path, network="vgg11_bn").train()
+    x, y = _images()
+    first = _value(loss, x, y)
+    assert torch.equal(first, _value(loss, x, y))
+    assert not loss.trunk.body.training
+
+
+# -------------------------------------------------------------- torch's ways: dtype, copies, compiler
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float64_and_autocast_and_half(file: Path, kind: str) -> None:
+    loss = _all(file)[kind]
+    x, y = _images()
+    expected = _value(loss, x, y).detach()
+    exact = _value(loss, x.double(), y.double())
+    assert exact.dtype == torch.float64
+    assert_allclose(exact.detach(), expected, rtol=1e-4, atol=1e-8)
+    again = _value(loss, x, y)
+    assert again.dtype == torch.float32
+    assert_allclose(again.detach(), expected, rtol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = _value(loss, x, y)
+    assert found.dtype == torch.float32
+    assert_allclose(found.detach(), expected, rtol=0.2, atol=1e-3)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert gradient.isfinite().all()
+    loss.bfloat16()
+    found = _value(loss, x, y)
+    assert found.dtype == torch.float32
+    assert_allclose(found.detach(), expected, rtol=0.2, atol=1e-3)
+
+
+def test_it_is_a_constant_of_the_module_that_holds_it(file: Path) -> None:
+    for kind, loss in _all(file).items():
+        assert not list(loss.parameters()), kind
+        assert not loss.state_dict(), kind
+        holder = nn.Sequential(nn.Conv2d(3, 3, 1), loss)
+        assert list(holder.state_dict()) == ["0.weight", "0.bias"]
+        holder.load_state_dict(holder.state_dict(), strict=True)
+        holder.double()
+        assert loss.trunk.dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_and_pickles(file: Path, kind: str) -> None:
+    loss = _all(file)[kind]
+    x, y = _images()
+    expected = _value(loss, x, y)
+    for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert torch.equal(_value(other, x, y), expected)
+        assert other.trunk.body is not loss.trunk.body
+    buffer = io.BytesIO()
+    torch.save(loss, buffer)
+    buffer.seek(0)
+    other = torch.load(buffer, weights_only=False)
+    assert torch.equal(_value(other, x, y), expected)
+
+
+@pytest.mark.parametrize("kind", ["lpips", "dists", "style"])
+def test_compile(file: Path, kind: str) -> None:
+    loss = _all(file)[kind]
+    x, y = _images(1, 32, 32)
+    expected, slope = _value(loss, x, y).detach(), _gradient(loss, x, y)
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    found = compiled(x, y)
+    assert_allclose(found.detach(), expected, rtol=1e-4)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert (gradient - slope).norm() < 1e-3 * slope.norm()
+
+
+def test_it_leaves_the_images_as_they_are(file: Path) -> None:
+    x, y = (t.detach() for t in _images())
+    for loss in _all(file).values():
+        a, b = x.clone(), y.clone()
+        _value(loss, a, b)
+        assert torch.equal(a, x)
+        assert torch.equal(b, y)
+
+
+def test_an_optimiser_finds_the_reference(file: Path) -> None:
+    _, y = _images(1, 32, 32)
+    loss = _lpips(file, range="0..1")
+    x = torch.full_like(y, 0.5).requires_grad_()
+    reference = loss.remember(y)
+    optimiser = torch.optim.Adam([x], 0.02)
+    values = []
+    for _ in range(30):
+        optimiser.zero_grad()
+        value = _value(loss, x, reference).mean()
+        value.backward()
+        optimiser.step()
+        values.append(value.item())
+    assert values[-1] < 0.5 * values[0]
+
+
+# ---------------------------------------------------------------------------------------- bad inputs
+
+
+def _raised(loss: nn.Module, *arguments: object) -> str:
+    with pytest.raises(ImageError) as caught:
+        loss(*arguments)
+    return str(caught.value)
+
+
+def test_images_that_cannot_be_used(file: Path) -> None:
+    loss = _lpips(file, range="0..1")
+    x, y = (t.detach() for t in _images())
+    assert _raised(loss, x.numpy(), y) == "in0 is a ndarray; expected a tensor (n, c, h, w)"
+    assert _raised(loss, x[0], y) == (
+        "in0 has shape (3, 40, 52); expected (n, 3, height, width); add a batch axis: image[None]"
+    )
+    assert _raised(loss, x, y[:, :1]).startswith("in1 has shape (2, 1, 40, 52); expected (n, 3, ")
+    assert _raised(loss, x, y[:, :, :30]).startswith(
+        "in0 has shape (2, 3, 40, 52) and in1 (2, 3, 30, 52); expected the same, or one image"
+    )
+    assert _raised(loss, x[:, :, :15], y) == (
+        "in0 is 15x52 pixels, too small for the layers that are read: expected at least 16x16"
+    )
+    assert _raised(loss, x.long(), y) == "in0 is of torch.int64; expected floats, or uint8"
+    broken = x.clone()
+    broken[0, 0, 0, 0] = torch.nan
+    assert _raised(loss, broken, y) == "in0 has values that are not numbers (NaN)"
+    assert _raised(loss, x, 255 * y).endswith(
+        "and its range was said to be 0..1; scale it, or say which of 0..255, 0..1, -1..1 it is"
+    )
+    assert "in0 goes from" in _raised(loss, (255 * x).requires_grad_(), y)
+    # what learns may overshoot, and its NaN is the optimiser's to see
+    assert _value(loss, (3 * x - 1).requires_grad_(), y).isfinite().all()
+    assert _value(loss, broken.requires_grad_(), y).isnan().any()
+    unchecked = _lpips(file, range="0..1", check=False)
+    assert _value(unchecked, 255 * x, y).isfinite().all()
+
+
+def test_a_range_that_only_looks_wrong_is_warned_of(file: Path) -> None:
+    x, y = (t.detach() for t in _images())
+    with pytest.warns(UserWarning, match=r"said to be -1\.\.1: if it is 0\.\.1, say so") as caught:
+        _value(_lpips(file), x, 2 * y - 1)
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match=r"said to be 0\.\.255: if it is 0\.\.1, say so"):
+        _value(_lpips(file, range="0..255"), x, 255 * y)
+
+
+def test_references_that_do_not_fit(file: Path) -> None:
+    loss, other = _lpips(file, range="0..1"), ContentLoss(model=file)
+    x, y = (t.detach() for t in _images())
+    assert _raised(loss, x, other.remember(y)).startswith(
+        "the reference was remembered by another loss: it has relu3_3; expected relu1_2, relu2_2"
+    )
+    assert _raised(loss, x[:, :, :32], loss.remember(y)) == (
+        "the reference was remembered of 2 images of 40x52, and there are 2 of 32x52; expected one or "
+        "as many, of the same size"
+    )
+    style = StyleLoss(model=file)
+    assert _raised(style, torch.rand(3, 3, 32, 32), style.remember(y)) == (
+        "2 styles were given for 3 images; expected one or as many"
+    )
+    assert _raised(style, x, other.remember(y)).startswith("the style was remembered by another")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LPIPS(net="alex"), "net 'alex' is not a VGG; expected \"vgg\""),
+        (lambda: LPIPS(version="0.0"), "version '0.0', pretrained=True: there are the heads of"),
+        (lambda: LPIPS(range="0-1"), "range '0-1' is unknown"),
+        (lambda: LPIPS(heads={"relu1_2": torch.ones(3)}), "the head of relu1_2 has shape (3,); exp"),
+        (lambda: DISTS(alpha=torch.ones(3)), "alpha has shape (3,); expected (1475,)"),
+        (lambda: PerceptualLoss(("relu9_1",)), "the trunk of vgg16 has no layer 'relu9_1'; did you"),
+        (lambda: PerceptualLoss(("relu1_1",) * 2), "a layer is named twice: relu1_1, relu1_1"),
+        (lambda: PerceptualLoss(("relu1_1",), (1, 2)), "2 weights were given for 1 layers (relu1_1)"),
+        (lambda: PerceptualLoss(criterion="l3"), "criterion 'l3' is unknown; did you mean"),
+        (lambda: StyleLoss(reduction="avg"), "reduction 'avg' is unknown"),
+        (lambda: TotalVariation(3), "power is 3; expected 1 or 2"),
+        (lambda: LearnedPerceptualImagePatchSimilarity(reduction="max"), "reduction 'max' is unknown"),
+    ],
+)  # fmt: skip
+def test_errors_say_what_to_do(make: object, message: str) -> None:
+    with pytest.raises(VerydeepError) as caught:
+        make()  # type: ignore[operator]
+    assert str(caught.value).startswith(message)
+
+
+def test_public_names() -> None:
+    assert losses.__all__ == [
+        "DISTS",
+        "LPIPS",
+        "ContentLoss",
+        "LearnedPerceptualImagePatchSimilarity",
+        "PerceptualLoss",
+        "Reference",
+        "StyleLoss",
+        "TotalVariation",
+    ]

@@ -1,0 +1,105 @@
+"""LPIPS as a loss: the call of the `lpips` package, half its time and a fraction of its memory.
+
+Zhang et al. 2018, arXiv:1801.03924; values are those of lpips 0.1.4, version 0.1, net="vgg".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import NetworkError, nearest
+from ..models.vgg import WeightsLike
+from ..perceptual import HEADS, METRICS
+from .distance import unit_differences
+from .trunk import Look, Looking, Reference, Trunk
+
+__all__ = ["LPIPS"]
+
+
+class LPIPS(Looking):
+    """The learned perceptual distance between images, differentiable.
+
+    The first five arguments are those of `lpips.LPIPS`; there is net="vgg" alone, in version "0.1".
+
+    lpips: False leaves the learned heads out: every channel weighs one. spatial: a map in place of a
+    number. model: weights of VGG-16, as for `verydeep.models.backbone`. range: of float images: "-1..1",
+    which is what lpips takes, "0..1" or "0..255"; uint8 images know theirs. heads: weights by layer, (c,)
+    each, in place of the published. checkpointing: compute feature maps again in the backward pass
+    instead of keeping them: True all, False none, None where they are large. check: refuse float images
+    that contradict their range.
+    """
+
+    def __init__(
+        self,
+        pretrained: bool = True,
+        net: str = "vgg",
+        version: str = "0.1",
+        lpips: bool = True,
+        spatial: bool = False,
+        *,
+        model: WeightsLike | None = "builtin",
+        network: str = "vgg16",
+        range: str = "-1..1",  # noqa: A002
+        heads: Mapping[str, Tensor] | None = None,
+        checkpointing: bool | None = None,
+        check: bool = True,
+        verbose: bool = False,  # noqa: ARG002  # lpips prints what it loads; people switch it off
+    ) -> None:
+        if net not in ("vgg", "vgg16"):
+            raise NetworkError(f'net {net!r} is not a VGG; expected "vgg"{nearest(net, ["vgg"])}')
+        if version != "0.1" or not pretrained:
+            raise NetworkError(
+                f"version {version!r}, pretrained={pretrained}: there are the heads of version 0.1 alone"
+            )
+        if heads is None:
+            stored = load_file(HEADS)
+            heads = {tap: stored[f"lpips.{tap}"] for tap in METRICS["lpips"].layers}
+        trunk = Trunk(tuple(heads), model, network, checkpointing=checkpointing)
+        super().__init__(trunk, range, check=check)
+        self.spatial = spatial
+        for tap, weights in heads.items():
+            channels = trunk.body.channels[tap]
+            if weights.shape != (channels,):
+                raise NetworkError(
+                    f"the head of {tap} has shape {tuple(weights.shape)}; expected ({channels},), a "
+                    f"weight for each of its channels"
+                )
+            made = weights.detach().float().clone() if lpips else torch.ones(channels)
+            self.register_buffer(f"head_{tap}", made, persistent=False)
+
+    def forward(
+        self,
+        in0: Tensor,
+        in1: Tensor | Reference,
+        retPerLayer: bool = False,  # noqa: N803  # lpips has it so
+        normalize: bool = False,
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """The distances, (n, 1, 1, 1), or (n, 1, h, w) where spatial; float32, or float64 as the images.
+
+        in0, in1: images (n, 3, h, w), in1 also one for all or what `remember` gave. retPerLayer: also a
+        list of the parts, one a layer. normalize: the images are in 0 to 1, whatever `range` says.
+        """
+        name = "0..1" if normalize else None
+        x, y = self._pair(in0, in1, ("in0", "in1"), name)
+        maps = self.trunk.look(x, y, Look(self._differences, "rows"))
+        if self.spatial:
+            size = x.shape[2:]
+            parts = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps]
+        else:
+            parts = [m.mean((2, 3), keepdim=True) for m in maps]
+        total = torch.stack(parts).sum(0)
+        return (total, parts) if retPerLayer else total
+
+    def remember(self, target: Tensor, normalize: bool = False) -> Reference:
+        """The features of `target`, to be given as `in1`: computed once, without a graph."""
+        return self._remembered(target, "0..1" if normalize else None)
+
+    def _differences(self, tap: str, f0: Tensor, f1: Tensor | None) -> Tensor:
+        assert f1 is not None
+        weights: Tensor = getattr(self, f"head_{tap}")
+        return unit_differences(f0, f1, weights)

@@ -1,0 +1,409 @@
+"""A frozen VGG that images look through on their way to a loss, in pieces that memory and cache can hold.
+
+Three things make it cheaper than the network called as it is. Large images go through the first blocks in
+strips, which overlap by what the convolutions reach, and the backward pass computes these blocks again
+(arXiv:1604.06174): of a megapixel's features, nothing as wide as the image is kept. Batches go through in
+parts, since allocations beyond some 32 MB cost the processor more than the arithmetic on them. The
+reference keeps no graph. Values are those of the whole network, to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import ImageError, LayerError, NetworkError
+from ..models import Backbone, backbone, layers
+from ..models.layers import L2Pool2d
+from ..models.vgg import WeightsLike
+from ..preprocess import TORCHVISION
+from .images import Span, checked, span
+
+__all__ = ["Look", "Looking", "Reference", "Trunk", "fits"]
+
+PART_BYTES = {
+    "cpu": 1 << 24
+}  # of the largest feature map of one part; other devices: the next line
+PART_BYTES_ELSEWHERE = 1 << 28
+LEAST_ROWS = 16  # of a strip
+AGAIN_BYTES = 1 << 25  # feature maps of one image larger than this are computed again, not kept
+
+Read = Callable[[str, Tensor, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is read of the features of a layer.
+
+    read: (layer, features of the image, features of the reference or None) to a tensor (n, ...).
+    strips: how the readings of strips, one below the other, become that of the whole: "rows" are joined
+    along the second-last axis, a "sum" is added up; None: only the whole can be read.
+    """
+
+    read: Read
+    strips: Literal["rows", "sum"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What a loss remembers of a reference, to be given in its place as often as one likes.
+
+    values: by layer. size: (height, width) of the images.
+    """
+
+    values: Mapping[str, Tensor]
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values())))
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """The layers from one pool to the next, that one included."""
+
+    modules: tuple[tuple[str, nn.Module], ...]  # by paper name
+    pool: tuple[str, nn.Module] | None
+    channels: int  # of its feature maps
+    reach: int  # rows that one output sees above and below its own, before the pool
+
+    def size(self, x: Tensor) -> int:
+        """Bytes of a feature map of this stage, for its input x."""
+        return x[:, :1].numel() * self.channels * x.element_size()
+
+    def among(self, taps: Sequence[str]) -> list[str]:
+        names = [name for name, _ in self.modules] + ([self.pool[0]] if self.pool else [])
+        return [name for name in names if name in taps]
+
+
+class Trunk(nn.Module):
+    """The convolutions of a network up to the last of `taps`, frozen, with the normalisation before.
+
+    It is no part of the module that holds it as far as optimisers, checkpoints and distributed training
+    are concerned, and it stays in evaluation mode: see `Looking`.
+
+    taps: paper names. model: weights as for `verydeep.models.backbone`. network, pool: of them.
+    checkpointing: True computes every stage again in the backward pass, False none, None those whose
+    feature maps are large.
+    """
+
+    def __init__(
+        self,
+        taps: Sequence[str],
+        model: WeightsLike | None = "builtin",
+        network: str = "vgg16",
+        *,
+        pool: str | None = None,
+        checkpointing: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if len(set(taps)) < len(taps):
+            raise LayerError(f"a layer is named twice: {', '.join(taps)}")
+        body = backbone(network, taps, model, pool=pool)
+        body.requires_grad_(False).eval()
+        self.body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.taps = body.taps
+        self.checkpointing = checkpointing
+        self.smallest = body.network.minimum_size
+        self._staged = tuple(_stages(body))
+        self.in_channels = body.network.in_channels
+        record = body.record.preprocess if body.record else TORCHVISION
+        if len(record.mean) != self.in_channels:
+            raise NetworkError(
+                f"{network} takes images of {self.in_channels} channels, and its pre-processing is for "
+                f"{len(record.mean)}; expected weights for pictures"
+            )
+        # On the scale of 0 to 1 that pictures have, whatever range the weights were trained on.
+        low, high = record.range
+        mean = (torch.tensor(record.mean, dtype=torch.float64) - low) / (high - low)
+        std = torch.tensor(record.std, dtype=torch.float64) / (high - low)
+        self.flip = record.channel_order == "BGR"
+        if self.flip:
+            mean, std = mean.flip(0), std.flip(0)
+        self.register_buffer("mean", mean.float()[:, None, None])
+        self.register_buffer("std", std.float()[:, None, None])
+        self.mean: Tensor
+        self.std: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.body.features[0].weight.dtype  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        return self.body.features[0].weight.device  # type: ignore[return-value]
+
+    def normalised(self, image: Tensor, black: float, white: float) -> Tensor:
+        """What the network takes of an image whose black and white are these."""
+        width = white - black
+        mean, std = self.mean * width + black, self.std * width
+        x = (image.to(torch.promote_types(image.dtype, mean.dtype)) - mean) / std
+        x = x.flip(1) if self.flip else x
+        return x.to(self._dtype(image), memory_format=torch.channels_last)
+
+    def _dtype(self, image: Tensor) -> torch.dtype:
+        """What is computed in: the trunk's own, finer where the image is float64."""
+        if self.dtype == torch.float32:
+            return torch.promote_types(image.dtype, self.dtype)
+        return self.dtype
+
+    def look(self, x: Tensor, y: Tensor | Mapping[str, Tensor] | None, look: Look) -> list[Tensor]:
+        """What `look` reads at each tap, in order.
+
+        x: normalised images. y: their references, as many, normalised; or features by tap, of as many
+        or of one; or None.
+        """
+        # A compiler finds its own parts; the l2 pool reads beyond the edges of a strip.
+        if look.strips is None or self.body.network.pool == "l2" or torch.compiler.is_compiling():
+            return self._part(x, y, look, 1 << 62)
+        part_bytes = PART_BYTES.get(x.device.type, PART_BYTES_ELSEWHERE)
+        part = max(1, part_bytes // max(1, self._staged[0].size(x[:1])))
+        found = [
+            self._part(xs, _batch(y, start, start + part), look, part_bytes)
+            for start, xs in zip(range(0, len(x), part), x.split(part), strict=True)
+        ]
+        return [
+            torch.cat(values) if len(values) > 1 else values[0]
+            for values in zip(*found, strict=True)
+        ]
+
+    def features(self, x: Tensor) -> dict[str, Tensor]:
+        """The taps' values for normalised images, without a graph."""
+        with torch.no_grad():
+            values = self.look(x, None, Look(_itself, "rows"))
+        return dict(zip(self.taps, values, strict=True))
+
+    def _part(
+        self, x: Tensor, y: Tensor | Mapping[str, Tensor] | None, look: Look, part_bytes: int
+    ) -> list[Tensor]:
+        """What `look` reads of these few images, in strips where a feature map would be larger."""
+        found: dict[str, Tensor] = {}
+        images = 2 if isinstance(y, Tensor) else 1
+        for stage in self._staged:
+            size, height = stage.size(x), x.shape[2]
+            again = self.checkpointing
+            if again is None:
+                again = size > AGAIN_BYTES * len(x)
+            rows = height
+            if size > part_bytes:
+                rows = max(LEAST_ROWS, part_bytes * height // size // 2 * 2)
+            strips: list[list[Tensor]] = []
+            start = 0
+            while start < height:
+                end = start + rows
+                if height - end < 2:  # one row alone would leave the pool nothing
+                    end = height
+                strips.append(self._strip(stage, x, y, look, start, end, again=again))
+                start = end
+            parts = [_joined(values, "rows") for values in zip(*strips, strict=True)][:images]
+            readings = [
+                _joined(values, look.strips) for values in list(zip(*strips, strict=True))[images:]
+            ]
+            x = parts[0]
+            if images == 2:
+                y = parts[1]
+            found.update(zip(stage.among(self.taps), readings, strict=True))
+        return [found[tap] for tap in self.taps]
+
+    def _strip(
+        self,
+        stage: _Stage,
+        x: Tensor,
+        y: Tensor | Mapping[str, Tensor] | None,
+        look: Look,
+        start: int,
+        end: int,
+        *,
+        again: bool,
+    ) -> list[Tensor]:
+        """Rows start to end: the stage's output for x, for y where it is images, then the readings."""
+        top = min(start, stage.reach)
+        bottom = min(x.shape[2] - end, stage.reach)
+        whole = start == 0 and end == x.shape[2]
+        around = slice(start - top, end + bottom)
+        own = slice(top, top + end - start)
+        known = y if isinstance(y, Mapping) else {}
+
+        def cut(f: Tensor, rows: slice) -> Tensor:
+            return f if whole else f[:, :, rows]
+
+        def run(x: Tensor, y: Tensor | None) -> list[Tensor]:
+            readings: list[Tensor] = []
+            for name, module in stage.modules:
+                x = module(x)
+                y = None if y is None else module(y)
+                if name in self.taps:
+                    other = None if y is None else cut(y, own)
+                    if name in known:
+                        other = cut(known[name], slice(start, end))
+                    readings.append(look.read(name, cut(x, own), other))
+            x, y = cut(x, own), None if y is None else cut(y, own)
+            if stage.pool:
+                name, pool = stage.pool
+                x = _pooled(pool, x)
+                y = None if y is None else _pooled(pool, y)
+                if name in self.taps:
+                    other = y
+                    if name in known:
+                        other = cut(known[name], slice(start // 2, end // 2))
+                    readings.append(look.read(name, x, other))
+            return [x, *([] if y is None else [y]), *readings]
+
+        xs, ys = cut(x, around), cut(y, around) if isinstance(y, Tensor) else None
+        if (
+            again
+            and torch.is_grad_enabled()
+            and any(t is not None and t.requires_grad for t in (xs, ys))
+        ):
+            done: list[Tensor] = checkpoint(
+                run, xs, ys, use_reentrant=False, preserve_rng_state=False
+            )
+            return done
+        return run(xs, ys)
+
+
+class Looking(nn.Module):
+    """A loss that looks through a trunk.
+
+    The trunk is not among the module's children: it is a constant, read from a file, so it stands in no
+    checkpoint, no optimiser and no `train()`. It goes along with `to`, `half` and the like, and follows
+    the device of the images and their float64.
+
+    range: of float images. check: refuse images that contradict it.
+    """
+
+    def __init__(self, trunk: Trunk, range: str, *, check: bool) -> None:  # noqa: A002
+        super().__init__()
+        span(range)
+        object.__setattr__(self, "trunk", trunk)
+        self.trunk: Trunk
+        self.range = range
+        self.check = check
+        self.layers = trunk.taps  # that a reference has
+        self._looked = False
+
+    def extra_repr(self) -> str:
+        return f"{self.trunk.body.network.name}: {', '.join(self.trunk.taps)}; range={self.range!r}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Looking:
+        self.trunk._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def _seen(self, image: object, what: str, name: str | None = None) -> tuple[Tensor, Span]:
+        """The image, checked, and its black and white; the loss moves to where it is."""
+        # On other devices than the processor a look at the values waits for all work before it, so
+        # there it is the first call's alone: the range is a property of the program, not of the batch.
+        waits = isinstance(image, Tensor) and image.device.type != "cpu"
+        values = self.check and not (waits and self._looked)
+        trunk = self.trunk
+        name = name or self.range
+        found, black_white = checked(
+            image, what, name, channels=trunk.in_channels, smallest=trunk.smallest, values=values
+        )
+        dtype = trunk.dtype
+        if {found.dtype, dtype} == {torch.float32, torch.float64}:
+            dtype = found.dtype  # one is exact in the other
+        if found.device != trunk.device or dtype != trunk.dtype:
+            self.to(found.device, dtype)
+        return found, black_white
+
+    def _pair(
+        self, image: object, target: object, names: tuple[str, str], name: str | None = None
+    ) -> tuple[Tensor, Tensor | Mapping[str, Tensor]]:
+        """Both normalised; the target's features in its place where it is one for many, or known."""
+        trunk = self.trunk
+        x, black_white = self._seen(image, names[0], name)
+        if isinstance(target, Reference):
+            fits(target, x, self.layers)
+            self._looked = True
+            return trunk.normalised(x, *black_white), target.values
+        y, other = self._seen(target, names[1], name)
+        self._looked = True
+        if x.shape[2:] != y.shape[2:] or (len(x) != len(y) and 1 not in (len(x), len(y))):
+            raise ImageError(
+                f"{names[0]} has shape {tuple(x.shape)} and {names[1]} {tuple(y.shape)}; expected the "
+                "same, or one image against several"
+            )
+        y = trunk.normalised(y.to(x.dtype), *other)
+        x = trunk.normalised(x, *black_white)
+        if len(x) == 1 < len(y):
+            x = x.expand(len(y), -1, -1, -1)
+        elif len(y) == 1 < len(x):
+            if not y.requires_grad:
+                return x, trunk.features(y)
+            y = y.expand(len(x), -1, -1, -1)
+        return x, y
+
+    def _remembered(self, target: Tensor, name: str | None = None) -> Reference:
+        """The features of `target`, which may be one image for all."""
+        y, black_white = self._seen(target, "target", name)
+        y = y.detach()
+        values = self.trunk.features(self.trunk.normalised(y, *black_white))
+        return Reference(values, (y.shape[2], y.shape[3]))
+
+
+def fits(reference: Reference, x: Tensor, taps: Sequence[str]) -> None:
+    """ImageError where what was remembered is of other layers, another size or number of images."""
+    if set(reference.values) != set(taps):
+        raise ImageError(
+            f"the reference was remembered by another loss: it has {', '.join(reference.values)}; "
+            f"expected {', '.join(taps)}"
+        )
+    if reference.size != tuple(x.shape[2:]) or len(reference) not in (1, len(x)):
+        height, width = reference.size
+        raise ImageError(
+            f"the reference was remembered of {len(reference)} images of {height}x{width}, and there are "
+            f"{len(x)} of {x.shape[2]}x{x.shape[3]}; expected one or as many, of the same size"
+        )
+
+
+def _stages(body: Backbone) -> Iterator[_Stage]:
+    """The trunk cut after each pool."""
+    places = layers.positions(body.network.trunk)
+    children = list(body.features.children())
+    current: list[tuple[str, nn.Module]] = []
+    channels = reach = start = 0
+    for layer in body.network.trunk:
+        own = children[start : places[layer.name] + 1]  # a convolution with its batch norm
+        start = places[layer.name] + 1
+        module = own[0] if len(own) == 1 else nn.Sequential(*own)
+        if layer.kind == "pool":
+            yield _Stage(tuple(current), (layer.name, module), channels, reach)
+            current, reach = [], 0
+        else:
+            current.append((layer.name, module))
+            channels = layer.outputs
+            reach += layer.kernel // 2 if layer.kind == "conv" else 0
+    if current:
+        yield _Stage(tuple(current), None, channels, reach)
+
+
+def _batch(y: Any, start: int, end: int) -> Any:
+    """Images start to end of a batch, or of features; those of one image are everybody's."""
+    if isinstance(y, Tensor):
+        return y[start:end] if len(y) > 1 else y
+    return y and {tap: _batch(value, start, end) for tap, value in y.items()}
+
+
+def _joined(values: Sequence[Tensor], how: str | None) -> Tensor:
+    if len(values) == 1:
+        return values[0]
+    return torch.cat(list(values), 2) if how == "rows" else torch.stack(list(values)).sum(0)
+
+
+def _pooled(pool: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(pool, L2Pool2d) and x.dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast(x.device.type, enabled=False):  # its squares overflow in fewer bits
+            wide: Tensor = pool(x.float())
+            return wide.to(x.dtype)
+    found: Tensor = pool(x)
+    return found
+
+
+def _itself(_tap: str, f: Tensor, _other: Tensor | None) -> Tensor:
+    return f
