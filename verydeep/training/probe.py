@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +40,9 @@ from .result import TrainResult
 __all__ = ["Chosen", "ProbeConfig", "choose", "probe", "run", "write_model"]
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # l2, strongest first
-FIRST_PENALTY = 0.1  # with which layers are compared
+FIRST = 2  # of them: the one with which layers are compared
 JUDGED = 6000  # training photos, at most, that choices are made on
-ROUGH, FINE = 1e-3, 1e-4  # the solver's tolerance for choices and for the answer
+ROUGH, FINE = 2e-3, 1e-4  # the solver's tolerance for choices and for the answer
 Event = Callable[[Mapping[str, Any]], None]
 
 
@@ -67,7 +67,7 @@ class ProbeConfig:
     stretch: bool = True
     layers: tuple[str, ...] = ()
     l2: float = 0.0
-    folds: int = 5
+    folds: int = 3
     epochs: int = 500
     batch: int = 16
     seed: int = 0
@@ -132,7 +132,7 @@ def candidates(network: Network, layers: Sequence[str] = ()) -> tuple[tuple[str,
         return (tuple(dict.fromkeys(layers)),)
     relus = [layer.name for layer in network.trunk if layer.kind == "relu"]
     last = relus[-7:]  # of VGG-16 relu3_3 to relu5_3
-    sets = (last, last[:-1], last[:-3], last[-4:])
+    sets = (last, last[1:-1], last[-4:])
     return tuple(dict.fromkeys(tuple(s) for s in sets if s))
 
 
@@ -143,7 +143,7 @@ def choose(
     sets: Mapping[tuple[str, ...], NDArray[np.int64]],
     *,
     l2: float = 0.0,
-    folds: int = 5,
+    folds: int = 3,
     seed: int = 0,
     groups: NDArray[Any] | None = None,
     limit: int = 500,
@@ -151,59 +151,56 @@ def choose(
     """The set of columns and the penalty whose held-out loss is least.
 
     features: (photos, channels) float32. sets: layers -> their columns. l2: 0 to choose it.
-    groups: photos of one group, such as copies, are held out together. Layers are compared with one
-    penalty and three folds; then the penalty is made weaker as long as that helps.
+    groups: photos of one group, such as copies, are held out together. Layers are compared with
+    one penalty; then the penalty is made weaker as long as that helps, or stronger where it does not.
     """
     scaled = linear_head.scaling(features).apply(features)
-    tried: list[Mapping[str, Any]] = []
+    fold = linear_head.folds(labels, min(folds, len(labels)), groups=groups, seed=seed)
+    heads: dict[tuple[tuple[str, ...], int], LinearHead] = {}
+    tried: list[_Tried] = []
 
-    def fold_of(count: int) -> NDArray[Any]:
-        return linear_head.folds(labels, min(count, len(labels)), groups=groups, seed=seed)
-
-    def held_out(
-        columns: NDArray[np.int64], fold: NDArray[Any], penalty: float, heads: dict[int, LinearHead]
-    ) -> NDArray[np.float32]:
-        part = scaled if len(columns) == scaled.shape[1] else scaled[:, columns]
+    def tried_with(layers: tuple[str, ...], penalty: float) -> _Tried:
+        part = scaled[:, sets[layers]] if len(sets) > 1 else scaled
         scores = np.zeros((len(labels), classes), np.float32)
         for number in range(int(fold.max()) + 1):
             mine = fold == number
-            heads[number] = linear_head.solve(
-                part[~mine], labels[~mine], classes, l2=penalty, start=heads.get(number),
+            made = linear_head.solve(
+                part[~mine], labels[~mine], classes, l2=penalty, start=heads.get((layers, number)),
                 tolerance=ROUGH, limit=limit,
             )  # fmt: skip
-            scores[mine] = heads[number].scores(part[mine])
-        return scores
-
-    def judged(
-        layers: tuple[str, ...], penalty: float, scores: NDArray[np.float32]
-    ) -> tuple[float, float]:
+            scores[mine] = made.scores(part[mine])
+            heads[layers, number] = made
         divide = linear_head.temperature(scores, labels)
         loss = linear_head.log_loss(scores, labels, divide=divide)
         top1 = float((scores.argmax(axis=1) == labels).mean())
-        tried.append({"layers": list(layers), "l2": penalty, "top1": top1, "loss": loss})
-        return loss, divide
+        tried.append(_Tried(layers, penalty, scores, divide, top1, loss))
+        return tried[-1]
 
-    best = next(iter(sets))
-    if len(sets) > 1:
-        fold = fold_of(min(folds, 3))
-        first = l2 or FIRST_PENALTY
-        losses = {s: judged(s, first, held_out(c, fold, first, {}))[0] for s, c in sets.items()}
-        best = min(losses, key=lambda s: losses[s])
-    fold = fold_of(folds)
-    heads: dict[int, LinearHead] = {}
-    found: tuple[float, float, float, NDArray[np.float32]] | None = None
-    for penalty in (l2,) if l2 else PENALTIES:
-        scores = held_out(sets[best], fold, penalty, heads)
-        loss, divide = judged(best, penalty, scores)
-        if found is not None and loss > found[0]:
-            break
-        found = loss, divide, penalty, scores
-    assert found is not None
-    loss, divide, penalty, scores = found
-    top1 = float((scores.argmax(axis=1) == labels).mean())
+    first = l2 or PENALTIES[FIRST]
+    best = min((tried_with(layers, first) for layers in sets), key=lambda one: one.loss)
+    if not l2:
+        for way in (PENALTIES[FIRST + 1 :], PENALTIES[:FIRST][::-1]):  # weaker, else stronger
+            for penalty in way:
+                other = tried_with(best.layers, penalty)
+                if other.loss >= best.loss:
+                    break
+                best = other
+            if best.l2 != first:
+                break
+    lines = [{"layers": list(t.layers), "l2": t.l2, "top1": t.top1, "loss": t.loss} for t in tried]
     return Chosen(
-        best, sets[best], penalty, scores, labels, divide, top1, loss, tuple(tried),
+        best.layers, sets[best.layers], best.l2, best.scores, labels, best.divide, best.top1, best.loss,
+        tuple(lines),
     )  # fmt: skip
+
+
+class _Tried(NamedTuple):
+    layers: tuple[str, ...]
+    l2: float
+    scores: NDArray[np.float32]
+    divide: float
+    top1: float
+    loss: float
 
 
 def write_model(
