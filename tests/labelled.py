@@ -1,0 +1,51 @@
+"""Small labelled sets that the tests of training share: images that a tiny network learns in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from verydeep import train
+from verydeep.training.result import TrainResult
+
+CLASSES = ("red", "green", "blue")
+
+
+def images(count: int, seed: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """(count, size, size, 3) uint8 noise, brighter in the channel of its label (count,)."""
+    draw = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    pixels = draw.integers(0, 160, (count, size, size, 3))
+    pixels[np.arange(count), :, :, labels] += 60
+    return pixels.astype(np.uint8), labels
+
+
+def arrays(path: Path, train_count: int = 48, val_count: int = 24, seed: int = 0) -> Path:
+    """An .npz of such images."""
+    learn, learn_labels = images(train_count, seed)
+    judge, judge_labels = images(val_count, seed + 1)
+    np.savez(
+        path, train_images=learn, train_labels=learn_labels, val_images=judge,
+        val_labels=judge_labels, classes=np.array(CLASSES),
+    )  # fmt: skip
+    return path
+
+
+# of a run that takes a second: 3 epochs of 4 steps
+SETTINGS: dict[str, Any] = {
+    "epochs": 3, "batch": 12, "warmup": 1.0, "rate": 0.05, "precision": "fp32", "layout": "default",
+    "average": 0.9,
+}  # fmt: skip
+
+
+def trained(
+    data: object, out: Path, *, event: Any = None, resume: bool = False, **changes: Any
+) -> TrainResult:
+    """The result of `small-images` on a VGG-11 with batch norm, a sixteenth as wide."""
+    settings = {**SETTINGS, **changes}
+    return train(
+        "small-images", data, out=out, model="vgg11_bn", width=1 / 16, settings=settings,
+        event=event, resume=resume, device="cpu",
+    )  # fmt: skip

@@ -1,0 +1,324 @@
+"""A run of training: what it leaves, and that nothing is lost however it is broken off."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import verydeep
+from verydeep import modelfile
+from verydeep.errors import DataError, OutputError
+from verydeep.training import checkpoint
+from verydeep.training.loop import Diverged
+
+from .conftest import Run
+from .labelled import CLASSES, SETTINGS, arrays, images, trained
+
+STEPS = 12  # of the run in `labelled`
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return arrays(tmp_path_factory.mktemp("data") / "set.npz")
+
+
+@pytest.fixture(scope="module")
+def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing disturbed."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    trained(data, out)
+    return out
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return modelfile.read(folder / "model.safetensors").tensors()
+
+
+def assert_same(one: Path, other: Path) -> None:
+    for key, value in weights(one).items():
+        np.testing.assert_array_equal(value, weights(other)[key], err_msg=key)
+
+
+class At:
+    """Does something at the log's line of that step, once."""
+
+    def __init__(self, step: int, action: Any) -> None:
+        self.step, self.action, self.lines = step, action, []
+
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        self.lines.append(line)
+        if line["event"] == "step" and line["step"] == self.step:
+            self.action()
+
+
+def test_what_a_run_leaves(unbroken: Path) -> None:
+    record = modelfile.read(unbroken / "model.safetensors").record
+    assert record.class_names == CLASSES
+    assert record.provenance["config"]["epochs"] == 3
+    assert record.provenance["made_by"] == "verydeep train"
+    top1 = next(figure["value"] for figure in record.measured if figure["what"] == "top1")
+    assert top1 > 0.9
+
+    # the model file gives the accuracy that its record states, on an engine that knows no torch
+    judge, labels = images(24, seed=1)
+    predictor = verydeep.load(
+        unbroken / "model.safetensors", engine="onnxruntime", precision="exact"
+    )
+    answers = [CLASSES.index(answer.label) for answer in predictor(list(judge))]
+    assert np.mean(answers == labels) == pytest.approx(top1)
+
+    config = json.loads((unbroken / "config.json").read_text())
+    assert config["config"]["precision"] == "fp32"
+    assert config["data"]["train"] == 48
+    log = [json.loads(line) for line in (unbroken / "log.jsonl").read_text().splitlines()]
+    kinds = [line["event"] for line in log]
+    assert kinds[0] == "start"
+    assert kinds[-1] == "end"
+    assert kinds.count("epoch") == 3
+    assert kinds.count("step") == STEPS
+    assert len(list((unbroken / "checkpoints").iterdir())) == 2
+
+
+def test_preprocessing_is_of_this_data(unbroken: Path) -> None:
+    pixels, _ = images(48, seed=0)
+    record = modelfile.read(unbroken / "model.safetensors").record.preprocess
+    np.testing.assert_allclose(record.mean, pixels.mean((0, 1, 2)) / 255, atol=1e-5)
+    np.testing.assert_allclose(record.std, pixels.std((0, 1, 2)) / 255, atol=1e-5)
+
+
+KILLED = """
+import os, signal, sys, torch
+torch.set_num_threads(1)
+from tests.labelled import trained
+def event(line):
+    if line["event"] == "step" and line["step"] == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+trained(sys.argv[1], __import__("pathlib").Path(sys.argv[2]), event=event, checkpoint_minutes=0.0)
+"""
+
+
+def test_killed_and_resumed(unbroken: Path, data: Path, tmp_path: Path) -> None:
+    step = int(np.random.default_rng().integers(2, STEPS))
+    out = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(data), str(out), str(step)], check=False,
+        capture_output=True, text=True, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (out / "model.safetensors").exists()
+    log = At(0, None)
+    trained(data, out, resume=True, event=log, checkpoint_minutes=0.0)
+    assert log.lines[0]["event"] == "resume"
+    assert log.lines[0]["step"] == step - 1, step  # the step that was killed had not been saved
+    assert_same(out, unbroken)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["event"] == "step"] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops(
+    number: signal.Signals, unbroken: Path, data: Path, tmp_path: Path
+) -> None:
+    stop = KeyboardInterrupt if number == signal.SIGINT else SystemExit
+    before = signal.getsignal(number)
+    with pytest.raises(stop) as caught:
+        trained(data, tmp_path / "run", event=At(6, lambda: signal.raise_signal(number)))
+    if number == signal.SIGTERM:
+        assert caught.value.code == 143
+    assert signal.getsignal(number) is before
+    found = checkpoint.latest(tmp_path / "run" / "checkpoints", print)
+    assert found is not None
+    assert 6 <= found.facts["step"] <= 7
+    trained(data, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", unbroken)
+
+
+def test_a_finished_run_is_left_alone(unbroken: Path, data: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(unbroken, tmp_path / "run")
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.rglob("*") if p.is_file()}
+    result = trained(data, out, resume=True)
+    assert result.top1 > 0.9
+    assert {
+        p: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.rglob("*") if p.is_file()
+    } == before
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    unbroken: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        trained(data, out, event=At(10, lambda: signal.raise_signal(signal.SIGINT)))
+    newest = max((out / "checkpoints").iterdir())
+    for damage in (lambda b: b[: len(b) // 2], lambda b: b[:-3] + bytes([b[-3] ^ 1]) + b[-2:]):
+        spoilt = shutil.copytree(out, tmp_path / f"spoilt {len(list(tmp_path.iterdir()))}")
+        file = spoilt / "checkpoints" / newest.name
+        file.write_bytes(damage(file.read_bytes()))
+        log = At(0, None)
+        trained(data, spoilt, resume=True, event=log)
+        told = [line["text"] for line in log.lines if line["event"] == "note"]
+        assert any("is damaged" in text and newest.name in text for text in told)
+        assert log.lines[0]["step"] == 8  # the end of the second epoch
+        assert_same(spoilt, unbroken)
+
+
+def test_another_configuration_is_refused(unbroken: Path, data: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(unbroken, tmp_path / "run")
+    with pytest.raises(DataError, match=r"rate was 0\.05, is 0\.1; resume it with its own"):
+        trained(data, out, resume=True, rate=0.1)
+
+
+def test_other_data_is_refused(unbroken: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(unbroken, tmp_path / "run")
+    other = arrays(tmp_path / "other.npz", seed=5)
+    with pytest.raises(DataError, match="data has changed since the checkpoint"):
+        trained(other, out, resume=True)
+
+
+def test_a_run_is_not_written_over(unbroken: Path, data: Path) -> None:
+    with pytest.raises(OutputError, match="holds a run already; go on with it by --resume"):
+        trained(data, unbroken)
+
+
+def test_nothing_to_resume_begins_anew(unbroken: Path, data: Path, tmp_path: Path) -> None:
+    log = At(0, None)
+    trained(data, tmp_path / "run", resume=True, event=log)
+    assert "no checkpoint in" in log.lines[1]["text"]
+    assert_same(tmp_path / "run", unbroken)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match=r"step \d+ .*rate.*lower the rate, as with --set rate="):
+        trained(data, tmp_path / "run", rate=1e15, momentum=0.99)
+    found = checkpoint.latest(tmp_path / "run" / "checkpoints", print)
+    if found is not None:
+        assert all(tensor.isfinite().all() for tensor in found.tensors.values())
+
+
+def test_a_full_disk_is_one_line(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = os.fsync
+
+    def full(descriptor: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        if "step-000000008" in name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        whole(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=r"step-000000008.*No space left.*free some space"):
+        trained(data, tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [
+        "step-000000004.safetensors"
+    ]
+
+
+def test_a_file_is_no_folder(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(OutputError, match="is a file; expected a folder"):
+        trained(data, tmp_path / "file" / "run")
+
+
+def test_fewer_images_than_a_batch(tmp_path: Path) -> None:
+    few = arrays(tmp_path / "few.npz", train_count=6, val_count=3)
+    result = trained(few, tmp_path / "run", batch=256)
+    assert [line["step"] for line in result.log if line["event"] == "epoch"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mixup": 0.4, "cutmix": 1.0}, {"balance": "weights"}, {"balance": "sampling"},
+        {"clip": 1.0, "accumulate": 3}, {"schedule": "plateau", "patience": 1, "drops": 0},
+        {"average": 0.0, "smoothing": 0.0, "cover": 0, "flip": False}, {"memory": False},
+    ],
+    ids=lambda changes: "-".join(changes),
+)  # fmt: skip
+def test_what_a_recipe_can_be_told(changes: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    result = trained(data, tmp_path / "run", **changes)
+    first = next(line for line in result.log if line["event"] == "step")
+    last = next(line for line in reversed(result.log) if line["event"] == "step")
+    assert last["loss"] < first["loss"]
+    assert np.isfinite(result.probabilities).all()
+
+
+def test_an_image_that_cannot_be_read_is_skipped_and_listed(tmp_path: Path) -> None:
+    from PIL import Image
+
+    pixels, labels = images(24, seed=0)
+    for index, (one, label) in enumerate(zip(pixels, labels, strict=True)):
+        folder = tmp_path / "photos" / CLASSES[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(one).save(folder / f"{index}.png")
+    (tmp_path / "photos" / "red" / "broken.jpg").write_text("no image")
+    for memory in (True, False):
+        result = trained(tmp_path / "photos", tmp_path / f"run {memory}", memory=memory, batch=8)
+        assert [name for name, _ in result.bad] == ["red/broken.jpg"]
+
+
+def test_the_command(data: Path, tmp_path: Path, verydeep: Run) -> None:
+    said = [f"--set={key}={value}" for key, value in {**SETTINGS, "epochs": 1}.items()]
+    words = ["train", data, "--recipe", "small-images", "--model", "vgg11_bn", "--width", 1 / 16]
+    done = verydeep(*words, *said, "--out", tmp_path / "run", "--json")
+    assert done.status == 0, done.err
+    figures = json.loads(done.out)
+    assert figures["n"] == 24
+    assert "epoch 1 of 1: top-1 " in done.err
+    assert "small-images: vgg11_bn of width 0.0625, 3 classes, 48 images to train on" in done.err
+
+    done = verydeep(*words, *said, "--out", tmp_path / "run", "--resume", "--json")
+    assert done.status == 0
+    assert json.loads(done.out)["top1"] == figures["top1"]
+    assert "had finished; nothing is done" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--recipe", "smal-images"), "no recipe 'smal-images'; did you mean small-images?"),
+        (("--set", "epoch=3"), "recipe small-images has no setting 'epoch'; did you mean epochs?"),
+        (("--set", "epochs"), "--set epochs: expected key=value, as in epochs=30"),
+        (("--set", "epochs=many"), "epochs is 'many'; expected a whole number"),
+        (("--set", "epochs=0"), "epochs is 0; expected 1 or more"),
+        (("--set", "nesterov=maybe"), "nesterov is 'maybe'; expected true or false"),
+        (
+            ("--set", "schedule=steps"),
+            "schedule is 'steps'; expected one of: cosine, plateau, const",
+        ),
+        (("--set", "size=16"), "images of 16 pixels are too small for vgg16_bn"),
+        (("--model", "vgg61"), "network 'vgg61' is unknown; did you mean"),
+        (("--device", "tpu"), "device 'tpu' is not here; expected one of: auto, cpu"),
+        (("--init", "nothing.safetensors"), "there is no such file"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    words: tuple[str, str], line: str, data: Path, tmp_path: Path, verydeep: Run
+) -> None:
+    recipe = () if "--recipe" in words else ("--recipe", "small-images")
+    done = verydeep("train", data, *recipe, *words, "--out", tmp_path / "run")
+    assert done.status == 2
+    assert line in done.err
+    assert done.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
