@@ -589,3 +589,18 @@ def test_the_verbs_methods_are_all_there() -> None:
     from verydeep.cli.explain import METHODS as NAMED
 
     assert tuple(METHODS) == NAMED
+
+
+def test_explainers_go_with_their_predictor(model: Path, tmp_path: Path) -> None:
+    import gc
+    import weakref
+
+    predictor = verydeep.load(model)
+    image = photo(tmp_path / "a.png")
+    explain(predictor, image)
+    explain(predictor, image)
+    assert len(vars(predictor)["_explainers"]) == 1
+    gone = weakref.ref(predictor)
+    del predictor
+    gc.collect()
+    assert gone() is None

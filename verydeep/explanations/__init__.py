@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -324,16 +323,14 @@ def explain(
             predictor, method, layer=layer, steps=steps, window=window, stride=stride
         )
         return explainer(image, label=label, top=top)
-    kept = _EXPLAINERS.setdefault(predictor, {})
+    # on the predictor, so that a loop prepares its graph once and both are let go together
+    kept = vars(predictor).setdefault("_explainers", {})
     if key not in kept:
         kept[key] = Explainer(
             predictor, method, layer=layer, steps=steps, window=window, stride=stride
         )
-    return kept[key](image, label=label, top=top)
-
-
-# so that a loop over `explain` prepares its graph once
-_EXPLAINERS: WeakKeyDictionary[Predictor, dict[object, Explainer]] = WeakKeyDictionary()
+    found: Explanation = kept[key](image, label=label, top=top)
+    return found
 
 
 def _alike(given: str, names: Sequence[str]) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 
 from ..engines import REFERENCE, Engine, Source, open_engine
-from ..engines.choice import Choice, source_of
 from ..predictor import DEFAULT_BATCH, Predictor
 
 __all__ = ["Passes"]
@@ -31,7 +31,6 @@ class Passes:
         self._predictor = predictor
         self._taps = taps
         self._tensors = tensors
-        self._choices: dict[str, Choice] = {}
         self._others: dict[str, Engine] = {}
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -56,10 +55,9 @@ class Passes:
             if dtype not in self._others:
                 self._others[dtype] = self._other(dtype)
             return self._others[dtype]
-        if dtype not in self._choices:
-            source = source_of(self._predictor.model, dtype, self._taps)  # type: ignore[arg-type]
-            self._choices[dtype] = Choice(source, **self._predictor._told)  # type: ignore[arg-type]
-        return self._choices[dtype].engine(pixels, batch=batch, to_come=to_come)
+        wanted = replace(self._predictor._scores, taps=self._taps)
+        choice = self._predictor._choice(dtype, wanted)  # kept there, so shared with the predictor
+        return choice.engine(pixels, batch=batch, to_come=to_come)
 
     def _other(self, dtype: str) -> Engine:
         from .. import graph
