@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["UNCHANGED", "Fidelity", "Step", "check", "rank_correlation"]
 
 # Mean rank correlation with all weights random, from which a map counts as unchanged. Maps have few cells,
-# so chance alone gave up to 0.5 for CAM and Grad-CAM on the photos in examples/photos; edges give 1.
+# so chance alone gave up to 0.5 for CAM and Grad-CAM on six of examples/photos; edges give 1.
 UNCHANGED = 0.7
 BLUR = 5 / 224  # deviation of the insertion's first image, of its side: Petsiuk's 5 pixels at 224
 
