@@ -68,15 +68,20 @@ class _Differences(torch.autograd.Function):
             g, w = gradient, weights[:, None, None]
             both = (_slope(f0, f1, w, g, 1), _slope(f1, f0, w, g, 1))
             return (*(d if need else None for d, need in zip(both, needed, strict=True)), None)
-        found = [torch.empty_like(f0) if need else None for need in needed]
-        outs = [d if d is not None else f0 for d in found]
+        n, channels, height, width = f0.shape
+        found = [f0.new_empty(n * height * width, channels) if need else None for need in needed]
+        outs = [f0 if rows is None else rows for rows in found]
         for a, b, g, out0, out1 in _chunks(f0, f1, gradient.reshape(-1), *outs):
             g = g[:, None]
             if needed[0]:
                 out0.copy_(_slope(a, b, weights, g, 1))
             if needed[1]:
                 out1.copy_(_slope(b, a, weights, g, 1))
-        return (*found, None)
+        maps = [
+            None if rows is None else rows.view(n, height, width, channels).permute(0, 3, 1, 2)
+            for rows in found
+        ]
+        return (*maps, None)
 
 
 def _slope(a: Tensor, b: Tensor, weights: Tensor, gradient: Tensor, dim: int) -> Tensor:
