@@ -1,0 +1,53 @@
+"""Makes training_curve.json, the losses of 20 steps of a tiny network.
+
+    python -m tests.golden.training_curve_make
+
+The test trains again and compares, so that no change of what training computes goes unseen. Where a change
+is meant, run this and say so in the changelog.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from verydeep.models import build
+from verydeep.preprocess import Preprocess
+from verydeep.training import data
+from verydeep.training.feed import Feed, MemorySource
+from verydeep.training.loop import Learner
+from verydeep.training.pictures import pictures
+from verydeep.training.recipes import changed, small_images
+from verydeep.training.schedule import rate_at
+
+from ..labelled import images
+
+
+def curve() -> list[float]:
+    """The mean loss of each step."""
+    config = changed(
+        small_images(), {"precision": "fp32", "layout": "default", "batch": 16, "epochs": 4,
+                         "rate": 0.02, "warmup": 1.0, "mixup": 0.2, "dropout": 0.0},
+    )  # fmt: skip
+    pixels, labels = images(80, seed=7)
+    samples = [data.Sample(p, int(k)) for p, k in zip(pixels, labels, strict=True)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build("vgg11_bn", classes=3, head="small", width=1 / 16, init="glorot", dropout=0.0)
+        learner = Learner(model, config, Preprocess(), torch.device("cpu"))
+        feed = Feed(MemorySource(pictures(samples, 32), config), config)
+        learner.model.train()
+        losses: list[float] = []
+        for epoch in range(4):
+            for batch in feed.epoch(epoch):
+                step = len(losses)
+                loss, _ = learner.learn(batch, rate_at(config, step, feed.steps), step)
+                losses.append(float(loss) / len(batch.labels))
+    return losses
+
+
+if __name__ == "__main__":
+    path = Path(__file__).with_name("training_curve.json")
+    path.write_text(json.dumps([round(value, 5) for value in curve()]) + "\n")

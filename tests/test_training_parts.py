@@ -1,0 +1,402 @@
+"""The pieces of training, each against an independent answer."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sklearn import metrics
+
+from verydeep.errors import DataError
+from verydeep.models import build
+from verydeep.preprocess import PRESETS, Preprocess
+from verydeep.training import augment, data, draws, measures
+from verydeep.training.feed import Feed, MemorySource
+from verydeep.training.loop import Learner, normaliser
+from verydeep.training.photosource import PhotoSource
+from verydeep.training.pictures import Pictures, pictures
+from verydeep.training.recipes import Config, changed, paper, recipe, small_images
+from verydeep.training.schedule import drops_after, rate_at
+from verydeep.training.statistics import colour_shift, statistics
+from verydeep.training.stuck import Stuck
+
+from .labelled import arrays, images
+
+GOLDEN = Path(__file__).parent / "golden" / "training_curve.json"
+
+
+def held(count: int = 40) -> Pictures:
+    pixels, labels = images(count, seed=3)
+    samples = [
+        data.Sample(p, int(k), str(i)) for i, (p, k) in enumerate(zip(pixels, labels, strict=True))
+    ]
+    return pictures(samples, 32)
+
+
+# Random numbers
+
+
+def test_draws_are_uniform_and_independent() -> None:
+    indices = np.arange(20_000)
+    one = draws.uniform(0, 0, indices, "row")
+    assert one.min() >= 0
+    assert one.max() < 1
+    np.testing.assert_allclose(np.histogram(one, 10, (0, 1))[0], 2000, atol=200)
+    for other in (
+        draws.uniform(1, 0, indices, "row"), draws.uniform(0, 1, indices, "row"),
+        draws.uniform(0, 0, indices, "column"), draws.uniform(0, 0, indices + 1, "row"),
+    ):  # fmt: skip
+        assert abs(np.corrcoef(one, other)[0, 1]) < 0.03
+
+
+def test_draws_are_pinned() -> None:
+    # by hand from SplitMix64's definition, in whole numbers without end
+    def mixed(state: int) -> int:
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        state = (state ^ state >> 27) * 0x94D049BB133111EB % 2**64
+        return state ^ state >> 31
+
+    import zlib
+
+    state = 12
+    for fact in (zlib.crc32(b"row"), 5, 7):
+        state = mixed(state ^ mixed(fact))
+    assert int(draws.bits(7, 5, [12], "row")[0]) == state
+
+
+def test_order_is_a_permutation_of_its_own_each_epoch() -> None:
+    first, second = draws.order(0, 0, 100), draws.order(0, 1, 100)
+    assert sorted(first) == sorted(second) == list(range(100))
+    assert (first != second).sum() > 80
+
+
+# Augmentation
+
+
+def test_shift_and_flip_is_pad_crop_and_mirror() -> None:
+    pixels = held().images
+    indices = np.arange(len(pixels))
+    found = augment.shift_and_flip(pixels, indices, seed=1, epoch=2, padding=4, flip=True)
+    padded = np.pad(pixels, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
+    rows, columns = (
+        np.floor(draws.uniform(1, 2, indices, name) * 9).astype(int) for name in ("row", "column")
+    )
+    mirrored = draws.uniform(1, 2, indices, "flip") < 0.5
+    assert 0 < mirrored.sum() < len(pixels)
+    for i in indices:
+        crop = padded[i, rows[i] : rows[i] + 32, columns[i] : columns[i] + 32]
+        np.testing.assert_array_equal(found[i], crop[:, ::-1] if mirrored[i] else crop)
+
+
+def test_cover_is_one_square_of_one_colour() -> None:
+    batch = np.full((50, 16, 16, 3), 7, np.uint8)
+    augment.cover(
+        batch, np.arange(50), seed=0, epoch=0, side=4, colour=np.array([1, 2, 3], np.uint8)
+    )
+    hidden = (batch == [1, 2, 3]).all(-1)
+    assert hidden.sum((1, 2)).max() == 16
+    assert hidden.any((1, 2)).all()
+    for mask in hidden:
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        assert mask.sum() == len(rows) * len(columns)
+        assert len(rows) == rows[-1] - rows[0] + 1
+    assert ((batch == 7).all(-1) | hidden).all()
+
+
+def test_cutmix_shares_are_areas() -> None:
+    batch, others = np.zeros((60, 16, 16, 3), np.uint8), np.ones((60, 16, 16, 3), np.uint8)
+    shares = draws.uniform(0, 0, np.arange(60), "any")
+    left = augment.paste(batch, others, np.arange(60), shares, seed=0, epoch=0)
+    np.testing.assert_allclose(left, 1 - batch.mean((1, 2, 3)))
+    assert left.std() > 0.1
+
+
+@pytest.mark.parametrize("mix", [{"mixup": 0.3}, {"cutmix": 1.0}, {"mixup": 0.3, "cutmix": 1.0}])
+def test_a_mixture_is_of_its_labels(mix: dict[str, float]) -> None:
+    flat = np.zeros((30, 32, 32, 3), np.uint8)
+    labels = np.arange(30) % 3
+    flat[np.arange(30), :, :, labels] = 200
+    samples = [data.Sample(p, int(k)) for p, k in zip(flat, labels, strict=True)]
+    config = changed(small_images(), {"cover": 0, **mix})
+    batch = MemorySource(pictures(samples, 32), config).batch(0, np.arange(30))
+    assert batch.others is not None
+    assert batch.shares is not None
+    assert batch.shares.std() > 0.05
+    expected = np.zeros((30, 3))
+    np.add.at(expected, (np.arange(30), batch.labels), 200 * batch.shares)
+    np.add.at(expected, (np.arange(30), batch.others), 200 * (1 - batch.shares))
+    np.testing.assert_allclose(batch.images.mean((1, 2)), expected, atol=0.6)
+
+
+def test_augmentation_depends_on_the_image_alone() -> None:
+    source = MemorySource(held(), changed(small_images(), {"mixup": 0.5, "cutmix": 0.5}))
+    whole = source.batch(3, np.arange(40))
+    part = source.batch(3, np.array([31, 4]))
+    np.testing.assert_array_equal(part.images, whole.images[[31, 4]])
+    np.testing.assert_array_equal(part.shares, whole.shares[[31, 4]])
+    assert (source.batch(4, np.arange(40)).images != whole.images).any()
+
+
+def test_colour_shift_is_the_papers() -> None:
+    draw = np.random.default_rng(0)
+    pixels = (draw.normal(0, 30, (40, 8, 8, 1)) + draw.normal(120, 10, (40, 8, 8, 3))).clip(0, 255)
+    found = statistics([pixels.astype(np.uint8)])
+    flat = pixels.astype(np.uint8).reshape(-1, 3).astype(float)
+    np.testing.assert_allclose(found.mean, flat.mean(0))
+    np.testing.assert_allclose(found.covariance, np.cov(flat.T, bias=True))
+    shift = colour_shift(found, np.arange(20_000), seed=0, epoch=0, deviation=0.1)
+    # sum of p_i a_i l_i: its covariance is P diag((0.1 l)^2) P', which is (0.1 C)^2, in the scale of 0 to 1
+    expected = (0.1 * np.cov(flat.T / 255, bias=True)) @ (0.1 * np.cov(flat.T / 255, bias=True))
+    np.testing.assert_allclose(np.cov(shift.T / 255), expected, rtol=0.1, atol=1e-8)
+    np.testing.assert_allclose(shift.mean(0), 0, atol=0.02)
+
+
+def test_a_photos_crop_is_of_the_rescaled_photo(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    small = Image.fromarray(draw.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    photo = small.resize((120, 90), Image.Resampling.BICUBIC)
+    photo.save(tmp_path / "a.png")
+    config = changed(paper(), {"size": 32, "scales": (40, 48), "flip": False, "colour": 0.0})
+    source = PhotoSource(
+        [data.Sample(str(tmp_path / "a.png"), 0)] * 8, config, statistics([np.asarray(photo)])
+    )
+    seen = source.batch(0, np.arange(8)).images
+    sides = set()
+    for view, u in zip(seen, draws.uniform(config.seed, 0, np.arange(8), "scale"), strict=True):
+        shorter = 40 + int(u * 9)
+        sides.add(shorter)
+        whole = np.asarray(photo.resize((round(shorter * 120 / 90), shorter), 2)).astype(int)
+        gaps = [
+            np.abs(whole[y : y + 32, x : x + 32] - view).mean()
+            for y in range(whole.shape[0] - 31) for x in range(whole.shape[1] - 31)
+        ]  # fmt: skip
+        assert min(gaps) < 3  # it is somewhere there; the photo's own deviation is above 50
+    assert len(sides) > 2
+
+
+# Feeding
+
+
+def test_processes_share_an_epoch_without_doubles() -> None:
+    config = changed(small_images(), {"batch": 10, "cover": 0, "flip": False, "padding": 0})
+    pixels = np.arange(43, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8)
+    source = MemorySource(pictures([data.Sample(p, 0) for p in pixels], 32), config)
+
+    def seen(rank: int, world: int) -> list[list[int]]:
+        return [b.images[:, 0, 0, 0].tolist() for b in Feed(source, config, rank, world).epoch(0)]
+
+    alone = seen(0, 1)
+    assert [len(step) for step in alone] == [10] * 4
+    assert len({i for step in alone for i in step}) == 40
+    shared = [
+        sorted(i for part in parts for i in part)
+        for parts in zip(*(seen(r, 3) for r in range(3)), strict=True)
+    ]
+    assert shared == [sorted(step) for step in alone]
+
+
+def test_balanced_sampling_evens_out() -> None:
+    labels = np.array([0] * 900 + [1] * 90 + [2] * 10)
+    pixels = np.zeros((1000, 32, 32, 3), np.uint8)
+    samples = [data.Sample(p, int(k)) for p, k in zip(pixels, labels, strict=True)]
+    config = changed(small_images(), {"balance": "sampling"})
+    feed = Feed(MemorySource(pictures(samples, 32), config), config)
+    counts = sum(np.bincount(labels[feed.indices(e)], minlength=3) for e in range(5))
+    np.testing.assert_allclose(counts, 5000 / 3, rtol=0.1)
+
+
+# The rate
+
+
+def test_the_cosine_rises_and_falls() -> None:
+    config = changed(small_images(), {"epochs": 10, "warmup": 2, "rate": 0.4})
+    rates = [rate_at(config, step, 5) for step in range(50)]
+    np.testing.assert_allclose(rates[:10], 0.4 * np.arange(1, 11) / 10)
+    np.testing.assert_allclose(rates[10], 0.4)
+    np.testing.assert_allclose(rates[30], 0.2)  # half way down
+    assert rates[-1] < 0.002
+
+
+def test_a_plateau_drops_the_rate() -> None:
+    assert drops_after([0.1, 0.2, 0.3], 2) == 0
+    assert drops_after([0.1, 0.3, 0.3, 0.2], 2) == 1
+    assert drops_after([0.1, 0.3, 0.3, 0.2, 0.25, 0.26], 2) == 2
+    assert drops_after([0.1, 0.3, 0.3, 0.2, 0.4, 0.1], 2) == 1
+    assert rate_at(paper(), 1000, 10, drops=2) == pytest.approx(1e-4)
+
+
+# Figures
+
+
+def test_figures_are_scikit_learns() -> None:
+    draw = np.random.default_rng(0)
+    probabilities = draw.dirichlet(np.ones(7), 200).astype(np.float32)
+    labels = draw.choice(6, 200)  # the last class has no image
+    guesses = probabilities.argmax(1)
+    assert measures.top(probabilities, labels) == metrics.accuracy_score(labels, guesses)
+    for k in (2, 5):
+        assert measures.top(probabilities, labels, k) == pytest.approx(
+            metrics.top_k_accuracy_score(labels, probabilities, k=k, labels=range(7))
+        )
+    loss = metrics.log_loss(
+        labels, probabilities / probabilities.sum(1, keepdims=True), labels=range(7)
+    )
+    assert measures.loss(probabilities, labels) == pytest.approx(loss, rel=1e-4)
+    table = measures.confusion(probabilities, labels)
+    np.testing.assert_array_equal(table, metrics.confusion_matrix(labels, guesses, labels=range(7)))
+    found = measures.class_figures(table)
+    theirs = metrics.precision_recall_fscore_support(
+        labels, guesses, labels=range(7), zero_division=0
+    )
+    for ours, other in zip(
+        (found.precision, found.recall, found.f1, found.support), theirs, strict=True
+    ):
+        np.testing.assert_allclose(ours, other)
+    assert math.isnan(measures.top(probabilities[:0], labels[:0]))
+
+
+# The loop's pieces
+
+
+@pytest.mark.parametrize("name", ["torchvision", "caffe", "lpips"])
+def test_normalising_on_the_device_is_the_records(name: str) -> None:
+    record: Preprocess = PRESETS[name]
+    pixels, _ = images(4, seed=0)
+    found = normaliser(record, torch.device("cpu"))(torch.from_numpy(pixels), None)
+    np.testing.assert_allclose(found.numpy(), record.normalise(pixels), rtol=1e-4, atol=1e-4)
+
+
+def learner(**changes: object) -> tuple[Learner, Feed]:
+    config = changed(
+        small_images(), {"precision": "fp32", "layout": "default", "batch": 12, "dropout": 0.0,
+                         "cover": 0, "average": 0.0, **changes},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = build("vgg11_bn", classes=3, head="small", width=1 / 16, init="glorot", dropout=0.0)
+    made = Learner(model, config, Preprocess(), torch.device("cpu"))
+    made.model.train()
+    return made, Feed(MemorySource(held(), config), config)
+
+
+def test_a_step_is_plain_torch() -> None:
+    ours, feed = learner(smoothing=0.1, decay=0.01)
+    torch.manual_seed(0)
+    model = build(
+        "vgg11_bn", classes=3, head="small", width=1 / 16, init="glorot", dropout=0.0
+    ).train()
+    pulled = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() == 1]
+    optimiser = torch.optim.SGD(
+        [{"params": pulled, "weight_decay": 0.01}, {"params": others}],
+        lr=0.1, momentum=0.9, nesterov=True,
+    )  # fmt: skip
+    for step, batch in enumerate(feed.epoch(0)):
+        loss, _ = ours.learn(batch, 0.1, step)
+        inputs = torch.from_numpy(Preprocess().normalise(batch.images))
+        expected = F.cross_entropy(
+            model(inputs), torch.from_numpy(batch.labels), label_smoothing=0.1
+        )
+        optimiser.zero_grad()
+        expected.backward()
+        optimiser.step()
+        assert float(loss) / 12 == pytest.approx(float(expected.detach()), rel=1e-3)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(ours.model.state_dict()[name], value, rtol=1e-2, atol=1e-3)
+
+
+def test_accumulated_parts_are_one_step() -> None:
+    results = []
+    for parts in (1, 3):
+        ours, feed = learner(accumulate=parts, decay=0.0)
+        for module in ours.model.modules():  # batch norm would see other batches
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+        ours.learn(next(iter(feed.epoch(0))), 0.1, 0)
+        results.append(ours.model.state_dict()["features.0.weight"].clone())
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_the_average_lags_behind() -> None:
+    ours, feed = learner(average=0.5)
+    key = "classifier.6.weight"
+    expected = ours.model.state_dict()[key].clone()
+    for step, batch in enumerate(feed.epoch(0)):
+        ours.learn(batch, 0.1, step)
+        keep = min(0.5, (1 + step) / (10 + step))
+        expected = keep * expected + (1 - keep) * ours.model.state_dict()[key]
+    torch.testing.assert_close(ours.average.state_dict()[key], expected)
+
+
+def test_the_golden_curve() -> None:
+    """20 steps, as golden/training_curve_make.py recorded them; wide enough for other processors."""
+    from .golden.training_curve_make import curve
+
+    np.testing.assert_allclose(curve(), json.loads(GOLDEN.read_text()), rtol=0.02)
+
+
+def test_stuck_at_chance_is_told_once() -> None:
+    watch = Stuck(10, batch_norm=False)
+    told = [
+        watch({"event": "step", "step": step, "loss": math.log(10) + 0.001})
+        for step in range(0, 700, 10)
+    ]
+    lines = [line for line in told if line]
+    assert len(lines) == 1
+    assert "2.304 = ln 10" in lines[0]
+    assert "--model vgg16_bn" in lines[0]
+    moving = Stuck(10, batch_norm=False)
+    assert not any(
+        moving({"event": "step", "step": s, "loss": 2.3 if s % 100 else 2.0})
+        for s in range(0, 700, 10)
+    )
+
+
+# Recipes
+
+
+def test_recipes_say_their_command() -> None:
+    from importlib import import_module
+
+    from verydeep.training.recipes import RECIPES
+
+    for name, where in RECIPES.items():
+        text = getattr(import_module(where.module), where.function).__doc__
+        for word in ("Command: verydeep train", f"--recipe {name}", "Expected:", "Duration:"):
+            assert word in text, name
+        config = recipe(name)
+        assert config.recipe == name
+        assert {"epochs", "batch", "seed"} <= set(config.to_dict())
+
+
+def test_settings_are_of_their_kind() -> None:
+    config = changed(small_images(), ["scales=40,48", "rate=1e-2", "flip=false", "width=1"])
+    assert config.scales == (40, 48)
+    assert config.rate == 0.01
+    assert config.flip is False
+    assert config.width == 1.0
+    assert changed(config, {}) == config
+    with pytest.raises(DataError, match="none below the 32 pixels"):
+        changed(config, ["scales=20"])
+
+
+def test_the_paper_recipe_is_section_3_1() -> None:
+    found = paper()
+    assert (found.batch, found.momentum, found.decay, found.rate) == (256, 0.9, 5e-4, 1e-2)
+    assert (found.dropout, found.drops, found.epochs, found.scales) == (0.5, 3, 74, (256,))
+    assert found.decay_all
+    assert not found.nesterov
+    assert isinstance(found, Config)
+
+
+def test_arrays_are_read_back(tmp_path: Path) -> None:
+    found = data.find(arrays(tmp_path / "set.npz"))
+    pixels, labels = images(48, seed=0)
+    np.testing.assert_array_equal(pictures(found.train, 32).images, pixels)
+    assert [s.label for s in found.train] == labels.tolist()
