@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import modelfile
+from .. import modelfile, report
 from ..atomic import replacing
 from ..errors import DataError, OutputError
 from ..modelfile import ModelFile
@@ -317,7 +317,9 @@ class _Run:
             "event": "end", "time": about.now(), "seconds": self.seconds,
             **({"top1": top1, "top5": top5} if samples else {}),
         })  # fmt: skip
-        return self._result(samples, probabilities, self.log.lines if self.log else [])
+        result = self._result(samples, probabilities, self.log.lines if self.log else [])
+        report.write(result)
+        return result
 
     def _preprocess(self, model: ModelFile, size: int) -> Preprocess:
         """How photos are prepared at that size; DataError where it is too small for the layers."""

@@ -1,0 +1,287 @@
+"""Small charts as inline SVG, drawn by hand: lines, a confusion matrix, a reliability diagram.
+
+Colours are CSS variables of the page that they stand in (--ink, --faint, --line, --a, --b), so that one
+drawing serves light and dark. Every mark has a tooltip with its numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Line",
+    "Reliability",
+    "confusion",
+    "lines",
+    "reliability",
+    "reliability_diagram",
+    "ticks",
+]
+
+WIDTH, HEIGHT = 440, 260
+LEFT, RIGHT, TOP, BOTTOM = 60, 14, 14, 40
+COLOURS = ("a", "b", "c")
+NUMBERED = 25  # classes, up to which a confusion matrix has numbers and names
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: xs and ys of equal length; ys that are not finite leave a gap."""
+
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+
+
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """First answers in bins of equal width of their probability, (bins,) each.
+
+    count: answers. probability: their mean. accuracy: how often they are right. NaN for empty bins.
+    """
+
+    count: NDArray[np.int64]
+    probability: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers from `low` to `high`, about so many, 1, 2 or 5 times a power of ten apart."""
+    if not math.isfinite(low) or not math.isfinite(high) or high <= low:
+        return [low]
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def lines(
+    given: Sequence[Line],
+    *,
+    x: str,
+    y: str,
+    percent: bool = False,
+    low: float | None = None,
+    high: float | None = None,
+    dots: bool = False,
+    log: bool = False,
+) -> str:
+    """Curves over one pair of axes, named at the top.
+
+    x, y: what the axes are. percent: the ys are fractions. low, high: of the y axis, None for the values'
+    own. dots: mark every point. log: the x axis is logarithmic.
+    """
+    xs = np.array([v for line in given for v in line.xs], float)
+    ys = np.array([v for line in given for v in line.ys], float)
+    good = np.isfinite(ys)
+    if not good.any():
+        return ""
+    bottom = float(ys[good].min()) if low is None else low
+    top = float(ys[good].max()) if high is None else high
+    if top <= bottom:
+        top, bottom = top + max(abs(top), 1.0) * 0.05, bottom - max(abs(bottom), 1.0) * 0.05
+    pad = 0.04 * (top - bottom)
+    bottom, top = (bottom - pad if low is None else low), (top + pad if high is None else high)
+    to = np.log10 if log else np.asarray
+    left, right = float(to(xs.min())), float(to(xs.max()))
+    if right <= left:
+        left, right = left - 0.5, right + 0.5
+
+    def at(px: float, py: float) -> tuple[float, float]:
+        across = (float(to(px)) - left) / (right - left)
+        up = (min(max(py, bottom), top) - bottom) / (top - bottom)
+        return (
+            LEFT + across * (WIDTH - LEFT - RIGHT),
+            HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM),
+        )
+
+    parts = [_open(WIDTH, HEIGHT, f"{y} over {x}")]
+    for value in ticks(bottom, top):
+        _, py = at(xs[0], value)
+        shown = f"{value:.0%}" if percent and top - bottom > 0.05 else _number(value, percent)
+        parts.append(f'<path class="grid" d="M{LEFT} {py:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(_text(LEFT - 7, py + 4, shown, "end"))
+    marks = sorted({*xs.tolist()}) if log or len(set(xs.tolist())) <= 6 else ticks(left, right)
+    for value in marks:
+        px, _ = at(value, bottom)
+        parts.append(_text(px, HEIGHT - BOTTOM + 17, _number(value), "middle"))
+    parts.append(
+        f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>'
+        + _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x, "middle")
+    )
+    for number, line in enumerate(given):
+        colour = COLOURS[number % len(COLOURS)]
+        path, pen_down = [], False
+        for px, py in zip(line.xs, line.ys, strict=True):
+            if not math.isfinite(py):
+                pen_down = False
+                continue
+            sx, sy = at(px, py)
+            path.append(f"{'L' if pen_down else 'M'}{sx:.1f} {sy:.1f}")
+            pen_down = True
+        last = [v for v in line.ys if math.isfinite(v)]
+        shown = f"{last[-1]:.2%}" if percent and last else _number(last[-1]) if last else ""
+        parts.append(
+            f'<path class="curve {colour}" d="{"".join(path)}">'
+            f"<title>{escape(line.name)}, last {shown}</title></path>"
+        )
+        if dots or len(last) == 1:
+            for px, py in zip(line.xs, line.ys, strict=True):
+                if math.isfinite(py):
+                    sx, sy = at(px, py)
+                    told = f"{py:.2%}" if percent else _number(py)
+                    parts.append(
+                        f'<circle class="dot {colour}" cx="{sx:.1f}" cy="{sy:.1f}" r="4">'
+                        f"<title>{_number(px)}: {told}</title></circle>"
+                    )
+    parts.append("</svg>")
+    legend = "".join(
+        f'<span class="key {COLOURS[n % len(COLOURS)]}">{escape(line.name)}</span>'
+        for n, line in enumerate(given)
+    )
+    return f'<div class="legend">{legend}</div>{"".join(parts)}'
+
+
+def confusion(table: NDArray[np.int64], names: Sequence[str]) -> str:
+    """A confusion matrix: rows are what it is, columns what it was taken for; right answers lie on the
+    diagonal, in the first colour, mistakes in the second, as strong as their share of the row."""
+    count = len(names)
+    numbered = count <= NUMBERED
+    cell = 46 if count <= 10 else 34 if numbered else max(3, round(720 / count))
+    longest = max((len(name) for name in names), default=0)
+    room = min(150, 16 + 7.2 * min(longest, 18)) if numbered else 24
+    side, top = cell * count, (room if numbered else 24)
+    width, height = room + side + 8, top + side + 8
+    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    parts = [_open(width, height, "confusion matrix")]
+    parts.append(
+        f'<rect class="frame" x="{room:.0f}" y="{top:.0f}" width="{side}" height="{side}"/>'
+    )
+    for row in range(count):
+        y = top + row * cell
+        if numbered:
+            name = _short(names[row])
+            parts.append(_text(room - 8, y + cell / 2 + 4, name, "end", names[row]))
+            x = room + row * cell + cell / 2 + 4
+            parts.append(
+                f'<text transform="translate({x:.1f} {top - 8:.1f}) rotate(-90)">{escape(name)}'
+                f"<title>{escape(names[row])}</title></text>"
+            )
+        for column in range(count) if numbered else np.flatnonzero(table[row]).tolist():
+            number, x = int(table[row, column]), room + column * cell
+            if not number and row != column:
+                continue
+            part = float(share[row, column])
+            colour, strength = ("a", part) if row == column else ("b", math.sqrt(part))
+            parts.append(
+                f'<g><rect class="cell {colour}" x="{x:.1f}" y="{y:.1f}" width="{cell - 1}" '
+                f'height="{cell - 1}" fill-opacity="{0.06 + 0.8 * strength:.2f}"/>'
+            )
+            if numbered:
+                weight = " strong" if strength > 0.6 else ""
+                parts.append(
+                    f'<text class="number{weight}" x="{x + cell / 2 - 0.5:.1f}" '
+                    f'y="{y + cell / 2 + 5:.1f}" text-anchor="middle">{number}</text>'
+                )
+            says = f"{number} of {names[row]}"
+            says += " named right" if row == column else f" taken for {names[column]}"
+            parts.append(f"<title>{escape(says)} ({part:.1%})</title></g>")
+    if not numbered:
+        parts.append(_text(room + side / 2, 14, "taken for", "middle"))
+        parts.append(f'<text transform="translate(15 {top + side / 2:.0f}) rotate(-90)">is</text>')
+    parts.append("</svg>")
+    return "".join(parts)
+
+
+def reliability(
+    probability: NDArray[np.floating], right: NDArray[np.bool_], bins: int = 15
+) -> Reliability:
+    """First answers, (n,) probabilities and whether each is right, in bins of equal width."""
+    of = np.minimum((probability * bins).astype(int), bins - 1)
+    count = np.bincount(of, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        mean = np.bincount(of, probability, bins) / count
+        accuracy = np.bincount(of, right, bins) / count
+    return Reliability(count, mean, accuracy)
+
+
+def reliability_diagram(found: Reliability) -> str:
+    """How often answers are right against how sure they were; whiskers are one standard error.
+
+    Below it how many answers there were. On the dashed line a probability means what it says.
+    """
+    bins, low, foot = len(found.count), HEIGHT - BOTTOM + 70, 44
+    height, plot = HEIGHT + 70, HEIGHT - BOTTOM - 8
+    across = (WIDTH - LEFT - RIGHT) / bins
+
+    def px(value: float) -> float:
+        return LEFT + value * (WIDTH - LEFT - RIGHT)
+
+    def py(value: float) -> float:
+        return plot - value * (plot - TOP)
+
+    parts = [_open(WIDTH, height, "reliability diagram")]
+    for value in (0, 0.25, 0.5, 0.75, 1):
+        parts.append(f'<path class="grid" d="M{LEFT} {py(value):.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(_text(LEFT - 7, py(value) + 4, f"{value:.0%}", "end"))
+        parts.append(_text(px(value), low + 17, f"{value:.0%}", "end" if value == 1 else "middle"))
+    most = max(1, int(found.count.max()))
+    for number in range(bins):
+        count = int(found.count[number])
+        if not count:
+            continue
+        accuracy, mean = float(found.accuracy[number]), float(found.probability[number])
+        x, error = (
+            LEFT + number * across,
+            math.sqrt(max(accuracy * (1 - accuracy), 0.25 / count) / count),
+        )
+        says = (
+            f"{count} answers, {mean:.1%} sure on average, {accuracy:.1%} right"
+            if count > 1
+            else f"one answer, {mean:.1%} sure, {'right' if accuracy else 'wrong'}"
+        )
+        middle = x + across / 2
+        tall = max(1.0, foot * count / most)
+        parts.append(
+            f'<g><rect class="cell a" fill-opacity=".55" x="{x + 1:.1f}" y="{py(accuracy):.1f}" '
+            f'width="{across - 2:.1f}" height="{max(0.5, plot - py(accuracy)):.1f}"/>'
+            f'<path class="whisker" d="M{middle:.1f} {py(min(1, accuracy + error)):.1f}'
+            f'V{py(max(0, accuracy - error)):.1f}"/>'
+            f'<rect class="cell c" x="{x + 1:.1f}" y="{low - tall:.1f}" width="{across - 2:.1f}" '
+            f'height="{tall:.1f}"/><title>{says}</title></g>'
+        )
+    parts.append(f'<path class="ideal" d="M{px(0)} {py(0):.1f}L{px(1)} {py(1):.1f}"/>')
+    parts.append(
+        f'<path class="axis" d="M{LEFT} {plot}H{WIDTH - RIGHT}M{LEFT} {low}H{WIDTH - RIGHT}"/>'
+    )
+    parts.append(_text(LEFT - 7, low - 20, "answers", "end"))
+    parts.append(_text(px(0.5), height - 6, "how sure the first answer was", "middle"))
+    parts.append("</svg>")
+    return "".join(parts)
+
+
+def _open(width: float, height: float, label: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width:.0f}px" role="img" '
+        f'aria-label="{escape(label)}">'
+    )
+
+
+def _text(x: float, y: float, words: str, anchor: str, whole: str = "") -> str:
+    title = f"<title>{escape(whole)}</title>" if whole and whole != words else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}{title}</text>'
+
+
+def _short(name: str, most: int = 18) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _number(value: float, percent: bool = False) -> str:
+    return f"{value:.1%}" if percent else f"{value:.4g}"
