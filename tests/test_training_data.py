@@ -1,0 +1,265 @@
+"""Labelled images in every form: found alike, split alike, and refused with a line that helps."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision
+from PIL import Image
+
+from verydeep.errors import DataError
+from verydeep.preprocess import decode
+from verydeep.training import data
+
+from .tiny import photo
+
+LABELS = ("ant", "bee", "cat")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three classes of ten photos each, divided in nothing."""
+    for k, label in enumerate(LABELS):
+        for i in range(10):
+            photo(tmp_path / "set" / label / f"{i}.png", 20, 24, seed=10 * k + i)
+    return tmp_path / "set"
+
+
+def _tar(mode: str, suffix: str) -> Callable[[Path], Path]:
+    def pack(folder: Path) -> Path:
+        path = folder.with_name(f"set{suffix}")
+        with tarfile.open(path, mode) as tar:
+            tar.add(folder, "somewhere/set")
+        return path
+
+    return pack
+
+
+def _zip(folder: Path) -> Path:
+    path = folder.with_name("set.zip")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder.parent))
+        archive.writestr("__MACOSX/set/ant/._0.png", b"resource fork")
+    return path
+
+
+def _csv(folder: Path) -> Path:
+    rows = ["image,label"]
+    rows += [
+        f"{p.relative_to(folder.parent)},{p.parent.name}" for p in sorted(folder.rglob("*.png"))
+    ]
+    path = folder.with_name("set.csv")
+    path.write_text("\n".join(rows))
+    return path
+
+
+def _shards(folder: Path) -> str:
+    files = sorted(folder.rglob("*.png"))
+    for shard in range(3):
+        with tarfile.open(folder.with_name(f"set-{shard:03}.tar"), "w") as tar:
+            for index in range(shard, len(files), 3):
+                for suffix, content in (
+                    ("png", files[index].read_bytes()), ("cls", files[index].parent.name.encode()),
+                ):  # fmt: skip
+                    info = tarfile.TarInfo(f"{index:04}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    return str(folder.with_name("set-{000..002}.tar"))
+
+
+def _image_folder(folder: Path) -> object:
+    return torchvision.datasets.ImageFolder(str(folder))
+
+
+FORMS: dict[str, Callable[[Path], object]] = {
+    "folder": lambda folder: folder, "tar": _tar("w", ".tar"), "tar.gz": _tar("w:gz", ".tgz"),
+    "zip": _zip, "csv": _csv, "shards": _shards, "ImageFolder": _image_folder,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_holds_the_same(form: str, folder: Path) -> None:
+    found = data.find(FORMS[form](folder), val_fraction=0.2)
+    assert found.classes == LABELS
+    assert found.counts().tolist() == [8, 8, 8]
+    assert Counter(s.label for s in found.val) == {0: 2, 1: 2, 2: 2}
+    assert found.warnings == ()
+    assert found.split == "20% of each class, seed 0"
+    content = {
+        np.asarray(decode(data.open(s))).tobytes(): s.label for s in (*found.train, *found.val)
+    }
+    for k, label in enumerate(LABELS):
+        for file in (folder / label).iterdir():
+            assert content[np.asarray(Image.open(file)).tobytes()] == k
+    assert len(content) == 30
+
+
+def test_the_split_is_seeded(folder: Path) -> None:
+    def names(**choices: object) -> set[str]:
+        return {s.name for s in data.find(folder, val_fraction=0.3, **choices).val}
+
+    assert names() == names(seed=0)
+    assert names(seed=1) != names()
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("Training", "Validation"), ("train", "test")])
+def test_parts_of_a_folder(names: tuple[str, str], folder: Path, tmp_path: Path) -> None:
+    for label in LABELS:
+        for i, file in enumerate(sorted((folder / label).iterdir())):
+            target = tmp_path / "parts" / names[i >= 7] / label / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.rename(target)
+    found = data.find(tmp_path / "parts")
+    assert found.counts().tolist() == [7, 7, 7]
+    assert len(found.val) == 9
+    assert found.split == f"the set's own {'test' if names[1] == 'test' else 'val'}"
+    both = data.find(tmp_path / "parts" / names[0], tmp_path / "parts" / names[1])
+    assert [s.label for s in both.val] == [s.label for s in found.val]
+    assert both.split == "as given"
+
+
+def test_what_is_odd_is_told(folder: Path) -> None:
+    (folder / "dog").mkdir()
+    photo(folder / "lost.png")
+    for file in sorted((folder / "bee").iterdir())[1:]:
+        file.unlink()
+    found = data.find(folder)
+    assert found.classes == LABELS
+    assert [line.removeprefix(f"{folder}: ") for line in found.warnings] == [
+        "1 images lie in no class folder, and are not used",
+        "class folders without images: dog",
+        "a single image to train on of: bee",
+    ]
+    assert all(s.label != 1 for s in found.val)  # it is needed to learn from
+
+
+def test_classes_that_are_validated_but_not_trained(folder: Path, tmp_path: Path) -> None:
+    for label in ("ant", "dog"):
+        photo(tmp_path / "val" / label / "1.png")
+    found = data.find(folder, tmp_path / "val")
+    assert len(found.val) == 1
+    assert found.warnings == (
+        "1 images to validate are left out, of classes that are not trained: dog",
+        "no images to validate of: bee, cat",
+    )
+
+
+def test_the_digest_tells_sets_apart(folder: Path, tmp_path: Path) -> None:
+    before = data.find(folder).digest
+    assert data.find(folder).digest == before
+    assert data.find(folder.rename(tmp_path / "moved")).digest == before
+    photo(tmp_path / "moved" / "ant" / "1.png", 21, 25)
+    assert data.find(tmp_path / "moved").digest != before
+    pixels = np.zeros((6, 4, 4, 3), np.uint8)
+    for seen in (0, 1):
+        pixels[0, 0, 0, 0] = seen
+        np.savez(tmp_path / f"{seen}.npz", train_images=pixels, train_labels=[0, 1] * 3)
+    assert data.find(tmp_path / "0.npz").digest != data.find(tmp_path / "1.npz").digest
+
+
+def test_torchvisions_cifar_without_its_files() -> None:
+    cifar = torchvision.datasets.CIFAR10.__new__(torchvision.datasets.CIFAR10)
+    cifar.data = np.arange(12, dtype=np.uint8).repeat(32 * 32 * 3).reshape(12, 32, 32, 3)
+    cifar.targets, cifar.classes = [2, 1, 0] * 4, ["ant", "bee", "cat"]
+    found = data.find(cifar, cifar)
+    assert found.classes == LABELS
+    assert [s.label for s in found.train] == [2, 1, 0] * 4
+    assert [int(s.source[0, 0, 0]) for s in found.val] == list(range(12))
+
+
+def _one_class(folder: Path) -> Path:
+    photo(folder / "one" / "ant" / "1.png")
+    return folder / "one"
+
+
+def _empty(folder: Path) -> Path:
+    (folder / "none").mkdir()
+    return folder / "none"
+
+
+def _loose(folder: Path) -> Path:
+    photo(folder / "loose" / "1.png")
+    return folder / "loose"
+
+
+def _only_val(folder: Path) -> Path:
+    photo(folder / "part" / "val" / "ant" / "1.png")
+    return folder / "part"
+
+
+def _text(name: str, text: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        (folder / name).write_text(text)
+        return folder / name
+
+    return write
+
+
+def _saved(**held: object) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        np.savez(folder / "a.npz", **held)  # type: ignore[arg-type]
+        return folder / "a.npz"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (_empty, "no images to train on; expected one folder of images for each class"),
+        (_loose, "no images to train on: 1 images lie in no class folder; expected one folder for"),
+        (_one_class, "all 1 images are of one class, 'ant'; expected a folder for each of two"),
+        (_only_val, "all of them are to validate with; expected train/ too"),
+        (lambda f: f / "nowhere", "nowhere: no such file or folder; expected a folder, tar or zip"),
+        (lambda f: f"{f}/a-{{000..002}}.tar", "3 of 3 shards are missing"),
+        (lambda _: 3, "int is no data set that is known; expected a path, or torchvision's"),
+        (_text("a.txt", "words"), "a.txt: not a data set that is known; expected a folder"),
+        (_text("a.csv", ""), "a.csv: is empty; expected rows of a path and a label"),
+        (_text("a.csv", "path,colour\na,b"), "no column of labels among path, colour"),
+        (_text("a.csv", "a.png"), "a.csv, line 1: ['a.png']; expected a path and a label"),
+        (_text("a.csv", "path,label,split\na,b,tain"), "line 2: split 'tain'; did you mean train?"),
+        (_saved(x=[1]), "a.npz: holds x; expected train_images (n, height, width, 3) uint8"),
+        (
+            _saved(train_images=np.zeros((2, 4, 4, 3)), train_labels=[0, 1]),
+            "train_images is float64",
+        ),
+        (
+            _saved(train_images=np.zeros((2, 4, 4, 3), np.uint8), train_labels=[0]),
+            "train_images and train_labels; expected both, one label an image",
+        ),
+        (
+            _saved(
+                train_images=np.zeros((2, 4, 4, 3), np.uint8), train_labels=[0, 7], classes=["a"]
+            ),
+            "label 7 of image 1; expected 0 to 0",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    make: Callable[[Path], object], line: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        data.find(make(tmp_path))
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_sets_that_share_no_class(folder: Path, tmp_path: Path) -> None:
+    photo(tmp_path / "val" / "dog" / "1.png")
+    with pytest.raises(DataError, match="no class to validate is one to train on: dog against ant"):
+        data.find(folder, tmp_path / "val")
+
+
+def test_a_shard_without_labels(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a-0.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("0001.png"), io.BytesIO())
+    with pytest.raises(DataError, match=r"0001\.png has no 0001\.cls beside it"):
+        data.find(str(tmp_path / "a-{0..0}.tar"))
