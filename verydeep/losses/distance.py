@@ -101,4 +101,4 @@ def _chunks(*arrays: Tensor) -> Any:
     size = len(rows[0])
     if rows[0].device.type == "cpu":
         size = max(1, CHUNK // rows[0].shape[1])
-    return zip(*(r.split(size) for r in rows), strict=True)
+    return zip(*(torch.split(r, size) for r in rows), strict=True)

@@ -58,7 +58,7 @@ class DISTS(Looking):
                 )
         whole = (alpha.double().sum() + beta.double().sum()).item()
         for name, weights in (("alpha", alpha), ("beta", beta)):
-            for layer, part in zip((IMAGE, *layers), weights.split(channels), strict=True):
+            for layer, part in zip((IMAGE, *layers), torch.split(weights, channels), strict=True):
                 self.register_buffer(f"{name}_{layer}", part / whole, persistent=False)
 
     def forward(

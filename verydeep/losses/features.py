@@ -88,7 +88,7 @@ class PerceptualLoss(Looking):
     def _whole(self, _tap: str, f0: Tensor, f1: Tensor | None) -> Tensor:
         assert f1 is not None
         assert callable(self.criterion)
-        return self.criterion(f0, f1.expand_as(f0))
+        return self.criterion(wide(f0), wide(f1).expand_as(f0))
 
 
 class ContentLoss(PerceptualLoss):

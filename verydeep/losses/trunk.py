@@ -106,7 +106,7 @@ class Trunk(nn.Module):
             raise LayerError(f"a layer is named twice: {', '.join(taps)}")
         body = backbone(network, taps, model, pool=pool)
         body.requires_grad_(False).eval()
-        self.body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.body = body.to(memory_format=torch.channels_last)
         self.taps = body.taps
         self.checkpointing = checkpointing
         self.smallest = body.network.minimum_size
@@ -165,7 +165,7 @@ class Trunk(nn.Module):
         part = max(1, part_bytes // max(1, self._staged[0].size(x[:1])))
         found = [
             self._part(xs, _batch(y, start, start + part), look, part_bytes)
-            for start, xs in zip(range(0, len(x), part), x.split(part), strict=True)
+            for start, xs in zip(range(0, len(x), part), torch.split(x, part), strict=True)
         ]
         return [
             torch.cat(values) if len(values) > 1 else values[0]
@@ -291,8 +291,9 @@ class Looking(nn.Module):
         return f"{self.trunk.body.network.name}: {', '.join(self.trunk.taps)}; range={self.range!r}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Looking:
-        self.trunk._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        self.trunk._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _seen(self, image: object, what: str, name: str | None = None) -> tuple[Tensor, Span]:
         """The image, checked, and its black and white; the loss moves to where it is."""
