@@ -36,6 +36,14 @@ class Group:
             dist.all_reduce(tensor)
         return tensor
 
+    def merged(self, facts: dict[str, str]) -> dict[str, str]:
+        """What any process knows."""
+        if self.world == 1:
+            return facts
+        all_: list[dict[str, str]] = [{} for _ in range(self.world)]
+        dist.all_gather_object(all_, facts)
+        return {key: value for one in all_ for key, value in one.items()}
+
     def wait(self) -> None:
         """Until all have come here."""
         if self.world > 1:

@@ -29,6 +29,7 @@ from .feed import Batch, Feed
 from .precision import arithmetic
 from .recipes import Config
 from .schedule import drops_after, rate_at
+from .syncnorm import synced
 
 __all__ = ["Diverged", "Learner", "Parameters", "Position", "Stopped", "fit", "normaliser"]
 
@@ -111,8 +112,7 @@ class Learner:
         self.weights = None if class_weights is None else class_weights.to(device)
         self.net: nn.Module = self.model
         if config.sync_norm and group.world > 1:
-            convert = nn.SyncBatchNorm.convert_sync_batchnorm
-            self.net = convert(self.net)  # type: ignore[no-untyped-call]
+            self.net = synced(self.net)
         if config.compile:
             self.net = torch.compile(self.net)  # type: ignore[assignment]
         if group.world > 1:

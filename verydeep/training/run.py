@@ -342,7 +342,7 @@ class _Run:
         for numbers, images in self.val.batches(group.rank, group.world):
             whole[numbers, :-1] = self.learner.probabilities(images)
             whole[numbers, -1] = 1
-        self.position.bad.update(self.val.bad)
+        self.position.bad = group.merged({**self.position.bad, **self.val.bad})
         found = group.sum(whole.to(self.device)).cpu().numpy()
         self.read = found[:, -1] > 0
         return found[self.read, :-1], self.val.labels[self.read]

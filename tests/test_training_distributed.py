@@ -1,0 +1,81 @@
+"""Two processes under torchrun learn what one does, and go on when one of them is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from verydeep import modelfile
+
+from .labelled import arrays, trained
+
+# Batches of 12 over two processes, with batch norm over both; no dropout, whose draws are each one's own.
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tests.labelled import trained
+from verydeep.training.loop import Learner
+
+die_at = int(sys.argv[3])
+learn = Learner.learn
+def dying(self, batch, rate, step):
+    if step == die_at and self.group.rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return learn(self, batch, rate, step)
+Learner.learn = dying
+trained(sys.argv[1], Path(sys.argv[2]), sync_norm=True, dropout=0.0)
+"""
+
+
+def torchrun(folder: Path, data: Path, out: Path, die_at: int) -> None:
+    program = folder / "program.py"
+    program.write_text(PROGRAM)
+    words = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "1",
+    ]
+    done = subprocess.run(
+        [sys.executable, *words, str(program), str(data), str(out), str(die_at)],
+        check=False, capture_output=True, text=True, timeout=500,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def losses(out: Path) -> list[float]:
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["event"] == "step"]
+
+
+def test_two_processes_learn_what_one_does_even_when_one_is_killed(tmp_path: Path) -> None:
+    data = arrays(tmp_path / "set.npz")
+    trained(data, tmp_path / "one", sync_norm=True, dropout=0.0)
+    torchrun(tmp_path, data, tmp_path / "two", die_at=6)
+    alone, together = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(alone) == 12
+    np.testing.assert_allclose(together, alone, rtol=1e-3)
+
+    lines = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
+    resumed = [line for line in lines if line["event"] == "resume"]
+    assert [line["step"] for line in resumed] == [
+        4
+    ]  # the end of the first epoch: one interval lost
+    assert resumed[0]["processes"] == 2
+    assert lines[-1]["event"] == "end"
+    first, second = (
+        modelfile.read(tmp_path / name / "model.safetensors").tensors() for name in ("one", "two")
+    )
+    for key, value in first.items():
+        np.testing.assert_allclose(second[key], value, rtol=0.05, atol=2e-3, err_msg=key)
