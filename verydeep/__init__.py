@@ -53,7 +53,7 @@ _HOME = {
 }
 _MODULES = frozenset(
     (
-        "drawing engines errors evaluation explanations graph modelfile models "
+        "drawing engines errors evaluation explanations graph losses modelfile models "
         "nets perceptual portrait predictor preprocess retrieval training weights"
     ).split()
 )
