@@ -237,7 +237,7 @@ def _calibration(report: Report) -> str:
             if abs(gap) < 0.02
             else "it is too sure of itself."
             if gap > 0
-            else "it is surer to be right than it says."
+            else "it is right more often than it says."
         )
     )
     return (
@@ -396,7 +396,7 @@ def _tried(report: Report) -> str:
     for line in tried:
         same = all(line[key] == chosen[key] for key in ("size", "layers", "l2"))
         rows.append(
-            f"<tr{' class=chosen' if same else ''}><td>{escape(', '.join(line['layers']))}</td>"
+            f'<tr class="{"chosen" if same else "tried"}"><td>{escape(", ".join(line["layers"]))}</td>'
             f'<td class="n">{line["size"]}</td><td class="n">{line["l2"]:g}</td>'
             f'<td class="n">{line["loss"]:.4f}</td>{_bar(float(line["top1"]))}</tr>'
         )
