@@ -1,6 +1,6 @@
 """One photo painted with the colours and strokes of another (Gatys et al. 2015, arXiv:1508.06576).
 
-    python examples/style_transfer.py [CONTENT STYLE OUT.jpg] [--size 384] [--steps 60 50 40]
+    python examples/style_transfer.py [CONTENT STYLE OUT.jpg] [--size 384] [--steps 50 40 30]
 
 Coarse to fine: a small picture takes the broad strokes in seconds, and each larger one starts from it
 and adds what it has room for. L-BFGS, as in the paper; average pools, as in the paper.
@@ -53,7 +53,7 @@ def paint(
         value = weight * of_style(picture, wanted) + of_content(picture, shown)
         value = value + 20 * smooth(picture)
         value.backward()
-        return value
+        return value.detach()
 
     for step in range(1, steps + 1):
         value = float(optimiser.step(loss))
@@ -77,8 +77,8 @@ def main() -> None:
     parser.add_argument("style", type=Path, nargs="?", default=PHOTOS / "suspension-bridge.jpg")
     parser.add_argument("out", type=Path, nargs="?", default=Path("painted.jpg"))
     parser.add_argument("--size", type=int, default=384, help="longer side of the picture, pixels")
-    parser.add_argument("--steps", type=int, nargs="+", default=[60, 50, 40], help="coarse to fine")
-    parser.add_argument("--weight", type=float, default=1.0, help="of style against content")
+    parser.add_argument("--steps", type=int, nargs="+", default=[50, 40, 30], help="coarse to fine")
+    parser.add_argument("--weight", type=float, default=4.0, help="of style against content")
     args = parser.parse_args()
     sizes = [max(64, args.size >> level) for level in reversed(range(len(args.steps)))]
     picture = read(args.content, sizes[0])
