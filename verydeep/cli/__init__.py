@@ -22,6 +22,7 @@ __all__ = ["CONTEXT", "VERBS", "cli", "main"]
 VERBS: dict[str, str] = {
     "bench": "Race the installed engines on a model, on this machine.",
     "cache": "List and clear prepared graphs and remembered engine choices.",
+    "check": "Look through a data set before training on it.",
     "classify": "Name what is on photos.",
     "duplicates": "List photos that are there twice, or nearly so.",
     "evaluate": "Measure a model's accuracy on labelled photos.",

@@ -22,11 +22,16 @@ from .progress import WIPE
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="Change a setting of the recipe; any number of times.")  # fmt: skip
 @click.option("--init", metavar="NAME|FILE", help="Weights to start from.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR",
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
               help="Where model.safetensors, report.html, log.jsonl and checkpoints go.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in DIR.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME",
               help="auto, cpu, cuda or mps.")  # fmt: skip
+@click.option("--strict", is_flag=True, help="Refuse data that has anything odd about it.")
+@click.option("--find-lr", is_flag=True,
+              help="Only say which learning rate suits; with --out, plot it there too.")  # fmt: skip
+@click.option("--profile", is_flag=True,
+              help="Only say how fast images are read, and how fast the network learns.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON on stdout.")
 def command(
     data: str,
@@ -36,9 +41,12 @@ def command(
     width: float | None,
     settings: tuple[str, ...],
     init: str | None,
-    out: Path,
+    out: Path | None,
     resume: bool,
     device: str,
+    strict: bool,
+    find_lr: bool,
+    profile: bool,
     as_json: bool,
 ) -> int:
     """Train a classifier on labelled images.
@@ -47,11 +55,22 @@ def command(
     labels; an .npz of images; or WebDataset shards, as "train-{000..099}.tar". Where nothing is there to
     validate with, a tenth of each class is.
     """
-    from ..training.begin import train
+    from ..training import begin
 
-    result = train(
+    if find_lr or profile:
+        look: Any = begin.find_rate if find_lr else begin.profile
+        found = look(
+            recipe, data, val, model=model, width=width, settings=settings, init=init, device=device
+        )
+        click.echo(json.dumps(found.to_dict()) if as_json else str(found))
+        if find_lr and out is not None:
+            _plot(found.svg(), out / "rates.svg")
+        return 0
+    if out is None:
+        raise click.UsageError("--out DIR is missing, where the model goes")
+    result = begin.train(
         recipe, data, val, out=out, model=model, width=width, settings=settings, init=init,
-        resume=resume, device=device, event=_Teller(),
+        resume=resume, device=device, strict=strict, event=_Teller(),
     )  # fmt: skip
     if as_json:
         figures = {
@@ -64,6 +83,15 @@ def command(
     return 1 if result.bad else 0
 
 
+def _plot(svg: str, path: Path) -> None:
+    from ..atomic import replacing
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, "w", encoding="utf-8") as file:
+        file.write(svg)
+    say(f"{path} shows it")
+
+
 class _Teller:
     """Tells people what happens: a line an epoch, and on a terminal a live one within it."""
 
@@ -74,10 +102,11 @@ class _Teller:
 
     def __call__(self, line: Mapping[str, Any]) -> None:
         kind = line["event"]
-        if kind == "start" and line["config"]["recipe"] == "probe":
+        if kind in ("start", "resume") and line["config"]["recipe"] in ("probe", "finetune"):
             data = line["data"]
+            self.epochs = line["config"]["epochs"]
             say(
-                f"probe: a head for {data['classes']} classes on {line['config']['model']}, {data['train']} "
+                f"{line['config']['recipe']}: a head for {data['classes']} classes on {line['config']['model']}, {data['train']} "
                 f"photos to train on, {data['val']} to validate ({data['split'] or 'none'})"
             )
         elif kind == "features" and self.terminal:
@@ -111,6 +140,8 @@ class _Teller:
 
 def _epoch(line: Mapping[str, Any], epochs: int) -> str:
     done = line["epoch"]
+    if not done:
+        return f"the head alone: held-out top-1 {line['top1']:.2%}, loss {line['loss']:.3f}"
     left = line["seconds"] / done * (epochs - done)
     shown = f"top-1 {line['top1']:.2%}, loss {line['loss']:.3f}; " if "top1" in line else ""
     return (

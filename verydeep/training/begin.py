@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..errors import DataError
 from . import recipes
+from .check import looked_over
+from .data import find
 from .recipes import Config, changed
 from .result import TrainResult
 
-__all__ = ["train"]
+if TYPE_CHECKING:  # torch
+    from .profile import Profile
+    from .ratetest import RateTest
+
+__all__ = ["find_rate", "profile", "train"]
 
 
 def train(
@@ -26,6 +34,7 @@ def train(
     init: str | os.PathLike[str] | None = None,
     resume: bool = False,
     device: str = "auto",
+    strict: bool = False,
     event: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> TrainResult:
     """Train on labelled images and write model.safetensors, report.html and the rest into `out`.
@@ -34,20 +43,72 @@ def train(
     data, val: as `verydeep.training.data.find` takes them. settings: "key=value" each, or a mapping,
     changing the recipe; model and width are settings too. init: weights to start from, a built-in's or
     catalogue name or a file. resume: go on from the last checkpoint in `out`, to the bit on a CPU.
-    device: "auto", "cpu", "cuda" or "mps". event: is given each line of the log as it is written.
+    device: "auto", "cpu", "cuda" or "mps". strict: what is odd about the data is an error.
+    event: is given each line of the log as it is written.
 
     Raises DataError, NetworkError, WeightsError or OutputError before long work where something is wrong
     with what was given; `verydeep.training.loop.Diverged` where the loss is no number any more. Ctrl-C and
     SIGTERM write a checkpoint and then do what they always do.
     """
-    config = recipes.recipe(recipe) if isinstance(recipe, str) else recipe
-    asked = recipes.settings(settings)
-    asked |= {k: v for k, v in (("model", model), ("width", width)) if v is not None}
-    run = import_module(recipes.RECIPES[config.recipe].runs).run
+    config, asked = _chosen(recipe, model, width, settings)
     told: dict[str, Any] = {"out": out, "resume": resume, "device": device, "event": event}
     if isinstance(config, Config):
         told |= {"init": init, "named": "model" in asked}
     elif init is not None:  # a recipe that trains no trunk: its model is what it starts from
-        asked["model"] = os.fspath(init)
-    result: TrainResult = run(changed(config, asked), data, val, **told)
+        config = changed(config, {"model": os.fspath(init)})
+    found = find(data, val, seed=config.seed)
+    if not resume and os.environ.get("RANK", "0") == "0":
+        sizes = (config.size,) if hasattr(config, "size") else config.sizes
+        lines = (*found.warnings, *looked_over(found, min(sizes)))
+        if strict and lines:
+            raise DataError("; ".join(lines))
+        found = replace(found, warnings=lines)
+    run = import_module(recipes.RECIPES[config.recipe].runs).run
+    result: TrainResult = run(config, found, None, **told)
     return result
+
+
+def find_rate(
+    recipe: Any, data: object, val: object = None, *, model: str | None = None,
+    width: float | None = None, settings: Iterable[str] | Mapping[str, Any] = (),
+    init: str | os.PathLike[str] | None = None, device: str = "auto",
+) -> RateTest:  # fmt: skip
+    """A rate range test: which rate suits this recipe on this data. Arguments as for `train`."""
+    config, asked = _loops(recipe, model, width, settings)
+    from .run import rates
+
+    return rates(config, data, val, init=init, named="model" in asked, device=device)
+
+
+def profile(
+    recipe: Any, data: object, val: object = None, *, model: str | None = None,
+    width: float | None = None, settings: Iterable[str] | Mapping[str, Any] = (),
+    init: str | os.PathLike[str] | None = None, device: str = "auto",
+) -> Profile:  # fmt: skip
+    """How fast images are made ready, and how fast the network learns. Arguments as for `train`."""
+    config, asked = _loops(recipe, model, width, settings)
+    from .run import measured
+
+    return measured(config, data, val, init=init, named="model" in asked, device=device)
+
+
+def _chosen(
+    recipe: Any, model: str | None, width: float | None, given: Iterable[str] | Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The config, and what was asked for beside the recipe."""
+    config = recipes.recipe(recipe) if isinstance(recipe, str) else recipe
+    asked = recipes.settings(given)
+    asked |= {k: v for k, v in (("model", model), ("width", width)) if v is not None}
+    return changed(config, asked), asked
+
+
+def _loops(
+    recipe: Any, model: str | None, width: float | None, given: Iterable[str] | Mapping[str, Any]
+) -> tuple[Config, dict[str, Any]]:
+    """The same, for what only a recipe with a loop has."""
+    config, asked = _chosen(recipe, model, width, given)
+    if not isinstance(config, Config):
+        raise DataError(
+            f"recipe {config.recipe} solves its head at once: it has no rate and no steps"
+        )
+    return config, asked

@@ -70,8 +70,11 @@ def find(
 
     val: a second data set to validate with. Without one, the set's own val/ (or test/) is taken; without
     that either, `val_fraction` of each class, drawn by `seed`: the same images on every machine.
-    Raises DataError for no images, a single class, or two sets that share no class.
+    What was found before is given back. Raises DataError for no images, a single class, or two sets that
+    share no class.
     """
+    if isinstance(data, Data):
+        return data
     if not 0 <= val_fraction < 1:
         raise DataError(f"val_fraction is {val_fraction!r}; expected 0 or more and less than 1")
     found = listed(data)

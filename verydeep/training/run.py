@@ -6,8 +6,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,15 @@ from ..errors import DataError, OutputError
 from ..preprocess import Preprocess
 from . import about, checkpoint, data, draws, measures
 from .checkpoint import Checkpoint
-from .distributed import Group, joined
+from .distributed import ALONE, Group, joined
 from .feed import Feed, MemorySource
 from .log import Log, read
 from .loop import Diverged, Learner, Position, Stopped, fit
 from .photosource import PhotoSource
 from .pictures import Pictures, pictures
 from .precision import decided
+from .profile import Profile, profile
+from .ratetest import RateTest, rate_test
 from .recipes import Config
 from .result import TrainResult
 from .signals import watched
@@ -37,7 +37,7 @@ from .statistics import Statistics, statistics
 from .stuck import Stuck
 from .views import Views
 
-__all__ = ["run"]
+__all__ = ["measured", "rates", "run"]
 
 MEASURED_PHOTOS = 512  # for mean and covariance
 
@@ -78,6 +78,28 @@ def run(
     raise AssertionError("a stop without a signal")
 
 
+def rates(
+    config: Config, data: object, val: object = None, *, init: str | os.PathLike[str] | None = None,
+    named: bool = False, device: str = "auto",
+) -> RateTest:  # fmt: skip
+    """A rate range test of that config; arguments as for `run`. Nothing is written."""
+    with torch.random.fork_rng():
+        one = _Run(config, Path(os.curdir), ALONE, _device(device), None)
+        one.prepare(data, val, init, named=named, resume=False, opens=False)
+        return rate_test(one.learner, one.feed)
+
+
+def measured(
+    config: Config, data: object, val: object = None, *, init: str | os.PathLike[str] | None = None,
+    named: bool = False, device: str = "auto",
+) -> Profile:  # fmt: skip
+    """How fast input and network are under that config; arguments as for `run`. Nothing is written."""
+    with torch.random.fork_rng():
+        one = _Run(config, Path(os.curdir), ALONE, _device(device), None)
+        one.prepare(data, val, init, named=named, resume=False, opens=False)
+        return profile(one.learner, one.feed)
+
+
 class _Run:
     """What one run holds. Only the first process of a group writes."""
 
@@ -92,14 +114,25 @@ class _Run:
     # Before the first step
 
     def prepare(
-        self, source: object, val: object, init: Any, *, named: bool, resume: bool
+        self,
+        source: object,
+        val: object,
+        init: Any,
+        *,
+        named: bool,
+        resume: bool,
+        opens: bool = True,
     ) -> TrainResult | None:
-        """Everything that can be refused is refused here. A result where the run had finished."""
+        """Everything that can be refused is refused here. A result where the run had finished.
+
+        opens: whether the folder is made, and what is in it looked at.
+        """
         config = self.config
         self.notes: list[str] = []
-        _writable(self.folder)
+        if opens:
+            _writable(self.folder)
         self.data = data.find(source, val, seed=config.seed)
-        before = self._before(resume)
+        before = self._before(resume) if opens else None
         inputs = {"data": about.described(self.data), "init": None if init is None else str(init)}
         if before is not None:
             self._compare(before.facts, inputs)
@@ -140,7 +173,7 @@ class _Run:
         if self.position.finished and (self.folder / "model.safetensors").exists():
             self.tell_only(f"{self.folder} had finished; nothing is done")
             return self._result(*self._probabilities(), read(self.folder / "log.jsonl"))
-        if self.group.first:
+        if self.group.first and opens:
             self._open(step, before)
         return None
 
@@ -399,9 +432,9 @@ def _writable(folder: Path) -> None:
 
 
 def _report(result: TrainResult) -> None:
-    # a room of its own, that may not be built yet
-    if find_spec("verydeep.report") is not None:
-        import_module("verydeep.report").write(result)
+    from .. import report
+
+    report.write(result)
 
 
 def _device(name: str) -> torch.device:

@@ -35,9 +35,9 @@ class SyncedNorm(nn.BatchNorm2d):
             self.running_var.lerp_(variance * count / (count - 1), momentum)  # unbiased, as torch's
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shaped = (1, -1, 1, 1)
-        normed: Tensor = (values * scale.view(shaped) + (self.bias - mean * scale).view(shaped)).to(
-            input.dtype
-        )
+        moved = values * scale.view(shaped) + (self.bias - mean * scale).view(shaped)
+        normed: Tensor = moved.to(input.dtype)
+        return normed
 
 
 def synced(model: nn.Module) -> nn.Module:

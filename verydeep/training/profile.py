@@ -1,0 +1,61 @@
+"""How fast images are made ready, and how fast the network learns from them: the slower sets the pace."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .feed import Feed
+from .loop import Learner
+
+__all__ = ["Profile", "profile"]
+
+SECONDS, LEAST_STEPS, WARM_UP = 5.0, 3, 2
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Images a second: input, of the pipeline alone; network, of training on one batch again and again."""
+
+    input: float
+    network: float
+    batch: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        verdict = (
+            "the input keeps up" if self.input >= self.network else
+            "the network waits for its input: more threads, smaller files or a smaller size would help"
+        )  # fmt: skip
+        return (
+            f"input alone {self.input:.0f} images/s, network alone {self.network:.0f} images/s at batch "
+            f"{self.batch}: {verdict}"
+        )
+
+
+def profile(learner: Learner, feed: Feed) -> Profile:
+    """Measure each alone, for some seconds. The learner is spoilt by it."""
+    first, batch, seen, began = True, None, 0, 0.0
+    for batch in feed.epoch(0):
+        if first:  # it started the threads
+            first, began = False, time.perf_counter()
+            continue
+        seen += len(batch.labels)
+        if time.perf_counter() - began > SECONDS:
+            break
+    assert batch is not None  # an epoch has a step
+    rate = seen / (time.perf_counter() - began) if seen else float("inf")
+    learner.model.train()
+    best = float("inf")
+    began, step = time.perf_counter(), 0
+    while step < WARM_UP + LEAST_STEPS or time.perf_counter() - began < SECONDS:
+        before = time.perf_counter()
+        loss, _ = learner.learn(batch, 0.0, step)
+        float(loss)  # waits for the device
+        if step >= WARM_UP:
+            best = min(best, time.perf_counter() - before)
+        step += 1
+    return Profile(rate, len(batch.labels) / best, len(batch.labels))

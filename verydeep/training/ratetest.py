@@ -1,0 +1,121 @@
+"""Which learning rate suits: the loss while the rate rises from next to nothing until training breaks.
+
+Smith 2015, arXiv:1506.01186, section 3.3: a rate range test. The rate that is suggested is the one at
+which the smoothed loss falls most steeply; the highest rate of a one-cycle schedule may be a few times it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from .feed import Feed
+from .loop import Learner
+
+__all__ = ["RateTest", "rate_test"]
+
+LOWEST, HIGHEST, STEPS = 1e-5, 10.0, 100
+SMOOTHING = 0.9  # of the running mean
+BROKEN = 3.0  # times the least loss
+FIRST, SPAN = 10, 10  # steps
+
+
+@dataclass(frozen=True)
+class RateTest:
+    """rates, losses: of each step; smoothed: the losses' running mean. suggested: the rate to take."""
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    smoothed: tuple[float, ...]
+    suggested: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"rate {self.suggested:.2g}: there the loss falls most steeply, over {len(self.rates)} steps "
+            f"from {self.rates[0]:.0e} to {self.rates[-1]:.2g}"
+        )
+
+    def svg(self, width: int = 640, height: int = 360) -> str:
+        """The curve, over a logarithmic axis of rates: one SVG that stands alone."""
+        left, right, top, bottom = 56, 16, 28, 44
+        x0, x1 = math.log10(self.rates[0]), math.log10(HIGHEST)
+        y0, y1 = 0.0, 1.15 * max(self.smoothed[0], *self.smoothed[: max(2, len(self.smoothed) - 5)])
+
+        def at(rate: float, loss: float) -> str:
+            x = left + (math.log10(rate) - x0) / (x1 - x0) * (width - left - right)
+            y = height - bottom - (min(loss, y1) - y0) / (y1 - y0) * (height - top - bottom)
+            return f"{x:.1f},{y:.1f}"
+
+        def line(values: tuple[float, ...], style: str) -> str:
+            points = " ".join(at(r, v) for r, v in zip(self.rates, values, strict=True))
+            return f'<polyline points="{points}" fill="none" {style}/>'
+
+        marks = []
+        for power in range(math.ceil(x0), math.floor(x1) + 1):
+            x, _ = at(10.0**power, 0).split(",")
+            marks.append(
+                f'<line x1="{x}" x2="{x}" y1="{top}" y2="{height - bottom}" stroke="#ddd"/>'
+            )
+            marks.append(
+                f'<text x="{x}" y="{height - bottom + 18}" text-anchor="middle">1e{power}</text>'
+            )
+        for part in range(5):
+            value = y1 * part / 4
+            _, y = at(self.rates[0], value).split(",")
+            marks.append(
+                f'<line x1="{left}" x2="{width - right}" y1="{y}" y2="{y}" stroke="#eee"/>'
+            )
+            marks.append(
+                f'<text x="{left - 8}" y="{float(y) + 4:.1f}" text-anchor="end">{value:.2f}</text>'
+            )
+        x, _ = at(self.suggested, 0).split(",")
+        middle = (left + width - right) / 2
+        return "\n".join([
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+            f'height="{height}" font-family="system-ui, sans-serif" font-size="12" fill="#333">',
+            f'<rect width="{width}" height="{height}" fill="#fff"/>', *marks,
+            line(self.losses, 'stroke="#bcd" stroke-width="1"'),
+            line(self.smoothed, 'stroke="#1f5fa8" stroke-width="2"'),
+            f'<line x1="{x}" x2="{x}" y1="{top}" y2="{height - bottom}" stroke="#c33" '
+            'stroke-dasharray="4 3"/>',
+            f'<text x="{x}" y="{top - 10}" text-anchor="middle" fill="#c33">{self.suggested:.2g}</text>',
+            f'<text x="{middle}" y="{height - 8}" text-anchor="middle">learning rate</text>',
+            f'<text x="14" y="{height / 2}" text-anchor="middle" '
+            f'transform="rotate(-90 14 {height / 2})">loss</text>',
+            "</svg>",
+        ])  # fmt: skip
+
+
+def rate_test(learner: Learner, feed: Feed, steps: int = STEPS) -> RateTest:
+    """Train for up to `steps` steps, each at a higher rate. The learner is spoilt by it."""
+    rates: list[float] = []
+    losses: list[float] = []
+    smoothed: list[float] = []
+    mean = 0.0
+    batches = itertools.chain.from_iterable(map(feed.epoch, itertools.count()))
+    learner.model.train()
+    for step, batch in zip(range(steps), batches, strict=False):
+        rate = LOWEST * (HIGHEST / LOWEST) ** (step / max(1, steps - 1))
+        total, _ = learner.learn(batch, rate, step)
+        loss = float(total) / max(1, len(batch.labels))
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        value = mean / (1 - SMOOTHING ** (step + 1))
+        if not math.isfinite(loss) or (step > 10 and value > BROKEN * min(smoothed)):
+            break
+        rates.append(rate)
+        losses.append(loss)
+        smoothed.append(value)
+    return RateTest(tuple(rates), tuple(losses), tuple(smoothed), _steepest(rates, smoothed))
+
+
+def _steepest(rates: list[float], smoothed: list[float]) -> float:
+    """The middle of the ten steps over which the loss falls most; the first tell of noise alone."""
+    falls = np.array(smoothed[SPAN + FIRST :]) - np.array(smoothed[FIRST:-SPAN])
+    return rates[FIRST + SPAN // 2 + int(falls.argmin())] if len(falls) else rates[-1]
