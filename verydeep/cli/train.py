@@ -106,8 +106,9 @@ class _Teller:
             data = line["data"]
             self.epochs = line["config"]["epochs"]
             say(
-                f"{line['config']['recipe']}: a head for {data['classes']} classes on {line['config']['model']}, {data['train']} "
-                f"photos to train on, {data['val']} to validate ({data['split'] or 'none'})"
+                f"{line['config']['recipe']}: a head for {data['classes']} classes on "
+                f"{line['config']['model']}, {data['train']} photos to train on, {data['val']} to "
+                f"validate ({data['split'] or 'none'})"
             )
         elif kind == "features" and self.terminal:
             text = f"features at {line['size']} pixels: {line['done']} photos {line['what']}"

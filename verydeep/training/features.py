@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..preprocess import ImageLike
     from ..sizing import Size
 
-__all__ = ["Averages", "averages", "features_cache"]
+__all__ = ["Averages", "averages", "digests_of", "features_cache"]
 
 SHARD = 512  # photos, about 4 MB at 2048 channels
 
@@ -77,7 +77,7 @@ def averages(
     cache = features_cache() if cache is None else cache
     layers = tuple(layers)
     faults: dict[int, str] = {}
-    digests = _digests(photos, faults)
+    digests = digests_of(photos, faults)
     space = _space(predictor, layers, size)
     known = _kept(cache, space, set(digests))
     new: dict[str, int] = {}  # digest -> the first photo that has it
@@ -140,7 +140,9 @@ class _Files(Sequence["ImageLike"]):
             yield image
 
 
-def _digests(photos: Sequence[data.Sample], faults: dict[int, str]) -> list[str]:
+def digests_of(photos: Sequence[data.Sample], faults: dict[int, str]) -> list[str]:
+    """SHA-256 of each photo's content; "" where it cannot be read, and then `faults` says why."""
+
     def digest(photo: data.Sample) -> str | OSError:
         try:
             image = data.open(photo)

@@ -1,0 +1,671 @@
+"""The recipe `finetune`: the probe's head first, then the upper blocks with it, at falling rates.
+
+A head that is solved before the blocks below it move keeps their features from being torn apart by a head
+that knows nothing (Kumar et al., arXiv:2202.10054, "linear probing, then fine-tuning"). The lower blocks
+are frozen: what they make of each view is computed once and kept on disk (`frozen.py`), so a step costs
+what the upper blocks cost. Batch norms keep their statistics. A part of the training images is held out: it
+stops the run, takes the best epoch and fits the temperature; the validation images only measure.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .. import modelfile, report
+from ..atomic import replacing
+from ..errors import DataError, OutputError
+from ..models import layers as module_layers
+from ..nets import Head, Network
+from ..predictor import Predictor, find_model
+from . import about, checkpoint, linear_head, measures
+from . import data as data_module
+from .data import Sample
+from .frozen import Frozen, frozen
+from .log import Log, read
+from .probe import candidates, choose
+from .result import TrainResult
+from .signals import watched
+
+__all__ = ["FinetuneConfig", "Upper", "finetune", "run"]
+
+Event = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """What a run is made of; config.json and the model file record it. DataError for what makes no sense.
+
+    model: the weights, a built-in's or catalogue name or a model file. size: pixels a side that photos are
+    stretched to. layers: that the head averages; none for the last six ReLUs.
+    blocks: how many, from the top, are trained; the others are frozen. views: of each photo; the photo,
+    its mirror image, and parts of it.
+    epochs, batch, seed: an epoch shows each photo once, in one of its views.
+    rate: of the uppermost convolution, the highest; each one below gets `fall` times that; head_rate: of
+    the head. They rise in the first half epoch and fall by a cosine. decay: AdamW's. dropout: of averages.
+    smoothing: of labels. average: decay of the running mean of the weights, which is measured and kept.
+    hold: fraction of the training photos held out. patience: epochs without a smaller loss on them that end
+    the run. precision: of training, "fp32", "bf16", or "auto", bf16 where the processor computes in it.
+    engine, features, threads: what computes the frozen blocks, and its precision.
+    """
+
+    recipe: str = "finetune"
+    model: str = "builtin"
+    size: int = 160
+    layers: tuple[str, ...] = ()
+    blocks: int = 1
+    views: int = 3
+    epochs: int = 12
+    batch: int = 32
+    seed: int = 0
+    rate: float = 5e-5
+    fall: float = 0.7
+    head_rate: float = 2e-4
+    decay: float = 0.01
+    dropout: float = 0.3
+    smoothing: float = 0.05
+    average: float = 0.98
+    hold: float = 0.1
+    patience: int = 4
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    engine: str = "auto"
+    features: Literal["exact", "fast", "half"] = "half"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        limits: dict[str, tuple[float, float]] = {
+            "size": (1, math.inf), "blocks": (1, 5), "views": (1, 100), "epochs": (1, math.inf),
+            "batch": (1, math.inf), "seed": (0, 2**31), "rate": (0, 1), "fall": (0, 1),
+            "head_rate": (0, 1), "decay": (0, 1), "dropout": (0, 0.95), "smoothing": (0, 0.95),
+            "average": (0, 0.99999), "hold": (0.01, 0.5), "patience": (1, math.inf),
+            "threads": (0, math.inf),
+        }  # fmt: skip
+        for key, (low, high) in limits.items():
+            if not low <= getattr(self, key) <= high:
+                top = "" if high == math.inf else f", at most {high:g}"
+                raise DataError(f"{key} is {getattr(self, key)}; expected {low:g} or more{top}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def finetune() -> FinetuneConfig:
+    """A solved head, and then the last block of the built-in trunk trained with it.
+
+    Command: verydeep train photos/ --recipe finetune --out run
+    Expected: a little more than a probe; see docs/runs/.
+    Duration: half an hour for 3,000 photos on two cores.
+    """
+    return FinetuneConfig()
+
+
+class Upper(nn.Module):
+    """The trained blocks and the head: maps of the last frozen layer in, scores out.
+
+    network: with a head "gap". tensors: float32, by torchvision's key. first: number, in the trunk, of the
+    first layer that is trained. head: solved on averages that `scale` scaled.
+    """
+
+    mean: Tensor
+    inverse: Tensor
+
+    def __init__(
+        self, network: Network, tensors: Mapping[str, NDArray[Any]], first: int,
+        head: linear_head.LinearHead, scale: linear_head.Scaling, dropout: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.names = network.head.layers
+        self.trained = tuple(layer.name for layer in network.trunk[first:])
+        last = max(i for i, layer in enumerate(network.trunk) if layer.name in self.names)
+        self.upper = nn.ModuleDict()
+        whole = module_layers.trunk(network)
+        places = module_layers.positions(network.trunk)
+        before = places[network.trunk[first - 1].name] if first else -1
+        for layer in network.trunk[first : last + 1]:
+            part = nn.Sequential(*list(whole.children())[before + 1 : places[layer.name] + 1])
+            before = places[layer.name]
+            keys = (layer.key, layer.norm_key) if layer.norm_key else (layer.key,)
+            for module, key in zip(part, keys, strict=False):
+                if key:
+                    state = {
+                        n: torch.from_numpy(np.array(tensors[f"{key}.{n}"]))
+                        for n in module.state_dict()
+                    }
+                    module.load_state_dict(state)
+            self.upper[layer.name] = part
+        self.head = nn.Linear(*head.weight.shape[::-1])
+        with torch.no_grad():
+            self.head.weight.copy_(torch.from_numpy(head.weight))
+            self.head.bias.copy_(torch.from_numpy(head.bias))
+        self.scale = scale
+        self.register_buffer("mean", torch.from_numpy(scale.mean))
+        self.register_buffer("inverse", torch.from_numpy(1 / scale.deviation))
+        self.dropout = dropout
+        self.columns, at = {}, 0
+        for name in self.names:
+            self.columns[name] = slice(at, at + network.layer(name).outputs)
+            at += network.layer(name).outputs
+
+    @property
+    def stages(self) -> dict[str, nn.Sequential]:
+        """The modules of each layer, with its batch norm, by paper name."""
+        return {name: cast("nn.Sequential", part) for name, part in self.upper.items()}
+
+    def train(self, mode: bool = True) -> Upper:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()  # a few small batches would make worse statistics than it came with
+        return self
+
+    def forward(self, maps: Tensor, averages: Tensor) -> Tensor:
+        """maps: (n, channels, h, w). averages: (n, channels) of all the head's layers, of which those of
+        trained layers are computed anew."""
+        parts = {name: averages[:, self.columns[name]] for name in self.names}
+        for name, module in self.upper.items():
+            maps = module(maps)
+            if name in parts:
+                parts[name] = maps.float().mean((2, 3))
+        joined = (torch.cat([parts[name] for name in self.names], 1) - self.mean) * self.inverse
+        scores: Tensor = self.head(F.dropout(joined, self.dropout, self.training))
+        return scores
+
+    def solved(self) -> linear_head.LinearHead:
+        """The head on averages as they are."""
+        return self.scale.fold(
+            linear_head.LinearHead(
+                self.head.weight.detach().numpy(), self.head.bias.detach().numpy()
+            )
+        )
+
+
+def groups(upper: Upper, config: FinetuneConfig) -> list[dict[str, Any]]:
+    """Parameters with the rate of each at its highest: the head's, and what falls from conv to conv."""
+    found = [{"params": list(upper.head.parameters()), "rate": config.head_rate}]
+    rate = config.rate
+    for module in reversed(list(upper.stages.values())):
+        parameters = list(module.parameters())
+        if parameters:
+            found.append({"params": parameters, "rate": rate})
+            rate *= config.fall
+    return found
+
+
+def run(
+    config: FinetuneConfig,
+    data: object,
+    val: object = None,
+    *,
+    out: str | os.PathLike[str],
+    resume: bool = False,
+    device: str = "auto",
+    event: Event | None = None,
+) -> TrainResult:
+    """Fine-tune on labelled photos and write model.safetensors, report.html and the rest into `out`.
+
+    data, val: as `verydeep.training.data.find` takes them. resume: go on after the last whole epoch.
+    device: of the frozen blocks; the upper ones are trained on the CPU.
+    """
+    return _Run(config, Path(out), device, event).train(data, val, resume)
+
+
+class _Run:
+    def __init__(
+        self, config: FinetuneConfig, folder: Path, device: str, event: Event | None
+    ) -> None:
+        if config.precision == "auto":
+            able = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            config = replace(config, precision="bf16" if able else "fp32")
+        self.config, self.folder, self.device = config, folder, device
+        self.listener = event
+        self.began, self.before = time.perf_counter(), 0.0
+        self.log: Log | None = None
+        self.bad: dict[str, str] = {}
+
+    def train(self, source: object, val: object, resume: bool) -> TrainResult:
+        config = self.config
+        self.data = data_module.find(source, val, seed=config.seed)
+        self.model = modelfile.read(find_model(config.model))
+        trunk = self.model.record.network
+        layers = config.layers or candidates(trunk)[0][1:]
+        candidates(trunk, layers)  # refuses what is no layer of the trunk
+        head = Head("gap", len(self.data.classes), tuple(layers))
+        self.network = replace(trunk, head=head)
+        self.first = _first(self.network, config.blocks)
+        self.cut = self.network.trunk[self.first - 1].name if self.first else ""
+        if not self.cut:
+            raise DataError(
+                f"blocks is {config.blocks}, all that {trunk.name} has; expected less, since the lower "
+                "ones are frozen: to train all of them take --recipe paper --init"
+            )
+        least = self.network.cut(("fc8",)).minimum_size
+        if config.size < least:
+            raise DataError(f"size is {config.size}; {trunk.name} needs {least} or more here")
+        own = self.model.record.preprocess
+        self.preprocess = replace(own, resize="exact", resize_size=config.size, crop_size=None)
+        self.predictor = Predictor(
+            self.model, engine=config.engine, precision=config.features,
+            threads=config.threads or None, device=self.device,
+        )  # fmt: skip
+        last = read(self.folder / "log.jsonl")[-1:]
+        if resume and last and last[0].get("event") == "end":
+            if self.listener is not None:
+                text = f"{self.folder} had finished; nothing is done"
+                self.listener({"event": "note", "text": text})
+            return self._again()
+        found = self._open(resume)
+        try:
+            with watched() as stop, torch.random.fork_rng(devices=[]):
+                done = self._train(found, stop)
+            if done is None:
+                stop.raise_()
+            assert done is not None
+            return done
+        finally:
+            if self.log is not None:
+                self.log.close()
+
+    def _train(
+        self, found: checkpoint.Checkpoint | None, stop: Callable[[], bool]
+    ) -> TrainResult | None:
+        config = self.config
+        labels = np.array([s.label for s in self.data.train], np.int64)
+        views = [self._frozen(self.data.train, view, "to train on") for view in range(config.views)]
+        good = np.logical_and.reduce([view.good for view in views])
+        if not good.any():
+            raise DataError(f"no photo to train on can be read; {next(iter(self.bad.items()))}")
+        parts = max(2, round(1 / config.hold))
+        held = good & (linear_head.folds(labels, parts, seed=config.seed) == 0)
+        learn = np.flatnonzero(good & ~held)
+        hold = np.flatnonzero(held)
+        upper = self._start(views, labels, learn)
+        optimiser = torch.optim.AdamW(groups(upper, config), weight_decay=config.decay)
+        mean = {k: v.detach().clone() for k, v in upper.named_parameters()}
+        best = {k: v.clone() for k, v in mean.items()}
+        history: list[dict[str, float]] = []
+        if found is not None:
+            _restore(found, upper, optimiser, mean, best)
+            history = list(found.facts["history"])
+        steps = -(-len(learn) // config.batch)
+        while len(history) <= config.epochs:
+            epoch = len(history)
+            line: dict[str, float] = {}
+            if epoch:
+                line = self._epoch(upper, optimiser, mean, views, labels, learn, epoch, steps, stop)
+                if stop():
+                    return None
+            with _weights(upper, mean):
+                scores = self._scores(upper, views[0], hold)
+            line["hold_loss"] = linear_head.log_loss(scores, labels[hold])
+            line["hold_top1"] = float((scores.argmax(1) == labels[hold]).mean())
+            if not history or line["hold_loss"] < min(one["hold_loss"] for one in history):
+                best = {k: v.clone() for k, v in mean.items()}
+            history.append(line)
+            self.tell({
+                "event": "epoch", "epoch": epoch, "step": epoch * steps, "seconds": self.seconds,
+                "loss": line["hold_loss"], "top1": line["hold_top1"],
+                **{k: v for k, v in line.items() if not k.startswith("hold")},
+            })  # fmt: skip
+            self._save(upper, optimiser, mean, best, history, steps)
+            losses = [one["hold_loss"] for one in history]
+            if len(losses) - 1 - int(np.argmin(losses)) >= config.patience:
+                text = f"stopped: no smaller loss on held-out photos in {config.patience} epochs"
+                self.tell({"event": "note", "text": text})
+                break
+        return self._finish(upper, best, history, views[0], labels, hold)
+
+    def _start(self, views: list[Frozen], labels: NDArray[np.int64], learn: NDArray[Any]) -> Upper:
+        """The probe's head on all views, its penalty chosen on the photo alone."""
+        config, classes = self.config, len(self.data.classes)
+        plain = views[0].averages[learn]
+        chosen = choose(
+            plain, labels[learn], classes, {self.network.head.layers: np.arange(plain.shape[1])},
+            seed=config.seed,
+        )  # fmt: skip
+        every = np.concatenate([view.averages[learn] for view in views])
+        scale = linear_head.scaling(every)
+        head = linear_head.solve(
+            scale.apply(every),
+            np.tile(labels[learn], len(views)),
+            classes,
+            l2=chosen.l2,
+            tolerance=1e-4,
+        )
+        self.tell({
+            "event": "note",
+            "text": f"head solved: l2 {chosen.l2:g}, cross-validated top-1 {chosen.top1:.2%}; "
+            f"{self.seconds:.1f} s",
+        })  # fmt: skip
+        keys = [key for layer in self.network.trunk for key in layer.tensors]
+        return Upper(
+            self.network, self.model.tensors(keys), self.first, head, scale, config.dropout
+        )
+
+    def _epoch(
+        self, upper: Upper, optimiser: torch.optim.Optimizer, mean: dict[str, Tensor],
+        views: list[Frozen], labels: NDArray[np.int64], learn: NDArray[Any], epoch: int, steps: int,
+        stop: Callable[[], bool],
+    ) -> dict[str, float]:  # fmt: skip
+        config = self.config
+        draw = np.random.default_rng([config.seed, epoch])
+        order, which = draw.permutation(learn), draw.integers(len(views), size=len(learn))
+        total = right = 0.0
+        rate = 0.0
+        upper.train()
+        for number in range(steps):
+            if stop():
+                break
+            step = (epoch - 1) * steps + number
+            torch.manual_seed(config.seed * 1_000_003 + step)
+            share = _share(step, steps, config.epochs)
+            for group in optimiser.param_groups:
+                group["lr"] = group["rate"] * share
+            rate = config.rate * share
+            picked = slice(number * config.batch, (number + 1) * config.batch)
+            maps, averages = _batch(views, order[picked], which[picked])
+            truth = torch.from_numpy(labels[order[picked]])
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+                scores = upper(maps, averages)
+            loss = F.cross_entropy(scores.float(), truth, label_smoothing=config.smoothing)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise DataError(
+                    f"the loss is {value} at step {step}, rate {rate:.3g}; the last good checkpoint "
+                    f"is in {self.folder / 'checkpoints'}; go on with a smaller --set rate="
+                )
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            keep = min(config.average, (1 + step) / (10 + step))
+            with torch.no_grad():
+                for name, parameter in upper.named_parameters():
+                    mean[name].lerp_(parameter, 1 - keep)
+            total += value * len(truth)
+            right += float((scores.argmax(1) == truth).sum())
+            if self.listener is not None:
+                self.listener({
+                    "event": "step", "epoch": epoch, "step": step + 1, "loss": value,
+                    "images_per_second": (step + 1) * config.batch / max(1e-9, self.seconds),
+                })  # fmt: skip
+        return {"train_loss": total / len(learn), "train_top1": right / len(learn), "rate": rate}
+
+    def _scores(self, upper: Upper, photos: Frozen, which: NDArray[Any]) -> NDArray[np.float32]:
+        upper.eval()
+        found = []
+        with torch.no_grad():
+            for begin in range(0, len(which), 64):
+                part = which[begin : begin + 64]
+                maps, averages = _batch([photos], part, np.zeros(len(part), int))
+                found.append(upper(maps, averages).numpy())
+        return np.concatenate(found) if found else np.zeros((0, len(self.data.classes)), np.float32)
+
+    def _finish(
+        self, upper: Upper, best: dict[str, Tensor], history: list[dict[str, float]], plain: Frozen,
+        labels: NDArray[np.int64], hold: NDArray[Any],
+    ) -> TrainResult:  # fmt: skip
+        with torch.no_grad():
+            for name, value in upper.named_parameters():
+                value.copy_(best[name])
+        divide = linear_head.temperature(self._scores(upper, plain, hold), labels[hold])
+        with torch.no_grad():
+            upper.head.weight.div_(divide)
+            upper.head.bias.div_(divide)
+        samples, probabilities = self._validate(upper)
+        truth = np.array([s.label for s in samples], np.int64)
+        top1, top5 = measures.top(probabilities, truth), measures.top(probabilities, truth, 5)
+        self._write_model(upper, divide, top1, top5, len(truth))
+        self.tell({
+            "event": "end", "time": about.now(), "seconds": self.seconds,
+            "best_epoch": int(np.argmin([one["hold_loss"] for one in history])),
+            **({"top1": top1, "top5": top5} if samples else {}),
+        })  # fmt: skip
+        result = self._result(samples, probabilities, self.log.lines if self.log else [])
+        report.write(result)
+        return result
+
+    def _validate(self, upper: Upper) -> tuple[tuple[Sample, ...], NDArray[np.float32]]:
+        if not self.data.val:
+            return (), np.zeros((0, len(self.data.classes)), np.float32)
+        photos = self._frozen(self.data.val, 0, "to validate")
+        which = np.flatnonzero(photos.good)
+        scores = torch.from_numpy(self._scores(upper, photos, which))
+        samples = tuple(self.data.val[number] for number in which)
+        return samples, torch.softmax(scores.double(), 1).float().numpy()
+
+    def _write_model(self, upper: Upper, divide: float, top1: float, top5: float, n: int) -> None:
+        own = {key for layer in self.network.trunk for key in layer.tensors}
+        tensors = {
+            name: array for name, array in self.model.stored.items()
+            if name in own or name.removesuffix(".q") in own or name.removesuffix(".scale") in own
+        }  # fmt: skip
+        trained = {layer.name: layer for layer in self.network.trunk}
+        for name, part in upper.stages.items():
+            layer = trained[name]
+            for module, key in zip(part, (layer.key, layer.norm_key), strict=False):
+                for field, value in module.state_dict().items():
+                    whole = f"{key}.{field}"
+                    tensors.pop(f"{whole}.q", None)
+                    tensors.pop(f"{whole}.scale", None)
+                    # half precision, as trunks are published; a batch norm's few numbers stay whole
+                    half = field == "weight" and value.ndim == 4 and bool(value.abs().max() < 6e4)
+                    tensors[whole] = (value.half() if half else value).numpy()
+        head = upper.solved()
+        tensors |= {"classifier.weight": head.weight, "classifier.bias": head.bias}
+        config = self.config
+        protocol = (
+            f"{n} validation photos ({self.data.split}), one view, stretched to {config.size} pixels, "
+            f"frozen blocks in {config.features} precision"
+        )
+        measured: list[dict[str, Any]] = [
+            {"what": what, "value": round(value, 6), "n": n, "protocol": protocol}
+            for what, value in (("top1", top1), ("top5", top5))
+            if n
+        ]
+        record = modelfile.Record(
+            self.network, self.preprocess, class_names=self.data.classes,
+            licence=self.model.record.licence, measured=tuple(measured),
+            provenance=cast("dict[str, Any]", {
+                "made_by": "verydeep train", "command": about.command(), "versions": about.versions(),
+                "config": config.to_dict(), "data": about.described(self.data),
+                "temperature": round(divide, 6),
+                "trunk": {"sha256": self.model.sha256,
+                          "provenance": dict(self.model.record.provenance)},
+            }),
+        )  # fmt: skip
+        modelfile.write(self.folder / "model.safetensors", record, tensors)
+
+    def _frozen(self, samples: Sequence[Sample], view: int, what: str) -> Frozen:
+        done = 0
+
+        def passed(count: int) -> None:
+            nonlocal done
+            done += count
+            if self.listener is not None:
+                self.listener({"event": "features", "what": f"{what}, view {view + 1}",
+                               "size": self.config.size, "done": done})  # fmt: skip
+
+        made = frozen(
+            self.predictor, samples, self.cut, self.network.head.layers, self.config.size, view=view,
+            seed=self.config.seed, passed=passed,
+        )  # fmt: skip
+        for number, why in made.faults.items():
+            self.bad.setdefault(samples[number].name, why.partition(": ")[2] or why)
+        kept = "" if done else ", kept from before"
+        text = f"{self.cut} of {len(samples)} photos {what}, view {view + 1}{kept}; {self.seconds:.1f} s"
+        self.tell({"event": "note", "text": text})
+        return made
+
+    # The folder
+
+    def _open(self, resume: bool) -> checkpoint.Checkpoint | None:
+        if (self.folder / "config.json").exists() and not resume:
+            raise OutputError(
+                f"{self.folder} holds a run already; go on with it by --resume, or choose another folder"
+            )
+        notes: list[str] = []
+        found = checkpoint.latest(self.folder / "checkpoints", notes.append) if resume else None
+        inputs = about.described(self.data)
+        if found is not None:
+            old, new = found.facts["config"], self.config.to_dict()
+            differ = [f"{k} was {old.get(k)}, is {v}" for k, v in new.items() if old.get(k) != v]
+            if differ:
+                raise DataError(
+                    f"{self.folder} is a run of another configuration: {'; '.join(differ)}; resume it "
+                    "with its own, or choose another folder"
+                )
+            if found.facts["data"]["digest"] != inputs["digest"]:
+                raise DataError(
+                    f"the data has changed since the checkpoint in {self.folder}; choose another folder "
+                    "for a new run"
+                )
+            self.before = float(found.facts["seconds"])
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"{self.folder}: cannot be made: {error.strerror}; choose a folder you may write to"
+            ) from error
+        whole = {
+            "config": self.config.to_dict(), "data": inputs, "init": self.config.model,
+            "command": about.command(), "versions": about.versions(), "device": self.device,
+        }  # fmt: skip
+        if found is None:
+            with replacing(self.folder / "config.json", "w", encoding="utf-8") as file:
+                json.dump(whole, file, indent=1)
+        self.log = Log(self.folder / "log.jsonl", found.facts["step"] if found else 0)
+        kind = "start" if found is None else "resume"
+        step = found.facts["step"] if found else 0
+        self.tell({"event": kind, "step": step, "time": about.now(), **whole})
+        for line in self.data.warnings:
+            self.tell({"event": "warning", "text": line})
+        for line in notes:
+            self.tell({"event": "note", "text": line})
+        return found
+
+    def _save(
+        self, upper: Upper, optimiser: torch.optim.Optimizer, mean: dict[str, Tensor],
+        best: dict[str, Tensor], history: list[dict[str, float]], steps: int,
+    ) -> None:  # fmt: skip
+        tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in upper.named_parameters()}
+        tensors |= {f"average.{k}": v for k, v in mean.items()}
+        tensors |= {f"best.{k}": v for k, v in best.items()}
+        for number, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        step = (len(history) - 1) * steps
+        facts = {
+            "config": self.config.to_dict(), "data": about.described(self.data), "step": step,
+            "history": history, "seconds": self.seconds,
+        }  # fmt: skip
+        checkpoint.save(self.folder / "checkpoints", step, tensors, facts)
+
+    def _again(self) -> TrainResult:
+        """The result of a run that had finished; nothing is written."""
+        made = Predictor(modelfile.read(self.folder / "model.safetensors"))
+        rows, samples = [], []
+        for sample in self.data.val:
+            try:
+                scores = made.scores([data_module.open(sample)])[0].astype(np.float64)
+            except ValueError as error:
+                self.bad[sample.name] = str(error)
+                continue
+            rows.append(np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum())
+            samples.append(sample)
+        found = np.array(rows, np.float32).reshape(-1, len(self.data.classes))
+        return self._result(tuple(samples), found, read(self.folder / "log.jsonl"))
+
+    def _result(
+        self, samples: tuple[Sample, ...], probabilities: NDArray[np.float32], log: Sequence[Any]
+    ) -> TrainResult:
+        labels = np.array([s.label for s in samples], np.int64)
+        return TrainResult(
+            folder=self.folder, model=self.folder / "model.safetensors", classes=self.data.classes,
+            config={"config": self.config.to_dict(), "data": about.described(self.data)}, log=tuple(log),
+            top1=measures.top(probabilities, labels), top5=measures.top(probabilities, labels, 5),
+            val=samples, probabilities=probabilities, labels=labels, warnings=self.data.warnings,
+            bad=tuple(self.bad.items()), seconds=self.seconds,
+        )  # fmt: skip
+
+    def tell(self, line: Mapping[str, Any]) -> None:
+        if self.log is not None:
+            self.log(line)
+        if self.listener is not None:
+            self.listener(line)
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.perf_counter() - self.began
+
+
+class _weights:  # noqa: N801  # reads as the verb it is
+    """Other weights in the module while the block runs."""
+
+    def __init__(self, upper: Upper, other: Mapping[str, Tensor]) -> None:
+        self.upper, self.other = upper, other
+
+    def __enter__(self) -> None:
+        self.own = {k: v.detach().clone() for k, v in self.upper.named_parameters()}
+        self._set(self.other)
+
+    def __exit__(self, *_: object) -> None:
+        self._set(self.own)
+
+    def _set(self, values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in self.upper.named_parameters():
+                value.copy_(values[name])
+
+
+def _first(network: Network, blocks: int) -> int:
+    """The number, in the trunk, of the first layer of the last so many blocks; 0 for all of them."""
+    pools = [i for i, layer in enumerate(network.trunk) if layer.kind == "pool"]
+    return pools[-blocks - 1] + 1 if blocks < len(pools) else 0
+
+
+def _batch(
+    views: Sequence[Frozen], which: NDArray[Any], view: NDArray[Any]
+) -> tuple[Tensor, Tensor]:
+    """Maps and averages of those photos, each in its view."""
+    pairs = list(zip(which.tolist(), view.tolist(), strict=True))
+    maps = np.stack([views[v].maps[w] for w, v in pairs]).astype(np.float32)
+    averages = np.stack([views[v].averages[w] for w, v in pairs])
+    return torch.from_numpy(maps), torch.from_numpy(averages)
+
+
+def _share(step: int, steps: int, epochs: int) -> float:
+    """Of the highest rate: up in the first half epoch, then down by a cosine."""
+    warmup, total = max(1.0, steps / 2), steps * epochs
+    if step < warmup:
+        return (step + 1) / warmup if warmup > 1 else 1.0
+    return (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup))) / 2
+
+
+def _restore(
+    found: checkpoint.Checkpoint, upper: Upper, optimiser: torch.optim.Optimizer,
+    mean: dict[str, Tensor], best: dict[str, Tensor],
+) -> None:  # fmt: skip
+    with torch.no_grad():
+        for name, value in upper.named_parameters():
+            value.copy_(found.tensors[f"model.{name}"])
+            mean[name] = found.tensors[f"average.{name}"].clone()
+            best[name] = found.tensors[f"best.{name}"].clone()
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, kept in found.tensors.items():
+        if name.startswith("optimiser."):
+            _, number, key = name.split(".")
+            state.setdefault(int(number), {})[key] = kept.clone()
+    optimiser.load_state_dict(
+        {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
+    )
