@@ -108,6 +108,11 @@ class Learner:
             nesterov=config.nesterov,
             fused=device.type in ("cpu", "cuda"),
         )
+        for module in self.model.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = (
+                    True  # nobody looks before it here, and it spares memory's bandwidth
+                )
         self.normalise = normaliser(preprocess, device)
         self.weights = None if class_weights is None else class_weights.to(device)
         self.net: nn.Module = self.model
