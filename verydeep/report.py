@@ -272,7 +272,8 @@ def _mistakes(report: Report) -> str:
     )
     return (
         f"<section><h2>The most confident mistakes</h2><p>Look at these first: some of them may be wrong "
-        f'labels.{escape(note)}</p><div class="mistakes">{"".join(cards)}</div></section>'
+        f'labels.{escape(note)}</p><div class="mistakes{"" if how else " plain"}">{"".join(cards)}</div>'
+        "</section>"
     )
 
 
@@ -347,6 +348,7 @@ def _curves(report: Report) -> str:
     if not epochs:
         return ""
     xs = [float(line["epoch"]) for line in epochs]
+    judged = str(epochs[0].get("judged", "validation"))  # or images held out of the training set
 
     def of(key: str) -> list[float]:
         return [_finite(line.get(key)) for line in epochs]
@@ -360,9 +362,9 @@ def _curves(report: Report) -> str:
         )
 
     charts = [
-        chart("Accuracy", [Line("validation", xs, of("top1")), Line("training", xs, of("train_top1"))],
+        chart("Accuracy", [Line(judged, xs, of("top1")), Line("training", xs, of("train_top1"))],
               y="top-1", percent=True),
-        chart("Loss", [Line("validation", xs, of("loss")), Line("training", xs, of("train_loss"))],
+        chart("Loss", [Line(judged, xs, of("loss")), Line("training", xs, of("train_loss"))],
               y="cross-entropy"),
         chart("Learning rate", [Line("rate", xs, of("rate"))], y="rate", low=0.0),
     ]  # fmt: skip
@@ -380,7 +382,7 @@ def _curves(report: Report) -> str:
     says = ""
     if "top1" in best:
         says = (
-            f"<p>{len(epochs)} epochs; the best validation accuracy, {best['top1']:.2%}, came after epoch "
+            f"<p>{int(xs[-1])} epochs; the best {judged} accuracy, {best['top1']:.2%}, came after epoch "
             f"{best['epoch']}. Training figures are those of augmented images, while weights changed.</p>"
         )
     return f'<section><h2>How it learnt</h2>{says}<div class="grid-of">{"".join(charts)}</div></section>'
@@ -494,9 +496,8 @@ small { color: var(--faint); font-size: .8rem; font-weight: 400 }
 .cards dt { color: var(--faint); font-size: .85rem }
 .cards dd { margin: 0; font-size: 1.55rem; font-weight: 650; letter-spacing: -.01em;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
-.two { display: grid; grid-template-columns: minmax(0, auto) minmax(240px, 1fr); gap: 36px;
-  align-items: center;
-  justify-content: start }
+.two { display: grid; grid-template-columns: minmax(0, 1.15fr) minmax(0, 1fr); gap: 44px;
+  align-items: center }
 .wide { overflow-x: auto }
 .wide svg { min-width: min(300px, 100%) }
 .grid-of { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr));
@@ -530,6 +531,7 @@ th, td { padding: 6px 14px 6px 0; border-bottom: 1px solid var(--line); vertical
 .value { font-variant-numeric: tabular-nums; font-size: .88rem }
 .mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr));
   gap: 20px }
+.mistakes.plain { grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)) }
 .mistake { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 10px }
 .row { display: flex; gap: 6px } .row img { flex: 1 1 0; min-width: 0; width: 0; aspect-ratio: 1;

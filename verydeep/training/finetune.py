@@ -316,7 +316,7 @@ class _Run:
             history.append(line)
             self.tell({
                 "event": "epoch", "epoch": epoch, "step": epoch * steps, "seconds": self.seconds,
-                "loss": line["hold_loss"], "top1": line["hold_top1"],
+                "loss": line["hold_loss"], "top1": line["hold_top1"], "judged": "held-out",
                 **{k: v for k, v in line.items() if not k.startswith("hold")},
             })  # fmt: skip
             self._save(upper, optimiser, mean, best, history, steps)
