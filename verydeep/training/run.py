@@ -145,7 +145,8 @@ class _Run:
         config = replace(config, model=network.name, width=network.width, pool=network.pool)
         self.notes += notes
         found = self._statistics(held)
-        self.preprocess = expected.with_size(config.size) if expected else _fitted(found, config)
+        self.preprocess = _as_shown(expected, config) if expected else _fitted(found, config)
+        self.licence = model.record.licence if model.record else ""
         if before is None:
             config = self._agreed(decided(config, model, self.device))
         self.config = config
@@ -346,7 +347,7 @@ class _Run:
             "versions": about.versions(), **self.inputs,
         }  # fmt: skip
         record = modelfile.Record(
-            network, self.preprocess, class_names=self.data.classes,
+            network, self.preprocess, class_names=self.data.classes, licence=self.licence,
             provenance=provenance,
             measured=tuple(measured),
         )  # fmt: skip
@@ -394,6 +395,17 @@ class _Run:
             warnings=self.data.warnings, bad=tuple(self.position.bad.items()),
             seconds=self.position.seconds,
         )  # fmt: skip
+
+
+def _as_shown(expected: Preprocess, config: Config) -> Preprocess:
+    """What the weights that a run starts from expect, at the size, and resized as this run does it."""
+    if not config.memory:
+        return expected.with_size(config.size)
+    plain = Preprocess()
+    return replace(
+        expected, resize="shorter", resize_size=config.size, crop_size=config.size,
+        interpolation=plain.interpolation, antialias=plain.antialias,
+    )  # fmt: skip
 
 
 def _fitted(found: Statistics | None, config: Config) -> Preprocess:

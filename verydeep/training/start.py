@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from .. import nets
-from ..errors import ModelFileError, NetworkError, WeightsError
+from ..errors import NetworkError, WeightsError
 from ..models import VGG, build, loading, warm_start
 from ..nets import Network
 from ..predictor import find_model
@@ -91,11 +92,10 @@ def started(
 
 def _weights(init: str | os.PathLike[str]) -> loading.Weights:
     path = find_model(init)
-    try:
-        return loading.read(path)
-    except ModelFileError:
-        if not path.is_file():
-            raise
+    with suppress(WeightsError):  # the converter says it better
+        found = loading.read(path)
+        if found.record is not None:
+            return found
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "init.safetensors")
         convert.convert(path, target)

@@ -1,0 +1,107 @@
+"""The network a run starts from: random, others' weights with a new head, or the paper's warm start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from verydeep import modelfile
+from verydeep.errors import NetworkError, WeightsError
+from verydeep.preprocess import CAFFE
+from verydeep.training.recipes import Config, changed, paper, small_images
+from verydeep.training.start import started
+
+from .labelled import arrays, trained
+from .tiny import model_file, tiny, weights
+
+NARROW = {"width": 1 / 16}
+
+
+def narrow(config: Config, **changes: object) -> Config:
+    return changed(config, {**NARROW, **changes})
+
+
+def test_weights_with_a_new_head(tmp_path: Path) -> None:
+    file = model_file(tmp_path / "a.safetensors", tiny("vgg13_bn"), preprocess=CAFFE.with_size(64))
+    model, preprocess, notes = started(narrow(small_images()), 4, file)
+    assert model.table.name == "vgg13_bn"  # the weights' own, where none is named
+    assert (model.table.head.kind, model.table.head.classes) == ("small", 4)
+    assert preprocess == CAFFE.with_size(64)
+    assert notes == [f"from {file}: vgg13_bn", "fc6, fc7, fc8 are new and untrained"]
+    stored = modelfile.read(file).tensors()
+    state = model.state_dict()
+    for key in state:
+        if key.startswith("features."):
+            np.testing.assert_array_equal(state[key].numpy(), stored[key], err_msg=key)
+    with torch.no_grad():
+        state["features.0.weight"].zero_()
+    assert modelfile.read(file).tensors()["features.0.weight"].any()  # the file is not touched
+
+
+def test_the_record_comes_along(tmp_path: Path) -> None:
+    file = model_file(
+        tmp_path / "a.safetensors", tiny("vgg11_bn"), preprocess=CAFFE, licence="CC-BY-4.0"
+    )
+    from verydeep import train
+
+    result = train(
+        "small-images", arrays(tmp_path / "set.npz"), out=tmp_path / "run", init=file, device="cpu",
+        settings={"epochs": 1, "precision": "fp32", "layout": "default", "rate": 0.0, "average": 0.0},
+    )  # fmt: skip
+    record = modelfile.read(result.model).record
+    assert record.licence == "CC-BY-4.0"
+    assert record.preprocess.channel_order == "BGR"
+    assert record.preprocess.mean == CAFFE.mean
+    assert (record.preprocess.resize_size, record.preprocess.crop_size) == (32, 32)
+    np.testing.assert_array_equal(  # at rate 0 nothing is learned
+        modelfile.read(result.model).tensors()["features.0.weight"],
+        modelfile.read(file).tensors()["features.0.weight"],
+    )
+
+
+def test_a_warm_start_from_net_a(tmp_path: Path) -> None:
+    net = tiny("vgg11", head="classic")
+    file = model_file(tmp_path / "a.safetensors", net)
+    config = narrow(paper(), model="vgg16", size=64, scales=(64,))
+    torch.manual_seed(0)
+    model, _, notes = started(config, 7, file, named=True)
+    assert notes[-1].endswith("conv1_1, conv2_1, conv3_1, conv3_2, fc6, fc7, fc8")
+    stored, state, deeper = modelfile.read(file).tensors(), model.state_dict(), model.table
+    for name in ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8"):
+        theirs, ours = net.layer(name).key, deeper.layer(name).key
+        np.testing.assert_array_equal(state[f"{ours}.weight"].numpy(), stored[f"{theirs}.weight"])
+    key = deeper.layer("conv4_1").key
+    assert (state[f"{key}.weight"].numpy() != stored[f"{net.layer('conv4_1').key}.weight"]).any()
+
+
+def test_other_weights_are_refused(tmp_path: Path) -> None:
+    file = model_file(tmp_path / "a.safetensors", tiny("vgg11"))
+    with pytest.raises(WeightsError, match="is vgg11, and --model is vgg16_bn; leave --model out"):
+        started(narrow(small_images()), 3, file, named=True)
+    with pytest.raises(WeightsError, match=r"has width 0\.0625, and --width is 1"):
+        started(changed(small_images(), {"model": "vgg11"}), 3, file, named=True)
+    with pytest.raises(NetworkError, match="images of 16 pixels are too small for vgg11"):
+        started(narrow(small_images(), size=16), 3, file)
+
+
+def test_a_foreign_file_must_say_its_preprocessing(tmp_path: Path) -> None:
+    net = tiny("vgg11", head="classic")
+    path = tmp_path / "foreign.safetensors"
+    safetensors.numpy.save_file(weights(net), path)
+    with pytest.raises(WeightsError, match="does not say which pre-processing its weights expect"):
+        started(narrow(small_images()), 3, path)
+
+
+def test_random_weights_follow_the_seed(tmp_path: Path) -> None:
+    data = arrays(tmp_path / "set.npz")
+    tensors = [
+        modelfile.read(trained(data, tmp_path / name, seed=seed, epochs=1).model).tensors()
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    key = "features.0.weight"
+    np.testing.assert_array_equal(tensors[0][key], tensors[1][key])
+    assert (tensors[0][key] != tensors[2][key]).any()
