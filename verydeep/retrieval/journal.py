@@ -21,9 +21,11 @@ import numpy as np
 from ..errors import DataError, OutputError
 from ..lock import locked
 from .about import About
+from .mapped import mapped_rows
 
 __all__ = ["Journal", "journal"]
 
+BLOCK_BYTES = 8 << 20
 FLUSH_SECONDS = 1.0  # so much work at most is lost by a kill
 
 
@@ -73,12 +75,14 @@ class Journal:
             for line in file:
                 yield json.loads(line)[place]
 
-    def numbers(self, layer: str) -> np.ndarray:
-        """The layer's values, (rows, ...) float32; not a number where a photo could not be read."""
+    def numbers(self, layer: str, rows: int | None = None) -> Iterator[np.ndarray]:
+        """The layer's values in blocks, (rows, ...) float32; not numbers where a photo could not be read.
+
+        rows: in a block; None for some megabytes of them.
+        """
+        rows = rows or max(1, BLOCK_BYTES // self._row_bytes(layer))
         shape = (self.rows, *self.about.layers[layer])
-        if not self.rows:
-            return np.zeros(shape, np.float32)
-        return np.memmap(self._file(layer), np.dtype("<f4"), "r", shape=shape)
+        yield from mapped_rows(self._file(layer), "<f4", 0, shape, rows)
 
     def _file(self, layer: str) -> Path:
         return self.folder / f"{layer}.f32"

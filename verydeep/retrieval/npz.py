@@ -18,6 +18,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ..errors import DataError
+from .mapped import mapped_rows
 
 if TYPE_CHECKING:
     from .journal import Journal
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["open_stored", "write"]
 
 CHUNK_ROWS = 4096
-CHUNK_BYTES = 8 << 20
 LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip's entry: lengths of its name and of what follows
 
 
@@ -42,9 +42,19 @@ class _Npz:
                 (self.rows,), _ = _header(file)
 
     def numbers(self, layer: str, rows: int) -> Iterator[np.ndarray]:
-        values = self._array(layer)
-        for start in range(0, self.rows, rows):
-            yield values[start : start + rows]
+        entry = self._entries[f"{layer}.npy"]
+        if entry.compress_type != zipfile.ZIP_STORED:  # saved again by somebody
+            with zipfile.ZipFile(self._path) as archive, archive.open(entry) as member:
+                values = npy.read_array(member, allow_pickle=False)
+            yield from (values[start : start + rows] for start in range(0, self.rows, rows))
+            return
+        with open(self._path, "rb") as file:
+            file.seek(entry.header_offset)
+            name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+            file.seek(name + extra, os.SEEK_CUR)
+            shape, dtype = _header(file)
+            offset = file.tell()
+        yield from mapped_rows(self._path, dtype.str, offset, shape, rows)
 
     def texts(self, column: str) -> Iterator[str]:
         with zipfile.ZipFile(self._path) as archive, archive.open(f"{column}.npy") as file:
@@ -52,20 +62,6 @@ class _Npz:
             for start in range(0, count, CHUNK_ROWS):
                 part = file.read(dtype.itemsize * min(CHUNK_ROWS, count - start))
                 yield from np.frombuffer(part, dtype).tolist()
-
-    def _array(self, layer: str) -> np.ndarray:
-        entry = self._entries[f"{layer}.npy"]
-        if entry.compress_type != zipfile.ZIP_STORED:  # saved again by somebody
-            with zipfile.ZipFile(self._path) as archive, archive.open(entry) as member:
-                return np.asarray(npy.read_array(member, allow_pickle=False))
-        with open(self._path, "rb") as file:
-            file.seek(entry.header_offset)
-            name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
-            file.seek(name + extra, os.SEEK_CUR)
-            shape, dtype = _header(file)
-            if 0 in shape:
-                return np.zeros(shape, dtype)
-            return np.memmap(self._path, dtype, "r", file.tell(), shape)
 
 
 def open_stored(path: Path) -> _Npz:
@@ -81,11 +77,10 @@ def write(file: IO[bytes], journal: Journal) -> None:
         with _member(archive, "about", about.shape, about.dtype) as member:
             member.write(about.tobytes())
         for layer in journal.about.layers:
-            values = journal.numbers(layer)
-            step = max(1, CHUNK_BYTES // max(1, values[:1].nbytes))
-            with _member(archive, layer, values.shape, values.dtype) as member:
-                for start in range(0, len(values), step):
-                    member.write(values[start : start + step].tobytes())
+            shape = (journal.rows, *journal.about.layers[layer])
+            with _member(archive, layer, shape, np.dtype("<f4")) as member:
+                for block in journal.numbers(layer):
+                    member.write(block.tobytes())
         for column in ("path", "error"):
             longest = max(map(len, journal.texts(column)), default=1)
             dtype = np.dtype(f"<U{max(1, longest)}")

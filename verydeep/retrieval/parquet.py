@@ -78,20 +78,20 @@ def write(file: IO[bytes], journal: Journal) -> None:
     schema = pa.schema(kinds, metadata={KEY: about.to_json().encode()})
     widest = 4 * max(about.width(name) for name in about.layers)
     step = max(1, min(GROUP_ROWS, GROUP_BYTES // widest))
-    numbers = {name: journal.numbers(name) for name in about.layers}
+    numbers = {name: journal.numbers(name, step) for name in about.layers}
     paths, errors = journal.texts("path"), journal.texts("error")
     # numbers of networks do not repeat: a dictionary of them, or compressing them, is work for nothing
     packed = dict.fromkeys(("path", "error"), "zstd")
     with pq.ParquetWriter(file, schema, use_dictionary=["error"], compression=packed) as writer:
-        for start in range(0, journal.rows, step):
+        for _ in range(0, journal.rows, step):
             texts = [[_text(t) for t in islice(column, step)] for column in (paths, errors)]
             failed = np.array([bool(text) for text in texts[1]])
             columns = [
                 pa.array(texts[0]),
                 pa.array([text or None for text in texts[1]], pa.string()),
             ]
-            for name, values in numbers.items():
-                flat = pa.array(values[start : start + step].reshape(-1))
+            for name, blocks in numbers.items():
+                flat = pa.array(next(blocks).reshape(-1))
                 columns.append(
                     pa.FixedSizeListArray.from_arrays(
                         flat, about.width(name), mask=pa.array(failed)

@@ -17,6 +17,7 @@ import numpy as np
 from .. import safetensors_header
 from ..errors import DataError, ModelFileError
 from ..safetensors_header import Header, Tensor
+from .mapped import mapped_rows
 
 if TYPE_CHECKING:
     from .journal import Journal
@@ -25,7 +26,6 @@ __all__ = ["open_stored", "write"]
 
 KEY = "verydeep_features"
 CHUNK_ROWS = 4096
-CHUNK_BYTES = 8 << 20
 _DTYPES = {"F32": "<f4", "I64": "<i8", "U8": "u1"}
 
 
@@ -44,24 +44,23 @@ class _Tensors:
         self.rows = header.tensors["path.ends"].shape[0]
 
     def numbers(self, layer: str, rows: int) -> Iterator[np.ndarray]:
-        values = self._map(layer)
-        for start in range(0, self.rows, rows):
-            yield values[start : start + rows]
+        tensor = self._tensors[layer]
+        offset = self._begin + tensor.start
+        yield from mapped_rows(self._path, _DTYPES[tensor.dtype], offset, tensor.shape, rows)
 
     def texts(self, column: str) -> Iterator[str]:
-        text, ends = self._map(column), self._map(f"{column}.ends")
+        text, ends = self._whole(column), self._whole(f"{column}.ends")
         begin = 0
         for start in range(0, self.rows, CHUNK_ROWS):
             for end in ends[start : start + CHUNK_ROWS].tolist():
                 yield text[begin:end].tobytes().decode("utf-8", "surrogateescape")
                 begin = end
 
-    def _map(self, name: str) -> np.ndarray:
+    def _whole(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]
-        if not math.prod(tensor.shape):
-            return np.zeros(tensor.shape, _DTYPES[tensor.dtype])
-        offset = self._begin + tensor.start
-        return np.memmap(self._path, _DTYPES[tensor.dtype], "r", offset, tensor.shape)
+        offset, rows = self._begin + tensor.start, max(1, tensor.shape[0])
+        found = list(mapped_rows(self._path, _DTYPES[tensor.dtype], offset, tensor.shape, rows))
+        return found[0] if found else np.zeros(0, _DTYPES[tensor.dtype])
 
 
 def open_stored(path: Path) -> _Tensors:
@@ -95,10 +94,8 @@ def write(file: IO[bytes], journal: Journal) -> None:
     for name in columns:
         file.write(ends[name].astype("<i8").tobytes())
     for layer in layers:
-        values = journal.numbers(layer)
-        step = max(1, CHUNK_BYTES // max(1, values[:1].nbytes))
-        for start in range(0, len(values), step):
-            file.write(values[start : start + step].tobytes())
+        for block in journal.numbers(layer):
+            file.write(block.tobytes())
     for name in columns:
         for text in journal.texts(name):
             file.write(_bytes(text))
