@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from verydeep import train
-from verydeep.errors import DataError
+from verydeep.errors import DataError, MissingExtraError
 from verydeep.training import check, data
 
 from .conftest import Run
@@ -132,3 +132,36 @@ def test_which_rate_suits_and_what_sets_the_pace(tmp_path: Path, verydeep: Run) 
     done = verydeep("train", words[1], "--recipe", "small-images")
     assert done.status == 2
     assert "--out DIR is missing" in done.err
+
+
+def test_tensorboard_gets_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    from types import ModuleType
+
+    written: list[tuple[str, float, int]] = []
+
+    class Writer:
+        def __init__(self, folder: str) -> None:
+            assert folder == str(tmp_path / "run" / "tensorboard")
+
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            written.append((tag, value, step))
+
+        def flush(self) -> None:
+            pass
+
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    settings = {**SETTINGS, "epochs": 1}
+    result = train(
+        "small-images", arrays(tmp_path / "set.npz"), out=tmp_path / "run", model="vgg11_bn",
+        width=1 / 16, settings=settings, device="cpu", tensorboard=True,
+    )  # fmt: skip
+    epoch = next(line for line in result.log if line["event"] == "epoch")
+    assert ("accuracy/top-1", epoch["top1"], 4) in written
+    assert [step for tag, _, step in written if tag == "loss/training"] == [1, 2, 3, 4]
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'verydeep\[tensorboard\]'"):
+        train("small-images", tmp_path / "set.npz", out=tmp_path / "no", tensorboard=True)

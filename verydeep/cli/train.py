@@ -16,7 +16,9 @@ from .progress import WIPE
 @click.command()
 @click.argument("data", metavar="DATA")
 @click.option("--val", metavar="DATA", help="A second data set to validate with.")
-@click.option("--recipe", required=True, metavar="NAME", help="probe, small-images or paper.")
+@click.option(
+    "--recipe", required=True, metavar="NAME", help="probe, finetune, small-images or paper."
+)
 @click.option("--model", metavar="NAME", help="The network. [default: the recipe's]")
 @click.option("--width", type=float, metavar="W", help="Times as many channels. [default: 1]")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
@@ -28,6 +30,7 @@ from .progress import WIPE
 @click.option("--device", default="auto", show_default=True, metavar="NAME",
               help="auto, cpu, cuda or mps.")  # fmt: skip
 @click.option("--strict", is_flag=True, help="Refuse data that has anything odd about it.")
+@click.option("--tensorboard", is_flag=True, help="Write figures for TensorBoard too, into DIR.")
 @click.option("--find-lr", is_flag=True,
               help="Only say which learning rate suits; with --out, plot it there too.")  # fmt: skip
 @click.option("--profile", is_flag=True,
@@ -45,6 +48,7 @@ def command(
     resume: bool,
     device: str,
     strict: bool,
+    tensorboard: bool,
     find_lr: bool,
     profile: bool,
     as_json: bool,
@@ -70,7 +74,7 @@ def command(
         raise click.UsageError("--out DIR is missing, where the model goes")
     result = begin.train(
         recipe, data, val, out=out, model=model, width=width, settings=settings, init=init,
-        resume=resume, device=device, strict=strict, event=_Teller(),
+        resume=resume, device=device, strict=strict, tensorboard=tensorboard, event=_Teller(),
     )  # fmt: skip
     if as_json:
         figures = {
@@ -98,7 +102,7 @@ class _Teller:
     def __init__(self) -> None:
         self.terminal = sys.stderr.isatty()
         self.epochs = 0
-        self.steps = 0
+        self.steps = self.batch = 0
 
     def __call__(self, line: Mapping[str, Any]) -> None:
         kind = line["event"]
@@ -120,6 +124,8 @@ class _Teller:
             )
         elif kind in ("start", "resume"):
             config, data = line["config"], line["data"]
+            self.batch = config["batch"]
+            self.steps = line.get("steps_per_epoch", 0) * config["epochs"]
             self.epochs = config["epochs"]
             say(
                 f"{config['recipe']}: {config['model']} of width {config['width']:g}, "
@@ -130,10 +136,11 @@ class _Teller:
         elif kind in ("note", "warning"):
             say(f"{'warning: ' if kind == 'warning' else ''}{line['text']}")
         elif kind == "step" and self.terminal:
-            text = (
-                f"epoch {line['epoch']} of {self.epochs}, step {line['step']}: loss {line['loss']:.3f}, "
-                f"{line['images_per_second']:.0f} images/s"
-            )
+            text = f"epoch {line['epoch']} of {self.epochs}, step {line['step']}: loss {line['loss']:.3f}"
+            rate = line.get("images_per_second")
+            if rate and self.steps:
+                left = (self.steps - line["step"]) * self.batch / rate
+                text += f", {rate:.0f} images/s, {_clock(left)} left"
             click.echo(f"{WIPE}{text}", err=True, nl=False)
         elif kind == "epoch":
             say(_epoch(line, self.epochs))

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # torch
 
 __all__ = ["find_rate", "profile", "train"]
 
+Event = Callable[[Mapping[str, Any]], None]
+
 
 def train(
     recipe: Any,
@@ -35,7 +38,8 @@ def train(
     resume: bool = False,
     device: str = "auto",
     strict: bool = False,
-    event: Callable[[Mapping[str, Any]], None] | None = None,
+    tensorboard: bool = False,
+    event: Event | None = None,
 ) -> TrainResult:
     """Train on labelled images and write model.safetensors, report.html and the rest into `out`.
 
@@ -44,6 +48,7 @@ def train(
     changing the recipe; model and width are settings too. init: weights to start from, a built-in's or
     catalogue name or a file. resume: go on from the last checkpoint in `out`, to the bit on a CPU.
     device: "auto", "cpu", "cuda" or "mps". strict: what is odd about the data is an error.
+    tensorboard: write its figures for TensorBoard too.
     event: is given each line of the log as it is written.
 
     Raises DataError, NetworkError, WeightsError or OutputError before long work where something is wrong
@@ -51,6 +56,10 @@ def train(
     SIGTERM write a checkpoint and then do what they always do.
     """
     config, asked = _chosen(recipe, model, width, settings)
+    if tensorboard:
+        from .board import board
+
+        event = _both(board(Path(out)), event)
     told: dict[str, Any] = {"out": out, "resume": resume, "device": device, "event": event}
     if isinstance(config, Config):
         told |= {"init": init, "named": "model" in asked}
@@ -90,6 +99,15 @@ def profile(
     from .run import measured
 
     return measured(config, data, val, init=init, named="model" in asked, device=device)
+
+
+def _both(first: Event, second: Event | None) -> Event:
+    def event(line: Mapping[str, Any]) -> None:
+        first(line)
+        if second is not None:
+            second(line)
+
+    return event
 
 
 def _chosen(

@@ -257,7 +257,8 @@ class _Run:
                 json.dump(whole, file, indent=1)
         self.log = Log(self.folder / "log.jsonl", step)
         kind = "start" if before is None else "resume"
-        self.tell({"event": kind, "step": step, "time": about.now(), **whole})
+        self.tell({"event": kind, "step": step, "time": about.now(),
+                   "steps_per_epoch": self.feed.steps, **whole})  # fmt: skip
         for line in self.data.warnings:
             self.tell({"event": "warning", "step": step, "text": line})
         for line in self.notes:
