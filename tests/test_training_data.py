@@ -134,7 +134,7 @@ def test_what_is_odd_is_told(folder: Path) -> None:
     found = data.find(folder)
     assert found.classes == LABELS
     assert [line.removeprefix(f"{folder}: ") for line in found.warnings] == [
-        "1 images lie in no class folder, and are not used",
+        "images in no class folder are not used: lost.png",
         "class folders without images: dog",
         "a single image to train on of: bee",
     ]
@@ -147,7 +147,7 @@ def test_classes_that_are_validated_but_not_trained(folder: Path, tmp_path: Path
     found = data.find(folder, tmp_path / "val")
     assert len(found.val) == 1
     assert found.warnings == (
-        "1 images to validate are left out, of classes that are not trained: dog",
+        "images to validate of classes that are not trained are left out, 1 in all: dog",
         "no images to validate of: bee, cat",
     )
 
@@ -215,8 +215,8 @@ def _saved(**held: object) -> Callable[[Path], Path]:
     ("make", "line"),
     [
         (_empty, "no images to train on; expected one folder of images for each class"),
-        (_loose, "no images to train on: 1 images lie in no class folder; expected one folder for"),
-        (_one_class, "all 1 images are of one class, 'ant'; expected a folder for each of two"),
+        (_loose, "no images to train on: 1.png: in no class folder; expected one folder for"),
+        (_one_class, "all images (1) are of one class, 'ant'; expected a folder for each of two"),
         (_only_val, "all of them are to validate with; expected train/ too"),
         (lambda f: f / "nowhere", "nowhere: no such file or folder; expected a folder, tar or zip"),
         (lambda f: f"{f}/a-{{000..002}}.tar", "3 of 3 shards are missing"),

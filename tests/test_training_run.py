@@ -322,3 +322,52 @@ def test_what_cannot_be_is_one_line(
     assert line in done.err
     assert done.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_class_with_one_image(tmp_path: Path) -> None:
+    """Nothing is left to validate with: the run says so, and ends well."""
+    few = arrays(tmp_path / "few.npz", train_count=3, val_count=3)
+    with np.load(few) as held:
+        np.savez(few, **{k: v for k, v in held.items() if not k.startswith("val")})
+    result = trained(few, tmp_path / "run")
+    assert result.warnings == ("a single image to train on of: blue, green, red",)
+    assert np.isnan(result.top1)
+    assert str(result).endswith("no images to validate with")
+    record = modelfile.read(result.model).record
+    assert record.measured == ()
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_the_fastest_arithmetic_is_taken_and_remembered(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from verydeep.training import precision
+
+    measured: list[str] = []
+
+    def seconds(choice: precision.Choice, *_: object) -> float:
+        measured.append(f"{choice.precision} {choice.layout}")
+        return 1.0 if choice.layout == "channels-last" and choice.precision == "fp32" else 2.0
+
+    monkeypatch.setattr(precision, "seconds", seconds)
+    free = {"precision": "auto", "layout": "auto", "epochs": 1}
+    log = At(2, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        trained(data, tmp_path / "run", event=log, **free)
+    assert measured == ["fp32 default", "fp32 channels-last", "bf16 channels-last"]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert (config["precision"], config["layout"]) == ("fp32", "channels-last")
+
+    trained(data, tmp_path / "again", **free)
+    assert len(measured) == 3  # known by now
+    monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path / "empty"))
+    result = trained(data, tmp_path / "run", resume=True, **free)
+    assert len(measured) == 3  # a run goes on as it began
+    assert result.config["config"]["layout"] == "channels-last"
+    trained(data, tmp_path / "third", **{**free, "precision": "bf16"})
+    assert len(measured) == 3  # nothing was left to choose
+
+
+def test_arithmetic_can_be_asked_for(data: Path, tmp_path: Path) -> None:
+    result = trained(data, tmp_path / "run", precision="bf16", layout="channels-last", epochs=4)
+    assert result.top1 > 0.9

@@ -103,7 +103,7 @@ def find(
     classes = _classes(found, train)
     if len(classes) < 2:
         raise DataError(
-            f"{name}: all {len(train)} images are of one class, {classes[0]!r}; expected a folder for "
+            f"{name}: all images ({len(train)}) are of one class, {classes[0]!r}; expected a folder for "
             "each of two classes or more"
         )
     number = {label: index for index, label in enumerate(classes)}
@@ -115,8 +115,8 @@ def find(
         )
     if unknown:
         warnings.append(
-            f"{sum(unknown.values())} images to validate are left out, of classes that are not trained: "
-            f"{_some(sorted(unknown))}"
+            f"images to validate of classes that are not trained are left out, "
+            f"{sum(unknown.values())} in all: {_some(sorted(unknown))}"
         )
     learn = [Sample(i.source, number[i.label], i.name) for i in train]
     judge = [Sample(i.source, number[i.label], i.name) for i in given if i.label in number]
@@ -191,7 +191,7 @@ def _split(samples: list[Sample], seed: int, fraction: float) -> tuple[list[Samp
 def _oddities(name: str, found: Listing) -> list[str]:
     lines = []
     if found.loose and found.items:
-        lines.append(f"{name}: {len(found.loose)} images lie in no class folder, and are not used")
+        lines.append(f"{name}: images in no class folder are not used: {_some(found.loose)}")
     if found.empty and found.items:
         labels = sorted({f"{part}/{label}" if part else label for part, label in found.empty})
         lines.append(f"{name}: class folders without images: {_some(labels)}")
@@ -200,7 +200,7 @@ def _oddities(name: str, found: Listing) -> list[str]:
 
 def _why(found: Listing) -> str:
     if found.loose:
-        return f": {len(found.loose)} images lie in no class folder; expected one folder for each class"
+        return f": {_some(found.loose)}: in no class folder; expected one folder for each class"
     if found.items:
         return ": all of them are to validate with; expected train/ too, or no division at all"
     return "; expected one folder of images for each class"

@@ -100,7 +100,12 @@ def _remembered(open_to: list[Choice], config: Config, model: VGG, device: torch
         known = json.loads(path.read_text(encoding="utf-8"))
     with suppress(KeyError, TypeError):
         return Choice(**known[key])
-    times = {choice: seconds(choice, config, model, device) for choice in open_to}
+    times = {}
+    for choice in open_to:
+        try:
+            times[choice] = seconds(choice, config, model, device)
+        except (RuntimeError, NotImplementedError):  # this device cannot
+            times[choice] = float("inf")
     best = min(open_to, key=lambda c: times[c])
     with suppress(OSError, VerydeepError):  # it is measured again next time
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from .views import Views
 __all__ = ["measured", "rates", "run"]
 
 MEASURED_PHOTOS = 512  # for mean and covariance
+WITHOUT_EFFECT = ("threads", "checkpoint_minutes")  # settings that change no weight
 
 Event = Callable[[Mapping[str, Any]], None]
 
@@ -61,7 +63,7 @@ def run(
     named: the config's model was asked for by name, and is not only the recipe's default.
     """
     where = _device(device)
-    with joined(where) as group, torch.random.fork_rng(), watched() as stop:
+    with joined(where) as group, _own_numbers(where), watched() as stop:
         one = _Run(config, Path(out), group, where, event)
         done = one.prepare(data, val, init, named=named, resume=resume)
         if done is not None:
@@ -83,8 +85,9 @@ def rates(
     named: bool = False, device: str = "auto",
 ) -> RateTest:  # fmt: skip
     """A rate range test of that config; arguments as for `run`. Nothing is written."""
-    with torch.random.fork_rng():
-        one = _Run(config, Path(os.curdir), ALONE, _device(device), None)
+    where = _device(device)
+    with _own_numbers(where):
+        one = _Run(config, Path(os.curdir), ALONE, where, None)
         one.prepare(data, val, init, named=named, resume=False, opens=False)
         return rate_test(one.learner, one.feed)
 
@@ -94,8 +97,9 @@ def measured(
     named: bool = False, device: str = "auto",
 ) -> Profile:  # fmt: skip
     """How fast input and network are under that config; arguments as for `run`. Nothing is written."""
-    with torch.random.fork_rng():
-        one = _Run(config, Path(os.curdir), ALONE, _device(device), None)
+    where = _device(device)
+    with _own_numbers(where):
+        one = _Run(config, Path(os.curdir), ALONE, where, None)
         one.prepare(data, val, init, named=named, resume=False, opens=False)
         return profile(one.learner, one.feed)
 
@@ -205,7 +209,11 @@ class _Run:
             for key in ("model", "width", "pool"):
                 new[key] = old[key]
         old, new = old | {"init": facts["init"]}, new | {"init": inputs["init"]}
-        differ = [f"{k} was {old.get(k)}, is {new.get(k)}" for k in new if old.get(k) != new.get(k)]
+        differ = [
+            f"{k} was {old.get(k)}, is {new[k]}"
+            for k in new
+            if old.get(k) != new[k] and k not in WITHOUT_EFFECT
+        ]
         if differ:
             raise DataError(
                 f"{self.folder} is a run of another configuration: {'; '.join(differ)}; resume it with "
@@ -448,6 +456,14 @@ def _report(result: TrainResult) -> None:
     from .. import report
 
     report.write(result)
+
+
+def _own_numbers(where: torch.device) -> AbstractContextManager[None]:
+    """Leave torch's generators as they were."""
+    found: AbstractContextManager[None] = torch.random.fork_rng(
+        [where.index or 0] if where.type == "cuda" else []
+    )
+    return found
 
 
 def _device(name: str) -> torch.device:
