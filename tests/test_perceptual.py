@@ -19,8 +19,8 @@ from torchvision.models.vgg import cfgs, make_layers
 import verydeep
 from verydeep import perceptual
 from verydeep.errors import DataError, EngineError, ImageError, NetworkError, VerydeepError
-from verydeep.perceptual import METRICS, Distance, Failure, Perceptual
-from verydeep.predictor import find_model
+from verydeep.perceptual import METRICS, Distance, Perceptual
+from verydeep.predictor import Failure, find_model
 
 from .tiny import model_file, photo, pixels, tiny
 

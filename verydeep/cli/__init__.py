@@ -24,6 +24,7 @@ VERBS: dict[str, str] = {
     "cache": "List and clear prepared graphs and remembered engine choices.",
     "check": "Look through a data set before training on it.",
     "classify": "Name what is on photos.",
+    "distance": "Measure how far photos are from one another, as people see them.",
     "duplicates": "List photos that are there twice, or nearly so.",
     "evaluate": "Measure a model's accuracy on labelled photos.",
     "explain": "Show where a network sees a class: heat maps over photos.",
