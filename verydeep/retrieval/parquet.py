@@ -57,8 +57,11 @@ class _Parquet:
 
     def _column(self, name: str, rows: int) -> Iterator[Any]:
         with pq.ParquetFile(self._path) as file:
-            for batch in file.iter_batches(rows, columns=[name]):
-                yield batch.column(0)
+            # group by group, since iter_batches keeps those that it has passed
+            for group in range(file.num_row_groups):
+                for chunk in file.read_row_group(group, columns=[name]).column(0).chunks:
+                    for start in range(0, len(chunk), rows):
+                        yield chunk.slice(start, rows)
 
 
 def open_stored(path: Path) -> _Parquet:
