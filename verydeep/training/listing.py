@@ -29,6 +29,7 @@ PARTS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+ELSEWHERE = ("http://", "https://", "s3://", "gs://", "pipe:")
 PATH_COLUMNS = ("path", "file", "filename", "image", "image_path")
 LABEL_COLUMNS = ("label", "class", "target", "category")
 PART_COLUMNS = ("split", "part", "set", "subset")
@@ -78,6 +79,11 @@ def listed(data: object) -> Listing:
     """
     if not isinstance(data, str | os.PathLike):
         return _torchvision(data)
+    if os.fspath(data).startswith(ELSEWHERE):
+        raise DataError(
+            f"{os.fspath(data)}: images are read in place and in any order, which a stream cannot give; "
+            "mount or fetch it, and give its path"
+        )
     shards = _shards(os.fspath(data))
     if shards:
         return _webdataset(shards)
