@@ -39,8 +39,8 @@ class Stuck:
         advice = (
             "lower the rate, or look whether labels and images belong together"
             if self._batch_norm
-            else "take a network with batch norm (--model vgg16_bn), --set start=glorot, or start from a "
-            "trained vgg11 as the paper did (--init)"
+            else "take a network with batch norm (--model vgg16_bn), or start from trained weights, as the "
+            "paper did from its net A (--init)"
         )
         return (
             f"for {steps} steps the loss has stood at {line['loss']:.3f} = ln {self._classes}, that of "
