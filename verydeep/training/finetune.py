@@ -268,19 +268,13 @@ class _Run:
             return self._again()
         found = self._open(resume)
         try:
-            with watched() as stop, torch.random.fork_rng(devices=[]):
-                done = self._train(found, stop)
-            if done is None:
-                stop.raise_()
-            assert done is not None
-            return done
+            with torch.random.fork_rng(devices=[]):
+                return self._train(found)
         finally:
             if self.log is not None:
                 self.log.close()
 
-    def _train(
-        self, found: checkpoint.Checkpoint | None, stop: Callable[[], bool]
-    ) -> TrainResult | None:
+    def _train(self, found: checkpoint.Checkpoint | None) -> TrainResult:
         config = self.config
         labels = np.array([s.label for s in self.data.train], np.int64)
         views = [self._frozen(self.data.train, view, "to train on") for view in range(config.views)]
@@ -300,31 +294,36 @@ class _Run:
             _restore(found, upper, optimiser, mean, best)
             history = list(found.facts["history"])
         steps = -(-len(learn) // config.batch)
-        while len(history) <= config.epochs:
-            epoch = len(history)
-            line: dict[str, float] = {}
-            if epoch:
-                line = self._epoch(upper, optimiser, mean, views, labels, learn, epoch, steps, stop)
-                if stop():
-                    return None
-            with _weights(upper, mean):
-                scores = self._scores(upper, views[0], hold)
-            line["hold_loss"] = linear_head.log_loss(scores, labels[hold])
-            line["hold_top1"] = float((scores.argmax(1) == labels[hold]).mean())
-            if not history or line["hold_loss"] < min(one["hold_loss"] for one in history):
-                best = {k: v.clone() for k, v in mean.items()}
-            history.append(line)
-            self.tell({
-                "event": "epoch", "epoch": epoch, "step": epoch * steps, "seconds": self.seconds,
-                "loss": line["hold_loss"], "top1": line["hold_top1"], "judged": "held-out",
-                **{k: v for k, v in line.items() if not k.startswith("hold")},
-            })  # fmt: skip
-            self._save(upper, optimiser, mean, best, history, steps)
-            losses = [one["hold_loss"] for one in history]
-            if len(losses) - 1 - int(np.argmin(losses)) >= config.patience:
-                text = f"stopped: no smaller loss on held-out photos in {config.patience} epochs"
-                self.tell({"event": "note", "text": text})
-                break
+        with watched() as stop:  # an epoch that is cut short is done again
+            while len(history) <= config.epochs:
+                epoch = len(history)
+                line: dict[str, float] = {}
+                if epoch:
+                    line = self._epoch(
+                        upper, optimiser, mean, views, labels, learn, epoch, steps, stop
+                    )
+                    if stop():
+                        stop.raise_()
+                with _weights(upper, mean):
+                    scores = self._scores(upper, views[0], hold)
+                line["hold_loss"] = linear_head.log_loss(scores, labels[hold])
+                line["hold_top1"] = float((scores.argmax(1) == labels[hold]).mean())
+                if not history or line["hold_loss"] < min(one["hold_loss"] for one in history):
+                    best = {k: v.clone() for k, v in mean.items()}
+                history.append(line)
+                self.tell({
+                    "event": "epoch", "epoch": epoch, "step": epoch * steps, "seconds": self.seconds,
+                    "loss": line["hold_loss"], "top1": line["hold_top1"], "judged": "held-out",
+                    **{k: v for k, v in line.items() if not k.startswith("hold")},
+                })  # fmt: skip
+                self._save(upper, optimiser, mean, best, history, steps)
+                losses = [one["hold_loss"] for one in history]
+                if len(losses) - 1 - int(np.argmin(losses)) >= config.patience:
+                    text = (
+                        f"stopped: no smaller loss on held-out photos in {config.patience} epochs"
+                    )
+                    self.tell({"event": "note", "text": text})
+                    break
         return self._finish(upper, best, history, views[0], labels, hold)
 
     def _start(self, views: list[Frozen], labels: NDArray[np.int64], learn: NDArray[Any]) -> Upper:
