@@ -162,6 +162,11 @@ class _Writer:
         self.nodes.append(helper.make_node("Split", [value], outputs, name=name, axis=axis))
         return outputs
 
+    def mean(self, value: str, output: str) -> str:
+        """Over positions: rows first, since one sum over all of a large map loses digits."""
+        rows = self.node("ReduceMean", [value], f"{output}_rows", axes=[3], keepdims=1)
+        return self.node("ReduceMean", [rows], output, axes=[2], keepdims=1)
+
     def constant(self, name: str, value: Array) -> str:
         if name not in self._names:
             self._names.add(name)
@@ -247,17 +252,17 @@ def _squared_differences(
 
 def _moments(writer: _Writer, layer: str, source: str, channels: int, others: int) -> None:
     """Output "<layer>_moments". Values less their means, and not means of squares less squared means."""
-    mean = writer.node("GlobalAveragePool", [source], f"{layer}_mean")
+    mean = writer.mean(source, f"{layer}_mean")
     centred = writer.node("Sub", [source, mean], f"{layer}_centred")
     square = writer.node("Mul", [centred, centred], f"{layer}_square")
-    variance = writer.node("GlobalAveragePool", [square], f"{layer}_variance")
+    variance = writer.mean(square, f"{layer}_variance")
     means = writer.split(mean, 1 + others, 0, f"{layer}_mean_part")
     variances = writer.split(variance, 1 + others, 0, f"{layer}_variance_part")
     parts = writer.split(centred, 1 + others, 0, f"{layer}_centred_part")
     found = []
     for index in range(1, 1 + others):
         product = writer.node("Mul", [parts[0], parts[index]], f"{layer}_product_{index}")
-        covariance = writer.node("GlobalAveragePool", [product], f"{layer}_covariance_{index}")
+        covariance = writer.mean(product, f"{layer}_covariance_{index}")
         found += [means[0], variances[0], means[index], variances[index], covariance]
     writer.node("Concat", found, f"{layer}_moments", axis=1)
     writer.output(f"{layer}_moments", ["groups", others * MOMENTS * channels, 1, 1])
