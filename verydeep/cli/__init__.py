@@ -32,7 +32,7 @@ VERBS: dict[str, str] = {
     "features": "Write what a network sees in photos to a file, a row a photo.",
     "models": "List the networks, the built-in models and the published weights.",
     "quantize": "Make an int8 model of a float one, and measure how often the two agree.",
-    "show": "Look inside a network: its first filters, its strongest maps of a photo.",
+    "show": "Look inside a network: filters, strongest maps, receptive fields.",
     "similar": "Find the photos of a file of features that are nearest to others.",
     "summary": "Print the layer table of a network or a model file.",
     "train": "Train a classifier on labelled images, by a recipe.",

@@ -54,7 +54,7 @@ def command(
     device: str,
     threads: int | None,
 ) -> int:
-    """Look inside a network: its first filters, and on a photo its strongest maps and what a unit sees.
+    """Look inside a network: filters, strongest maps, receptive fields.
 
     MODEL is a built-in model ("builtin"), a published one by its name, or a model file. Without --out and
     --html the strongest channels are listed.

@@ -53,7 +53,7 @@ def command(
     profile: bool,
     as_json: bool,
 ) -> int:
-    """Train a classifier on labelled images.
+    """Train a classifier on labelled images, by a recipe.
 
     DATA is a folder, tar or zip of class folders, with or without train/ and val/; a CSV of paths and
     labels; an .npz of images; or WebDataset shards, as "train-{000..099}.tar". Where nothing is there to
