@@ -303,6 +303,25 @@ def test_engines_agree(metric: str, engine: str) -> None:
         assert {about.engine for about in found.abouts} == {engine}
 
 
+def test_one_against_many_is_worth_a_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty images are five groups of eight: they count as images."""
+    from verydeep.engines.choice import Choice
+
+    counted = []
+
+    def race(self: Choice, kinds: Any, given: np.ndarray, batch: int) -> Any:  # noqa: ARG001
+        counted.append(given.shape)
+        return self._opened("onnxruntime", "cpu", {})
+
+    monkeypatch.setattr(Choice, "_race", race)
+    images = [smooth(16, 16, seed) for seed in range(41)]
+    metric = Perceptual("content", layers=["relu1_1"], precision="fast", threads=1)
+    metric(images[0], images[1:9])
+    assert counted == []
+    metric(images[0], images[1:])
+    assert counted[0] == (1, 16, 16, 27)
+
+
 def test_small_distances_are_computed_again_in_a_finer_precision() -> None:
     a = smooth(32, 32, 1)
     b = a.copy()

@@ -422,7 +422,9 @@ class Perceptual:
         probe = groups
         if others:
             probe = np.concatenate([groups[..., :3], groups[:, ::-1, :, 3:]], axis=3)
-        return choice.engine(probe, batch=batch, to_come=to_come)
+        # a race is worth it for so many images; a group is several
+        passes = (len(groups) + to_come) * (1 + others)
+        return choice.engine(probe, batch=batch, to_come=passes - len(groups))
 
     def _read(
         self, outputs: Mapping[str, Array], count: int, precision: str, engine: Engine
