@@ -26,32 +26,29 @@ from verydeep.training.loop import Learner
 die_at = int(sys.argv[3])
 learn = Learner.learn
 def dying(self, batch, rate, step):
-    if step == die_at and self.group.rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    if step == die_at and self.group.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return learn(self, batch, rate, step)
 Learner.learn = dying
-trained(sys.argv[1], Path(sys.argv[2]), sync_norm=True, dropout=0.0)
+resume = sys.argv[4] == "resume"
+trained(sys.argv[1], Path(sys.argv[2]), resume=resume, sync_norm=True, dropout=0.0)
 """
+NEVER = -1
 
 
-def torchrun(folder: Path, data: Path, out: Path, die_at: int) -> None:
+def torchrun(
+    folder: Path, data: Path, out: Path, *, die_at: int = NEVER, resume: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Two processes; the second one is killed at that step."""
     program = folder / "program.py"
     program.write_text(PROGRAM)
-    words = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "--max-restarts",
-        "1",
-    ]
-    done = subprocess.run(
-        [sys.executable, *words, str(program), str(data), str(out), str(die_at)],
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words += [str(program), str(data), str(out), str(die_at), "resume" if resume else "begin"]
+    return subprocess.run(
+        [sys.executable, *words],
         check=False, capture_output=True, text=True, timeout=500,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def losses(out: Path) -> list[float]:
@@ -62,7 +59,11 @@ def losses(out: Path) -> list[float]:
 def test_two_processes_learn_what_one_does_even_when_one_is_killed(tmp_path: Path) -> None:
     data = arrays(tmp_path / "set.npz")
     trained(data, tmp_path / "one", sync_norm=True, dropout=0.0)
-    torchrun(tmp_path, data, tmp_path / "two", die_at=6)
+    killed = torchrun(tmp_path, data, tmp_path / "two", die_at=6)
+    assert killed.returncode != 0
+    assert not (tmp_path / "two" / "model.safetensors").exists()
+    again = torchrun(tmp_path, data, tmp_path / "two", resume=True)
+    assert again.returncode == 0, again.stderr
     alone, together = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(alone) == 12
     np.testing.assert_allclose(together, alone, rtol=1e-3)

@@ -5,11 +5,29 @@ Mean and variance are those of the images of all processes together, whatever ea
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce  # one that gradients flow through
+from torch import distributed as dist
 
 __all__ = ["SyncedNorm", "synced"]
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; the gradient of a sum is the sum of the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004  # torch gives it
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
 
 
 class SyncedNorm(nn.BatchNorm2d):
@@ -21,7 +39,7 @@ class SyncedNorm(nn.BatchNorm2d):
         values = input.float()
         ones = values.new_full((1,), values.numel() / values.shape[1])
         sums = torch.cat([values.sum((0, 2, 3)), (values * values).sum((0, 2, 3)), ones])
-        total = all_reduce(sums)  # type: ignore[no-untyped-call]
+        total: Tensor = _Sum.apply(sums)
         count = total[-1]
         mean, square = total[:-1].view(2, -1) / count
         variance = (square - mean * mean).clamp(min=0)
