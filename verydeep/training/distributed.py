@@ -11,6 +11,8 @@ from datetime import timedelta
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 __all__ = ["ALONE", "Group", "joined"]
 
@@ -60,9 +62,15 @@ def joined(device: torch.device) -> Iterator[Group]:
     if world == 1 or "RANK" not in os.environ:
         yield ALONE
         return
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    store, rank, world = next(iter(rendezvous("env://", timeout=TIMEOUT)))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
+        # torchrun's store outlives a restart, and with it the addresses of processes that are dead; the
+        # first to come would call those. (Over several machines the count may differ between them.)
+        store = PrefixStore(f"restart {restarts}", store)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
     try:
-        yield Group(dist.get_rank(), world, restarted)
+        yield Group(rank, world, restarts > 0)
     finally:
         dist.destroy_process_group()
