@@ -23,7 +23,7 @@ import numpy as np
 
 from . import __version__
 from .engines import ENGINES, REFERENCE, Signature, Source
-from .engines.choice import Choice
+from .engines.choice import Choice, graph_key
 from .engines.remembered import Memory
 from .errors import DataError, EngineError, ImageError, NetworkError, nearest
 from .modelfile import ModelFile, read
@@ -499,7 +499,6 @@ class Perceptual:
             names.insert(0, f"image_{suffix}")
         if self.name == "content":
             names = [f"{layer}_{what}" for layer in self.layers for what in (suffix, "energy")]
-        memory = Memory()
 
         def build() -> Graph:
             from . import distance_graph
@@ -517,20 +516,11 @@ class Perceptual:
             make = distance_graph.dists if self.name == "dists" else distance_graph.content
             return make(self.network, tensors, record, self.layers, others=others, pixels=pixels)
 
-        def key(sha256: str) -> str:
-            here = Path(__file__).parent
-            facts = [sha256, _heads_sha256(), self.name, " ".join(self.layers), str(others), pixels]
-            code = ("graph.py", "nets.py", "distance_graph.py")
-            facts += [(here / name).read_text(encoding="utf-8") for name in code]
-            return hashlib.sha256("\0".join(facts).encode()).hexdigest()
-
-        def hashed() -> str:
-            memory.remember_sha256(self.model.path, self.model.sha256)
-            return key(self.model.sha256)
-
-        known = memory.sha256(self.model.path)
+        facts = [_heads_sha256(), self.name, " ".join(self.layers), str(others), pixels]
+        code = ("graph.py", "nets.py", "distance_graph.py")
+        key = graph_key(self.model, facts, code, Memory())
         signature = Signature(pixels, 3 * (1 + others), self.minimum_size, tuple(names))
-        return Source(build, hashed if known is None else key(known), signature)
+        return Source(build, key, signature)
 
 
 def lpips(

@@ -247,11 +247,7 @@ class Predictor:
     @cached_property
     def sha256(self) -> str:
         """Of the model file, 64 hexadecimal digits. One that was hashed before is not read again."""
-        memory = Memory()
-        known = memory.sha256(self.model.path)
-        if known is None:
-            memory.remember_sha256(self.model.path, self.model.sha256)
-        return known or self.model.sha256
+        return Memory().sha256_of(self.model)
 
     def __repr__(self) -> str:
         network = self.record.network

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ..modelfile import ModelFile
     from .cache import Cache
 
-__all__ = ["WORTH_A_RACE", "Choice", "source_of"]
+__all__ = ["WORTH_A_RACE", "Choice", "graph_key", "source_of"]
 
 WORTH_A_RACE = 32  # images, seen or known to come
 
@@ -286,22 +286,30 @@ def source_of(
             )
         return built if pool is None else pooled(built, pool)
 
-    def key(sha256: str) -> str:
-        here = Path(__file__).parent.parent
-        code = ["graph.py", "nets.py", *(["pooling.py"] if pool else [])]
-        code += ["int8/qdq.py"] if int8 else []
-        facts = [sha256, pixels, *taps, *(["scores"] if scores else []), f"pool {pool}"]
-        facts += [(here / name).read_text(encoding="utf-8") for name in code]
-        return hashlib.sha256("\0".join(facts).encode()).hexdigest()
-
-    def hashed() -> str:
-        memory.remember_sha256(model.path, model.sha256)
-        return key(model.sha256)
-
-    known = memory.sha256(model.path)
+    code = ["graph.py", "nets.py", *(["pooling.py"] if pool else [])]
+    code += ["int8/qdq.py"] if int8 else []
+    facts = [pixels, *taps, *(["scores"] if scores else []), f"pool {pool}"]
     outputs = (*taps, *(("scores",) if scores else ()))
     signature = Signature(pixels, network.in_channels, size, outputs)
-    return Source(build, hashed if known is None else key(known), signature)
+    return Source(build, graph_key(model, facts, code, memory), signature)
+
+
+def graph_key(
+    model: ModelFile, facts: Sequence[str], code: Sequence[str], memory: Memory
+) -> str | Callable[[], str]:
+    """The key of a graph made of that file, or, where its bytes must be hashed for it, what finds the key.
+
+    facts: what else the graph depends on. code: the modules that build it, by their path in the package.
+    """
+
+    def key() -> str:
+        here = Path(__file__).parent.parent
+        texts = [(here / name).read_text(encoding="utf-8") for name in code]
+        return hashlib.sha256(
+            "\0".join([memory.sha256_of(model), *facts, *texts]).encode()
+        ).hexdigest()
+
+    return key if memory.sha256(model.path) is None else key()
 
 
 def _key(name: str, device: str, settings: Mapping[str, Any]) -> tuple[object, ...]:

@@ -12,12 +12,15 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..atomic import replacing
 from ..folders import cache_folder
 from ..lock import locked
 from .notes import say_once
+
+if TYPE_CHECKING:
+    from ..modelfile import ModelFile
 
 __all__ = ["Memory", "Standing"]
 
@@ -100,6 +103,13 @@ class Memory:
             if (size, changed) == (status.st_size, status.st_mtime_ns):
                 return str(digest)
         return None
+
+    def sha256_of(self, model: ModelFile) -> str:
+        """Of a model file; one that was hashed before and has not changed since is not read again."""
+        known = self.sha256(model.path)
+        if known is None:
+            self.remember_sha256(model.path, model.sha256)
+        return known or model.sha256
 
     def remember_sha256(self, path: Path, digest: str) -> None:
         with suppress(OSError):
