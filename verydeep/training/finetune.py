@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from .. import modelfile, report
 from ..atomic import replacing
-from ..errors import DataError, OutputError
+from ..errors import DataError
 from ..models import layers as module_layers
 from ..nets import Head, Network
 from ..predictor import Predictor, find_model
-from . import about, checkpoint, linear_head, measures
+from . import about, checkpoint, folder, linear_head, measures
 from . import data as data_module
 from .data import Sample
 from .frozen import Frozen, frozen
@@ -510,10 +510,8 @@ class _Run:
     # The folder
 
     def _open(self, resume: bool) -> checkpoint.Checkpoint | None:
-        if (self.folder / "config.json").exists() and not resume:
-            raise OutputError(
-                f"{self.folder} holds a run already; go on with it by --resume, or choose another folder"
-            )
+        if not resume:
+            folder.refuse_another_run(self.folder)
         notes: list[str] = []
         found = checkpoint.latest(self.folder / "checkpoints", notes.append) if resume else None
         inputs = about.described(self.data)
@@ -531,12 +529,7 @@ class _Run:
                     "for a new run"
                 )
             self.before = float(found.facts["seconds"])
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"{self.folder}: cannot be made: {error.strerror}; choose a folder you may write to"
-            ) from error
+        folder.made(self.folder)
         whole = {
             "config": self.config.to_dict(), "data": inputs, "init": self.config.model,
             "command": about.command(), "versions": about.versions(), "device": self.device,
@@ -572,29 +565,15 @@ class _Run:
 
     def _again(self) -> TrainResult:
         """The result of a run that had finished; nothing is written."""
-        made = Predictor(modelfile.read(self.folder / "model.safetensors"))
-        rows, samples = [], []
-        for sample in self.data.val:
-            try:
-                scores = made.scores([data_module.open(sample)])[0].astype(np.float64)
-            except ValueError as error:
-                self.bad[sample.name] = str(error)
-                continue
-            rows.append(np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum())
-            samples.append(sample)
-        found = np.array(rows, np.float32).reshape(-1, len(self.data.classes))
-        return self._result(tuple(samples), found, read(self.folder / "log.jsonl"))
+        samples, found = folder.judged(self.folder, self.data, self.bad)
+        return self._result(samples, found, read(self.folder / "log.jsonl"))
 
     def _result(
         self, samples: tuple[Sample, ...], probabilities: NDArray[np.float32], log: Sequence[Any]
     ) -> TrainResult:
-        labels = np.array([s.label for s in samples], np.int64)
-        return TrainResult(
-            folder=self.folder, model=self.folder / "model.safetensors", classes=self.data.classes,
-            config={"config": self.config.to_dict(), "data": about.described(self.data)}, log=tuple(log),
-            top1=measures.top(probabilities, labels), top5=measures.top(probabilities, labels, 5),
-            val=samples, probabilities=probabilities, labels=labels, warnings=self.data.warnings,
-            bad=tuple(self.bad.items()), seconds=self.seconds,
+        return folder.result(
+            self.folder, self.data, self.config, samples, probabilities,
+            log=log, bad=self.bad, seconds=self.seconds,
         )  # fmt: skip
 
     def tell(self, line: Mapping[str, Any]) -> None:

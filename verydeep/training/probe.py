@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from .. import modelfile, report
 from ..atomic import replacing
-from ..errors import DataError, OutputError
+from ..errors import DataError
 from ..modelfile import ModelFile
 from ..nets import Head, Network
 from ..predictor import Predictor, find_model, softmax
 from ..preprocess import Preprocess
-from . import about, linear_head, measures
+from . import about, folder, linear_head, measures
 from . import data as data_module
 from .data import Sample
 from .features import Averages, averages
@@ -436,29 +436,13 @@ class _Run:
         """The result of a run that had finished; nothing is written."""
         if self.listener is not None:
             self.listener({"event": "note", "text": f"{self.folder} had finished; nothing is done"})
-        made = Predictor(modelfile.read(self.folder / "model.safetensors"))
-        photos = [data_module.open(sample) for sample in self.data.val]
-        found, samples = [], []
-        for sample, photo in zip(self.data.val, photos, strict=True):
-            try:
-                found.append(softmax(made.scores([photo])[0]))
-                samples.append(sample)
-            except ValueError as error:
-                self.bad[sample.name] = str(error)
-        probabilities = np.array(found, np.float32).reshape(-1, len(self.data.classes))
-        return self._result(tuple(samples), probabilities, read(self.folder / "log.jsonl"))
+        samples, probabilities = folder.judged(self.folder, self.data, self.bad)
+        return self._result(samples, probabilities, read(self.folder / "log.jsonl"))
 
     def _open(self, resume: bool) -> None:
-        if (self.folder / "config.json").exists() and not resume:
-            raise OutputError(
-                f"{self.folder} holds a run already; go on with it by --resume, or choose another folder"
-            )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"{self.folder}: cannot be made: {error.strerror}; choose a folder you may write to"
-            ) from error
+        if not resume:
+            folder.refuse_another_run(self.folder)
+        folder.made(self.folder)
         whole = {
             "config": self.config.to_dict(), "data": about.described(self.data), "init": self.config.model,
             "command": about.command(), "versions": about.versions(), "device": self.device,
@@ -483,11 +467,7 @@ class _Run:
     def _result(
         self, samples: tuple[Sample, ...], probabilities: NDArray[np.float32], log: Sequence[Any]
     ) -> TrainResult:
-        labels = np.array([s.label for s in samples], np.int64)
-        return TrainResult(
-            folder=self.folder, model=self.folder / "model.safetensors", classes=self.data.classes,
-            config={"config": self.config.to_dict(), "data": about.described(self.data)}, log=tuple(log),
-            top1=measures.top(probabilities, labels), top5=measures.top(probabilities, labels, 5),
-            val=samples, probabilities=probabilities, labels=labels, warnings=self.data.warnings,
-            bad=tuple(self.bad.items()), seconds=self.seconds,
+        return folder.result(
+            self.folder, self.data, self.config, samples, probabilities,
+            log=log, bad=self.bad, seconds=self.seconds,
         )  # fmt: skip

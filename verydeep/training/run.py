@@ -19,7 +19,7 @@ from .. import __version__, modelfile
 from ..atomic import replacing
 from ..errors import DataError, OutputError
 from ..preprocess import Preprocess
-from . import about, checkpoint, data, draws, measures
+from . import about, checkpoint, data, draws, folder, measures
 from .checkpoint import Checkpoint
 from .distributed import ALONE, Group, joined
 from .feed import Feed, MemorySource
@@ -249,12 +249,7 @@ class _Run:
         return chosen[0]
 
     def _open(self, step: int, before: Checkpoint | None) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"{self.folder}: cannot be made: {error.strerror}; choose a folder you may write to"
-            ) from error
+        folder.made(self.folder)
         whole = {
             "verydeep": __version__, **self.inputs, "config": self.config.to_dict(),
             "preprocess": self.preprocess.to_dict(), "command": about.command(),
