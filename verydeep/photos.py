@@ -5,9 +5,12 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 
-__all__ = ["IMAGE_SUFFIXES", "find"]
+from .errors import DataError
+
+__all__ = ["IMAGE_SUFFIXES", "find", "find_some"]
 
 # What a folder is searched for. A file that is named is tried whatever its suffix.
 IMAGE_SUFFIXES = frozenset(
@@ -31,6 +34,17 @@ def find(given: Iterable[str]) -> Iterator[str]:
             yield from find(matches) if matches else [name]
         else:
             yield name
+
+
+def find_some(given: Sequence[str]) -> tuple[Iterator[str], bool]:
+    """What `find` gives, and whether it is more than one; DataError where it is none."""
+    found = find(given)
+    first = list(islice(found, 2))
+    if not first:
+        raise DataError(
+            f"no photos in {', '.join(given)}; expected photos or folders that hold some"
+        )
+    return chain(first, found), len(first) > 1
 
 
 def _inside(folder: str) -> Iterator[str]:

@@ -8,14 +8,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .. import photos
-from ..errors import DataError
 from .engine_options import engine_options
 from .progress import progress
 
@@ -69,20 +67,15 @@ def command(
     Files that cannot be read are reported and skipped: the exit status is then 1, and 2 where not one
     could be read.
     """
-    found = photos.find(paths)
-    first = list(islice(found, 2))
-    if not first:
-        raise DataError(
-            f"no photos in {', '.join(paths)}; expected photos or folders that hold some"
-        )
+    files, several = photos.find_some(paths)
     from .. import predictor
 
     loaded = predictor.load(
         model, size=size, engine=engine, precision=precision, device=device, threads=threads
     )
     began = time.perf_counter()
-    answers = loaded.stream(chain(first, found), top=top, batch=batch)
-    if len(first) > 1:
+    answers = loaded.stream(files, top=top, batch=batch)
+    if several:
         answers = progress(answers)
     show = _Json() if as_json else _Text()
     good = bad = 0

@@ -7,7 +7,7 @@ import json
 import click
 
 from ..retrieval.doubles import LAYER, POOL, THRESHOLD
-from .engine_options import compute_options
+from .engine_options import batch_option, compute_options
 from .features import watched
 
 
@@ -24,6 +24,7 @@ from .features import watched
     "--model", default="builtin", metavar="NAME|FILE", show_default=True,
     help="A built-in model, a published one by its name, or a model file.",
 )  # fmt: skip
+@batch_option
 @compute_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def command(

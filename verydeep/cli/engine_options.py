@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
-__all__ = ["compute_options", "engine_options"]
+__all__ = ["batch_option", "compute_options", "engine_options", "size_option"]
 
 C = TypeVar("C", bound=Callable[..., Any])
 
-_OPTIONS = (
-    click.option(
-        "--size",
-        type=click.IntRange(1),
-        metavar="N",
-        help="Pixels a side that photos are cropped to. [default: the model's own]",
-    ),
-    click.option(
-        "--batch",
-        default=8,
-        type=click.IntRange(1),
-        show_default=True,
-        metavar="N",
-        help="Photos in one pass.",
-    ),
+size_option = click.option(
+    "--size",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Pixels a side that photos are cropped to. [default: the model's own]",
+)
+batch_option = click.option(
+    "--batch",
+    default=8,
+    type=click.IntRange(1),
+    show_default=True,
+    metavar="N",
+    help="Photos in one pass.",
+)
+_COMPUTE = (
     click.option(
         "--engine",
         default="auto",
@@ -59,17 +59,12 @@ _OPTIONS = (
 
 
 def engine_options(command: C) -> C:
-    """Add --size, --batch, --engine, --precision, --device and --threads to a click command."""
-    size, *others = _OPTIONS
-    return size(_with(command, others))
+    """Add --size, --batch and what `compute_options` adds to a click command."""
+    return size_option(batch_option(compute_options(command)))
 
 
 def compute_options(command: C) -> C:
-    """The same without --size, for commands that have a size of their own."""
-    return _with(command, _OPTIONS[1:])
-
-
-def _with(command: C, options: Sequence[Callable[[C], C]]) -> C:
-    for option in reversed(options):
+    """Add --engine, --precision, --device and --threads."""
+    for option in reversed(_COMPUTE):
         command = option(command)
     return command

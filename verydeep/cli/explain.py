@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .. import photos
-from ..errors import DataError, ImageError
-from .engine_options import engine_options
+from ..errors import ImageError
+from .engine_options import compute_options, size_option
 from .output_folder import Names, output_folder
 from .progress import progress
 
@@ -73,7 +72,8 @@ METHODS = ("cam", "gradcam", "gradcam++", "occlusion", "ig")
     help="Also measure how far the heat map can be believed: deletion and insertion curves, and "
     "whether it depends on the weights. Takes seconds a photo.",
 )
-@engine_options
+@size_option
+@compute_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list on stdout.")
 def command(
     paths: tuple[str, ...],
@@ -97,12 +97,7 @@ def command(
     stdin. Files that cannot be read are reported and skipped: the exit status is then 1, and 2 where not
     one could be read.
     """
-    found = photos.find(paths)
-    first = list(islice(found, 2))
-    if not first:
-        raise DataError(
-            f"no photos in {', '.join(paths)}; expected photos or folders that hold some"
-        )
+    files, several = photos.find_some(paths)
     from .. import predictor
     from ..explanations import Explainer
 
@@ -113,9 +108,8 @@ def command(
     if labels:
         explainer.classes(labels)  # an unknown one is said before the first photo
     names = Names(output_folder(out))
-    files = chain(first, found)
     records, good, bad = [], 0, 0
-    for file in progress(files) if len(first) > 1 else files:
+    for file in progress(files) if several else files:
         try:
             explanation = explainer(file, label=labels or None, top=top)
         except ImageError as error:
@@ -135,10 +129,6 @@ def command(
     if bad:
         click.echo(f"verydeep: {bad} of {good + bad} files could not be read", err=True)
     return 0 if not bad else 1 if good else 2
-
-
-# photos go one at a time here
-command.params = [option for option in command.params if option.name != "batch"]
 
 
 def _say(explanation: Explanation, picture: Path, fidelity: Fidelity | None) -> None:

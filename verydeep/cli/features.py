@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .engine_options import compute_options
+from .engine_options import batch_option, compute_options
 from .progress import progress
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ __all__ = ["command", "watched"]
     "--model", default="builtin", metavar="NAME|FILE", show_default=True,
     help="A built-in model, a published one by its name, or a model file.",
 )  # fmt: skip
+@batch_option
 @compute_options
 def command(
     paths: tuple[str, ...],

@@ -79,7 +79,3 @@ def command(
         found.write_page(html)
         click.echo(f"wrote {html}", err=True)
     return 0
-
-
-# one photo, in one pass
-command.params = [option for option in command.params if option.name != "batch"]

@@ -132,11 +132,7 @@ def duplicates(
     if len(given) == 1 and is_feature_file(given[0]):
         return _of_file(open_features(given[0]), layer, threshold)
     named = [os.fspath(name) for name in given]
-    found = list(dict.fromkeys(found_photos.find(named)))
-    if not found:
-        raise DataError(
-            f"no photos in {', '.join(named)}; expected photos or folders that hold some"
-        )
+    found = list(dict.fromkeys(found_photos.find_some(named)[0]))
     copies = _copies(found)
     distinct = [path for path in found if path not in copies]
     with tempfile.TemporaryDirectory(prefix="verydeep-", ignore_cleanup_errors=True) as folder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,16 +54,11 @@ def features(
     require_format(out)
     given = [photos] if isinstance(photos, str | os.PathLike) else photos
     named = [os.fspath(name) for name in given]
-    found = found_photos.find(named)
-    first = list(islice(found, 1))
-    if not first:
-        raise DataError(
-            f"no photos in {', '.join(named)}; expected photos or folders that hold some"
-        )
+    found, _ = found_photos.find_some(named)
     predictor = load(model, engine=engine, precision=precision, threads=threads, device=device)
     about = describe(predictor, model, layers, pool, size)
     with journal(out, about) as rows:
-        left = _after(rows, chain(first, found))
+        left = _after(rows, found)
         stream = predictor.features_stream(
             left,
             tuple(about.layers),
