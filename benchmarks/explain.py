@@ -12,15 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 from machine import machine
+from startup import PHOTO, run
 
-PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "goldfish.jpg"
 CHECK = """
 import sys
 import verydeep
@@ -31,12 +28,6 @@ assert abs(seen.map.mean() - (seen.maps[0].score - bias)) < 1e-3 * abs(seen.maps
 assert "torch" not in sys.modules
 print(seen.label)
 """
-
-
-def run(words: list[str]) -> tuple[float, str]:
-    began = time.perf_counter()
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True)
-    return time.perf_counter() - began, done.stdout
 
 
 def main() -> None:
