@@ -80,15 +80,19 @@ def test_order_is_a_permutation_of_its_own_each_epoch() -> None:
 # Augmentation
 
 
-def test_shift_and_flip_is_pad_crop_and_mirror() -> None:
+@pytest.mark.parametrize("epoch", [2, 3])
+def test_shift_and_flip_is_pad_crop_and_mirror(epoch: int) -> None:
     pixels = held().images
     indices = np.arange(len(pixels))
-    found = augment.shift_and_flip(pixels, indices, seed=1, epoch=2, padding=4, flip=True)
+    found = augment.shift_and_flip(pixels, indices, seed=1, epoch=epoch, padding=4, flip=True)
     padded = np.pad(pixels, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
     rows, columns = (
-        np.floor(draws.uniform(1, 2, indices, name) * 9).astype(int) for name in ("row", "column")
+        np.floor(draws.uniform(1, epoch, indices, name) * 9).astype(int)
+        for name in ("row", "column")
     )
-    mirrored = draws.uniform(1, 2, indices, "flip") < 0.5
+    mirrored = draws.uniform(1, 0, indices, "flip") < 0.5
+    if epoch == 3:  # the other side
+        mirrored = ~mirrored
     assert 0 < mirrored.sum() < len(pixels)
     for i in indices:
         crop = padded[i, rows[i] : rows[i] + 32, columns[i] : columns[i] + 32]

@@ -1,9 +1,10 @@
 """Small images, augmented a batch at a time: shifted, flipped, partly covered, and mixed.
 
 Shift with reflected edges and flip are Krizhevsky's (2009, and He et al. 2015, arXiv:1512.03385, section
-4.2, with zeros); the covered square is cutout (arXiv:1708.04552); the mixtures are mixup
-(arXiv:1710.09412) and cutmix (arXiv:1905.04899). Pixels stay uint8. What happens to an image depends on
-(seed, epoch, index) alone.
+4.2, with zeros), where an image mirrored in one epoch is not in the next, so that any two show both sides
+(Jordan 2024, arXiv:2404.00498, section 3.6); the covered square is cutout (arXiv:1708.04552); the mixtures
+are mixup (arXiv:1710.09412) and cutmix (arXiv:1905.04899). Pixels stay uint8. What happens to an image
+depends on (seed, epoch, index) alone.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def shift_and_flip(
 
     rows, columns = moved(height, "row"), moved(width, "column")
     if flip:
-        mirrored = draws.uniform(seed, epoch, indices, "flip") < 0.5
+        mirrored = (draws.uniform(seed, 0, indices, "flip") < 0.5) ^ bool(epoch % 2)
         columns = np.where(mirrored[:, None], columns[:, ::-1], columns)
     # a pixel's bytes travel as one number
     flat = (indices[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]
