@@ -224,9 +224,9 @@ def test_refusals(built: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         open_engine("onyx", built)
     with pytest.raises(
-        EngineError, match="mnn computes in precision fast or half; 'exact' was asked"
+        EngineError, match="mnn computes in precision exact or fast or half; 'int8' was asked"
     ):
-        open_engine("mnn", built, precision="exact")
+        open_engine("mnn", built, precision="int8")
     with pytest.raises(EngineError, match="precision 'fats' is unknown; did you mean fast"):
         open_engine("onnxruntime", built, precision="fats")
     with pytest.raises(EngineError, match="openvino runs on cpu; 'cuda' was asked for"):

@@ -112,7 +112,7 @@ ENGINES: dict[str, Kind] = {
         ),
         Kind("openvino", "openvino", ("openvino",), ("openvino",), "openvino",
              ("exact", "fast", "half", "int8")),
-        Kind("mnn", "mnn", ("MNN",), ("MNN",), "mnn", ("fast", "half"), keeps_files=True),
+        Kind("mnn", "mnn", ("MNN",), ("MNN",), "mnn", ("exact", "fast", "half"), keeps_files=True),
         Kind("torch", "torch", *_TORCH),
         Kind("torch-eager", "torch", *_TORCH),
         Kind("torch-compiled", "torch", *_TORCH),

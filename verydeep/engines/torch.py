@@ -173,6 +173,11 @@ def _program(graph: Graph, device: str, number: Any, layout: Any) -> Program:
     steps = []
     for node in nodes:
         options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "Split":  # a step a part, since a step has one output
+            for part, output in enumerate(node.output):
+                told = {**options, "parts": len(node.output), "part": part}
+                steps.append(Step(operations["Split"], tuple(node.input), told, output))
+            continue
         steps.append(Step(operations[node.op_type], tuple(node.input), options, node.output[0]))
     return Program(steps, constants, [output.name for output in graph.model.graph.output])
 
@@ -220,6 +225,10 @@ def _operations(number: Any, layout: Any, device: str) -> dict[str, Callable[...
     def gemm(x: Any, weight: Any, bias: Any, *, transB: int) -> Any:  # noqa: N803  # ONNX's name
         return F.linear(x.to(number), weight if transB else weight.T, bias)
 
+    def reshape(x: Any, shape: np.ndarray) -> Any:
+        """ONNX's: 0 keeps a side, -1 takes what is left."""
+        return x.reshape([x.shape[i] if side == 0 else int(side) for i, side in enumerate(shape)])
+
     def transpose(x: Value, *, perm: list[int]) -> Value:
         return np.transpose(x, perm) if isinstance(x, np.ndarray) else x.permute(perm)
 
@@ -262,9 +271,14 @@ def _operations(number: Any, layout: Any, device: str) -> dict[str, Callable[...
         "Mul": multiply,
         "Pow": lambda a, b: a**b,
         "Range": lambda start, stop, step: np.arange(start, stop, step),
+        "Reciprocal": lambda x: 1 / x,
+        "ReduceL2": lambda x, axes, keepdims: x.float().norm(dim=axes, keepdim=bool(keepdims)),
+        "ReduceMean": lambda x, axes, keepdims: x.float().mean(axes, keepdim=bool(keepdims)),
+        "Reshape": reshape,
         "Relu": F.relu,
         "Shape": lambda x: np.array(x.shape, np.int64),
         "Softmax": lambda x, axis: F.softmax(x, axis),
+        "Split": lambda x, axis, parts, part: x.chunk(parts, axis)[part],
         "Sqrt": torch.sqrt,
         "Sub": lambda a, b: a - b,
         "Transpose": transpose,
