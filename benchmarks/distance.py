@@ -58,7 +58,7 @@ if entrant == "lpips":
     def many(n):
         with torch.inference_mode():
             return [net(a[:1], b[i:i + 1]).item() for i in range(n)]
-    settle = 1
+    settle = 0
 else:
     from verydeep import Perceptual
     metric = Perceptual("lpips", precision=entrant, threads=threads or None)
@@ -77,7 +77,7 @@ for line in sys.stdin:
     what, count, warm = line.split()
     call, count = work[what], int(count)
     if warm == "warm":
-        for _ in range(2 + settle // (count if what == "pairs" else min(count, 8))):
+        for _ in range(1 + -(-settle // count)):
             found = call(count)
         answer = {"found": found, "by": [] if entrant == "lpips" else told}
     else:

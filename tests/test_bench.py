@@ -252,7 +252,10 @@ def test_refusals(verydeep: Run, model: Path, tmp_path: Path) -> None:
     for words, message in (
         ((model, "--engines", "onyx"), "engine 'onyx' is unknown; expected one of: auto, onnx"),
         ((model, "--precision", "quick"), "precision 'quick' is unknown"),
-        ((model, "--engines", "mnn", "--precision", "int8"), "mnn computes in precision exact or fast or"),
+        (
+            (model, "--engines", "mnn", "--precision", "int8"),
+            "mnn computes in precision exact or fast or",
+        ),
         ((model, "--batch", "1,0"), "'1,0' are not batch sizes; write 1,8"),
         ((model, "--size", "8"), "size 8 is too small for this model; it needs at least"),
         ((trunk,), "trunk without a head"),
