@@ -284,6 +284,8 @@ def test_initialisation_of_convolutions() -> None:
     for key, value in deviations("glorot").items():  # Glorot and Bengio 2010
         out, inputs = shapes[key][:2]
         assert_allclose(value, (2 / (9 * (out + inputs))) ** 0.5, rtol=0.07, err_msg=key)
+    for key, value in deviations("he").items():  # He et al. 2015, fan-in
+        assert_allclose(value, (2 / (9 * shapes[key][1])) ** 0.5, rtol=0.07, err_msg=key)
 
 
 def _starts_plain(model: VGG) -> None:

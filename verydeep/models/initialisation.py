@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RECIPES", "WARM_START_LAYERS", "Recipe", "initialise", "warm_start"]
 
-Recipe = Literal["torchvision", "paper", "glorot"]
+Recipe = Literal["torchvision", "paper", "glorot", "he"]
 
 
 def _torchvision(module: nn.Module) -> None:
@@ -46,10 +46,17 @@ def _glorot(module: nn.Module) -> None:
         nn.init.xavier_normal_(module.weight)
 
 
+def _he(module: nn.Module) -> None:
+    """N(0, 2 / fan-in), which keeps the size of values behind ReLUs (arXiv:1502.01852, section 2.2)."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+
+
 RECIPES: dict[str, Callable[[nn.Module], None]] = {
     "torchvision": _torchvision,
     "paper": _paper,
     "glorot": _glorot,
+    "he": _he,
 }
 
 

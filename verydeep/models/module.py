@@ -200,8 +200,8 @@ def build(
 ) -> VGG:
     """A network with random weights, by name ("vgg16_bn") and choices, or from a `Network`.
 
-    init: "torchvision" (the same numbers as torchvision's under the same seed), "paper" or
-    "glorot".
+    init: "torchvision" (the same numbers as torchvision's under the same seed), "paper", "glorot"
+    or "he".
     dropout: probability of dropping, after the hidden FC layers.
     choices: classes, head, layers, width, in_channels, pool, as `verydeep.nets.network` takes them.
 

@@ -46,7 +46,7 @@ class Config:
 
     model, width, head, layers, pool: the network, in the table's words; `layers` of the head "gap", none
     for the last ReLU. size: pixels a side that it sees.
-    start: how weights are drawn: "torchvision", "paper" or "glorot".
+    start: how weights are drawn: "torchvision", "paper", "glorot" or "he".
     epochs, batch, seed: an epoch goes once through the images; `batch` of them make a step, in all
     processes together. accumulate: parts of a batch that are computed one after the other, for memory.
 
@@ -77,7 +77,7 @@ class Config:
     layers: tuple[str, ...] = ()
     pool: Literal["max", "avg", "l2"] = "max"
     size: int = 32
-    start: Literal["torchvision", "paper", "glorot"] = "glorot"
+    start: Literal["torchvision", "paper", "glorot", "he"] = "glorot"
     epochs: int = 60
     batch: int = 256
     seed: int = 0
