@@ -86,20 +86,23 @@ def test_end_to_end(trunk: Path, flowers: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "config.json").read_text())["config"]["views"] == 2
 
 
-def test_upper_blocks_on_kept_maps_are_the_network_on_photos(trunk: Path, flowers: Path) -> None:
+@pytest.mark.parametrize(("cut", "start"), [("pool4", "conv5_1"), ("", "conv1_1")])
+def test_upper_blocks_on_kept_maps_are_the_network_on_photos(
+    trunk: Path, flowers: Path, cut: str, start: str
+) -> None:
     model = modelfile.read(trunk)
     layers = ("relu3_2", "relu5_1", "relu5_2")
     network = replace(model.record.network, head=Head("gap", 3, layers))
     predictor = Predictor(model, engine="onnxruntime", precision="exact")
     samples = find(flowers).val
-    kept = frozen(predictor, samples, "pool4", layers, 32)
+    kept = frozen(predictor, samples, cut, layers, 32)
     draw = np.random.default_rng(0)
     width = kept.averages.shape[1]
     head = linear_head.LinearHead(
         draw.normal(size=(3, width)).astype(np.float32), draw.normal(size=3).astype(np.float32)
     )
     scale = linear_head.scaling(kept.averages)
-    first = next(i for i, layer in enumerate(network.trunk) if layer.name == "conv5_1")
+    first = next(i for i, layer in enumerate(network.trunk) if layer.name == start)
     upper = Upper(network, model.tensors(), first, head, scale, 0.0).eval()
     with torch.no_grad():
         found = upper(
@@ -117,7 +120,16 @@ def test_upper_blocks_on_kept_maps_are_the_network_on_photos(trunk: Path, flower
     with torch.no_grad():
         expected = whole(torch.from_numpy(preprocess.normalise(pixels)))
     assert_allclose(found, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max()))
-    assert upper.trained[0] == "conv5_1"
+    assert upper.trained[0] == start
+
+
+def test_all_blocks(trunk: Path, flowers: Path, tmp_path: Path) -> None:
+    result = run(config(trunk, blocks=5, epochs=1, views=1), flowers, out=tmp_path / "out")
+    before, after = modelfile.read(trunk), modelfile.read(result.model)
+    for layer in after.record.network.trunk:
+        for key in layer.tensors:
+            if key.endswith("weight"):
+                assert not np.array_equal(before.tensors([key])[key], after.tensors([key])[key])
 
 
 def test_views(trunk: Path, tmp_path: Path) -> None:
@@ -196,7 +208,6 @@ def test_rates_fall_from_layer_to_layer(trunk: Path) -> None:
 
 def test_refusals(trunk: Path, flowers: Path, tmp_path: Path) -> None:
     for change, words in (
-        ({"blocks": 5}, "blocks is 5, all that vgg11"),
         ({"size": 8}, "size is 8; vgg11"),
         ({"layers": ("fc6",)}, "no layer 'fc6'|layer 'fc6' belongs"),
     ):

@@ -50,8 +50,8 @@ class FinetuneConfig:
 
     model: the weights, a built-in's or catalogue name or a model file. size: pixels a side that photos are
     stretched to. layers: that the head averages; none for the last six ReLUs.
-    blocks: how many, from the top, are trained; the others are frozen. views: of each photo; the photo,
-    its mirror image, and parts of it.
+    blocks: how many, from the top, are trained; the others are frozen. 5 are all. views: of each photo;
+    the photo, its mirror image, and parts of it.
     epochs, batch, seed: an epoch shows each photo once, in one of its views.
     rate: of the uppermost convolution, the highest; each one below gets `fall` times that; head_rate: of
     the head. They rise in the first half epoch and fall by a cosine. decay: AdamW's. dropout: of averages.
@@ -246,11 +246,6 @@ class _Run:
         self.network = replace(trunk, head=head)
         self.first = _first(self.network, config.blocks)
         self.cut = self.network.trunk[self.first - 1].name if self.first else ""
-        if not self.cut:
-            raise DataError(
-                f"blocks is {config.blocks}, all that {trunk.name} has; expected less, since the lower "
-                "ones are frozen: to train all of them take --recipe paper --init"
-            )
         least = self.network.cut(("fc8",)).minimum_size
         if config.size < least:
             raise DataError(f"size is {config.size}; {trunk.name} needs {least} or more here")
@@ -503,8 +498,8 @@ class _Run:
         for number, why in made.faults.items():
             self.bad.setdefault(samples[number].name, why.partition(": ")[2] or why)
         kept = "" if done else ", kept from before"
-        text = f"{self.cut} of {len(samples)} photos {what}, view {view + 1}{kept}; {self.seconds:.1f} s"
-        self.tell({"event": "note", "text": text})
+        text = f"{self.cut or 'pixels'} of {len(samples)} photos {what}, view {view + 1}{kept}"
+        self.tell({"event": "note", "text": f"{text}; {self.seconds:.1f} s"})
         return made
 
     # The folder

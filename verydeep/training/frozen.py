@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,8 @@ LEAST_AREA = 0.5  # of a photo, in views that are cropped
 
 @dataclass(frozen=True, eq=False)
 class Frozen:
-    """maps: (photos, channels, height, width) float16 on disk, the output of the last frozen layer.
+    """maps: (photos, channels, height, width) float16 on disk, the output of the last frozen layer, or
+    the network's input where no layer is frozen.
     averages: (photos, channels) float32 of the head's layers, one after another. good: (photos,), False
     for those that could not be read. faults: photo number -> why."""
 
@@ -60,18 +61,24 @@ def frozen(
 ) -> Frozen:
     """The maps of layer `cut` and the averages of `layers`, of photos stretched to `size` a side.
 
+    cut: "" for the input itself, which keeps the views of photos together for all who read them.
     view: 0 is the photo itself, 1 its mirror image, those from 2 on are drawn by (seed, view, number):
     a part of it, mirrored or not. passed: told 1 for each photo that is computed.
     """
     cache = features_cache() if cache is None else cache
     layers = tuple(layers)
     network = predictor.record.network
-    row = next(row for row in network.cut((cut,)).rows(size) if row.layer.name == cut)
+    exact = replace(predictor.record.preprocess, resize="exact", resize_size=size, crop_size=None)
+    shape: tuple[int, ...] = (network.in_channels, size, size)
+    if cut:
+        rows = network.cut((cut,)).rows(size)
+        shape = next(row.shape for row in rows if row.layer.name == cut)
+    taps = (*layers, cut) if cut else layers
     channels = sum(network.layer(name).outputs for name in layers)
     count = len(photos)
     names = digests_of(photos, {})
     facts = {
-        "graph": source_of(predictor.model, "uint8", (*layers, cut), False).key,
+        "graph": source_of(predictor.model, "uint8", taps, False).key, "cut": cut,
         "preprocess": predictor.record.preprocess.to_dict(), "size": size, "view": view,
         "seed": seed if view > 1 else 0, "precision": predictor.precision,
         "photos": hashlib.sha256("".join(names).encode()).hexdigest(),
@@ -79,25 +86,25 @@ def frozen(
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
     def make(folder: Path) -> None:
-        maps = np.lib.format.open_memmap(folder / "maps.npy", "w+", np.float16, (count, *row.shape))
+        maps = np.lib.format.open_memmap(folder / "maps.npy", "w+", np.float16, (count, *shape))
         averages = np.zeros((count, channels), np.float32)
         faults: dict[int, str] = {}
-        stream = predictor.features_stream(
-            _Images(photos, view, seed), (*layers, cut), size=(size, size), batch=batch
-        )
+        images = _Images(photos, view, seed)
+        stream = predictor.features_stream(images, taps, size=(size, size), batch=batch)
         most = np.finfo(np.float16).max
         for number, item in enumerate(stream):
             passed(1)
             if isinstance(item, Failure):
                 faults[number] = item.error
                 continue
-            maps[number] = item[cut].clip(-most, most)
+            found = item[cut] if cut else exact.normalise(exact.pixels(images[number]))[0]
+            maps[number] = found.clip(-most, most)
             averages[number] = np.concatenate([item[name].mean(axis=(1, 2)) for name in layers])
         maps.flush()
         np.save(folder / "averages.npy", averages)
         (folder / "faults.json").write_text(json.dumps(faults), encoding="utf-8")
 
-    needs = count * (2 * int(np.prod(row.shape)) + 4 * channels + 16)
+    needs = count * (2 * int(np.prod(shape)) + 4 * channels + 16)
     return cache.open(f"maps-{key}", facts, make, _load, needs_bytes=lambda: needs)
 
 

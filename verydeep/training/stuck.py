@@ -39,8 +39,8 @@ class Stuck:
         advice = (
             "lower the rate, or look whether labels and images belong together"
             if self._batch_norm
-            else "draw the weights as He et al. do (--set start=he), take a network with batch norm (--model "
-            "vgg16_bn), or start from trained weights, as the paper did from its net A (--init)"
+            else "draw the weights as He et al. do (--set start=he), take a network with batch norm "
+            "(--model vgg16_bn), or start from trained weights, as the paper did from its net A (--init)"
         )
         return (
             f"for {steps} steps the loss has stood at {line['loss']:.3f} = ln {self._classes}, that of "
