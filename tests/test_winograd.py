@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -135,11 +135,3 @@ def test_the_slower_way_is_not_taken(monkeypatch: pytest.MonkeyPatch, used: list
     assert list(winograd._quicker.values()) == [False]
     assert ours._made is None
     assert not used
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
