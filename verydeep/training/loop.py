@@ -291,6 +291,8 @@ def fit(
         if config.schedule == "plateau" and drops > config.drops:
             break
         sums: list[tuple[Tensor, Tensor, int]] = []
+        # of a run that was stopped between its last step and validation, no step is left to do
+        rate = rate_at(config, (epoch + 1) * feed.steps - 1, feed.steps, drops)
         for batch in feed.epoch(epoch, position.step):
             step = epoch * feed.steps + position.step  # of the whole run
             rate = rate_at(config, step, feed.steps, drops)
