@@ -23,7 +23,8 @@ def command() -> str:
     """As it was typed, quoted for a shell."""
     program = Path(sys.argv[0]).name
     program = "verydeep" if program == "__main__.py" else program  # python -m verydeep
-    return shlex.join([program, *sys.argv[1:]])
+    typed = shlex.join([program, *sys.argv[1:]])
+    return typed.encode("utf-8", "backslashreplace").decode()  # names of files may be any bytes
 
 
 def versions() -> dict[str, str]:

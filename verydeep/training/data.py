@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,10 @@ __all__ = ["Data", "Sample", "find", "open", "stacked"]
 
 VAL_FRACTION = 0.1
 NAMED = 5  # of many are named in a message
+LONGEST_NAME = 1000  # of a class, in a model file
+NO_LINE = frozenset(
+    ("Cc", "Cs", "Zl", "Zp")
+)  # Unicode's categories of what ends a line, or is no text
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +111,12 @@ def find(
             f"{name}: all images ({len(train)}) are of one class, {classes[0]!r}; expected a folder for "
             "each of two classes or more"
         )
+    for label in classes:  # or the model file would refuse it after the training
+        if len(label) > LONGEST_NAME or not label or NO_LINE.intersection(map(category, label)):
+            raise DataError(
+                f"{name}: a class is named {label[:40]!r}, of {len(label)} characters; expected a name on "
+                f"one line, of {LONGEST_NAME} at most"
+            )
     number = {label: index for index, label in enumerate(classes)}
     unknown = Counter(item.label for item in given if item.label not in number)
     if given and not any(item.label in number for item in given):

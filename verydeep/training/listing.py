@@ -184,6 +184,8 @@ def _counts(name: str) -> bool:
 
 def _arranged(files: list[tuple[str, Source, int]], folders: Iterable[str]) -> Listing:
     """Files named [part/]class/.../file to items; folders above all of them are ignored."""
+    files = [(_as_text(name), source, size) for name, source, size in files]
+    folders = map(_as_text, folders)
     paths = [PurePosixPath(name).parts for name, _, _ in files]
     directories = {PurePosixPath(name).parts for name in folders}
     directories |= {parts[:depth] for parts in paths for depth in range(1, len(parts))}
@@ -216,6 +218,11 @@ def _arranged(files: list[tuple[str, Source, int]], folders: Iterable[str]) -> L
         if (part, folder[-1]) not in seen:
             listing.empty.append((part, folder[-1]))
     return listing
+
+
+def _as_text(name: str) -> str:
+    """A name as every file can hold it: bytes that are no UTF-8, as old archives have, are spelt out."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _in(parts: tuple[str, ...], top: tuple[str, ...]) -> bool:
@@ -328,13 +335,14 @@ def _torchvision(data: Any) -> Listing:
         )
     # ImageNet gives each class several names: ("tench", "Tinca tinca")
     classes = tuple(name if isinstance(name, str) else str(name[0]) for name in names)
+    classes = tuple(map(_as_text, classes))
     if len(set(classes)) != len(classes):  # ImageNet has two cranes and two maillots
         classes = tuple(f"{name} {i}" for i, name in enumerate(classes))
     listing = Listing(classes=classes)
     if hasattr(data, "samples"):
         for path, label in data.samples:
             size = os.stat(path).st_size if os.path.exists(path) else 0
-            listing.items.append(Item("", classes[label], str(path), str(path), size))
+            listing.items.append(Item("", classes[label], _as_text(str(path)), str(path), size))
     elif hasattr(data, "data") and hasattr(data, "targets"):
         images = np.asarray(data.data)
         images = images[..., None] if images.ndim == 3 else images
