@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,17 @@ import pytest
 from PIL import Image
 
 from verydeep import modelfile
-from verydeep.errors import DataError
+from verydeep.errors import DataError, OutputError
 from verydeep.training.data import find
+from verydeep.training.finetune import FinetuneConfig
+from verydeep.training.finetune import run as run_finetune
+from verydeep.training.probe import ProbeConfig
+from verydeep.training.probe import run as run_probe
 
 from .labelled import arrays, images, trained
+from .test_probe import photos
 from .test_training_run import At, one_thread
+from .tiny import model_file
 
 __all__ = ["one_thread"]  # a fixture that each test here uses
 
@@ -78,3 +86,50 @@ def test_a_class_name_that_no_model_file_takes(label: str, tmp_path: Path) -> No
     np.savez(tmp_path / "a.npz", images=pixels, labels=[0, 1, 0, 1], classes=["ant", label])
     with pytest.raises(DataError, match="expected a name on one line, of 1000 at most"):
         find(tmp_path / "a.npz")
+
+
+def test_a_finished_run_without_checkpoints_is_not_written_over(data: Path, tmp_path: Path) -> None:
+    result = trained(data, tmp_path / "run", epochs=1)
+    before = result.model.read_bytes()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(OutputError, match="holds a model, and no checkpoint to go on from"):
+        trained(data, tmp_path / "run", epochs=1, resume=True)
+    assert result.model.read_bytes() == before
+
+
+def test_a_run_is_resumed_as_it_was_begun_or_not_at_all(tmp_path: Path) -> None:
+    trunk = model_file(tmp_path / "trunk.safetensors")
+    given = {"model": str(trunk), "engine": "onnxruntime"}
+    probe = ProbeConfig(**given, sizes=(32,), precision="exact")
+    tune = FinetuneConfig(**given, size=32, features="exact", epochs=1, views=1, hold=0.25)
+    here, elsewhere = photos(tmp_path / "here", 6), photos(tmp_path / "elsewhere", 7)
+    for config, run, change in ((probe, run_probe, "l2"), (tune, run_finetune, "rate")):
+        out = tmp_path / config.recipe
+        first = run(config, here, out=out)  # type: ignore[operator]
+        with pytest.raises(DataError, match=rf"{change} was .*, is 0\.5; resume it with its own"):
+            run(replace(config, **{change: 0.5}), here, out=out, resume=True)  # type: ignore
+        with pytest.raises(DataError, match=r"15 images to train on .* 18 and 3 now"):
+            run(config, elsewhere, out=out, resume=True)  # type: ignore[operator]
+        again = run(replace(config, threads=1), here, out=out, resume=True)  # type: ignore
+        assert again.top1 == first.top1
+    with pytest.raises(DataError, match="recipe was probe, is finetune"):
+        run_finetune(tune, here, out=tmp_path / "probe", resume=True)
+    with pytest.raises(DataError, match="recipe was finetune, is small-images"):
+        trained(here, tmp_path / "finetune", resume=True)
+    with pytest.raises(OutputError, match="holds a model"):
+        trained(here, tmp_path / "probe", resume=True)
+
+
+def test_a_resumed_run_keeps_the_arithmetic_that_it_began_with(tmp_path: Path) -> None:
+    """On a processor that would have chosen another."""
+    trunk, here = model_file(tmp_path / "trunk.safetensors"), photos(tmp_path / "here", 6)
+    for precision in ("bf16", "fp32"):
+        config = FinetuneConfig(
+            model=str(trunk), engine="onnxruntime", size=32, features="exact", epochs=1, views=1,
+            precision=precision,
+        )  # fmt: skip
+        out = tmp_path / precision
+        run_finetune(config, here, out=out)
+        (out / "log.jsonl").unlink()  # as if it had not come to its end
+        result = run_finetune(replace(config, precision="auto"), here, out=out, resume=True)
+        assert result.config["config"]["precision"] == precision

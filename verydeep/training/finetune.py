@@ -226,7 +226,8 @@ class _Run:
     def __init__(
         self, config: FinetuneConfig, folder: Path, device: str, event: Event | None
     ) -> None:
-        if config.precision == "auto":
+        self.free = config.precision == "auto"
+        if self.free:
             able = torch.ops.mkldnn._is_mkldnn_bf16_supported()
             config = replace(config, precision="bf16" if able else "fp32")
         self.config, self.folder, self.device = config, folder, device
@@ -236,8 +237,13 @@ class _Run:
         self.bad: dict[str, str] = {}
 
     def train(self, source: object, val: object, resume: bool) -> TrainResult:
+        begun = folder.begun(self.folder) if resume else {}
+        if begun and self.free:  # a run goes on as it began
+            precision = begun["config"].get("precision", self.config.precision)
+            self.config = replace(self.config, precision=precision)
         config = self.config
         self.data = data_module.find(source, val, seed=config.seed)
+        folder.refuse_changes(self.folder, begun, config, self.data)
         self.model = modelfile.read(find_model(config.model))
         trunk = self.model.record.network
         layers = config.layers or candidates(trunk)[0][1:]
@@ -511,18 +517,7 @@ class _Run:
         found = checkpoint.latest(self.folder / "checkpoints", notes.append) if resume else None
         inputs = about.described(self.data)
         if found is not None:
-            old, new = found.facts["config"], self.config.to_dict()
-            differ = [f"{k} was {old.get(k)}, is {v}" for k, v in new.items() if old.get(k) != v]
-            if differ:
-                raise DataError(
-                    f"{self.folder} is a run of another configuration: {'; '.join(differ)}; resume it "
-                    "with its own, or choose another folder"
-                )
-            if found.facts["data"]["digest"] != inputs["digest"]:
-                raise DataError(
-                    f"the data has changed since the checkpoint in {self.folder}; choose another folder "
-                    "for a new run"
-                )
+            folder.refuse_changes(self.folder, found.facts, self.config, self.data)
             self.before = float(found.facts["seconds"])
         folder.made(self.folder)
         whole = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,14 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import modelfile
-from ..errors import OutputError
+from ..errors import DataError, OutputError
 from ..predictor import Predictor, softmax
 from . import about, measures
 from . import data as data_module
 from .data import Data, Sample
 from .result import TrainResult
 
-__all__ = ["judged", "made", "refuse_another_run", "result"]
+__all__ = ["begun", "judged", "made", "refuse_another_run", "refuse_changes", "result"]
+
+WITHOUT_EFFECT = ("threads",)  # settings that change no weight
 
 
 class _Config(Protocol):
@@ -29,6 +32,39 @@ def refuse_another_run(folder: Path) -> None:
     if (folder / "config.json").exists():
         raise OutputError(
             f"{folder} holds a run already; go on with it by --resume, or choose another folder"
+        )
+
+
+def begun(folder: Path) -> dict[str, Any]:
+    """What config.json says of the run that was begun in the folder; empty where it says nothing."""
+    try:
+        found: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return found if {"config", "data"} <= found.keys() else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def refuse_changes(folder: Path, was: Mapping[str, Any], config: _Config, data: Data) -> None:
+    """DataError where the run in the folder, which was begun as `was` says, is not this one."""
+    if not was:
+        return
+    # a setting that is younger than the run had its default
+    old, new = type(config)().to_dict() | was["config"], config.to_dict()
+    differ = [
+        f"{k} was {old.get(k)}, is {v}"
+        for k, v in new.items()
+        if old.get(k) != v and k not in WITHOUT_EFFECT
+    ]
+    if differ:
+        raise DataError(
+            f"{folder} is a run of another configuration: {'; '.join(differ)}; resume it with its own, or "
+            "choose another folder"
+        )
+    if was["data"]["digest"] != data.digest:
+        raise DataError(
+            f"the data has changed since the run in {folder} was begun: {was['data']['train']} images to "
+            f"train on and {was['data']['val']} to validate then, {len(data.train)} and {len(data.val)} "
+            "now, not all of them the same; choose another folder for a new run"
         )
 
 

@@ -254,6 +254,8 @@ class _Run:
     def train(self, source: object, val: object, resume: bool) -> TrainResult:
         config = self.config
         self.data = data_module.find(source, val, seed=config.seed)
+        if resume:
+            folder.refuse_changes(self.folder, folder.begun(self.folder), config, self.data)
         model = modelfile.read(find_model(config.model))
         self.sets = candidates(model.record.network, config.layers)
         every = tuple(layer.name for layer in model.record.network.trunk

@@ -195,6 +195,10 @@ class _Run:
             return None
         found = checkpoint.latest(self.folder / "checkpoints", self.notes.append)
         if found is None:
+            if self.group.first and (self.folder / "model.safetensors").exists():
+                raise OutputError(
+                    f"{self.folder} holds a model, and no checkpoint to go on from; choose another folder"
+                )
             self.notes.append(f"no checkpoint in {self.folder} yet: beginning anew")
         return found
 
@@ -208,7 +212,7 @@ class _Run:
         if inputs["init"] is not None:  # the network was taken from the weights
             for key in ("model", "width", "pool"):
                 new[key] = old[key]
-        old, new = old | {"init": facts["init"]}, new | {"init": inputs["init"]}
+        old, new = old | {"init": facts.get("init")}, new | {"init": inputs["init"]}
         differ = [
             f"{k} was {old.get(k)}, is {new[k]}"
             for k in new
