@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from verydeep import modelfile
 from verydeep.errors import DataError, OutputError
+from verydeep.training import checkpoint
 from verydeep.training.data import find
 from verydeep.training.finetune import FinetuneConfig
 from verydeep.training.finetune import run as run_finetune
@@ -133,3 +135,41 @@ def test_a_resumed_run_keeps_the_arithmetic_that_it_began_with(tmp_path: Path) -
         (out / "log.jsonl").unlink()  # as if it had not come to its end
         result = run_finetune(replace(config, precision="auto"), here, out=out, resume=True)
         assert result.config["config"]["precision"] == precision
+
+
+def test_damaged_checkpoints_do_not_take_the_place_of_good_ones(tmp_path: Path) -> None:
+    def save(step: int) -> None:
+        checkpoint.save(tmp_path, step, {"a": torch.ones(3)}, {"step": step})
+
+    for step in (100, 200):
+        save(step)
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"torn")
+    (tmp_path / ".step-000000300.safetensors.abc.part").write_bytes(b"half")
+    assert checkpoint.latest(tmp_path, lambda _: None) is None
+    for step in (10, 20, 30):
+        save(step)
+        found = checkpoint.latest(tmp_path, pytest.fail)
+        assert found is not None
+        assert found.facts == {"step": step}
+    assert [p.name for p in sorted(tmp_path.iterdir())] == [
+        "step-000000020.safetensors", "step-000000030.safetensors",
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_checkpoint_that_was_read_is_not_held_on_to(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, {"a": torch.ones(3)}, {})
+    found = checkpoint.latest(tmp_path, pytest.fail)
+    assert found is not None
+    assert "step-000000001" not in Path("/proc/self/maps").read_text()
+
+
+def test_a_batch_of_which_nothing_can_be_read(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "set", 3)
+    (folder / "red" / "broken.jpg").write_text("no image")
+    result = trained(folder, tmp_path / "run", memory=False, batch=1, epochs=1)
+    assert [name for name, _ in result.bad] == ["red/broken.jpg"]
+    steps = lines(tmp_path / "run", "step")
+    assert [line["loss"] for line in steps].count(0) == 1
+    assert np.isfinite([line["loss"] for line in steps]).all()

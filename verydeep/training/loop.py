@@ -313,7 +313,7 @@ def fit(
             counts = torch.tensor([count for _, _, count in sums], dtype=torch.double)
             counts = group.sum(counts.to(device))
             rights = group.sum(torch.stack([right for _, right, _ in sums]).double())
-            means = (losses / counts).tolist()
+            means = (losses / counts.clamp(min=1)).tolist()  # of no image where none could be read
             seen = int(counts.sum())
             for offset, mean in enumerate(means):
                 if not math.isfinite(mean):
@@ -327,7 +327,7 @@ def fit(
             position.seconds += now - told
             event({
                 "event": "step", "epoch": epoch + 1, "step": step + 1, "rate": rate,
-                "loss": sum(means) / len(means), "top1": float(rights.sum()) / seen,
+                "loss": sum(means) / len(means), "top1": float(rights.sum()) / max(1, seen),
                 "images_per_second": seen / max(now - told, 1e-9), "seconds": position.seconds,
             })  # fmt: skip
             sums, told = [], now
