@@ -38,7 +38,7 @@ class Checkpoint:
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
-    """Write the checkpoint after `step` steps, and drop the oldest. OutputError where it cannot be."""
+    """Write the checkpoint after `step` steps; of the others, one stays. OutputError where it cannot be."""
     # copies in one piece: safetensors takes neither views nor channels-last
     held = {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
     text = json.dumps(facts)
@@ -46,10 +46,14 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[
     path = folder / f"step-{step:09}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for half in folder.glob(".step-*.part"):  # of a process that was killed as it wrote
+            half.unlink()
         with replacing(path) as file:
             file.write(safetensors.torch.save(held, metadata))
-        for old in _paths(folder)[KEPT:]:
-            old.unlink()
+        found = _paths(folder)
+        now = found.index(path)
+        for other in (*found[:now], *found[now + KEPT :]):  # those of later steps were damaged
+            other.unlink()
     except OutputError:
         raise
     except OSError as error:
@@ -72,7 +76,8 @@ def _read(path: Path) -> Checkpoint:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT:
             raise ValueError("it is no checkpoint of this version of verydeep")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+        # copies: a map of the file would keep Windows from dropping it when its time comes
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     if _digest(tensors, metadata["facts"]) != metadata["sha256"]:
         raise ValueError("its content does not match its SHA-256")
     return Checkpoint(tensors, json.loads(metadata["facts"]), path)
