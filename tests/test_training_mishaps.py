@@ -8,6 +8,8 @@ import shutil
 import signal
 import sys
 import tarfile
+import zipfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-from verydeep import modelfile
+from verydeep import modelfile, train
 from verydeep.errors import DataError, OutputError
 from verydeep.training import checkpoint
+from verydeep.training.check import check
 from verydeep.training.data import find
 from verydeep.training.finetune import FinetuneConfig
 from verydeep.training.finetune import run as run_finetune
@@ -173,3 +176,55 @@ def test_a_batch_of_which_nothing_can_be_read(tmp_path: Path) -> None:
     steps = lines(tmp_path / "run", "step")
     assert [line["loss"] for line in steps].count(0) == 1
     assert np.isfinite([line["loss"] for line in steps]).all()
+
+
+@pytest.fixture
+def torn_zip(tmp_path: Path) -> Path:
+    """An archive of photos, one of which is damaged in it."""
+    path = tmp_path / "set.zip"
+    folder = photos(tmp_path / "set", 6)
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*.png")):
+            archive.write(file, file.relative_to(folder))
+    content = bytearray(path.read_bytes())
+    content[content.find(b"IDAT") + 40] ^= 255
+    path.write_bytes(content)
+    return path
+
+
+def test_an_archive_that_is_damaged_in_one_image(torn_zip: Path, tmp_path: Path) -> None:
+    found = check(torn_zip, size=32)
+    assert [f.what for f in found.findings] == ["unreadable"]
+    for recipe, settings in (
+        ("small-images", {"epochs": 1, "precision": "fp32", "layout": "default", "width": 1 / 16}),
+        ("probe", {"model": model_file(tmp_path / "trunk.safetensors"), "sizes": (32,)}),
+    ):
+        result = train(recipe, torn_zip, out=tmp_path / recipe, settings=settings, device="cpu")
+        assert [name for name, _ in result.bad] == ["blue/0.png"]
+        assert "cannot be unpacked: Bad CRC-32" in result.bad[0][1]
+
+
+def test_damaged_archives_are_one_line(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "set", 6)
+    with tarfile.open(tmp_path / "set.tgz", "w:gz") as archive:
+        archive.add(folder, "set")
+    whole = (tmp_path / "set.tgz").read_bytes()
+    for at in range(60, len(whole), len(whole) // 40):
+        (tmp_path / "set.tgz").write_bytes(whole[:at] + bytes(8) + whole[at + 8 :])
+        with suppress(DataError):
+            find(tmp_path / "set.tgz")
+
+
+@pytest.mark.parametrize("content", [b"words", b"", b"PK\x03\x04 cut short"])
+def test_an_npz_that_is_none(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"not an \.npz, or one that was cut short"):
+        find(tmp_path / "a.npz")
+
+
+def test_labels_in_a_column(tmp_path: Path) -> None:
+    """As Keras has those of CIFAR-10; each was a class named "[3]"."""
+    pixels, labels = images(6, seed=0)
+    np.savez(tmp_path / "a.npz", train_images=pixels, train_labels=labels[:, None])
+    with pytest.raises(DataError, match=r"train_labels is \(6, 1\); expected \(6,\)"):
+        find(tmp_path / "a.npz")

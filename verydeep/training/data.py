@@ -11,10 +11,12 @@ from __future__ import annotations
 import builtins
 import hashlib
 import zipfile
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from lzma import LZMAError
 from typing import Any
 from unicodedata import category
 
@@ -149,12 +151,19 @@ def find(
 
 
 def open(sample: Sample) -> str | bytes | NDArray[Any]:  # noqa: A001  # data.open reads well
-    """What `verydeep.preprocess.decode` takes: a path, the bytes of a file, or (h, w, c) uint8."""
+    """What `verydeep.preprocess.decode` takes: a path, the bytes of a file, or (h, w, c) uint8.
+
+    OSError where it cannot be had, as from an archive that is damaged there.
+    """
     source = sample.source
     if not isinstance(source, Member):
         return source
     if source.offset < 0:
-        return _zip_file(source.archive).read(source.name)
+        try:
+            return _zip_file(source.archive).read(source.name)
+        except (zipfile.BadZipFile, zlib.error, LZMAError, RuntimeError, EOFError) as error:
+            # RuntimeError: it wants a password, or is packed in a way that is not known here
+            raise OSError(f"{source.name}: cannot be unpacked: {error}") from error
     with builtins.open(source.archive, "rb") as file:
         file.seek(source.offset)
         return file.read(source.size_bytes)

@@ -90,7 +90,7 @@ def judged(
     for sample in data.val:
         try:
             rows.append(softmax(model.scores([data_module.open(sample)])[0]))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             bad[sample.name] = str(error)
             continue
         samples.append(sample)

@@ -11,8 +11,10 @@ import os
 import re
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
@@ -104,7 +106,14 @@ def listed(data: object) -> Listing:
             return _zip(path)
         if tarfile.is_tarfile(path):
             return _tar(path)
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    except (
+        OSError,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        EOFError,
+        zlib.error,
+        LZMAError,
+    ) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     raise DataError(
         f"{path}: not a data set that is known; expected a folder, tar or zip of class folders, a CSV "
@@ -277,6 +286,10 @@ def _column(named: list[str], known: Iterable[str]) -> int | None:
 
 def _arrays(path: Path) -> Listing:
     """An .npz of train_images (n, h, w, c) uint8, train_labels, val_ or test_ ones, and classes."""
+    if not zipfile.is_zipfile(path):
+        raise DataError(
+            f"{path}: not an .npz, or one that was cut short; expected what numpy.savez writes"
+        )
     with np.load(path, allow_pickle=False) as file:
         try:
             held = {name: file[name] for name in file.files}
@@ -294,6 +307,10 @@ def _arrays(path: Path) -> Listing:
         if images is None or labels is None or len(images) != len(labels):
             raise DataError(
                 f"{path}: {prefix}_images and {prefix}_labels; expected both, one label an image"
+            )
+        if labels.ndim != 1:
+            raise DataError(
+                f"{path}: {prefix}_labels is {labels.shape}; expected ({len(labels)},), a label an image"
             )
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
             raise DataError(
