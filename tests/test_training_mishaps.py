@@ -228,3 +228,22 @@ def test_labels_in_a_column(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", train_images=pixels, train_labels=labels[:, None])
     with pytest.raises(DataError, match=r"train_labels is \(6, 1\); expected \(6,\)"):
         find(tmp_path / "a.npz")
+
+
+def test_nothing_to_validate_with_can_be_read(tmp_path: Path) -> None:
+    learn = photos(tmp_path / "learn", 3)
+    for label in ("red", "green", "blue"):
+        (tmp_path / "judge" / label).mkdir(parents=True)
+        (tmp_path / "judge" / label / "1.png").write_text("no image")
+    changes = {"memory": False, "schedule": "plateau", "patience": 1, "drops": 0, "epochs": 2}
+    result = trained(find(learn, tmp_path / "judge"), tmp_path / "run", **changes)
+    assert len(result.bad) == 3
+    assert np.isnan(result.top1)
+    assert "NaN" not in (tmp_path / "run" / "log.jsonl").read_text()  # it is JSON
+
+
+def test_a_finished_run_says_its_figures_again(data: Path, tmp_path: Path) -> None:
+    settings = {"epochs": 1, "precision": "bf16", "layout": "channels-last"}
+    first = trained(data, tmp_path / "run", **settings)
+    again = trained(data, tmp_path / "run", resume=True, **settings)
+    np.testing.assert_array_equal(again.probabilities, first.probabilities)

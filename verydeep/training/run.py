@@ -177,6 +177,7 @@ class _Run:
         self.stuck = Stuck(len(self.data.classes), network.batch_norm)
         if self.position.finished and (self.folder / "model.safetensors").exists():
             self.tell_only(f"{self.folder} had finished; nothing is done")
+            self.learner.config = replace(config, precision="fp32")  # as `finish` measured it
             return self._result(*self._probabilities(), read(self.folder / "log.jsonl"))
         if self.group.first and opens:
             self._open(step, before)
@@ -294,6 +295,8 @@ class _Run:
         if not len(self.val.samples):
             return {}
         found, labels = self._probabilities()
+        if not len(labels):  # not one could be read
+            return {}
         if not np.isfinite(found).all():
             raise Diverged(
                 f"the network's answers are no numbers after epoch {self.position.epoch + 1}; lower the "
