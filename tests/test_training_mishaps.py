@@ -12,6 +12,7 @@ import zipfile
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -20,15 +21,18 @@ from PIL import Image
 
 from verydeep import modelfile, train
 from verydeep.errors import DataError, OutputError
-from verydeep.training import checkpoint
+from verydeep.training import begin, checkpoint, linear_head, loop, profile
+from verydeep.training.board import board
 from verydeep.training.check import check
 from verydeep.training.data import find
-from verydeep.training.finetune import FinetuneConfig
+from verydeep.training.feed import Batch
+from verydeep.training.finetune import FinetuneConfig, Upper
 from verydeep.training.finetune import run as run_finetune
 from verydeep.training.probe import ProbeConfig
 from verydeep.training.probe import run as run_probe
 
-from .labelled import arrays, images, trained
+from .conftest import Run
+from .labelled import SETTINGS, arrays, images, trained
 from .test_probe import photos
 from .test_training_run import At, one_thread
 from .tiny import model_file
@@ -247,3 +251,11 @@ def test_a_finished_run_says_its_figures_again(data: Path, tmp_path: Path) -> No
     first = trained(data, tmp_path / "run", **settings)
     again = trained(data, tmp_path / "run", resume=True, **settings)
     np.testing.assert_array_equal(again.probabilities, first.probabilities)
+
+
+def test_recipes_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of torchrun's would have written the same files at the same time."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for recipe in ("probe", "finetune"):
+        with pytest.raises(DataError, match=f"recipe {recipe} takes one process"):
+            train(recipe, tmp_path, out=tmp_path / "run")

@@ -56,6 +56,11 @@ def train(
     SIGTERM write a checkpoint and then do what they always do.
     """
     config, asked = _chosen(recipe, model, width, settings)
+    if not isinstance(config, Config) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DataError(
+            f"recipe {config.recipe} takes one process, all cores of it, and torchrun started "
+            f"{os.environ['WORLD_SIZE']}; call verydeep train without torchrun"
+        )
     if tensorboard:
         from .board import board
 
