@@ -259,3 +259,12 @@ def test_recipes_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for recipe in ("probe", "finetune"):
         with pytest.raises(DataError, match=f"recipe {recipe} takes one process"):
             train(recipe, tmp_path, out=tmp_path / "run")
+
+
+def test_a_pace_of_a_single_step(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "SECONDS", 0.1)
+    settings = {**SETTINGS, "batch": 256}
+    found = begin.profile(
+        "small-images", data, model="vgg11_bn", width=1 / 16, settings=settings, device="cpu"
+    )
+    assert np.isfinite(found.input)  # it was infinitely many images a second

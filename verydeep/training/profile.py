@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from itertools import chain, count
 from typing import Any
 
 from .feed import Feed
@@ -39,7 +40,7 @@ class Profile:
 def profile(learner: Learner, feed: Feed) -> Profile:
     """Measure each alone, for some seconds. The learner is spoilt by it."""
     first, batch, seen, began = True, None, 0, 0.0
-    for batch in feed.epoch(0):
+    for batch in chain.from_iterable(map(feed.epoch, count())):
         if first:  # it started the threads
             first, began = False, time.perf_counter()
             continue
@@ -47,7 +48,7 @@ def profile(learner: Learner, feed: Feed) -> Profile:
         if time.perf_counter() - began > SECONDS:
             break
     assert batch is not None  # an epoch has a step
-    rate = seen / (time.perf_counter() - began) if seen else float("inf")
+    rate = seen / (time.perf_counter() - began)
     learner.model.train()
     best = float("inf")
     began, step = time.perf_counter(), 0
