@@ -268,3 +268,17 @@ def test_a_pace_of_a_single_step(data: Path, monkeypatch: pytest.MonkeyPatch) ->
         "small-images", data, model="vgg11_bn", width=1 / 16, settings=settings, device="cpu"
     )
     assert np.isfinite(found.input)  # it was infinitely many images a second
+
+
+def test_a_rate_test_that_breaks_at_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learn = loop.Learner.learn
+
+    def breaking(self: loop.Learner, batch: Batch, rate: float, step: int) -> object:
+        total, right = learn(self, batch, rate, step)
+        return total * float("nan") if step == 3 else total, right
+
+    monkeypatch.setattr(loop.Learner, "learn", breaking)
+    with pytest.raises(loop.Diverged, match=r"the loss broke in step 4, at a rate of 1\.5e-05"):
+        begin.find_rate(
+            "small-images", data, model="vgg11_bn", width=1 / 16, settings=SETTINGS, device="cpu"
+        )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .feed import Feed
-from .loop import Learner
+from .loop import Diverged, Learner
 
 __all__ = ["RateTest", "rate_test"]
 
@@ -94,7 +94,10 @@ class RateTest:
 
 
 def rate_test(learner: Learner, feed: Feed, steps: int = STEPS) -> RateTest:
-    """Train for up to `steps` steps, each at a higher rate. The learner is spoilt by it."""
+    """Train for up to `steps` steps, each at a higher rate. The learner is spoilt by it.
+
+    Diverged where training breaks before there is a curve to read a rate from.
+    """
     rates: list[float] = []
     losses: list[float] = []
     smoothed: list[float] = []
@@ -112,6 +115,12 @@ def rate_test(learner: Learner, feed: Feed, steps: int = STEPS) -> RateTest:
         rates.append(rate)
         losses.append(loss)
         smoothed.append(value)
+    if len(rates) <= FIRST + SPAN:
+        raise Diverged(
+            f"the loss broke in step {len(rates) + 1}, at a rate of {rate:.1e}, before it could fall: no "
+            "rate suits; draw other weights, as with --set start=glorot, or look whether labels and images "
+            "belong together"
+        )
     return RateTest(tuple(rates), tuple(losses), tuple(smoothed), _steepest(rates, smoothed))
 
 
