@@ -282,3 +282,13 @@ def test_a_rate_test_that_breaks_at_once(data: Path, monkeypatch: pytest.MonkeyP
         begin.find_rate(
             "small-images", data, model="vgg11_bn", width=1 / 16, settings=SETTINGS, device="cpu"
         )
+
+
+def test_photos_that_do_not_differ(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "set", 4)
+    one = (folder / "red" / "0.png").read_bytes()
+    for file in folder.rglob("*.png"):
+        file.write_bytes(one)
+    trunk = str(model_file(tmp_path / "trunk.safetensors"))
+    with pytest.raises(DataError, match="no two of which differ"):
+        run_probe(ProbeConfig(model=trunk, sizes=(32,)), folder, out=tmp_path / "run")

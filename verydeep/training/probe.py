@@ -156,6 +156,11 @@ def choose(
     """
     scaled = linear_head.scaling(features).apply(features)
     fold = linear_head.folds(labels, min(folds, len(labels)), groups=groups, seed=seed)
+    if not fold.any():  # all in one
+        raise DataError(
+            f"{len(labels)} photos to learn from, no two of which differ: nothing can be held out to "
+            "choose by; expected more photos"
+        )
     heads: dict[tuple[tuple[str, ...], int], LinearHead] = {}
     tried: list[_Tried] = []
 
