@@ -292,3 +292,51 @@ def test_photos_that_do_not_differ(tmp_path: Path) -> None:
     trunk = str(model_file(tmp_path / "trunk.safetensors"))
     with pytest.raises(DataError, match="no two of which differ"):
         run_probe(ProbeConfig(model=trunk, sizes=(32,)), folder, out=tmp_path / "run")
+
+
+def test_photos_are_held_out_of_those_that_can_be_read(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "set", 2)
+    config = FinetuneConfig(
+        model=str(model_file(tmp_path / "trunk.safetensors")), engine="onnxruntime", size=32, epochs=1,
+        views=1,
+    )  # fmt: skip
+    samples = find(folder, val_fraction=0).train
+    fold = linear_head.folds(np.array([s.label for s in samples]), 10, seed=0)
+    (only,) = (s for s, number in zip(samples, fold, strict=True) if number == 0)
+    Path(str(only.source)).write_text("no image")
+    result = run_finetune(config, find(folder, val_fraction=0), out=tmp_path / "run")
+    epochs = [line for line in result.log if line["event"] == "epoch"]
+    assert np.isfinite([line["loss"] for line in epochs]).all()
+
+
+def test_fine_tuning_where_torch_has_no_onednn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Macs with Apple's processors."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: pytest.fail("asked"), raising=False
+    )
+    trunk = model_file(tmp_path / "trunk.safetensors")
+    config = FinetuneConfig(
+        model=str(trunk), engine="onnxruntime", size=32, epochs=1, views=1, precision="auto"
+    )
+    result = run_finetune(config, photos(tmp_path / "set", 3), out=tmp_path / "run")
+    assert result.config["config"]["precision"] == "fp32"
+
+
+def test_a_fine_tuning_loss_that_is_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Upper.forward
+
+    def breaking(self: Upper, *inputs: torch.Tensor) -> torch.Tensor:
+        return forward(self, *inputs) * (float("nan") if self.training else 1)
+
+    monkeypatch.setattr(Upper, "forward", breaking)
+    trunk = model_file(tmp_path / "trunk.safetensors")
+    config = FinetuneConfig(
+        model=str(trunk), engine="onnxruntime", size=32, epochs=1, views=1, rate=3e-3
+    )
+    with pytest.raises(loop.Diverged, match=r"step 0 \(epoch 1, .*--set rate=0\.001.*checkpoints"):
+        run_finetune(config, photos(tmp_path / "set", 3), out=tmp_path / "run")

@@ -35,6 +35,7 @@ from . import data as data_module
 from .data import Sample
 from .frozen import Frozen, frozen
 from .log import Log, read
+from .loop import Diverged
 from .probe import candidates, choose
 from .result import TrainResult
 from .signals import watched
@@ -228,7 +229,10 @@ class _Run:
     ) -> None:
         self.free = config.precision == "auto"
         if self.free:
-            able = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            # torch for some systems is built without oneDNN, and then does not know the question
+            able = torch.backends.mkldnn.is_available() and (  # type: ignore[no-untyped-call]
+                torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            )
             config = replace(config, precision="bf16" if able else "fp32")
         self.config, self.folder, self.device = config, folder, device
         self.listener = event
@@ -283,9 +287,9 @@ class _Run:
         if not good.any():
             raise DataError(f"no photo to train on can be read; {next(iter(self.bad.items()))}")
         parts = max(2, round(1 / config.hold))
-        held = good & (linear_head.folds(labels, parts, seed=config.seed) == 0)
-        learn = np.flatnonzero(good & ~held)
-        hold = np.flatnonzero(held)
+        readable = np.flatnonzero(good)
+        fold = linear_head.folds(labels[readable], parts, seed=config.seed)
+        learn, hold = readable[fold != 0], readable[fold == 0]
         upper = self._start(views, labels, learn)
         optimiser = torch.optim.AdamW(groups(upper, config), weight_decay=config.decay)
         mean = {k: v.detach().clone() for k, v in upper.named_parameters()}
@@ -382,9 +386,10 @@ class _Run:
             loss = F.cross_entropy(scores.float(), truth, label_smoothing=config.smoothing)
             value = loss.item()
             if not math.isfinite(value):
-                raise DataError(
-                    f"the loss is {value} at step {step}, rate {rate:.3g}; the last good checkpoint "
-                    f"is in {self.folder / 'checkpoints'}; go on with a smaller --set rate="
+                raise Diverged(
+                    f"the loss was {value} at step {step} (epoch {epoch}, rate {rate:.3g}); lower the "
+                    f"rate, as with --set rate={config.rate / 3:.2g}; the last good checkpoint is in "
+                    f"{self.folder / 'checkpoints'}"
                 )
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
