@@ -340,3 +340,13 @@ def test_a_fine_tuning_loss_that_is_no_number(
     )
     with pytest.raises(loop.Diverged, match=r"step 0 \(epoch 1, .*--set rate=0\.001.*checkpoints"):
         run_finetune(config, photos(tmp_path / "set", 3), out=tmp_path / "run")
+
+
+def test_a_folder_that_links_to_itself(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "set", 2)
+    (folder / "red" / "up").symlink_to(folder, target_is_directory=True)
+    (folder / "rose").symlink_to(
+        photos(tmp_path / "elsewhere", 3) / "red", target_is_directory=True
+    )
+    found = find(folder, val_fraction=0)
+    assert found.counts().tolist() == [2, 2, 2, 3]

@@ -128,7 +128,7 @@ def _folder(path: Path) -> Listing:
     files: list[tuple[str, Source, int]] = []
     folders: list[str] = []
     for parent, inside, names in os.walk(path, followlinks=True):
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        inside[:] = sorted(n for n in inside if not n.startswith(".") and not _is_loop(parent, n))
         relative = Path(parent).relative_to(path)
         folders += [(relative / name).as_posix() for name in inside]
         for name in sorted(filter(_counts, names)):
@@ -139,6 +139,14 @@ def _folder(path: Path) -> Listing:
                 size = 0  # a broken link: reading it says so
             files.append(((relative / name).as_posix(), full, size))
     return _arranged(files, folders)
+
+
+def _is_loop(parent: str, name: str) -> bool:
+    """Whether a folder is a link to one that it lies in, which would be walked through for ever."""
+    full = os.path.join(parent, name)
+    return os.path.islink(full) and Path(os.path.realpath(parent)).is_relative_to(
+        os.path.realpath(full)
+    )
 
 
 def _zip(path: Path) -> Listing:
