@@ -350,3 +350,15 @@ def test_a_folder_that_links_to_itself(tmp_path: Path) -> None:
     )
     found = find(folder, val_fraction=0)
     assert found.counts().tolist() == [2, 2, 2, 3]
+
+
+def test_where_the_curve_goes_is_looked_at_first(
+    data: Path, tmp_path: Path, verydeep: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(begin, "find_rate", lambda *_, **__: pytest.fail("it was measured"))
+    (tmp_path / "file").write_text("here")
+    done = verydeep(
+        "train", data, "--recipe", "small-images", "--find-lr", "--out", tmp_path / "file"
+    )
+    assert done.status == 2
+    assert "a file, and a folder is needed" in done.err

@@ -62,6 +62,10 @@ def command(
     from ..training import begin
 
     if find_lr or profile:
+        from .output_folder import output_folder
+
+        if find_lr and out is not None:
+            output_folder(out)
         look: Any = begin.find_rate if find_lr else begin.profile
         found = look(
             recipe, data, val, model=model, width=width, settings=settings, init=init, device=device
@@ -90,7 +94,6 @@ def command(
 def _plot(svg: str, path: Path) -> None:
     from ..atomic import replacing
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, "w", encoding="utf-8") as file:
         file.write(svg)
     say(f"{path} shows it")
