@@ -362,3 +362,12 @@ def test_where_the_curve_goes_is_looked_at_first(
     )
     assert done.status == 2
     assert "a file, and a folder is needed" in done.err
+
+
+def test_tensorboard_gets_nothing_of_a_run_that_had_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = lambda _: pytest.fail("a file was made")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    board(tmp_path)({"event": "note", "text": "had finished"})

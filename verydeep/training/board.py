@@ -29,12 +29,13 @@ def board(folder: Path) -> Callable[[Mapping[str, Any]], None]:
     def event(line: Mapping[str, Any]) -> None:
         nonlocal writer
         kind = line["event"]
-        if writer is None:  # not before the run has made its folder
+        known = {"step": WITHIN, "epoch": AT_END}.get(kind, {})
+        if known and writer is None:  # a run that had finished gets no more figures
             writer = SummaryWriter(str(folder / "tensorboard"))
-        for key, tag in {"step": WITHIN, "epoch": AT_END}.get(kind, {}).items():
+        for key, tag in known.items():
             if key in line:
                 writer.add_scalar(tag, line[key], line["step"])
-        if kind in ("epoch", "end"):
+        if writer is not None and kind in ("epoch", "end"):
             writer.flush()
 
     return event
