@@ -9,6 +9,7 @@ import signal
 import sys
 import tarfile
 import zipfile
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from verydeep.training.data import find
 from verydeep.training.feed import Batch
 from verydeep.training.finetune import FinetuneConfig, Upper
 from verydeep.training.finetune import run as run_finetune
+from verydeep.training.log import Log
 from verydeep.training.probe import ProbeConfig
 from verydeep.training.probe import run as run_probe
 
@@ -371,3 +373,30 @@ def test_tensorboard_gets_nothing_of_a_run_that_had_finished(
     module.SummaryWriter = lambda _: pytest.fail("a file was made")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     board(tmp_path)({"event": "note", "text": "had finished"})
+
+
+def test_two_runs_in_one_folder(data: Path, tmp_path: Path) -> None:
+    """The second one, which began while the first made ready, or resumes what is still running."""
+    out = tmp_path / "run"
+    found: list[str] = []
+
+    def second(line: Mapping[str, object]) -> None:
+        if line["event"] == "step" and line["step"] == 6:
+            with pytest.raises(OutputError, match="another process is training in it; wait"):
+                trained(data, out, resume=True)
+            found.append((out / "log.jsonl").read_text())
+
+    trained(data, out, event=second)
+    assert '"step": 6' in found[0]  # what the first had written is still there
+    assert len(lines(out, "step")) == 12
+    trained(data, out, resume=True)  # and when it is done, the folder is anybody's
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")
+def test_a_log_on_a_full_disk(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    log._file.close()
+    log._file = Path("/dev/full").open("a")  # noqa: SIM115
+    with pytest.raises(OutputError, match=r"log\.jsonl: cannot be written: No space left"):
+        log({"event": "note"})
+    log.close()

@@ -525,6 +525,7 @@ class _Run:
             folder.refuse_changes(self.folder, found.facts, self.config, self.data)
             self.before = float(found.facts["seconds"])
         folder.made(self.folder)
+        self.log = Log(self.folder / "log.jsonl", found.facts["step"] if found else 0)
         whole = {
             "config": self.config.to_dict(), "data": inputs, "init": self.config.model,
             "command": about.command(), "versions": about.versions(), "device": self.device,
@@ -532,7 +533,6 @@ class _Run:
         if found is None:
             with replacing(self.folder / "config.json", "w", encoding="utf-8") as file:
                 json.dump(whole, file, indent=1)
-        self.log = Log(self.folder / "log.jsonl", found.facts["step"] if found else 0)
         kind = "start" if found is None else "resume"
         step = found.facts["step"] if found else 0
         self.tell({"event": kind, "step": step, "time": about.now(), **whole})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
 from ..errors import OutputError
+from ..lock import locked
 
 __all__ = ["Log", "read"]
 
@@ -26,9 +28,19 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 class Log:
-    """The log of a run. step: where a run that is resumed goes on; what was told after it is dropped."""
+    """The log of a run. step: where a run that is resumed goes on; what was told after it is dropped.
+
+    While it is open its folder is this process's alone. OutputError where another trains in it.
+    """
 
     def __init__(self, path: Path, step: int = 0) -> None:
+        def refuse() -> None:
+            raise OutputError(
+                f"{path.parent}: another process is training in it; wait for it, or choose another folder"
+            )
+
+        self._held = ExitStack()
+        self._held.enter_context(locked(path.with_name(".lock"), refuse))
         self.lines = [
             line
             for line in (read(path) if step else [])
@@ -48,4 +60,6 @@ class Log:
             raise OutputError(f"{self._path}: cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what a full disk refuses was told of when it was written
+            self._file.close()
+        self._held.close()

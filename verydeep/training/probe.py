@@ -450,13 +450,13 @@ class _Run:
         if not resume:
             folder.refuse_another_run(self.folder)
         folder.made(self.folder)
+        self.log = Log(self.folder / "log.jsonl")
         whole = {
             "config": self.config.to_dict(), "data": about.described(self.data), "init": self.config.model,
             "command": about.command(), "versions": about.versions(), "device": self.device,
         }  # fmt: skip
         with replacing(self.folder / "config.json", "w", encoding="utf-8") as file:
             json.dump(whole, file, indent=1)
-        self.log = Log(self.folder / "log.jsonl")
         self.tell({"event": "start", "time": about.now(), **whole})
         for line in self.data.warnings:
             self.tell({"event": "warning", "text": line})

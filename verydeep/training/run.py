@@ -184,8 +184,8 @@ class _Run:
         return None
 
     def _before(self, resume: bool) -> Checkpoint | None:
-        resume = resume or self.group.restarted
-        if not resume:
+        self.anew = not (resume or self.group.restarted)
+        if self.anew:
             if self.group.first:
                 held = [p for p in ("config.json", "checkpoints") if (self.folder / p).exists()]
                 if held:
@@ -255,6 +255,9 @@ class _Run:
 
     def _open(self, step: int, before: Checkpoint | None) -> None:
         folder.made(self.folder)
+        if self.anew:  # making ready took its time, and another may have begun meanwhile
+            folder.refuse_another_run(self.folder)
+        self.log = Log(self.folder / "log.jsonl", step)
         whole = {
             "verydeep": __version__, **self.inputs, "config": self.config.to_dict(),
             "preprocess": self.preprocess.to_dict(), "command": about.command(),
@@ -263,7 +266,6 @@ class _Run:
         if before is None:
             with replacing(self.folder / "config.json", "w", encoding="utf-8") as file:
                 json.dump(whole, file, indent=1)
-        self.log = Log(self.folder / "log.jsonl", step)
         kind = "start" if before is None else "resume"
         self.tell({"event": kind, "step": step, "time": about.now(),
                    "steps_per_epoch": self.feed.steps, **whole})  # fmt: skip
