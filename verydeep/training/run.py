@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ MEASURED_PHOTOS = 512  # for mean and covariance
 WITHOUT_EFFECT = ("threads", "checkpoint_minutes")  # settings that change no weight
 
 Event = Callable[[Mapping[str, Any]], None]
+T = TypeVar("T")
 
 
 def run(
@@ -133,7 +134,7 @@ class _Run:
         """
         config = self.config
         self.notes: list[str] = []
-        if opens:
+        if opens and self.group.first:
             _writable(self.folder)
         self.data = data.find(source, val, seed=config.seed)
         before = self._before(resume) if opens else None
@@ -175,7 +176,7 @@ class _Run:
             self.position = Position(**before.facts["position"])
             step = before.facts["step"]
         self.stuck = Stuck(len(self.data.classes), network.batch_norm)
-        if self.position.finished and (self.folder / "model.safetensors").exists():
+        if self._agreed(self.position.finished and (self.folder / "model.safetensors").exists()):
             self.tell_only(f"{self.folder} had finished; nothing is done")
             self.learner.config = replace(config, precision="fp32")  # as `finish` measured it
             return self._result(*self._probabilities(), read(self.folder / "log.jsonl"))
@@ -194,7 +195,11 @@ class _Run:
                         "folder"
                     )
             return None
-        found = checkpoint.latest(self.folder / "checkpoints", self.notes.append)
+        # of the first process for all: they need not share a disk
+        found: Checkpoint | None = None
+        if self.group.first:
+            found = checkpoint.latest(self.folder / "checkpoints", self.notes.append)
+        found = self._agreed(found)
         if found is None:
             if self.group.first and (self.folder / "model.safetensors").exists():
                 raise OutputError(
@@ -245,11 +250,11 @@ class _Run:
             raise DataError(f"not one of {len(chosen)} images could be read; the first: {first}")
         return statistics(batches)
 
-    def _agreed(self, config: Config) -> Config:
+    def _agreed(self, choice: T) -> T:
         """The first process's choice, so that all compute alike."""
         if self.group.world == 1:
-            return config
-        chosen = [config]
+            return choice
+        chosen = [choice]
         torch.distributed.broadcast_object_list(chosen)
         return chosen[0]
 
@@ -397,10 +402,11 @@ class _Run:
     def _result(
         self, found: NDArray[np.float32], labels: NDArray[np.int64], log: list[dict[str, Any]]
     ) -> TrainResult:
+        begun = folder.begun(self.folder)  # only the first process needs to see the folder
         return TrainResult(
             folder=self.folder, model=self.folder / "model.safetensors",
             classes=self.data.classes,
-            config=json.loads((self.folder / "config.json").read_text(encoding="utf-8")),
+            config=begun or {**self.inputs, "config": self.config.to_dict()},
             log=tuple(log),
             top1=measures.top(found, labels), top5=measures.top(found, labels, 5),
             val=tuple(s for s, good in zip(self.val.samples, self.read, strict=True) if good),
