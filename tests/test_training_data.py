@@ -220,7 +220,6 @@ def _saved(**held: object) -> Callable[[Path], Path]:
         (_only_val, "all of them are to validate with; expected train/ too"),
         (lambda f: f / "nowhere", "nowhere: no such file or folder; expected a folder, tar or zip"),
         (lambda f: f"{f}/a-{{000..002}}.tar", "3 of 3 shards are missing"),
-        (lambda _: "https://a.org/{0..9}.tar", "a stream cannot give; mount or fetch it"),
         (lambda _: 3, "int is no data set that is known; expected a path, or torchvision's"),
         (_text("a.txt", "words"), "a.txt: not a data set that is known; expected a folder"),
         (_text("a.csv", ""), "a.csv: is empty; expected rows of a path and a label"),

@@ -56,8 +56,10 @@ def command(
     """Train a classifier on labelled images, by a recipe.
 
     DATA is a folder, tar or zip of class folders, with or without train/ and val/; a CSV of paths and
-    labels; an .npz of images; or WebDataset shards, as "train-{000..099}.tar". Where nothing is there to
-    validate with, a tenth of each class is.
+    labels; an .npz of images; or WebDataset shards, as "train-{000..099}.tar". Shards may be streamed from
+    elsewhere, "https://host/train-{000..099}.tar" or "pipe:COMMAND", by paper and by small-images with
+    memory=false. Where nothing is there to validate with, a tenth of each class is, and of the shards where
+    they are streamed.
     """
     from ..training import begin
 

@@ -15,6 +15,7 @@ from .check import looked_over
 from .data import find
 from .recipes import Config, changed
 from .result import TrainResult
+from .shards import is_stream
 
 if TYPE_CHECKING:  # torch
     from .profile import Profile
@@ -61,6 +62,7 @@ def train(
             f"recipe {config.recipe} takes one process, all cores of it, and torchrun started "
             f"{os.environ['WORLD_SIZE']}; call verydeep train without torchrun"
         )
+    _refuse_streams(config, data, val)
     if tensorboard:
         from .board import board
 
@@ -88,7 +90,7 @@ def find_rate(
     init: str | os.PathLike[str] | None = None, device: str = "auto",
 ) -> RateTest:  # fmt: skip
     """A rate range test: which rate suits this recipe on this data. Arguments as for `train`."""
-    config, asked = _loops(recipe, model, width, settings)
+    config, asked = _loops(recipe, data, val, model, width, settings)
     from .run import rates
 
     return rates(config, data, val, init=init, named="model" in asked, device=device)
@@ -100,7 +102,7 @@ def profile(
     init: str | os.PathLike[str] | None = None, device: str = "auto",
 ) -> Profile:  # fmt: skip
     """How fast images are made ready, and how fast the network learns. Arguments as for `train`."""
-    config, asked = _loops(recipe, model, width, settings)
+    config, asked = _loops(recipe, data, val, model, width, settings)
     from .run import measured
 
     return measured(config, data, val, init=init, named="model" in asked, device=device)
@@ -125,13 +127,36 @@ def _chosen(
     return changed(config, asked), asked
 
 
+def _refuse_streams(config: Any, *sets: object) -> None:
+    """DataError, before a shard is opened, where they are streamed and the recipe needs images at hand."""
+    for one in sets:
+        if not is_stream(one):
+            continue
+        if not isinstance(config, Config):
+            raise DataError(
+                f"{one}: recipe {config.recipe} reads images in any order, which a stream cannot give; "
+                "fetch the shards and give their path, or take paper or small-images"
+            )
+        for key, wrong, right in (
+            ("memory", config.memory, "false"), ("mixup", config.mixup, "0"),
+            ("cutmix", config.cutmix, "0"), ("balance", config.balance == "sampling", "weights"),
+        ):  # fmt: skip
+            if wrong:
+                raise DataError(
+                    f"{one}: {key}={getattr(config, key)} needs all images at hand, and these are "
+                    f"streamed; --set {key}={right}, or fetch the shards and give their path"
+                )
+
+
 def _loops(
-    recipe: Any, model: str | None, width: float | None, given: Iterable[str] | Mapping[str, Any]
-) -> tuple[Config, dict[str, Any]]:
+    recipe: Any, data: object, val: object, model: str | None, width: float | None,
+    given: Iterable[str] | Mapping[str, Any],
+) -> tuple[Config, dict[str, Any]]:  # fmt: skip
     """The same, for what only a recipe with a loop has."""
     config, asked = _chosen(recipe, model, width, given)
     if not isinstance(config, Config):
         raise DataError(
             f"recipe {config.recipe} solves its head at once: it has no rate and no steps"
         )
+    _refuse_streams(config, data, val)
     return config, asked

@@ -25,7 +25,8 @@ from ..errors import DataError, ImageError
 from ..preprocess import decode
 from . import data
 from .data import Data, Sample
-from .listing import Member
+from .listing import Member, Streamed
+from .shards import is_stream
 
 __all__ = ["Check", "Finding", "check", "looked_over"]
 
@@ -91,6 +92,11 @@ def check(
     error. watch: is given what is iterated over, and how many there are, to show progress.
     Raises DataError as `find` does, and where `strict` finds anything.
     """
+    if is_stream(source) or is_stream(val):
+        raise DataError(
+            "a check compares images in any order, which a stream cannot give; fetch some shards, and give "
+            "their path"
+        )
     found = data.find(source, val)
     result = Check(
         found.classes, len(found.train), len(found.val),
@@ -104,10 +110,11 @@ def check(
 def looked_over(found: Data, size: int) -> tuple[str, ...]:
     """Lines on what can be seen without decoding: doubles by content, sizes, balance.
 
-    Nothing of a set of more than 2 GiB is read.
+    Nothing of a set of more than 2 GiB is read, nor of one that is streamed.
     """
-    whole = sum(_size_bytes(s) for s in (*found.train, *found.val))
-    if whole > QUICK_BYTES:
+    every = (*found.train, *found.val)
+    whole = sum(_size_bytes(s) for s in every)
+    if whole > QUICK_BYTES or any(isinstance(s.source, Streamed) for s in every):
         return tuple(f.text for f in _lopsided(found))
     return tuple(f.text for f in _findings(found, size, thorough=False))
 
@@ -266,7 +273,7 @@ def _near_doubles(found: Data, train: list[_Seen], val: list[_Seen]) -> Iterator
 
 def _size_bytes(sample: Sample) -> int:
     source = sample.source
-    if isinstance(source, Member):
+    if isinstance(source, Member | Streamed):
         return source.size_bytes
     if isinstance(source, str):
         return os.path.getsize(source) if os.path.exists(source) else 0

@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from lzma import LZMAError
@@ -24,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .listing import Item, Listing, Member, Source, listed
+from .listing import Item, Listing, Member, Source, Streamed, listed
+from .shards import entries
 
 __all__ = ["Data", "Sample", "find", "open", "stacked"]
 
@@ -76,7 +78,8 @@ def find(
     """The samples of a data set, in any form that `verydeep.training.listing` knows.
 
     val: a second data set to validate with. Without one, the set's own val/ (or test/) is taken; without
-    that either, `val_fraction` of each class, drawn by `seed`: the same images on every machine.
+    that either, `val_fraction` of each class, drawn by `seed`: the same images on every machine; of shards
+    that are streamed, `val_fraction` of the shards.
     What was found before is given back. Raises DataError for no images, a single class, or two sets that
     share no class.
     """
@@ -134,9 +137,20 @@ def find(
     learn = [Sample(i.source, number[i.label], i.name) for i in train]
     judge = [Sample(i.source, number[i.label], i.name) for i in given if i.label in number]
     if not given and val_fraction:
-        learn, judge = _split(learn, seed, val_fraction)
-        split = f"{val_fraction:.0%} of each class, seed {seed}"
-    elif given:
+        if isinstance(learn[0].source, Streamed):
+            learn, judge, split = _split_shards(learn, seed, val_fraction)
+            untaught = sorted(set(range(len(classes))) - {s.label for s in learn})
+            if untaught:
+                warnings.append(
+                    f"no images to train on of: {_some([classes[label] for label in untaught])}"
+                )
+            if not judge:
+                warnings.append("a single shard is not split; to validate, give a second data set")
+            given = train if judge else []
+        else:
+            learn, judge = _split(learn, seed, val_fraction)
+            split = f"{val_fraction:.0%} of each class, seed {seed}"
+    if given:
         unseen = sorted(set(range(len(classes))) - {s.label for s in judge})
         if unseen:
             warnings.append(
@@ -156,6 +170,12 @@ def open(sample: Sample) -> str | bytes | NDArray[Any]:  # noqa: A001  # data.op
     OSError where it cannot be had, as from an archive that is damaged there.
     """
     source = sample.source
+    if isinstance(source, Streamed):  # for one now and then: its shard is read up to there
+        with closing(entries(source.shard)) as coming:
+            found = next((content for entry, content in coming if entry.name == source.name), None)
+        if found is None:
+            raise DataError(f"{source.shard}: holds no {source.name} any more")
+        return found
     if not isinstance(source, Member):
         return source
     if source.offset < 0:
@@ -206,6 +226,22 @@ def _split(samples: list[Sample], seed: int, fraction: float) -> tuple[list[Samp
         held |= {indices[i] for i in draw.permutation(len(indices))[:count]}
     learn = [s for i, s in enumerate(samples) if i not in held]
     return learn, [s for i, s in enumerate(samples) if i in held]
+
+
+def _split_shards(
+    samples: list[Sample], seed: int, fraction: float
+) -> tuple[list[Sample], list[Sample], str]:
+    """That fraction of the shards to validate, at least one; whole ones, so that none is streamed twice."""
+    shards = [s.source.shard for s in samples if isinstance(s.source, Streamed)]
+    names = list(dict.fromkeys(shards))
+    if len(names) < 2:
+        return samples, [], ""
+    count = max(1, round(len(names) * fraction))
+    chosen = np.random.default_rng(seed).permutation(len(names))[:count]
+    held = {names[at] for at in chosen}
+    learn = [s for s, shard in zip(samples, shards, strict=True) if shard not in held]
+    judge = [s for s, shard in zip(samples, shards, strict=True) if shard in held]
+    return learn, judge, f"{count} of {len(names)} shards, seed {seed}"
 
 
 def _oddities(name: str, found: Listing) -> list[str]:

@@ -112,13 +112,17 @@ class Feed:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Its batches from step `first` on."""
-        order, size = self.indices(epoch), self._config.batch
+        part = self._parts(epoch, first)
 
         def prepare(step: int) -> Batch:
-            of_all = order[step * size : (step + 1) * size]
-            return self._source.batch(epoch, of_all[self._rank :: self._world])
+            return self._source.batch(epoch, part(step))
 
         yield from _ahead(prepare, range(first, self.steps))
+
+    def _parts(self, epoch: int, first: int) -> Callable[[int], Indices]:  # noqa: ARG002  # streams begin there
+        """What gives this process's images of a step; steps are asked for in order from `first` on."""
+        order, size = self.indices(epoch), self._config.batch
+        return lambda step: order[step * size : (step + 1) * size][self._rank :: self._world]
 
 
 def _balanced(labels: Indices, seed: int, epoch: int) -> Indices:

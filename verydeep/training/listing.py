@@ -23,15 +23,15 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, nearest
 from ..photos import IMAGE_SUFFIXES
+from . import shards as remote
 
-__all__ = ["Item", "Listing", "Member", "Source", "listed"]
+__all__ = ["Item", "Listing", "Member", "Source", "Streamed", "listed"]
 
 # What people call the parts of a data set, and what we call them. "test" validates where "val" is not.
 PARTS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-ELSEWHERE = ("http://", "https://", "s3://", "gs://", "pipe:")
 PATH_COLUMNS = ("path", "file", "filename", "image", "image_path")
 LABEL_COLUMNS = ("label", "class", "target", "category")
 PART_COLUMNS = ("split", "part", "set", "subset")
@@ -47,7 +47,16 @@ class Member:
     size_bytes: int
 
 
-Source: TypeAlias = str | bytes | Member | NDArray[Any]
+@dataclass(frozen=True)
+class Streamed:
+    """A file in a shard that lies elsewhere. shard: its URL, which is read from its beginning on."""
+
+    shard: str
+    name: str
+    size_bytes: int
+
+
+Source: TypeAlias = str | bytes | Member | Streamed | NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,17 +84,14 @@ class Listing:
 
 
 def listed(data: object) -> Listing:
-    """The listing of a folder, tar, zip, CSV, .npz, WebDataset shards, or torchvision's data sets.
+    """The listing of a folder, tar, zip, CSV, .npz, WebDataset shards (files or URLs), torchvision's sets.
 
     Raises DataError where it is none of these, or cannot be read.
     """
     if not isinstance(data, str | os.PathLike):
         return _torchvision(data)
-    if os.fspath(data).startswith(ELSEWHERE):
-        raise DataError(
-            f"{os.fspath(data)}: images are read in place and in any order, which a stream cannot give; "
-            "mount or fetch it, and give its path"
-        )
+    if remote.is_stream(data):
+        return _streamed(remote.expanded(os.fspath(data)))
     shards = _shards(os.fspath(data))
     if shards:
         return _webdataset(shards)
@@ -406,7 +412,22 @@ def _webdataset(shards: list[str]) -> Listing:
                 listing.items += _samples(shard, archive)
         except (OSError, tarfile.TarError) as error:
             raise DataError(f"{shard}: cannot be read as a shard, a plain tar: {error}") from error
-    if all(item.label.isdecimal() for item in listing.items):  # numbers, sorted as numbers
+    return _numbered(listing)
+
+
+def _streamed(urls: list[str]) -> Listing:
+    listing = Listing()
+    for url, held in zip(urls, remote.listings(urls), strict=True):
+        for entry in held:
+            source = Streamed(url, entry.name, entry.size_bytes)
+            name = f"{os.path.basename(url)}/{entry.name}"
+            listing.items.append(Item("", entry.label, name, source, entry.size_bytes))
+    return _numbered(listing)
+
+
+def _numbered(listing: Listing) -> Listing:
+    """Labels that are numbers, so that they are sorted as numbers."""
+    if all(item.label.isdecimal() for item in listing.items):
         width = max((len(item.label) for item in listing.items), default=0)
         listing.items = [replace(item, label=item.label.zfill(width)) for item in listing.items]
     return listing

@@ -8,7 +8,7 @@ crop is taken from anywhere in it. Without S, the crop is of a random area and p
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -37,7 +37,8 @@ class PhotoSource:
 
     def __init__(self, samples: Sequence[Sample], config: Config, found: Statistics) -> None:
         self.labels = np.array([s.label for s in samples], np.int64)
-        self._samples, self._config, self._found = samples, config, found
+        self._samples: Sequence[Sample] | Mapping[int, Sample] = samples
+        self._config, self._found = config, found
         self._colour = np.rint(found.mean).clip(0, 255).astype(np.uint8)
         self._pool = ThreadPoolExecutor(config.threads or cores(), thread_name_prefix="photos")
 

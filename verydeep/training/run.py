@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +21,9 @@ from ..errors import DataError, OutputError
 from ..preprocess import Preprocess
 from . import about, checkpoint, data, draws, folder, measures
 from .checkpoint import Checkpoint
+from .data import Sample
 from .distributed import ALONE, Group, joined
-from .feed import Feed, MemorySource
+from .feed import Feed, MemorySource, Source
 from .log import Log, read
 from .loop import Diverged, Learner, Position, Stopped, fit
 from .photosource import PhotoSource
@@ -32,6 +33,7 @@ from .profile import Profile, profile
 from .ratetest import RateTest, rate_test
 from .recipes import Config
 from .result import TrainResult
+from .shardstream import StreamFeed, StreamSource, StreamViews, few, streamed
 from .signals import watched
 from .start import started
 from .statistics import Statistics, statistics
@@ -159,15 +161,22 @@ class _Run:
         if held is not None:
             judged = pictures(self.data.val, config.size, config.threads)
             self.position.bad.update([*held.bad, *judged.bad])
-        self.val = Views(
+        self.val = _views(self.data.val)(
             judged.samples if judged else self.data.val, self.preprocess,
             held=judged.images if judged else None, threads=config.threads,
         )  # fmt: skip
-        source = MemorySource(held, config) if held else PhotoSource(self.data.train, config, found)
-        self.feed = Feed(source, config, self.group.rank, self.group.world)
+        learnt: Source
+        if streamed(self.data.train):
+            learnt = stream = StreamSource(self.data.train, config, found)
+            self.feed: Feed = StreamFeed(stream, config, self.group.rank, self.group.world)
+        else:
+            learnt = (
+                MemorySource(held, config) if held else PhotoSource(self.data.train, config, found)
+            )
+            self.feed = Feed(learnt, config, self.group.rank, self.group.world)
         self.learner = Learner(
             model, config, self.preprocess, self.device, self.group,
-            class_weights=_class_weights(source.labels, len(self.data.classes), config),
+            class_weights=_class_weights(learnt.labels, len(self.data.classes), config),
         )  # fmt: skip
         self.inputs = inputs
         step = 0
@@ -242,8 +251,12 @@ class _Run:
         if held is not None:
             return statistics([held.images])
         config, samples = self.config, self.data.train
-        chosen = draws.order(config.seed, 0, len(samples))[:MEASURED_PHOTOS]
-        fit = Views([samples[i] for i in chosen], _fitted(None, config), threads=config.threads)
+        if streamed(samples):
+            chosen = few(samples, MEASURED_PHOTOS, config.seed)
+        else:
+            order = draws.order(config.seed, 0, len(samples))[:MEASURED_PHOTOS]
+            chosen = [samples[i] for i in order]
+        fit = _views(chosen)(chosen, _fitted(None, config), threads=config.threads)
         batches = [images for _, images in fit.batches()]
         if not batches:
             first = next(iter(fit.bad.values()))
@@ -414,6 +427,10 @@ class _Run:
             warnings=self.data.warnings, bad=tuple(self.position.bad.items()),
             seconds=self.position.seconds,
         )  # fmt: skip
+
+
+def _views(samples: Sequence[Sample]) -> type[Views]:
+    return StreamViews if streamed(samples) else Views
 
 
 def _as_shown(expected: Preprocess, config: Config) -> Preprocess:

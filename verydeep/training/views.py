@@ -48,13 +48,18 @@ class Views:
         with ThreadPoolExecutor(self._threads or cores()) as pool:
             for at in range(0, len(mine), BATCH):
                 numbers = mine[at : at + BATCH]
-                seen = list(pool.map(self._seen, numbers))
-                good = [i for i, one in enumerate(seen) if isinstance(one, np.ndarray)]
-                if good:
-                    yield numbers[good], np.stack([seen[i] for i in good])  # type: ignore[misc]
+                yield from self._decoded(pool, numbers, [self.samples[n] for n in numbers])
 
-    def _seen(self, number: int) -> NDArray[np.uint8] | None:
-        sample = self.samples[number]
+    def _decoded(
+        self, pool: ThreadPoolExecutor, numbers: NDArray[np.int64], samples: Sequence[Sample]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+        """Those samples, which have those numbers, as one batch without the bad ones; none of none."""
+        seen = list(pool.map(self._seen, samples))
+        good = [i for i, one in enumerate(seen) if isinstance(one, np.ndarray)]
+        if good:
+            yield numbers[good], np.stack([seen[i] for i in good])  # type: ignore[misc]
+
+    def _seen(self, sample: Sample) -> NDArray[np.uint8] | None:
         try:
             return pixels(sample, self._preprocess)
         except (ImageError, OSError) as error:

@@ -1,0 +1,316 @@
+"""Shards that are streamed: listed once, dealt out without doubles, and the same batches after a resume."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import sys
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from verydeep import modelfile, train
+from verydeep.errors import DataError, MissingExtraError
+from verydeep.training import data, shards, shardstream
+from verydeep.training.feed import Batch
+from verydeep.training.photosource import PhotoSource
+from verydeep.training.recipes import Config
+from verydeep.training.shardstream import StreamFeed, StreamSource, StreamViews
+from verydeep.training.statistics import Statistics
+
+from .conftest import Run
+from .labelled import SETTINGS, images
+
+PER_SHARD = 12
+CONFIG = Config(batch=8, memory=False, cover=0, threads=1)
+GREY = Statistics(np.full(3, 128.0), np.eye(3) * 900)
+
+
+def write(
+    folder: Path, stem: str, count: int, *, broken: str = "", seed: int = 0, size: int = 32
+) -> None:
+    """Shards of PER_SHARD photos of three classes; the file of that name is no image."""
+    pixels, labels = images(count * PER_SHARD, seed, size)
+    for shard in range(count):
+        with tarfile.open(folder / f"{stem}-{shard:02}.tar", "w") as tar:
+            for at in range(shard * PER_SHARD, (shard + 1) * PER_SHARD):
+                photo = io.BytesIO()
+                Image.fromarray(pixels[at]).save(photo, "PNG")
+                content = b"no image" if f"{at:04}.png" == broken else photo.getvalue()
+                for suffix, value in (("png", content), ("cls", str(labels[at]).encode())):
+                    info = tarfile.TarInfo(f"{at:04}.{suffix}")
+                    info.size = len(value)
+                    tar.addfile(info, io.BytesIO(value))
+
+
+class Host(ThreadingHTTPServer):
+    """Serves a folder; asked: the names that were fetched whole, in order."""
+
+    def __init__(self, folder: Path) -> None:
+        self.asked: list[str] = []
+        host = self
+
+        class Handler(SimpleHTTPRequestHandler):
+            def do_GET(self) -> None:
+                host.asked.append(self.path[1:])
+                with suppress(
+                    BrokenPipeError, ConnectionResetError
+                ):  # all that was wanted had come
+                    super().do_GET()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    (tmp_path / "shards").mkdir()
+    with Host(tmp_path / "shards") as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def piped(folder: Path, stem: str, last: int) -> str:
+    return f"pipe:cat {shlex.quote(str(folder))}/{stem}-{{00..{last:02}}}.tar"
+
+
+def feed_of(found: data.Data, rank: int = 0, world: int = 1, **changes: Any) -> StreamFeed:
+    config = replace(CONFIG, **changes)
+    return StreamFeed(StreamSource(found.train, config, GREY), config, rank, world)
+
+
+def assert_same(one: list[Batch], other: list[Batch]) -> None:
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a.images, b.images)
+        np.testing.assert_array_equal(a.labels, b.labels)
+
+
+def test_what_is_found_is_what_files_hold_and_is_listed_once(host: Host, tmp_path: Path) -> None:
+    write(tmp_path / "shards", "a", 4)
+    url = f"{host.url}/a-{{00..03}}.tar"
+    found = data.find(url)
+    local = data.find(str(tmp_path / "shards" / "a-{00..03}.tar"), val_fraction=0.0)
+    assert sorted(host.asked) == [f"a-{n:02}.tar" for n in range(4)]
+    assert found.classes == local.classes == ("0", "1", "2")
+    assert found.split == "1 of 4 shards, seed 0"
+    assert (len(found.train), len(found.val)) == (3 * PER_SHARD, PER_SHARD)
+    assert found.counts().tolist() == [12, 12, 12]
+    by_name = {s.name: s for s in local.train}
+    for sample in (*found.train, *found.val):
+        assert by_name[sample.name].label == sample.label
+    one = found.val[5]
+    assert data.open(one) == data.open(by_name[one.name])
+
+    host.asked.clear()
+    again = data.find(url)
+    assert host.asked == []
+    assert again.digest == found.digest
+    write(tmp_path / "shards", "a", 2, size=33)  # two have changed
+    changed = data.find(url)
+    assert set(host.asked) == {"a-00.tar", "a-01.tar"}
+    assert changed.digest != found.digest
+
+
+def test_an_epoch_holds_every_image_once_and_looks_as_files_do(tmp_path: Path) -> None:
+    write(tmp_path, "a", 4)
+    found = data.find(piped(tmp_path, "a", 3), val_fraction=0.0)
+    feed = feed_of(found)
+    assert feed.steps == 4 * PER_SHARD // 8
+    orders = [feed.indices(epoch) for epoch in (0, 1)]
+    assert all(sorted(order) == list(range(4 * PER_SHARD)) for order in orders)
+    assert not np.array_equal(*orders)
+    batches = list(feed.epoch(1))
+    local = data.find(str(tmp_path / "a-{00..03}.tar"), val_fraction=0.0)
+    plain = PhotoSource(local.train, CONFIG, GREY)
+    parts = [orders[1][at : at + 8] for at in range(0, len(orders[1]), 8)]
+    assert_same(batches, [plain.batch(1, part) for part in parts])
+
+
+def test_a_small_buffer_still_holds_every_image_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shardstream, "BUFFER", 5)
+    write(tmp_path, "a", 4)
+    feed = feed_of(data.find(piped(tmp_path, "a", 3), val_fraction=0.0))
+    order = feed.indices(0)
+    assert sorted(order) == list(range(4 * PER_SHARD))
+    part = feed._parts(0, 0)
+    for step in range(feed.steps):
+        feed._stream.batch(0, part(step))
+        assert len(feed._stream._waiting) <= 5
+    feed._stream.close()
+    in_shards = np.concatenate([feed._stream.shards[at] for at in feed._dealt(0)])
+    assert not np.array_equal(order, in_shards)
+
+
+def test_resumed_within_an_epoch_it_gives_the_same_batches_and_opens_no_shard_for_nothing(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shardstream, "BUFFER", 3)
+    write(tmp_path / "shards", "a", 4)
+    feed = feed_of(data.find(f"{host.url}/a-{{00..03}}.tar", val_fraction=0.0))
+    whole = list(feed.epoch(2))
+    host.asked.clear()
+    assert_same(list(feed.epoch(2, 4)), whole[4:])
+    assert 1 <= len(host.asked) <= 2
+
+
+def test_two_processes_share_an_epoch_without_doubles(tmp_path: Path) -> None:
+    write(tmp_path, "a", 5)
+    found = data.find(piped(tmp_path, "a", 4), val_fraction=0.0)
+    feeds = [feed_of(found, rank, 2, batch=9) for rank in range(2)]
+    assert [feed.steps for feed in feeds] == [2 * PER_SHARD // 5] * 2
+    for epoch in range(3):
+        seen = np.concatenate([feed.indices(epoch) for feed in feeds])
+        assert len(set(seen.tolist())) == len(seen) == 4 * 9
+    assert [[len(b.labels) for b in feed.epoch(0)] for feed in feeds] == [[5] * 4, [4] * 4]
+    with pytest.raises(DataError, match="5 shards to train on, and 6 processes, of which each"):
+        feed_of(found, 0, 6)
+
+
+def test_what_is_validated_is_every_image_once_over_two_processes(tmp_path: Path) -> None:
+    from verydeep.preprocess import Preprocess
+    from verydeep.training.views import Views
+
+    write(tmp_path, "a", 3, broken="0013.png")
+    found = data.find(piped(tmp_path, "a", 2), val_fraction=0.0)
+    local = data.find(str(tmp_path / "a-{00..02}.tar"), val_fraction=0.0)
+    fit = Preprocess(resize_size=32, crop_size=32)
+    seen: dict[int, np.ndarray] = {}
+    bad: list[str] = []
+    for rank in range(2):
+        views = StreamViews(found.train, fit, threads=1)
+        for numbers, pixels in views.batches(rank, 2):
+            assert not seen.keys() & set(numbers.tolist())
+            seen |= dict(zip(numbers.tolist(), pixels, strict=True))
+        bad += views.bad
+    assert bad == ["a-01.tar/0013.png"]
+    for numbers, pixels in Views(local.train, fit, threads=1).batches():
+        assert sorted(seen) == numbers.tolist()
+        np.testing.assert_array_equal(np.stack([seen[n] for n in numbers]), pixels)
+
+
+def trained(source: str, out: Path, val: str | None, **changes: Any) -> Any:
+    settings = {
+        **SETTINGS,
+        "epochs": 2,
+        "memory": False,
+        "cover": 0,
+        "threads": 1,
+        "checkpoint_minutes": 0.0,
+    }
+    return train(
+        "small-images", source, val, out=out, model="vgg11_bn", width=1 / 16, device="cpu",
+        settings=settings, **changes,
+    )  # fmt: skip
+
+
+def test_a_run_that_is_resumed_ends_as_one_that_was_not(host: Host, tmp_path: Path) -> None:
+    write(tmp_path / "shards", "a", 4, broken="0003.png")
+    write(tmp_path / "shards", "v", 2, seed=1)
+    source, val = f"{host.url}/a-{{00..03}}.tar", piped(tmp_path / "shards", "v", 1)
+    result = trained(source, tmp_path / "one", val)
+    assert [name for name, _ in result.bad] == ["a-00.tar/0003.png"]
+    assert len(result.labels) == 2 * PER_SHARD
+    assert (tmp_path / "one" / "report.html").exists()
+
+    class Interrupted(Exception):  # noqa: N818
+        pass
+
+    def at(line: Any) -> None:
+        if (
+            line["event"] == "step" and line["step"] == 6
+        ):  # the checkpoint is of step 5, within the second epoch
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        trained(source, tmp_path / "two", val, event=at)
+    trained(source, tmp_path / "two", val, resume=True)
+    one, two = (
+        modelfile.read(tmp_path / name / "model.safetensors").tensors() for name in ("one", "two")
+    )
+    for key, value in one.items():
+        np.testing.assert_array_equal(value, two[key], err_msg=key)
+
+
+def test_what_cannot_be_streamed_is_one_line(
+    host: Host, tmp_path: Path, verydeep: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{host.url}/a-{{00..01}}.tar"
+    for words, line in (
+        (("train", url, "--recipe", "probe"), "recipe probe reads images in any order, which a"),
+        (("train", url, "--recipe", "finetune"), "recipe finetune reads images in any order"),
+        (("train", url, "--recipe", "small-images"), "memory=True needs all images at hand"),
+        (("train", url, "--recipe", "paper", "--set", "mixup=0.2"), "mixup=0.2 needs all images"),
+        (("train", url, "--recipe", "paper", "--set", "balance=sampling"), "--set balance=weights"),
+        (("check", url), "a check compares images in any order, which a stream cannot give"),
+        (("train", url, "--recipe", "paper"), "curl ended with status 22"),
+        (("train", "pipe:exit 3", "--recipe", "paper"), "its command ended with status 3"),
+        (("train", "scp:///{a", "--recipe", "paper"), "expected braces as in train-{000..099}.tar"),
+        (("train", "pipe:echo {1,1}", "--recipe", "paper"), "names a shard twice"),
+    ):
+        out = ("--out", tmp_path / "out") if words[0] == "train" else ()
+        status, stdout, err = verydeep(*words, *out)
+        assert (status, stdout) == (2, ""), words
+        assert line in err
+        assert err.count("\n") == 1
+    assert host.asked.count("a-00.tar") + host.asked.count("a-01.tar") <= 2  # refused before that
+    assert not (tmp_path / "out" / "config.json").exists()
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'verydeep\[webdataset\]'"):
+        data.find(url)
+
+
+def test_shards_that_are_wrong_or_have_changed_are_one_line(tmp_path: Path) -> None:
+    write(tmp_path, "a", 2)
+    whole = (tmp_path / "a-01.tar").read_bytes()
+    url = piped(tmp_path, "a", 1)
+    found = data.find(url, val_fraction=0.0)
+    with tarfile.open(tmp_path / "a-01.tar") as tar:
+        places = [(info.offset, info.offset_data) for info in tar]
+    begins, holds = places[6]
+    lines = {begins: "it ends before its end", begins + 100: "it ends before its end",
+             holds: "unexpected end of data", holds + 9: "unexpected end of data"}  # fmt: skip
+    for length, line in lines.items():
+        (tmp_path / "a-01.tar").write_bytes(whole[:length])
+        with pytest.raises(
+            DataError, match=rf"a-01\.tar: cannot be read as a shard, a tar: {line}"
+        ):
+            list(feed_of(found).epoch(0))
+        shards.forget(url.replace("{00..01}", "01"))
+        with pytest.raises(
+            DataError, match=rf"a-01\.tar: cannot be read as a shard, a tar: {line}"
+        ):
+            data.find(url)
+    write(tmp_path, "a", 2, size=33)
+    with pytest.raises(DataError, match=r"is not there as it was when the shard was listed; the"):
+        list(feed_of(found).epoch(0))
+    with tarfile.open(tmp_path / "b-00.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("0001.png"), io.BytesIO())
+    with pytest.raises(DataError, match=r"0001\.png has no 0001\.cls beside it"):
+        data.find(piped(tmp_path, "b", 0))
+
+
+def test_a_single_shard_is_not_split(tmp_path: Path) -> None:
+    write(tmp_path, "a", 1)
+    found = data.find(piped(tmp_path, "a", 0))
+    assert (len(found.train), len(found.val), found.split) == (PER_SHARD, 0, "")
+    assert found.warnings == ("a single shard is not split; to validate, give a second data set",)
