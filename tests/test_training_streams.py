@@ -262,8 +262,11 @@ def test_what_cannot_be_streamed_is_one_line(
         (("train", url, "--recipe", "paper", "--set", "mixup=0.2"), "mixup=0.2 needs all images"),
         (("train", url, "--recipe", "paper", "--set", "balance=sampling"), "--set balance=weights"),
         (("check", url), "a check compares images in any order, which a stream cannot give"),
-        (("train", url, "--recipe", "paper"), "curl ended with status 22"),
-        (("train", "pipe:exit 3", "--recipe", "paper"), "its command ended with status 3"),
+        (("train", url, "--recipe", "paper"), "the command that fetches it ended with status 22"),
+        (
+            ("train", "pipe:exit 3", "--recipe", "paper"),
+            "the command that fetches it ended with status 3",
+        ),
         (("train", "scp:///{a", "--recipe", "paper"), "expected braces as in train-{000..099}.tar"),
         (("train", "pipe:echo {1,1}", "--recipe", "paper"), "names a shard twice"),
     ):

@@ -155,9 +155,7 @@ def _why(error: Exception, stream: Any) -> str:
         stream.stream.close()
         status = stream.proc.wait()
         if status not in CLOSED_EARLY:
-            program = stream.args[0][0]
-            program = program[0] if isinstance(program, list) else "its command"
-            return f"{program} ended with status {status}"
+            return f"the command that fetches it ended with status {status}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}"
     text = str(error.args[0] if error.args else error)  # webdataset adds to the arguments
