@@ -32,6 +32,7 @@ from verydeep.training.finetune import run as run_finetune
 from verydeep.training.log import Log
 from verydeep.training.probe import ProbeConfig
 from verydeep.training.probe import run as run_probe
+from verydeep.training.recipes import RECIPES
 
 from .conftest import Run
 from .labelled import SETTINGS, arrays, images, trained
@@ -400,3 +401,30 @@ def test_a_log_on_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"log\.jsonl: cannot be written: No space left"):
         log({"event": "note"})
     log.close()
+
+
+def test_each_recipe_shows_itself(verydeep: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = verydeep("train", "--recipes")
+    assert shown.status == 0
+    for name in RECIPES:
+        assert f"{name}\n" in shown.out
+    assert "Command: verydeep train photos/ --recipe probe --out run" in shown.out
+    assert "average=0.999" in shown.out
+    assert "cover=8" in shown.out
+    monkeypatch.delitem(sys.modules, "verydeep.training.finetune", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    shown = verydeep("train", "--recipes")
+    assert "finetune\n  needs torch: pip install 'verydeep[torch]'" in shown.out
+
+
+def test_without_torch_what_needs_it_says_so(
+    verydeep: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delitem(sys.modules, "verydeep.training.finetune", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    done = verydeep("train", tmp_path, "--recipe", "finetune", "--out", tmp_path / "out")
+    assert done.status == 2
+    assert done.err == (
+        "verydeep: what was asked of verydeep train needs an optional dependency; install it with: "
+        "pip install 'verydeep[torch]'\n"
+    )

@@ -107,6 +107,14 @@ def main() -> None:
         # the reader went away (`| head`): nothing more to say, and nothing to complain about
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("torch", "torchvision"):
+            raise
+        from ..errors import MissingExtraError
+
+        verb = " ".join(["verydeep", *sys.argv[1:2]])
+        click.echo(f"verydeep: {MissingExtraError(f'what was asked of {verb}', 'torch')}", err=True)
+        status = 2
     except (VerydeepError, OSError) as error:
         click.echo(f"verydeep: {error}", err=True)
         status = 2

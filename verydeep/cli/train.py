@@ -13,12 +13,30 @@ import click
 from .progress import WIPE
 
 
+def _recipes(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Print what each recipe is and can be told, and leave."""
+    if not wanted:
+        return
+    from ..training import recipes
+
+    texts = []
+    for name in recipes.RECIPES:
+        try:
+            texts.append(recipes.described(name))
+        except ModuleNotFoundError:
+            texts.append(f"{name}\n  needs torch: pip install 'verydeep[torch]'")
+    click.echo("\n\n".join(texts))
+    context.exit()
+
+
 @click.command()
 @click.argument("data", metavar="DATA")
 @click.option("--val", metavar="DATA", help="A second data set to validate with.")
 @click.option(
     "--recipe", required=True, metavar="NAME", help="probe, finetune, small-images or paper."
 )
+@click.option("--recipes", is_flag=True, is_eager=True, expose_value=False, callback=_recipes,
+              help="Show each recipe, how long it takes, its settings; and exit.")  # fmt: skip
 @click.option("--model", metavar="NAME", help="The network. [default: the recipe's]")
 @click.option("--width", type=float, metavar="W", help="Times as many channels. [default: 1]")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
@@ -58,8 +76,8 @@ def command(
     DATA is a folder, tar or zip of class folders, with or without train/ and val/; a CSV of paths and
     labels; an .npz of images; or WebDataset shards, as "train-{000..099}.tar". Shards may be streamed from
     elsewhere, "https://host/train-{000..099}.tar" or "pipe:COMMAND", by paper and by small-images with
-    memory=false. Where nothing is there to validate with, a tenth of each class is, and of the shards where
-    they are streamed.
+    memory=false. Without anything to validate with, a tenth of each class (of the shards, where they are
+    streamed) is set aside for it.
     """
     from ..training import begin
 

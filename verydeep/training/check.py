@@ -203,7 +203,7 @@ def _lopsided(found: Data) -> Iterator[Finding]:
         yield Finding(
             "imbalance",
             f"{counts[most]} images of {found.classes[most]}, and {counts[least]} of "
-            f"{found.classes[least]}; balance=weights or balance=sampling makes up for it",
+            f"{found.classes[least]}; the recipes with a loop make up for it with --set balance=weights",
             (found.classes[most], found.classes[least]),
         )
 

@@ -107,8 +107,8 @@ def finetune() -> FinetuneConfig:
     """A solved head, and then the last block of the built-in trunk trained with it.
 
     Command: verydeep train photos/ --recipe finetune --out run
-    Expected: a little more than a probe; see docs/runs/.
-    Duration: half an hour for 3,000 photos on two cores.
+    Expected: at least what a probe reaches, since the best epoch on held-out photos is kept.
+    Duration: a quarter of an hour for 3,000 photos on two cores with bf16.
     """
     return FinetuneConfig()
 
