@@ -258,6 +258,34 @@ def test_sets_that_share_no_class(folder: Path, tmp_path: Path) -> None:
         data.find(folder, tmp_path / "val")
 
 
+def test_names_in_a_shard_are_split_as_webdataset_does(tmp_path: Path) -> None:
+    """At the first dot of the file's own name; .cls is the label, .txt only where there is no .cls."""
+    files = {
+        "./0001.png": b"p", "./0001.cls": b"7", "./0001.txt": b"a caption",
+        "v1.0/0001.png": b"p", "v1.0/0001.txt": b"8",
+    }  # fmt: skip
+    with tarfile.open(tmp_path / "a-0.tar", "w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    found = data.find(str(tmp_path / "a-{0..0}.tar"), val_fraction=0)
+    assert found.classes == ("7", "8")
+    assert [sample.name for sample in found.train] == [
+        "a-0.tar/./0001.png",
+        "a-0.tar/v1.0/0001.png",
+    ]
+
+
+def test_a_shard_whose_label_is_no_text(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a-0.tar", "w") as tar:
+        info = tarfile.TarInfo("0001.cls")
+        info.size = 1
+        tar.addfile(info, io.BytesIO(b"\xff"))
+    with pytest.raises(DataError, match=r"0001\.cls is no text in UTF-8"):
+        data.find(str(tmp_path / "a-{0..0}.tar"))
+
+
 def test_a_shard_without_labels(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a-0.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("0001.png"), io.BytesIO())

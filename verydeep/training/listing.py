@@ -437,13 +437,20 @@ def _samples(shard: str, archive: tarfile.TarFile) -> Iterator[Item]:
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, str] = {}
     for info in archive:
-        stem, dot, suffix = info.name.partition(".")
+        folder, _, file = info.name.rpartition("/")
+        stem, dot, suffix = file.partition(".")  # the folders may have dots of their own
+        stem = f"{folder}/{stem}" if folder else stem
         if not info.isfile() or not dot:
             continue
-        if suffix.lower() in ("cls", "txt"):
+        if suffix.lower() == "cls" or (suffix.lower() == "txt" and stem not in labels):
             content = archive.extractfile(info)
             assert content is not None  # it is for a regular file
-            labels[stem] = content.read().decode().strip()
+            try:
+                labels[stem] = content.read().decode().strip()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{shard}: {info.name} is no text in UTF-8; expected a label"
+                ) from error
         elif f".{suffix.lower()}" in IMAGE_SUFFIXES:
             images[stem] = info
     for stem, info in images.items():
