@@ -310,6 +310,7 @@ def test_the_command(data: Path, tmp_path: Path, verydeep: Run) -> None:
         (("--set", "size=16"), "images of 16 pixels are too small for vgg16_bn"),
         (("--model", "vgg61"), "network 'vgg61' is unknown; did you mean"),
         (("--device", "tpu"), "device 'tpu' is not here; expected one of: auto, cpu"),
+        (("--device", "cpu:abc"), "device 'cpu:abc' is none; expected a name as cpu, or cuda:0"),
         (("--init", "nothing.safetensors"), "there is no such file"),
     ],
 )

@@ -508,4 +508,7 @@ def _device(name: str) -> torch.device:
     if not known.get(kind, False):
         here = ", ".join(["auto", *(kind for kind, is_here in known.items() if is_here)])
         raise DataError(f"device {name!r} is not here; expected one of: {here}")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise DataError(f"device {name!r} is none; expected a name as cpu, or cuda:0") from error
