@@ -305,7 +305,7 @@ def test_the_command(data: Path, tmp_path: Path, verydeep: Run) -> None:
         (("--set", "nesterov=maybe"), "nesterov is 'maybe'; expected true or false"),
         (
             ("--set", "schedule=steps"),
-            "schedule is 'steps'; expected one of: cosine, plateau, const",
+            "schedule is 'steps'; expected one of: linear, cosine, plateau",
         ),
         (("--set", "size=16"), "images of 16 pixels are too small for vgg16_bn"),
         (("--model", "vgg61"), "network 'vgg61' is unknown; did you mean"),

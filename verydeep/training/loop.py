@@ -26,9 +26,10 @@ from ..preprocess import Preprocess
 from . import draws
 from .distributed import ALONE, Group
 from .feed import Batch, Feed
+from .muon import Muon
 from .precision import arithmetic
 from .recipes import Config
-from .schedule import drops_after, rate_at
+from .schedule import drops_after, rate_at, side_at
 from .syncnorm import synced
 
 __all__ = ["Diverged", "Learner", "Parameters", "Position", "Stopped", "fit", "normaliser"]
@@ -47,11 +48,16 @@ class Stopped(Exception):  # noqa: N818  # no error: somebody asked for it
 
 @dataclass(frozen=True, eq=False)
 class Parameters:
-    """Parameters that learn alike. rate: times the schedule's. decay: SGD's, on these."""
+    """Parameters that learn alike. rate: times the schedule's. decay: SGD's, on these.
+
+    kernel: by Muon's orthogonal steps. unit: a batch norm follows each, so that its length means nothing.
+    """
 
     tensors: list[nn.Parameter]
     rate: float
     decay: float
+    kernel: bool = False
+    unit: bool = False
 
 
 @dataclass
@@ -101,13 +107,7 @@ class Learner:
         self.model: VGG = model.to(device).to(memory_format=format_)
         self.average = copy.deepcopy(self.model).eval() if config.average else self.model
         self.groups = list(parameters) if parameters is not None else grouped(model, config)
-        self.optimiser = torch.optim.SGD(
-            [{"params": g.tensors, "weight_decay": g.decay} for g in self.groups],
-            lr=config.rate,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            fused=device.type in ("cpu", "cuda"),
-        )
+        self.optimiser = _optimiser(self.groups, config, device)
         for module in self.model.modules():
             if isinstance(module, nn.ReLU):
                 module.inplace = (
@@ -128,10 +128,13 @@ class Learner:
         floats = [name for name, value in live.items() if value.is_floating_point()]
         self._live, self._mean = [live[n] for n in floats], [mean[n] for n in floats]
 
-    def learn(self, batch: Batch, rate: float, step: int) -> tuple[Tensor, Tensor]:
+    def learn(
+        self, batch: Batch, rate: float, step: int, side: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One step of gradient descent; the loss and the number of right answers, each summed.
 
-        step: counted over the whole run. The sums are of this process's images, on the device.
+        step: counted over the whole run. side: pixels that images are shown at; None for the recipe's size.
+        The sums are of this process's images, on the device.
         """
         config = self.config
         for group, settings in zip(self.groups, self.optimiser.param_groups, strict=True):
@@ -141,14 +144,14 @@ class Learner:
         counted = 1 if len(batch.labels) else 0
         total = self.group.sum(count.clone()).clamp(min=1)  # of all processes
         if not len(batch.labels):  # none could be read: a black image that counts for nothing
-            side = config.size
-            batch = Batch(np.zeros((1, side, side, 3), np.uint8), np.zeros(1, np.int64))
+            black = config.size
+            batch = Batch(np.zeros((1, black, black, 3), np.uint8), np.zeros(1, np.int64))
         self.optimiser.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=self.device)
         right = torch.zeros((), device=self.device)
         parts = min(config.accumulate, len(batch.labels))
         for part in range(parts):
-            inputs, labels, others, shares = self._on_device(batch, slice(part, None, parts))
+            inputs, labels, others, shares = self._on_device(batch, slice(part, None, parts), side)
             with arithmetic(config.precision, self.device):
                 scores = self.net(inputs)
             scores = scores.float()
@@ -212,32 +215,65 @@ class Learner:
         )
 
     def _on_device(
-        self, batch: Batch, part: slice
+        self, batch: Batch, part: slice, side: int | None
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         def moved(values: NDArray[Any] | None) -> Tensor | None:
             return None if values is None else torch.from_numpy(values[part]).to(self.device)
 
         labels = moved(batch.labels)
         assert labels is not None
-        inputs = self._shaped(torch.from_numpy(batch.images[part]), moved(batch.shift))
+        inputs = self._shaped(torch.from_numpy(batch.images[part]), moved(batch.shift), side)
         return inputs, labels, moved(batch.others), moved(batch.shares)
 
-    def _shaped(self, images: Tensor, shift: Tensor | None = None) -> Tensor:
+    def _shaped(
+        self, images: Tensor, shift: Tensor | None = None, side: int | None = None
+    ) -> Tensor:
         """(n, h, w, 3) uint8 to the network's input (n, c, h, w) float32, in its layout."""
         inputs = self.normalise(images.to(self.device, non_blocking=True), shift)
+        if side is not None and side != inputs.shape[-1]:
+            inputs = F.interpolate(inputs, size=(side, side), mode="bilinear", antialias=True)
         format_ = torch.channels_last if self.channels_last else torch.contiguous_format
         return inputs.contiguous(memory_format=format_)
 
 
-def grouped(model: nn.Module, config: Config) -> list[Parameters]:
-    """Weights, on which the decay pulls, and biases and batch norms, on which it does so if decay_all."""
-    weights = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-    others = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
+def grouped(model: VGG, config: Config) -> list[Parameters]:
+    """Weights, on which the decay pulls, and biases and batch norms, on which it does so if decay_all.
+
+    Under Muon the convolutions are a third group.
+    """
+    learning = [p for p in model.parameters() if p.requires_grad]
+    kernels = [p for p in learning if p.dim() == 4 and config.optimiser == "muon"]
+    own = {id(p) for p in kernels}
+    weights = [p for p in learning if p.dim() > 1 and id(p) not in own]
+    others = [p for p in learning if p.dim() <= 1]
     groups = [
+        Parameters(
+            kernels, config.kernel_rate / (config.rate or 1), config.decay, kernel=True,
+            unit=model.table.batch_norm,
+        ),
         Parameters(weights, 1.0, config.decay),
         Parameters(others, 1.0, config.decay if config.decay_all else 0.0),
-    ]
+    ]  # fmt: skip
     return [group for group in groups if group.tensors]
+
+
+def _optimiser(
+    groups: Sequence[Parameters], config: Config, device: torch.device
+) -> torch.optim.Optimizer:
+    params: list[dict[str, Any]] = [
+        {"params": g.tensors, "weight_decay": g.decay} for g in groups
+    ]
+    if config.optimiser == "sgd":
+        return torch.optim.SGD(
+            params, lr=config.rate, momentum=config.momentum, nesterov=config.nesterov,
+            fused=device.type in ("cpu", "cuda"),
+        )  # fmt: skip
+    for group, settings in zip(groups, params, strict=True):
+        settings |= {"kernel": group.kernel, "unit": group.unit}
+    return Muon(
+        params, lr=config.rate, momentum=config.momentum, nesterov=config.nesterov,
+        dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+    )  # fmt: skip
 
 
 def normaliser(
@@ -287,6 +323,7 @@ def fit(
     saved = told = time.monotonic()
     while position.epoch < config.epochs:
         epoch = position.epoch
+        side = side_at(config, epoch)
         drops = _drops(config, position)
         if config.schedule == "plateau" and drops > config.drops:
             break
@@ -296,7 +333,7 @@ def fit(
         for batch in feed.epoch(epoch, position.step):
             step = epoch * feed.steps + position.step  # of the whole run
             rate = rate_at(config, step, feed.steps, drops)
-            loss, right = learner.learn(batch, rate, step)
+            loss, right = learner.learn(batch, rate, step, side)
             sums.append((loss, right, len(batch.labels)))
             position.bad.update(batch.bad)
             position.step += 1
@@ -340,7 +377,7 @@ def fit(
         measured = validate()
         position.seconds += time.monotonic() - told
         row = {
-            "event": "epoch", "epoch": epoch + 1, "step": (epoch + 1) * feed.steps, "rate": rate,
+            "event": "epoch", "epoch": epoch + 1, "step": (epoch + 1) * feed.steps, "rate": rate, "side": side,
             "train_loss": position.loss / max(1, position.seen),
             "train_top1": position.right / max(1, position.seen),
             **measured, "seconds": position.seconds,

@@ -63,11 +63,15 @@ class Config:
     epochs, batch, seed: an epoch goes once through the images; `batch` of them make a step, in all
     processes together. accumulate: parts of a batch that are computed one after the other, for memory.
 
-    rate: of learning, the highest. schedule: "cosine" rises over `warmup` epochs and falls to 0;
-    "plateau" is divided by 10 when validation accuracy stops rising, `drops` times, and then the run ends;
-    "constant". patience: epochs without a rise that make a plateau.
+    grow: sides at which images are shown, each for an equal part of the epochs, none above `size`: what is
+    coarse is learnt in a fraction of the time. None for `size` all the time.
+
+    optimiser: "sgd", or "muon", which moves convolutions by steps made orthogonal, at kernel_rate, and all
+    else as SGD does. rate: of learning, the highest. schedule: "linear" and "cosine" rise over `warmup` epochs
+    and fall to 0; "plateau" is divided by 10 when validation accuracy stops rising, `drops` times, and then
+    the run ends; "constant". patience: epochs without a rise that make a plateau.
     momentum, nesterov, decay: SGD's; `decay` pulls on weights, not on biases and batch norms
-    unless decay_all. clip: largest norm of the gradient, 0 for any. average: decay of the running mean of
+    unless decay_all, and under Muon not on convolutions with a batch norm, whose length stays. clip: largest norm of the gradient, 0 for any. average: decay of the running mean of
     the weights, which is what is validated and kept; 0 for none.
 
     smoothing: of the labels. dropout: after the hidden FC layers. balance: "weights" weighs the loss of
@@ -95,8 +99,11 @@ class Config:
     batch: int = 256
     seed: int = 0
     accumulate: int = 1
+    grow: tuple[int, ...] = ()
+    optimiser: Literal["sgd", "muon"] = "sgd"
     rate: float = 0.2
-    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    kernel_rate: float = 0.05
+    schedule: Literal["linear", "cosine", "plateau", "constant"] = "cosine"
     warmup: float = 5.0
     patience: int = 3
     drops: int = 3
@@ -130,7 +137,8 @@ class Config:
             self,
             {
                 "size": (1, None), "epochs": (1, None), "batch": (1, None), "seed": (0, 2**63 - 1),
-                "accumulate": (1, self.batch), "rate": (0, None), "warmup": (0, None),
+                "accumulate": (1, self.batch), "rate": (0, None), "kernel_rate": (0, 1),
+                "warmup": (0, None),
                 "patience": (1, None), "drops": (0, None), "momentum": (0, 1), "decay": (0, None),
                 "clip": (0, None), "average": (0, 1), "smoothing": (0, 1), "dropout": (0, 1),
                 "padding": (0, self.size - 1), "cover": (0, None), "colour": (0, None),
@@ -143,6 +151,8 @@ class Config:
                 f"scales is {self.scales}; expected one shorter side, or the least and the greatest, "
                 f"none below the {self.size} pixels of a crop"
             )
+        if self.grow and not 1 <= min(self.grow) <= max(self.grow) <= self.size:
+            raise DataError(f"grow is {self.grow}; expected sides of 1 to {self.size} pixels, the size")
         if self.nesterov and not self.momentum:
             raise DataError("nesterov needs momentum above 0; set nesterov=false or momentum=0.9")
 

@@ -19,7 +19,7 @@ from .. import __version__, modelfile
 from ..atomic import replacing
 from ..errors import DataError, OutputError
 from ..preprocess import Preprocess
-from . import about, checkpoint, data, draws, folder, measures
+from . import about, checkpoint, data, draws, folder, heap, measures
 from .checkpoint import Checkpoint
 from .data import Sample
 from .distributed import ALONE, Group, joined
@@ -66,7 +66,7 @@ def run(
     named: the config's model was asked for by name, and is not only the recipe's default.
     """
     where = _device(device)
-    with joined(where) as group, _own_numbers(where), watched() as stop:
+    with joined(where) as group, _own_numbers(where), heap.kept(), watched() as stop:
         one = _Run(config, Path(out), group, where, event)
         done = one.prepare(data, val, init, named=named, resume=resume)
         if done is not None:
@@ -101,7 +101,7 @@ def measured(
 ) -> Profile:  # fmt: skip
     """How fast input and network are under that config; arguments as for `run`. Nothing is written."""
     where = _device(device)
-    with _own_numbers(where):
+    with _own_numbers(where), heap.kept():
         one = _Run(config, Path(os.curdir), ALONE, where, None)
         one.prepare(data, val, init, named=named, resume=False, opens=False)
         return profile(one.learner, one.feed)

@@ -1,4 +1,5 @@
-"""The learning rate at a step: a warm-up and a cosine, a constant, or steps down at plateaus."""
+"""The learning rate at a step: a warm-up and a fall, a constant, or steps down at plateaus; and the size that
+images are shown at."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 
 from .recipes import Config
 
-__all__ = ["drops_after", "rate_at"]
+__all__ = ["drops_after", "rate_at", "side_at"]
 
 
 def rate_at(config: Config, step: int, steps_per_epoch: int, drops: int = 0) -> float:
@@ -19,9 +20,18 @@ def rate_at(config: Config, step: int, steps_per_epoch: int, drops: int = 0) -> 
         return float(config.rate * 0.1**drops)
     if config.schedule == "constant":
         return config.rate
-    total = config.epochs * steps_per_epoch  # SGDR without restarts, arXiv:1608.03983
+    total = config.epochs * steps_per_epoch
     done = (step - warmup) / max(1, total - warmup)
-    return config.rate * (1 + math.cos(math.pi * done)) / 2
+    if config.schedule == "linear":
+        return config.rate * (1 - done)
+    return config.rate * (1 + math.cos(math.pi * done)) / 2  # SGDR without restarts, arXiv:1608.03983
+
+
+def side_at(config: Config, epoch: int) -> int:
+    """How many pixels a side images have in that epoch, counted from 0."""
+    if not config.grow:
+        return config.size
+    return config.grow[min(epoch, config.epochs - 1) * len(config.grow) // config.epochs]
 
 
 def drops_after(accuracies: Sequence[float], patience: int) -> int:

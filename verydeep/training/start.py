@@ -40,11 +40,13 @@ def network_of(config: Config, classes: int, like: Network | None = None) -> Net
         in_channels=like.in_channels if like else 3,
         pool=like.pool if like else config.pool,
     )
-    if config.size < made.minimum_size:
-        raise NetworkError(
-            f"images of {config.size} pixels are too small for {made.name}, which needs at least "
-            f"{made.minimum_size}; set size={made.minimum_size} or more"
-        )
+    least = made.cut(("fc8",)).minimum_size
+    for key, side in (("size", config.size), ("grow", min(config.grow, default=config.size))):
+        if side < least:
+            raise NetworkError(
+                f"images of {side} pixels are too small for {made.name}, which needs at least {least}; set "
+                f"{key}={least} or more"
+            )
     return made
 
 
