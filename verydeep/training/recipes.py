@@ -165,10 +165,13 @@ def small_images() -> Config:
     """VGG with batch norm for images of 32x32, such as CIFAR-10's.
 
     Command: verydeep train cifar10.npz --recipe small-images --model vgg16_bn --width 0.5 --out run
-    Expected: 92.5 % of CIFAR-10's 10,000 test images.
-    Duration: 60 epochs of 50,000 images take about 80 minutes on two cores with bf16.
+    Expected: 94 % of CIFAR-10's 10,000 test images.
+    Duration: 72 epochs of 50,000 images take about an hour on two cores with bf16.
     """
-    return Config()
+    return Config(
+        head="gap", start="he", epochs=72, batch=512, grow=(16, 24, 32), optimiser="muon", rate=0.2,
+        kernel_rate=0.04, schedule="linear", warmup=1.0, average=0.995, smoothing=0.1, padding=4, cover=8,
+    )  # fmt: skip
 
 
 def paper() -> Config:
