@@ -37,7 +37,7 @@ draw = np.random.default_rng(0)
 images = draw.integers(0, 256, (batch * 8, 32, 32, 3), dtype=np.uint8)
 labels = draw.integers(0, 10, batch * 8)
 torch.manual_seed(0)
-model = build("vgg16_bn", classes=10, head="small", width=width, init="glorot")
+model = build("vgg16_bn", classes=10, head="gap", layers=("relu5_3",), width=width, init="he")
 mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 if entrant == "torchvision":
@@ -77,7 +77,8 @@ if entrant == "torchvision":
 else:
     import itertools
     from verydeep.preprocess import Preprocess
-    from verydeep.training import data
+    from contextlib import ExitStack
+    from verydeep.training import data, heap
     from verydeep.training.feed import Feed, MemorySource
     from verydeep.training.loop import Learner
     from verydeep.training.pictures import pictures
@@ -87,6 +88,7 @@ else:
     config = changed(config, {"precision": "fp32"}) if entrant == "fp32" else config
     config = decided(config, model, torch.device("cpu"))
     choice = f"{config.precision}, {config.layout} layout"
+    ExitStack().enter_context(heap.kept())  # as `train` has it
     samples = [data.Sample(i, int(k)) for i, k in zip(images, labels)]
     feed = Feed(MemorySource(pictures(samples, 32), config), config)
     learner = Learner(model, config, Preprocess(mean=mean, std=std), torch.device("cpu"))
@@ -116,9 +118,9 @@ ENTRANTS = ("torchvision", "fp32", "verydeep")
 class Child:
     """An entrant in its own process, which takes its steps whenever it is asked."""
 
-    def __init__(self, *words: object) -> None:
+    def __init__(self, *words: object, program: str = CHILD) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", CHILD, *map(str, words)],
+            [sys.executable, "-W", "ignore", "-c", program, *map(str, words)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -126,10 +128,14 @@ class Child:
         self.about = self._line()
 
     def seconds(self) -> float:
+        return float(self.asked("")["seconds"])
+
+    def asked(self, line: str) -> dict[str, Any]:
+        """Its answer to that line."""
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
+        self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
-        return float(self._line()["seconds"])
+        return self._line()
 
     def close(self) -> None:
         assert self.process.stdin is not None

@@ -33,10 +33,10 @@ def arrays(path: Path, train_count: int = 48, val_count: int = 24, seed: int = 0
     return path
 
 
-# of a run that takes a second: 3 epochs of 4 steps
+# of a run that takes a second: 3 epochs of 4 steps, in which this learns more than the recipe's own would
 SETTINGS: dict[str, Any] = {
     "epochs": 3, "batch": 12, "warmup": 1.0, "rate": 0.05, "precision": "fp32", "layout": "default",
-    "average": 0.9,
+    "average": 0.9, "head": "small", "start": "glorot", "optimiser": "sgd", "schedule": "cosine", "grow": "1",
 }  # fmt: skip
 
 

@@ -31,17 +31,31 @@ def test_singular_values_come_near_one(shape: tuple[int, int]) -> None:
 
 def test_a_step_by_hand() -> None:
     draw = torch.Generator().manual_seed(1)
-    start, grads = torch.randn(4, 2, 3, 3, generator=draw), torch.randn(2, 4, 2, 3, 3, generator=draw)
+    start, grads = (
+        torch.randn(4, 2, 3, 3, generator=draw),
+        torch.randn(2, 4, 2, 3, 3, generator=draw),
+    )
     kernel = torch.nn.Parameter(start.clone())
-    optimiser = Muon([{"params": [kernel], "kernel": True, "unit": True}], lr=0.1, momentum=0.5)
-    held, expected = torch.zeros_like(start), start.clone()
+    optimiser = Muon([{"params": [kernel], "kernel": True, "level": True}], lr=0.1, momentum=0.5)
+    held, expected, norm = torch.zeros_like(start), start.clone(), start.norm()
     for grad in grads:
         kernel.grad = grad.clone()
         optimiser.step()
         held = 0.5 * held + grad
-        expected *= 2 / expected.norm()  # the root of four rows
-        expected -= 0.1 * orthogonal((grad + 0.5 * held).reshape(4, 18)).reshape(4, 2, 3, 3)
+        turned = orthogonal((grad + 0.5 * held).reshape(4, 18)).reshape(4, 2, 3, 3)
+        expected -= 0.1 * norm * turned / 2  # the root of four rows
+        expected *= norm / expected.norm()
     torch.testing.assert_close(kernel.detach(), expected)
+
+
+def test_at_rate_0_nothing_moves() -> None:
+    start = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(1))
+    kernel = torch.nn.Parameter(start.clone())
+    optimiser = Muon([{"params": [kernel], "kernel": True, "level": True}], lr=0.0)
+    for _ in range(3):
+        kernel.grad = torch.ones_like(start)
+        optimiser.step()
+    assert torch.equal(kernel, start)
 
 
 def test_where_length_counts_it_decays() -> None:
@@ -69,12 +83,12 @@ def test_all_else_is_sgd(nesterov: bool) -> None:
 
 def test_kernels_are_the_convolutions() -> None:
     config = changed(small_images(), {"optimiser": "muon", "kernel_rate": 0.03, "rate": 0.1})
-    for name, unit in (("vgg11_bn", True), ("vgg11", False)):
+    for name, level in (("vgg11_bn", True), ("vgg11", False)):
         model = build(name, classes=3, head="gap", layers=("relu5_2",), width=1 / 16)
         groups = grouped(model, config)
         assert [g.kernel for g in groups] == [True, False, False]
         assert all(p.dim() == 4 for p in groups[0].tensors)
         assert len(groups[0].tensors) == 8
-        assert groups[0].unit is unit
+        assert groups[0].level is level
         assert groups[0].rate * config.rate == pytest.approx(0.03)
         assert [p.shape for p in groups[1].tensors] == [model.classifier.weight.shape]

@@ -25,10 +25,10 @@ from verydeep.training.loop import Learner
 
 die_at = int(sys.argv[3])
 learn = Learner.learn
-def dying(self, batch, rate, step):
+def dying(self, batch, rate, step, side=None):
     if step == die_at and self.group.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    return learn(self, batch, rate, step)
+    return learn(self, batch, rate, step, side)
 Learner.learn = dying
 resume = sys.argv[4] == "resume"
 # as on machines that share no disk

@@ -22,7 +22,7 @@ from verydeep.training.loop import Learner, normaliser
 from verydeep.training.photosource import PhotoSource
 from verydeep.training.pictures import Pictures, pictures
 from verydeep.training.recipes import Config, changed, paper, recipe, small_images
-from verydeep.training.schedule import drops_after, rate_at
+from verydeep.training.schedule import drops_after, rate_at, side_at
 from verydeep.training.statistics import colour_shift, statistics
 from verydeep.training.stuck import Stuck
 
@@ -220,12 +220,30 @@ def test_balanced_sampling_evens_out() -> None:
 
 
 def test_the_cosine_rises_and_falls() -> None:
-    config = changed(small_images(), {"epochs": 10, "warmup": 2, "rate": 0.4})
+    config = changed(small_images(), {"epochs": 10, "warmup": 2, "rate": 0.4, "schedule": "cosine"})
     rates = [rate_at(config, step, 5) for step in range(50)]
     np.testing.assert_allclose(rates[:10], 0.4 * np.arange(1, 11) / 10)
     np.testing.assert_allclose(rates[10], 0.4)
     np.testing.assert_allclose(rates[30], 0.2)  # half way down
     assert rates[-1] < 0.002
+
+
+def test_the_line_rises_and_falls() -> None:
+    config = changed(small_images(), {"epochs": 10, "warmup": 2, "rate": 0.4, "schedule": "linear"})
+    rates = [rate_at(config, step, 5) for step in range(50)]
+    np.testing.assert_allclose(rates[:10], 0.4 * np.arange(1, 11) / 10)
+    np.testing.assert_allclose(rates[10:], 0.4 * (1 - np.arange(40) / 40))
+
+
+def test_images_grow_by_equal_parts_of_the_epochs() -> None:
+    config = changed(small_images(), {"epochs": 7, "grow": "0.5,0.75,1", "size": 40})
+    assert config.sides == (20, 30, 40)
+    assert [side_at(config, epoch) for epoch in range(7)] == [20, 20, 20, 30, 30, 40, 40]
+    assert side_at(changed(config, {"grow": ()}), 0) == 40
+    with pytest.raises(
+        DataError, match="grow is .* expected parts of the size, above 0 and at most 1"
+    ):
+        changed(config, {"grow": "16,32"})
 
 
 def test_a_plateau_drops_the_rate() -> None:
@@ -280,7 +298,7 @@ def test_normalising_on_the_device_is_the_records(name: str) -> None:
 def learner(**changes: object) -> tuple[Learner, Feed]:
     config = changed(
         small_images(), {"precision": "fp32", "layout": "default", "batch": 12, "dropout": 0.0,
-                         "cover": 0, "average": 0.0, **changes},
+                         "cover": 0, "average": 0.0, "optimiser": "sgd", **changes},
     )  # fmt: skip
     torch.manual_seed(0)
     model = build("vgg11_bn", classes=3, head="small", width=1 / 16, init="glorot", dropout=0.0)
@@ -313,6 +331,19 @@ def test_a_step_is_plain_torch() -> None:
         assert float(loss) / 12 == pytest.approx(float(expected.detach()), rel=1e-3)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(ours.model.state_dict()[name], value, rtol=1e-2, atol=1e-3)
+
+
+def test_shown_smaller_is_resized() -> None:
+    ours, feed = learner()
+    batch = next(iter(feed.epoch(0)))
+    found = ours._shaped(torch.from_numpy(batch.images), None, 16)
+    whole = torch.from_numpy(Preprocess().normalise(batch.images))
+    # half the side, antialiased: a triangle of four pixels, 1 3 3 1, but at the edges
+    weights = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    kernel = (weights[:, None] * weights).expand(3, 1, 4, 4)
+    expected = F.conv2d(whole, kernel, stride=2, padding=1, groups=3)
+    torch.testing.assert_close(found[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
+    assert found.shape[-2:] == (16, 16)
 
 
 def test_accumulated_parts_are_one_step() -> None:

@@ -107,6 +107,20 @@ def test_preprocessing_is_of_this_data(unbroken: Path) -> None:
     np.testing.assert_allclose(record.std, pixels.std((0, 1, 2)) / 255, atol=1e-5)
 
 
+def test_muon_on_growing_images_resumes_to_the_bit(data: Path, tmp_path: Path) -> None:
+    own = {
+        "head": "gap", "start": "he", "optimiser": "muon", "schedule": "linear", "grow": (0.5, 1.0),
+        "epochs": 4,
+    }  # fmt: skip
+    trained(data, tmp_path / "whole", **own)
+    stop = At(7, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        trained(data, tmp_path / "cut", event=stop, **own)
+    result = trained(data, tmp_path / "cut", resume=True, **own)
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    assert [line["side"] for line in result.log if line["event"] == "epoch"] == [16, 16, 32, 32]
+
+
 KILLED = """
 import os, signal, sys, torch
 torch.set_num_threads(1)
@@ -192,7 +206,7 @@ def test_another_configuration_is_refused(unbroken: Path, data: Path, tmp_path: 
 def test_other_data_is_refused(unbroken: Path, tmp_path: Path) -> None:
     out = shutil.copytree(unbroken, tmp_path / "run")
     other = arrays(tmp_path / "other.npz", seed=5)
-    with pytest.raises(DataError, match="data has changed since the checkpoint"):
+    with pytest.raises(DataError, match="data has changed since the run"):
         trained(other, out, resume=True)
 
 
@@ -307,7 +321,7 @@ def test_the_command(data: Path, tmp_path: Path, verydeep: Run) -> None:
             ("--set", "schedule=steps"),
             "schedule is 'steps'; expected one of: linear, cosine, plateau",
         ),
-        (("--set", "size=16"), "images of 16 pixels are too small for vgg16_bn"),
+        (("--set", "size=8"), "images of 8 pixels are too small for vgg16_bn"),
         (("--model", "vgg61"), "network 'vgg61' is unknown; did you mean"),
         (("--device", "tpu"), "device 'tpu' is not here; expected one of: auto, cpu"),
         (("--device", "cpu:abc"), "device 'cpu:abc' is none; expected a name as cpu, or cuda:0"),

@@ -29,9 +29,10 @@ def test_weights_with_a_new_head(tmp_path: Path) -> None:
     file = model_file(tmp_path / "a.safetensors", tiny("vgg13_bn"), preprocess=CAFFE.with_size(64))
     model, preprocess, notes = started(narrow(small_images()), 4, file)
     assert model.table.name == "vgg13_bn"  # the weights' own, where none is named
-    assert (model.table.head.kind, model.table.head.classes) == ("small", 4)
+    assert (model.table.head.kind, model.table.head.classes) == ("gap", 4)
+    assert model.table.head.layers == ("relu5_2",)
     assert preprocess == CAFFE.with_size(64)
-    assert notes == [f"from {file}: vgg13_bn", "fc6, fc7, fc8 are new and untrained"]
+    assert notes == [f"from {file}: vgg13_bn", "fc8 is new and untrained"]
     stored = modelfile.read(file).tensors()
     state = model.state_dict()
     for key in state:
@@ -50,7 +51,8 @@ def test_the_record_comes_along(tmp_path: Path) -> None:
 
     result = train(
         "small-images", arrays(tmp_path / "set.npz"), out=tmp_path / "run", init=file, device="cpu",
-        settings={"epochs": 1, "precision": "fp32", "layout": "default", "rate": 0.0, "average": 0.0},
+        settings={"epochs": 1, "precision": "fp32", "layout": "default", "rate": 0.0, "average": 0.0,
+                  "grow": ()},
     )  # fmt: skip
     record = modelfile.read(result.model).record
     assert record.licence == "CC-BY-4.0"
@@ -84,8 +86,10 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
         started(narrow(small_images()), 3, file, named=True)
     with pytest.raises(WeightsError, match=r"has width 0\.0625, and --width is 1"):
         started(changed(small_images(), {"model": "vgg11"}), 3, file, named=True)
-    with pytest.raises(NetworkError, match="images of 16 pixels are too small for vgg11"):
-        started(narrow(small_images(), size=16), 3, file)
+    with pytest.raises(NetworkError, match="images of 8 pixels are too small for vgg11"):
+        started(narrow(small_images(), size=8), 3, file)
+    with pytest.raises(NetworkError, match=r"images of 20 pixels are shown at 10 at first.*grow=1"):
+        started(narrow(small_images(), size=20), 3, file)
 
 
 def test_a_foreign_file_must_say_its_preprocessing(tmp_path: Path) -> None:

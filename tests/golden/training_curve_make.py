@@ -29,7 +29,8 @@ def curve() -> list[float]:
     """The mean loss of each step."""
     config = changed(
         small_images(), {"precision": "fp32", "layout": "default", "batch": 16, "epochs": 4,
-                         "rate": 0.02, "warmup": 1.0, "mixup": 0.2, "dropout": 0.0},
+                         "rate": 0.02, "warmup": 1.0, "mixup": 0.2, "dropout": 0.0, "optimiser": "sgd",
+                         "schedule": "cosine", "grow": ()},
     )  # fmt: skip
     pixels, labels = images(80, seed=7)
     samples = [data.Sample(p, int(k)) for p, k in zip(pixels, labels, strict=True)]

@@ -47,7 +47,11 @@ def _recipes(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in DIR.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME",
               help="auto, cpu, cuda or mps.")  # fmt: skip
-@click.option("--strict", is_flag=True, help="Refuse data that has anything odd about it.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Look as closely as verydeep check does, and refuse data with anything odd.",
+)
 @click.option("--tensorboard", is_flag=True, help="Write figures for TensorBoard too, into DIR.")
 @click.option("--find-lr", is_flag=True,
               help="Only say which learning rate suits; with --out, plot it there too.")  # fmt: skip

@@ -48,7 +48,8 @@ def train(
     data, val: as `verydeep.training.data.find` takes them. settings: "key=value" each, or a mapping,
     changing the recipe; model and width are settings too. init: weights to start from, a built-in's or
     catalogue name or a file. resume: go on from the last checkpoint in `out`, to the bit on a CPU.
-    device: "auto", "cpu", "cuda" or "mps". strict: what is odd about the data is an error.
+    device: "auto", "cpu", "cuda" or "mps". strict: every image is decoded and compared first, as by
+    `verydeep check`, and what is odd about the data is an error.
     tensorboard: write its figures for TensorBoard too.
     event: is given each line of the log as it is written.
 
@@ -75,7 +76,7 @@ def train(
     found = find(data, val, seed=config.seed)
     if not resume and os.environ.get("RANK", "0") == "0":
         sizes = (config.size,) if hasattr(config, "size") else config.sizes
-        lines = (*found.warnings, *looked_over(found, min(sizes)))
+        lines = (*found.warnings, *looked_over(found, min(sizes), thorough=strict))
         if strict and lines:
             raise DataError("; ".join(lines))
         found = replace(found, warnings=lines)

@@ -107,16 +107,16 @@ def check(
     return result
 
 
-def looked_over(found: Data, size: int) -> tuple[str, ...]:
-    """Lines on what can be seen without decoding: doubles by content, sizes, balance.
+def looked_over(found: Data, size: int, *, thorough: bool = False) -> tuple[str, ...]:
+    """Lines on what can be seen without decoding: doubles by content, sizes, balance; thorough: on all else too.
 
-    Nothing of a set of more than 2 GiB is read, nor of one that is streamed.
+    Nothing of a set that is streamed is read, nor, unless thorough, of one of more than 2 GiB.
     """
     every = (*found.train, *found.val)
-    whole = sum(_size_bytes(s) for s in every)
-    if whole > QUICK_BYTES or any(isinstance(s.source, Streamed) for s in every):
+    large = not thorough and sum(_size_bytes(s) for s in every) > QUICK_BYTES
+    if large or any(isinstance(s.source, Streamed) for s in every):
         return tuple(f.text for f in _lopsided(found))
-    return tuple(f.text for f in _findings(found, size, thorough=False))
+    return tuple(f.text for f in _findings(found, size, thorough=thorough))
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,7 +58,8 @@ class FinetuneConfig:
     the head. They rise in the first half epoch and fall by a cosine. decay: AdamW's. dropout: of averages.
     smoothing: of labels. average: decay of the running mean of the weights, which is measured and kept.
     hold: fraction of the training photos held out. patience: epochs without a smaller loss on them that end
-    the run. precision: of training, "fp32", "bf16", or "auto", bf16 where the processor computes in it.
+    the run. checkpoint_minutes: between two checkpoints within an epoch. precision: of training, "fp32",
+    "bf16", or "auto", bf16 where the processor computes in it.
     engine, features, threads: what computes the frozen blocks, and its precision.
     """
 
@@ -80,6 +81,7 @@ class FinetuneConfig:
     average: float = 0.98
     hold: float = 0.1
     patience: int = 4
+    checkpoint_minutes: float = 10.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     engine: str = "auto"
     features: Literal["exact", "fast", "half"] = "half"
@@ -91,7 +93,7 @@ class FinetuneConfig:
             "batch": (1, math.inf), "seed": (0, 2**31), "rate": (0, 1), "fall": (0, 1),
             "head_rate": (0, 1), "decay": (0, 1), "dropout": (0, 0.95), "smoothing": (0, 0.95),
             "average": (0, 0.99999), "hold": (0.01, 0.5), "patience": (1, math.inf),
-            "threads": (0, math.inf),
+            "checkpoint_minutes": (0, math.inf), "threads": (0, math.inf),
         }  # fmt: skip
         for key, (low, high) in limits.items():
             if not low <= getattr(self, key) <= high:
@@ -217,10 +219,19 @@ def run(
 ) -> TrainResult:
     """Fine-tune on labelled photos and write model.safetensors, report.html and the rest into `out`.
 
-    data, val: as `verydeep.training.data.find` takes them. resume: go on after the last whole epoch.
+    data, val: as `verydeep.training.data.find` takes them. resume: go on from the last checkpoint.
     device: of the frozen blocks; the upper ones are trained on the CPU.
     """
     return _Run(config, Path(out), device, event).train(data, val, resume)
+
+
+@dataclass
+class _Within:
+    """How far an epoch has come: steps done; loss and right answers, summed."""
+
+    steps: int = 0
+    loss: float = 0.0
+    right: float = 0.0
 
 
 class _Run:
@@ -295,20 +306,38 @@ class _Run:
         mean = {k: v.detach().clone() for k, v in upper.named_parameters()}
         best = {k: v.clone() for k, v in mean.items()}
         history: list[dict[str, float]] = []
+        within = _Within()
         if found is not None:
             _restore(found, upper, optimiser, mean, best)
             history = list(found.facts["history"])
+            within = _Within(**found.facts.get("within", {}))
         steps = -(-len(learn) // config.batch)
-        with watched() as stop:  # an epoch that is cut short is done again
+
+        def save() -> None:
+            self._save(upper, optimiser, mean, best, history, steps, within)
+
+        with watched() as stop:
             while len(history) <= config.epochs:
                 epoch = len(history)
                 line: dict[str, float] = {}
                 if epoch:
                     line = self._epoch(
-                        upper, optimiser, mean, views, labels, learn, epoch, steps, stop
+                        upper,
+                        optimiser,
+                        mean,
+                        views,
+                        labels,
+                        learn,
+                        epoch,
+                        steps,
+                        within,
+                        save,
+                        stop,
                     )
                     if stop():
+                        save()
                         stop.raise_()
+                    within = _Within()
                 with _weights(upper, mean):
                     scores = self._scores(upper, views[0], hold)
                 line["hold_loss"] = linear_head.log_loss(scores, labels[hold])
@@ -321,7 +350,7 @@ class _Run:
                     "loss": line["hold_loss"], "top1": line["hold_top1"], "judged": "held-out",
                     **{k: v for k, v in line.items() if not k.startswith("hold")},
                 })  # fmt: skip
-                self._save(upper, optimiser, mean, best, history, steps)
+                save()
                 losses = [one["hold_loss"] for one in history]
                 if len(losses) - 1 - int(np.argmin(losses)) >= config.patience:
                     text = (
@@ -361,17 +390,21 @@ class _Run:
     def _epoch(
         self, upper: Upper, optimiser: torch.optim.Optimizer, mean: dict[str, Tensor],
         views: list[Frozen], labels: NDArray[np.int64], learn: NDArray[Any], epoch: int, steps: int,
-        stop: Callable[[], bool],
+        within: _Within, save: Callable[[], None], stop: Callable[[], bool],
     ) -> dict[str, float]:  # fmt: skip
+        """The steps of an epoch from where `within` says, which moves with them."""
         config = self.config
         draw = np.random.default_rng([config.seed, epoch])
         order, which = draw.permutation(learn), draw.integers(len(views), size=len(learn))
-        total = right = 0.0
-        rate = 0.0
+        rate = config.rate * _share(epoch * steps - 1, steps, config.epochs)
+        saved = time.monotonic()
         upper.train()
-        for number in range(steps):
+        for number in range(within.steps, steps):
             if stop():
                 break
+            if time.monotonic() - saved >= 60 * config.checkpoint_minutes:
+                save()
+                saved = time.monotonic()
             step = (epoch - 1) * steps + number
             torch.manual_seed(config.seed * 1_000_003 + step)
             share = _share(step, steps, config.epochs)
@@ -398,14 +431,17 @@ class _Run:
             with torch.no_grad():
                 for name, parameter in upper.named_parameters():
                     mean[name].lerp_(parameter, 1 - keep)
-            total += value * len(truth)
-            right += float((scores.argmax(1) == truth).sum())
+            within.steps = number + 1
+            within.loss += value * len(truth)
+            within.right += float((scores.argmax(1) == truth).sum())
             if self.listener is not None:
                 self.listener({
                     "event": "step", "epoch": epoch, "step": step + 1, "loss": value,
                     "images_per_second": (step + 1) * config.batch / max(1e-9, self.seconds),
                 })  # fmt: skip
-        return {"train_loss": total / len(learn), "train_top1": right / len(learn), "rate": rate}
+        return {
+            "train_loss": within.loss / len(learn), "train_top1": within.right / len(learn), "rate": rate,
+        }  # fmt: skip
 
     def _scores(self, upper: Upper, photos: Frozen, which: NDArray[Any]) -> NDArray[np.float32]:
         upper.eval()
@@ -545,16 +581,17 @@ class _Run:
     def _save(
         self, upper: Upper, optimiser: torch.optim.Optimizer, mean: dict[str, Tensor],
         best: dict[str, Tensor], history: list[dict[str, float]], steps: int,
+        within: _Within,
     ) -> None:  # fmt: skip
         tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in upper.named_parameters()}
         tensors |= {f"average.{k}": v for k, v in mean.items()}
         tensors |= {f"best.{k}": v for k, v in best.items()}
         for number, state in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{number}.{k}": torch.as_tensor(v) for k, v in state.items()}
-        step = (len(history) - 1) * steps
+        step = max(0, len(history) - 1) * steps + within.steps
         facts = {
             "config": self.config.to_dict(), "data": about.described(self.data), "step": step,
-            "history": history, "seconds": self.seconds,
+            "history": history, "within": asdict(within), "seconds": self.seconds,
         }  # fmt: skip
         checkpoint.save(self.folder / "checkpoints", step, tensors, facts)
 

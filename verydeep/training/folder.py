@@ -18,9 +18,17 @@ from . import data as data_module
 from .data import Data, Sample
 from .result import TrainResult
 
-__all__ = ["begun", "judged", "made", "refuse_another_run", "refuse_changes", "result"]
+__all__ = [
+    "begun",
+    "judged",
+    "made",
+    "refuse_another_run",
+    "refuse_changes",
+    "refuse_difference",
+    "result",
+]
 
-WITHOUT_EFFECT = ("threads",)  # settings that change no weight
+WITHOUT_EFFECT = ("threads", "checkpoint_minutes")  # settings that change no weight
 
 
 class _Config(Protocol):
@@ -46,10 +54,17 @@ def begun(folder: Path) -> dict[str, Any]:
 
 def refuse_changes(folder: Path, was: Mapping[str, Any], config: _Config, data: Data) -> None:
     """DataError where the run in the folder, which was begun as `was` says, is not this one."""
-    if not was:
-        return
+    if was:
+        now = {"config": config.to_dict(), "data": about.described(data)}
+        refuse_difference(folder, was, now, type(config)().to_dict())
+
+
+def refuse_difference(
+    folder: Path, was: Mapping[str, Any], now: Mapping[str, Any], usual: Mapping[str, Any]
+) -> None:
+    """The same of what config.json says of both runs; usual: the settings' defaults."""
     # a setting that is younger than the run had its default
-    old, new = type(config)().to_dict() | was["config"], config.to_dict()
+    old, new = {**usual, **was["config"]}, now["config"]
     differ = [
         f"{k} was {old.get(k)}, is {v}"
         for k, v in new.items()
@@ -60,11 +75,12 @@ def refuse_changes(folder: Path, was: Mapping[str, Any], config: _Config, data: 
             f"{folder} is a run of another configuration: {'; '.join(differ)}; resume it with its own, or "
             "choose another folder"
         )
-    if was["data"]["digest"] != data.digest:
+    before, after = was["data"], now["data"]
+    if before["digest"] != after["digest"]:
         raise DataError(
-            f"the data has changed since the run in {folder} was begun: {was['data']['train']} images to "
-            f"train on and {was['data']['val']} to validate then, {len(data.train)} and {len(data.val)} "
-            "now, not all of them the same; choose another folder for a new run"
+            f"the data has changed since the run in {folder} was begun: {before['train']} images to train "
+            f"on and {before['val']} to validate then, {after['train']} and {after['val']} now, not all of "
+            "them the same; choose another folder for a new run"
         )
 
 

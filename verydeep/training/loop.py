@@ -50,14 +50,14 @@ class Stopped(Exception):  # noqa: N818  # no error: somebody asked for it
 class Parameters:
     """Parameters that learn alike. rate: times the schedule's. decay: SGD's, on these.
 
-    kernel: by Muon's orthogonal steps. unit: a batch norm follows each, so that its length means nothing.
+    kernel: by Muon's orthogonal steps. level: a batch norm follows each, so that its length means nothing.
     """
 
     tensors: list[nn.Parameter]
     rate: float
     decay: float
     kernel: bool = False
-    unit: bool = False
+    level: bool = False
 
 
 @dataclass
@@ -249,7 +249,7 @@ def grouped(model: VGG, config: Config) -> list[Parameters]:
     groups = [
         Parameters(
             kernels, config.kernel_rate / (config.rate or 1), config.decay, kernel=True,
-            unit=model.table.batch_norm,
+            level=model.table.batch_norm,
         ),
         Parameters(weights, 1.0, config.decay),
         Parameters(others, 1.0, config.decay if config.decay_all else 0.0),
@@ -260,16 +260,14 @@ def grouped(model: VGG, config: Config) -> list[Parameters]:
 def _optimiser(
     groups: Sequence[Parameters], config: Config, device: torch.device
 ) -> torch.optim.Optimizer:
-    params: list[dict[str, Any]] = [
-        {"params": g.tensors, "weight_decay": g.decay} for g in groups
-    ]
+    params: list[dict[str, Any]] = [{"params": g.tensors, "weight_decay": g.decay} for g in groups]
     if config.optimiser == "sgd":
         return torch.optim.SGD(
             params, lr=config.rate, momentum=config.momentum, nesterov=config.nesterov,
             fused=device.type in ("cpu", "cuda"),
         )  # fmt: skip
     for group, settings in zip(groups, params, strict=True):
-        settings |= {"kernel": group.kernel, "unit": group.unit}
+        settings |= {"kernel": group.kernel, "level": group.level}
     return Muon(
         params, lr=config.rate, momentum=config.momentum, nesterov=config.nesterov,
         dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,

@@ -24,9 +24,9 @@ class Muon(torch.optim.Optimizer):
     """Nesterov's momentum on all parameters; in groups with kernel=True, orthogonal steps.
 
     params: groups as torch.optim takes them, each with lr, momentum, nesterov, weight_decay. kernel:
-    parameters of two or more dimensions, of which the first are a matrix's rows. unit: such a group's
-    matrices are kept at the norm sqrt(rows), which makes lr the part of it that a step moves; for
-    convolutions with a batch norm after them, to which their length means nothing. dtype: of the products.
+    parameters of two or more dimensions, of which the first are a matrix's rows. level: such a group's
+    matrices keep the norm that they begin with, and lr is the part of it that a step moves; for convolutions
+    with a batch norm after them, to which their length means nothing. dtype: of the products.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(
             params,
             {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": 0.0,
-             "kernel": False, "unit": False},
+             "kernel": False, "level": False},
         )  # fmt: skip
 
     @torch.no_grad()
@@ -53,12 +53,14 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_add_(parameters, steps, alpha=-group["lr"])
                 continue
             for parameter, step in zip(parameters, steps, strict=True):
-                if group["unit"]:
-                    parameter.mul_(len(parameter) ** 0.5 / parameter.norm().clamp(min=1e-12))
-                else:
+                turned = orthogonal(step.reshape(len(step), -1), self.dtype).view_as(step)
+                if not group["level"]:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                flat = step.reshape(len(step), -1)
-                parameter.add_(orthogonal(flat, self.dtype).view_as(step), alpha=-group["lr"])
+                    parameter.add_(turned, alpha=-group["lr"])
+                    continue
+                norm = self.state[parameter].setdefault("norm", parameter.norm())
+                parameter.sub_(turned * (norm * group["lr"] / len(step) ** 0.5))
+                parameter.mul_(norm / parameter.norm().clamp(min=1e-12))
 
     def _steps(self, group: dict[str, Any], parameters: list[Tensor]) -> list[Tensor]:
         """What momentum makes of the gradients. The decay of kernels is apart from it."""

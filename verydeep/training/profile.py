@@ -38,7 +38,9 @@ class Profile:
 
 
 def profile(learner: Learner, feed: Feed) -> Profile:
-    """Measure each alone, for some seconds. The learner is spoilt by it."""
+    """Measure each alone, for some seconds; the network at the side at which it asks for most. The learner is
+    spoilt by it."""
+    side = min(learner.config.sides)
     first, batch, seen, began = True, None, 0, 0.0
     for batch in chain.from_iterable(map(feed.epoch, count())):
         if first:  # it started the threads
@@ -54,7 +56,7 @@ def profile(learner: Learner, feed: Feed) -> Profile:
     began, step = time.perf_counter(), 0
     while step < WARM_UP + LEAST_STEPS or time.perf_counter() - began < SECONDS:
         before = time.perf_counter()
-        loss, _ = learner.learn(batch, 0.0, step)
+        loss, _ = learner.learn(batch, 0.0, step, side)
         float(loss)  # waits for the device
         if step >= WARM_UP:
             best = min(best, time.perf_counter() - before)

@@ -63,8 +63,8 @@ class Config:
     epochs, batch, seed: an epoch goes once through the images; `batch` of them make a step, in all
     processes together. accumulate: parts of a batch that are computed one after the other, for memory.
 
-    grow: sides at which images are shown, each for an equal part of the epochs, none above `size`: what is
-    coarse is learnt in a fraction of the time. None for `size` all the time.
+    grow: at which parts of `size` images are shown, each for an equal part of the epochs: what is coarse is
+    learnt in a fraction of the time. None for `size` all the time.
 
     optimiser: "sgd", or "muon", which moves convolutions by steps made orthogonal, at kernel_rate, and all
     else as SGD does. rate: of learning, the highest. schedule: "linear" and "cosine" rise over `warmup` epochs
@@ -99,7 +99,7 @@ class Config:
     batch: int = 256
     seed: int = 0
     accumulate: int = 1
-    grow: tuple[int, ...] = ()
+    grow: tuple[float, ...] = ()
     optimiser: Literal["sgd", "muon"] = "sgd"
     rate: float = 0.2
     kernel_rate: float = 0.05
@@ -151,10 +151,17 @@ class Config:
                 f"scales is {self.scales}; expected one shorter side, or the least and the greatest, "
                 f"none below the {self.size} pixels of a crop"
             )
-        if self.grow and not 1 <= min(self.grow) <= max(self.grow) <= self.size:
-            raise DataError(f"grow is {self.grow}; expected sides of 1 to {self.size} pixels, the size")
+        if self.grow and not 0 < min(self.grow) <= max(self.grow) <= 1:
+            raise DataError(
+                f"grow is {self.grow}; expected parts of the size, above 0 and at most 1"
+            )
         if self.nesterov and not self.momentum:
             raise DataError("nesterov needs momentum above 0; set nesterov=false or momentum=0.9")
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Pixels a side that images are shown at, one after another."""
+        return tuple(max(1, round(part * self.size)) for part in self.grow) or (self.size,)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -169,7 +176,7 @@ def small_images() -> Config:
     Duration: 72 epochs of 50,000 images take about an hour on two cores with bf16.
     """
     return Config(
-        head="gap", start="he", epochs=72, batch=512, grow=(16, 24, 32), optimiser="muon", rate=0.2,
+        head="gap", start="he", epochs=72, batch=512, grow=(0.5, 0.75, 1.0), optimiser="muon", rate=0.2,
         kernel_rate=0.04, schedule="linear", warmup=1.0, average=0.995, smoothing=0.1, padding=4, cover=8,
     )  # fmt: skip
 

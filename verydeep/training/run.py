@@ -43,7 +43,6 @@ from .views import Views
 __all__ = ["measured", "rates", "run"]
 
 MEASURED_PHOTOS = 512  # for mean and covariance
-WITHOUT_EFFECT = ("threads", "checkpoint_minutes")  # settings that change no weight
 
 Event = Callable[[Mapping[str, Any]], None]
 T = TypeVar("T")
@@ -219,32 +218,16 @@ class _Run:
 
     def _compare(self, facts: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
         """DataError where a run that is resumed is not the one that was begun."""
-        # a setting that is younger than the run had its default
-        old, new = Config().to_dict() | facts["config"], self.config.to_dict()
+        old, new = facts["config"], self.config.to_dict()
         for key in ("precision", "layout"):
             if new[key] == "auto":
                 new[key] = old[key]
         if inputs["init"] is not None:  # the network was taken from the weights
             for key in ("model", "width", "pool"):
                 new[key] = old[key]
-        old, new = old | {"init": facts.get("init")}, new | {"init": inputs["init"]}
-        differ = [
-            f"{k} was {old.get(k)}, is {new[k]}"
-            for k in new
-            if old.get(k) != new[k] and k not in WITHOUT_EFFECT
-        ]
-        if differ:
-            raise DataError(
-                f"{self.folder} is a run of another configuration: {'; '.join(differ)}; resume it with "
-                "its own, or choose another folder"
-            )
-        if facts["data"]["digest"] != inputs["data"]["digest"]:
-            was, now = facts["data"], inputs["data"]
-            raise DataError(
-                f"the data has changed since the checkpoint in {self.folder}: {was['train']} images to "
-                f"train on and {was['val']} to validate then, {now['train']} and {now['val']} now, not "
-                "all of them the same; choose another folder for a new run"
-            )
+        was = {"config": {**old, "init": facts.get("init")}, "data": facts["data"]}
+        now = {"config": {**new, "init": inputs["init"]}, "data": inputs["data"]}
+        folder.refuse_difference(self.folder, was, now, Config().to_dict())
 
     def _statistics(self, held: Pictures | None) -> Statistics:
         """Of the training images' colours; of photos, those of a few hundred say enough."""

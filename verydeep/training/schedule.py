@@ -24,14 +24,14 @@ def rate_at(config: Config, step: int, steps_per_epoch: int, drops: int = 0) -> 
     done = (step - warmup) / max(1, total - warmup)
     if config.schedule == "linear":
         return config.rate * (1 - done)
-    return config.rate * (1 + math.cos(math.pi * done)) / 2  # SGDR without restarts, arXiv:1608.03983
+    return (
+        config.rate * (1 + math.cos(math.pi * done)) / 2
+    )  # SGDR without restarts, arXiv:1608.03983
 
 
 def side_at(config: Config, epoch: int) -> int:
     """How many pixels a side images have in that epoch, counted from 0."""
-    if not config.grow:
-        return config.size
-    return config.grow[min(epoch, config.epochs - 1) * len(config.grow) // config.epochs]
+    return config.sides[min(epoch, config.epochs - 1) * len(config.sides) // config.epochs]
 
 
 def drops_after(accuracies: Sequence[float], patience: int) -> int:

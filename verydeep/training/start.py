@@ -41,12 +41,16 @@ def network_of(config: Config, classes: int, like: Network | None = None) -> Net
         pool=like.pool if like else config.pool,
     )
     least = made.cut(("fc8",)).minimum_size
-    for key, side in (("size", config.size), ("grow", min(config.grow, default=config.size))):
-        if side < least:
-            raise NetworkError(
-                f"images of {side} pixels are too small for {made.name}, which needs at least {least}; set "
-                f"{key}={least} or more"
-            )
+    if config.size < least:
+        raise NetworkError(
+            f"images of {config.size} pixels are too small for {made.name}, which needs at least {least}; "
+            f"set size={least} or more"
+        )
+    if min(config.sides) < least:
+        raise NetworkError(
+            f"images of {config.size} pixels are shown at {min(config.sides)} at first, too small for "
+            f"{made.name}, which needs at least {least}; set grow=1"
+        )
     return made
 
 
