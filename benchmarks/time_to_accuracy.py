@@ -2,13 +2,13 @@
 
     python benchmarks/time_to_accuracy.py RUN cifar10.npz [--accuracy 0.93] [--rounds 3] [--out FILE.json]
 
-RUN is the folder of a run on the file that `tools/cifar10.py` writes. The common recipe is a plain loop: the
-same network in float32 and torch's own layout, batch 128, crops and mirrors in a DataLoader, SGD with
+RUN is the folder of a run on the file that `tools/cifar10.py` writes. The common recipe is a plain loop:
+the same network in float32 and torch's own layout, batch 128, crops and mirrors in a DataLoader, SGD with
 momentum, its rate divided by ten twice, 160 epochs (He et al. 2015, arXiv:1512.03385, section 4.2, in the
 form most repositories have it). It needs its last third to reach what it reaches, so it counts whole. Both
-are timed here, in turns, each in its own process: an epoch of the common recipe, and one of ours at each side
-that images had in the run, up to the first epoch that validated at the accuracy, validation included. Parity
-first: the same weights give the same loss in float32, to 1e-4.
+are timed here, in turns, each in its own process: an epoch of the common recipe, and one of ours at each
+side that images had in the run, up to the first epoch that validated at the accuracy, validation included.
+Parity first: the same weights give the same loss in float32, to 1e-4.
 """
 
 from __future__ import annotations

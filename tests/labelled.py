@@ -36,7 +36,8 @@ def arrays(path: Path, train_count: int = 48, val_count: int = 24, seed: int = 0
 # of a run that takes a second: 3 epochs of 4 steps, in which this learns more than the recipe's own would
 SETTINGS: dict[str, Any] = {
     "epochs": 3, "batch": 12, "warmup": 1.0, "rate": 0.05, "precision": "fp32", "layout": "default",
-    "average": 0.9, "head": "small", "start": "glorot", "optimiser": "sgd", "schedule": "cosine", "grow": "1",
+    "average": 0.9, "head": "small", "start": "glorot", "optimiser": "sgd", "schedule": "cosine",
+    "grow": "1",
 }  # fmt: skip
 
 

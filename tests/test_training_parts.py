@@ -241,7 +241,7 @@ def test_images_grow_by_equal_parts_of_the_epochs() -> None:
     assert [side_at(config, epoch) for epoch in range(7)] == [20, 20, 20, 30, 30, 40, 40]
     assert side_at(changed(config, {"grow": ()}), 0) == 40
     with pytest.raises(
-        DataError, match="grow is .* expected parts of the size, above 0 and at most 1"
+        DataError, match=r"grow is .* expected parts of the size, above 0 and at most 1"
     ):
         changed(config, {"grow": "16,32"})
 

@@ -108,7 +108,7 @@ def check(
 
 
 def looked_over(found: Data, size: int, *, thorough: bool = False) -> tuple[str, ...]:
-    """Lines on what can be seen without decoding: doubles by content, sizes, balance; thorough: on all else too.
+    """Lines on what can be seen without decoding: doubles by content, sizes, balance; thorough: on the rest too.
 
     Nothing of a set that is streamed is read, nor, unless thorough, of one of more than 2 GiB.
     """

@@ -1,4 +1,4 @@
-"""Memory that a training step frees is kept for the next step, where glibc would hand it back to the system.
+"""Memory that a training step frees is kept for the next step, where glibc would hand it back.
 
 Every step asks for the same large arrays again. Handed back, their pages are cleared and mapped anew each
 time: 8 to 13 % of a step's processor time. Other systems' allocators are left as they are.
@@ -16,7 +16,7 @@ __all__ = ["kept"]
 # malloc.h: parameters of mallopt
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST = 2**31 - 1  # mallopt takes an int
-# what glibc's own thresholds rise to by themselves on 64 bits: mallopt(3), DEFAULT_MMAP_THRESHOLD_MAX and twice it
+# what glibc's own thresholds rise to by themselves: DEFAULT_MMAP_THRESHOLD_MAX of mallopt(3), and twice it
 OWN_TRIM, OWN_MMAP = 64 * 2**20, 32 * 2**20
 
 

@@ -375,8 +375,8 @@ def fit(
         measured = validate()
         position.seconds += time.monotonic() - told
         row = {
-            "event": "epoch", "epoch": epoch + 1, "step": (epoch + 1) * feed.steps, "rate": rate, "side": side,
-            "train_loss": position.loss / max(1, position.seen),
+            "event": "epoch", "epoch": epoch + 1, "step": (epoch + 1) * feed.steps, "rate": rate,
+            "side": side, "train_loss": position.loss / max(1, position.seen),
             "train_top1": position.right / max(1, position.seen),
             **measured, "seconds": position.seconds,
         }  # fmt: skip

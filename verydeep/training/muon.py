@@ -25,8 +25,8 @@ class Muon(torch.optim.Optimizer):
 
     params: groups as torch.optim takes them, each with lr, momentum, nesterov, weight_decay. kernel:
     parameters of two or more dimensions, of which the first are a matrix's rows. level: such a group's
-    matrices keep the norm that they begin with, and lr is the part of it that a step moves; for convolutions
-    with a batch norm after them, to which their length means nothing. dtype: of the products.
+    matrices keep the norm that they begin with, and lr is the part of it that a step moves; for
+    convolutions with a batch norm after them, to which length means nothing. dtype: of the products.
     """
 
     def __init__(

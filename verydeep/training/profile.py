@@ -38,8 +38,10 @@ class Profile:
 
 
 def profile(learner: Learner, feed: Feed) -> Profile:
-    """Measure each alone, for some seconds; the network at the side at which it asks for most. The learner is
-    spoilt by it."""
+    """Measure each alone, for some seconds; the network at the side at which it asks for most.
+
+    The learner is spoilt by it.
+    """
     side = min(learner.config.sides)
     first, batch, seen, began = True, None, 0, 0.0
     for batch in chain.from_iterable(map(feed.epoch, count())):

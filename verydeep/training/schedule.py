@@ -1,5 +1,4 @@
-"""The learning rate at a step: a warm-up and a fall, a constant, or steps down at plateaus; and the size that
-images are shown at."""
+"""What changes as a run goes on: the learning rate, step by step, and the size that images are shown at."""
 
 from __future__ import annotations
 
