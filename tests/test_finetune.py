@@ -180,6 +180,25 @@ def test_resumed_it_ends_as_if_it_had_never_stopped(
     assert again.top1 == resumed.top1
 
 
+def test_checkpoints_are_kept_within_an_epoch(
+    trunk: Path, flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    save = module.checkpoint.save
+
+    def counted(folder: Path, step: int, *rest: object) -> Path:
+        saved.append(step)
+        return save(folder, step, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module.checkpoint, "save", counted)
+    run(config(trunk, epochs=2, checkpoint_minutes=0.0), flowers, out=tmp_path / "often")
+    steps = saved[-1] // 2
+    assert sorted(set(saved)) == list(range(2 * steps + 1))
+    saved.clear()
+    run(config(trunk, epochs=2), flowers, out=tmp_path / "seldom")
+    assert saved == [0, steps, 2 * steps]
+
+
 def test_it_stops_early_and_keeps_the_best(trunk: Path, flowers: Path, tmp_path: Path) -> None:
     wild = config(trunk, rate=1.0, head_rate=1.0, epochs=9, patience=2)
     result = run(wild, flowers, out=tmp_path / "out")

@@ -76,6 +76,12 @@ def test_strict_is_an_error(folder: Path) -> None:
     assert not (folder / "run").exists()
 
 
+def test_strict_looks_closely(folder: Path) -> None:
+    Image.open(folder / "train/bee/3.png").save(folder / "val/bee/near.jpg", quality=60)
+    with pytest.raises(DataError, match="1 image to validate with look like one to train on"):
+        train("small-images", folder, out=folder / "run", strict=True, settings=SETTINGS)
+
+
 def test_the_command(folder: Path, verydeep: Run) -> None:
     done = verydeep("check", folder, "--size", 40)
     assert (done.status, done.out.splitlines()[-1][-16:]) == (0, "nothing is wrong")

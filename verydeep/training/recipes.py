@@ -68,12 +68,12 @@ class Config:
 
     optimiser: "sgd", or "muon", which moves convolutions by steps made orthogonal, at kernel_rate, and all
     else as SGD does. rate: of learning, the highest. schedule: "linear" and "cosine" rise over `warmup`
-    epochs and fall to 0; "plateau" is divided by 10 when validation accuracy stops rising, `drops` times, and
-    then the run ends; "constant". patience: epochs without a rise that make a plateau.
+    epochs and fall to 0; "plateau" is divided by 10 when validation accuracy stops rising, `drops` times,
+    and then the run ends; "constant". patience: epochs without a rise that make a plateau.
     momentum, nesterov, decay: SGD's; `decay` pulls on weights, not on biases and batch norms unless
-    decay_all, and under Muon not on convolutions with a batch norm, whose length stays as it is. clip: largest
-    norm of the gradient, 0 for any. average: decay of the running mean of the weights, which is what is
-    validated and kept; 0 for none.
+    decay_all, and under Muon not on convolutions with a batch norm, whose length stays. clip: largest norm
+    of the gradient, 0 for any. average: decay of the running mean of the weights, which is what is validated
+    and kept; 0 for none.
 
     smoothing: of the labels. dropout: after the hidden FC layers. balance: "weights" weighs the loss of
     rare classes up, "sampling" shows them more often.
