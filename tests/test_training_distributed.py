@@ -1,4 +1,4 @@
-"""Two processes under torchrun learn what one does, and go on when one of them is killed."""
+"""Two processes under torchrun learn what one does, and go on when one of them is killed, by themselves too."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from verydeep.training.loop import Learner
 die_at = int(sys.argv[3])
 learn = Learner.learn
 def dying(self, batch, rate, step, side=None):
-    if step == die_at and self.group.rank == 1:
+    if step == die_at and self.group.rank == 1 and not self.group.restarted:
         os.kill(os.getpid(), signal.SIGKILL)
     return learn(self, batch, rate, step, side)
 Learner.learn = dying
@@ -40,12 +41,26 @@ NEVER = -1
 
 
 def torchrun(
-    folder: Path, data: Path, out: Path, *, die_at: int = NEVER, resume: bool = False
+    folder: Path,
+    data: Path,
+    out: Path,
+    *,
+    die_at: int = NEVER,
+    resume: bool = False,
+    restarts: int = 0,
 ) -> subprocess.CompletedProcess[str]:
-    """Two processes; the second one is killed at that step."""
+    """Two processes; the second one is killed at that step. restarts: that torchrun makes by itself."""
     program = folder / "program.py"
     program.write_text(PROGRAM)
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        str(restarts),
+    ]
     words += [str(program), str(data), str(out), str(die_at), "resume" if resume else "begin"]
     return subprocess.run(
         [sys.executable, *words],
@@ -55,8 +70,22 @@ def torchrun(
 
 
 def losses(out: Path) -> list[float]:
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if line["event"] == "step"]
+    return [line["loss"] for line in events(out) if line["event"] == "step"]
+
+
+def events(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_torchrun_restarts_what_was_killed(tmp_path: Path) -> None:
+    data = arrays(tmp_path / "set.npz")
+    done = torchrun(tmp_path, data, tmp_path / "run", die_at=6, restarts=1)
+    assert done.returncode == 0, done.stderr
+    lines = events(tmp_path / "run")
+    # it goes on from the end of the first epoch: one interval lost
+    assert [line["step"] for line in lines if line["event"] == "resume"] == [4]
+    assert lines[-1]["event"] == "end"
+    assert len(losses(tmp_path / "run")) == 12
 
 
 def test_two_processes_learn_what_one_does_even_when_one_is_killed(tmp_path: Path) -> None:
@@ -71,7 +100,7 @@ def test_two_processes_learn_what_one_does_even_when_one_is_killed(tmp_path: Pat
     assert len(alone) == 12
     np.testing.assert_allclose(together, alone, rtol=1e-3)
 
-    lines = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
+    lines = events(tmp_path / "two")
     resumed = [line for line in lines if line["event"] == "resume"]
     assert [line["step"] for line in resumed] == [
         4

@@ -108,8 +108,9 @@ def check(
 
 
 def looked_over(found: Data, size: int, *, thorough: bool = False) -> tuple[str, ...]:
-    """Lines on what can be seen without decoding: doubles by content, sizes, balance; thorough: on the rest too.
+    """Lines on what can be seen without decoding: doubles by content, sizes, balance.
 
+    thorough: on everything that `check` finds.
     Nothing of a set that is streamed is read, nor, unless thorough, of one of more than 2 GiB.
     """
     every = (*found.train, *found.val)
@@ -228,19 +229,19 @@ def _doubles(found: Data, train: list[_Seen], val: list[_Seen]) -> Iterator[Find
     if across:
         yield Finding(
             "doubles across",
-            f"{_images(len(across))} to validate with are there to train on as well, so that accuracy "
-            f"is flattered: {_some(across)}",
+            f"{_images(len(across))} to validate with {_are(across)} there to train on as well, so that "
+            f"accuracy is flattered: {_some(across)}",
             tuple(across),
         )
     if within:
         yield Finding(
-            "doubles within", f"{_images(len(within))} are there twice or more: {_some(within)}",
+            "doubles within", f"{_images(len(within))} {_are(within)} there twice or more: {_some(within)}",
             tuple(within),
         )  # fmt: skip
     if at_odds:
         yield Finding(
             "labels at odds",
-            f"{_images(len(at_odds))} are of two classes at once: {_some(at_odds)}",
+            f"{_images(len(at_odds))} {_are(at_odds)} of two classes at once: {_some(at_odds)}",
             tuple(at_odds),
         )
 
@@ -266,7 +267,8 @@ def _near_doubles(found: Data, train: list[_Seen], val: list[_Seen]) -> Iterator
     if near:
         yield Finding(
             "near-doubles across",
-            f"{_images(len(near))} to validate with look like one to train on: {_some(near)}",
+            f"{_images(len(near))} to validate with {'looks' if len(near) == 1 else 'look'} like one to "
+            f"train on: {_some(near)}",
             tuple(near),
         )
 
@@ -282,6 +284,10 @@ def _size_bytes(sample: Sample) -> int:
 
 def _images(count: int) -> str:
     return f"{count} image{'' if count == 1 else 's'}"
+
+
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def _some(names: Sequence[str]) -> str:

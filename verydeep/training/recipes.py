@@ -72,8 +72,8 @@ class Config:
     and then the run ends; "constant". patience: epochs without a rise that make a plateau.
     momentum, nesterov, decay: SGD's; `decay` pulls on weights, not on biases and batch norms unless
     decay_all, and under Muon not on convolutions with a batch norm, whose length stays. clip: largest norm
-    of the gradient, 0 for any. average: decay of the running mean of the weights, which is what is validated
-    and kept; 0 for none.
+    of the gradient, 0 for any. average: decay of the running mean of the weights, which is what is
+    validated and kept; 0 for none.
 
     smoothing: of the labels. dropout: after the hidden FC layers. balance: "weights" weighs the loss of
     rare classes up, "sampling" shows them more often.
