@@ -1,4 +1,4 @@
-"""Two processes under torchrun learn what one does, and go on when one of them is killed, by themselves too."""
+"""Two processes under torchrun learn what one does, and go on when one of them is killed."""
 
 from __future__ import annotations
 

@@ -121,6 +121,20 @@ def test_muon_on_growing_images_resumes_to_the_bit(data: Path, tmp_path: Path) -
     assert [line["side"] for line in result.log if line["event"] == "epoch"] == [16, 16, 32, 32]
 
 
+def test_a_signal_before_the_first_step_is_not_waited_for(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from verydeep.training import run
+
+    monkeypatch.setattr(run, "pictures", lambda *_: signal.raise_signal(signal.SIGINT))
+    log = At(0, None)
+    with pytest.raises(KeyboardInterrupt):
+        trained(data, tmp_path / "run", event=log)
+    assert not [line for line in log.lines if line["event"] == "step"]
+    monkeypatch.undo()
+    trained(data, tmp_path / "run")  # nothing stands in the way of beginning anew
+
+
 KILLED = """
 import os, signal, sys, torch
 torch.set_num_threads(1)

@@ -65,17 +65,19 @@ def run(
     named: the config's model was asked for by name, and is not only the recipe's default.
     """
     where = _device(device)
-    with joined(where) as group, _own_numbers(where), heap.kept(), watched() as stop:
+    with joined(where) as group, _own_numbers(where), heap.kept():
         one = _Run(config, Path(out), group, where, event)
-        done = one.prepare(data, val, init, named=named, resume=resume)
-        if done is not None:
-            return done
         try:
-            one.fit(stop)
-        except Stopped:
-            pass
-        else:
-            return one.finish()
+            done = one.prepare(data, val, init, named=named, resume=resume)
+            if done is not None:
+                return done
+            with watched() as stop:  # before the first step there is nothing to save
+                try:
+                    one.fit(stop)
+                except Stopped:
+                    pass
+                else:
+                    return one.finish()
         finally:
             one.close()
     stop.raise_()
