@@ -21,7 +21,7 @@ import verydeep
 from verydeep import modelfile
 from verydeep.errors import DataError, OutputError
 from verydeep.training import checkpoint
-from verydeep.training.loop import Diverged
+from verydeep.training.loop import Diverged, Learner
 
 from .conftest import Run
 from .labelled import CLASSES, SETTINGS, arrays, images, trained
@@ -107,12 +107,23 @@ def test_preprocessing_is_of_this_data(unbroken: Path) -> None:
     np.testing.assert_allclose(record.std, pixels.std((0, 1, 2)) / 255, atol=1e-5)
 
 
-def test_muon_on_growing_images_resumes_to_the_bit(data: Path, tmp_path: Path) -> None:
+def test_muon_on_growing_images_resumes_to_the_bit(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = {
         "head": "gap", "start": "he", "optimiser": "muon", "schedule": "linear", "grow": (0.5, 1.0),
         "epochs": 4,
     }  # fmt: skip
+    judged: list[int | None] = []
+    probabilities = Learner.probabilities
+
+    def noted(self: Learner, images: np.ndarray, side: int | None = None) -> torch.Tensor:
+        judged.append(side)
+        return probabilities(self, images, side)
+
+    monkeypatch.setattr(Learner, "probabilities", noted)
     trained(data, tmp_path / "whole", **own)
+    assert judged == [16, 16, 32, 32, None]  # the last for the record, at the full size
     stop = At(7, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         trained(data, tmp_path / "cut", event=stop, **own)

@@ -175,12 +175,15 @@ class Learner:
                 torch._foreach_lerp_(self._mean, self._live, 1 - keep)
         return loss_sum, right
 
-    def probabilities(self, images: NDArray[np.uint8]) -> Tensor:
-        """(n, classes) float32 on the CPU, of (n, h, w, 3) uint8, by the averaged weights."""
+    def probabilities(self, images: NDArray[np.uint8], side: int | None = None) -> Tensor:
+        """(n, classes) float32 on the CPU, of (n, h, w, 3) uint8, by the averaged weights.
+
+        side: as for `learn`.
+        """
         was = self.average.training
         self.average.eval()
         with torch.inference_mode(), arithmetic(self.config.precision, self.device):
-            scores = self.average(self._shaped(torch.from_numpy(images)))
+            scores = self.average(self._shaped(torch.from_numpy(images), None, side))
         self.average.train(was)
         return torch.softmax(scores.float(), 1).cpu()
 

@@ -33,6 +33,7 @@ from .profile import Profile, profile
 from .ratetest import RateTest, rate_test
 from .recipes import Config
 from .result import TrainResult
+from .schedule import side_at
 from .shardstream import StreamFeed, StreamSource, StreamViews, few, streamed
 from .signals import watched
 from .start import started
@@ -299,7 +300,8 @@ class _Run:
     def validate(self) -> dict[str, float]:
         if not len(self.val.samples):
             return {}
-        found, labels = self._probabilities()
+        # at the side that it learns from now, since it knows no other yet
+        found, labels = self._probabilities(side_at(self.config, self.position.epoch))
         if not len(labels):  # not one could be read
             return {}
         if not np.isfinite(found).all():
@@ -385,12 +387,17 @@ class _Run:
         if self.group.first and self.listener is not None:
             self.listener({"event": "note", "text": text})
 
-    def _probabilities(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """(n, classes) and labels (n,) of the validation images that could be read, by all processes."""
+    def _probabilities(
+        self, side: int | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """(n, classes) and labels (n,) of the validation images that could be read, by all processes.
+
+        side: pixels that they are shown at; None for the recipe's size.
+        """
         group, count = self.group, len(self.val.samples)
         whole = torch.zeros(count, len(self.data.classes) + 1)  # the last column: it was read
         for numbers, images in self.val.batches(group.rank, group.world):
-            whole[numbers, :-1] = self.learner.probabilities(images)
+            whole[numbers, :-1] = self.learner.probabilities(images, side)
             whole[numbers, -1] = 1
         self.position.bad = group.merged({**self.position.bad, **self.val.bad})
         found = group.sum(whole.to(self.device)).cpu().numpy()

@@ -23,9 +23,8 @@ def rate_at(config: Config, step: int, steps_per_epoch: int, drops: int = 0) -> 
     done = (step - warmup) / max(1, total - warmup)
     if config.schedule == "linear":
         return config.rate * (1 - done)
-    return (
-        config.rate * (1 + math.cos(math.pi * done)) / 2
-    )  # SGDR without restarts, arXiv:1608.03983
+    # SGDR without restarts, arXiv:1608.03983
+    return config.rate * (1 + math.cos(math.pi * done)) / 2
 
 
 def side_at(config: Config, epoch: int) -> int:
