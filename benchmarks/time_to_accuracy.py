@@ -75,10 +75,11 @@ else:
     import itertools
     from contextlib import ExitStack
     from verydeep.preprocess import Preprocess
-    from verydeep.training import data, heap
-    from verydeep.training.feed import Feed, MemorySource
+    from verydeep.training import heap
+    from verydeep.training.images import data
+    from verydeep.training.images.feed import Feed, MemorySource
     from verydeep.training.loop import Learner
-    from verydeep.training.pictures import pictures
+    from verydeep.training.images.pictures import pictures
     ExitStack().enter_context(heap.kept())
     batch = config.batch
     samples = [data.Sample(i, int(k)) for i, k in zip(images, labels)]

@@ -78,10 +78,11 @@ else:
     import itertools
     from verydeep.preprocess import Preprocess
     from contextlib import ExitStack
-    from verydeep.training import data, heap
-    from verydeep.training.feed import Feed, MemorySource
+    from verydeep.training import heap
+    from verydeep.training.images import data
+    from verydeep.training.images.feed import Feed, MemorySource
     from verydeep.training.loop import Learner
-    from verydeep.training.pictures import pictures
+    from verydeep.training.images.pictures import pictures
     from verydeep.training.precision import decided
     from verydeep.training.recipes import changed, small_images
     config = changed(small_images(), {"batch": batch, "width": width})

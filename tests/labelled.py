@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from verydeep import train
-from verydeep.training.result import TrainResult
+from verydeep.training.record.result import TrainResult
 
 CLASSES = ("red", "green", "blue")
 

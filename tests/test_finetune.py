@@ -19,11 +19,11 @@ from verydeep.errors import DataError, OutputError
 from verydeep.models import loading
 from verydeep.nets import Head
 from verydeep.predictor import Predictor
-from verydeep.training import finetune as module
-from verydeep.training import linear_head
-from verydeep.training.data import find
-from verydeep.training.finetune import FinetuneConfig, Upper, run
-from verydeep.training.frozen import frozen
+from verydeep.training.images.data import find
+from verydeep.training.transfer import finetune as module
+from verydeep.training.transfer import linear_head
+from verydeep.training.transfer.finetune import FinetuneConfig, Upper, run
+from verydeep.training.transfer.frozen import frozen
 
 from .test_probe import photos
 from .tiny import model_file, tiny

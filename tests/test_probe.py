@@ -15,10 +15,10 @@ from PIL import Image
 import verydeep
 from verydeep import modelfile
 from verydeep.errors import DataError, LayerError, OutputError
-from verydeep.training import features as features_module
-from verydeep.training.data import find
-from verydeep.training.features import averages
-from verydeep.training.probe import ProbeConfig, candidates, choose, run
+from verydeep.training.images.data import find
+from verydeep.training.transfer import features as features_module
+from verydeep.training.transfer.features import averages
+from verydeep.training.transfer.probe import ProbeConfig, candidates, choose, run
 
 from .tiny import model_file, tiny
 
@@ -287,7 +287,7 @@ def test_a_quantised_trunk_stays_as_it_is_stored(tmp_path: Path, flowers: Path) 
 def test_it_runs_without_torch(trunk: Path, flowers: Path, tmp_path: Path) -> None:
     program = (
         "import sys\n"
-        "from verydeep.training.probe import ProbeConfig, run\n"
+        "from verydeep.training.transfer.probe import ProbeConfig, run\n"
         f"run(ProbeConfig(model={str(trunk)!r}, sizes=(32,), engine='onnxruntime'),"
         f" {str(flowers)!r}, out={str(tmp_path / 'out')!r})\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"

@@ -21,8 +21,8 @@ from verydeep.evaluation import calibration_error
 from verydeep.modelfile import Record, write
 from verydeep.plots import Line
 from verydeep.report import Report, page
-from verydeep.training import probe
-from verydeep.training.probe import ProbeConfig
+from verydeep.training.transfer import probe
+from verydeep.training.transfer.probe import ProbeConfig
 
 from .tiny import model_file, photo, tiny, weights
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from verydeep import train
 from verydeep.errors import DataError, MissingExtraError
-from verydeep.training import check, data
+from verydeep.training.images import check, data
 
 from .conftest import Run
 from .labelled import SETTINGS, arrays, trained

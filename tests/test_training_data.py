@@ -16,7 +16,7 @@ from PIL import Image
 
 from verydeep.errors import DataError
 from verydeep.preprocess import decode
-from verydeep.training import data
+from verydeep.training.images import data
 
 from .tiny import photo
 

@@ -22,17 +22,19 @@ from PIL import Image
 
 from verydeep import modelfile, train
 from verydeep.errors import DataError, OutputError
-from verydeep.training import begin, checkpoint, linear_head, loop, profile
-from verydeep.training.board import board
-from verydeep.training.check import check
-from verydeep.training.data import find
-from verydeep.training.feed import Batch
-from verydeep.training.finetune import FinetuneConfig, Upper
-from verydeep.training.finetune import run as run_finetune
-from verydeep.training.log import Log
-from verydeep.training.probe import ProbeConfig
-from verydeep.training.probe import run as run_probe
+from verydeep.training import begin, loop, profile
+from verydeep.training.images.check import check
+from verydeep.training.images.data import find
+from verydeep.training.images.feed import Batch
 from verydeep.training.recipes import RECIPES
+from verydeep.training.record import checkpoint
+from verydeep.training.record.board import board
+from verydeep.training.record.log import Log
+from verydeep.training.transfer import linear_head
+from verydeep.training.transfer.finetune import FinetuneConfig, Upper
+from verydeep.training.transfer.finetune import run as run_finetune
+from verydeep.training.transfer.probe import ProbeConfig
+from verydeep.training.transfer.probe import run as run_probe
 
 from .conftest import Run
 from .labelled import SETTINGS, arrays, images, trained
@@ -411,7 +413,7 @@ def test_each_recipe_shows_itself(verydeep: Run, monkeypatch: pytest.MonkeyPatch
     assert "Command: verydeep train photos/ --recipe probe --out run" in shown.out
     assert "average=0.999" in shown.out
     assert "cover=8" in shown.out
-    monkeypatch.delitem(sys.modules, "verydeep.training.finetune", raising=False)
+    monkeypatch.delitem(sys.modules, "verydeep.training.transfer.finetune", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     shown = verydeep("train", "--recipes")
     assert "finetune\n  needs torch: pip install 'verydeep[torch]'" in shown.out
@@ -420,7 +422,7 @@ def test_each_recipe_shows_itself(verydeep: Run, monkeypatch: pytest.MonkeyPatch
 def test_without_torch_what_needs_it_says_so(
     verydeep: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.delitem(sys.modules, "verydeep.training.finetune", raising=False)
+    monkeypatch.delitem(sys.modules, "verydeep.training.transfer.finetune", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     done = verydeep("train", tmp_path, "--recipe", "finetune", "--out", tmp_path / "out")
     assert done.status == 2

@@ -16,14 +16,16 @@ from sklearn import metrics
 from verydeep.errors import DataError
 from verydeep.models import build
 from verydeep.preprocess import PRESETS, Preprocess
-from verydeep.training import augment, data, draws, measures
-from verydeep.training.feed import Feed, MemorySource
+from verydeep.training import draws
+from verydeep.training.images import augment, data
+from verydeep.training.images.feed import Feed, MemorySource
+from verydeep.training.images.photosource import PhotoSource
+from verydeep.training.images.pictures import Pictures, pictures
+from verydeep.training.images.statistics import colour_shift, statistics
 from verydeep.training.loop import Learner, normaliser
-from verydeep.training.photosource import PhotoSource
-from verydeep.training.pictures import Pictures, pictures
 from verydeep.training.recipes import Config, changed, paper, recipe, small_images
+from verydeep.training.record import measures
 from verydeep.training.schedule import drops_after, rate_at, side_at
-from verydeep.training.statistics import colour_shift, statistics
 from verydeep.training.stuck import Stuck
 
 from .labelled import arrays, images

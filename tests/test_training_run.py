@@ -20,8 +20,8 @@ import torch
 import verydeep
 from verydeep import modelfile
 from verydeep.errors import DataError, OutputError
-from verydeep.training import checkpoint
 from verydeep.training.loop import Diverged, Learner
+from verydeep.training.record import checkpoint
 
 from .conftest import Run
 from .labelled import CLASSES, SETTINGS, arrays, images, trained

@@ -22,12 +22,12 @@ from PIL import Image
 
 from verydeep import modelfile, train
 from verydeep.errors import DataError, MissingExtraError
-from verydeep.training import data, shards, shardstream
-from verydeep.training.feed import Batch
-from verydeep.training.photosource import PhotoSource
+from verydeep.training.images import data, shards, shardstream
+from verydeep.training.images.feed import Batch
+from verydeep.training.images.photosource import PhotoSource
+from verydeep.training.images.shardstream import StreamFeed, StreamSource, StreamViews
+from verydeep.training.images.statistics import Statistics
 from verydeep.training.recipes import Config
-from verydeep.training.shardstream import StreamFeed, StreamSource, StreamViews
-from verydeep.training.statistics import Statistics
 
 from .conftest import Run
 from .labelled import SETTINGS, images
@@ -191,7 +191,7 @@ def test_two_processes_share_an_epoch_without_doubles(tmp_path: Path) -> None:
 
 def test_what_is_validated_is_every_image_once_over_two_processes(tmp_path: Path) -> None:
     from verydeep.preprocess import Preprocess
-    from verydeep.training.views import Views
+    from verydeep.training.images.views import Views
 
     write(tmp_path, "a", 3, broken="0013.png")
     found = data.find(piped(tmp_path, "a", 2), val_fraction=0.0)

@@ -47,7 +47,7 @@ _HOME = {
     "dists": "perceptual",
     "lpips": "perceptual",
     "style_distance": "perceptual",
-    "TrainResult": "training.result",
+    "TrainResult": "training.record.result",
     "train": "training.begin",
     "VerydeepError": "errors",
 }
@@ -92,7 +92,7 @@ if TYPE_CHECKING:
     from .retrieval import features as features
     from .retrieval import similar as similar
     from .training.begin import train as train
-    from .training.result import TrainResult as TrainResult
+    from .training.record.result import TrainResult as TrainResult
 
 
 def __getattr__(name: str) -> object:

@@ -25,13 +25,13 @@ from .atomic import replacing
 from .errors import VerydeepError
 from .evaluation import calibration_error
 from .plots import Line
-from .training import measures
+from .training.record import measures
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from .preprocess import ImageLike
-    from .training.result import TrainResult
+    from .training.record.result import TrainResult
 
 __all__ = ["Report", "of_training", "page", "write"]
 
@@ -71,7 +71,7 @@ class Report:
 
 def of_training(result: TrainResult) -> Report:
     """What a training run has to say."""
-    from .training import data
+    from .training.images import data
 
     start: Mapping[str, Any] = next(
         (line for line in result.log if line.get("event") == "start"), result.config

@@ -15,10 +15,10 @@ import torch
 
 from verydeep.models import build
 from verydeep.preprocess import Preprocess
-from verydeep.training import data
-from verydeep.training.feed import Feed, MemorySource
+from verydeep.training.images import data
+from verydeep.training.images.feed import Feed, MemorySource
+from verydeep.training.images.pictures import pictures
 from verydeep.training.loop import Learner
-from verydeep.training.pictures import pictures
 from verydeep.training.recipes import changed, small_images
 from verydeep.training.schedule import rate_at
 

@@ -27,7 +27,7 @@ def command(data: str, val: str | None, size: int, strict: bool, as_json: bool) 
     that are there to train on as well, or nearly so, classes that are empty, rare or not in both parts,
     and images smaller than the network's input. The exit status is 1 where anything was found.
     """
-    from ..training import check
+    from ..training.images import check
 
     def watch(items: Iterable[Any], total: int) -> Iterator[Any]:
         return progress(items, total=total, unit="images")

@@ -1,3 +1,7 @@
-"""Training: data, recipes, the loop, checkpoints, and what is told about all of them."""
+"""Training: recipes, and the loop that follows them.
+
+`images` is what comes in, `record` what a run leaves behind; `transfer` learns from what a trained trunk
+makes of photos, where the loop trains whole networks.
+"""
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from . import recipes
-from .check import looked_over
-from .data import find
+from .images.check import looked_over
+from .images.data import find
+from .images.shards import is_stream
 from .recipes import Config, changed
-from .result import TrainResult
-from .shards import is_stream
+from .record.result import TrainResult
 
 if TYPE_CHECKING:  # torch
     from .profile import Profile
@@ -45,7 +45,7 @@ def train(
     """Train on labelled images and write model.safetensors, report.html and the rest into `out`.
 
     recipe: a name of `verydeep.training.recipes.RECIPES`, or the config that one of them returns.
-    data, val: as `verydeep.training.data.find` takes them. settings: "key=value" each, or a mapping,
+    data, val: as `verydeep.training.images.data.find` takes them. settings: "key=value" each, or a mapping,
     changing the recipe; model and width are settings too. init: weights to start from, a built-in's or
     catalogue name or a file. resume: go on from the last checkpoint in `out`, to the bit on a CPU.
     device: "auto", "cpu", "cuda" or "mps". strict: every image is decoded and compared first, as by
@@ -65,7 +65,7 @@ def train(
         )
     _refuse_streams(config, data, val)
     if tensorboard:
-        from .board import board
+        from .record.board import board
 
         event = _both(board(Path(out)), event)
     told: dict[str, Any] = {"out": out, "resume": resume, "device": device, "event": event}

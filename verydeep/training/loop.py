@@ -25,7 +25,7 @@ from ..models import VGG
 from ..preprocess import Preprocess
 from . import draws
 from .distributed import ALONE, Group
-from .feed import Batch, Feed
+from .images.feed import Batch, Feed
 from .muon import Muon
 from .precision import arithmetic
 from .recipes import Config

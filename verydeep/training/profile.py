@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain, count
 from typing import Any
 
-from .feed import Feed
+from .images.feed import Feed
 from .loop import Learner
 
 __all__ = ["Profile", "profile"]

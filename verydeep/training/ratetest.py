@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .feed import Feed
+from .images.feed import Feed
 from .loop import Diverged, Learner
 
 __all__ = ["RateTest", "rate_test"]

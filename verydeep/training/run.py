@@ -19,27 +19,29 @@ from .. import __version__, modelfile
 from ..atomic import replacing
 from ..errors import DataError, OutputError
 from ..preprocess import Preprocess
-from . import about, checkpoint, data, draws, folder, heap, measures
-from .checkpoint import Checkpoint
-from .data import Sample
+from . import draws, heap
 from .distributed import ALONE, Group, joined
-from .feed import Feed, MemorySource, Source
-from .log import Log, read
+from .images import data
+from .images.data import Sample
+from .images.feed import Feed, MemorySource, Source
+from .images.photosource import PhotoSource
+from .images.pictures import Pictures, pictures
+from .images.shardstream import StreamFeed, StreamSource, StreamViews, few, streamed
+from .images.statistics import Statistics, statistics
+from .images.views import Views
 from .loop import Diverged, Learner, Position, Stopped, fit
-from .photosource import PhotoSource
-from .pictures import Pictures, pictures
 from .precision import decided
 from .profile import Profile, profile
 from .ratetest import RateTest, rate_test
 from .recipes import Config
-from .result import TrainResult
+from .record import about, checkpoint, folder, measures
+from .record.checkpoint import Checkpoint
+from .record.log import Log, read
+from .record.result import TrainResult
 from .schedule import side_at
-from .shardstream import StreamFeed, StreamSource, StreamViews, few, streamed
 from .signals import watched
 from .start import started
-from .statistics import Statistics, statistics
 from .stuck import Stuck
-from .views import Views
 
 __all__ = ["measured", "rates", "run"]
 

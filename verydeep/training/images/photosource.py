@@ -15,15 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..engines.processor import cores
-from ..errors import ImageError
-from ..preprocess import decode
-from . import data, draws
+from ...engines.processor import cores
+from ...errors import ImageError
+from ...preprocess import decode
+from .. import draws
+from ..recipes import Config
+from . import data
 from .augment import cover
 from .data import Sample
 from .feed import Batch
 from .mixtures import mixed
-from .recipes import Config
 from .statistics import Statistics, colour_shift
 
 __all__ = ["PhotoSource"]

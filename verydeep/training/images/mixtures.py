@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from . import augment, draws
-from .recipes import Config
+from .. import draws
+from ..recipes import Config
+from . import augment
 
 __all__ = ["mixed"]
 

@@ -21,17 +21,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.cache import Cache
-from ..engines.choice import source_of
-from ..errors import EngineError
-from ..folders import cache_folder
-from ..predictor import DECODING_THREADS, Failure, Predictor
-from ..sizing import sized
-from . import data
+from ...engines.cache import Cache
+from ...engines.choice import source_of
+from ...errors import EngineError
+from ...folders import cache_folder
+from ...predictor import DECODING_THREADS, Failure, Predictor
+from ...sizing import sized
+from ..images import data
 
 if TYPE_CHECKING:
-    from ..preprocess import ImageLike
-    from ..sizing import Size
+    from ...preprocess import ImageLike
+    from ...sizing import Size
 
 __all__ = ["Averages", "averages", "digests_of", "features_cache"]
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.cache import Cache
-from ..engines.choice import source_of
-from ..errors import EngineError, ImageError
-from ..predictor import DECODING_THREADS, Failure, Predictor
-from ..preprocess import decode
-from . import data
+from ...engines.cache import Cache
+from ...engines.choice import source_of
+from ...errors import EngineError, ImageError
+from ...predictor import DECODING_THREADS, Failure, Predictor
+from ...preprocess import decode
+from ..images import data
 from .features import digests_of, features_cache
 
 if TYPE_CHECKING:

@@ -24,21 +24,22 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .. import modelfile, report
-from ..atomic import replacing
-from ..errors import DataError
-from ..models import layers as module_layers
-from ..nets import Head, Network
-from ..predictor import Predictor, find_model
-from . import about, checkpoint, folder, linear_head, measures
-from . import data as data_module
-from .data import Sample
+from ... import modelfile, report
+from ...atomic import replacing
+from ...errors import DataError
+from ...models import layers as module_layers
+from ...nets import Head, Network
+from ...predictor import Predictor, find_model
+from ..images import data as data_module
+from ..images.data import Sample
+from ..loop import Diverged
+from ..record import about, checkpoint, folder, measures
+from ..record.log import Log, read
+from ..record.result import TrainResult
+from ..signals import watched
+from . import linear_head
 from .frozen import Frozen, frozen
-from .log import Log, read
-from .loop import Diverged
 from .probe import candidates, choose
-from .result import TrainResult
-from .signals import watched
 
 __all__ = ["FinetuneConfig", "Upper", "finetune", "run"]
 
@@ -219,7 +220,7 @@ def run(
 ) -> TrainResult:
     """Fine-tune on labelled photos and write model.safetensors, report.html and the rest into `out`.
 
-    data, val: as `verydeep.training.data.find` takes them. resume: go on from the last checkpoint.
+    data, val: as `verydeep.training.images.data.find` takes them. resume: go on from the last checkpoint.
     device: of the frozen blocks; the upper ones are trained on the CPU.
     """
     return _Run(config, Path(out), device, event).train(data, val, resume)

@@ -16,14 +16,14 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.processor import cores
-from ..errors import DataError
-from . import draws
+from ...engines.processor import cores
+from ...errors import DataError
+from .. import draws
+from ..recipes import Config
 from .data import Sample
 from .feed import Batch, Feed
 from .listing import Streamed
 from .photosource import PhotoSource
-from .recipes import Config
 from .shards import entries, forget
 from .statistics import Statistics
 from .views import BATCH, Views

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.processor import cores
-from ..errors import ImageError
-from ..preprocess import Preprocess
+from ...engines.processor import cores
+from ...errors import ImageError
+from ...preprocess import Preprocess
 from . import data
 from .data import Sample
 

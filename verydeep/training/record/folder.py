@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import modelfile
-from ..errors import DataError, OutputError
-from ..predictor import Predictor, softmax
+from ... import modelfile
+from ...errors import DataError, OutputError
+from ...predictor import Predictor, softmax
+from ..images import data as data_module
+from ..images.data import Data, Sample
 from . import about, measures
-from . import data as data_module
-from .data import Data, Sample
 from .result import TrainResult
 
 __all__ = [

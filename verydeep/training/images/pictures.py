@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, ImageError
-from ..preprocess import Preprocess
+from ...errors import DataError, ImageError
+from ...preprocess import Preprocess
 from . import data
 from .data import Sample
 

@@ -22,20 +22,21 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import modelfile, report
-from ..atomic import replacing
-from ..errors import DataError
-from ..modelfile import ModelFile
-from ..nets import Head, Network
-from ..predictor import Predictor, find_model, softmax
-from ..preprocess import Preprocess
-from . import about, folder, linear_head, measures
-from . import data as data_module
-from .data import Sample
+from ... import modelfile, report
+from ...atomic import replacing
+from ...errors import DataError
+from ...modelfile import ModelFile
+from ...nets import Head, Network
+from ...predictor import Predictor, find_model, softmax
+from ...preprocess import Preprocess
+from ..images import data as data_module
+from ..images.data import Sample
+from ..record import about, folder, measures
+from ..record.log import Log, read
+from ..record.result import TrainResult
+from . import linear_head
 from .features import Averages, averages
 from .linear_head import LinearHead
-from .log import Log, read
-from .result import TrainResult
 
 __all__ = ["Chosen", "ProbeConfig", "choose", "probe", "run", "write_model"]
 
@@ -239,8 +240,8 @@ def run(
 ) -> TrainResult:
     """Solve a head on labelled photos and write model.safetensors, report.html and the rest into `out`.
 
-    data, val: as `verydeep.training.data.find` takes them. resume: on a finished run, nothing is done;
-    of one that was stopped, the features that it computed are there. event: is given each line of the log.
+    data, val: as `verydeep.training.images.data.find` takes them. resume: on a finished run, nothing is
+    done; of one that was stopped, the features that it computed are there. event: is given each line of the log.
     Raises DataError, LayerError or OutputError before long work where something is wrong.
     """
     return _Run(config, Path(out), device, event).train(data, val, resume)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .data import Sample
+from ..images.data import Sample
 
 __all__ = ["TrainResult"]
 

@@ -15,11 +15,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
-from . import augment, draws
+from ...errors import DataError
+from .. import draws
+from ..recipes import Config
+from . import augment
 from .mixtures import mixed
 from .pictures import Pictures
-from .recipes import Config
 
 __all__ = ["Batch", "Feed", "MemorySource", "Source"]
 

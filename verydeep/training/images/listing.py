@@ -21,8 +21,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, nearest
-from ..photos import IMAGE_SUFFIXES
+from ...errors import DataError, nearest
+from ...photos import IMAGE_SUFFIXES
 from . import shards as remote
 
 __all__ = ["Item", "Listing", "Member", "Source", "Streamed", "listed"]

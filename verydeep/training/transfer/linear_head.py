@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
+from ...errors import DataError
 
 __all__ = ["LinearHead", "Scaling", "folds", "log_loss", "scaling", "solve", "temperature"]
 

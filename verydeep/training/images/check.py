@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ..engines.processor import cores
-from ..errors import DataError, ImageError
-from ..preprocess import decode
+from ...engines.processor import cores
+from ...errors import DataError, ImageError
+from ...preprocess import decode
 from . import data
 from .data import Data, Sample
 from .listing import Member, Streamed
@@ -86,7 +86,7 @@ def check(
     strict: bool = False,
     watch: Watch | None = None,
 ) -> Check:
-    """Every image is decoded and compared; source and val are as for `verydeep.training.data.find`.
+    """Every image is decoded and compared; source and val are as for `verydeep.training.images.data.find`.
 
     size: pixels a side of the network's input; smaller images are told of. strict: what is found is an
     error. watch: is given what is iterated over, and how many there are, to show progress.

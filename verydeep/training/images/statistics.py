@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from . import draws
+from .. import draws
 
 __all__ = ["Statistics", "colour_shift", "statistics"]
 

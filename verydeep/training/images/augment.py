@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from . import draws
+from .. import draws
 
 __all__ = ["cover", "mixing", "paste", "shift_and_flip"]
 

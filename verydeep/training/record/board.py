@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingExtraError
+from ...errors import MissingExtraError
 
 __all__ = ["board"]
 

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from .data import Data
+from ... import __version__
+from ..images.data import Data
 
 __all__ = ["command", "described", "now", "versions"]
 

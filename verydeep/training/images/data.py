@@ -24,7 +24,7 @@ from unicodedata import category
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
+from ...errors import DataError
 from .listing import Item, Listing, Member, Source, Streamed, listed
 from .shards import entries
 
@@ -75,7 +75,7 @@ def find(
     seed: int = 0,
     val_fraction: float = VAL_FRACTION,
 ) -> Data:
-    """The samples of a data set, in any form that `verydeep.training.listing` knows.
+    """The samples of a data set, in any form that `verydeep.training.images.listing` knows.
 
     val: a second data set to validate with. Without one, the set's own val/ (or test/) is taken; without
     that either, `val_fraction` of each class, drawn by `seed`: the same images on every machine; of shards
