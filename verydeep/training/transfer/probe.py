@@ -241,8 +241,8 @@ def run(
     """Solve a head on labelled photos and write model.safetensors, report.html and the rest into `out`.
 
     data, val: as `verydeep.training.images.data.find` takes them. resume: on a finished run, nothing is
-    done; of one that was stopped, the features that it computed are there. event: is given each line of the log.
-    Raises DataError, LayerError or OutputError before long work where something is wrong.
+    done; of one that was stopped, the features that it computed are there. event: is given each line of the
+    log. Raises DataError, LayerError or OutputError before long work where something is wrong.
     """
     return _Run(config, Path(out), device, event).train(data, val, resume)
 
