@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 
 from verydeep import modelfile
 from verydeep.errors import NetworkError, WeightsError
+from verydeep.models.loading import assemble, read
+from verydeep.nets import Head
 from verydeep.preprocess import CAFFE
 from verydeep.training.recipes import Config, changed, paper, small_images
 from verydeep.training.start import started
@@ -70,7 +73,7 @@ def test_a_warm_start_from_net_a(tmp_path: Path) -> None:
     file = model_file(tmp_path / "a.safetensors", net)
     config = narrow(paper(), model="vgg16", size=64, scales=(64,))
     torch.manual_seed(0)
-    model, _, notes = started(config, 7, file, named=True)
+    model, _, notes = started(config, 7, file, named=("model",))
     assert notes[-1].endswith("conv1_1, conv2_1, conv3_1, conv3_2, fc6, fc7, fc8")
     stored, state, deeper = modelfile.read(file).tensors(), model.state_dict(), model.table
     for name in ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8"):
@@ -83,13 +86,29 @@ def test_a_warm_start_from_net_a(tmp_path: Path) -> None:
 def test_other_weights_are_refused(tmp_path: Path) -> None:
     file = model_file(tmp_path / "a.safetensors", tiny("vgg11"))
     with pytest.raises(WeightsError, match="is vgg11, and --model is vgg16_bn; leave --model out"):
-        started(narrow(small_images()), 3, file, named=True)
-    with pytest.raises(WeightsError, match=r"has width 0\.0625, and --width is 1"):
-        started(changed(small_images(), {"model": "vgg11"}), 3, file, named=True)
+        started(narrow(small_images()), 3, file, named=("model",))
+    with pytest.raises(
+        WeightsError, match=r"has width 0\.0625, and --width is 0\.03125; .* not narrower"
+    ):
+        started(changed(small_images(), {"width": 1 / 32}), 3, file, named=("width",))
     with pytest.raises(NetworkError, match="images of 8 pixels are too small for vgg11"):
         started(narrow(small_images(), size=8), 3, file)
     with pytest.raises(NetworkError, match=r"images of 20 pixels are shown at 10 at first.*grow=1"):
         started(narrow(small_images(), size=20), 3, file)
+
+
+def test_narrower_weights_are_made_wider(tmp_path: Path) -> None:
+    net = replace(tiny("vgg11_bn"), head=Head("gap", 7, ("relu5_2",)))
+    file = model_file(tmp_path / "a.safetensors", net, preprocess=CAFFE)
+    config = changed(small_images(), {"model": "vgg11_bn", "width": 2 * net.width})
+    model, preprocess, notes = started(config, net.head.classes, file, named=("width",))
+    assert model.table.width == 2 * net.width
+    assert preprocess == CAFFE
+    assert notes[1] == "made wider, from 0.0625 to 0.125, with the same answers"
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        narrow_one = assemble(read(file)).eval()
+        torch.testing.assert_close(model.eval()(x), narrow_one(x), rtol=1e-3, atol=1e-3)
 
 
 def test_a_foreign_file_must_say_its_preprocessing(tmp_path: Path) -> None:

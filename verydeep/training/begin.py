@@ -70,7 +70,7 @@ def train(
         event = _both(board(Path(out)), event)
     told: dict[str, Any] = {"out": out, "resume": resume, "device": device, "event": event}
     if isinstance(config, Config):
-        told |= {"init": init, "named": "model" in asked}
+        told |= {"init": init, "named": tuple(asked)}
     elif init is not None:  # a recipe that trains no trunk: its model is what it starts from
         config = changed(config, {"model": os.fspath(init)})
     found = find(data, val, seed=config.seed)
@@ -94,7 +94,7 @@ def find_rate(
     config, asked = _loops(recipe, data, val, model, width, settings)
     from .run import rates
 
-    return rates(config, data, val, init=init, named="model" in asked, device=device)
+    return rates(config, data, val, init=init, named=tuple(asked), device=device)
 
 
 def profile(
@@ -106,7 +106,7 @@ def profile(
     config, asked = _loops(recipe, data, val, model, width, settings)
     from .run import measured
 
-    return measured(config, data, val, init=init, named="model" in asked, device=device)
+    return measured(config, data, val, init=init, named=tuple(asked), device=device)
 
 
 def _both(first: Event, second: Event | None) -> Event:

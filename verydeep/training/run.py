@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -58,14 +58,14 @@ def run(
     *,
     out: str | os.PathLike[str],
     init: str | os.PathLike[str] | None = None,
-    named: bool = False,
+    named: Collection[str] = (),
     resume: bool = False,
     device: str = "auto",
     event: Event | None = None,
 ) -> TrainResult:
     """Train by that config; the rest is as `verydeep.training.begin.train` has it.
 
-    named: the config's model was asked for by name, and is not only the recipe's default.
+    named: the settings that were asked for by name, and are not only the recipe's defaults.
     """
     where = _device(device)
     with joined(where) as group, _own_numbers(where), heap.kept():
@@ -89,7 +89,7 @@ def run(
 
 def rates(
     config: Config, data: object, val: object = None, *, init: str | os.PathLike[str] | None = None,
-    named: bool = False, device: str = "auto",
+    named: Collection[str] = (), device: str = "auto",
 ) -> RateTest:  # fmt: skip
     """A rate range test of that config; arguments as for `run`. Nothing is written."""
     where = _device(device)
@@ -101,7 +101,7 @@ def rates(
 
 def measured(
     config: Config, data: object, val: object = None, *, init: str | os.PathLike[str] | None = None,
-    named: bool = False, device: str = "auto",
+    named: Collection[str] = (), device: str = "auto",
 ) -> Profile:  # fmt: skip
     """How fast input and network are under that config; arguments as for `run`. Nothing is written."""
     where = _device(device)
@@ -130,7 +130,7 @@ class _Run:
         val: object,
         init: Any,
         *,
-        named: bool,
+        named: Collection[str],
         resume: bool,
         opens: bool = True,
     ) -> TrainResult | None:

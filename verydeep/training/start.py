@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from .. import nets
 from ..errors import NetworkError, WeightsError
 from ..models import VGG, build, loading, warm_start
+from ..models.widening import widened
 from ..nets import Network
 from ..predictor import find_model
 from ..preprocess import Preprocess
@@ -55,14 +58,19 @@ def network_of(config: Config, classes: int, like: Network | None = None) -> Net
 
 
 def started(
-    config: Config, classes: int, init: str | os.PathLike[str] | None = None, *, named: bool = False
+    config: Config,
+    classes: int,
+    init: str | os.PathLike[str] | None = None,
+    *,
+    named: Collection[str] = (),
 ) -> tuple[VGG, Preprocess | None, list[str]]:
     """The network, the pre-processing that its weights expect (None: any), and notes for people.
 
     init: a built-in's or catalogue name, a model file, or weights in a layout that `weights convert`
-    knows. named: the config's model was asked for, and not only the recipe's default: then the weights
-    must be of that network, but for the paper's warm start. Random weights are drawn from torch's
-    generator. WeightsError or NetworkError where the weights are of another network.
+    knows. named: settings that were asked for, and are not only the recipe's defaults. Of "model": the
+    weights must be of that network, but for the paper's warm start. Of "width": narrower weights are made
+    wider. Random weights are drawn from torch's generator. WeightsError or NetworkError where the weights are
+    of another network.
     """
     if init is None:
         net = network_of(config, classes)
@@ -70,7 +78,7 @@ def started(
     found = _weights(init)
     record = found.record
     assert record is not None  # a model file has one
-    other = named and found.network.name != config.model
+    other = "model" in named and found.network.name != config.model
     if other and config.recipe == "paper" and found.network.column == "A":
         net = network_of(config, classes)
         model = build(net, init=config.start, dropout=config.dropout)
@@ -84,16 +92,23 @@ def started(
             f"--init {init} is {found.network.name}, and --model is {config.model}; leave --model out "
             "to train the network that the weights are of"
         )
-    if named and found.network.width != config.width:
-        raise WeightsError(
-            f"--init {init} has width {found.network.width:g}, and --width is {config.width:g}"
-        )
+    wider: list[str] = []
+    if "width" in named and found.network.width != config.width:
+        if found.network.width > config.width:
+            raise WeightsError(
+                f"--init {init} has width {found.network.width:g}, and --width is {config.width:g}; a "
+                "network can be made wider, not narrower"
+            )
+        wider = [
+            f"made wider, from {found.network.width:g} to {config.width:g}, with the same answers"
+        ]
+        found = widened(found, replace(found.network, width=config.width))
     net = network_of(config, classes, found.network)
     adapted, notes = loading.adapt(found, net)
     tensors = {k: t.clone() for k, t in adapted.tensors.items()}
     model = loading.assemble(loading.Weights(net, tensors, adapted.record), dropout=config.dropout)
     model.train()
-    return model, record.preprocess, [f"from {init}: {found.network.name}", *notes]
+    return model, record.preprocess, [f"from {init}: {found.network.name}", *wider, *notes]
 
 
 def _weights(init: str | os.PathLike[str]) -> loading.Weights:

@@ -1,0 +1,71 @@
+"""A widened network answers as the narrow one did, and its copies of a channel do not stay alike."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from verydeep.errors import WeightsError
+from verydeep.models import build
+from verydeep.models.loading import Weights, assemble
+from verydeep.models.widening import widened
+from verydeep.nets import network
+
+
+def narrow(name: str, head: str, layers: tuple[str, ...], **choices: object) -> Weights:
+    torch.manual_seed(0)
+    model = build(name, classes=4, head=head, layers=layers, width=1 / 16, init="he", **choices)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.bias, -0.2, 0.5)
+            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return Weights(model.table, dict(model.state_dict()))
+
+
+CASES = [
+    ("vgg11_bn", "gap", ("relu5_2",), 2.0),
+    ("vgg13", "gap", ("relu4_2", "relu5_2"), 1.7),
+    ("vgg16c_bn", "small", (), 3.0),
+    ("vgg11_lrn", "small", (), 1.0),
+]
+
+
+@pytest.mark.parametrize(("name", "head", "layers", "times"), CASES)
+def test_the_answers_stay(name: str, head: str, layers: tuple[str, ...], times: float) -> None:
+    before = narrow(name, head, layers)
+    wide = network(name, classes=4, head=head, layers=layers, width=times / 16)
+    after = widened(before, wide)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = (assemble(w).eval()(x) for w in (before, after))
+    # LRN sums squares over neighbours, which widening moves; at equal width nothing does
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert {k: v.shape for k, v in after.tensors.items()} == wide.tensors
+
+
+def test_copies_learn_different_things() -> None:
+    before = narrow("vgg11_bn", "gap", ("relu5_2",))
+    wide = network("vgg11_bn", classes=4, head="gap", layers=("relu5_2",), width=1 / 8)
+    model = assemble(widened(before, wide)).train()
+    torch.nn.functional.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()
+    for key in ("features.0", "features.4", "features.25"):
+        gradient = model.get_parameter(f"{key}.weight").grad
+        assert gradient is not None
+        half = len(gradient) // 2
+        gap = (gradient[:half] - gradient[half:]).norm() / gradient.norm()
+        assert gap > 0.05, key
+
+
+def test_what_cannot_be_widened_is_refused() -> None:
+    before = narrow("vgg11_bn", "gap", ("relu5_2",))
+    for wide, words in (
+        (network("vgg11", classes=4, head="gap", layers=("relu5_2",), width=1), "become vgg11 of width 1"),
+        (network("vgg11_bn", classes=4, head="gap", layers=("relu5_2",), width=1 / 32), "width 0.03125"),
+        (network("vgg11_bn", classes=5, head="gap", layers=("relu5_2",), width=1), "the same network"),
+    ):  # fmt: skip
+        with pytest.raises(WeightsError, match=words):
+            widened(before, wide)
+    with pytest.raises(WeightsError, match="none with LRN"):
+        widened(narrow("vgg11_lrn", "small", ()), network("vgg11_lrn", classes=4, head="small"))
