@@ -69,8 +69,8 @@ def started(
     init: a built-in's or catalogue name, a model file, or weights in a layout that `weights convert`
     knows. named: settings that were asked for, and are not only the recipe's defaults. Of "model": the
     weights must be of that network, but for the paper's warm start. Of "width": narrower weights are made
-    wider. Random weights are drawn from torch's generator. WeightsError or NetworkError where the weights are
-    of another network.
+    wider. Random weights are drawn from torch's generator. WeightsError or NetworkError where the weights
+    are of another network.
     """
     if init is None:
         net = network_of(config, classes)
