@@ -42,11 +42,17 @@ SETTINGS: dict[str, Any] = {
 
 
 def trained(
-    data: object, out: Path, *, event: Any = None, resume: bool = False, **changes: Any
+    data: object,
+    out: Path,
+    *,
+    event: Any = None,
+    resume: bool = False,
+    init: Any = None,
+    **changes: Any,
 ) -> TrainResult:
     """The result of `small-images` on a VGG-11 with batch norm, a sixteenth as wide."""
     settings = {**SETTINGS, **changes}
     return train(
         "small-images", data, out=out, model="vgg11_bn", width=1 / 16, settings=settings,
-        event=event, resume=resume, device="cpu",
+        init=init, event=event, resume=resume, device="cpu",
     )  # fmt: skip

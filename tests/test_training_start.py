@@ -111,6 +111,21 @@ def test_narrower_weights_are_made_wider(tmp_path: Path) -> None:
         torch.testing.assert_close(model.eval()(x), narrow_one(x), rtol=1e-3, atol=1e-3)
 
 
+def test_from_the_checkpoint_of_a_run(tmp_path: Path) -> None:
+    data = arrays(tmp_path / "set.npz")
+    run = trained(data, tmp_path / "run", epochs=2)
+    config = changed(small_images(), {"head": "small", "grow": "1"})
+    models = [started(config, 3, init) for init in (run.folder, run.model)]
+    for key, value in models[0][0].state_dict().items():
+        torch.testing.assert_close(value, models[1][0].state_dict()[key], msg=key)
+    assert models[0][1] == models[1][1]
+    again = trained(data, tmp_path / "again", epochs=1, init=run.folder)
+    assert again.config["init"] == str(run.folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WeightsError, match="empty: no run of the loop with a checkpoint in it"):
+        started(small_images(), 3, tmp_path / "empty")
+
+
 def test_a_foreign_file_must_say_its_preprocessing(tmp_path: Path) -> None:
     net = tiny("vgg11", head="classic")
     path = tmp_path / "foreign.safetensors"

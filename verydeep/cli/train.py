@@ -41,7 +41,9 @@ def _recipes(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option("--width", type=float, metavar="W", help="Times as many channels. [default: 1]")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="Change a setting of the recipe; any number of times.")  # fmt: skip
-@click.option("--init", metavar="NAME|FILE", help="Weights to start from.")
+@click.option(
+    "--init", metavar="NAME|FILE", help="Weights to start from: a name, a file, or a run's folder."
+)
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
               help="Where model.safetensors, report.html, log.jsonl and checkpoints go.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in DIR.")

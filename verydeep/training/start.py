@@ -15,13 +15,16 @@ from pathlib import Path
 
 from .. import nets
 from ..errors import NetworkError, WeightsError
+from ..modelfile import Record
 from ..models import VGG, build, loading, warm_start
 from ..models.widening import widened
 from ..nets import Network
 from ..predictor import find_model
 from ..preprocess import Preprocess
 from ..weights import convert
-from .recipes import Config
+from .recipes import Config, changed
+from .record import checkpoint
+from .record import folder as run_folder
 
 __all__ = ["network_of", "started"]
 
@@ -66,11 +69,12 @@ def started(
 ) -> tuple[VGG, Preprocess | None, list[str]]:
     """The network, the pre-processing that its weights expect (None: any), and notes for people.
 
-    init: a built-in's or catalogue name, a model file, or weights in a layout that `weights convert`
-    knows. named: settings that were asked for, and are not only the recipe's defaults. Of "model": the
-    weights must be of that network, but for the paper's warm start. Of "width": narrower weights are made
-    wider. Random weights are drawn from torch's generator. WeightsError or NetworkError where the weights
-    are of another network.
+    init: a built-in's or catalogue name, a model file, weights in a layout that `weights convert` knows, or
+    the folder of a run, whose last checkpoint is taken.
+    named: settings that were asked for, and are not only the recipe's defaults. Of "model": the weights must
+    be of that network, but for the paper's warm start. Of "width": narrower weights are made wider.
+    Random weights are drawn from torch's generator. WeightsError or NetworkError where the weights are of
+    another network.
     """
     if init is None:
         net = network_of(config, classes)
@@ -112,6 +116,8 @@ def started(
 
 
 def _weights(init: str | os.PathLike[str]) -> loading.Weights:
+    if os.path.isdir(init):
+        return _of_run(Path(init))
     path = find_model(init)
     with suppress(WeightsError):  # the converter says it better
         found = loading.read(path)
@@ -125,3 +131,25 @@ def _weights(init: str | os.PathLike[str]) -> loading.Weights:
         return loading.Weights(
             found.network, {k: t.clone() for k, t in found.tensors.items()}, found.record
         )
+
+
+def _of_run(folder: Path) -> loading.Weights:
+    """The weights that a run of the loop validates, at its last checkpoint."""
+    notes: list[str] = []
+    found = checkpoint.latest(folder / "checkpoints", notes.append)
+    begun = run_folder.begun(folder)
+    if found is None or "position" not in found.facts or "preprocess" not in begun:
+        raise WeightsError(
+            f"{'; '.join([*notes, str(folder)])}: no run of the loop with a checkpoint in it; expected a name, "
+            "a file of weights, or the folder of such a run"
+        )
+    facts = found.facts
+    settings = {key: value for key, value in facts["config"].items() if key != "recipe"}
+    network = network_of(changed(Config(), settings), facts["data"]["classes"])
+    prefix = "average." if facts["config"]["average"] else "model."
+    tensors = {key: found.tensors[prefix + key] for key in network.tensors}
+    record = Record(
+        network, Preprocess.from_dict(begun["preprocess"]),
+        provenance={"made_by": "verydeep train", "command": begun["command"], "step": facts["step"]},
+    )  # fmt: skip
+    return loading.Weights(network, tensors, record)
