@@ -71,8 +71,8 @@ def started(
 
     init: a built-in's or catalogue name, a model file, weights in a layout that `weights convert` knows, or
     the folder of a run, whose last checkpoint is taken.
-    named: settings that were asked for, and are not only the recipe's defaults. Of "model": the weights must
-    be of that network, but for the paper's warm start. Of "width": narrower weights are made wider.
+    named: settings that were asked for, and are not only the recipe's defaults. Of "model": the weights
+    must be of that network, but for the paper's warm start. Of "width": narrower weights are made wider.
     Random weights are drawn from torch's generator. WeightsError or NetworkError where the weights are of
     another network.
     """
@@ -140,8 +140,8 @@ def _of_run(folder: Path) -> loading.Weights:
     begun = run_folder.begun(folder)
     if found is None or "position" not in found.facts or "preprocess" not in begun:
         raise WeightsError(
-            f"{'; '.join([*notes, str(folder)])}: no run of the loop with a checkpoint in it; expected a name, "
-            "a file of weights, or the folder of such a run"
+            f"{'; '.join([*notes, str(folder)])}: no run of the loop with a checkpoint in it; expected a "
+            "name, a file of weights, or the folder of such a run"
         )
     facts = found.facts
     settings = {key: value for key, value in facts["config"].items() if key != "recipe"}
