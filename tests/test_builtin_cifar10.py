@@ -29,7 +29,7 @@ def test_record_is_whole(cifar10: ModelFile) -> None:
     assert (network.name, network.width, network.head.classes) == ("vgg16_bn", 0.5, 10)
     assert list(record.class_names) == CLASSES
     assert record.licence == "BSD-3-Clause"
-    assert record.preprocess.crop_size == 32
+    assert record.preprocess.crop_size == 48
     assert cifar10.stored["features.0.weight"].dtype == "float16"
     assert all({"what", "value", "protocol"} == set(figure) for figure in record.measured)
 

@@ -76,7 +76,8 @@ def main() -> None:
         images, labels = arrays["test_images"], arrays["test_labels"]
     scores = verydeep.load(OUT, engine="onnxruntime", precision="exact").scores(list(images))
     right = scores.argsort(1)[:, ::-1] == labels[:, None]
-    protocol = "CIFAR-10's 10,000 test images, one view of 32, float16 weights, onnxruntime exact"
+    side = record.preprocess.crop_size
+    protocol = f"CIFAR-10's 10,000 test images, one view of {side} pixels, float16 weights, onnxruntime exact"
     measured: tuple[Mapping[str, JSON], ...] = tuple(
         {
             "what": f"top{k}",
