@@ -34,7 +34,8 @@ import torch.nn.functional as F
 entrant, folder, path = sys.argv[1:4]
 from verydeep.models import build
 from verydeep.training.recipes import Config, changed
-config = changed(Config(), json.load(open(folder + "/config.json"))["config"] | {})
+settings = json.load(open(folder + "/config.json"))["config"]
+config = changed(Config(), {key: value for key, value in settings.items() if key != "recipe"})
 with np.load(path) as arrays:
     images, labels = arrays["train_images"][:8192], arrays["train_labels"][:8192]
 torch.manual_seed(0)

@@ -4,9 +4,9 @@
 
 One process an entrant, in turns; each makes its own batches ready (shift, flip) and takes whole steps.
 "torchvision" is the loop of its references/classification/train.py: NCHW in float32, its transforms in a
-DataLoader, loss and accuracies read at every step. "fp32" and "verydeep" are `small-images`, the first held
-to float32, the second with what its probe chooses here. Parity first: the same weights give the same loss
-for the same images, to 1e-4 in float32.
+DataLoader, loss and accuracies read at every step. "fp32" and "verydeep" are `small-images` with SGD as
+there, the first held to float32, the second with what its probe chooses here. Parity first: the same
+weights give the same loss for the same images, to 1e-4 in float32.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ else:
     from verydeep.training.images.pictures import pictures
     from verydeep.training.precision import decided
     from verydeep.training.recipes import changed, small_images
-    config = changed(small_images(), {"batch": batch, "width": width})
+    config = changed(small_images(), {"batch": batch, "width": width, "optimiser": "sgd"})
     config = changed(config, {"precision": "fp32"}) if entrant == "fp32" else config
     config = decided(config, model, torch.device("cpu"))
     choice = f"{config.precision}, {config.layout} layout"

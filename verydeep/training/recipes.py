@@ -173,8 +173,8 @@ def small_images() -> Config:
     """VGG with batch norm for images of 32x32, such as CIFAR-10's.
 
     Command: verydeep train cifar10.npz --recipe small-images --model vgg16_bn --width 0.5 --out run
-    Expected: 94 % of CIFAR-10's 10,000 test images.
-    Duration: 72 epochs of 50,000 images take about an hour on two cores with bf16.
+    Expected: 93 % of CIFAR-10's 10,000 test images; 93.5 % where the end is trained at 48 pixels.
+    Duration: 72 epochs of 50,000 images take about 75 minutes on two cores with bf16.
     """
     return Config(
         head="gap", start="he", epochs=72, batch=512, grow=(0.5, 0.75, 1.0), optimiser="muon", rate=0.2,
