@@ -77,7 +77,9 @@ def main() -> None:
     scores = verydeep.load(OUT, engine="onnxruntime", precision="exact").scores(list(images))
     right = scores.argsort(1)[:, ::-1] == labels[:, None]
     side = record.preprocess.crop_size
-    protocol = f"CIFAR-10's 10,000 test images, one view of {side} pixels, float16 weights, onnxruntime exact"
+    protocol = (
+        f"CIFAR-10's 10,000 test images, one view of {side} pixels, float16, onnxruntime exact"
+    )
     measured: tuple[Mapping[str, JSON], ...] = tuple(
         {
             "what": f"top{k}",
