@@ -91,7 +91,9 @@ def main() -> None:
     write(OUT, replace(record, measured=measured), tensors)
     if OUT.stat().st_size > LARGEST_BYTES:
         raise SystemExit(f"{OUT} has {OUT.stat().st_size} bytes, more than {LARGEST_BYTES}")
-    kept = [(args.run, RUNS, ("report.html", "log.jsonl", "config.json"))]
+    kept: list[tuple[Path, Path, tuple[str, ...]]] = [
+        (args.run, RUNS, ("report.html", "log.jsonl", "config.json"))
+    ]
     if args.before:
         kept.append((args.before, RUNS / "before", ("log.jsonl", "config.json")))
     for run, folder, names in kept:
