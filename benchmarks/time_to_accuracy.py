@@ -22,6 +22,8 @@ from pathlib import Path
 from machine import machine
 from training import Child
 
+from verydeep.training.record.log import read
+
 EPOCHS = 160  # of the common recipe
 IMAGES, JUDGED = 50_000, 10_000
 
@@ -33,9 +35,8 @@ import torch
 import torch.nn.functional as F
 entrant, folder, path = sys.argv[1:4]
 from verydeep.models import build
-from verydeep.training.recipes import Config, changed
-settings = json.load(open(folder + "/config.json"))["config"]
-config = changed(Config(), {key: value for key, value in settings.items() if key != "recipe"})
+from verydeep.training.recipes import Config
+config = Config.from_dict(json.load(open(folder + "/config.json"))["config"])
 with np.load(path) as arrays:
     images, labels = arrays["train_images"][:8192], arrays["train_labels"][:8192]
 torch.manual_seed(0)
@@ -69,7 +70,7 @@ if entrant == "common":
         loss.backward()
         optimiser.step()
         loss.item()
-    def judge(n):
+    def judge():
         with torch.no_grad():
             model(x)
 else:
@@ -91,7 +92,7 @@ else:
     def step(side):
         loss, right = learner.learn(next(batches), 0.01, next(count), side)
         float(loss)
-    def judge(n):
+    def judge():
         learner.probabilities(images[:256])
 
 model.eval()
@@ -110,7 +111,7 @@ for asked in sys.stdin:
             step(side)
         seconds[side] = (time.perf_counter() - began) / (-(-1024 // batch) * batch)
     began = time.perf_counter()
-    judge(256)
+    judge()
     seconds["judged"] = (time.perf_counter() - began) / 256
     model.train()
     print(json.dumps(seconds), flush=True)
@@ -125,8 +126,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    lines = [json.loads(line) for line in (args.run / "log.jsonl").read_text().splitlines()]
-    epochs = [line for line in lines if line["event"] == "epoch"]
+    epochs = [line for line in read(args.run / "log.jsonl") if line["event"] == "epoch"]
     reached = next((i for i, e in enumerate(epochs) if e["top1"] >= args.accuracy), None)
     if reached is None:
         best = max(e["top1"] for e in epochs)

@@ -419,6 +419,8 @@ def test_settings_are_of_their_kind() -> None:
     assert config.flip is False
     assert config.width == 1.0
     assert changed(config, {}) == config
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert Config.from_dict(paper().to_dict()) == paper()
     with pytest.raises(DataError, match="none below the 32 pixels"):
         changed(config, ["scales=20"])
 

@@ -43,14 +43,11 @@ def widened(weights: Weights, network: Network) -> Weights:
             f"{network.width:g}; expected the same network, wider, and none with LRN"
         )
     tensors: dict[str, Tensor] = {}
-    sources = {
-        "": torch.arange(found.in_channels)
-    }  # by layer: the narrow channel that each is a copy of
-    last = ""
+    source = torch.arange(found.in_channels)  # the narrow channel that each is a copy of
+    sources: dict[str, Tensor] = {}  # the same by layer, for the head
     for old, new in pairs:
-        source = sources[last]
         if old.kind == "average":
-            source = _averaged(found, network, sources, old.kernel)
+            source = _averaged(found, sources, old.kernel)
         if old.kind in ("conv", "fc"):
             made = torch.arange(new.outputs) % old.outputs
             weight = weights.tensors[f"{old.key}.weight"][made][:, source]
@@ -64,7 +61,6 @@ def widened(weights: Weights, network: Network) -> Weights:
                     tensors[key] = value[made].clone() if value.dim() else value.clone()
             source = made
         sources[new.name] = source
-        last = new.name
     record = weights.record
     if record is not None:
         record = replace(record, network=network, measured=())
@@ -78,10 +74,10 @@ def _shares(source: Tensor, outputs: int) -> Tensor:
     return drawn / sums[:, source]
 
 
-def _averaged(found: Network, network: Network, sources: dict[str, Tensor], grid: int) -> Tensor:
+def _averaged(found: Network, sources: dict[str, Tensor], grid: int) -> Tensor:
     """For what the first FC layer reads: a grid of each channel of the layers that the head reads."""
     parts, offset = [], 0
-    for name in network.head_inputs:
+    for name in found.head_inputs:
         parts.append(sources[name] + offset)
         offset += found.layer(name).outputs
     joined = torch.cat(parts)

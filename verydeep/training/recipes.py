@@ -164,6 +164,12 @@ class Config:
         """Pixels a side that images are shown at, one after another."""
         return tuple(max(1, round(part * self.size)) for part in self.grow) or (self.size,)
 
+    @classmethod
+    def from_dict(cls, held: Mapping[str, Any]) -> Config:
+        """What `to_dict` gave. DataError for a key that is none, or a value of another kind."""
+        others = {key: value for key, value in held.items() if key != "recipe"}
+        return changed(cls(recipe=held["recipe"]), others)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

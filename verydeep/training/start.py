@@ -22,7 +22,7 @@ from ..nets import Network
 from ..predictor import find_model
 from ..preprocess import Preprocess
 from ..weights import convert
-from .recipes import Config, changed
+from .recipes import Config
 from .record import checkpoint
 from .record import folder as run_folder
 
@@ -144,8 +144,7 @@ def _of_run(folder: Path) -> loading.Weights:
             "name, a file of weights, or the folder of such a run"
         )
     facts = found.facts
-    settings = {key: value for key, value in facts["config"].items() if key != "recipe"}
-    network = network_of(changed(Config(), settings), facts["data"]["classes"])
+    network = network_of(Config.from_dict(facts["config"]), facts["data"]["classes"])
     prefix = "average." if facts["config"]["average"] else "model."
     tensors = {key: found.tensors[prefix + key] for key in network.tensors}
     record = Record(
