@@ -25,7 +25,7 @@ from verydeep.training.images.statistics import colour_shift, statistics
 from verydeep.training.loop import Learner, normaliser
 from verydeep.training.recipes import Config, changed, paper, recipe, small_images
 from verydeep.training.record import measures
-from verydeep.training.schedule import drops_after, rate_at, side_at
+from verydeep.training.schedule import drops_after, rate_at, side_at, still_to_do
 from verydeep.training.stuck import Stuck
 
 from .labelled import arrays, images
@@ -248,6 +248,16 @@ def test_images_grow_by_equal_parts_of_the_epochs() -> None:
         changed(config, {"grow": "16,32"})
 
 
+def test_what_is_still_to_do_counts_pixels() -> None:
+    config = changed(small_images(), {"epochs": 6, "grow": "0.5,1", "size": 40})
+    assert still_to_do(config, 3) == pytest.approx(
+        4
+    )  # as many epochs, each of four times the pixels
+    assert still_to_do(config, 1.5) == pytest.approx((1.5 + 12) / 1.5)
+    assert still_to_do(config, 6) == 0
+    assert still_to_do(changed(config, {"grow": ()}), 2) == pytest.approx(2)
+
+
 def test_a_plateau_drops_the_rate() -> None:
     assert drops_after([0.1, 0.2, 0.3], 2) == 0
     assert drops_after([0.1, 0.3, 0.3, 0.2], 2) == 1
@@ -413,7 +423,9 @@ def test_recipes_say_their_command() -> None:
 
 
 def test_settings_are_of_their_kind() -> None:
-    config = changed(small_images(), ["scales=40,48", "rate=1e-2", "flip=false", "width=1"])
+    config = changed(
+        small_images(), ["size=32", "scales=40,48", "rate=1e-2", "flip=false", "width=1"]
+    )
     assert config.scales == (40, 48)
     assert config.rate == 0.01
     assert config.flip is False

@@ -61,7 +61,7 @@ def test_the_record_comes_along(tmp_path: Path) -> None:
     assert record.licence == "CC-BY-4.0"
     assert record.preprocess.channel_order == "BGR"
     assert record.preprocess.mean == CAFFE.mean
-    assert (record.preprocess.resize_size, record.preprocess.crop_size) == (32, 32)
+    assert (record.preprocess.resize_size, record.preprocess.crop_size) == (64, 64)
     np.testing.assert_array_equal(  # at rate 0 nothing is learned
         modelfile.read(result.model).tensors()["features.0.weight"],
         modelfile.read(file).tensors()["features.0.weight"],
@@ -92,7 +92,7 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
     ):
         started(changed(small_images(), {"width": 1 / 32}), 3, file, named=("width",))
     with pytest.raises(NetworkError, match="images of 8 pixels are too small for vgg11"):
-        started(narrow(small_images(), size=8), 3, file)
+        started(narrow(small_images(), size=8, padding=4), 3, file)
     with pytest.raises(NetworkError, match=r"images of 20 pixels are shown at 10 at first.*grow=1"):
         started(narrow(small_images(), size=20), 3, file)
 

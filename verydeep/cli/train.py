@@ -6,11 +6,14 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .progress import WIPE
+
+if TYPE_CHECKING:
+    from ..training.recipes import Config
 
 
 def _recipes(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -130,8 +133,9 @@ class _Teller:
 
     def __init__(self) -> None:
         self.terminal = sys.stderr.isatty()
-        self.epochs = 0
-        self.steps = self.batch = 0
+        self.epochs = self.steps = 0
+        self.config: Config | None = None  # of a recipe with the loop
+        self.before = 0.0  # seconds before the first epoch
 
     def __call__(self, line: Mapping[str, Any]) -> None:
         kind = line["event"]
@@ -152,9 +156,11 @@ class _Teller:
                 f"{line['l2']:g}; held-out top-1 {line['top1']:.2%}; {line['seconds']:.1f} s"
             )
         elif kind in ("start", "resume"):
+            from ..training.recipes import Config
+
             config, data = line["config"], line["data"]
-            self.batch = config["batch"]
-            self.steps = line.get("steps_per_epoch", 0) * config["epochs"]
+            self.config = Config.from_dict(config)
+            self.steps = line.get("steps_per_epoch", 0)
             self.epochs = config["epochs"]
             say(
                 f"{config['recipe']}: {config['model']} of width {config['width']:g}, "
@@ -166,26 +172,32 @@ class _Teller:
             say(f"{'warning: ' if kind == 'warning' else ''}{line['text']}")
         elif kind == "step" and self.terminal:
             text = f"epoch {line['epoch']} of {self.epochs}, step {line['step']}: loss {line['loss']:.3f}"
-            rate = line.get("images_per_second")
-            if rate and self.steps:
-                left = (self.steps - line["step"]) * self.batch / rate
-                text += f", {rate:.0f} images/s, {_clock(left)} left"
+            if self.steps:
+                text += f", {line['images_per_second']:.0f} images/s, "
+                text += f"{self._left(line['step'] / self.steps, line['seconds'])} left"
             click.echo(f"{WIPE}{text}", err=True, nl=False)
         elif kind == "epoch":
-            say(_epoch(line, self.epochs))
+            say(self._epoch(line))
 
+    def _epoch(self, line: Mapping[str, Any]) -> str:
+        done = line["epoch"]
+        if not done:
+            self.before = line["seconds"]
+            return f"the head alone: held-out top-1 {line['top1']:.2%}, loss {line['loss']:.3f}"
+        shown = f"top-1 {line['top1']:.2%}, loss {line['loss']:.3f}; " if "top1" in line else ""
+        return (
+            f"epoch {done} of {self.epochs}: {shown}training loss {line['train_loss']:.3f}, top-1 "
+            f"{line['train_top1']:.2%}; rate {line['rate']:.2g}; {_clock(line['seconds'])}, "
+            f"{self._left(done, line['seconds'])} left"
+        )
 
-def _epoch(line: Mapping[str, Any], epochs: int) -> str:
-    done = line["epoch"]
-    if not done:
-        return f"the head alone: held-out top-1 {line['top1']:.2%}, loss {line['loss']:.3f}"
-    left = line["seconds"] / done * (epochs - done)
-    shown = f"top-1 {line['top1']:.2%}, loss {line['loss']:.3f}; " if "top1" in line else ""
-    return (
-        f"epoch {done} of {epochs}: {shown}training loss {line['train_loss']:.3f}, top-1 "
-        f"{line['train_top1']:.2%}; rate {line['rate']:.2g}; {_clock(line['seconds'])}, "
-        f"{_clock(left)} left"
-    )
+    def _left(self, done: float, seconds: float) -> str:
+        """The time that is left after so many epochs, from what they took."""
+        from ..training.schedule import still_to_do
+
+        if self.config is None:
+            return _clock((seconds - self.before) / done * (self.epochs - done))
+        return _clock(seconds * still_to_do(self.config, done))
 
 
 def _clock(seconds: float) -> str:

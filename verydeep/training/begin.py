@@ -75,7 +75,10 @@ def train(
         config = changed(config, {"model": os.fspath(init)})
     found = find(data, val, seed=config.seed)
     if not resume and os.environ.get("RANK", "0") == "0":
-        sizes = (config.size,) if hasattr(config, "size") else config.sizes
+        if isinstance(config, Config):
+            sizes = config.sides  # a recipe may well show small images enlarged
+        else:
+            sizes = (config.size,) if hasattr(config, "size") else config.sizes
         lines = (*found.warnings, *looked_over(found, min(sizes), thorough=strict))
         if strict and lines:
             raise DataError("; ".join(lines))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .recipes import Config
 
-__all__ = ["drops_after", "rate_at", "side_at"]
+__all__ = ["drops_after", "rate_at", "side_at", "still_to_do"]
 
 
 def rate_at(config: Config, step: int, steps_per_epoch: int, drops: int = 0) -> float:
@@ -30,6 +30,14 @@ def rate_at(config: Config, step: int, steps_per_epoch: int, drops: int = 0) -> 
 def side_at(config: Config, epoch: int) -> int:
     """How many pixels a side images have in that epoch, counted from 0."""
     return config.sides[min(epoch, config.epochs - 1) * len(config.sides) // config.epochs]
+
+
+def still_to_do(config: Config, done: float) -> float:
+    """What is left after `done` epochs, in parts of the arithmetic done so far, which grows with pixels."""
+    pixels = [side_at(config, epoch) ** 2 for epoch in range(config.epochs)]
+    whole = int(done)
+    behind = sum(pixels[:whole]) + (pixels[whole] * (done - whole) if whole < config.epochs else 0)
+    return (sum(pixels) - behind) / behind
 
 
 def drops_after(accuracies: Sequence[float], patience: int) -> int:

@@ -362,22 +362,16 @@ class _Run:
         return self._finish(upper, best, history, views[0], labels, hold)
 
     def _start(self, views: list[Frozen], labels: NDArray[np.int64], learn: NDArray[Any]) -> Upper:
-        """The probe's head on all views, its penalty chosen on the photo alone."""
+        """The probe's head on all views; where the penalty is chosen, those of a photo stay together."""
         config, classes = self.config, len(self.data.classes)
-        plain = views[0].averages[learn]
-        chosen = choose(
-            plain, labels[learn], classes, {self.network.head.layers: np.arange(plain.shape[1])},
-            seed=config.seed,
-        )  # fmt: skip
         every = np.concatenate([view.averages[learn] for view in views])
+        truth, photo = np.tile(labels[learn], len(views)), np.tile(learn, len(views))
+        chosen = choose(
+            every, truth, classes, {self.network.head.layers: np.arange(every.shape[1])},
+            seed=config.seed, groups=photo,
+        )  # fmt: skip
         scale = linear_head.scaling(every)
-        head = linear_head.solve(
-            scale.apply(every),
-            np.tile(labels[learn], len(views)),
-            classes,
-            l2=chosen.l2,
-            tolerance=1e-4,
-        )
+        head = linear_head.solve(scale.apply(every), truth, classes, l2=chosen.l2, tolerance=1e-4)
         self.tell({
             "event": "note",
             "text": f"head solved: l2 {chosen.l2:g}, cross-validated top-1 {chosen.top1:.2%}; "
