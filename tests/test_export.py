@@ -227,6 +227,10 @@ def test_a_grey_model(tmp_path: Path) -> None:
         Preprocess(resize_size=40, crop_size=None),
         Preprocess(resize="exact", resize_size=40, crop_size=None),
         Preprocess(resize="exact", resize_size=40, crop_size=32, interpolation="lanczos"),
+        Preprocess(resize_size=64, crop_size=64, detail=32),
+        Preprocess(resize="exact", resize_size=64, crop_size=None, detail=32),
+        Preprocess(resize="none", resize_size=None, crop_size=48, detail=32),
+        Preprocess(resize_size=64, crop_size=64, detail=200),
     ],
 )
 def test_the_program_resizes_as_the_record_says(preprocess: Preprocess, tmp_path: Path) -> None:

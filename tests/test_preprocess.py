@@ -484,6 +484,25 @@ def test_a_record_survives_json(name: str) -> None:
     assert json.loads(json.dumps(record.to_dict())) == record.to_dict()
 
 
+@pytest.mark.parametrize("size", [(90, 60), (60, 90), (20, 30)])
+def test_detail_is_lost_before_an_image_is_enlarged(size: tuple[int, int]) -> None:
+    record = Preprocess(resize_size=64, crop_size=None, detail=32)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    photo = Image.fromarray(pixels)
+    scale = 32 / min(size)
+    seen = photo
+    if scale < 1:
+        seen = seen.resize([round(scale * side) for side in size], Image.Resampling.BILINEAR)
+    sides = [int(64 * side / min(size)) for side in size]
+    expected = np.asarray(seen.resize(sides, Image.Resampling.BILINEAR))
+    assert_array_equal(record.pixels(photo), expected)
+    assert_allclose(  # of more than 8 bits
+        record.pixels(pixels.astype(np.float32), value_range=(0, 255)), expected, atol=2
+    )
+    assert Preprocess.from_dict(record.to_dict()) == record
+    assert "detail" not in TORCHVISION.to_dict()  # files say it only where it is so
+
+
 def test_a_record_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         TORCHVISION.crop_size = 5  # type: ignore[misc]

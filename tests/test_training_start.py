@@ -58,6 +58,7 @@ def test_the_record_comes_along(tmp_path: Path) -> None:
                   "grow": ()},
     )  # fmt: skip
     record = modelfile.read(result.model).record
+    assert record.preprocess.detail == 32  # what the images had before they were enlarged
     assert record.licence == "CC-BY-4.0"
     assert record.preprocess.channel_order == "BGR"
     assert record.preprocess.mean == CAFFE.mean

@@ -1,12 +1,11 @@
 """Make the built-in cifar10 model of a run of `verydeep train`: in float16, measured as it ships.
 
-    python tools/build_cifar10.py RUN cifar10.npz [--before RUN]
+    python tools/build_cifar10.py RUN cifar10.npz
 
 RUN is the folder of a finished run on the file that `tools/cifar10.py` writes. The weights are kept in
 float16, the accuracy of the record is measured again on that file through `verydeep.load`, and the run's
 report, log and settings go to docs/runs/cifar10/: the report without its pictures, since data sets stay out
-of this repository. --before: the run whose weights it began with; its log and settings go to
-docs/runs/cifar10/before/.
+of this repository.
 """
 
 from __future__ import annotations
@@ -30,11 +29,9 @@ RUNS = ROOT / "docs" / "runs" / "cifar10"
 LARGEST_BYTES = 8_000_000
 
 
-def plain(text: str, data: Path, run: Path, before: Path | None) -> str:
+def plain(text: str, data: Path, run: Path) -> str:
     """The text without the folders of the machine that it was written on."""
-    for path, name in ((data, data.name), (run, "run"), (before, "before")):
-        text = text.replace(str(path), name) if path else text
-    return text
+    return text.replace(str(data), data.name).replace(str(run), "run")
 
 
 def without_pictures(page: str) -> str:
@@ -54,7 +51,6 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--before", type=Path, metavar="RUN", help="what the run began with")
     args = parser.parse_args()
     trained = read(args.run / "model.safetensors")
     # statistics of batch norm span more than float16 holds well, and are few
@@ -62,11 +58,10 @@ def main() -> None:
         key: np.array(value) if "running_" in key else halved(value)
         for key, value in trained.stored.items()
     }
-    provenance = json.loads(
-        plain(json.dumps(dict(trained.record.provenance)), args.data, args.run, args.before)
-    )
+    provenance = json.loads(plain(json.dumps(dict(trained.record.provenance)), args.data, args.run))
     record = replace(
         trained.record,
+        preprocess=replace(trained.record.preprocess, detail=32),  # of CIFAR-10's images
         licence="BSD-3-Clause",
         provenance={**provenance, "stored": "float16, made by tools/build_cifar10.py"},
         measured=(),
@@ -91,17 +86,11 @@ def main() -> None:
     write(OUT, replace(record, measured=measured), tensors)
     if OUT.stat().st_size > LARGEST_BYTES:
         raise SystemExit(f"{OUT} has {OUT.stat().st_size} bytes, more than {LARGEST_BYTES}")
-    kept: list[tuple[Path, Path, tuple[str, ...]]] = [
-        (args.run, RUNS, ("report.html", "log.jsonl", "config.json"))
-    ]
-    if args.before:
-        kept.append((args.before, RUNS / "before", ("log.jsonl", "config.json")))
-    for run, folder, names in kept:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            text = plain((run / name).read_text(encoding="utf-8"), args.data, args.run, args.before)
-            text = without_pictures(text) if name == "report.html" else text
-            (folder / name).write_text(text, encoding="utf-8")
+    RUNS.mkdir(parents=True, exist_ok=True)
+    for name in ("report.html", "log.jsonl", "config.json"):
+        text = plain((args.run / name).read_text(encoding="utf-8"), args.data, args.run)
+        text = without_pictures(text) if name == "report.html" else text
+        (RUNS / name).write_text(text, encoding="utf-8")
     print(f"{OUT.name}: {OUT.stat().st_size} bytes, {measured}")
 
 

@@ -265,10 +265,17 @@ def _resized(preprocess: Preprocess) -> Iterator[str]:
     """What PIL does to `photo` for what the record says about size."""
     size, crop = preprocess.resize_size, preprocess.crop_size
     how = f"Image.Resampling.{preprocess.interpolation.upper()}"
+    sides = "photo.size"
     if preprocess.resize == "exact":
-        yield f"photo = photo.resize(({size}, {size}), {how})"
+        sides = f"({size}, {size})"
     elif preprocess.resize == "shorter":
         sides = f"[int({size} * side / min(photo.size)) for side in photo.size]"
+    if preprocess.detail is not None:
+        yield f"sides, scale = {sides}, {preprocess.detail} / min(photo.size)"
+        yield "if scale < 1:  # no more detail than the network was trained on"
+        yield f"    photo = photo.resize([max(1, round(scale * s)) for s in photo.size], {how})"
+        sides = "sides"
+    if preprocess.resize != "none" or preprocess.detail is not None:
         yield f"photo = photo.resize({sides}, {how})"
     if crop is not None:
         yield f"x, y = (round((side - {crop}) / 2) for side in photo.size)"

@@ -117,6 +117,9 @@ class Preprocess:
         601 luma, as PIL has it).
     range: what 0 and 255 are mapped onto before `mean` is subtracted and the result divided by
         `std`, both in `channel_order`.
+    detail: of a network that has seen nothing but small images made larger: an image whose shorter
+        side has more pixels is first made that small, since it would show details that mean nothing
+        to such a network. None for all the details there are.
 
     Raises PreprocessError where values do not make sense.
     """
@@ -130,6 +133,7 @@ class Preprocess:
     range: tuple[float, float] = (0.0, 1.0)
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    detail: int | None = None
 
     def __post_init__(self) -> None:
         _one_of("resize", self.resize, RESIZES)
@@ -144,6 +148,7 @@ class Preprocess:
             )
         _size("crop_size", self.crop_size)
         _size("resize_size", self.resize_size)
+        _size("detail", self.detail)
         if (self.resize == "none") != (self.resize_size is None):
             raise PreprocessError(
                 f"resize is {self.resize!r} with resize_size {self.resize_size!r}; "
@@ -161,10 +166,11 @@ class Preprocess:
             raise PreprocessError(f"std is {self.std}; expected numbers above 0, one a channel")
 
     def to_dict(self) -> dict[str, object]:
-        """The record as JSON has it: every field, lists for tuples."""
+        """The record as JSON has it: every field, lists for tuples; `detail` only where it is set."""
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
+            if (key, value) != ("detail", None)
         }
 
     @classmethod
@@ -181,7 +187,7 @@ class Preprocess:
                 raise PreprocessError(
                     f"unknown key {key!r} in the pre-processing record{nearest(str(key), names)}"
                 )
-        missing = [name for name in names if name not in record]
+        missing = [name for name in names if name not in record and name != "detail"]
         if missing:
             raise PreprocessError(
                 f"the pre-processing record lacks {', '.join(missing)}; "
@@ -243,8 +249,13 @@ class Preprocess:
                 f"{name}: {width} x {height} pixels would be resized to {new[1]} x {new[0]}, more "
                 f"than {_pixel_limit()} pixels; crop it first"
             )
-        if new == (height, width):
-            return _as_array(source)
+        if self.detail is not None and self.detail < min(height, width):
+            scale = self.detail / min(height, width)
+            small = max(1, round(scale * height)), max(1, round(scale * width))
+            return self._scaled(self._scaled(source, small), new)
+        return _as_array(source) if new == (height, width) else self._scaled(source, new)
+
+    def _scaled(self, source: Image.Image | Pixels, new: tuple[int, int]) -> Pixels:
         if not self.antialias and self.interpolation != "nearest":
             return _gather(_as_array(source), new, self.interpolation)
         how = _PIL_FILTERS[self.interpolation]

@@ -37,7 +37,7 @@ def sized(preprocess: Preprocess, size: Size) -> Preprocess:
     if size is None:
         return preprocess
     if size == "own":
-        return replace(preprocess, resize="none", resize_size=None, crop_size=None)
+        return replace(preprocess, resize="none", resize_size=None, crop_size=None, detail=None)
     if isinstance(size, tuple | list) and len(size) == 2 and all(map(_is_side, size)):
         values = {**vars(preprocess), "resize": "exact", "resize_size": max(size)}
         return _Stretched(**{**values, "crop_size": None, "target": (size[0], size[1])})

@@ -156,7 +156,8 @@ class _Run:
         config = replace(config, model=network.name, width=network.width, pool=network.pool)
         self.notes += notes
         found = self._statistics(held)
-        self.preprocess = _as_shown(expected, config) if expected else _fitted(found, config)
+        shown = _as_shown(expected, config) if expected else _fitted(found, config)
+        self.preprocess = replace(shown, detail=held.detail if held else None)
         self.licence = model.record.licence if model.record else ""
         if before is None:
             config = self._agreed(decided(config, model, self.device))

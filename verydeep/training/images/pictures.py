@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DataError, ImageError
-from ...preprocess import Preprocess
+from ...preprocess import Preprocess, decode
 from . import data
 from .data import Sample
 
@@ -22,11 +22,15 @@ MOST_BYTES = 8 * 2**30
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """images (n, size, size, 3) uint8 RGB; samples that they are of; bad: (name, why) of the others."""
+    """images (n, size, size, 3) uint8 RGB; samples that they are of; bad: (name, why) of the others.
+
+    detail: the side of the images that they were enlarged from; None where not all were enlarged.
+    """
 
     images: NDArray[np.uint8]
     samples: tuple[Sample, ...]
     bad: tuple[tuple[str, str], ...] = ()
+    detail: int | None = None
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -50,12 +54,19 @@ def pictures(samples: Sequence[Sample], size: int, threads: int = 0) -> Pictures
         return Pictures(rgb, tuple(samples))
     fit = Preprocess(resize="shorter", resize_size=size, crop_size=size)
     images = np.zeros((len(samples), size, size, 3), np.uint8)
+    sides = np.zeros(len(samples), np.int64)  # of the shorter ones
     bad: list[tuple[str, str]] = []
     good = np.ones(len(samples), bool)
 
     def load(index: int) -> str | None:
         try:
-            pixels = fit.pixels(data.open(samples[index]))
+            decoded = decode(data.open(samples[index]))
+            if isinstance(decoded, np.ndarray):
+                sides[index] = min(decoded.shape[:2])
+                pixels = fit.pixels(decoded, value_range=(0, 255))
+            else:
+                sides[index] = min(decoded.size)
+                pixels = fit.pixels(decoded)
         except (ImageError, OSError) as error:
             return str(error)
         images[index] = np.rint(pixels) if pixels.dtype != np.uint8 else pixels
@@ -69,4 +80,7 @@ def pictures(samples: Sequence[Sample], size: int, threads: int = 0) -> Pictures
     kept = tuple(s for s, fine in zip(samples, good, strict=True) if fine)
     if samples and not kept:
         raise DataError(f"not one of {len(samples)} images could be read; the first: {bad[0][1]}")
-    return Pictures(images if not bad else images[good], kept, tuple(bad))
+    largest = int(sides[good].max(initial=0))
+    return Pictures(
+        images if not bad else images[good], kept, tuple(bad), largest if largest < size else None
+    )
