@@ -37,7 +37,7 @@ def arrays(path: Path, train_count: int = 48, val_count: int = 24, seed: int = 0
 SETTINGS: dict[str, Any] = {
     "epochs": 3, "batch": 12, "warmup": 1.0, "rate": 0.05, "precision": "fp32", "layout": "default",
     "average": 0.9, "head": "small", "start": "glorot", "optimiser": "sgd", "schedule": "cosine",
-    "grow": "1", "size": 32, "padding": 4, "cover": 8,
+    "grow": "1", "size": 32,
 }  # fmt: skip
 
 

@@ -412,7 +412,7 @@ def test_each_recipe_shows_itself(verydeep: Run, monkeypatch: pytest.MonkeyPatch
         assert f"{name}\n" in shown.out
     assert "Command: verydeep train photos/ --recipe probe --out run" in shown.out
     assert "average=0.995" in shown.out
-    assert "cover=16" in shown.out
+    assert "cover=0.25" in shown.out
     monkeypatch.delitem(sys.modules, "verydeep.training.transfer.finetune", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     shown = verydeep("train", "--recipes")

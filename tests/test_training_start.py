@@ -93,7 +93,7 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
     ):
         started(changed(small_images(), {"width": 1 / 32}), 3, file, named=("width",))
     with pytest.raises(NetworkError, match="images of 8 pixels are too small for vgg11"):
-        started(narrow(small_images(), size=8, padding=4), 3, file)
+        started(narrow(small_images(), size=8), 3, file)
     with pytest.raises(NetworkError, match=r"images of 20 pixels are shown at 10 at first.*grow=1"):
         started(narrow(small_images(), size=20), 3, file)
 

@@ -155,7 +155,7 @@ class _Pass:
 
 def builtin_models() -> dict[str, Path]:
     """The models that ship in the package, by the name `load` takes: "builtin" is the VGG-16."""
-    files = sorted(BUILTIN.glob("*.safetensors"))
+    files = sorted(BUILTIN.glob("*.safetensors"), key=lambda f: (f.stem != "vgg16", f.stem))
     return {"builtin" if f.stem == "vgg16" else f"builtin/{f.stem}": f for f in files}
 
 

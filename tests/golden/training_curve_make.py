@@ -30,7 +30,7 @@ def curve() -> list[float]:
     config = changed(
         small_images(), {"precision": "fp32", "layout": "default", "batch": 16, "epochs": 4,
                          "rate": 0.02, "warmup": 1.0, "mixup": 0.2, "dropout": 0.0, "optimiser": "sgd",
-                         "schedule": "cosine", "grow": (), "padding": 4, "cover": 8},
+                         "schedule": "cosine", "grow": (), "size": 32},
     )  # fmt: skip
     pixels, labels = images(80, seed=7)
     samples = [data.Sample(p, int(k)) for p, k in zip(pixels, labels, strict=True)]

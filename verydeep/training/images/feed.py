@@ -80,12 +80,12 @@ class MemorySource:
         config = self._config
         images = augment.shift_and_flip(
             self._images, indices, seed=config.seed, epoch=epoch,
-            padding=config.padding, flip=config.flip,
+            padding=round(config.padding * config.size), flip=config.flip,
         )  # fmt: skip
         if config.cover:
             augment.cover(
-                images, indices, seed=config.seed, epoch=epoch, side=config.cover,
-                colour=self._colour.astype(np.uint8),
+                images, indices, seed=config.seed, epoch=epoch,
+                side=round(config.cover * config.size), colour=self._colour.astype(np.uint8),
             )  # fmt: skip
         return images
 

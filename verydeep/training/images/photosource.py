@@ -92,7 +92,7 @@ class PhotoSource:
         why = list(self._pool.map(one, range(len(indices))))
         if config.cover:
             cover(
-                images, indices, seed=config.seed, epoch=epoch, side=config.cover,
+                images, indices, seed=config.seed, epoch=epoch, side=round(config.cover * size),
                 colour=self._colour,
             )  # fmt: skip
         return images, why
