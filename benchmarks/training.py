@@ -85,8 +85,7 @@ else:
     from verydeep.training.images.pictures import pictures
     from verydeep.training.precision import decided
     from verydeep.training.recipes import changed, small_images
-    config = changed(small_images(), {"batch": batch, "width": width, "optimiser": "sgd",
-                                       "size": 32})
+    config = changed(small_images(), {"batch": batch, "width": width, "optimiser": "sgd", "size": 32})
     config = changed(config, {"precision": "fp32"}) if entrant == "fp32" else config
     config = decided(config, model, torch.device("cpu"))
     choice = f"{config.precision}, {config.layout} layout"

@@ -155,8 +155,9 @@ class _Pass:
 
 def builtin_models() -> dict[str, Path]:
     """The models that ship in the package, by the name `load` takes: "builtin" is the VGG-16."""
-    files = sorted(BUILTIN.glob("*.safetensors"), key=lambda f: (f.stem != "vgg16", f.stem))
-    return {"builtin" if f.stem == "vgg16" else f"builtin/{f.stem}": f for f in files}
+    files = BUILTIN.glob("*.safetensors")
+    found = {"builtin" if f.stem == "vgg16" else f"builtin/{f.stem}": f for f in files}
+    return dict(sorted(found.items()))
 
 
 def find_model(name_or_path: str | os.PathLike[str]) -> Path:

@@ -181,8 +181,8 @@ def small_images() -> Config:
     Five poolings leave a single unit of 32 pixels, and 2x2 of 64.
 
     Command: verydeep train cifar10.npz --recipe small-images --model vgg16_bn --width 0.5 --out run
-    Expected: 94.5 % of CIFAR-10's 10,000 test images; with --set size=32 --set epochs=72 a
-    network four times as fast, 93.2 %.
+    Expected: 94.5 % of CIFAR-10's 10,000 test images; with --set size=32 --set epochs=72, a network
+    four times as fast, 93.2 %.
     Duration: 30 epochs of 50,000 images take 90 minutes on two cores with bf16, a few on a GPU.
     """
     return Config(
