@@ -18,7 +18,7 @@ from pathlib import Path
 
 from machine import machine
 
-from verydeep.bench import ALLOWED, Row, bench, table
+from verydeep.benching import ALLOWED, Row, bench, table
 
 
 def auto(rows: list[Row]) -> dict[str, dict[str, object]]:

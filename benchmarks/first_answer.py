@@ -55,7 +55,7 @@ WAYS = {
 }
 MAKE = """
 import sys, torch, torchvision
-from verydeep.weights.convert import convert
+from verydeep.published.conversion import convert
 torch.manual_seed(0)
 torch.save(torchvision.models.vgg16().state_dict(), sys.argv[1])
 convert(sys.argv[1], sys.argv[2], preprocess="torchvision")

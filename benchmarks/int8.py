@@ -20,8 +20,8 @@ from machine import machine
 
 import verydeep
 from verydeep.evaluation.labelled import class_of, class_table
+from verydeep.files.photo_paths import find
 from verydeep.modelfile import Record
-from verydeep.photos import find
 
 
 def labels(paths: list[str], record: Record, table: Path | None) -> np.ndarray:

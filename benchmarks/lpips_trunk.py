@@ -22,8 +22,8 @@ from machine import machine
 from PIL import Image, ImageEnhance, ImageFilter
 
 from verydeep import Perceptual, modelfile
+from verydeep.files.photo_paths import find
 from verydeep.nets import Head, network
-from verydeep.photos import find
 from verydeep.predictor import find_model
 
 ROOT = Path(__file__).parent.parent

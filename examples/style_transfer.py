@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from verydeep.atomic import replacing
+from verydeep.files.atomic import replacing
 from verydeep.losses import ContentLoss, StyleLoss, TotalVariation
 
 PHOTOS = Path(__file__).parent / "photos"

@@ -13,7 +13,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from verydeep import bench, engines, float64, modelfile, plain
+from verydeep import benching as bench
+from verydeep import engines, modelfile
+from verydeep.benching import float64, plain
 from verydeep.errors import EngineError, ModelFileError
 from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE, TORCHVISION
@@ -234,7 +236,7 @@ def test_one_that_cannot_run_is_left_out(model: Path, monkeypatch: pytest.Monkey
 
 def test_peak_memory_is_the_peak_of_this_program_alone() -> None:
     code = (
-        "import numpy; from verydeep.bench import _peak_bytes; before = _peak_bytes()\n"
+        "import numpy; from verydeep.benching import _peak_bytes; before = _peak_bytes()\n"
         "held = numpy.ones(30_000_000); del held; print(before, _peak_bytes())"
     )
     held = np.ones(100_000_000)  # by the parent, of which the child must not tell

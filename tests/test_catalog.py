@@ -21,10 +21,11 @@ from verydeep import modelfile, nets
 from verydeep.cli.weights import command
 from verydeep.errors import MissingExtraError, WeightsError
 from verydeep.preprocess import PRESETS, TORCHVISION
-from verydeep.weights import catalog, fetch, imagenet, supply
-from verydeep.weights.catalog import Accuracy, Entry, Published
-from verydeep.weights.fetch import GoneError
-from verydeep.weights.verdicts import verdicts
+from verydeep.published import catalog, imagenet, supply
+from verydeep.published import fetching as fetch
+from verydeep.published.catalog import Accuracy, Entry, Published
+from verydeep.published.fetching import GoneError
+from verydeep.published.verdicts import verdicts
 
 TORCHVISION_ENTRIES = [
     entry for entry in catalog.ENTRIES.values() if entry.url.startswith(catalog.TORCHVISION_ADDRESS)
@@ -101,14 +102,14 @@ def test_imagenet_classes() -> None:
 
 def test_the_catalogue_imports_no_numpy_and_no_http() -> None:
     program = (
-        "import sys, verydeep.weights.catalog; "
+        "import sys, verydeep.published.catalog; "
         "print({'numpy', 'http', 'ssl', 'rich'} & {*sys.modules})"
     )
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert run.stdout == "set()\n"
-    program = program.replace("verydeep.weights.catalog", "verydeep.weights.fetch")
+    program = program.replace("verydeep.published.catalog", "verydeep.published.fetching")
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

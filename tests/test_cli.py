@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from verydeep.cli import VERBS
+from verydeep.files.photo_paths import find
 from verydeep.nets import NETWORKS, network
-from verydeep.photos import find
 
 from .conftest import Run
 from .tiny import NAMES, model_file, photo

@@ -28,8 +28,9 @@ from verydeep import modelfile, models, nets
 from verydeep.cli.weights import command
 from verydeep.errors import MissingExtraError, OutputError, WeightsError
 from verydeep.preprocess import CAFFE, PRESETS, TORCHVISION
-from verydeep.weights import catalog, convert, fingerprints, layouts
-from verydeep.weights.catalog import Entry, Published
+from verydeep.published import catalog, fingerprints, layouts
+from verydeep.published import conversion as convert
+from verydeep.published.catalog import Entry, Published
 
 WIDTH = 1 / 16
 CLASSES = 5

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from verydeep import pairing
-from verydeep.colours import INFERNO
-from verydeep.distance_picture import draw
+from verydeep.distances import About, Distance, lpips, pairing
+from verydeep.distances.picture import draw
 from verydeep.errors import DataError
-from verydeep.perceptual import About, Distance, lpips
+from verydeep.pictures.colours import INFERNO
 
 from .conftest import Run
 from .tiny import photo

@@ -13,9 +13,9 @@ from xml.etree import ElementTree
 import pytest
 
 from verydeep.cli.summary import describe
-from verydeep.drawing import block_figure
 from verydeep.errors import NetworkError
 from verydeep.nets import NETWORKS, Network, network
+from verydeep.pictures.block_figure import block_figure
 
 from .conftest import Run
 from .tiny import tiny

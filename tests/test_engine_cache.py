@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from verydeep import graph
 from verydeep.engines import Source, notes, open_engine
-from verydeep.engines.cache import MANIFEST, Cache
 from verydeep.engines.remembered import Memory, Standing
 from verydeep.errors import EngineError
+from verydeep.files.cache import MANIFEST, Cache
+from verydeep.graphs import network as graph
 from verydeep.preprocess import TORCHVISION
 
 from .tiny import pixels, tiny, weights

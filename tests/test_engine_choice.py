@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 import verydeep
-from verydeep import engines, graph, modelfile
+from verydeep import engines, modelfile
 from verydeep.engines import ENGINES, Engine, Kind, Order, Run, Source, choice, processor, race
-from verydeep.engines.cache import Cache
 from verydeep.engines.choice import Choice, source_of
 from verydeep.engines.remembered import Memory, Standing
 from verydeep.errors import EngineError
-from verydeep.graph import Graph
+from verydeep.files.cache import Cache
+from verydeep.graphs import network as graph
+from verydeep.graphs.network import Graph
 from verydeep.preprocess import TORCHVISION
 
 from .conftest import Outcome

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from verydeep import graph, nets
+from verydeep import nets
 from verydeep.engines import (
     ENGINES,
     TOLERANCES,
@@ -21,9 +21,10 @@ from verydeep.engines import (
     open_engine,
     relative_error,
 )
-from verydeep.engines.cache import Cache
 from verydeep.errors import EngineError, ImageError
-from verydeep.graph import Graph
+from verydeep.files.cache import Cache
+from verydeep.graphs import network as graph
+from verydeep.graphs.network import Graph
 from verydeep.nets import NETWORKS, network
 from verydeep.preprocess import TORCHVISION, Preprocess
 

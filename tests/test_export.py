@@ -20,12 +20,15 @@ import pytest
 from PIL import Image
 
 import verydeep as package
-from verydeep import engines, export, graph, modelfile
+from verydeep import engines, modelfile
+from verydeep import exporting as export
 from verydeep.errors import EngineError, LayerError, ModelFileError, OutputError
-from verydeep.formats import FORMATS, mnn, openvino
-from verydeep.formats import onnx as onnx_format
-from verydeep.formats import torch as torch_format
-from verydeep.int8 import qdq
+from verydeep.exporting import mnn, openvino
+from verydeep.exporting import onnx as onnx_format
+from verydeep.exporting import torch as torch_format
+from verydeep.exporting.formats import FORMATS
+from verydeep.graphs import int8 as qdq
+from verydeep.graphs import network as graph
 from verydeep.nets import Network, network
 from verydeep.preprocess import CAFFE, Preprocess
 

@@ -19,8 +19,7 @@ from verydeep.engines.choice import source_of
 from verydeep.engines.remembered import Memory
 from verydeep.errors import DataError, ImageError, LayerError, NetworkError, PreprocessError
 from verydeep.predictor import Failure, Features
-from verydeep.preprocess import TORCHVISION, Preprocess
-from verydeep.sizing import parse, sized
+from verydeep.preprocess import TORCHVISION, Preprocess, parse_size, sized
 
 from .tiny import model_file, photo, pixels, tiny, weights
 
@@ -184,10 +183,15 @@ def test_sizes(classic: Path, tmp_path: Path) -> None:
     from PIL import Image
 
     assert_allclose(stretched, np.asarray(Image.open(file).resize((64, 40), 2)), atol=0)
-    assert [parse(t) for t in ("224", "480x640", "own", None)] == [224, (480, 640), "own", None]
+    assert [parse_size(t) for t in ("224", "480x640", "own", None)] == [
+        224,
+        (480, 640),
+        "own",
+        None,
+    ]
     for bad in ("big", "0", "3x", "3x4x5", "-1"):
         with pytest.raises(PreprocessError, match=r'expected "224", "480x640"'):
-            parse(bad)
+            parse_size(bad)
     for wrong in ((3,), (0, 4), "owm", 1.5, True):
         with pytest.raises(PreprocessError, match=r"size is .*; expected pixels a side"):
             sized(Preprocess(), wrong)  # type: ignore[arg-type]

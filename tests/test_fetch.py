@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from verydeep.errors import WeightsError
-from verydeep.weights import digests, fetch
-from verydeep.weights.fetch import GoneError
+from verydeep.files import hashes as digests
+from verydeep.published import fetching as fetch
+from verydeep.published.fetching import GoneError
 
 DATA = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -385,7 +386,7 @@ def test_progress_on_a_terminal_is_a_bar(
 PROGRAM = """
 import sys
 from pathlib import Path
-from verydeep.weights import fetch
+from verydeep.published import fetching as fetch
 fetch.fetch(sys.argv[1], Path(sys.argv[2]), digest=sys.argv[3])
 """
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from verydeep import graph, models, nets
+from verydeep import models, nets
 from verydeep.engines import open_engine
 from verydeep.errors import LayerError, NetworkError
-from verydeep.graph import Graph
+from verydeep.graphs import network as graph
+from verydeep.graphs.network import Graph
 from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE, TORCHVISION, Preprocess
 

@@ -17,19 +17,20 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from onnx.reference import ReferenceEvaluator
 
-from verydeep import graph, modelfile
+from verydeep import modelfile
 from verydeep.engines import ENGINES, Engine, installed, open_engine
+from verydeep.engines import integers as processor
 from verydeep.errors import LayerError, ModelFileError
-from verydeep.graph import Graph
-from verydeep.int8 import processor
-from verydeep.int8.moments import second_moments
-from verydeep.int8.plan import plan
-from verydeep.int8.qdq import build, rounded, weight_scales
-from verydeep.int8.rounding import LIMIT, round_weights, steps
-from verydeep.int8.tally import Tally
+from verydeep.graphs import network as graph
+from verydeep.graphs.int8 import build, rounded, weight_scales
+from verydeep.graphs.int8_plan import plan
+from verydeep.graphs.network import Graph
 from verydeep.modelfile import Activation, Record
 from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE, TORCHVISION, Preprocess
+from verydeep.quantisation.moments import second_moments
+from verydeep.quantisation.rounding import LIMIT, round_weights, steps
+from verydeep.quantisation.tally import Tally
 
 from .tiny import pixels, tiny, weights
 

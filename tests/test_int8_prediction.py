@@ -9,8 +9,9 @@ import pytest
 
 import verydeep
 from verydeep.engines import installed, open_engine
+from verydeep.engines import integers as processor
 from verydeep.errors import EngineError, ModelFileError
-from verydeep.int8 import processor, qdq
+from verydeep.graphs import int8 as qdq
 from verydeep.modelfile import ModelFile
 
 from .test_int8 import int8_file

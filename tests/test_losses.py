@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from verydeep import losses, modelfile, models
+from verydeep.distances import HEADS, METRICS
 from verydeep.errors import ImageError, VerydeepError
 from verydeep.losses import (
     DISTS,
@@ -33,7 +34,6 @@ from verydeep.losses import (
 )
 from verydeep.modelfile import Record
 from verydeep.nets import network
-from verydeep.perceptual import HEADS, METRICS
 from verydeep.preprocess import CAFFE, TORCHVISION
 
 LAYERS = METRICS["lpips"].layers

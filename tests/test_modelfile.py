@@ -24,9 +24,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from verydeep import modelfile, safetensors_header, strict_json
+from verydeep import modelfile
 from verydeep.errors import ModelFileError
+from verydeep.files import strict_json
 from verydeep.modelfile import ModelFile, Record, read, write
+from verydeep.modelfile import header as safetensors_header
 from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE, TORCHVISION
 

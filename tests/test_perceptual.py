@@ -17,9 +17,9 @@ from PIL import Image
 from torchvision.models.vgg import cfgs, make_layers
 
 import verydeep
-from verydeep import perceptual
+from verydeep import distances as perceptual
+from verydeep.distances import METRICS, Distance, Perceptual
 from verydeep.errors import DataError, EngineError, ImageError, NetworkError, VerydeepError
-from verydeep.perceptual import METRICS, Distance, Perceptual
 from verydeep.predictor import Failure, find_model
 
 from .tiny import model_file, photo, pixels, tiny

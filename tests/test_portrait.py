@@ -16,9 +16,10 @@ from numpy.testing import assert_allclose
 from PIL import Image
 
 import verydeep
-from verydeep import lettering, models
+from verydeep import models
 from verydeep.errors import DataError, ImageError, ModelFileError, OutputError
-from verydeep.portrait import fields, filters, show
+from verydeep.pictures import text as lettering
+from verydeep.portraits import fields, filters, show
 from verydeep.preprocess import Preprocess
 
 from .conftest import Run

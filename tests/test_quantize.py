@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from verydeep import graph, modelfile, quantize
+from verydeep import modelfile
+from verydeep import quantisation as quantize
 from verydeep.engines import installed, open_engine
 from verydeep.errors import DataError, LayerError, ModelFileError, NetworkError, OutputError
-from verydeep.int8.draft import BATCH, Draft, batches
-from verydeep.int8.plan import plan
-from verydeep.int8.qdq import build
-from verydeep.int8.ranges import error_names, probed
+from verydeep.graphs import network as graph
+from verydeep.graphs.int8 import build
+from verydeep.graphs.int8_plan import plan
 from verydeep.modelfile import Activation, ModelFile
 from verydeep.preprocess import CAFFE, TORCHVISION, Preprocess
+from verydeep.quantisation.draft import BATCH, Draft, batches
+from verydeep.quantisation.ranges import error_names, probed
 
 from .conftest import Run
 from .tiny import model_file, photo, pixels, tiny, weights

@@ -16,11 +16,11 @@ from PIL import Image
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from verydeep import plots, report
-from verydeep.evaluation import calibration_error
+from verydeep.evaluation import calibration_error, report
+from verydeep.evaluation.report import Report, page
 from verydeep.modelfile import Record, write
-from verydeep.plots import Line
-from verydeep.report import Report, page
+from verydeep.pictures import charts as plots
+from verydeep.pictures.charts import Line
 from verydeep.training.transfer import probe
 from verydeep.training.transfer.probe import ProbeConfig
 

@@ -29,7 +29,7 @@ from verydeep.errors import (
     ModelFileError,
     OutputError,
 )
-from verydeep.lock import locked
+from verydeep.files.lock import locked
 from verydeep.retrieval import About, Match, Neighbours, doubles, featurefile, nearest
 from verydeep.retrieval.journal import journal
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verydeep.strict_json import MAX_DEPTH, checked, dumps, loads, shown
+from verydeep.files.strict_json import MAX_DEPTH, checked, dumps, loads, shown
 
 VALUES = st.recursive(
     st.none()

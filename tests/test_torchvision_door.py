@@ -33,7 +33,7 @@ from verydeep.models import vgg
 from verydeep.models.layers import cfgs, make_layers
 from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE
-from verydeep.weights import catalog, supply
+from verydeep.published import catalog, supply
 
 ROOT = Path(__file__).parents[1]
 SHARED = [f"vgg{n}{bn}" for n in (11, 13, 16, 19) for bn in ("", "_bn")]
@@ -86,8 +86,8 @@ SAME = {
     "Weights",
 }  # fmt: skip
 ELSEWHERE = {
-    "ImageClassification": "verydeep.models.weights.ImageTransform, what .transforms() gives",
-    "_IMAGENET_CATEGORIES": "verydeep.weights.imagenet.class_names()",
+    "ImageClassification": "verydeep.models.enums.ImageTransform, what .transforms() gives",
+    "_IMAGENET_CATEGORIES": "verydeep.published.imagenet.class_names()",
     "_COMMON_META": "the table, the catalogue and the class names, in verydeep.models.weights",
     "_vgg": "verydeep.models.build",
     "handle_legacy_interface": "pretrained= is a keyword of every builder",

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 import verydeep
+from verydeep.files.strict_json import JSON
 from verydeep.modelfile import read, write
-from verydeep.strict_json import JSON
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "verydeep" / "builtin" / "cifar10.safetensors"

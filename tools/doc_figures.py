@@ -12,8 +12,8 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from verydeep.cli.summary import describe
-from verydeep.drawing import COLOURS, FONT, INK, PAPER, block_figure
 from verydeep.nets import network
+from verydeep.pictures.block_figure import COLOURS, FONT, INK, PAPER, block_figure
 
 __all__ = ["IMAGES", "figures"]
 

@@ -23,7 +23,7 @@ import openvino
 from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
-from verydeep import graph
+from verydeep.graphs import network as graph
 from verydeep.nets import network
 from verydeep.preprocess import TORCHVISION
 

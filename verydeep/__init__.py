@@ -29,8 +29,8 @@ _HOME = {
     "evaluate": "evaluation",
     "Explanation": "explanations",
     "explain": "explanations",
-    "Portrait": "portrait",
-    "show": "portrait",
+    "Portrait": "portraits",
+    "show": "portraits",
     "Head": "nets",
     "Network": "nets",
     "network": "nets",
@@ -40,27 +40,34 @@ _HOME = {
     "duplicates": "retrieval",
     "features": "retrieval",
     "similar": "retrieval",
-    "Distance": "perceptual",
-    "Distances": "perceptual",
-    "Perceptual": "perceptual",
-    "content_distance": "perceptual",
-    "dists": "perceptual",
-    "lpips": "perceptual",
-    "style_distance": "perceptual",
+    "Distance": "distances",
+    "Distances": "distances",
+    "Perceptual": "distances",
+    "content_distance": "distances",
+    "dists": "distances",
+    "lpips": "distances",
+    "style_distance": "distances",
     "TrainResult": "training.record.result",
     "train": "training.begin",
     "VerydeepError": "errors",
 }
 _MODULES = frozenset(
     (
-        "drawing engines errors evaluation explanations graph losses modelfile models "
-        "nets perceptual portrait predictor preprocess retrieval training weights"
+        "benching distances engines errors evaluation explanations exporting files graphs losses modelfile "
+        "models nets pictures portraits predictor preprocess published quantisation retrieval training"
     ).split()
 )
 
 __all__ = ["__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
+    from .distances import Distance as Distance
+    from .distances import Distances as Distances
+    from .distances import Perceptual as Perceptual
+    from .distances import content_distance as content_distance
+    from .distances import dists as dists
+    from .distances import lpips as lpips
+    from .distances import style_distance as style_distance
     from .errors import VerydeepError as VerydeepError
     from .evaluation import Evaluation as Evaluation
     from .evaluation import evaluate as evaluate
@@ -69,15 +76,8 @@ if TYPE_CHECKING:
     from .nets import Head as Head
     from .nets import Network as Network
     from .nets import network as network
-    from .perceptual import Distance as Distance
-    from .perceptual import Distances as Distances
-    from .perceptual import Perceptual as Perceptual
-    from .perceptual import content_distance as content_distance
-    from .perceptual import dists as dists
-    from .perceptual import lpips as lpips
-    from .perceptual import style_distance as style_distance
-    from .portrait import Portrait as Portrait
-    from .portrait import show as show
+    from .portraits import Portrait as Portrait
+    from .portraits import show as show
     from .predictor import Answer as Answer
     from .predictor import Failure as Failure
     from .predictor import Features as Features

@@ -23,17 +23,16 @@ from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
-from . import pooling
 from .engines.choice import Choice, source_of
 from .engines.remembered import Memory
 from .errors import DataError, EngineError, ImageError, ModelFileError, NetworkError, nearest
+from .graphs import pooling
 from .modelfile import ModelFile, Record, read
-from .sizing import sized
+from .preprocess import sized
 
 if TYPE_CHECKING:
-    from .pooling import Pooling
-    from .preprocess import ImageLike, Preprocess
-    from .sizing import Size
+    from .graphs.pooling import Pooling
+    from .preprocess import ImageLike, Preprocess, Size
 
 __all__ = [
     "Answer",
@@ -169,7 +168,7 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
     path = Path(name)
     if path.exists() or path.suffix or os.sep in name:
         return path  # reading it says what is wrong with it
-    from .weights import catalog, supply
+    from .published import catalog, supply
 
     if name in catalog.ENTRIES:
         return supply.obtain(name)
@@ -332,7 +331,7 @@ class Predictor:
         images: one, or a list of them. layers: "conv3_2" is the value before ReLU, "relu3_2" after it;
         pools, FC layers ("fc6", "relu6") and "prob" as well. Nothing after the last one is computed.
         pool: "avg", "max" or "gem" (the generalised mean) make of each map one number a channel:
-        (images, channels), as FC layers are anyway. size: see `verydeep.sizing`; None is the model's own
+        (images, channels), as FC layers are anyway. size: see `preprocess.Size`; None is the model's own
         resize and crop, "own" takes images as they are. value_range: what black and white are in images
         of floats, such as (0, 1). For labels of the same pass name "prob" or use `features_stream`.
 
@@ -540,9 +539,9 @@ def _int8_or_better(model: ModelFile, engine: str) -> str:
     Raises ModelFileError for a model that was not quantised, EngineError for an engine that was asked for
     and whose sums overflow on this processor.
     """
+    from .engines.integers import adds_up, multiplies_fast
     from .engines.notes import say_once
-    from .int8.processor import adds_up, multiplies_fast
-    from .int8.qdq import require_quantised
+    from .graphs.int8 import require_quantised
 
     require_quantised(model)
     if engine == "auto" and multiplies_fast() is False:

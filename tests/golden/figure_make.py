@@ -1,4 +1,4 @@
-"""Makes figure.svg, the block figure of a small network, as `verydeep.drawing` draws it.
+"""Makes figure.svg, the block figure of a small network, as `verydeep.pictures.block_figure` draws it.
 
     python tests/golden/figure_make.py
 
@@ -8,8 +8,8 @@ change is meant: run this, look at the picture in a browser, and commit it with 
 
 from pathlib import Path
 
-from verydeep.drawing import block_figure
 from verydeep.nets import network
+from verydeep.pictures.block_figure import block_figure
 
 PLACE = Path(__file__).with_name("figure.svg")
 

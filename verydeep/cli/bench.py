@@ -86,7 +86,7 @@ def command(
     Rows named "plain" are the engines as their own documentation runs the network; "x torch" compares
     with torch eager, "x plain" with the best plain row of that precision. Errors are against float64.
     """
-    from .. import bench
+    from .. import benching as bench
 
     rows = bench.bench(
         model,

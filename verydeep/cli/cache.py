@@ -26,8 +26,8 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def list_cache(as_json: bool) -> None:
     """List the prepared graphs and the engines that were chosen."""
-    from ..engines.cache import Cache
     from ..engines.remembered import Memory
+    from ..files.cache import Cache
 
     cache, memory = Cache(), Memory()
     entries, choices = cache.entries(), memory.choices()
@@ -64,8 +64,8 @@ def list_cache(as_json: bool) -> None:
 @command.command()
 def clear() -> None:
     """Remove the prepared graphs and forget the engines that were chosen."""
-    from ..engines.cache import Cache
     from ..engines.remembered import Memory
+    from ..files.cache import Cache
 
     freed = Cache().clear()
     Memory().clear()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import photos
+from ..files import photo_paths as photos
 from .engine_options import engine_options
 from .progress import progress
 
@@ -162,7 +162,7 @@ def _table(path: Path | None) -> Iterator[Callable[[Answer | Failure], None]]:
     if path is None:
         yield lambda _: None
         return
-    from ..atomic import replacing
+    from ..files.atomic import replacing
 
     stopped = False
     with replacing(path, "w", newline="", encoding="utf-8") as file:

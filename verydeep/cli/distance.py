@@ -15,7 +15,7 @@ from .output_folder import output_file
 from .progress import progress
 
 if TYPE_CHECKING:
-    from ..perceptual import Distance, Perceptual
+    from ..distances import Distance, Perceptual
     from ..predictor import Failure
 
 
@@ -75,8 +75,8 @@ def command(
     with --json into every record. Pairs that cannot be compared, and names without a fellow, are
     reported: the exit status is then 1, and 2 where nothing could be compared.
     """
+    from ..distances.pairing import pair
     from ..errors import DataError
-    from ..pairing import pair
 
     pairing = pair(paths)
     if map_path is not None:
@@ -85,7 +85,7 @@ def command(
         if map_path.suffix.lower() != ".png":
             raise DataError(f"{map_path}: a map is a .png file; name it so")
         output_file(map_path)
-    from ..perceptual import Distance, Perceptual
+    from ..distances import Distance, Perceptual
 
     measure = Perceptual(
         metric, model=model, layers=layers or None, engine=engine, precision=precision,
@@ -154,8 +154,8 @@ def _record(item: Distance | Failure) -> dict[str, Any]:
 def _draw(path: Path, a: str, b: str, distance: Distance) -> None:
     from PIL import Image
 
-    from ..atomic import replacing
-    from ..distance_picture import draw
+    from ..distances.picture import draw
+    from ..files.atomic import replacing
     from ..preprocess import decode
 
     def photo(name: str) -> Image.Image:

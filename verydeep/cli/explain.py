@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import photos
 from ..errors import ImageError
+from ..files import photo_paths as photos
 from .engine_options import compute_options, size_option
 from .output_folder import Names, output_folder
 from .progress import progress

@@ -60,7 +60,7 @@ def command(
     pixels, any number of images of any size that the network takes; normalisation and labels are inside.
     It is run in its real engine before it is handed over, and must agree with the model.
     """
-    from ..export import export
+    from ..exporting import export
 
     done = export(
         model,

@@ -62,13 +62,13 @@ def command(
     read has a row with its error: the exit status is then 1, and 2 where not one could be read.
     """
     from .. import retrieval
-    from ..sizing import parse
+    from ..preprocess import parse_size
 
     failed: list[int] = []
     try:
         file = retrieval.features(
             paths, out, layers, None if pool == "none" else pool,  # type: ignore[arg-type]
-            size=parse(size), model=model, engine=engine, precision=precision, threads=threads,
+            size=parse_size(size), model=model, engine=engine, precision=precision, threads=threads,
             device=device, batch=batch, watch=watched,
         )  # fmt: skip
     except KeyboardInterrupt:

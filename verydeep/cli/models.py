@@ -15,7 +15,7 @@ def command(as_json: bool) -> None:
     from ..modelfile import read
     from ..nets import NETWORKS, network
     from ..predictor import builtin_models
-    from ..weights import catalog
+    from ..published import catalog
 
     networks: list[dict[str, Any]] = [
         {

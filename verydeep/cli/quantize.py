@@ -69,7 +69,8 @@ def command(
     The int8 model is as small as weights of 8 bits are, and several times as quick with `--precision
     int8` where the processor multiplies such numbers (x86 with VNNI, ARM with dot product). Takes minutes.
     """
-    from .. import predictor, quantize
+    from .. import predictor
+    from .. import quantisation as quantize
 
     result = quantize.quantize_file(
         predictor.find_model(model),

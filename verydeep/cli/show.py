@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .. import sizing
+from ..preprocess import parse_size
 from .engine_options import compute_options
 from .output_folder import output_file, output_folder
 
@@ -59,13 +59,13 @@ def command(
     MODEL is a built-in model ("builtin"), a published one by its name, or a model file. Without --out and
     --html the strongest channels are listed.
     """
-    wanted = sizing.parse(size)
+    wanted = parse_size(size)
     if html is not None:
         output_file(html)
     if out is not None:
         (output_file if out.suffix.lower() == ".png" and not out.is_dir() else output_folder)(out)
     from .. import predictor
-    from ..portrait import show
+    from ..portraits import show
 
     loaded = predictor.load(
         model, engine=engine, precision=precision, device=device, threads=threads

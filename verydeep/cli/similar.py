@@ -52,8 +52,9 @@ def command(
     INDEX is a file that `verydeep features` wrote. QUERY is a photo, a folder, or a glob in quotes: what a
     network sees in it is computed as it was for INDEX, and compared by cosine with every row.
     """
-    from .. import photos, retrieval
+    from .. import retrieval
     from ..errors import DataError
+    from ..files import photo_paths as photos
 
     opened = retrieval.open_features(index)
     if sheet is not None:

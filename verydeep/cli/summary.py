@@ -128,9 +128,9 @@ def describe(net: Network) -> str:
 
 
 def _draw(net: Network, size: tuple[int, int], path: str) -> None:
-    from ..atomic import replacing
-    from ..drawing import block_figure
     from ..errors import OutputError
+    from ..files.atomic import replacing
+    from ..pictures.block_figure import block_figure
 
     if not path.lower().endswith(".svg"):  # the next file named here could be the model itself
         raise OutputError(f"{path}: is not the name of a figure; expected one that ends in .svg")

@@ -121,7 +121,7 @@ def command(
 
 
 def _plot(svg: str, path: Path) -> None:
-    from ..atomic import replacing
+    from ..files.atomic import replacing
 
     with replacing(path, "w", encoding="utf-8") as file:
         file.write(svg)

@@ -13,7 +13,7 @@ from ..errors import VerydeepError, WeightsError
 from . import CONTEXT
 
 if TYPE_CHECKING:
-    from ..weights.catalog import Entry
+    from ..published.catalog import Entry
 
 __all__ = ["command"]
 
@@ -27,7 +27,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list on stdout.")
 def list_weights(as_json: bool) -> None:
     """List the catalogue: published weights, their accuracy, and what is on this machine."""
-    from ..weights import catalog
+    from ..published import catalog
 
     rows = [_row(entry) for entry in catalog.ENTRIES.values()]
     if as_json:
@@ -54,7 +54,7 @@ def fetch(names: tuple[str, ...], quiet: bool) -> int:
     where files are kept, VERYDEEP_MIRROR an address or folder to take them from, VERYDEEP_OFFLINE=1
     that nothing is to be fetched.
     """
-    from ..weights import supply
+    from ..published import supply
 
     failures = 0
     for name in names:
@@ -75,7 +75,7 @@ def verify(files: tuple[str, ...], as_json: bool) -> int:
     A published file is compared with its published digest, a model file with the table and with what
     was learned when it was made. NAME verifies what the cache has of it.
     """
-    from ..weights.verdicts import Verdict, verdicts
+    from ..published.verdicts import Verdict, verdicts
 
     found: list[Verdict] = []
     for name in files:
@@ -141,7 +141,7 @@ def convert(
     IN is .pth, .safetensors, .h5, .weights.h5, .npz, .npy, .pkl or .caffemodel, in the layout of
     torchvision (of any year), timm, Keras, Caffe or Flax, recognised by its names and shapes.
     """
-    from ..weights import convert as converters
+    from ..published import conversion as converters
 
     layers = tuple(name.strip() for name in averages.split(",") if name.strip())
     if to != "verydeep":
@@ -179,7 +179,7 @@ def convert(
 
 
 def _row(entry: Entry) -> dict[str, Any]:
-    from ..weights import supply
+    from ..published import supply
 
     path = supply.model_path(entry)
     accuracy = entry.accuracy
@@ -203,7 +203,7 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 def _labels(choice: str | None) -> list[tuple[str, str]] | None:
     """(id, name) of each class: from ImageNet, or from the lines of a file."""
-    from ..weights import imagenet
+    from ..published import imagenet
 
     if choice is None:
         return None

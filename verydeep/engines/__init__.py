@@ -1,12 +1,12 @@
 """Engines run a graph: one small file an engine, behind one protocol.
 
-An engine is opened on a graph that `verydeep.graph` built, is always told its precision, and gives named
+An engine is opened on a graph that `verydeep.graphs` built, is always told its precision, and gives named
 outputs for pixels:
 
 exact   relative error of at most 1e-5 against the reference (ONNX Runtime in float32)
 fast    at most 1e-3: the same float32, by Winograd's shorter multiplications
 half    at most 3e-2: bfloat16 where the processor computes in it, float32 elsewhere
-int8    graphs that were quantised; see `verydeep.quantize`
+int8    graphs that were quantised; see `verydeep.quantisation`
 
 A precision is a promise: an engine that does better keeps it. "auto" chooses by measurement: see
 `verydeep.engines.choice`.
@@ -29,8 +29,8 @@ from .processor import cores
 from .source import Signature, Source
 
 if TYPE_CHECKING:
-    from ..graph import Graph
-    from .cache import Cache
+    from ..files.cache import Cache
+    from ..graphs.network import Graph
 
 __all__ = [
     "DEVICES",

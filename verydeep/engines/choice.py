@@ -33,9 +33,9 @@ from .processor import busy, cores, processor
 from .remembered import Memory, Standing
 
 if TYPE_CHECKING:
-    from ..graph import Graph
+    from ..files.cache import Cache
+    from ..graphs.network import Graph
     from ..modelfile import ModelFile
-    from .cache import Cache
 
 __all__ = ["WORTH_A_RACE", "Choice", "graph_key", "source_of"]
 
@@ -113,7 +113,7 @@ class Choice:
 
     def _kinds(self) -> list[Kind]:
         if self.precision == "int8":
-            from ..int8.processor import adds_up
+            from .integers import adds_up
         return [
             kind
             for kind in installed()
@@ -249,7 +249,7 @@ def source_of(
     """A model file's graph, cut after the last layer asked for, built when an engine wants it.
 
     taps: paper names, each an output of that name. scores: whether the head's logits are an output, last,
-    "scores". pool: what `verydeep.pooling` does to the taps that are maps; None leaves them whole.
+    "scores". pool: what `verydeep.graphs.pooling` does to the taps that are maps; None leaves them whole.
     int8: the graph that computes in integers, of a file that `verydeep quantize` made.
     Its key is the file's SHA-256 with what else the graph depends on, the code that builds it included.
     A file that was hashed before and has not changed since is not read again.
@@ -269,9 +269,9 @@ def source_of(
     size = network.cut(wanted).minimum_size
 
     def build() -> Graph:
-        from .. import graph
-        from ..int8 import qdq
-        from ..pooling import pooled
+        from ..graphs import int8 as qdq
+        from ..graphs import network as graph
+        from ..graphs.pooling import pooled
 
         if int8:
             built = qdq.build(model, taps=taps, scores=scores, pixels=pixels)
@@ -286,8 +286,8 @@ def source_of(
             )
         return built if pool is None else pooled(built, pool)
 
-    code = ["graph.py", "nets.py", *(["pooling.py"] if pool else [])]
-    code += ["int8/qdq.py"] if int8 else []
+    code = ["graphs/network.py", "nets.py", *(["graphs/pooling.py"] if pool else [])]
+    code += ["graphs/int8.py"] if int8 else []
     facts = [pixels, *taps, *(["scores"] if scores else []), f"pool {pool}"]
     outputs = (*taps, *(("scores",) if scores else ()))
     signature = Signature(pixels, network.in_channels, size, outputs)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import EngineError
-from .onnxfile import write_onnx
+from ..graphs.writer import write_onnx
 from .silence import silenced
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def variants(source: Source, order: Order, batch: int) -> tuple[Settings, ...]: 
 
 
 def prepare(name: str, source: Source, order: Order) -> Run:  # noqa: ARG001
+    from ..files.cache import Cache
     from . import ENGINES
-    from .cache import Cache
 
     cache = order.cache if order.cache is not None else Cache()
     version = ENGINES["mnn"].version

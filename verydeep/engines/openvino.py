@@ -16,7 +16,7 @@ from ..errors import EngineError
 from .silence import silenced
 
 if TYPE_CHECKING:
-    from ..graph import Graph
+    from ..graphs.network import Graph
     from . import Order, Run, Settings, Source
 
 __all__ = ["computes_bf16", "package", "prepare", "variants"]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import EngineError
+from ..files.cache import Cache
 from . import (
     ENGINES,
     REFERENCE,
@@ -28,7 +29,6 @@ from . import (
     open_engine,
     relative_error,
 )
-from .cache import Cache
 from .notes import say
 from .remembered import Standing
 

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..atomic import replacing
-from ..folders import cache_folder
-from ..lock import locked
+from ..files.atomic import replacing
+from ..files.folders import cache_folder
+from ..files.lock import locked
 from .notes import say_once
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import EngineError
 
 if TYPE_CHECKING:
-    from ..graph import Graph
+    from ..graphs.network import Graph
 
 __all__ = ["Signature", "Source"]
 

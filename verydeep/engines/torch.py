@@ -18,7 +18,7 @@ from ..errors import EngineError
 from .silence import silenced
 
 if TYPE_CHECKING:
-    from ..graph import Graph
+    from ..graphs.network import Graph
     from . import Order, Run, Settings, Source
 
 __all__ = ["best_device", "prepare", "variants"]
@@ -183,7 +183,7 @@ def _program(graph: Graph, device: str, number: Any, layout: Any) -> Program:
 
 
 def _operations(number: Any, layout: Any, device: str) -> dict[str, Callable[..., Value]]:
-    """ONNX's operations, as far as `verydeep.graph` writes them, by torch's.
+    """ONNX's operations, as far as `verydeep.graphs` writes them, by torch's.
 
     Shapes, and the masks of the adaptive pool that are made from them, are numpy's until they meet a
     tensor. Convolutions and FC layers compute in `number`; what leads up to the first one, in float32.

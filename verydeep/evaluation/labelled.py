@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from ..errors import DataError, nearest
-from ..photos import IMAGE_SUFFIXES
+from ..files.photo_paths import IMAGE_SUFFIXES
 
 __all__ = ["class_of", "class_table", "labelled_photos", "no_class"]
 

@@ -130,7 +130,7 @@ class Explanation:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `picture` as PNG, whole or not at all. Raises OutputError where that cannot be."""
-        from ..atomic import replacing
+        from ..files.atomic import replacing
 
         image = self.picture()
         with replacing(path) as file:

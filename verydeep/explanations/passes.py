@@ -60,7 +60,7 @@ class Passes:
         return choice.engine(pixels, batch=batch, to_come=to_come)
 
     def _other(self, dtype: str) -> Engine:
-        from .. import graph
+        from ..graphs import network as graph
 
         record = self._predictor.record
         assert self._tensors is not None

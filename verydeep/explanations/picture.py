@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..colours import coloured
-from ..lettering import length, lines, shortened, write
+from ..pictures.colours import coloured
+from ..pictures.text import length, lines, shortened, write
 
 if TYPE_CHECKING:
     from . import Explanation, HeatMap

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..distances import DISTS_C1, DISTS_C2, HEADS, METRICS
 from ..errors import NetworkError
 from ..models.vgg import WeightsLike
-from ..perceptual import DISTS_C1, DISTS_C2, HEADS, METRICS
 from .distance import wide
 from .trunk import Look, Looking, Reference, Trunk
 

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..distances import METRICS
 from ..errors import NetworkError, nearest
 from ..models.vgg import WeightsLike
-from ..perceptual import METRICS
 from .distance import wide
 from .trunk import Look, Looking, Reference, Trunk
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..distances import HEADS, METRICS
 from ..errors import NetworkError, nearest
 from ..models.vgg import WeightsLike
-from ..perceptual import HEADS, METRICS
 from .distance import unit_differences
 from .trunk import Look, Looking, Reference, Trunk
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..distances import METRICS
 from ..models.vgg import WeightsLike
-from ..perceptual import METRICS
 from .distance import wide
 from .features import Reduction, known_reduction, reduced, weighted
 from .images import size_free

@@ -9,6 +9,18 @@ backbone("vgg16", ("relu4_3",))      named layers, for other people's networks
 from __future__ import annotations
 
 from .backbones import Backbone, backbone
+from .enums import (
+    VGG11_BN_Weights,
+    VGG11_Weights,
+    VGG13_BN_Weights,
+    VGG13_Weights,
+    VGG16_BN_Weights,
+    VGG16_Weights,
+    VGG19_BN_Weights,
+    VGG19_Weights,
+    Weights,
+    WeightsEnum,
+)
 from .initialisation import initialise, warm_start
 from .layers import cfgs, make_layers
 from .listing import get_model, get_model_builder, get_model_weights, get_weight, list_models
@@ -26,18 +38,6 @@ from .vgg import (
     vgg16c_bn,
     vgg19,
     vgg19_bn,
-)
-from .weights import (
-    VGG11_BN_Weights,
-    VGG11_Weights,
-    VGG13_BN_Weights,
-    VGG13_Weights,
-    VGG16_BN_Weights,
-    VGG16_Weights,
-    VGG19_BN_Weights,
-    VGG19_Weights,
-    Weights,
-    WeightsEnum,
 )
 
 __all__ = [

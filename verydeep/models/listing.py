@@ -10,8 +10,8 @@ from typing import Any
 from ..errors import NetworkError, WeightsError, nearest
 from ..nets import NETWORKS
 from . import vgg
+from .enums import WeightsEnum
 from .module import VGG
-from .weights import WeightsEnum
 
 __all__ = ["get_model", "get_model_builder", "get_model_weights", "get_weight", "list_models"]
 

@@ -58,7 +58,7 @@ def read(
         record = modelfile.read(path).record
         net = record.network.cut(taps) if taps else record.network
         return Weights(net, _mapped(path, net.tensors), record)
-    from ..weights import foreign, layouts
+    from ..published import foreign, layouts
 
     net, arrays, _ = layouts.arrange(foreign.read_tensors(Path(path)), network=network)
     net = net.cut(taps) if taps else net

@@ -14,12 +14,9 @@ from typing import Protocol, TypedDict, Unpack
 from .. import nets
 from ..errors import NetworkError, WeightsError
 from ..nets import NETWORKS, Network
-from ..weights import catalog, supply
+from ..published import catalog, supply
 from . import loading
-from .initialisation import initialise
-from .layers import cfgs, make_layers
-from .module import VGG
-from .weights import (
+from .enums import (
     VGG11_BN_Weights,
     VGG11_Weights,
     VGG13_BN_Weights,
@@ -31,6 +28,9 @@ from .weights import (
     Weights,
     WeightsEnum,
 )
+from .initialisation import initialise
+from .layers import cfgs, make_layers
+from .module import VGG
 
 __all__ = [
     "VGG",

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from .. import strict_json
 from ..errors import DataError
-from ..sizing import Size
+from ..files import strict_json
+from ..preprocess import Size
 
 __all__ = ["FORMAT", "About"]
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import photos as found_photos
 from ..errors import DataError
+from ..files import photo_paths as found_photos
 from .extraction import features
 from .featurefile import FeatureFile, is_feature_file, open_features
 from .nearest import unit_rows
 
 if TYPE_CHECKING:
-    from ..pooling import Pooling
+    from ..graphs.pooling import Pooling
     from ..predictor import Failure, Features
 
 __all__ = ["LAYER", "POOL", "THRESHOLD", "Duplicates", "Group", "Member", "duplicates"]

@@ -9,16 +9,16 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import photos as found_photos
 from ..errors import DataError
+from ..files import photo_paths as found_photos
 from .about import About
 from .featurefile import FeatureFile, open_features, require_format, write
 from .journal import Journal, finished, journal
 
 if TYPE_CHECKING:
-    from ..pooling import Pooling
+    from ..graphs.pooling import Pooling
     from ..predictor import Failure, Features, Predictor
-    from ..sizing import Size
+    from ..preprocess import Size
 
 __all__ = ["features"]
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
-from ..atomic import replacing
 from ..errors import DataError
+from ..files.atomic import replacing
 from .about import About
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import IO
 import numpy as np
 
 from ..errors import DataError, OutputError
-from ..lock import locked
+from ..files.lock import locked
 from .about import About
 from .mapped import mapped_rows
 

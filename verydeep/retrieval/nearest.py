@@ -17,7 +17,7 @@ from ..errors import DataError, ModelFileError
 from .featurefile import FeatureFile, open_features
 
 if TYPE_CHECKING:
-    from ..pooling import Pooling
+    from ..graphs.pooling import Pooling
     from ..preprocess import ImageLike
 
 __all__ = ["Match", "Neighbours", "similar", "unit_rows"]

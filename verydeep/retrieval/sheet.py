@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..atomic import replacing
 from ..errors import DataError, ImageError
+from ..files.atomic import replacing
 from ..preprocess import decode
 from .nearest import Neighbours
 

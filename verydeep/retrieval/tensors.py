@@ -14,9 +14,9 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from .. import safetensors_header
 from ..errors import DataError, ModelFileError
-from ..safetensors_header import Header, Tensor
+from ..modelfile import header as safetensors_header
+from ..modelfile.header import Header, Tensor
 from .mapped import mapped_rows
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..atomic import replacing
 from ..engines.processor import processor
 from ..errors import VerydeepError
-from ..folders import cache_folder
+from ..files.atomic import replacing
+from ..files.folders import cache_folder
 from ..models import VGG
 from .recipes import Config
 

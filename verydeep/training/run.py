@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import __version__, modelfile
-from ..atomic import replacing
 from ..errors import DataError, OutputError
+from ..files.atomic import replacing
 from ..preprocess import Preprocess
 from . import draws, heap
 from .distributed import ALONE, Group, joined
@@ -475,7 +475,7 @@ def _writable(folder: Path) -> None:
 
 
 def _report(result: TrainResult) -> None:
-    from .. import report
+    from ..evaluation import report
 
     report.write(result)
 

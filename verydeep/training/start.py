@@ -21,7 +21,7 @@ from ..models.widening import widened
 from ..nets import Network
 from ..predictor import find_model
 from ..preprocess import Preprocess
-from ..weights import convert
+from ..published import conversion as convert
 from .recipes import Config
 from .record import checkpoint
 from .record import folder as run_folder

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DataError, nearest
-from ...photos import IMAGE_SUFFIXES
+from ...files.photo_paths import IMAGE_SUFFIXES
 from . import shards as remote
 
 __all__ = ["Item", "Listing", "Member", "Source", "Streamed", "listed"]

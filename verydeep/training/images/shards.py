@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from ...atomic import replacing
 from ...engines.notes import say
 from ...errors import DataError, MissingExtraError, VerydeepError
-from ...folders import cache_folder
-from ...lock import locked
-from ...photos import IMAGE_SUFFIXES
+from ...files.atomic import replacing
+from ...files.folders import cache_folder
+from ...files.lock import locked
+from ...files.photo_paths import IMAGE_SUFFIXES
 
 __all__ = ["Entry", "entries", "expanded", "forget", "is_stream", "listings"]
 

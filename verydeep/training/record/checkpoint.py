@@ -19,8 +19,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ...atomic import replacing
 from ...errors import OutputError
+from ...files.atomic import replacing
 
 __all__ = ["Checkpoint", "latest", "save"]
 

@@ -8,9 +8,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from ...atomic import replacing
 from ...errors import OutputError
-from ...lock import locked
+from ...files.atomic import replacing
+from ...files.lock import locked
 
 __all__ = ["Log", "read"]
 

@@ -21,17 +21,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engines.cache import Cache
 from ...engines.choice import source_of
 from ...errors import EngineError
-from ...folders import cache_folder
+from ...files.cache import Cache
+from ...files.folders import cache_folder
 from ...predictor import DECODING_THREADS, Failure, Predictor
-from ...sizing import sized
+from ...preprocess import sized
 from ..images import data
 
 if TYPE_CHECKING:
-    from ...preprocess import ImageLike
-    from ...sizing import Size
+    from ...preprocess import ImageLike, Size
 
 __all__ = ["Averages", "averages", "digests_of", "features_cache"]
 
@@ -71,7 +70,7 @@ def averages(
 ) -> Averages:
     """The average of each layer over each photo.
 
-    layers: paper names. size: see `verydeep.sizing`. passed: told 1 for each photo that is computed.
+    layers: paper names. size: see `preprocess.Size`. passed: told 1 for each photo that is computed.
     Photos that cannot be read are in `faults`.
     """
     cache = features_cache() if cache is None else cache

@@ -24,9 +24,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ... import modelfile, report
-from ...atomic import replacing
+from ... import modelfile
 from ...errors import DataError
+from ...evaluation import report
+from ...files.atomic import replacing
 from ...models import layers as module_layers
 from ...nets import Head, Network
 from ...predictor import Predictor, find_model

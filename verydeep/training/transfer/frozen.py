@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engines.cache import Cache
 from ...engines.choice import source_of
 from ...errors import EngineError, ImageError
+from ...files.cache import Cache
 from ...predictor import DECODING_THREADS, Failure, Predictor
 from ...preprocess import decode
 from ..images import data

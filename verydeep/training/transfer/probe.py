@@ -22,9 +22,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import modelfile, report
-from ...atomic import replacing
+from ... import modelfile
 from ...errors import DataError
+from ...evaluation import report
+from ...files.atomic import replacing
 from ...modelfile import ModelFile
 from ...nets import Head, Network
 from ...predictor import Predictor, find_model, softmax

@@ -1,0 +1,110 @@
+"""MNN: one file; labels and pre-processing as JSON in `bizCode`, the one text that the format has room for.
+
+For `half` the weights are stored in float16.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..engines.silence import silenced
+from ..errors import EngineError
+from ..graphs.writer import write_onnx
+from .formats import Job, Program, Run
+
+if TYPE_CHECKING:
+    from ..graphs.network import Graph
+
+__all__ = ["convert", "load", "program", "write"]
+
+CONFIG = {"backend": "CPU", "precision": "high"}
+
+
+def write(job: Job, file: Path) -> None:
+    graph = file.with_suffix(".onnx")
+    write_onnx(_flattened(job.graph), graph)
+    half = job.precision == "half"
+    convert(graph, file, json.dumps(job.facts, ensure_ascii=False), half=half)
+    graph.unlink()
+    graph.with_name(f"{graph.name}.data").unlink()
+    size = sum(value.nbytes for value in job.graph.weights.values()) // (2 if half else 1)
+    if file.stat().st_size < size:  # the converter does not notice that a disk is full
+        raise EngineError(
+            f"MNN's converter wrote {file.stat().st_size} bytes of at least {size}; is the disk full?"
+        )
+
+
+def _flattened(graph: Graph) -> Graph:
+    """The graph with its flat taps flattened once more: MNN's FC layers are convolutions inside."""
+    import onnx
+
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    flat = {
+        output.name
+        for output in model.graph.output
+        if len(output.type.tensor_type.shape.dim) == 2 and output.name != "scores"
+    }
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                if name in flat:
+                    names[place] = f"{name}.inside"
+    for name in sorted(flat):
+        node = onnx.helper.make_node("Flatten", [f"{name}.inside"], [name], name, axis=1)
+        model.graph.node.append(node)
+    return replace(graph, model=model)
+
+
+def convert(graph: Path, file: Path, text: str, *, half: bool = False) -> None:
+    """An ONNX file to MNN's; text: what the file says about itself."""
+    words = ["mnnconvert", "-f", "ONNX", "--modelFile", os.fspath(graph), "--MNNModel"]
+    words += [os.fspath(file), "--bizCode", text, *(["--fp16"] if half else [])]
+    with silenced() as lines:
+        import _tools  # MNN's converter; its package gives it no other name
+
+        done = _tools.mnnconvert(words)
+    if not done or not file.exists():
+        said = [line for line in lines if "rror" in line or "fail" in line.lower()]
+        raise EngineError(f"MNN's converter did not take the graph: {(said or ['no reason'])[-1]}")
+
+
+def load(file: Path, outputs: tuple[str, ...], precision: str) -> Run:  # noqa: ARG001
+    with silenced():
+        import MNN.expr
+        import MNN.nn
+
+        manager = MNN.nn.create_runtime_manager((CONFIG,))
+        network = MNN.nn.load_module_from_file(
+            os.fspath(file), ["pixels"], list(outputs), runtime_manager=manager
+        )
+    expr: Any = MNN.expr
+
+    def run(pixels: np.ndarray, keep: object = manager) -> dict[str, np.ndarray]:  # noqa: ARG001
+        given = expr.const(pixels, list(pixels.shape), expr.NCHW, expr.uint8)
+        found = network.forward([given])
+        # read() gives a view of memory that MNN uses again
+        values = [np.array(expr.convert(value, expr.NCHW).read()) for value in found]
+        return dict(zip(outputs, values, strict=True))
+
+    return run
+
+
+def program(outputs: tuple[str, ...], precision: str) -> Program:  # noqa: ARG001
+    names = list(outputs)
+    return Program(
+        "MNN.nn, MNN.expr as expr",
+        (
+            "load, runtime = MNN.nn.load_module_from_file, MNN.nn.create_runtime_manager",
+            f'net = load(__file__[:-3], ["pixels"], {names}, runtime_manager=runtime(({CONFIG},)))',
+            'labels = json.loads(json.loads(net.get_info()["bizCode"])["labels"])',
+        ),
+        "found = net.forward([expr.const(pixels, list(pixels.shape), expr.NCHW, expr.uint8)]); "
+        f"outputs = {{name: expr.convert(f, expr.NCHW).read() for name, f in zip({names}, found)}}",
+    )

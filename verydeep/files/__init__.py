@@ -1,0 +1,1 @@
+"""The disk: written whole or not at all, found, locked, hashed, cached."""

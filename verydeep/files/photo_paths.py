@@ -1,0 +1,55 @@
+"""Turn what a person typed (files, folders, globs, a list on stdin) into the photos that are meant."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+
+from ..errors import DataError
+
+__all__ = ["IMAGE_SUFFIXES", "find", "find_some"]
+
+# What a folder is searched for. A file that is named is tried whatever its suffix.
+IMAGE_SUFFIXES = frozenset(
+    ".avif .bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+)
+
+
+def find(given: Iterable[str]) -> Iterator[str]:
+    """Paths in the order given; folders recursively, sorted, without hidden entries.
+
+    "-" reads one path a line from stdin. A path that does not exist but matches as a glob ("**"
+    included) gives its matches; one that matches nothing is passed on, to be reported when it is opened.
+    """
+    for name in given:
+        if name == "-":
+            yield from find(line for line in map(str.strip, sys.stdin) if line)
+        elif os.path.isdir(name):
+            yield from _inside(name)
+        elif not os.path.lexists(name) and glob.has_magic(name):
+            matches = sorted(glob.glob(name, recursive=True))
+            yield from find(matches) if matches else [name]
+        else:
+            yield name
+
+
+def find_some(given: Sequence[str]) -> tuple[Iterator[str], bool]:
+    """What `find` gives, and whether it is more than one; DataError where it is none."""
+    found = find(given)
+    first = list(islice(found, 2))
+    if not first:
+        raise DataError(
+            f"no photos in {', '.join(given)}; expected photos or folders that hold some"
+        )
+    return chain(first, found), len(first) > 1
+
+
+def _inside(folder: str) -> Iterator[str]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for file in sorted(files):
+            if not file.startswith(".") and os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES:
+                yield os.path.join(parent, file)

@@ -1,0 +1,268 @@
+"""Distances between images as graphs: a reference and others in, what a distance is made of out.
+
+Both go through the trunk in one batch, and everything that reads whole feature maps (norms, differences,
+the heads' weights, moments) happens inside the graph, so that an engine hands back one number a position,
+or a few a channel, in place of 130 MB of features a pair at 256x256.
+
+LPIPS: Zhang et al. 2018, arXiv:1801.03924, equation 1, with version 0.1's heads. DISTS: Ding et al. 2020,
+arXiv:2004.07728, equations 6 to 8. Content and style: Johnson et al. 2016, arXiv:1603.08155, equations 2
+to 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ..nets import Head, Network
+from ..preprocess import Preprocess
+from . import network as graph
+from .network import Graph
+
+__all__ = ["IMAGE", "MOMENTS", "content", "dists", "grams", "lpips", "trunk"]
+
+LPIPS_EPSILON = 1e-10  # added to the norm, as lpips 0.1.4 has it
+IMAGE = "image"  # DISTS' first layer: the image itself, 0 to 1
+MOMENTS = 5  # of a pair and channel: two means, two variances, the covariance
+
+Array = np.ndarray
+Pixels = Literal["uint8", "float32"]
+
+
+def trunk(network: Network, pool: str = "max") -> Network:
+    """The network's convolutions alone, with that pool."""
+    return replace(network, head=Head(classes=0), pool=pool)  # type: ignore[arg-type]
+
+
+def lpips(
+    network: Network,
+    tensors: Mapping[str, Array],
+    preprocess: Preprocess,
+    heads: Mapping[str, Array],
+    *,
+    others: int = 1,
+    pixels: Pixels = "uint8",
+) -> Graph:
+    """heads: one weight a channel, float32, by the layer that they read.
+
+    Input "pixels": (groups, height, width, 3 * (1 + others)): a reference, then the images to compare with
+    it, side by side in the channels. Outputs, by layer: (groups, others, height, width) float32, the
+    weighted squared difference of unit vectors at each position of that layer.
+    """
+
+    def body(writer: _Writer) -> None:
+        for layer, weights in heads.items():
+            _squared_differences(writer, layer, weights, others, unit=True)
+
+    return _grouped(network, tensors, preprocess, tuple(heads), others, pixels, body)
+
+
+def content(
+    network: Network,
+    tensors: Mapping[str, Array],
+    preprocess: Preprocess,
+    layers: tuple[str, ...],
+    *,
+    others: int = 1,
+    pixels: Pixels = "uint8",
+) -> Graph:
+    """Input as for `lpips`. Outputs, by layer: (groups, others, height, width) float32, the squared
+    difference of the features averaged over channels; and by "<layer>_energy" (groups, channels, 1, 1),
+    the reference's squared features averaged over positions, against which a difference is small or not.
+    """
+
+    def body(writer: _Writer) -> None:
+        for layer in layers:
+            channels = network.layer(layer).outputs
+            weights = np.full(channels, 1 / channels, np.float32)
+            reference = _squared_differences(writer, layer, weights, others, unit=False)
+            square = writer.node("Mul", [reference, reference], f"{layer}_square")
+            energy = writer.node("GlobalAveragePool", [square], f"{layer}_energy")
+            writer.output(energy, ["groups", channels, 1, 1])
+
+    return _grouped(network, tensors, preprocess, layers, others, pixels, body)
+
+
+def dists(
+    network: Network,
+    tensors: Mapping[str, Array],
+    preprocess: Preprocess,
+    layers: tuple[str, ...],
+    *,
+    others: int = 1,
+    pixels: Pixels = "uint8",
+) -> Graph:
+    """Input as for `lpips`; the network's pool should be "l2". Outputs, by layer and by IMAGE:
+    (groups, others * MOMENTS * channels, 1, 1) float32, for each channel the reference's mean and variance
+    over positions, the other's, and their covariance.
+    """
+
+    def body(writer: _Writer) -> None:
+        value = writer.node("Transpose", ["images"], "image_nchw", perm=[0, 3, 1, 2])
+        if pixels == "uint8":
+            value = writer.node("Cast", [value], "image_float", to=TensorProto.FLOAT)
+        scale = writer.constant("image_scale", np.array([1 / 255], np.float32))
+        writer.node("Mul", [value, scale], f"{IMAGE}_value")
+        for layer in (IMAGE, *layers):
+            source = f"{IMAGE}_value" if layer == IMAGE else layer
+            channels = 3 if layer == IMAGE else network.layer(layer).outputs
+            _moments(writer, layer, source, channels, others)
+
+    return _grouped(network, tensors, preprocess, layers, others, pixels, body)
+
+
+def grams(
+    network: Network,
+    tensors: Mapping[str, Array],
+    preprocess: Preprocess,
+    layers: tuple[str, ...],
+    *,
+    pixels: Pixels = "uint8",
+) -> Graph:
+    """Input "pixels": (batch, height, width, 3). Outputs, by layer: (batch, channels, channels) float32,
+    the products of each two channels, summed over positions.
+    """
+    base = graph.build(network, tensors, preprocess, taps=layers, scores=False, pixels=pixels)
+    writer = _Writer(base)
+    writer.nodes += base.model.graph.node
+    flat = writer.constant("flat", np.array([0, 0, -1], np.int64))
+    for layer in layers:
+        channels = network.layer(layer).outputs
+        rows = writer.node("Reshape", [layer, flat], f"{layer}_rows")
+        columns = writer.node("Transpose", [rows], f"{layer}_columns", perm=[0, 2, 1])
+        product = writer.node("MatMul", [rows, columns], f"{layer}_gram")
+        writer.output(product, ["batch", channels, channels])
+    return writer.graph(list(base.model.graph.input))
+
+
+class _Writer:
+    """Nodes, constants and outputs added to those of a graph that `verydeep.graphs` built."""
+
+    def __init__(self, base: Graph) -> None:
+        self.base = base
+        self.nodes: list[onnx.NodeProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+        self.initializers = list(base.model.graph.initializer)
+        self._names = {tensor.name for tensor in self.initializers}
+
+    def node(self, kind: str, inputs: list[str], output: str, **attributes: object) -> str:
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
+
+    def split(self, value: str, parts: int, axis: int, name: str) -> list[str]:
+        """Equal parts along the axis; one part is the value itself."""
+        if parts == 1:
+            return [value]
+        outputs = [f"{name}_{part}" for part in range(parts)]
+        self.nodes.append(helper.make_node("Split", [value], outputs, name=name, axis=axis))
+        return outputs
+
+    def mean(self, value: str, output: str) -> str:
+        """Over positions: rows first, since one sum over all of a large map loses digits."""
+        rows = self.node("ReduceMean", [value], f"{output}_rows", axes=[3], keepdims=1)
+        return self.node("ReduceMean", [rows], output, axes=[2], keepdims=1)
+
+    def constant(self, name: str, value: Array) -> str:
+        if name not in self._names:
+            self._names.add(name)
+            self.initializers.append(numpy_helper.from_array(value, name))
+        return name
+
+    def output(self, name: str, shape: list[str | int]) -> None:
+        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+
+    def graph(self, inputs: list[onnx.ValueInfoProto]) -> Graph:
+        made = helper.make_graph(
+            self.nodes, self.base.model.graph.name, inputs, self.outputs, self.initializers
+        )
+        model = helper.make_model(
+            made,
+            opset_imports=[helper.make_opsetid("", graph.OPSET)],
+            ir_version=graph.IR_VERSION,
+            producer_name="verydeep",
+        )
+        return Graph(model, self.base.weights)
+
+
+def _grouped(
+    network: Network,
+    tensors: Mapping[str, Array],
+    preprocess: Preprocess,
+    layers: tuple[str, ...],
+    others: int,
+    pixels: Pixels,
+    body: Callable[[_Writer], None],
+) -> Graph:
+    """The trunk behind an input of groups, then what `body` writes of its taps.
+
+    The batch inside is all references, then all first others, and so on: halves along the first axis
+    are free in every engine, every second image is not. Groups lie in the first axis of the input, so
+    that an engine may share them out to its streams.
+    """
+    base = graph.build(network, tensors, preprocess, taps=layers, scores=False, pixels=pixels)
+    writer = _Writer(base)
+    images = writer.split("pixels", 1 + others, 3, "group")
+    writer.node("Concat", images, "images", axis=0)
+    for node in base.model.graph.node:
+        own = onnx.NodeProto()
+        own.CopyFrom(node)
+        own.input[:] = ["images" if name == "pixels" else name for name in node.input]
+        writer.nodes.append(own)
+    body(writer)
+    kind = TensorProto.UINT8 if pixels == "uint8" else TensorProto.FLOAT
+    shape = ["groups", "height", "width", network.in_channels * (1 + others)]
+    return writer.graph([helper.make_tensor_value_info("pixels", kind, shape)])
+
+
+def _squared_differences(
+    writer: _Writer, layer: str, weights: Array, others: int, *, unit: bool
+) -> str:
+    """Output "<layer>_map": sum over channels of weight * (reference - other)^2. Returns the reference.
+
+    Written out, and not as a^2 + b^2 - 2ab, which would lose the digits of small distances.
+    """
+    parts = writer.split(layer, 1 + others, 0, f"{layer}_part")
+    if unit:
+        norm = writer.node("ReduceL2", [layer], f"{layer}_norm", axes=[1], keepdims=1)
+        epsilon = writer.constant("lpips_epsilon", np.array([LPIPS_EPSILON], np.float32))
+        norm = writer.node("Add", [norm, epsilon], f"{layer}_positive")
+        inverse = writer.node("Reciprocal", [norm], f"{layer}_inverse")
+        inverses = writer.split(inverse, 1 + others, 0, f"{layer}_inverse_part")
+        parts = [
+            writer.node("Mul", [part, inverse], f"{layer}_unit_{index}")
+            for index, (part, inverse) in enumerate(zip(parts, inverses, strict=True))
+        ]
+    head = writer.constant(f"{layer}_head", weights.reshape(1, -1, 1, 1).astype(np.float32))
+    maps = []
+    for index, other in enumerate(parts[1:], 1):
+        difference = writer.node("Sub", [parts[0], other], f"{layer}_difference_{index}")
+        square = writer.node("Mul", [difference, difference], f"{layer}_square_{index}")
+        moves = {"kernel_shape": [1, 1], "strides": [1, 1], "pads": [0, 0, 0, 0]}
+        name = f"{layer}_map" if others == 1 else f"{layer}_map_{index}"
+        maps.append(writer.node("Conv", [square, head], name, **moves))
+    joined = maps[0] if others == 1 else writer.node("Concat", maps, f"{layer}_map", axis=1)
+    writer.output(joined, ["groups", others, f"{layer}_height", f"{layer}_width"])
+    return parts[0]
+
+
+def _moments(writer: _Writer, layer: str, source: str, channels: int, others: int) -> None:
+    """Output "<layer>_moments". Values less their means, and not means of squares less squared means."""
+    mean = writer.mean(source, f"{layer}_mean")
+    centred = writer.node("Sub", [source, mean], f"{layer}_centred")
+    square = writer.node("Mul", [centred, centred], f"{layer}_square")
+    variance = writer.mean(square, f"{layer}_variance")
+    means = writer.split(mean, 1 + others, 0, f"{layer}_mean_part")
+    variances = writer.split(variance, 1 + others, 0, f"{layer}_variance_part")
+    parts = writer.split(centred, 1 + others, 0, f"{layer}_centred_part")
+    found = []
+    for index in range(1, 1 + others):
+        product = writer.node("Mul", [parts[0], parts[index]], f"{layer}_product_{index}")
+        covariance = writer.mean(product, f"{layer}_covariance_{index}")
+        found += [means[0], variances[0], means[index], variances[index], covariance]
+    writer.node("Concat", found, f"{layer}_moments", axis=1)
+    writer.output(f"{layer}_moments", ["groups", others * MOMENTS * channels, 1, 1])

@@ -1,0 +1,307 @@
+"""Turn the table and its weights into one ONNX graph: pixels in, scores and taps out, no torch.
+
+The graph takes pixels as a person has them, (batch, height, width, channels), and does the rest itself:
+channel order, range, mean and std of the `Preprocess` record, batch norm folded into the convolutions,
+every layer that is asked for as an output, and nothing after the last one needed. Batch, height and
+width stay free for every head: the classic head's adaptive pool is two matrix products with averaging
+masks that the graph makes from the shape it meets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from .. import nets
+from ..errors import NetworkError
+from ..nets import Layer, Network
+from ..preprocess import Preprocess
+
+__all__ = ["Graph", "build", "fold_batch_norm"]
+
+OPSET = 17  # the newest that every engine we feed has read for years
+IR_VERSION = 8  # goes with OPSET
+
+INLINE_BYTES = 1024  # constants below this live in the model itself
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX model whose weights stand beside it, so that 528 MB are neither copied nor serialised.
+
+    model: names its weights as external data. weights: those arrays, by the same names; they may be views
+    of a memory-mapped model file.
+    """
+
+    model: onnx.ModelProto
+    weights: dict[str, Array]
+
+    def inline(self) -> onnx.ModelProto:
+        """The same model with its weights inside, for whoever needs one self-contained file."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        for tensor in model.graph.initializer:
+            if tensor.name in self.weights:
+                tensor.CopyFrom(numpy_helper.from_array(self.weights[tensor.name], tensor.name))
+        return model
+
+
+def build(
+    network: Network,
+    tensors: Mapping[str, Array],
+    preprocess: Preprocess,
+    *,
+    taps: tuple[str, ...] = (),
+    scores: bool = True,
+    pixels: Literal["uint8", "float32"] = "uint8",
+) -> Graph:
+    """The network as a graph.
+
+    tensors: float32, by torchvision's keys, shapes as `network.tensors`; those of layers that are cut
+    away may be missing. taps: paper names, each an output of that name. scores: whether the head's
+    logits are an output, "scores", (batch, classes) float32.
+
+    Input "pixels": (batch, height, width, channels), RGB (or the one channel, or the many, that the
+    record normalises); uint8, or float32 on the same 0..255 scale.
+    Output of a trunk's tap and of "avgpool": (batch, channels, height, width) float32; of the FC layers,
+    their ReLUs and "prob": (batch, features) float32.
+
+    Raises LayerError for a tap that the network does not have, NetworkError where nothing is asked for
+    or the record's channels are not the network's.
+    """
+    if scores and not network.head.classes:
+        raise NetworkError(f"{network.name} has no head, so no scores; ask for taps instead")
+    wanted = (*taps, *(("fc8",) if scores else ()))
+    if not wanted:
+        raise NetworkError("a graph needs an output: ask for scores or for taps")
+    if len(preprocess.mean) != network.in_channels:
+        raise NetworkError(
+            f"{network.name} takes {network.in_channels} channels, "
+            f"but its pre-processing has {len(preprocess.mean)}"
+        )
+    writer = _Writer()
+    _write(
+        writer, network.cut(wanted), fold_batch_norm(network, tensors, wanted), preprocess, pixels
+    )
+    trunk = {layer.name for layer in network.trunk} | {"avgpool"}
+    for name in taps:
+        writer.output(name, network.layer(name), flat=name not in trunk)
+    if scores:
+        writer.node("Identity", ["fc8"], "scores")
+        writer.output("scores", network.layer("fc8"), flat=True)
+    kind = TensorProto.UINT8 if pixels == "uint8" else TensorProto.FLOAT
+    shape = ["batch", "height", "width", network.in_channels]
+    graph = helper.make_graph(
+        writer.nodes,
+        network.name,
+        [helper.make_tensor_value_info("pixels", kind, shape)],
+        writer.outputs,
+        writer.initializers,
+    )
+    opset = [helper.make_opsetid("", OPSET)]
+    model = helper.make_model(
+        graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="verydeep"
+    )
+    return Graph(model, writer.weights)
+
+
+def fold_batch_norm(
+    network: Network, tensors: Mapping[str, Array], taps: tuple[str, ...]
+) -> dict[str, Array]:
+    """Weights and biases of the layers that `taps` need, batch norm multiplied into its convolution.
+
+    Keys are "<paper name>.weight" and "<paper name>.bias"; float32. The products are formed in float64,
+    so folding itself adds no more than one rounding.
+    """
+    folded: dict[str, Array] = {}
+    for layer in network.cut(taps).layers:
+        if not layer.key:
+            continue
+        weight, bias = tensors[f"{layer.key}.weight"], tensors[f"{layer.key}.bias"]
+        if layer.norm_key:
+            gamma, beta, mean, variance = (
+                np.asarray(tensors[f"{layer.norm_key}.{part}"], np.float64)
+                for part in ("weight", "bias", "running_mean", "running_var")
+            )
+            factor = gamma / np.sqrt(variance + nets.BATCH_NORM_EPSILON)
+            weight = weight * factor[:, None, None, None]
+            bias = beta + (bias - mean) * factor
+        folded[f"{layer.name}.weight"] = np.ascontiguousarray(weight, np.float32)
+        folded[f"{layer.name}.bias"] = np.ascontiguousarray(bias, np.float32)
+    return folded
+
+
+class _Writer:
+    """Collects nodes, constants and outputs; a constant of the same name is written once."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.weights: dict[str, Array] = {}
+        self._names: set[str] = set()
+
+    def node(self, kind: str, inputs: list[str], output: str, **attributes: object) -> str:
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, value: Array) -> str:
+        if name not in self._names:
+            self._names.add(name)
+            if value.nbytes < INLINE_BYTES:
+                self.initializers.append(numpy_helper.from_array(value, name))
+            else:
+                self.weights[name] = value
+                self.initializers.append(_external(name, value))
+        return name
+
+    def output(self, name: str, layer: Layer, *, flat: bool) -> None:
+        sides: list[str | int] = [] if flat else [f"{name}_height", f"{name}_width"]
+        if layer.kind == "average":
+            sides = [layer.kernel, layer.kernel]
+        shape = ["batch", layer.outputs, *sides]
+        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+
+
+def _external(name: str, value: Array) -> onnx.TensorProto:
+    """A float32 tensor's place in the model, its values elsewhere."""
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=value.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, text in (("location", "weights"), ("offset", "0"), ("length", str(value.nbytes))):
+        tensor.external_data.add(key=key, value=text)
+    return tensor
+
+
+def _write(
+    writer: _Writer, net: Network, weights: dict[str, Array], preprocess: Preprocess, pixels: str
+) -> None:
+    """Walk the table: each layer reads the one before it, and its output bears its paper name."""
+    value = _normalise(writer, preprocess, pixels)
+    if preprocess.channel_order == "BGR":
+        # the pixels stay RGB: turning the first filters round is free, turning the image is not
+        first = net.trunk[0].name
+        weights[f"{first}.weight"] = np.ascontiguousarray(weights[f"{first}.weight"][:, ::-1])
+    for layer in net.trunk:
+        value = _trunk_layer(writer, layer, net.pool, value, weights)
+    for layer in net.top:
+        if layer.kind == "average":
+            value = _average(writer, layer, net.head_inputs)
+        elif layer.kind == "fc":
+            if not value.startswith("relu"):
+                value = writer.node("Flatten", [value], "flat", axis=1)
+            weight = writer.constant(f"{layer.name}.weight", weights[f"{layer.name}.weight"])
+            bias = writer.constant(f"{layer.name}.bias", weights[f"{layer.name}.bias"])
+            value = writer.node("Gemm", [value, weight, bias], layer.name, transB=1)
+        elif layer.kind == "relu":
+            value = writer.node("Relu", [value], layer.name)
+        else:
+            value = writer.node("Softmax", [value], layer.name, axis=1)
+
+
+def _normalise(writer: _Writer, preprocess: Preprocess, pixels: str) -> str:
+    """(pixels / 255 * (high - low) + low - mean) / std, written as one product and one sum."""
+    low, high = preprocess.range
+    mean = np.asarray(preprocess.mean, np.float64).reshape(1, -1, 1, 1)
+    std = np.asarray(preprocess.std, np.float64).reshape(1, -1, 1, 1)
+    factor, shift = (high - low) / 255 / std, (low - mean) / std
+    if preprocess.channel_order == "BGR":
+        factor, shift = factor[:, ::-1], shift[:, ::-1]
+    value = writer.node("Transpose", ["pixels"], "pixels_nchw", perm=[0, 3, 1, 2])
+    if pixels == "uint8":
+        value = writer.node("Cast", [value], "pixels_float", to=TensorProto.FLOAT)
+    factors = writer.constant("pixels_factor", factor.astype(np.float32))
+    value = writer.node("Mul", [value, factors], "pixels_scaled")
+    shifts = writer.constant("pixels_shift", shift.astype(np.float32))
+    return writer.node("Add", [value, shifts], "input")
+
+
+def _trunk_layer(
+    writer: _Writer, layer: Layer, pool: str, value: str, weights: dict[str, Array]
+) -> str:
+    sides = [layer.kernel, layer.kernel]
+    moves = {"strides": [layer.stride] * 2, "pads": [layer.padding] * 4, "kernel_shape": sides}
+    if layer.kind == "conv":
+        weight = writer.constant(f"{layer.name}.weight", weights[f"{layer.name}.weight"])
+        bias = writer.constant(f"{layer.name}.bias", weights[f"{layer.name}.bias"])
+        return writer.node("Conv", [value, weight, bias], layer.name, **moves)
+    if layer.kind == "relu":
+        return writer.node("Relu", [value], layer.name)
+    if layer.kind == "lrn":
+        # ONNX divides alpha by the size; the paper does not
+        return writer.node(
+            "LRN", [value], layer.name, size=nets.LRN_SIZE, alpha=nets.LRN_ALPHA * nets.LRN_SIZE,
+            beta=nets.LRN_BETA, bias=nets.LRN_K,
+        )  # fmt: skip
+    if pool == "l2":
+        window = np.outer(nets.L2_WINDOW, nets.L2_WINDOW).astype(np.float32)
+        filters = np.tile(window, (layer.outputs, 1, 1, 1))
+        weight = writer.constant(f"l2_window_{layer.outputs}", filters)
+        epsilon = writer.constant("l2_epsilon", np.float32(nets.L2_EPSILON).reshape(1))
+        value = writer.node("Mul", [value, value], f"{layer.name}_squared")
+        value = writer.node(
+            "Conv", [value, weight], f"{layer.name}_blurred", group=layer.outputs, **moves
+        )
+        value = writer.node("Add", [value, epsilon], f"{layer.name}_positive")
+        return writer.node("Sqrt", [value], layer.name)
+    return writer.node("MaxPool" if pool == "max" else "AveragePool", [value], layer.name, **moves)
+
+
+def _average(writer: _Writer, layer: Layer, inputs: tuple[str, ...]) -> str:
+    """Average every input over a grid of `layer.kernel` cells a side, then join their channels."""
+    parts = []
+    for name in inputs:
+        output = layer.name if len(inputs) == 1 else f"{name}_average"
+        if layer.kernel == 1:
+            parts.append(writer.node("GlobalAveragePool", [name], output))
+        else:
+            parts.append(_adaptive(writer, name, layer.kernel, output))
+    return parts[0] if len(parts) == 1 else writer.node("Concat", parts, layer.name, axis=1)
+
+
+def _adaptive(writer: _Writer, value: str, cells: int, output: str) -> str:
+    """torch's AdaptiveAvgPool2d for any height and width: masks @ value @ masks.
+
+    Cell i averages the units from floor(i * size / cells) up to, without, ceil((i + 1) * size / cells).
+    """
+
+    def whole(name: str, numbers: list[int], shape: tuple[int, ...] = (-1,)) -> str:
+        return writer.constant(name, np.array(numbers, np.int64).reshape(shape))
+
+    shape = writer.node("Shape", [value], f"{output}_shape")
+    zero, one = whole("zero", [0], ()), whole("one", [1], ())
+    count = whole("cells", [cells])
+    begin = whole("cells_begin", list(range(cells)), (cells, 1))
+    end = whole("cells_end", list(range(1, cells + 1)), (cells, 1))
+    up = whole("cells_less_one", [cells - 1])
+    masks = []
+    for axis in (2, 3):
+        at = f"{output}_{axis}"
+        size = writer.node("Gather", [shape, whole(f"axis_{axis}", [axis], ())], f"{at}_size")
+        units = writer.node("Range", [zero, size, one], f"{at}_units")
+        first = writer.node("Mul", [begin, size], f"{at}_first_times")
+        first = writer.node("Div", [first, count], f"{at}_first")
+        last = writer.node("Mul", [end, size], f"{at}_last_times")
+        last = writer.node("Add", [last, up], f"{at}_last_up")
+        last = writer.node("Div", [last, count], f"{at}_last")
+        inside = writer.node(
+            "And",
+            [
+                writer.node("GreaterOrEqual", [units, first], f"{at}_from"),
+                writer.node("Less", [units, last], f"{at}_until"),
+            ],
+            f"{at}_inside",
+        )
+        mask = writer.node("Cast", [inside], f"{at}_mask", to=TensorProto.FLOAT)
+        length = writer.node("Sub", [last, first], f"{at}_length")
+        length = writer.node("Cast", [length], f"{at}_length_float", to=TensorProto.FLOAT)
+        masks.append(writer.node("Div", [mask, length], f"{at}_mean"))
+    right = writer.node("Transpose", [masks[1]], f"{output}_right", perm=[1, 0])
+    value = writer.node("MatMul", [masks[0], value], f"{output}_rows")
+    return writer.node("MatMul", [value, right], output)

@@ -1,0 +1,291 @@
+"""Bring one published file here: resumed, verified, and never twice at once.
+
+Bytes go to `<file>.part`; only a file whose digest agrees is renamed to its own name. A broken download
+goes on where it stopped, after a kill too. Python's own HTTP client does the talking, so proxies set in
+the environment are honoured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import os
+import re
+import shutil
+import socket
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import OutputError, WeightsError
+from ..files.hashes import file_digests, learn, matches
+from ..files.lock import locked
+
+__all__ = ["GoneError", "fetch"]
+
+TIMEOUT_SECONDS = 30.0  # without a byte
+ATTEMPTS = 5  # in a row that bring nothing
+MOST_ATTEMPTS = 1000  # in all: a server that sends a byte a time must not hold us for ever
+BACKOFF_SECONDS = 1.0  # doubled after each attempt that brings nothing
+CHUNK_BYTES = 1 << 20
+
+# Answers that may be different a moment later; any other error answer is final.
+_PASSING = {408, 425, 429, 500, 502, 503, 504}
+_PAGE = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body|\?xml)", re.I | re.S)
+
+
+class GoneError(WeightsError):
+    """The address does not have the file: try the next one."""
+
+
+class _BrokenError(Exception):
+    """An attempt ended early in a way that another may not."""
+
+
+def fetch(
+    url: str, path: Path, *, digest: str = "", progress: bool = True, advice: str = ""
+) -> Path:
+    """Fetch `url` to `path` and return `path`; a file already there whose digest agrees is kept.
+
+    digest: "sha256:397923af", whole or its head; "" takes what comes. progress: a bar on a terminal's
+    stderr, one line elsewhere; False prints nothing. advice: what to do where the address cannot be
+    reached, appended to that error.
+
+    Raises GoneError where the server has no such file, WeightsError for everything else: an unreachable
+    address, a wrong digest, a web page in place of the file, a full disk, a folder without permission.
+    """
+    say = _say if progress else _silence
+    with _on_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(path.name + ".lock")
+        with locked(lock, lambda: say(f"another process is fetching {path.name}; waiting for it")):
+            if path.is_file():
+                if not digest or matches(digest, file_digests(path, _algorithms(digest))):
+                    return path
+                say(f"{path} is not what {digest} promises; fetching it again")
+            part = path.with_name(path.name + ".part")
+            resumed = part.is_file() and part.stat().st_size > 0
+            _download(url, part, say, progress, advice)
+            found = file_digests(part, _algorithms(digest))
+            if digest and not matches(digest, found) and resumed:
+                say(f"the resumed {path.name} does not agree with {digest}; starting over")
+                part.unlink()
+                _download(url, part, say, progress, advice)
+                found = file_digests(part, _algorithms(digest))
+            if digest and not matches(digest, found):
+                part.unlink()
+                algorithm, _, head = digest.partition(":")
+                raise WeightsError(
+                    f"{url} gave a file whose {algorithm} is {found[algorithm]}, expected one that "
+                    f"begins with {head}; it was thrown away: the address serves another file, or "
+                    "something on the way changed it"
+                )
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+            learn(path, found["sha256"], url)
+            return path
+
+
+def _algorithms(digest: str) -> list[str]:
+    return ["sha256", *filter(None, [digest.partition(":")[0]])]
+
+
+def _download(
+    url: str, part: Path, say: Callable[[str], None], progress: bool, advice: str
+) -> None:
+    """Bring the whole of `url` into `part`, in as many attempts as it takes."""
+    idle = 0
+    for _ in range(MOST_ATTEMPTS):
+        before = _size(part)
+        try:
+            _receive(url, part, before, say, progress, advice)
+            return
+        except _BrokenError as error:
+            idle = 0 if _size(part) > before else idle + 1
+            if idle >= ATTEMPTS:
+                raise WeightsError(_reach(url, str(error), advice)) from error
+            say(f"{error}; trying again")
+            time.sleep(BACKOFF_SECONDS * 2 ** max(0, idle - 1))
+    raise WeightsError(_reach(url, f"{MOST_ATTEMPTS} attempts did not bring it whole", advice))
+
+
+def _receive(
+    url: str, part: Path, start: int, say: Callable[[str], None], progress: bool, advice: str
+) -> None:
+    """One attempt, from byte `start` on where the server can. Raises _BrokenError where it ends early."""
+    headers = {"User-Agent": "verydeep", "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    try:
+        response = urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS
+        )
+    except urllib.error.HTTPError as error:
+        with error:
+            _refused(url, part, start, error)
+        return
+    except ValueError as error:  # not an address at all
+        raise WeightsError(f"{url!r} is not an address: {error}") from error
+    except (OSError, http.client.HTTPException) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        text = _reason(reason)
+        if _final(reason):
+            raise WeightsError(_reach(url, text, advice)) from error
+        raise _BrokenError(text) from error
+    with response:
+        start = _resumes_at(response, part, start)
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if length.isdecimal() else None
+        if total is not None:
+            _room(part, total - start)
+        with open(part, "ab" if start else "wb", buffering=0) as file, _bar(
+            part.name.removesuffix(".part"), url, start, total, say if progress else _silence, progress
+        ) as advance:  # fmt: skip
+            position = start
+            while chunk := _read(response):
+                if position == 0:
+                    _refuse_page(url, response.headers.get_content_type(), chunk)
+                _write(file.write, chunk)
+                position += len(chunk)
+                advance(len(chunk))
+    if total is not None and position < total:
+        raise _BrokenError(f"the connection ended after {position:,} of {total:,} bytes")
+
+
+def _refused(url: str, part: Path, start: int, error: urllib.error.HTTPError) -> None:
+    """Judge an error answer; returns where it means that the part is already whole."""
+    if error.code == 416 and start:
+        whole = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
+        if whole and int(whole[1]) == start:
+            return
+        part.unlink()
+        raise _BrokenError("the part fetched before does not belong to this file; starting over")
+    answer = f"{error.code} {str(error.reason).partition(chr(10))[0]}"
+    if error.code in _PASSING:
+        raise _BrokenError(f"the server answered {answer}")
+    raise GoneError(f"{url} cannot be had: the server answered {answer}")
+
+
+def _resumes_at(response: http.client.HTTPResponse, part: Path, start: int) -> int:
+    """The byte at which the body begins: `start`, or 0 where the server ignores ranges."""
+    if not start or response.status != 206:
+        return 0
+    span = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    if not span or int(span[1]) != start:
+        part.unlink()
+        raise _BrokenError("the server sent another range than was asked for; starting over")
+    return start
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read1(CHUNK_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        raise _BrokenError(f"the connection broke: {_reason(error)}") from error
+
+
+def _write(write: Callable[[memoryview], int | None], chunk: bytes) -> None:
+    rest = memoryview(chunk)
+    while rest:  # an unbuffered file may take less than it is given
+        rest = rest[write(rest) or 0 :]
+
+
+def _refuse_page(url: str, content_type: str, head: bytes) -> None:
+    if content_type in ("text/html", "application/xhtml+xml") or _PAGE.match(head):
+        raise WeightsError(
+            f"{url} answered with a web page in place of the file: a login, a proxy or a moved "
+            "address; open it in a browser to see what it says"
+        )
+
+
+def _room(part: Path, needed: int) -> None:
+    with contextlib.suppress(OSError):  # where free space cannot be asked for, writing will tell
+        free = shutil.disk_usage(part.parent).free
+        if needed > free:
+            raise WeightsError(
+                f"{part.parent} has {free / 1e6:,.0f} MB free, {needed / 1e6:,.0f} MB are needed; "
+                "make room, or set VERYDEEP_CACHE to a folder on another disk"
+            )
+
+
+@contextmanager
+def _on_disk(path: Path) -> Iterator[None]:
+    """Turn what the disk answers into one line that a person can act on."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what = "the disk is full; make room and start again: it goes on where it stopped"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            what = "no permission; set VERYDEEP_CACHE to a folder that you may write to"
+        else:
+            what = error.strerror or str(error)
+        raise WeightsError(f"cannot write {path}: {what}") from error
+
+
+def _reach(url: str, reason: str, advice: str) -> str:
+    return f"cannot fetch {url}: {reason}" + (f"; {advice}" if advice else "")
+
+
+def _reason(error: object) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no byte in {TIMEOUT_SECONDS:g} seconds"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def _final(reason: object) -> bool:
+    """Whether trying again is in vain: no such host, nobody listening, a wrong certificate."""
+    if isinstance(reason, socket.gaierror):
+        return reason.errno != socket.EAI_AGAIN
+    return isinstance(reason, ConnectionRefusedError | ssl.SSLCertVerificationError | str)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _say(text: str) -> None:
+    print(f"verydeep: {text}", file=sys.stderr, flush=True)
+
+
+def _silence(_: str) -> None:
+    pass
+
+
+@contextmanager
+def _bar(
+    name: str, url: str, start: int, total: int | None, say: Callable[[str], None], progress: bool
+) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, one line elsewhere; yields what to call with each byte count."""
+    if not (progress and sys.stderr.isatty()):
+        size = f" ({total / 1e6:,.1f} MB)" if total else ""
+        say(f"fetching {name}{size} from {url}" + (f", from byte {start:,} on" if start else ""))
+        yield lambda _: None
+        return
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.DownloadColumn(),
+        bars.TransferSpeedColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as display:
+        task = display.add_task(name, total=total, completed=start)
+        yield lambda count: display.advance(task, count)

@@ -1,0 +1,410 @@
+"""Make an int8 model of a float one, from photos alone, and measure how often the two agree.
+
+Static quantisation: weights get a step for each output channel, values a range for each layer, both
+before any photo is classified (see `verydeep.graphs.int8` for what is computed then). Three things make it
+better than taking the largest number seen for a range's end:
+
+- ranges are chosen by the error that rounding leaves, and weights are rounded on the photos' own
+  statistics (GPTQ, arXiv:2210.17323);
+- what rounding does to the mean of each channel is taken off its bias, layer after layer (Nagel et al.
+  2019, arXiv:1906.04721, section 4.2);
+- the first and the last layer stay in float32 where measurement says that they cost too much otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import (
+    DataError,
+    ImageError,
+    ModelFileError,
+    NetworkError,
+    OutputError,
+)
+from ..files.photo_paths import find
+from ..graphs.int8_plan import Plan, plan
+from ..modelfile import Activation, ModelFile, Record, read, write
+from .draft import Draft
+from .moments import second_moments
+from .ranges import error_names, probed
+from .rounding import round_weights, steps
+from .tally import LEVELS, Tally
+
+if TYPE_CHECKING:
+    from ..files.strict_json import JSON
+    from ..nets import Layer
+    from ..preprocess import Preprocess
+
+__all__ = ["FEWEST", "Quantised", "quantize"]
+
+FEWEST = 16  # images to calibrate on, and as many to check with
+PROBED = 16  # images on which the candidates for a range are compared
+CHECKED = 64  # images on which the first and the last layer are tried in float32
+WORTH_A_FLOAT = 0.1  # share of the squared error that a layer must take off to stay in float32
+_LEAST_SHARE = 0.05  # of numbers above 0: a channel that hardly answers tells little of its bias
+PATCHES = 16_384  # on which a convolution's weights are rounded, at least
+PATCHES_EACH = 8  # and for each of its inputs
+
+Array = np.ndarray
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """An int8 model, and what was measured of it.
+
+    agreement: the fraction of `checked` images on which its first answer is that of the float model.
+    score_error: ||a - b|| / ||b|| of the scores on them, after each image's mean is taken off.
+    floats: layers that stayed in float32, by paper name. unreadable: photos that could not be read.
+    """
+
+    record: Record
+    tensors: dict[str, Array]
+    agreement: float
+    score_error: float
+    calibrated: int
+    checked: int
+    floats: tuple[str, ...]
+    unreadable: int = 0
+
+    def to_dict(self) -> dict[str, object]:
+        """What `verydeep quantize --json` prints."""
+        return {
+            "agreement": self.agreement,
+            "score_error": self.score_error,
+            "calibrated": self.calibrated,
+            "checked": self.checked,
+            "floats": list(self.floats),
+            "unreadable": self.unreadable,
+        }
+
+    def __str__(self) -> str:
+        kept = f"; {', '.join(self.floats)} in float32" if self.floats else ""
+        return (
+            f"int8 and float32 give the same first answer on {self.agreement:.1%} of {self.checked} photos "
+            f"that were not used for calibration; score error {self.score_error:.1%}{kept}"
+        )
+
+
+def quantize_file(
+    model: str | os.PathLike[str],
+    calibrate: Iterable[str],
+    check: Iterable[str],
+    out: str | os.PathLike[str],
+    *,
+    count: int = 512,
+    floats: Collection[str] | None = None,
+    threads: int | None = None,
+    say: Say = lambda _: None,
+) -> Quantised:
+    """Quantise a model file and write the int8 one to `out`.
+
+    calibrate, check: photos, folders and globs, as people type them; where `check` is empty, every other
+    photo of `calibrate` is held back for it. count: how many photos of each are taken, evenly spread.
+    The other arguments are those of `quantize`.
+    """
+    opened = read(model)
+    _refuse(opened)
+    folder = Path(out).absolute().parent
+    if not os.access(folder, os.W_OK):  # found out now, and not after minutes of work
+        raise OutputError(
+            f"{out}: cannot be written: {folder} is not a folder that can be written to"
+        )
+    first = list(find(calibrate))
+    second = list(find(check))
+    for paths, given in ((first, calibrate), (second, check)):
+        if given and not paths:
+            raise DataError(f"no photos in {', '.join(given)}")
+    if not second:
+        first = _spread(first, count)
+        first, second = first[::2], first[1::2]
+    failures: list[str] = []
+    images = [
+        _pixels(opened.record.preprocess, _spread(paths, count), failures)
+        for paths in (first, second)
+    ]
+    for failure in failures:
+        say(f"verydeep: {failure}")
+    made = quantize(opened, *images, floats=floats, threads=threads, say=say)
+    made = replace(made, unreadable=len(failures))
+    write(out, made.record, made.tensors)
+    return made
+
+
+def _spread(paths: Sequence[str], count: int) -> list[str]:
+    """At most `count` of them, evenly spread, so that every folder has its share."""
+    if len(paths) <= count:
+        return list(paths)
+    return [paths[i * len(paths) // count] for i in range(count)]
+
+
+def _pixels(preprocess: Preprocess, paths: Sequence[str], failures: list[str]) -> list[Array]:
+    images = []
+    for path in paths:
+        try:
+            images.append(preprocess.pixels(path))
+        except ImageError as error:
+            failures.append(str(error))
+    return images
+
+
+def quantize(
+    model: ModelFile,
+    calibrate: Sequence[Array],
+    check: Sequence[Array],
+    *,
+    floats: Collection[str] | None = None,
+    threads: int | None = None,
+    say: Say = lambda _: None,
+) -> Quantised:
+    """The int8 model of a float one.
+
+    calibrate, check: pixels as `model.record.preprocess.pixels` makes them, (height, width, channels) each,
+    of different photos. floats: layers to keep in float32, by paper name; None is by measurement.
+    say: is told what is being done, one line at a time.
+
+    Raises ModelFileError where the model was quantised already, NetworkError where it has no head,
+    LayerError where one of `floats` is no layer with weights, DataError where there are too few photos or
+    the model's values are not finite on them.
+    """
+    _refuse(model)
+    for images, purpose in ((calibrate, "calibrate on"), (check, "check with")):
+        if len(images) < FEWEST:
+            raise DataError(
+                f"{len(images)} photos to {purpose}; expected {FEWEST} or more, "
+                "and a few hundred are better"
+            )
+    network = model.record.network
+    reference = Draft(network, model.record.preprocess, dict(model.stored), threads=threads)
+    plan(network, floats or ())
+    say(f"counting {network.name}'s values on {len(calibrate)} photos")
+    tallies = _tallies(reference, plan(network), calibrate)
+    activations = _ranges(reference, tallies, calibrate, say)
+    if floats is None:
+        floats = _sensitive(reference, activations, tallies, calibrate)
+    draft = _draft(reference, activations, floats)
+    _walk(draft, reference, tallies, floats, calibrate, say)
+    say(f"checking on {len(check)} other photos")
+    ours, theirs = draft.scores(check), reference.scores(check, int8=False)
+    agreement = float((ours.argmax(1) == theirs.argmax(1)).mean())
+    error = score_error(ours, theirs)
+    figures: tuple[dict[str, JSON], ...] = (
+        {"what": "int8_agreement", "value": agreement, "n": len(check), "protocol": _PROTOCOL},
+        {"what": "int8_score_error", "value": error, "n": len(check), "protocol": _PROTOCOL},
+    )
+    record = replace(
+        model.record,
+        activations=draft.activations,
+        measured=figures,  # those of the float model are not this one's
+        provenance={
+            **model.record.provenance,
+            "quantised_from": {
+                "sha256": model.sha256,
+                "measured": [dict(figure) for figure in model.record.measured],
+            },
+        },
+    )
+    kept = tuple(layer.name for layer in network.layers if layer.name in floats)
+    return Quantised(record, draft.stored, agreement, error, len(calibrate), len(check), kept)
+
+
+_PROTOCOL = (
+    "int8 against float32 of the same model, ONNX Runtime on a CPU, photos not used for calibration"
+)
+
+
+def _refuse(model: ModelFile) -> None:
+    if model.record.activations:
+        raise ModelFileError(
+            f"{model.path}: it was quantised already; expected the float model that it was made from"
+        )
+    if not model.record.network.head.classes:
+        raise NetworkError(
+            f"{model.path}: it is a trunk without a head, so there are no answers to agree on; "
+            "quantise a model that classifies"
+        )
+
+
+def _tallies(reference: Draft, wanted: Plan, images: Sequence[Array]) -> dict[str, Tally]:
+    """How large each value gets on the photos, by place; the input's range needs none."""
+    names = tuple(name for name in wanted.places if name != "input")
+    tallies = {name: Tally() for name in names}
+    for found in reference.run(reference.graph(names), images):
+        for name, tally in tallies.items():
+            if not np.isfinite(found[name]).all():
+                raise DataError(
+                    f"{name} is not finite (NaN or infinite) on a photo; int8 needs values in a range"
+                )
+            tally.add(found[name])
+    return tallies
+
+
+def _ranges(
+    reference: Draft, tallies: dict[str, Tally], images: Sequence[Array], say: Say
+) -> dict[str, Activation]:
+    """The range of each value: of a few candidates for its end, the one that changes the scores least."""
+    found = {"input": input_range(reference.preprocess)}
+    graph = reference.graph(scores=True)
+    some = images[:: len(images) // PROBED]
+    for number, (name, tally) in enumerate(tallies.items(), 1):
+        say(f"choosing the range of {name} ({number} of {len(tallies)})")
+        candidates = [Activation(end / LEVELS) for end in tally.ends()]
+        outputs = error_names(name, candidates)
+        probe = probed(graph, name, "scores", candidates)
+        errors = [
+            [batch[output].sum(dtype=np.float64) for output in outputs]
+            for batch in reference.run(probe, some)
+        ]
+        found[name] = candidates[int(np.argmin(np.sum(errors, axis=0)))]
+    return found
+
+
+def input_range(preprocess: Preprocess) -> Activation:
+    """The range of the normalised image: what black and white become in any channel."""
+    means, deviations = preprocess.mean, preprocess.std
+    ends = [
+        (end - mean) / std
+        for end in preprocess.range
+        for mean, std in zip(means, deviations, strict=True)
+    ]
+    least, most = min(0.0, *ends), max(0.0, *ends)
+    scale = (most - least) / LEVELS
+    return Activation(scale, round(-least / scale))
+
+
+def _draft(reference: Draft, activations: dict[str, Activation], floats: Collection[str]) -> Draft:
+    """The reference with the ranges that all layers but `floats` need; no weight is rounded yet."""
+    network = reference.network
+    wanted, sources = plan(network, floats), plan(network).sources
+    draft = replace(
+        reference,
+        stored=dict(reference.stored),
+        activations={name: activations[name] for name in wanted.places},
+    )
+    for name in floats:
+        key = f"{network.layer(name).key}.weight.q"
+        q = draft.stored.get(key)
+        if q is not None and q.dtype == np.int8 and sources[name] in draft.activations:
+            draft.stored[key] = q.astype(np.int16)  # in 8 bits, it would compute in them
+    return draft
+
+
+def _round(draft: Draft, name: str, tally: Tally | None, moments: Array | None = None) -> None:
+    """Put 8-bit weights in place of a layer's, unless they are: then whoever made the file chose them.
+
+    tally: of what the layer reads. moments: of the same, as `round_weights` takes them.
+    """
+    key = f"{draft.network.layer(name).key}.weight"
+    if _has_integers(draft, name):
+        return
+    weight = draft.tensors((key,))[key]
+    flat = weight.reshape(len(weight), -1)
+    if moments is not None:
+        importance = np.diagonal(moments)
+    else:
+        squares = np.ones(1) if tally is None else tally.squares / tally.positions
+        importance = np.repeat(squares, flat.shape[1] // len(squares))
+    step = steps(flat, importance)
+    draft.stored.pop(key, None)
+    draft.stored[f"{key}.q"] = round_weights(flat, step, moments).reshape(weight.shape)
+    draft.stored[f"{key}.scale"] = step.reshape(-1, *(1 for _ in weight.shape[1:]))
+
+
+def _has_integers(draft: Draft, name: str) -> bool:
+    q = draft.stored.get(f"{draft.network.layer(name).key}.weight.q")
+    return q is not None and q.dtype == np.int8
+
+
+def _sensitive(
+    reference: Draft,
+    activations: dict[str, Activation],
+    tallies: dict[str, Tally],
+    images: Sequence[Array],
+) -> tuple[str, ...]:
+    """The first and the last layer, where keeping it in float32 takes a tenth off the squared error."""
+    weighted = [layer.name for layer in reference.network.layers if layer.key]
+    theirs = reference.scores(images[:CHECKED], int8=False)
+
+    def error(floats: tuple[str, ...]) -> float:
+        draft = _draft(reference, activations, floats)
+        wanted = plan(draft.network, floats)
+        for name in wanted.layers:
+            _round(draft, name, tallies.get(wanted.sources[name]))
+        return score_error(draft.scores(images[:CHECKED]), theirs)
+
+    whole = error(())
+    return tuple(
+        name
+        for name in (weighted[0], weighted[-1])
+        if error((name,)) ** 2 < (1 - WORTH_A_FLOAT) * whole**2
+    )
+
+
+def _walk(
+    draft: Draft,
+    reference: Draft,
+    tallies: dict[str, Tally],
+    floats: Collection[str],
+    images: Sequence[Array],
+    say: Say,
+) -> None:
+    """Round each layer's weights, then correct its bias, from the first layer to the last.
+
+    Both look at what the layers before it, which are done, make of the photos.
+    """
+    network = draft.network
+    wanted = plan(network, floats)
+    names = {}  # the value whose mean is compared, by layer
+    for layer, following in pairwise(network.layers):
+        if layer.key:
+            names[layer.name] = following.name if following.kind == "relu" else layer.name
+    theirs = reference.means(tuple(names.values()), images, int8=False)
+    before = {after.name: layer.name for layer, after in pairwise(network.layers)}
+    for number, (name, value) in enumerate(names.items(), 1):
+        say(f"rounding {name} ({number} of {len(names)})")
+        layer = network.layer(name)
+        if name in wanted.layers and not _has_integers(draft, name):
+            moments = None
+            if layer.kind == "conv" and name in before:
+                source = before[name]
+                count = -(
+                    -max(PATCHES, PATCHES_EACH * layer.inputs * layer.kernel**2) // len(images)
+                )
+                maps = (found[source] for found in draft.run(draft.graph((source,)), images))
+                moments = second_moments(maps, layer.kernel, layer.padding, patches=count)
+            _round(draft, name, tallies.get(wanted.sources[name]), moments)
+        _correct(draft, layer, value, theirs[value][0], images)
+
+
+def _correct(
+    draft: Draft, layer: Layer, value: str, target: Array, images: Sequence[Array]
+) -> None:
+    """Move a layer's bias so that its mean on the photos is the float model's.
+
+    value: the layer itself, or the ReLU after it. Before a ReLU, what lies far below 0 would count, which
+    the next layer never sees: cutting off large inputs moves that most, and a bias that made up for it
+    moved all small answers.
+    """
+    mean, above = draft.means((value,), images)[value]
+    # a change of the bias moves a ReLU's mean by the share that is above 0
+    share = np.maximum(above, _LEAST_SHARE) if value != layer.name else 1.0
+    key = f"{layer.norm_key or layer.key}.bias"
+    draft.stored[key] = (draft.stored[key] + (target - mean) / share).astype(np.float32)
+
+
+def score_error(ours: Array, theirs: Array) -> float:
+    """||a - b|| / ||b|| of scores, (images, classes), after the mean of each image is taken off.
+
+    What is added to all scores of an image changes no probability.
+    """
+    a, b = (np.asarray(s, np.float64) - s.mean(1, keepdims=True) for s in (ours, theirs))
+    size, off = float(np.linalg.norm(b)), float(np.linalg.norm(a - b))
+    return off / size if size else 0.0 if not off else float("inf")
