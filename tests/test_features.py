@@ -220,7 +220,7 @@ def test_forms_of_images(classic: Path) -> None:
         predictor.features(batch[0], "relu2_1", "avg")["relu2_1"], expected[:1], rtol=1e-5
     )
     floats = list((batch / 255).astype(np.float32))
-    found = predictor.features(floats, "relu2_1", "avg", value_range=(0, 1))["relu2_1"]
+    found = predictor.features(floats, "relu2_1", "avg", range=(0, 1))["relu2_1"]
     assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     tensor = torch.from_numpy(batch).permute(0, 3, 1, 2)
     assert_allclose(predictor.features(tensor, "relu2_1", "avg")["relu2_1"], expected)
@@ -252,7 +252,7 @@ def test_bad_requests(classic: Path, tmp_path: Path) -> None:
     image = np.zeros((32, 32, 3), np.float32)
     image[3, 4, 1] = np.nan
     with pytest.raises(ImageError, match="not finite"):
-        predictor.features(image, "relu1_1", value_range=(0, 1))
+        predictor.features(image, "relu1_1", range=(0, 1))
     with pytest.raises(ImageError, match=r"no such file"):
         predictor.features([file, tmp_path / "gone.png"], "relu1_1")
     with pytest.raises(DataError, match="top is -1"):

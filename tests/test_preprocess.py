@@ -139,7 +139,7 @@ def test_without_antialias_it_is_torchvisions_on_tensors(
     assert differences.sum() <= max(2, 0.01 * differences.size)
     floats = F.resize(tensor / 255, [resize], interpolation=mode, antialias=False)
     assert_allclose(
-        record.pixels(tensor / 255, value_range=(0, 1)),
+        record.pixels(tensor / 255, range=(0, 1)),
         floats.permute(1, 2, 0).clip(0, 1) * 255,
         atol=0.02,
     )
@@ -219,8 +219,8 @@ def test_floats_are_within_2_of_255_of_the_8_bit_pixels(
     for resize in (25, 140):
         record = Preprocess(resize_size=resize, crop_size=None, interpolation=interpolation)
         expected = record.pixels(array)
-        as_float = record.pixels(array / 255, value_range=(0, 1))
-        signed = record.pixels(array.astype(np.float32) / 127.5 - 1, value_range=(-1, 1))
+        as_float = record.pixels(array / 255, range=(0, 1))
+        signed = record.pixels(array.astype(np.float32) / 127.5 - 1, range=(-1, 1))
         deep = record.pixels(array.astype(np.uint16) * 257)
         assert as_float.dtype == signed.dtype == deep.dtype == np.float32
         assert_allclose(as_float, expected.astype(float), atol=2, rtol=0)
@@ -233,7 +233,7 @@ def test_floats_are_filtered_as_pil_filters_them() -> None:
     planes = [Image.fromarray(array[..., i]).resize((28, 20), 2) for i in range(3)]
     expected = np.stack([np.asarray(plane) for plane in planes], axis=-1)
     record = Preprocess(resize_size=20, crop_size=None)
-    assert_allclose(record.pixels(array, value_range=(0, 255)), expected, atol=1e-3)
+    assert_allclose(record.pixels(array, range=(0, 255)), expected, atol=1e-3)
 
 
 def test_nothing_changes_its_input_and_the_pixels_are_ours() -> None:
@@ -246,8 +246,8 @@ def test_nothing_changes_its_input_and_the_pixels_are_ours() -> None:
         (array, {}),
         (tensor, {}),
         (image, {}),
-        (floats, {"value_range": (0, 1)}),
-        (array / 255, {"value_range": (0, 1)}),
+        (floats, {"range": (0, 1)}),
+        (array / 255, {"range": (0, 1)}),
     ]:
         plain = source.detach().numpy() if isinstance(source, torch.Tensor) else np.asarray(source)
         before = plain.copy()
@@ -264,7 +264,7 @@ def test_nothing_changes_its_input_and_the_pixels_are_ours() -> None:
 def test_tensors_of_every_float(dtype: torch.dtype) -> None:
     tensor = torch.linspace(0, 1, 60, dtype=dtype).reshape(3, 4, 5)
     expected = tensor.double().permute(1, 2, 0).numpy() * 255
-    assert_allclose(rgb_of(tensor, value_range=(0, 1)), expected, atol=1e-4)
+    assert_allclose(rgb_of(tensor, range=(0, 1)), expected, atol=1e-4)
 
 
 # Modes and formats
@@ -400,22 +400,20 @@ def test_16_bit_arrays_and_tensors(dtype: str) -> None:
     assert_allclose(rgb_of(colour), colour / 257, rtol=1e-6)
     tensor = torch.from_numpy(colour.astype(np.uint16)).permute(2, 0, 1)
     assert_array_equal(rgb_of(tensor), rgb_of(colour))
-    assert_allclose(rgb_of(DEEP // 16, value_range=(0, 4095))[1, 0], 255)
+    assert_allclose(rgb_of(DEEP // 16, range=(0, 4095))[1, 0], 255)
 
 
-def test_value_range_says_what_is_black_and_white() -> None:
+def test_range_says_what_is_black_and_white() -> None:
     values = np.array([[16, 126, 236]], np.uint8)
-    assert_allclose(rgb_of(values, value_range=(16, 236))[0, :, 0], [0, 127.5, 255])
-    assert_allclose(
-        rgb_of(Image.fromarray(values), value_range=(16, 236))[0, :, 0], [0, 127.5, 255]
-    )
-    assert_array_equal(rgb_of(values, value_range=(0, 255))[0, :, 0], values[0])
+    assert_allclose(rgb_of(values, range=(16, 236))[0, :, 0], [0, 127.5, 255])
+    assert_allclose(rgb_of(Image.fromarray(values), range=(16, 236))[0, :, 0], [0, 127.5, 255])
+    assert_array_equal(rgb_of(values, range=(0, 255))[0, :, 0], values[0])
     grey = Image.fromarray(np.array([[-2.0, 0.5, 3.0]], np.float32))
-    assert_allclose(rgb_of(encoded(grey, "TIFF"), value_range=(-2, 3))[0, :, 2], [0, 127.5, 255])
+    assert_allclose(rgb_of(encoded(grey, "TIFF"), range=(-2, 3))[0, :, 2], [0, 127.5, 255])
     wide = np.array([[1e9, 1e9 + 1]])  # beyond the digits of float32
-    assert_allclose(rgb_of(wide, value_range=(1e9, 1e9 + 1))[0, :, 0], [0, 255])
+    assert_allclose(rgb_of(wide, range=(1e9, 1e9 + 1))[0, :, 0], [0, 255])
     small = np.array([[0, 1]], np.int64)
-    assert_allclose(rgb_of(small, value_range=(0, 1))[0, :, 0], [0, 255])
+    assert_allclose(rgb_of(small, range=(0, 1))[0, :, 0], [0, 255])
 
 
 def test_grey_networks_get_one_channel() -> None:
@@ -424,7 +422,7 @@ def test_grey_networks_get_one_channel() -> None:
     expected = F.center_crop(F.resize(Image.fromarray(array).convert("L"), [32]), [28])
     assert_array_equal(grey.pixels(array)[..., 0], np.asarray(expected))
     assert grey.pixels(array).shape == (28, 28, 1)
-    floats = grey.pixels(array / 255, value_range=(0, 1))
+    floats = grey.pixels(array / 255, range=(0, 1))
     assert_allclose(floats[..., 0], np.asarray(expected, float), atol=2)
     assert_allclose(
         grey.normalise(grey.pixels(array))[0, 0],
@@ -497,7 +495,7 @@ def test_detail_is_lost_before_an_image_is_enlarged(size: tuple[int, int]) -> No
     expected = np.asarray(seen.resize(sides, Image.Resampling.BILINEAR))
     assert_array_equal(record.pixels(photo), expected)
     assert_allclose(  # of more than 8 bits
-        record.pixels(pixels.astype(np.float32), value_range=(0, 255)), expected, atol=2
+        record.pixels(pixels.astype(np.float32), range=(0, 255)), expected, atol=2
     )
     assert Preprocess.from_dict(record.to_dict()) == record
     assert "detail" not in TORCHVISION.to_dict()  # files say it only where it is so
@@ -613,7 +611,7 @@ def test_with_size_refuses() -> None:
         (encoded(Image.fromarray(noise(30, 30)), "JPEG")[:-300], "damaged, cut short"),
         (encoded(Image.fromarray(noise(30, 30)), "WEBP")[:-300], "damaged"),
         (encoded(Image.fromarray(noise(30, 30)), "TIFF")[:-300], "damaged"),
-        (encoded(Image.fromarray(np.ones((3, 3), np.float32)), "TIFF"), "value_range=(0, 1)"),
+        (encoded(Image.fromarray(np.ones((3, 3), np.float32)), "TIFF"), "range=(0, 1)"),
         (
             encoded(Image.fromarray(np.full((3, 3), 70000, np.int32)), "TIFF"),
             "from 70000 to 70000, outside 0 to 65535",
@@ -723,24 +721,24 @@ GREY = np.zeros((4, 5), np.float32)
     ("source", "choices", "text"),
     [
         (GREY, {}, "ndarray (4, 5) float32: the scale of its numbers is not known"),
-        (torch.zeros(3, 4, 5), {}, "value_range=(0, 1)"),
+        (torch.zeros(3, 4, 5), {}, "range=(0, 1)"),
         (Image.new("F", (2, 2)), {}, "PIL image (F): the scale of its numbers is not known"),
         (GREY.astype(np.int64), {}, "the scale of its numbers is not known"),
-        (GREY + 1.5, {"value_range": (0, 1)}, "from 1.5 to 1.5, outside 0 to 1"),
-        (GREY - 0.1, {"value_range": (0, 1)}, "outside 0 to 1"),
-        (GREY + np.nan, {"value_range": (0, 1)}, "not finite"),
-        (GREY + np.inf, {"value_range": (0, 1)}, "not finite"),
+        (GREY + 1.5, {"range": (0, 1)}, "from 1.5 to 1.5, outside 0 to 1"),
+        (GREY - 0.1, {"range": (0, 1)}, "outside 0 to 1"),
+        (GREY + np.nan, {"range": (0, 1)}, "not finite"),
+        (GREY + np.inf, {"range": (0, 1)}, "not finite"),
         (
             np.full((2, 2), 200, np.uint8),
-            {"value_range": (0, 1)},
+            {"range": (0, 1)},
             "from 200 to 200, outside 0 to 1",
         ),
-        (GREY, {"value_range": (1, 0)}, "expected (black, white)"),
-        (GREY, {"value_range": (0, float("inf"))}, "expected (black, white)"),
-        (GREY, {"value_range": (0, float("nan"))}, "expected (black, white)"),
-        (GREY, {"value_range": 1}, "expected (black, white)"),
-        (GREY, {"value_range": (0, 1, 2)}, "expected (black, white)"),
-        (GREY, {"value_range": "ab"}, "expected (black, white)"),
+        (GREY, {"range": (1, 0)}, "expected (black, white)"),
+        (GREY, {"range": (0, float("inf"))}, "expected (black, white)"),
+        (GREY, {"range": (0, float("nan"))}, "expected (black, white)"),
+        (GREY, {"range": 1}, "expected (black, white)"),
+        (GREY, {"range": (0, 1, 2)}, "expected (black, white)"),
+        (GREY, {"range": "ab"}, "expected (black, white)"),
         (GREY > 0, {}, "astype('uint8') * 255"),
         (torch.zeros(4, 5, dtype=torch.bool), {}, "astype('uint8') * 255"),
         (GREY.astype(complex), {}, "expected numbers"),
@@ -754,7 +752,7 @@ GREY = np.zeros((4, 5), np.float32)
         (np.zeros((0, 30, 3), np.uint8), {}, "at least one pixel"),
         (np.zeros(7, np.uint8), {}, "ndarray (7,) uint8"),
         (np.float32(1), {}, "float32 ()"),
-        (torch.zeros(3, 2, 2).to_sparse(), {"value_range": (0, 1)}, "cannot become an array"),
+        (torch.zeros(3, 2, 2).to_sparse(), {"range": (0, 1)}, "cannot become an array"),
         (Image.new("RGB", (0, 3)), {}, "0 x 3 pixels"),
         (None, {}, "NoneType: not an image; expected a path"),
         (7, {}, "int: not an image"),

@@ -149,7 +149,7 @@ class _Pass:
     preprocess: Preprocess
     minimum: int  # pixels a side
     what: str  # needs that minimum
-    value_range: tuple[float, float] | None = None
+    range: tuple[float, float] | None = None
 
 
 def builtin_models() -> dict[str, Path]:
@@ -324,7 +324,7 @@ class Predictor:
         pool: Pooling | None = None,
         *,
         size: Size = None,
-        value_range: tuple[float, float] | None = None,
+        range: tuple[float, float] | None = None,
     ) -> dict[str, np.ndarray]:
         """The values of layers, by paper name: float32 (images, channels, height, width) each.
 
@@ -332,7 +332,7 @@ class Predictor:
         pools, FC layers ("fc6", "relu6") and "prob" as well. Nothing after the last one is computed.
         pool: "avg", "max" or "gem" (the generalised mean) make of each map one number a channel:
         (images, channels), as FC layers are anyway. size: see `preprocess.Size`; None is the model's own
-        resize and crop, "own" takes images as they are. value_range: what black and white are in images
+        resize and crop, "own" takes images as they are. range: what black and white are in images
         of floats, such as (0, 1). For labels of the same pass name "prob" or use `features_stream`.
 
         Raises LayerError for a layer that the network does not have, ImageError for an image that cannot
@@ -340,7 +340,7 @@ class Predictor:
         """
         many = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
         listed = cast("Sequence[ImageLike]", images if many else [images])
-        made = self._pass(layers, pool, size, value_range)
+        made = self._pass(layers, pool, size, range)
         found: dict[str, np.ndarray] = {}
         for at, (_, values) in enumerate(self._run(listed, made, DEFAULT_BATCH)):
             if isinstance(values, ImageError):
@@ -360,7 +360,7 @@ class Predictor:
         pool: Pooling | None = None,
         *,
         size: Size = None,
-        value_range: tuple[float, float] | None = None,
+        range: tuple[float, float] | None = None,
         top: int = 0,
         batch: int = DEFAULT_BATCH,
     ) -> Iterator[Features | Failure]:
@@ -372,7 +372,7 @@ class Predictor:
         """
         if top < 0 or batch < 1:
             raise DataError(f"top is {top} and batch is {batch}; expected 0 or more, and 1 or more")
-        made = self._pass(layers, pool, size, value_range, scores=top > 0)
+        made = self._pass(layers, pool, size, range, scores=top > 0)
 
         def stream() -> Iterator[Features | Failure]:
             for image, values in self._run(images, made, batch):
@@ -391,7 +391,7 @@ class Predictor:
         layers: str | Sequence[str],
         pool: str | None,
         size: Size,
-        value_range: tuple[float, float] | None,
+        range: tuple[float, float] | None,
         scores: bool = False,
     ) -> _Pass:
         """What `features` is asked for, checked before anything is read."""
@@ -413,7 +413,7 @@ class Predictor:
                 f"size {height}{'' if height == width else f'x{width}'} is too small: {needs} of "
                 f"{network.name} needs at least {cut.minimum_size} pixels a side"
             )
-        return _Pass(taps, scores, pool, preprocess, cut.minimum_size, needs, value_range)
+        return _Pass(taps, scores, pool, preprocess, cut.minimum_size, needs, range)
 
     def _no_features(self, made: _Pass) -> dict[str, np.ndarray]:
         """The features of no images, in the shape that those of some would have."""
@@ -511,7 +511,7 @@ class Predictor:
     def _pixels(self, image: ImageLike, made: _Pass) -> np.ndarray | ImageError:
         try:
             with self.stopwatch.stage("decode"):
-                pixels = made.preprocess.pixels(image, value_range=made.value_range)
+                pixels = made.preprocess.pixels(image, range=made.range)
             if min(pixels.shape[:2]) < made.minimum:
                 raise ImageError(
                     f"{_path(image) or 'image'}: {pixels.shape[1]}x{pixels.shape[0]} pixels is too "

@@ -218,16 +218,16 @@ class Preprocess:
         resize_size = max(1, round(self.resize_size * size / self.crop_size))
         return replace(self, resize_size=resize_size, crop_size=size)
 
-    def pixels(self, image: ImageLike, *, value_range: tuple[float, float] | None = None) -> Pixels:
+    def pixels(self, image: ImageLike, *, range: tuple[float, float] | None = None) -> Pixels:
         """One image, decoded (see `decode` for what is taken), resized and cropped.
 
         Returns a new array (height, width, 3) in RGB order, whatever `channel_order` says, or
         (height, width, 1) for "L": uint8, or float32 on the same scale, 0 to 255, for images of
         more than 8 bits.
-        value_range: the values that mean black and white, as in `decode`.
+        range: the values that mean black and white, as in `decode`.
         ImageError where the image cannot be used.
         """
-        source = decode(image, value_range=value_range)
+        source = decode(image, range=range)
         if self.channel_order == "L":
             source = (
                 source @ _LUMA[:, None] if isinstance(source, np.ndarray) else source.convert("L")
@@ -319,7 +319,7 @@ class Preprocess:
 
 
 def decode(
-    source: ImageLike, *, value_range: tuple[float, float] | None = None
+    source: ImageLike, *, range: tuple[float, float] | None = None
 ) -> Image.Image | NDArray[np.float32]:
     """One image in RGB: a PIL image, or float32 (h, w, 3) from 0 to 255 where 8 bits are too few.
 
@@ -331,7 +331,7 @@ def decode(
       ``__array_interface__``, ``__array__`` or ``__dlpack__``.
     - a torch tensor, channels first as torch has them: (h, w), (1, h, w), (3, h, w) or (4, h, w).
 
-    value_range is (black, white), the values that 0 and 255 stand for. Without it uint8 goes from 0
+    range is (black, white), the values that 0 and 255 stand for. Without it uint8 goes from 0
     to 255 and uint16 and 16-bit grey files from 0 to 65535 (each value divided by 257); floats have
     no scale that can be known, so arrays and files of floats are refused without it, as are other
     integers. Values that are not finite or outside the range are refused.
@@ -351,13 +351,13 @@ def decode(
     name = _name(source)
     if isinstance(source, Image.Image):
         with _quiet():
-            return _upright_rgb(source, value_range, name)
+            return _upright_rgb(source, range, name)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode_file(io.BytesIO(source), value_range, name)
+        return _decode_file(io.BytesIO(source), range, name)
     if isinstance(source, (str, os.PathLike)):
         with _open(source, name) as file:
-            return _decode_file(file, value_range, name)
-    return _decode_array(_to_array(source, name), value_range, name)
+            return _decode_file(file, range, name)
+    return _decode_array(_to_array(source, name), range, name)
 
 
 # Files
@@ -412,7 +412,7 @@ def _open(path: str | os.PathLike[str], name: str) -> BinaryIO:
 
 
 def _decode_file(
-    file: BinaryIO, value_range: tuple[float, float] | None, name: str
+    file: BinaryIO, range: tuple[float, float] | None, name: str
 ) -> Image.Image | NDArray[np.float32]:
     """The image in an open file. Whatever PIL's decoders raise on it is an ImageError."""
     from PIL import Image, UnidentifiedImageError
@@ -436,7 +436,7 @@ def _decode_file(
             ) from error
         except Exception as error:
             raise _failed(error, name) from error
-        return _upright_rgb(image, value_range, name)
+        return _upright_rgb(image, range, name)
 
 
 def _looks_like(start: bytes) -> str:
@@ -518,7 +518,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _upright_rgb(
-    image: Image.Image, value_range: tuple[float, float] | None, name: str
+    image: Image.Image, range: tuple[float, float] | None, name: str
 ) -> Image.Image | NDArray[np.float32]:
     """A PIL image, perhaps not loaded yet, turned as EXIF says; RGB, or float32 from 0 to 255."""
     try:
@@ -534,13 +534,13 @@ def _upright_rgb(
         if image.mode == "F" or image.mode.startswith("I"):
             scale = None if image.mode == "F" else (0, 65535)
             grey = np.asarray(image)[..., None]
-            return _on_255(grey, _range(value_range, scale, name), name)
+            return _on_255(grey, _range(range, scale, name), name)
         if image.mode != "RGB":
             straight = image.convert("LA") if image.mode == "La" else image  # PIL needs the step
             image = straight.convert("RGB")
-        if value_range is None or _range(value_range, None, name) == (0, 255):
+        if range is None or _range(range, None, name) == (0, 255):
             return image
-        return _on_255(np.asarray(image), _range(value_range, None, name), name)
+        return _on_255(np.asarray(image), _range(range, None, name), name)
     except ImageError:
         raise
     except Exception as error:
@@ -597,7 +597,7 @@ def _to_array(source: object, name: str) -> NDArray[Any]:
 
 
 def _decode_array(
-    array: NDArray[Any], value_range: tuple[float, float] | None, name: str
+    array: NDArray[Any], range: tuple[float, float] | None, name: str
 ) -> Image.Image | NDArray[np.float32]:
     """An array (h, w) or (h, w, 1, 3 or 4) as `decode` returns it."""
     if array.ndim == 2:
@@ -617,7 +617,7 @@ def _decode_array(
         raise ImageError(f"{name}: expected numbers, uint8, uint16 or float; {advice}")
     array = array[..., :3]
     scale = {"u1": (0, 255), "u2": (0, 65535)}.get(f"{array.dtype.kind}{array.dtype.itemsize}")
-    limits = _range(value_range, scale, name)
+    limits = _range(range, scale, name)
     if array.dtype != np.uint8 or limits != (0, 255):
         return _on_255(array, limits, name)
     from PIL import Image
@@ -628,26 +628,24 @@ def _decode_array(
 
 
 def _range(
-    value_range: Sequence[float] | None, known: tuple[int, int] | None, name: str
+    range: Sequence[float] | None, known: tuple[int, int] | None, name: str
 ) -> tuple[float, float]:
     """The values of black and white: as told, or as known from the type, or ImageError."""
-    if value_range is None:
+    if range is None:
         if known is None:
             raise ImageError(
-                f"{name}: the scale of its numbers is not known; give value_range=(black, white), "
-                "as in value_range=(0, 1), or convert it to 8 or 16 bits"
+                f"{name}: the scale of its numbers is not known; give range=(black, white), "
+                "as in range=(0, 1), or convert it to 8 or 16 bits"
             )
         return known
     try:
-        low, high = (float(value) for value in value_range)
+        low, high = (float(value) for value in range)
     except (TypeError, ValueError) as error:
         raise ImageError(
-            f"{name}: value_range is {value_range!r}; expected (black, white), as in (0, 1)"
+            f"{name}: range is {range!r}; expected (black, white), as in (0, 1)"
         ) from error
     if not (low < high and math.isfinite(high - low)):
-        raise ImageError(
-            f"{name}: value_range is {value_range!r}; expected (black, white), as in (0, 1)"
-        )
+        raise ImageError(f"{name}: range is {range!r}; expected (black, white), as in (0, 1)")
     return low, high
 
 
@@ -663,7 +661,7 @@ def _on_255(values: NDArray[Any], limits: tuple[float, float], name: str) -> NDA
     if least < low or most > high:
         raise ImageError(
             f"{name}: its values go from {least:g} to {most:g}, outside {low:g} to {high:g}; give "
-            "value_range=(black, white) as they are, or clip them"
+            "range=(black, white) as they are, or clip them"
         )
     # float64: a value of 32 bits less the black of a narrow range would lose its digits
     scaled = ((values.astype(np.float64) - low) / (high - low) * 255).astype(np.float32)

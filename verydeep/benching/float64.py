@@ -13,8 +13,6 @@ from .. import nets
 from ..nets import Layer, Network
 from ..preprocess import Preprocess
 
-__all__ = ["scores"]
-
 Array = np.ndarray
 
 

@@ -18,8 +18,6 @@ import numpy as np
 from ..engines.silence import silenced
 from ..modelfile import ModelFile
 
-__all__ = ["BASELINE", "PLAIN", "Plain", "Run", "computes_bf16"]
-
 Run = Callable[[np.ndarray], np.ndarray]  # pixels to scores
 
 

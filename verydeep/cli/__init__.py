@@ -16,8 +16,6 @@ import click
 from .. import __version__
 from ..errors import VerydeepError
 
-__all__ = ["CONTEXT", "VERBS", "cli", "main"]
-
 # verb -> its one line; the module of the same name defines `command`
 VERBS: dict[str, str] = {
     "bench": "Race the installed engines on a model, on this machine.",

@@ -9,8 +9,6 @@ import click
 
 from . import CONTEXT
 
-__all__ = ["command"]
-
 
 @click.group(context_settings=CONTEXT)
 def command() -> None:

@@ -7,8 +7,6 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["batch_option", "compute_options", "engine_options", "size_option"]
-
 C = TypeVar("C", bound=Callable[..., Any])
 
 size_option = click.option(

@@ -14,8 +14,6 @@ from .progress import progress
 if TYPE_CHECKING:
     from ..predictor import Failure, Features
 
-__all__ = ["command", "watched"]
-
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from ..errors import OutputError
 
-__all__ = ["Names", "output_file", "output_folder"]
-
 
 def output_folder(path: Path) -> Path:
     """The folder, made where there is none. OutputError where files cannot be written to it."""

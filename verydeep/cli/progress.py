@@ -9,8 +9,6 @@ from typing import TypeVar
 
 import click
 
-__all__ = ["progress"]
-
 T = TypeVar("T")
 QUIET_SECONDS = 2.0  # work shorter than this says nothing
 WIPE = "\r\033[K"  # back to the start of the line, and clear it

@@ -15,8 +15,6 @@ from . import CONTEXT
 if TYPE_CHECKING:
     from ..published.catalog import Entry
 
-__all__ = ["command"]
-
 
 @click.group(context_settings=CONTEXT)
 def command() -> None:

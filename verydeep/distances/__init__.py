@@ -266,7 +266,7 @@ class Perceptual:
         a: Any,
         b: Any,
         *,
-        range: str | None = None,  # noqa: A002
+        range: str | None = None,
         spatial: bool = False,
     ) -> Distance | Distances:
         """The distance between `a` and `b`.
@@ -308,7 +308,7 @@ class Perceptual:
         self,
         pairs: Iterable[tuple[ImageLike, ImageLike]],
         *,
-        range: str | None = None,  # noqa: A002
+        range: str | None = None,
         spatial: bool = False,
     ) -> Iterator[Distance | Failure]:
         """Distances of pairs of images, in order, as they come; memory stays flat however many there are.
@@ -528,7 +528,7 @@ def lpips(
     b: Any,
     *,
     spatial: bool = False,
-    range: str | None = None,  # noqa: A002
+    range: str | None = None,
     model: str | os.PathLike[str] = "builtin",
     engine: str = "auto",
     precision: str = "fast",
@@ -548,7 +548,7 @@ def dists(
     a: Any,
     b: Any,
     *,
-    range: str | None = None,  # noqa: A002
+    range: str | None = None,
     model: str | os.PathLike[str] = "builtin",
     engine: str = "auto",
     precision: str = "fast",
@@ -566,7 +566,7 @@ def content_distance(
     *,
     layers: Sequence[str] = METRICS["content"].layers,
     spatial: bool = False,
-    range: str | None = None,  # noqa: A002
+    range: str | None = None,
     model: str | os.PathLike[str] = "builtin",
     engine: str = "auto",
     precision: str = "fast",
@@ -586,7 +586,7 @@ def style_distance(
     b: Any,
     *,
     layers: Sequence[str] = METRICS["style"].layers,
-    range: str | None = None,  # noqa: A002
+    range: str | None = None,
     model: str | os.PathLike[str] = "builtin",
     engine: str = "auto",
     precision: str = "fast",
@@ -713,7 +713,7 @@ class _Decoder:
         limits = None
         if "float" in str(getattr(image, "dtype", "")) or getattr(image, "mode", "") == "F":
             limits = self._limits(image)
-        found = decode(image, value_range=limits)
+        found = decode(image, range=limits)
         return found if isinstance(found, np.ndarray) else np.asarray(found)
 
     def _limits(self, image: Any) -> tuple[float, float]:

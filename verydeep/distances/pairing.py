@@ -11,8 +11,6 @@ from pathlib import Path
 from ..errors import DataError
 from ..files import photo_paths as photos
 
-__all__ = ["Pairing", "pair"]
-
 
 @dataclass(frozen=True)
 class Pairing:

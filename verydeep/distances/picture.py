@@ -14,8 +14,6 @@ from ..pictures.text import lines, shortened, write
 if TYPE_CHECKING:
     from . import Distance
 
-__all__ = ["draw"]
-
 PANEL = 460  # longest side of a photo, pixels
 MARGIN, GAP = 28, 24
 TITLE, TEXT = 25, 16  # font sizes

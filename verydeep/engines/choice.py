@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from ..graphs.network import Graph
     from ..modelfile import ModelFile
 
-__all__ = ["WORTH_A_RACE", "Choice", "graph_key", "source_of"]
-
 WORTH_A_RACE = 32  # images, seen or known to come
 
 

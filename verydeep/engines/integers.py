@@ -17,8 +17,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from .processor import _sysctl
 
-__all__ = ["adds_up", "multiplies_fast", "overflows"]
-
 CPUINFO = Path("/proc/cpuinfo")
 
 # as Linux names them: x86's VNNI for three widths and its matrix unit, ARM's dot product and matrices

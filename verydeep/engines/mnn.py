@@ -22,8 +22,6 @@ from .silence import silenced
 if TYPE_CHECKING:
     from . import Order, Run, Settings, Source
 
-__all__ = ["prepare", "variants"]
-
 FILE = "graph.mnn"
 # MNN's hint of that name: 1 allows the smallest Winograd tiles alone, 3, its default, the largest
 WINOGRAD_MEMORY_LEVEL, SMALL_TILES = 3, 1

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 
-__all__ = ["say", "say_once"]
-
 _SAID: set[str] = set()
 
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from ..graphs.network import Graph
     from . import Order, Run, Settings, Source
 
-__all__ = ["computes_bf16", "package", "prepare", "variants"]
-
 FEW_IMAGES = 2
 LARGE_BYTES = 16 << 20  # of FC weights, above which no cache close to a core holds them
 

@@ -11,8 +11,6 @@ from ..errors import EngineError
 if TYPE_CHECKING:
     from . import Order, Run, Settings, Source
 
-__all__ = ["prepare", "variants"]
-
 PACKED_FROM = 4  # images in a batch
 
 # CUDA's own default multiplies in TF32, which keeps ten bits

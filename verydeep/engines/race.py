@@ -35,8 +35,6 @@ from .remembered import Standing
 if TYPE_CHECKING:
     from . import Source
 
-__all__ = ["Racer", "race", "racers"]
-
 MOST_PAIRS = 7
 CLEAR = 1.5  # a lead of this much is not chance, nor made up for by other settings
 PAUSE_SECONDS = 0.01  # in which the threads of the one before stop waiting for more

@@ -22,8 +22,6 @@ from .notes import say_once
 if TYPE_CHECKING:
     from ..modelfile import ModelFile
 
-__all__ = ["Memory", "Standing"]
-
 FORMAT = 1
 MOST = 500  # of each sort are kept, the latest
 

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import RLock
 
-__all__ = ["silenced"]
-
 _LOCK = RLock()  # two threads must not restore each other's descriptors
 
 

@@ -19,9 +19,6 @@ from ..errors import EngineError
 if TYPE_CHECKING:
     from ..graphs.network import Graph
 
-__all__ = ["Signature", "Source"]
-
-
 _MOVES = ("strides", "kernel_shape", "pads")
 
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ..graphs.network import Graph
     from . import Order, Run, Settings, Source
 
-__all__ = ["best_device", "prepare", "variants"]
-
 
 def variants(source: Source, order: Order, batch: int) -> tuple[Settings, ...]:  # noqa: ARG001
     """The settings worth a race: none."""

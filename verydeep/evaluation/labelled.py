@@ -10,8 +10,6 @@ from pathlib import Path, PurePosixPath
 from ..errors import DataError, nearest
 from ..files.photo_paths import IMAGE_SUFFIXES
 
-__all__ = ["class_of", "class_table", "labelled_photos", "no_class"]
-
 
 def labelled_photos(data: str | os.PathLike[str]) -> Iterator[tuple[str, str | bytes]]:
     """(path inside `data`, the photo as a path or as the bytes of the tar's member), sorted for a folder.

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from ..preprocess import ImageLike
     from ..training.record.result import TrainResult
 
-__all__ = ["Report", "of_training", "page", "write"]
-
 MISTAKES = 12  # shown with their pictures
 CONFUSIONS = 12  # pairs of classes that are listed
 SMALL = 300  # pixels of a picture's longer side

@@ -273,7 +273,7 @@ class Explainer:
         preprocess = self.predictor.preprocess
         source = decode(image)
         deep = isinstance(source, np.ndarray)
-        pixels = preprocess.pixels(source, value_range=(0, 255) if deep else None)
+        pixels = preprocess.pixels(source, range=(0, 255) if deep else None)
         height, width = pixels.shape[:2]
         if min(height, width) < self._minimum:
             name = f"{image}" if isinstance(image, str | os.PathLike) else "image"

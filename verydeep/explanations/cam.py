@@ -19,8 +19,6 @@ from .geometry import centres, interpolation
 from .method import Found, Method, Options, Pick
 from .passes import Passes
 
-__all__ = ["prepare"]
-
 
 def prepare(
     predictor: Predictor, options: Options, tensors: Mapping[str, np.ndarray] | None = None

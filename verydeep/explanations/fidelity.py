@@ -29,8 +29,6 @@ from .passes import Passes
 if TYPE_CHECKING:
     from . import Explainer, Explanation
 
-__all__ = ["UNCHANGED", "Fidelity", "Step", "check", "rank_correlation"]
-
 # Mean rank correlation with all weights random, from which a map counts as unchanged. Maps have few cells,
 # so chance alone gave up to 0.5 for CAM and Grad-CAM on six of examples/photos; edges give 1.
 UNCHANGED = 0.7

@@ -13,8 +13,6 @@ import numpy as np
 from ..nets import Network, Row
 from ..preprocess import Preprocess
 
-__all__ = ["Box", "centres", "interpolation", "seen_box", "upscaled"]
-
 Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 
 

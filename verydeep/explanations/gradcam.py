@@ -22,8 +22,6 @@ from .torch_module import module_of, normalised
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["prepare", "prepare_plus"]
-
 
 def prepare(
     predictor: Predictor,

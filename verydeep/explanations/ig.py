@@ -15,8 +15,6 @@ from ..predictor import Predictor
 from .method import Found, Method, Options, Pick
 from .torch_module import module_of, normalised
 
-__all__ = ["prepare"]
-
 BATCH = 10  # points of the way in one pass
 
 

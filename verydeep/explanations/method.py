@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["METHODS", "Found", "Method", "Options"]
-
 # method -> the module and the function in it that prepares one, for a predictor, Options and perhaps other
 # weights than the predictor's
 METHODS: dict[str, tuple[str, str]] = {

@@ -16,8 +16,6 @@ from ..preprocess import Preprocess
 from .method import Found, Method, Options, Pick
 from .passes import Passes
 
-__all__ = ["mean_colour", "places", "prepare"]
-
 
 def prepare(
     predictor: Predictor, options: Options, tensors: Mapping[str, np.ndarray] | None = None

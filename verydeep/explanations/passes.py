@@ -11,8 +11,6 @@ import numpy as np
 from ..engines import REFERENCE, Engine, Source, open_engine
 from ..predictor import DEFAULT_BATCH, Predictor
 
-__all__ = ["Passes"]
-
 
 class Passes:
     """The graph of a predictor's model with some taps and the scores.

@@ -18,8 +18,6 @@ from ..pictures.text import length, lines, shortened, write
 if TYPE_CHECKING:
     from . import Explanation, HeatMap
 
-__all__ = ["draw", "overlaid"]
-
 PANEL = 460  # longest side of a photo, pixels
 MARGIN, GAP = 28, 24
 TITLE, TEXT = 25, 16  # font sizes

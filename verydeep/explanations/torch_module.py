@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from ..models import VGG
 
-__all__ = ["module_of", "normalised"]
-
 
 def module_of(predictor: Predictor, tensors: Mapping[str, np.ndarray] | None = None) -> VGG:
     """The module in evaluation mode, without gradients to its weights; or one of other weights.

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from ..graphs.network import Graph
     from ..modelfile import ModelFile
 
-__all__ = ["FORMATS", "Format", "Job", "Program", "Run"]
-
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 

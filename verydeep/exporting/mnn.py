@@ -21,8 +21,6 @@ from .formats import Job, Program, Run
 if TYPE_CHECKING:
     from ..graphs.network import Graph
 
-__all__ = ["convert", "load", "program", "write"]
-
 CONFIG = {"backend": "CPU", "precision": "high"}
 
 

@@ -15,8 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 from ..graphs.network import Graph
 from .formats import Job, Program, Run
 
-__all__ = ["load", "program", "write", "write_model"]
-
 PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # of one message, less what is no weight
 
 

@@ -16,8 +16,6 @@ from ..engines.silence import silenced
 from ..graphs.writer import write_onnx
 from .formats import Job, Program, Run
 
-__all__ = ["load", "program", "write"]
-
 # left alone it computes in bfloat16 wherever it can, so that only `half` leaves it alone
 FLOAT32: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
 

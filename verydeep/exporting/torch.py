@@ -21,8 +21,6 @@ from ..nets import HEADS
 from ..preprocess import Preprocess
 from .formats import Job, Program, Run
 
-__all__ = ["PixelsToOutputs", "load", "program", "write"]
-
 SMALLEST = 32  # pixels a side: what five pools need
 
 

@@ -12,8 +12,6 @@ from typing import IO, Any
 
 from ..errors import OutputError
 
-__all__ = ["replacing"]
-
 ADVICE = {
     errno.ENOSPC: "free some space and try again",
     errno.EDQUOT: "free some space and try again",

@@ -26,8 +26,6 @@ from ..errors import EngineError, OutputError
 from .folders import cache_folder
 from .lock import locked
 
-__all__ = ["LIMIT_BYTES", "Cache", "Entry"]
-
 LIMIT_BYTES = 2_000_000_000
 FORMAT = 1
 MANIFEST = "entry.json"

@@ -9,8 +9,6 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["cache_folder", "download_folders"]
-
 
 def cache_folder() -> Path:
     """verydeep's cache: $VERYDEEP_CACHE, else the platform's place for caches, plus "verydeep".

@@ -16,8 +16,6 @@ from pathlib import Path
 from ..errors import WeightsError
 from .atomic import replacing
 
-__all__ = ["Learned", "file_digests", "learn", "learned", "matches"]
-
 BLOCK_BYTES = 4 << 20  # large enough that Python's share of the time vanishes
 
 

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["locked"]
-
 POLL_SECONDS = 0.1
 
 if sys.platform == "win32":

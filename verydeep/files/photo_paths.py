@@ -10,8 +10,6 @@ from itertools import chain, islice
 
 from ..errors import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "find", "find_some"]
-
 # What a folder is searched for. A file that is named is tried whatever its suffix.
 IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()

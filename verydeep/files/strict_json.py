@@ -14,8 +14,6 @@ import math
 import reprlib
 from typing import TypeAlias
 
-__all__ = ["JSON", "MAX_DEPTH", "checked", "dumps", "loads", "shown"]
-
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
 # Levels of arrays and objects within each other. Model files use four; the free parts may use more.

@@ -24,8 +24,6 @@ from ..preprocess import Preprocess
 from . import network as graph
 from .network import Graph
 
-__all__ = ["IMAGE", "MOMENTS", "content", "dists", "grams", "lpips", "trunk"]
-
 LPIPS_EPSILON = 1e-10  # added to the norm, as lpips 0.1.4 has it
 IMAGE = "image"  # DISTS' first layer: the image itself, 0 to 1
 MOMENTS = 5  # of a pair and channel: two means, two variances, the covariance

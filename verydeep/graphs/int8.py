@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from ..nets import Network
     from ..preprocess import Preprocess
 
-__all__ = ["build", "require_quantised", "rounded", "weight_scales"]
-
 Array = np.ndarray
 
 # They hand on some of the values they are given, so their output needs no scale of its own, and

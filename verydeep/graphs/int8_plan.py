@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from ..errors import LayerError, nearest
 from ..nets import Network
 
-__all__ = ["Plan", "plan"]
-
 
 @dataclass(frozen=True)
 class Plan:

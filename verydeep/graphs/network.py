@@ -22,8 +22,6 @@ from ..errors import NetworkError
 from ..nets import Layer, Network
 from ..preprocess import Preprocess
 
-__all__ = ["Graph", "build", "fold_batch_norm"]
-
 OPSET = 17  # the newest that every engine we feed has read for years
 IR_VERSION = 8  # goes with OPSET
 

@@ -16,8 +16,6 @@ from ..errors import DataError, nearest
 if TYPE_CHECKING:
     from .network import Graph
 
-__all__ = ["GEM_POWER", "POOLINGS", "Pooling", "check", "pooled"]
-
 Pooling = Literal["avg", "max", "gem"]
 POOLINGS: tuple[str, ...] = ("avg", "max", "gem")
 GEM_POWER = 3  # the paper's, with which others' descriptors are made

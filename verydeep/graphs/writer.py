@@ -10,8 +10,6 @@ import numpy as np
 if TYPE_CHECKING:
     from .network import Graph
 
-__all__ = ["write_onnx"]
-
 ALIGNMENT = 4096  # so that the weights can be mapped into memory
 
 

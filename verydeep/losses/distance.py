@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["unit_differences", "wide"]
-
 EPSILON = 1e-10  # added to the norm, outside the root, as lpips 0.1.4 has it
 SMALLEST = (
     1e-38  # of a squared norm; keeps the root's slope finite and no value from being what it is

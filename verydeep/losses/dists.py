@@ -17,8 +17,6 @@ from ..models.vgg import WeightsLike
 from .distance import wide
 from .trunk import Look, Looking, Reference, Trunk
 
-__all__ = ["DISTS"]
-
 IMAGE = "image"  # the first layer that is compared: the image itself, 0 to 1
 
 
@@ -36,7 +34,7 @@ class DISTS(Looking):
         *,
         model: WeightsLike | None = "builtin",
         network: str = "vgg16",
-        range: str = "0..1",  # noqa: A002
+        range: str = "0..1",
         alpha: Tensor | None = None,
         beta: Tensor | None = None,
         checkpointing: bool | None = None,

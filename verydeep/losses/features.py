@@ -17,8 +17,6 @@ from ..models.vgg import WeightsLike
 from .distance import wide
 from .trunk import Look, Looking, Reference, Trunk
 
-__all__ = ["ContentLoss", "Criterion", "PerceptualLoss", "Reduction"]
-
 Reduction = Literal["mean", "sum", "none"]
 Criterion = Literal["l1", "l2"] | Callable[[Tensor, Tensor], Tensor]
 REDUCTIONS = ("mean", "sum", "none")
@@ -47,7 +45,7 @@ class PerceptualLoss(Looking):
         model: WeightsLike | None = "builtin",
         network: str = "vgg16",
         pool: str | None = None,
-        range: str = "0..1",  # noqa: A002
+        range: str = "0..1",
         checkpointing: bool | None = None,
         check: bool = True,
     ) -> None:
@@ -106,7 +104,7 @@ class ContentLoss(PerceptualLoss):
         model: WeightsLike | None = "builtin",
         network: str = "vgg16",
         pool: str | None = None,
-        range: str = "0..1",  # noqa: A002
+        range: str = "0..1",
         checkpointing: bool | None = None,
         check: bool = True,
     ) -> None:

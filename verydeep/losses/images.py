@@ -14,8 +14,6 @@ from torch import Tensor
 from ..distances import RANGES
 from ..errors import ImageError, nearest
 
-__all__ = ["Span", "checked", "span"]
-
 Span = tuple[float, float]  # black and white
 
 # How far beyond its range an image may go, in widths of the range: what is optimised, or comes out of a

@@ -18,8 +18,6 @@ from ..models.vgg import WeightsLike
 from .distance import unit_differences
 from .trunk import Look, Looking, Reference, Trunk
 
-__all__ = ["LPIPS"]
-
 
 class LPIPS(Looking):
     """The learned perceptual distance between images, differentiable.
@@ -44,7 +42,7 @@ class LPIPS(Looking):
         *,
         model: WeightsLike | None = "builtin",
         network: str = "vgg16",
-        range: str = "-1..1",  # noqa: A002
+        range: str = "-1..1",
         heads: Mapping[str, Tensor] | None = None,
         checkpointing: bool | None = None,
         check: bool = True,

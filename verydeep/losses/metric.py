@@ -15,8 +15,6 @@ from ..errors import DataError, ImageError, NetworkError, nearest
 from ..models.vgg import WeightsLike
 from .lpips import LPIPS
 
-__all__ = ["LearnedPerceptualImagePatchSimilarity"]
-
 REDUCTIONS = ("mean", "sum", "none")
 
 

@@ -18,8 +18,6 @@ from .features import Reduction, known_reduction, reduced, weighted
 from .images import size_free
 from .trunk import Look, Looking, Reference, Trunk
 
-__all__ = ["StyleLoss", "gram"]
-
 
 def gram(features: Tensor) -> Tensor:
     """Products of each two channels, (n, c, c), of features (n, c, h, w), summed over positions."""
@@ -45,7 +43,7 @@ class StyleLoss(Looking):
         model: WeightsLike | None = "builtin",
         network: str = "vgg16",
         pool: str | None = None,
-        range: str = "0..1",  # noqa: A002
+        range: str = "0..1",
         checkpointing: bool | None = None,
         check: bool = True,
     ) -> None:

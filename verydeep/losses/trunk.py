@@ -25,8 +25,6 @@ from ..preprocess import TORCHVISION
 from .images import Span, checked, span
 from .winograd import Convolution
 
-__all__ = ["Look", "Looking", "Reference", "Trunk", "fits"]
-
 PART_BYTES = {
     "cpu": 1 << 24
 }  # of the largest feature map of one part; other devices: the next line
@@ -278,7 +276,7 @@ class Looking(nn.Module):
     range: of float images. check: refuse images that contradict it.
     """
 
-    def __init__(self, trunk: Trunk, range: str, *, check: bool) -> None:  # noqa: A002
+    def __init__(self, trunk: Trunk, range: str, *, check: bool) -> None:
         super().__init__()
         span(range)
         object.__setattr__(self, "trunk", trunk)

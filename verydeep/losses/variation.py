@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from ..errors import ImageError, NetworkError
 from .features import Reduction, known_reduction
 
-__all__ = ["TotalVariation"]
-
 
 class TotalVariation(nn.Module):
     """The differences of vertical and horizontal neighbours, summed, for each value of the image.

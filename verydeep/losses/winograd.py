@@ -22,8 +22,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-__all__ = ["Convolution"]
-
 LEAST_CHANNELS = 128  # on either side; with fewer, no processor that was tried gained
 LEAST_TILES = 128  # with fewer, the transformed weights take more room than they are worth
 SMALL_FILTERS = 1 << 16  # inputs times outputs: up to here tiles are 4x4, beyond 2x2

@@ -18,8 +18,6 @@ from ..errors import ModelFileError
 from ..files import strict_json
 from ..files.strict_json import JSON, shown
 
-__all__ = ["BITS", "MAX_HEADER_BYTES", "Header", "Tensor", "encode", "parse", "parse_length"]
-
 # Bits of one element, by the format's names (safetensors 0.8). Model files use five of these; the
 # others are known so that a foreign file is refused for what it is, not for its size.
 BITS: dict[str, int] = {

@@ -24,8 +24,6 @@ from .module import VGG
 if TYPE_CHECKING:
     from ..modelfile import Record
 
-__all__ = ["Backbone", "backbone"]
-
 
 class Backbone(nn.Module):
     """The convolutions up to the last tap; maps images to a dict of the taps' values.

@@ -60,7 +60,7 @@ class ImageTransform:
         scale = None
         if isinstance(image, Tensor):
             scale = (0.0, 1.0) if image.is_floating_point() else None
-            pixels = self.preprocess.pixels(image.detach().cpu(), value_range=scale)
+            pixels = self.preprocess.pixels(image.detach().cpu(), range=scale)
         else:
             pixels = self.preprocess.pixels(image)
         tensor = torch.from_numpy(self.preprocess.normalise(pixels)[0])

@@ -17,8 +17,6 @@ from ..errors import NetworkError, nearest
 if TYPE_CHECKING:
     from .module import VGG
 
-__all__ = ["RECIPES", "WARM_START_LAYERS", "Recipe", "initialise", "warm_start"]
-
 Recipe = Literal["torchvision", "paper", "glorot", "he"]
 
 

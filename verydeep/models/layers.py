@@ -27,8 +27,6 @@ from ..nets import (
     Network,
 )
 
-__all__ = ["L2Pool2d", "cfgs", "make_layers"]
-
 # The table's columns as torchvision's `cfgs` has them, and the two columns that torchvision left
 # out.
 cfgs: dict[str, list[str | int]] = {

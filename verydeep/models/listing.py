@@ -13,8 +13,6 @@ from . import vgg
 from .enums import WeightsEnum
 from .module import VGG
 
-__all__ = ["get_model", "get_model_builder", "get_model_weights", "get_weight", "list_models"]
-
 
 def list_models(
     module: ModuleType | None = None,

@@ -21,8 +21,6 @@ from ..errors import WeightsError
 from ..nets import Network
 from .module import VGG
 
-__all__ = ["BUILTIN", "Weights", "adapt", "assemble", "load", "read"]
-
 BUILTIN = Path(__file__).parents[1] / "builtin" / "vgg16.safetensors"
 
 

@@ -23,8 +23,6 @@ from .initialisation import Recipe, initialise
 if TYPE_CHECKING:
     from ..modelfile import Record
 
-__all__ = ["VGG", "Choices", "build"]
-
 
 class Choices(TypedDict, total=False):
     """What can be chosen around a named network: the keywords of `verydeep.nets.network`."""

@@ -16,8 +16,6 @@ from ..errors import WeightsError
 from ..nets import Network
 from .loading import Weights
 
-__all__ = ["widened"]
-
 LEAST_SHARE = 0.25  # of the largest, before shares are made to sum to one
 
 

@@ -16,8 +16,6 @@ from xml.sax.saxutils import escape, quoteattr
 
 from ..nets import Layer, Network, Row
 
-__all__ = ["block_figure"]
-
 WIDTH = 1200  # of the figure, in its own pixels: a width at which every text is readable
 MARGIN = 24
 BAND = 290  # height of the drawing itself: of the largest map, and of the longest FC bar

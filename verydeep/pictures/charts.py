@@ -14,16 +14,6 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "Line",
-    "Reliability",
-    "confusion",
-    "lines",
-    "reliability",
-    "reliability_diagram",
-    "ticks",
-]
-
 WIDTH, HEIGHT = 440, 260
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 14, 40
 COLOURS = ("a", "b", "c")

@@ -10,8 +10,6 @@ from PIL import Image
 if TYPE_CHECKING:
     from ..portraits import Portrait
 
-__all__ = ["FAINT", "FIELDS", "INK", "MARGIN", "PAPER", "TEXT", "TITLE", "WIDTH", "photo"]
-
 WIDTH, MARGIN = 1240, 32
 TITLE, TEXT = 26, 16  # font sizes
 PAPER, INK, FAINT = (255, 255, 255), (24, 26, 30), (110, 116, 124)

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-__all__ = ["font", "length", "lines", "shortened", "write"]
-
 SPACE = 0.28  # between words, of the size
 MIDDLE_DOT = "\N{MIDDLE DOT}"
 

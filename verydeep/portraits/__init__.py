@@ -191,8 +191,8 @@ def show(
     else:
         source = decode(photo)
         deep = (0.0, 255.0) if isinstance(source, np.ndarray) else None  # more than 8 bits
-        pixels = sized(predictor.preprocess, size).pixels(source, value_range=deep)
-        maps = predictor.features(pixels, last, size="own", value_range=deep)
+        pixels = sized(predictor.preprocess, size).pixels(source, range=deep)
+        maps = predictor.features(pixels, last, size="own", range=deep)
         height, width = pixels.shape[:2]
         if network.head.classes:
             answer = predictor(photo)

@@ -14,8 +14,6 @@ from ..pictures.text import lines, write
 if TYPE_CHECKING:
     from . import Block, Portrait
 
-__all__ = ["draw", "tile"]
-
 GAP, LABEL, SIDE = 12, 24, 150  # SIDE: room for a row's words
 
 

@@ -27,8 +27,6 @@ from ..pictures.text import lines, write
 if TYPE_CHECKING:
     from . import Block, Portrait
 
-__all__ = ["draw", "facts", "field", "fields", "said"]
-
 PHOTO = 600  # longest side, pixels
 GAP = 14
 BORDER = (226, 228, 232)  # beyond the photo, where the network reads zeros

@@ -14,8 +14,6 @@ from ..pictures.text import lines, write
 if TYPE_CHECKING:
     from . import Portrait
 
-__all__ = ["draw", "tile"]
-
 TILE, GAP, LABEL = 60, 14, 20
 BAR = 4  # height of the bar that shows a filter's strength
 

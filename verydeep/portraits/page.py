@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from . import Block, Portrait
 
-__all__ = ["page"]
-
 STYLE = """
 :root { color-scheme: light dark; --paper: #fbfaf7; --card: #fff; --ink: #1f2530; --faint: #5d6675;
   --line: #e3e4e8; --mark: #c9513f }

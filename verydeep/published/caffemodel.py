@@ -15,8 +15,6 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["read_caffemodel"]
-
 # NetParameter's field of layers -> the fields of name and blobs in one: the format of 2014 (which the
 # Oxford release has), and the one since.
 _LAYERS = {2: (4, 6), 100: (1, 7)}

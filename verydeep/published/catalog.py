@@ -13,14 +13,6 @@ from dataclasses import dataclass
 from .. import nets
 from ..errors import WeightsError, nearest
 
-__all__ = [
-    "ENTRIES",
-    "Accuracy",
-    "Entry",
-    "Published",
-    "entry",
-]
-
 TORCHVISION_ADDRESS = "https://download.pytorch.org/models/"
 KERAS_ADDRESS = "https://storage.googleapis.com/tensorflow/keras-applications/"
 OXFORD_ADDRESS = "http://www.robots.ox.ac.uk/~vgg/software/very_deep/caffe/"

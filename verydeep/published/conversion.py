@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from ..files.strict_json import JSON
 
-__all__ = ["Imported", "convert", "export", "identify", "load_weights"]
-
 
 @dataclass(frozen=True)
 class Imported:

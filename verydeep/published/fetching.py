@@ -27,8 +27,6 @@ from ..errors import OutputError, WeightsError
 from ..files.hashes import file_digests, learn, matches
 from ..files.lock import locked
 
-__all__ = ["GoneError", "fetch"]
-
 TIMEOUT_SECONDS = 30.0  # without a byte
 ATTEMPTS = 5  # in a row that bring nothing
 MOST_ATTEMPTS = 1000  # in all: a server that sends a byte a time must not hold us for ever

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from ..preprocess import Preprocess
 
-__all__ = ["FINGERPRINTS", "Fingerprint", "expects", "recognise"]
-
 # Of the largest value: float16 and printed digits pass, weights trained further may not.
 TOLERANCE = 1e-3
 

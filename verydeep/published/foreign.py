@@ -23,8 +23,6 @@ from ..errors import MissingExtraError, WeightsError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["read_tensors"]
-
 # torch.save before 1.6 begins with this number, pickled (torch/serialization.py, MAGIC_NUMBER)
 _TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 from functools import cache
 from importlib import resources
 
-__all__ = ["class_ids", "class_names"]
-
 
 @cache
 def _rows() -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, NDArray[Any]]
 
-__all__ = ["LAYOUTS", "Layout", "arrange", "to_timm", "to_torchvision"]
-
 
 @dataclass(frozen=True)
 class Layout:

@@ -17,8 +17,6 @@ from ..files.hashes import Learned, beside, file_digests, learn, learned, matche
 from ..files.lock import locked
 from .catalog import ENTRIES, Entry, Published
 
-__all__ = ["find_source", "model_path", "obtain", "weights_folder"]
-
 # what `foreign` needs to read a file of that kind: the package, and the extra that brings it
 _READERS = {".pth": ("torch", "torch"), ".h5": ("h5py", "keras")}
 

@@ -13,8 +13,6 @@ from ..files.folders import download_folders
 from ..files.hashes import file_digests, learned, matches
 from . import catalog, supply
 
-__all__ = ["Verdict", "verdicts"]
-
 
 @dataclass(frozen=True)
 class Verdict:

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from ..nets import Network
     from ..preprocess import Preprocess
 
-__all__ = ["BATCH", "Draft", "batches"]
-
 BATCH = 8  # images in one run
 
 Array = np.ndarray

@@ -19,8 +19,6 @@ from ..graphs.network import Graph
 if TYPE_CHECKING:
     from ..modelfile import Activation
 
-__all__ = ["error_names", "probed"]
-
 
 def error_names(place: str, candidates: Sequence[Activation]) -> list[str]:
     """The outputs that `probed` adds for a place."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["LIMIT", "round_weights", "steps"]
-
 LIMIT = 127  # the largest 8-bit weight, either sign
 
 Array = np.ndarray

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["LEVELS", "Tally"]
-
 LEVELS = 255  # steps from 0 to the largest number that 8 bits hold
 
 _SHIFT = 15  # of 31 bits: 8 of the exponent and 8 of the fraction stay

@@ -10,8 +10,6 @@ from ..errors import DataError
 from ..files import strict_json
 from ..preprocess import Size
 
-__all__ = ["FORMAT", "About"]
-
 FORMAT = 1
 
 

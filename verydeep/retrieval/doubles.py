@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from ..graphs.pooling import Pooling
     from ..predictor import Failure, Features
 
-__all__ = ["LAYER", "POOL", "THRESHOLD", "Duplicates", "Group", "Member", "duplicates"]
-
 # Measured on flowers, 900 photos of 227x227 and copies of 80 of them: six of the 404,550 pairs lie above,
 # all of one scene, the first that is not at 0.959. Of the copies it finds all of half and double size,
 # JPEG quality 50, crops of 95 and 90 % and richer colours, 96 to 99 % of quality 20, crops of 80 %, 1.25

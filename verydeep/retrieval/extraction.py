@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ..predictor import Failure, Features, Predictor
     from ..preprocess import Size
 
-__all__ = ["features"]
-
 
 def features(
     photos: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],

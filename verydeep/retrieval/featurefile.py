@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from .journal import Journal
 
-__all__ = ["FeatureFile", "Stored", "is_feature_file", "open_features", "require_format", "write"]
-
 BLOCK_BYTES = 16 << 20  # of numbers that are looked at in one go
 
 # suffix -> the module that reads and writes it: `open_stored(path)` and `write(file, journal)`

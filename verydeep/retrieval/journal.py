@@ -23,8 +23,6 @@ from ..files.lock import locked
 from .about import About
 from .mapped import mapped_rows
 
-__all__ = ["Journal", "journal"]
-
 BLOCK_BYTES = 8 << 20
 FLUSH_SECONDS = 1.0  # so much work at most is lost by a kill
 

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["mapped_rows"]
-
 
 def mapped_rows(
     path: Path, dtype: str, offset: int, shape: tuple[int, ...], rows: int

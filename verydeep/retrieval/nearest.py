@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ..graphs.pooling import Pooling
     from ..preprocess import ImageLike
 
-__all__ = ["Match", "Neighbours", "similar", "unit_rows"]
-
 
 @dataclass(frozen=True)
 class Match:

@@ -23,8 +23,6 @@ from .mapped import mapped_rows
 if TYPE_CHECKING:
     from .journal import Journal
 
-__all__ = ["open_stored", "write"]
-
 CHUNK_ROWS = 4096
 LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip's entry: lengths of its name and of what follows
 

@@ -23,8 +23,6 @@ except ImportError as error:
 if TYPE_CHECKING:
     from .journal import Journal
 
-__all__ = ["open_stored", "write"]
-
 KEY = b"verydeep_features"
 GROUP_BYTES = 16 << 20  # of numbers
 GROUP_ROWS = 8192

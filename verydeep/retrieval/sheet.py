@@ -15,8 +15,6 @@ from .nearest import Neighbours
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["contact_sheet", "require_picture"]
-
 TILE, GAP, CAPTION = 160, 12, 34  # pixels
 MARGIN = 20
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}

@@ -22,8 +22,6 @@ from .mapped import mapped_rows
 if TYPE_CHECKING:
     from .journal import Journal
 
-__all__ = ["open_stored", "write"]
-
 KEY = "verydeep_features"
 CHUNK_ROWS = 4096
 _DTYPES = {"F32": "<f4", "I64": "<i8", "U8": "u1"}

@@ -21,8 +21,6 @@ if TYPE_CHECKING:  # torch
     from .profile import Profile
     from .ratetest import RateTest
 
-__all__ = ["find_rate", "profile", "train"]
-
 Event = Callable[[Mapping[str, Any]], None]
 
 

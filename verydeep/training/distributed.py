@@ -14,8 +14,6 @@ from torch import distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-__all__ = ["ALONE", "Group", "joined"]
-
 TIMEOUT = timedelta(minutes=10)
 
 

@@ -32,8 +32,6 @@ from .recipes import Config
 from .schedule import drops_after, rate_at, side_at
 from .syncnorm import synced
 
-__all__ = ["Diverged", "Learner", "Parameters", "Position", "Stopped", "fit", "normaliser"]
-
 Event = Callable[[dict[str, Any]], None]
 TOLD_PER_EPOCH = 20  # lines of the log within an epoch, at most
 

@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Muon", "orthogonal"]
-
 # of a quintic that lifts small singular values quickly and leaves all of them within 0.7 to 1.2; "Muon"
 QUINTIC = (3.4445, -4.7750, 2.0315)
 STEPS = 3  # five come nearer, and networks learn no better from it

@@ -20,8 +20,6 @@ from ..files.folders import cache_folder
 from ..models import VGG
 from .recipes import Config
 
-__all__ = ["Choice", "arithmetic", "decided"]
-
 FILE = "training.json"
 PROBE_BATCH, PROBE_STEPS = 64, 3
 

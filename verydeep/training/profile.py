@@ -10,8 +10,6 @@ from typing import Any
 from .images.feed import Feed
 from .loop import Learner
 
-__all__ = ["Profile", "profile"]
-
 SECONDS, LEAST_STEPS, WARM_UP = 5.0, 3, 2
 
 

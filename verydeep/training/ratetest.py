@@ -16,8 +16,6 @@ import numpy as np
 from .images.feed import Feed
 from .loop import Diverged, Learner
 
-__all__ = ["RateTest", "rate_test"]
-
 LOWEST, HIGHEST, STEPS = 1e-5, 10.0, 100
 SMOOTHING = 0.9  # of the running mean
 BROKEN = 3.0  # times the least loss

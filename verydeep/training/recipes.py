@@ -18,18 +18,6 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_
 
 from ..errors import DataError, nearest
 
-__all__ = [
-    "RECIPES",
-    "Config",
-    "Where",
-    "changed",
-    "described",
-    "paper",
-    "recipe",
-    "settings",
-    "small_images",
-]
-
 C = TypeVar("C")
 COLUMNS = 98  # of what `described` gives
 

@@ -43,8 +43,6 @@ from .signals import watched
 from .start import started
 from .stuck import Stuck
 
-__all__ = ["measured", "rates", "run"]
-
 MEASURED_PHOTOS = 512  # for mean and covariance
 
 Event = Callable[[Mapping[str, Any]], None]

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from .recipes import Config
 
-__all__ = ["drops_after", "rate_at", "side_at", "still_to_do"]
-
 
 def rate_at(config: Config, step: int, steps_per_epoch: int, drops: int = 0) -> float:
     """The rate of step `step`, counted from 0; after so many drops where the schedule has plateaus."""

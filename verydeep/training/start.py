@@ -26,8 +26,6 @@ from .recipes import Config
 from .record import checkpoint
 from .record import folder as run_folder
 
-__all__ = ["network_of", "started"]
-
 
 def network_of(config: Config, classes: int, like: Network | None = None) -> Network:
     """The network that a config asks for; `like` has the column and width where given weights do.

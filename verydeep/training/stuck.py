@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["Stuck"]
-
 STEPS = 300  # without a change
 TOLERANCE = 0.01  # of ln K
 

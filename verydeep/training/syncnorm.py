@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-__all__ = ["SyncedNorm", "synced"]
-
 
 class _Sum(torch.autograd.Function):
     """The sum over all processes; the gradient of a sum is the sum of the gradients."""

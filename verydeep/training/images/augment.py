@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from .. import draws
 
-__all__ = ["cover", "mixing", "paste", "shift_and_flip"]
-
 Pixels = NDArray[np.uint8]
 Indices = NDArray[np.int64]
 

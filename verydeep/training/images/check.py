@@ -28,8 +28,6 @@ from .data import Data, Sample
 from .listing import Member, Streamed
 from .shards import is_stream
 
-__all__ = ["Check", "Finding", "check", "looked_over"]
-
 Watch = Callable[[Iterable[Any], int], Iterator[Any]]
 NAMED = 5  # of many are named in a line
 IMBALANCE = 20.0  # times as many images in the largest class as in the smallest

@@ -28,8 +28,6 @@ from ...errors import DataError
 from .listing import Item, Listing, Member, Source, Streamed, listed
 from .shards import entries
 
-__all__ = ["Data", "Sample", "find", "open", "stacked"]
-
 VAL_FRACTION = 0.1
 NAMED = 5  # of many are named in a message
 LONGEST_NAME = 1000  # of a class, in a model file

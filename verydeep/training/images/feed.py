@@ -22,8 +22,6 @@ from . import augment
 from .mixtures import mixed
 from .pictures import Pictures
 
-__all__ = ["Batch", "Feed", "MemorySource", "Source"]
-
 AHEAD = 3  # batches ready or being made
 
 Indices = NDArray[np.int64]

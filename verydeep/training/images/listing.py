@@ -25,8 +25,6 @@ from ...errors import DataError, nearest
 from ...files.photo_paths import IMAGE_SUFFIXES
 from . import shards as remote
 
-__all__ = ["Item", "Listing", "Member", "Source", "Streamed", "listed"]
-
 # What people call the parts of a data set, and what we call them. "test" validates where "val" is not.
 PARTS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",

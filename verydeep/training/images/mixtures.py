@@ -11,8 +11,6 @@ from .. import draws
 from ..recipes import Config
 from . import augment
 
-__all__ = ["mixed"]
-
 Indices = NDArray[np.int64]
 Seen = tuple[NDArray[np.uint8], NDArray[np.bool_]]  # images, and which of them could be read
 

@@ -27,8 +27,6 @@ from .feed import Batch
 from .mixtures import mixed
 from .statistics import Statistics, colour_shift
 
-__all__ = ["PhotoSource"]
-
 Indices = NDArray[np.int64]
 PROPORTIONS = (3 / 4, 4 / 3)  # of a crop of random area
 

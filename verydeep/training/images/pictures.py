@@ -15,8 +15,6 @@ from ...preprocess import Preprocess, decode
 from . import data
 from .data import Sample
 
-__all__ = ["Pictures", "pictures"]
-
 MOST_BYTES = 8 * 2**30
 
 
@@ -63,7 +61,7 @@ def pictures(samples: Sequence[Sample], size: int, threads: int = 0) -> Pictures
             decoded = decode(data.open(samples[index]))
             if isinstance(decoded, np.ndarray):
                 sides[index] = min(decoded.shape[:2])
-                pixels = fit.pixels(decoded, value_range=(0, 255))
+                pixels = fit.pixels(decoded, range=(0, 255))
             else:
                 sides[index] = min(decoded.size)
                 pixels = fit.pixels(decoded)

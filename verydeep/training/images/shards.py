@@ -33,8 +33,6 @@ from ...files.folders import cache_folder
 from ...files.lock import locked
 from ...files.photo_paths import IMAGE_SUFFIXES
 
-__all__ = ["Entry", "entries", "expanded", "forget", "is_stream", "listings"]
-
 ELSEWHERE = (
     "http://", "https://", "s3://", "gs://", "hf://", "ais://", "htgs://", "sftp://", "ftps://",
     "scp://", "file:", "pipe:",

@@ -28,8 +28,6 @@ from .shards import entries, forget
 from .statistics import Statistics
 from .views import BATCH, Views
 
-__all__ = ["StreamFeed", "StreamSource", "StreamViews", "few", "streamed"]
-
 Indices = NDArray[np.int64]
 BUFFER = 1000  # files that wait to be drawn: some 100 MB of photos
 FEW_SHARDS = 16

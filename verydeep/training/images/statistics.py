@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from .. import draws
 
-__all__ = ["Statistics", "colour_shift", "statistics"]
-
 CHUNK = 1024  # images whose pixels are float64 at one time
 
 

@@ -14,8 +14,6 @@ from ...preprocess import Preprocess
 from . import data
 from .data import Sample
 
-__all__ = ["Views", "pixels"]
-
 BATCH = 128
 
 

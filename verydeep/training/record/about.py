@@ -14,8 +14,6 @@ from typing import Any
 from ... import __version__
 from ..images.data import Data
 
-__all__ = ["command", "described", "now", "versions"]
-
 PACKAGES = ("numpy", "torch", "onnxruntime", "openvino", "MNN")
 
 

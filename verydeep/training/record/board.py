@@ -8,8 +8,6 @@ from typing import Any
 
 from ...errors import MissingExtraError
 
-__all__ = ["board"]
-
 # log's key -> TensorBoard's tag, of lines within an epoch and of those at its end
 WITHIN = {"loss": "loss/training", "rate": "rate", "images_per_second": "images per second"}
 AT_END = {

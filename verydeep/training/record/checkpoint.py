@@ -22,8 +22,6 @@ from torch import Tensor
 from ...errors import OutputError
 from ...files.atomic import replacing
 
-__all__ = ["Checkpoint", "latest", "save"]
-
 FORMAT = "verydeep checkpoint 1"
 KEPT = 2
 

@@ -18,16 +18,6 @@ from ..images.data import Data, Sample
 from . import about, measures
 from .result import TrainResult
 
-__all__ = [
-    "begun",
-    "judged",
-    "made",
-    "refuse_another_run",
-    "refuse_changes",
-    "refuse_difference",
-    "result",
-]
-
 WITHOUT_EFFECT = ("threads", "checkpoint_minutes")  # settings that change no weight
 
 

@@ -12,8 +12,6 @@ from ...errors import OutputError
 from ...files.atomic import replacing
 from ...files.lock import locked
 
-__all__ = ["Log", "read"]
-
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines; one that was cut off by a crash is left out."""

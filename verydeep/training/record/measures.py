@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ClassFigures", "class_figures", "confusion", "loss", "top"]
-
 Probabilities = NDArray[np.float32]
 Labels = NDArray[np.int64]
 

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from ..images.data import Sample
 
-__all__ = ["TrainResult"]
-
 
 @dataclass(frozen=True, eq=False)
 class TrainResult:

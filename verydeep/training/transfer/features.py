@@ -32,8 +32,6 @@ from ..images import data
 if TYPE_CHECKING:
     from ...preprocess import ImageLike, Size
 
-__all__ = ["Averages", "averages", "digests_of", "features_cache"]
-
 SHARD = 512  # photos, about 4 MB at 2048 channels
 
 

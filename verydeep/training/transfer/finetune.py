@@ -42,8 +42,6 @@ from . import linear_head
 from .frozen import Frozen, frozen
 from .probe import candidates, choose
 
-__all__ = ["FinetuneConfig", "Upper", "finetune", "run"]
-
 Event = Callable[[Mapping[str, Any]], None]
 
 

@@ -28,8 +28,6 @@ from .features import digests_of, features_cache
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Frozen", "frozen"]
-
 LEAST_AREA = 0.5  # of a photo, in views that are cropped
 
 

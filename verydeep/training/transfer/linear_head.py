@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 
 from ...errors import DataError
 
-__all__ = ["LinearHead", "Scaling", "folds", "log_loss", "scaling", "solve", "temperature"]
-
 Array = NDArray[Any]
 
 MEMORY = 10  # pairs of steps and changes of gradient that L-BFGS remembers

@@ -39,8 +39,6 @@ from . import linear_head
 from .features import Averages, averages
 from .linear_head import LinearHead
 
-__all__ = ["Chosen", "ProbeConfig", "choose", "probe", "run", "write_model"]
-
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # l2, strongest first
 FIRST = 2  # of them: the one with which layers are compared
 JUDGED = 6000  # training photos, at most, that choices are made on
