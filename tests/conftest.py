@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from verydeep import cli
+from verydeep import cli, errors
 
 from .tiny import model_file
 
@@ -40,6 +40,18 @@ def verydeep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the caches of whoever runs it."""
     monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """What the package says to its log is on stderr, as on the command line; once is once a test."""
+    errors.warn_once.cache_clear()
+    handler, level = cli.Stderr(), errors.log.level
+    errors.log.addHandler(handler)
+    errors.log.setLevel("INFO")
+    yield
+    errors.log.removeHandler(handler)
+    errors.log.setLevel(level)
 
 
 @pytest.fixture

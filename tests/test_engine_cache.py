@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from verydeep.engines import Source, notes, open_engine
+from verydeep.engines import Source, open_engine
 from verydeep.engines.remembered import Memory, Standing
 from verydeep.errors import EngineError
 from verydeep.files.cache import MANIFEST, Cache
@@ -26,12 +26,6 @@ from .tiny import pixels, tiny, weights
 
 ABOUT = {"engine": "toy", "version": "1"}
 ROW = Standing("toy", "cpu", {"streams": 2}, 0.01, 0.5, 1e-6)
-
-
-@pytest.fixture(autouse=True)
-def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was said once may be said again in the next test."""
-    monkeypatch.setattr(notes, "_SAID", set())
 
 
 class Toy:
@@ -224,7 +218,8 @@ def test_a_disk_without_room(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_processes_prepare_at_once(tmp_path: Path) -> None:
     """One makes it, the other waits and finds it; both get it."""
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom tests.test_engine_cache import Cache, Toy\n"
+        "import logging, sys, time\nlogging.basicConfig(level='INFO')\nfrom pathlib import Path\n"
+        "from tests.test_engine_cache import Cache, Toy\n"
         f"toy = Toy(Cache(Path({str(tmp_path)!r}) / 'prepared', 10_000))\n"
         "make = toy.make\n"
         "def slow(folder):\n    make(folder)\n    time.sleep(0.5)\n"

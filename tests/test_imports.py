@@ -64,6 +64,13 @@ def test_import_is_light() -> None:
     assert not heavy & loaded
 
 
+def test_silent_as_a_library_unless_asked() -> None:
+    say = "import verydeep.errors as e; e.warn_once('a note')"
+    assert python(say).stderr == ""
+    asked = python(f"import logging; logging.basicConfig(); {say}; e.warn_once('a note')")
+    assert asked.stderr == "WARNING:verydeep:a note\n"
+
+
 def test_public_names() -> None:
     assert verydeep.__all__ == [
         "__version__",

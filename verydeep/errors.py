@@ -1,4 +1,6 @@
-"""Every error that verydeep raises on purpose; each says what was given, what was expected, what to do.
+"""Every error that verydeep raises on purpose, and the log to which it says everything else.
+
+An error says what was given, what was expected, what to do.
 
 VerydeepError                 catch this one to catch them all
 ├── NetworkError              a network, head, width or pooling that the table does not have
@@ -16,7 +18,9 @@ VerydeepError                 catch this one to catch them all
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable
+from functools import cache
 
 __all__ = [
     "DataError",
@@ -31,6 +35,18 @@ __all__ = [
     "VerydeepError",
     "WeightsError",
 ]
+
+
+# Everything that is said to the person and is no error: one line each. Silent in a program, unless it gives
+# the logger "verydeep" a handler, as the command line does.
+log = logging.getLogger("verydeep")
+log.addHandler(logging.NullHandler())
+
+
+@cache
+def warn_once(text: str) -> None:
+    """One line to the log, but never twice in one process."""
+    log.warning(text)
 
 
 class VerydeepError(Exception):

@@ -25,7 +25,15 @@ import numpy as np
 
 from .engines.choice import Choice, source_of
 from .engines.remembered import Memory
-from .errors import DataError, EngineError, ImageError, ModelFileError, NetworkError, nearest
+from .errors import (
+    DataError,
+    EngineError,
+    ImageError,
+    ModelFileError,
+    NetworkError,
+    nearest,
+    warn_once,
+)
 from .graphs import pooling
 from .modelfile import ModelFile, Record, read
 from .preprocess import sized
@@ -540,12 +548,11 @@ def _int8_or_better(model: ModelFile, engine: str) -> str:
     and whose sums overflow on this processor.
     """
     from .engines.integers import adds_up, multiplies_fast
-    from .engines.notes import say_once
     from .graphs.int8 import require_quantised
 
     require_quantised(model)
     if engine == "auto" and multiplies_fast() is False:
-        say_once(
+        warn_once(
             "this processor has no products of 8-bit integers, so int8 becomes fast: no slower, and closer"
         )
         return "fast"

@@ -6,6 +6,7 @@ could be done or wrong usage, 130 stopped by Ctrl-C.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from importlib import import_module
@@ -14,7 +15,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..errors import VerydeepError
+from ..errors import VerydeepError, log
 
 # verb -> its one line; the module of the same name defines `command`
 VERBS: dict[str, str] = {
@@ -86,9 +87,19 @@ def _usage(error: click.ClickException) -> str:
     return f"verydeep: {message}{f'; see {ctx.command_path} --help' if ctx else ''}"
 
 
+class Stderr(logging.Handler):
+    """What the package says to the person, a line each, on whatever stderr is now."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"verydeep: {record.getMessage()}", err=True)
+
+
 def main() -> None:
     """Run the command; every error that a person can mend is one line on stderr."""
     status = 0
+    if not any(isinstance(handler, Stderr) for handler in log.handlers):
+        log.addHandler(Stderr())
+    log.setLevel(logging.INFO)
     try:
         result = cli.main(prog_name="verydeep", standalone_mode=False)
         status = result if isinstance(result, int) else 0

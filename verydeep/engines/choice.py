@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..errors import EngineError, NetworkError, nearest
+from ..errors import EngineError, NetworkError, log, nearest
 from . import (
     DEVICES,
     ENGINES,
@@ -28,7 +28,6 @@ from . import (
     installed,
     open_engine,
 )
-from .notes import say
 from .processor import busy, cores, processor
 from .remembered import Memory, Standing
 
@@ -197,14 +196,14 @@ class Choice:
                     self._settled[batch] = chosen
                 return chosen
             except EngineError as error:
-                say(f"engine {row.engine} is left out: {error}")
+                log.info(f"engine {row.engine} is left out: {error}")
         raise EngineError("no engine that was remembered can be opened; try --engine onnxruntime")
 
     def _race(self, kinds: list[Kind], pixels: np.ndarray, batch: int) -> Engine:
         from .race import race, racers
 
         about = self._about(kinds, pixels, batch)
-        say(
+        log.info(
             f"measuring {', '.join(about['engines'])} on this model, {batch} images of "
             f"{about['height']}x{about['width']} at once; this is done once"
         )
@@ -230,7 +229,7 @@ class Choice:
         self._settled = {batch: winner}
         times = ", ".join(f"{row.engine} {row.seconds * 1e3:.1f}" for row in standings)
         later = "; the machine is busy, so this is measured again another time" if disturbed else ""
-        say(f"chose {winner.name} (milliseconds an image: {times}){later}")
+        log.info(f"chose {winner.name} (milliseconds an image: {times}){later}")
         return winner
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import EngineError
+from ..errors import EngineError, log
 from ..files.cache import Cache
 from . import (
     ENGINES,
@@ -29,7 +29,6 @@ from . import (
     open_engine,
     relative_error,
 )
-from .notes import say
 from .remembered import Standing
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ def race(
                     f"{allowed:.0e}"
                 )
         except EngineError as reason:
-            say(f"engine {racer.kind.name} is left out: {reason}")
+            log.info(f"engine {racer.kind.name} is left out: {reason}")
             out.add(racer.kind.name)
             continue
         if champion is None:

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import warn_once
 from ..files.atomic import replacing
 from ..files.folders import cache_folder
 from ..files.lock import locked
-from .notes import say_once
 
 if TYPE_CHECKING:
     from ..modelfile import ModelFile
@@ -133,7 +133,7 @@ class Memory:
             except FileNotFoundError:
                 pass
             except (OSError, ValueError, KeyError, TypeError):
-                say_once(f"{self.path} cannot be read; what it remembered will be measured again")
+                warn_once(f"{self.path} cannot be read; what it remembered will be measured again")
         return self._value
 
     def _write(self, part: str, key: str, value: Any) -> None:
@@ -150,7 +150,7 @@ class Memory:
                 with replacing(self.path, "w", encoding="utf-8") as file:
                     json.dump(whole, file, indent=1)
         except OSError as error:
-            say_once(
+            warn_once(
                 f"{self.path} cannot be written ({error.strerror or error}); "
                 "engines will be measured again next time"
             )

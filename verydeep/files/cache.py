@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..engines.notes import say, say_once
-from ..errors import EngineError, OutputError
+from ..errors import EngineError, OutputError, log, warn_once
 from .folders import cache_folder
 from .lock import locked
 
@@ -90,7 +89,7 @@ class Cache:
             self._prepare_folder(size)
             return self._locked_open(path, about, make, load)
         except _UnusableError as reason:
-            say_once(str(reason))
+            warn_once(str(reason))
         with tempfile.TemporaryDirectory(prefix="verydeep-", ignore_cleanup_errors=True) as place:
             _require_room(Path(place), size)
             with _disk_errors(Path(place)):
@@ -144,7 +143,9 @@ class Cache:
                 return (value,)
         except (EngineError, OSError) as error:
             wrong = str(error)
-        say(f"the prepared graph {path.name} in the cache cannot be used: {wrong}; rebuilding it")
+        log.info(
+            f"the prepared graph {path.name} in the cache cannot be used: {wrong}; rebuilding it"
+        )
         return None
 
     def _prepare_folder(self, size: int) -> None:
@@ -173,7 +174,7 @@ class Cache:
         load: Callable[[Path, Mapping[str, Any]], T],
     ) -> T:
         def waiting() -> None:
-            say(f"another process is preparing {path.name}; waiting for it")
+            log.info(f"another process is preparing {path.name}; waiting for it")
 
         try:
             with locked(self.folder / f"{path.name}.lock", waiting):

@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from ...engines.notes import say
-from ...errors import DataError, MissingExtraError, VerydeepError
+from ...errors import DataError, MissingExtraError, VerydeepError, log
 from ...files.atomic import replacing
 from ...files.folders import cache_folder
 from ...files.lock import locked
@@ -87,7 +86,7 @@ def listings(urls: Sequence[str]) -> list[list[Entry]]:
             found.append(one)
             if rank == 0 and time.monotonic() > due:
                 due = time.monotonic() + QUIET_SECONDS
-                say(
+                log.info(
                     f"listing shards, once: {len(found)} of {len(urls)}, {sum(map(len, found))} images"
                 )
     finally:
