@@ -40,7 +40,7 @@ from .preprocess import sized
 
 if TYPE_CHECKING:
     from .graphs.pooling import Pooling
-    from .preprocess import ImageLike, Preprocess, Size
+    from .preprocess import ImageLike, Preprocess, Range, Size
 
 __all__ = [
     "Answer",
@@ -157,7 +157,7 @@ class _Pass:
     preprocess: Preprocess
     minimum: int  # pixels a side
     what: str  # needs that minimum
-    range: tuple[float, float] | None = None
+    range: Range = None
 
 
 def builtin_models() -> dict[str, Path]:
@@ -332,7 +332,7 @@ class Predictor:
         pool: Pooling | None = None,
         *,
         size: Size = None,
-        range: tuple[float, float] | None = None,
+        range: Range = None,
     ) -> dict[str, np.ndarray]:
         """The values of layers, by paper name: float32 (images, channels, height, width) each.
 
@@ -368,7 +368,7 @@ class Predictor:
         pool: Pooling | None = None,
         *,
         size: Size = None,
-        range: tuple[float, float] | None = None,
+        range: Range = None,
         top: int = 0,
         batch: int = DEFAULT_BATCH,
     ) -> Iterator[Features | Failure]:
@@ -399,7 +399,7 @@ class Predictor:
         layers: str | Sequence[str],
         pool: str | None,
         size: Size,
-        range: tuple[float, float] | None,
+        range: Range,
         scores: bool = False,
     ) -> _Pass:
         """What `features` is asked for, checked before anything is read."""

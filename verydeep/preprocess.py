@@ -12,6 +12,7 @@ pixels, and so the scores, would depend on the size and the format of the file.
 
 from __future__ import annotations
 
+import builtins
 import io
 import math
 import os
@@ -41,17 +42,25 @@ __all__ = [
     "FEATURES",
     "LPIPS",
     "PRESETS",
+    "RANGES",
     "TORCHVISION",
     "ImageLike",
     "Preprocess",
+    "Range",
     "Size",
     "decode",
+    "limits",
     "parse_size",
+    "several",
     "sized",
 ]
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | Tensor"
 Pixels: TypeAlias = NDArray[Any]  # uint8, or float32 on the same scale, 0 to 255
+Range: TypeAlias = "str | Sequence[float] | None"  # a name of RANGES, or (black, white)
+
+# the values of black and white, by the names that people give them
+RANGES: dict[str, tuple[float, float]] = {"0..255": (0, 255), "0..1": (0, 1), "-1..1": (-1, 1)}
 
 RESIZES = ("shorter", "exact", "none")
 INTERPOLATIONS = (
@@ -218,7 +227,7 @@ class Preprocess:
         resize_size = max(1, round(self.resize_size * size / self.crop_size))
         return replace(self, resize_size=resize_size, crop_size=size)
 
-    def pixels(self, image: ImageLike, *, range: tuple[float, float] | None = None) -> Pixels:
+    def pixels(self, image: ImageLike, *, range: Range = None) -> Pixels:
         """One image, decoded (see `decode` for what is taken), resized and cropped.
 
         Returns a new array (height, width, 3) in RGB order, whatever `channel_order` says, or
@@ -318,9 +327,7 @@ class Preprocess:
         return values
 
 
-def decode(
-    source: ImageLike, *, range: tuple[float, float] | None = None
-) -> Image.Image | NDArray[np.float32]:
+def decode(source: ImageLike, *, range: Range = None) -> Image.Image | NDArray[np.float32]:
     """One image in RGB: a PIL image, or float32 (h, w, 3) from 0 to 255 where 8 bits are too few.
 
     source is one of:
@@ -411,9 +418,7 @@ def _open(path: str | os.PathLike[str], name: str) -> BinaryIO:
         raise ImageError(f"{name}: cannot be opened ({_reason(error)}); check the path") from error
 
 
-def _decode_file(
-    file: BinaryIO, range: tuple[float, float] | None, name: str
-) -> Image.Image | NDArray[np.float32]:
+def _decode_file(file: BinaryIO, range: Range, name: str) -> Image.Image | NDArray[np.float32]:
     """The image in an open file. Whatever PIL's decoders raise on it is an ImageError."""
     from PIL import Image, UnidentifiedImageError
 
@@ -517,9 +522,7 @@ def _quiet() -> Iterator[None]:
 # PIL images
 
 
-def _upright_rgb(
-    image: Image.Image, range: tuple[float, float] | None, name: str
-) -> Image.Image | NDArray[np.float32]:
+def _upright_rgb(image: Image.Image, range: Range, name: str) -> Image.Image | NDArray[np.float32]:
     """A PIL image, perhaps not loaded yet, turned as EXIF says; RGB, or float32 from 0 to 255."""
     try:
         image.load()
@@ -597,7 +600,7 @@ def _to_array(source: object, name: str) -> NDArray[Any]:
 
 
 def _decode_array(
-    array: NDArray[Any], range: tuple[float, float] | None, name: str
+    array: NDArray[Any], range: Range, name: str
 ) -> Image.Image | NDArray[np.float32]:
     """An array (h, w) or (h, w, 1, 3 or 4) as `decode` returns it."""
     if array.ndim == 2:
@@ -627,9 +630,37 @@ def _decode_array(
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _range(
-    range: Sequence[float] | None, known: tuple[int, int] | None, name: str
-) -> tuple[float, float]:
+def limits(range: Range, name: str = "the images") -> tuple[float, float]:
+    """The values of black and white of a range; ImageError, naming `name`, where it is none."""
+    if isinstance(range, str) and range in RANGES:
+        return RANGES[range]
+    try:
+        if range is None or isinstance(range, str):
+            raise ValueError
+        low, high = (float(value) for value in range)
+        if not (low < high and math.isfinite(high - low)):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ImageError(
+            f"{name}: range is {range!r}; expected (black, white), as in (0, 1), or {' or '.join(RANGES)}"
+        ) from None
+    return low, high
+
+
+def several(images: object) -> tuple[list[Any], bool]:
+    """The images in a list, and whether there were several: the one rule for what is one image.
+
+    Several are a list, a tuple, an array (n, height, width, channels) or a tensor (n, channels, height,
+    width). All else is one image: a path, bytes, a PIL image, an array or tensor of two or three axes.
+    """
+    if isinstance(images, list | tuple):
+        return list(images), True
+    if getattr(images, "ndim", 0) == 4:
+        return [images[index] for index in builtins.range(len(images))], True  # type: ignore[index, arg-type]
+    return [images], False
+
+
+def _range(range: Range, known: tuple[int, int] | None, name: str) -> tuple[float, float]:
     """The values of black and white: as told, or as known from the type, or ImageError."""
     if range is None:
         if known is None:
@@ -638,15 +669,7 @@ def _range(
                 "as in range=(0, 1), or convert it to 8 or 16 bits"
             )
         return known
-    try:
-        low, high = (float(value) for value in range)
-    except (TypeError, ValueError) as error:
-        raise ImageError(
-            f"{name}: range is {range!r}; expected (black, white), as in (0, 1)"
-        ) from error
-    if not (low < high and math.isfinite(high - low)):
-        raise ImageError(f"{name}: range is {range!r}; expected (black, white), as in (0, 1)")
-    return low, high
+    return limits(range, name)
 
 
 def _on_255(values: NDArray[Any], limits: tuple[float, float], name: str) -> NDArray[np.float32]:

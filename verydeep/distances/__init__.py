@@ -28,7 +28,7 @@ from ..engines.remembered import Memory
 from ..errors import DataError, EngineError, ImageError, NetworkError, nearest
 from ..modelfile import ModelFile, read
 from ..predictor import BUILTIN, Failure, find_model
-from ..preprocess import Preprocess, decode
+from ..preprocess import RANGES, Preprocess, decode
 
 if TYPE_CHECKING:
     from ..engines import Engine
@@ -50,7 +50,6 @@ __all__ = [
 ]
 
 HEADS = BUILTIN / "heads" / "perceptual.safetensors"
-RANGES: dict[str, tuple[float, float]] = {"0..255": (0, 255), "0..1": (0, 1), "-1..1": (-1, 1)}
 
 LARGEST = 1 << 20  # pixels in one pass, all images together: 16 of 256x256
 MOST_OTHERS = 8  # images that share one computation of their reference

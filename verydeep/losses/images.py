@@ -11,8 +11,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from ..distances import RANGES
 from ..errors import ImageError, nearest
+from ..preprocess import RANGES
 
 Span = tuple[float, float]  # black and white
 
