@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .progress import progress
+from ..files.progress import progress
 
 
 @click.command()
@@ -30,7 +30,7 @@ def command(data: str, val: str | None, size: int, strict: bool, as_json: bool) 
     from ..training.images import check
 
     def watch(items: Iterable[Any], total: int) -> Iterator[Any]:
-        return progress(items, total=total, unit="images")
+        return progress(items, "image", total)
 
     result = check.check(data, val, size=size, watch=watch)
     click.echo(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else str(result))

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..files import photo_paths as photos
+from ..files.progress import progress
 from .engine_options import engine_options
-from .progress import progress
 
 if TYPE_CHECKING:
     from ..predictor import Answer, Failure, Predictor

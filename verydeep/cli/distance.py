@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..files.progress import progress
 from .output_folder import output_file
-from .progress import progress
 
 if TYPE_CHECKING:
     from ..distances import Distance, Perceptual
@@ -99,7 +99,7 @@ def command(
         click.echo(f"verydeep: {path}: no photo of that name in the other folder", err=True)
     found = measure.stream(pairing.pairs, spatial=map_path is not None)
     if len(pairing.pairs) > 1:
-        found = progress(found, total=len(pairing.pairs), unit="pairs")
+        found = progress(found, "pair", len(pairing.pairs))
     good: list[float] = []
     ways: Counter[str] = Counter()
     opening = "["

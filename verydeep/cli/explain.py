@@ -10,9 +10,9 @@ import click
 
 from ..errors import ImageError
 from ..files import photo_paths as photos
+from ..files.progress import progress
 from .engine_options import compute_options, size_option
 from .output_folder import Names, output_folder
-from .progress import progress
 
 if TYPE_CHECKING:
     from ..explanations import Explanation

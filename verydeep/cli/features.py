@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..files.progress import progress
 from .engine_options import batch_option, compute_options
-from .progress import progress
 
 if TYPE_CHECKING:
     from ..predictor import Failure, Features

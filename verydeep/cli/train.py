@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .progress import WIPE
+from ..files.progress import LiveLine
+from ..files.wording import clock
 
 if TYPE_CHECKING:
     from ..training.recipes import Config
@@ -105,10 +105,11 @@ def command(
         return 0
     if out is None:
         raise click.UsageError("--out DIR is missing, where the model goes")
-    result = begin.train(
-        recipe, data, val, out=out, model=model, width=width, settings=settings, init=init,
-        resume=resume, device=device, strict=strict, tensorboard=tensorboard, event=_Teller(),
-    )  # fmt: skip
+    with LiveLine() as live:
+        result = begin.train(
+            recipe, data, val, out=out, model=model, width=width, settings=settings, init=init,
+            resume=resume, device=device, strict=strict, tensorboard=tensorboard, event=_Teller(live),
+        )  # fmt: skip
     if as_json:
         figures = {
             "model": str(result.model), "top1": result.top1, "top5": result.top5,
@@ -125,14 +126,14 @@ def _plot(svg: str, path: Path) -> None:
 
     with replacing(path, "w", encoding="utf-8") as file:
         file.write(svg)
-    say(f"{path} shows it")
+    click.echo(f"{path} shows it", err=True)
 
 
 class _Teller:
     """Tells people what happens: a line an epoch, and on a terminal a live one within it."""
 
-    def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
+    def __init__(self, live: LiveLine) -> None:
+        self.live = live
         self.epochs = self.steps = 0
         self.config: Config | None = None  # of a recipe with the loop
         self.before = 0.0  # seconds before the first epoch
@@ -142,16 +143,16 @@ class _Teller:
         if kind in ("start", "resume") and line["config"]["recipe"] in ("probe", "finetune"):
             data = line["data"]
             self.epochs = line["config"]["epochs"]
-            say(
+            self.say(
                 f"{line['config']['recipe']}: a head for {data['classes']} classes on "
                 f"{line['config']['model']}, {data['train']} photos to train on, {data['val']} to "
                 f"validate ({data['split'] or 'none'})"
             )
-        elif kind == "features" and self.terminal:
+        elif kind == "features":
             text = f"features at {line['size']} pixels: {line['done']} photos {line['what']}"
-            click.echo(f"{WIPE}{text}", err=True, nl=False)
+            self.live.show(text)
         elif kind == "chosen":
-            say(
+            self.say(
                 f"chosen by cross-validation: {', '.join(line['layers'])} at {line['size']} pixels, l2 "
                 f"{line['l2']:g}; held-out top-1 {line['top1']:.2%}; {line['seconds']:.1f} s"
             )
@@ -162,22 +163,26 @@ class _Teller:
             self.config = Config.from_dict(config)
             self.steps = line.get("steps_per_epoch", 0)
             self.epochs = config["epochs"]
-            say(
+            self.say(
                 f"{config['recipe']}: {config['model']} of width {config['width']:g}, "
                 f"{data['classes']} classes, {data['train']} images to train on, {data['val']} to "
                 f"validate ({data['split'] or 'none'}); {config['precision']}, {config['layout']} layout, "
                 f"{line['device']}"
             )
         elif kind in ("note", "warning"):
-            say(f"{'warning: ' if kind == 'warning' else ''}{line['text']}")
-        elif kind == "step" and self.terminal:
+            self.say(f"{'warning: ' if kind == 'warning' else ''}{line['text']}")
+        elif kind == "step":
             text = f"epoch {line['epoch']} of {self.epochs}, step {line['step']}: loss {line['loss']:.3f}"
             if self.steps:
                 text += f", {line['images_per_second']:.0f} images/s, "
                 text += f"{self._left(line['step'] / self.steps, line['seconds'])} left"
-            click.echo(f"{WIPE}{text}", err=True, nl=False)
+            self.live.show(text)
         elif kind == "epoch":
-            say(self._epoch(line))
+            self.say(self._epoch(line))
+
+    def say(self, text: str) -> None:
+        self.live.wipe()
+        click.echo(text, err=True)
 
     def _epoch(self, line: Mapping[str, Any]) -> str:
         done = line["epoch"]
@@ -187,7 +192,7 @@ class _Teller:
         shown = f"top-1 {line['top1']:.2%}, loss {line['loss']:.3f}; " if "top1" in line else ""
         return (
             f"epoch {done} of {self.epochs}: {shown}training loss {line['train_loss']:.3f}, top-1 "
-            f"{line['train_top1']:.2%}; rate {line['rate']:.2g}; {_clock(line['seconds'])}, "
+            f"{line['train_top1']:.2%}; rate {line['rate']:.2g}; {clock(line['seconds'])}, "
             f"{self._left(done, line['seconds'])} left"
         )
 
@@ -196,15 +201,5 @@ class _Teller:
         from ..training.schedule import still_to_do
 
         if self.config is None:
-            return _clock((seconds - self.before) / done * (self.epochs - done))
-        return _clock(seconds * still_to_do(self.config, done))
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
-def say(text: str) -> None:
-    wipe = WIPE if sys.stderr.isatty() else ""
-    click.echo(f"{wipe}{text}", err=True)
+            return clock((seconds - self.before) / done * (self.epochs - done))
+        return clock(seconds * still_to_do(self.config, done))

@@ -26,6 +26,7 @@ from pathlib import Path
 from ..errors import OutputError, WeightsError
 from ..files.hashes import file_digests, learn, matches
 from ..files.lock import locked
+from ..files.progress import Progress
 
 TIMEOUT_SECONDS = 30.0  # without a byte
 ATTEMPTS = 5  # in a row that bring nothing
@@ -268,22 +269,11 @@ def _silence(_: str) -> None:
 def _bar(
     name: str, url: str, start: int, total: int | None, say: Callable[[str], None], progress: bool
 ) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, one line elsewhere; yields what to call with each byte count."""
+    """Progress on a terminal, one line elsewhere; yields what to call with each byte count."""
     if not (progress and sys.stderr.isatty()):
         size = f" ({total / 1e6:,.1f} MB)" if total else ""
         say(f"fetching {name}{size} from {url}" + (f", from byte {start:,} on" if start else ""))
         yield lambda _: None
         return
-    from rich import progress as bars
-    from rich.console import Console
-
-    columns = (
-        bars.TextColumn("{task.description}"),
-        bars.BarColumn(),
-        bars.DownloadColumn(),
-        bars.TransferSpeedColumn(),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as display:
-        task = display.add_task(name, total=total, completed=start)
-        yield lambda count: display.advance(task, count)
+    with Progress("byte", total, done=start, name=name) as bar:
+        yield bar.advance

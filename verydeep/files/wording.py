@@ -1,0 +1,30 @@
+"""How numbers, times and tables are written for people: one spelling of each, wherever they are said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def counted(number: int, what: str, several: str = "") -> str:
+    """A number with its noun: "1 photo", "2,000 photos". several: the plural, where it is no mere s."""
+    return f"{number:,} {what if number == 1 else several or what + 's'}"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds: "1:02:03"."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def table(rows: Iterable[Sequence[str]], align: str = "<") -> str:
+    """Rows of texts as lines of columns, two spaces apart.
+
+    align: "<" or ">" for each column; the last one counts for all that follow.
+    """
+    lines = [list(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = align.ljust(len(widths), align[-1])
+    return "\n".join(
+        "  ".join(f"{c:{s}{w}}" for c, s, w in zip(line, sides, widths, strict=True)).rstrip()
+        for line in lines
+    )
