@@ -91,7 +91,7 @@ class Stderr(logging.Handler):
     """What the package says to the person, a line each, on whatever stderr is now."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"verydeep: {record.getMessage()}", err=True)
+        print(f"verydeep: {record.getMessage()}", file=sys.stderr, flush=True)  # above a live line
 
 
 def main() -> None:
