@@ -197,6 +197,17 @@ def test_sha256_is_that_of_the_file_that_was_opened(small: Path) -> None:
     assert read(small).sha256 == hashlib.sha256(small.read_bytes()).hexdigest() != before
 
 
+def test_the_stamp_is_that_of_the_file_that_was_opened(small: Path) -> None:
+    model, again = read(small), read(small)
+    assert model.stamp == again.stamp
+    status = small.stat()
+    assert model.stamp[:2] == (status.st_dev, status.st_ino)
+    assert model.stamp[3:] == (status.st_size, status.st_mtime_ns)
+    write(small, Record(TRUNK), random_tensors(TRUNK, seed=1))
+    os.utime(small, ns=(status.st_atime_ns, status.st_mtime_ns))  # the new file claims the old date
+    assert model.stamp == again.stamp != read(small).stamp
+
+
 def test_stored_arrays_are_views_that_outlive_the_model_file(small: Path) -> None:
     model = read(small)
     array = model.stored["features.0.weight"]

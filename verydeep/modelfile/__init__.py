@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeGuard, cast
 
 import numpy as np
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT_VERSION", "Activation", "ModelFile", "Record", "read", "write"]
 
 FORMAT_VERSION = 1
+
+Stamp: TypeAlias = tuple[int, int, int, int, int]  # device, inode, ctime_ns, size, mtime_ns
 
 # safetensors' names of the types that a model file may hold, all little-endian
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -231,14 +233,22 @@ class ModelFile:
     "features.0.weight.q" with "features.0.weight.scale". They are read-only views of the map, which
     lives as long as one of them does. A file that is replaced (as `write` does) keeps its old bytes
     here; one that another program shortens in place must not be used any more.
+    stamp: which file was opened: its device, inode, ctime_ns, size in bytes and mtime_ns, as they were
+    then. Two that are equal mean the same bytes; whatever remembers something of this file keys it on them.
     """
 
     def __init__(
-        self, path: Path, record: Record, stored: Mapping[str, NDArray[Any]], mapped: mmap.mmap
+        self,
+        path: Path,
+        record: Record,
+        stored: Mapping[str, NDArray[Any]],
+        mapped: mmap.mmap,
+        stamp: Stamp,
     ) -> None:
         self.path = path
         self.record = record
         self.stored: Mapping[str, NDArray[Any]] = MappingProxyType(dict(stored))
+        self.stamp = stamp
         self._mapped = mapped
 
     def __repr__(self) -> str:
@@ -342,7 +352,9 @@ def write(
 
 
 def _read(path: Path, file: BinaryIO) -> ModelFile:
-    file_bytes = os.fstat(file.fileno()).st_size
+    status = os.fstat(file.fileno())  # of the file that is open, whatever has its name by now
+    file_bytes = status.st_size
+    stamp = (status.st_dev, status.st_ino, status.st_ctime_ns, file_bytes, status.st_mtime_ns)
     first = file.read(64)
     if not first:
         raise ModelFileError("the file is empty; expected a model file")
@@ -365,7 +377,7 @@ def _read(path: Path, file: BinaryIO) -> ModelFile:
         flat = np.frombuffer(mapped, _DTYPES[tensor.dtype], count, offset)
         stored[name] = flat.reshape(tensor.shape)
     _check_scales(stored)
-    return ModelFile(path, record, stored, mapped)
+    return ModelFile(path, record, stored, mapped, stamp)
 
 
 def _check(network: Network, found: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
