@@ -114,7 +114,7 @@ def test_upper_blocks_on_kept_maps_are_the_network_on_photos(
         "classifier.weight": torch.from_numpy(raw.weight),
         "classifier.bias": torch.from_numpy(raw.bias),
     }
-    whole = loading.assemble(loading.Weights(network, tensors)).eval()
+    whole = loading.assemble(loading.Trained(network, tensors)).eval()
     preprocess = replace(model.record.preprocess, resize="exact", resize_size=32, crop_size=None)
     pixels = np.stack([preprocess.pixels(str(sample.source)) for sample in samples])
     with torch.no_grad():

@@ -269,3 +269,11 @@ def test_the_table_needs_the_standard_library_alone() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert nets.NETWORKS
+
+
+def test_a_text_names_one_layer() -> None:
+    net = network("vgg16", head="gap", layers="relu5_3", classes=5)
+    assert net == network("vgg16", head="gap", layers=("relu5_3",), classes=5)
+    assert nets.Head("gap", 5, "relu5_3") == net.head  # type: ignore[arg-type]
+    assert net.cut("relu3_3") == net.cut(["relu3_3"])
+    assert net.cut("relu3_3").taps[-1] == "relu3_3"

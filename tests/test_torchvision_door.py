@@ -26,10 +26,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from verydeep import modelfile, models, nets
+from verydeep import modelfile, models, nets, predictor
 from verydeep.errors import NetworkError, VerydeepError, WeightsError
 from verydeep.modelfile import Record
 from verydeep.models import vgg
+from verydeep.models.enums import ENUMS
 from verydeep.models.layers import cfgs, make_layers
 from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE
@@ -88,7 +89,7 @@ SAME = {
 ELSEWHERE = {
     "ImageClassification": "verydeep.models.enums.ImageTransform, what .transforms() gives",
     "_IMAGENET_CATEGORIES": "verydeep.published.imagenet.class_names()",
-    "_COMMON_META": "the table, the catalogue and the class names, in verydeep.models.weights",
+    "_COMMON_META": "the table, the catalogue and the class names, in verydeep.models.enums",
     "_vgg": "verydeep.models.build",
     "handle_legacy_interface": "pretrained= is a keyword of every builder",
     "_ovewrite_named_param": "other num_classes than the weights' are not refused here",
@@ -179,9 +180,9 @@ def test_init_weights_false_leaves_torchs_own() -> None:
     assert models.vgg11(width=TINY, dropout=0.1).classifier[2].p == 0.1  # type: ignore[index]
 
 
-@pytest.mark.parametrize("name", [*vgg.ENUMS])
+@pytest.mark.parametrize("name", [*ENUMS])
 def test_every_spelling_of_published_weights(name: str, obtained: list[str]) -> None:
-    enum = vgg.ENUMS[name]
+    enum = ENUMS[name]
     theirs = getattr(torchvision.models, enum.__name__)
     spellings: list[Any] = [
         "IMAGENET1K_V1", "DEFAULT", f"{enum.__name__}.IMAGENET1K_V1", f"{enum.__name__}.DEFAULT",
@@ -259,7 +260,8 @@ def test_weights_from_torchs_own_files(old: bool, tmp_path: Path) -> None:
 
 
 def test_builtin(vgg16_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.loading, "BUILTIN", vgg16_file)
+    assert models.vgg16_bn(weights="builtin/cifar10").record.class_names[0] == "airplane"
+    monkeypatch.setattr(predictor, "BUILTIN", vgg16_file.parent)
     assert models.vgg16(weights="builtin").record == modelfile.read(vgg16_file).record
     assert models.get_model("VGG16", weights="builtin").record is not None
     with pytest.raises(WeightsError, match="vgg19: weights builtin are those of vgg16"):
@@ -313,7 +315,8 @@ def test_other_heads(vgg16_file: Path) -> None:
         model = models.vgg16(weights=vgg16_file, head="small")
     assert model.table.head == nets.Head("small", 4)
     with pytest.warns(UserWarning, match="vgg16: fc8 is new and untrained"):
-        model = models.vgg16(weights=vgg16_file, head="gap", layers=("relu5_3",))
+        model = models.vgg16(weights=vgg16_file, head="gap", layers="relu5_3")
+    assert model.table.head.layers == ("relu5_3",)
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
     trunk = models.vgg16(weights=vgg16_file, num_classes=0)  # nothing new, so nothing said
     assert trunk(torch.zeros(1, 3, 32, 32)).shape == (1, 32, 1, 1)

@@ -7,12 +7,12 @@ import torch
 
 from verydeep.errors import WeightsError
 from verydeep.models import build
-from verydeep.models.loading import Weights, assemble
-from verydeep.models.widening import widened
+from verydeep.models.adapting import widened
+from verydeep.models.loading import Trained, assemble
 from verydeep.nets import network
 
 
-def narrow(name: str, head: str, layers: tuple[str, ...], **choices: object) -> Weights:
+def narrow(name: str, head: str, layers: tuple[str, ...], **choices: object) -> Trained:
     torch.manual_seed(0)
     model = build(name, classes=4, head=head, layers=layers, width=1 / 16, init="he", **choices)
     for module in model.modules():
@@ -21,7 +21,7 @@ def narrow(name: str, head: str, layers: tuple[str, ...], **choices: object) -> 
             torch.nn.init.uniform_(module.bias, -0.2, 0.5)
             torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
             torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return Weights(model.table, dict(model.state_dict()))
+    return Trained(model.table, dict(model.state_dict()))
 
 
 CASES = [

@@ -11,7 +11,7 @@ Plain Python: importing this module imports nothing outside the standard library
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -78,6 +78,11 @@ BATCH_NORM_EPSILON = 1e-5
 HEADS: dict[str, tuple[int, int]] = {"classic": (7, 4096), "small": (1, 512), "gap": (1, 0)}
 
 
+def named(layers: str | Iterable[str]) -> tuple[str, ...]:
+    """Paper names of layers; a text alone names one layer."""
+    return (layers,) if isinstance(layers, str) else tuple(layers)
+
+
 @dataclass(frozen=True)
 class Head:
     """What stands on the convolutions.
@@ -94,6 +99,7 @@ class Head:
     layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", named(self.layers))
         if self.kind not in HEADS:
             raise NetworkError(f"head {self.kind!r} is unknown{nearest(self.kind, HEADS)}")
         if not isinstance(self.classes, int) or isinstance(self.classes, bool) or self.classes < 0:
@@ -227,11 +233,12 @@ class Network:
                 return layer
         raise LayerError(f"{self.name} has no layer {name!r}{nearest(name, self.taps)}")
 
-    def cut(self, taps: tuple[str, ...]) -> Network:
+    def cut(self, taps: str | Iterable[str]) -> Network:
         """The same network without what comes after the last of `taps`.
 
         The result's `trunk` ends there; its `top` is empty unless a tap lies in the head.
         """
+        taps = named(taps)
         for name in taps:
             self.layer(name)
         needed = replace(self)
@@ -292,7 +299,7 @@ def network(
     *,
     classes: int = 1000,
     head: str = "classic",
-    layers: tuple[str, ...] = (),
+    layers: str | Iterable[str] = (),
     width: float = 1.0,
     in_channels: int = 3,
     pool: str = "max",
@@ -304,7 +311,7 @@ def network(
     if name not in NETWORKS:
         raise NetworkError(f"network {name!r} is unknown{nearest(name, NETWORKS)}")
     column, batch_norm = NETWORKS[name]
-    top = Head(head, classes, tuple(layers))  # type: ignore[arg-type]  # checked by Head itself
+    top = Head(head, classes, named(layers))  # type: ignore[arg-type]  # checked by Head itself
     return Network(column, batch_norm, width, in_channels, pool, top)  # type: ignore[arg-type]
 
 

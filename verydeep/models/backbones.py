@@ -6,7 +6,7 @@ For detectors, segmentation nets and losses: SSD (arXiv:1512.02325), FCN (arXiv:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import nets
 from ..errors import LayerError, nearest
 from ..nets import Network
-from . import layers, loading, vgg
+from . import layers, vgg
 from .initialisation import initialise
 from .module import VGG
 
@@ -85,7 +85,7 @@ class Backbone(nn.Module):
 
 def backbone(
     name: str = "vgg16",
-    taps: Sequence[str] = ("relu3_3", "relu4_3", "relu5_3"),
+    taps: str | Iterable[str] = ("relu3_3", "relu4_3", "relu5_3"),
     weights: vgg.WeightsLike | None = "builtin",
     *,
     in_channels: int | None = None,
@@ -106,34 +106,31 @@ def backbone(
     Raises LayerError for a tap that the trunk does not have, WeightsError for weights of another
     network.
     """
-    taps = (taps,) if isinstance(taps, str) else tuple(taps)
+    taps = nets.named(taps)
     trunk = nets.network(name, classes=0).taps
     for tap in taps:
         if tap not in trunk:
             raise LayerError(f"the trunk of {name} has no layer {tap!r}{nearest(tap, trunk)}")
     if not taps:
         raise LayerError(f'no taps were named; expected at least one, such as "{trunk[-1]}"')
+
+    def cut(of: Network) -> Network:
+        return nets.network(
+            name,
+            classes=0,
+            width=of.width if width is None else width,
+            in_channels=of.in_channels if in_channels is None else in_channels,
+            pool=of.pool if pool is None else pool,
+        ).cut(taps)
+
     if weights is None:
-        of, found = nets.network(name, classes=0), None
-    else:
-        found = loading.read(vgg.locate(name, weights, progress), name, taps=taps)
-        of = vgg.expect(name, found, weights).network
-    network = nets.network(
-        name,
-        classes=0,
-        width=of.width if width is None else width,
-        in_channels=of.in_channels if in_channels is None else in_channels,
-        pool=of.pool if pool is None else pool,
-    ).cut(taps)
-    record = None
-    if found is None:
-        model = VGG.of(network)
+        model = VGG.of(cut(nets.network(name)))
         initialise(model)
     else:
-        adapted = vgg.adapt(name, found, network, stacklevel=2)
-        model = loading.assemble(adapted)
-        record = found.record if network.in_channels == of.in_channels else None
-    return Backbone(model.features, network, taps, checkpointing=checkpointing, record=record)
+        model = vgg.trained(name, weights, cut, taps=taps, progress=progress)
+    return Backbone(
+        model.features, model.table, taps, checkpointing=checkpointing, record=model.record
+    )
 
 
 def _run(modules: Sequence[nn.Module], x: Tensor) -> Tensor:

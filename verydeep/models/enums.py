@@ -24,20 +24,6 @@ from . import loading
 if TYPE_CHECKING:
     from ..preprocess import ImageLike
 
-__all__ = [
-    "ImageTransform",
-    "VGG11_BN_Weights",
-    "VGG11_Weights",
-    "VGG13_BN_Weights",
-    "VGG13_Weights",
-    "VGG16_BN_Weights",
-    "VGG16_Weights",
-    "VGG19_BN_Weights",
-    "VGG19_Weights",
-    "Weights",
-    "WeightsEnum",
-]
-
 _RECIPE = "https://github.com/pytorch/vision/tree/main/references/classification#alexnet-and-vgg"
 _SSD_RECIPE = "https://github.com/amdegroot/ssd.pytorch#training-ssd"
 
@@ -57,14 +43,12 @@ class ImageTransform:
     def __call__(self, image: ImageLike) -> Tensor:
         if isinstance(image, Tensor) and image.dim() == 4:
             return torch.stack([self(one) for one in image])
-        scale = None
+        device, limits = None, None
         if isinstance(image, Tensor):
-            scale = (0.0, 1.0) if image.is_floating_point() else None
-            pixels = self.preprocess.pixels(image.detach().cpu(), range=scale)
-        else:
-            pixels = self.preprocess.pixels(image)
-        tensor = torch.from_numpy(self.preprocess.normalise(pixels)[0])
-        return tensor.to(image.device) if isinstance(image, Tensor) else tensor
+            device, limits = image.device, "0..1" if image.is_floating_point() else None
+            image = image.detach().cpu()
+        pixels = self.preprocess.pixels(image, range=limits)
+        return torch.from_numpy(self.preprocess.normalise(pixels)[0]).to(device=device)
 
     # the attributes that code written for torchvision reads
     @property
@@ -89,7 +73,7 @@ class ImageTransform:
 
     @property
     def antialias(self) -> bool:
-        return self.preprocess.antialias
+        return True
 
 
 def _transform(preset: str, **changes: Any) -> ImageTransform:
@@ -183,13 +167,13 @@ class WeightsEnum(Enum):
 
     @property
     def transforms(self) -> Callable[..., ImageTransform]:
-        found: Callable[..., ImageTransform] = self.value.transforms
-        return found
+        transforms: Callable[..., ImageTransform] = self.value.transforms
+        return transforms
 
     @property
     def meta(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.value.meta
-        return found
+        meta: dict[str, Any] = self.value.meta
+        return meta
 
 
 class VGG11_Weights(WeightsEnum):  # noqa: N801  (torchvision's names)
@@ -231,3 +215,9 @@ class VGG19_Weights(WeightsEnum):  # noqa: N801
 class VGG19_BN_Weights(WeightsEnum):  # noqa: N801
     IMAGENET1K_V1 = _published("vgg19_bn")
     DEFAULT = IMAGENET1K_V1
+
+
+# The networks that somebody published weights of, with their enums.
+ENUMS: dict[str, type[WeightsEnum]] = {
+    enum["DEFAULT"].value.entry: enum for enum in WeightsEnum.__subclasses__()
+}

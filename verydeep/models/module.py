@@ -7,7 +7,7 @@ of either loads into the other, strictly, for the eight networks that both have.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import nets
 from ..errors import LayerError, NetworkError
-from ..nets import NETWORKS, Network
+from ..nets import NETWORKS, Network, named
 from . import layers
 from .initialisation import Recipe, initialise
 
@@ -29,7 +29,7 @@ class Choices(TypedDict, total=False):
 
     classes: int
     head: str
-    layers: tuple[str, ...]
+    layers: str | Iterable[str]
     width: float
     in_channels: int
     pool: str
@@ -132,16 +132,15 @@ class VGG(nn.Module):
                     maps[index] = x
         return torch.cat([self.avgpool(maps[index]) for index in self._averaged], 1)
 
-    def taps(self, x: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    def taps(self, x: Tensor, names: str | Iterable[str]) -> dict[str, Tensor]:
         """The values of the named layers, in the order asked, from one pass that ends at the last.
 
         x: normalised images, float (n, in_channels, height, width).
-        names: paper names; see `verydeep.nets.Network.taps`. "conv3_2" is the value before ReLU
-        and, in networks with batch norm, after it; "prob" the soft-max. Raises LayerError for a
-        name that the network does not have.
+        names: a paper name, or several; see `verydeep.nets.Network.taps`. "conv3_2" is the value
+        before ReLU and, in networks with batch norm, after it; "prob" the soft-max. Raises
+        LayerError for a name that the network does not have.
         """
-        net = self.table
-        names = (names,) if isinstance(names, str) else tuple(names)
+        net, names = self.table, named(names)
         if not names:
             raise LayerError(f'no taps were named; expected at least one, such as "{net.taps[-1]}"')
         needed = net.cut(names)

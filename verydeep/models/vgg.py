@@ -1,4 +1,4 @@
-"""The door that readers of torchvision know: `vgg16(weights=...)` and its ten siblings.
+"""The door that readers of torchvision know: `vgg16(weights=...)`, its ten siblings, and their lists.
 
 `from verydeep.models.vgg import ...` has the names of `torchvision.models.vgg`. What torchvision
 refuses (other classes or channels with trained weights) is done here, and said by one warning.
@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from typing import Protocol, TypedDict, Unpack
+from types import ModuleType
+from typing import Any, Protocol, TypedDict, Unpack
 
 from .. import nets
-from ..errors import NetworkError, WeightsError
+from ..errors import NetworkError, WeightsError, nearest
 from ..nets import NETWORKS, Network
+from ..predictor import builtin_models
 from ..published import catalog, supply
 from . import loading
+from .adapting import adapt
 from .enums import (
+    ENUMS,
     VGG11_BN_Weights,
     VGG11_Weights,
     VGG13_BN_Weights,
@@ -59,18 +66,6 @@ __all__ = [
     "vgg19_bn",
 ]
 
-# The networks that somebody published weights of, under torchvision's enums.
-ENUMS: dict[str, type[WeightsEnum]] = {
-    "vgg11": VGG11_Weights,
-    "vgg11_bn": VGG11_BN_Weights,
-    "vgg13": VGG13_Weights,
-    "vgg13_bn": VGG13_BN_Weights,
-    "vgg16": VGG16_Weights,
-    "vgg16_bn": VGG16_BN_Weights,
-    "vgg19": VGG19_Weights,
-    "vgg19_bn": VGG19_BN_Weights,
-}
-
 WeightsLike = WeightsEnum | str | os.PathLike[str]
 
 
@@ -86,7 +81,7 @@ class Around(TypedDict, total=False):
     num_classes: int
     in_channels: int
     head: str
-    layers: tuple[str, ...]
+    layers: str | Iterable[str]
     width: float
     pool: str
     dropout: float
@@ -134,9 +129,13 @@ def _builder(name: str) -> Builder:
                 stacklevel=2,
             )
             weights = "DEFAULT" if pretrained else None
-        if weights is None:
-            return _untrained(name, choices)
-        return _trained(name, weights, progress, choices)
+        network, dropout = partial(_network, name, choices), choices.get("dropout", 0.5)
+        if weights is not None:
+            return trained(name, weights, network, progress=progress, dropout=dropout)
+        model = VGG.of(network(None), dropout=dropout)
+        if choices.get("init_weights", True):
+            initialise(model)
+        return model
 
     builder.__name__ = builder.__qualname__ = name
     published = f"a member of {enum.__name__} or its name, " if enum else ""
@@ -158,21 +157,45 @@ def _builder(name: str) -> Builder:
     return builder
 
 
-def locate(name: str, weights: WeightsLike, progress: bool = True) -> Path:
+def trained(
+    name: str,
+    weights: WeightsLike,
+    network: Callable[[Network], Network],
+    *,
+    taps: tuple[str, ...] = (),
+    progress: bool = True,
+    dropout: float = 0.5,
+) -> VGG:
+    """The module of these weights, which are fetched where that is needed.
+
+    network: makes of the weights' network the one that is wanted; one warning says what is new in it,
+    where the caller was called. taps: where given, only what these layers need is read.
+    Raises WeightsError where the weights are not those of the network `name`.
+    """
+    given = loading.read(_located(name, weights, progress), name, taps=taps)
+    if given.network.name != name:
+        raise WeightsError(f"{name}: weights {weights!s} are those of {given.network.name}")
+    fitting, notes = adapt(given, network(given.network))
+    if notes:
+        warnings.warn(f"{name}: {'; '.join(notes)}", stacklevel=3)
+    return loading.assemble(fitting, dropout=dropout)
+
+
+def _located(name: str, weights: WeightsLike, progress: bool) -> Path:
     """The file of these weights for the network `name`, fetched where that is needed."""
     enum = ENUMS.get(name)
-    if isinstance(weights, str) and weights == "builtin":
-        return loading.BUILTIN
     if not isinstance(weights, str | os.PathLike):
-        if enum is None:
+        member = enum.verify(weights) if enum else None
+        if member is None:
             raise WeightsError(f"no weights of {name} were published; give a path, or None")
-        member = enum.verify(weights)
-        assert member is not None
         return supply.obtain(member.value.entry, progress)
     text = os.fspath(weights)
-    member_name = text.removeprefix(f"{enum.__name__}.") if enum else text
-    if enum and member_name in enum.__members__:
-        return supply.obtain(enum[member_name].value.entry, progress)
+    if isinstance(weights, str) and text in builtin_models():
+        return builtin_models()[text]
+    members = enum.__members__ if enum else {}
+    member = members.get(text.removeprefix(f"{enum.__name__}.") if enum else text)
+    if member is not None:
+        return supply.obtain(member.value.entry, progress)
     if text in catalog.ENTRIES:
         of = catalog.ENTRIES[text].network
         if of != name:  # said before half a gigabyte is fetched
@@ -180,44 +203,12 @@ def locate(name: str, weights: WeightsLike, progress: bool = True) -> Path:
         return supply.obtain(text, progress)
     if Path(text).exists():
         return Path(text)
-    published = [*(enum.__members__ if enum else ())]
-    published += [one.name for one in catalog.ENTRIES.values() if one.network == name]
-    known = ", ".join(published)
+    entries = [one.name for one in catalog.ENTRIES.values() if one.network == name]
+    known = ", ".join([*members, *entries])
     raise WeightsError(
         f"{name}: there are no weights {text!r}; expected the path of a file"
         + (f", or one of: {known}" if known else ", since none of this network were published")
     )
-
-
-def _untrained(name: str, choices: Around) -> VGG:
-    model = VGG.of(_network(name, choices, None), dropout=choices.get("dropout", 0.5))
-    if choices.get("init_weights", True):
-        initialise(model)
-    return model
-
-
-def _trained(name: str, weights: WeightsLike, progress: bool, choices: Around) -> VGG:
-    found = expect(name, loading.read(locate(name, weights, progress), name), weights)
-    network = _network(name, choices, found.network)
-    adapted = adapt(name, found, network, stacklevel=3)
-    return loading.assemble(adapted, dropout=choices.get("dropout", 0.5))
-
-
-def expect(name: str, found: loading.Weights, weights: WeightsLike) -> loading.Weights:
-    """The weights, where they are those of the network `name`; else WeightsError."""
-    if found.network.name != name:
-        raise WeightsError(f"{name}: weights {weights!s} are those of {found.network.name}")
-    return found
-
-
-def adapt(
-    name: str, found: loading.Weights, network: Network, *, stacklevel: int
-) -> loading.Weights:
-    """The weights for that network, with one warning of what is new, where the user called."""
-    adapted, notes = loading.adapt(found, network)
-    if notes:
-        warnings.warn(f"{name}: {'; '.join(notes)}", stacklevel=stacklevel + 1)
-    return adapted
 
 
 def _network(name: str, choices: Around, trained: Network | None) -> Network:
@@ -233,7 +224,7 @@ def _network(name: str, choices: Around, trained: Network | None) -> Network:
         name,
         classes=choices.get("num_classes", head.classes),
         head=kind,
-        layers=tuple(choices.get("layers", head.layers if kind == head.kind else ())),
+        layers=choices.get("layers", head.layers if kind == head.kind else ()),
         width=choices.get("width", of.width),
         in_channels=choices.get("in_channels", of.in_channels),
         pool=choices.get("pool", of.pool),
@@ -251,3 +242,59 @@ vgg16 = _builder("vgg16")
 vgg16_bn = _builder("vgg16_bn")
 vgg19 = _builder("vgg19")
 vgg19_bn = _builder("vgg19_bn")
+
+
+def list_models(
+    module: ModuleType | None = None,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+) -> list[str]:
+    """The names of the models, sorted.
+
+    module: verydeep.models or verydeep.models.vgg, which hold all of them; any other holds none.
+    include, exclude: shell patterns such as "*_bn"; a name matches where one of them does.
+    """
+    if module is not None and module.__name__ not in (__package__, __name__):
+        return []
+
+    def matches(name: str, patterns: str | Iterable[str] | None) -> bool:
+        patterns = [patterns] if isinstance(patterns, str) else patterns or ()
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    return sorted(n for n in NETWORKS if matches(n, include or "*") and not matches(n, exclude))
+
+
+def get_model_builder(name: str) -> Builder:
+    """The function that builds the model of that name, in any case."""
+    if name.lower() not in NETWORKS:
+        raise NetworkError(f"network {name!r} is unknown{nearest(name.lower(), NETWORKS)}")
+    builder: Builder = globals()[name.lower()]
+    return builder
+
+
+def get_model(name: str, **config: Any) -> VGG:
+    """The model of that name; `config` goes to its builder (weights, num_classes, ...)."""
+    return get_model_builder(name)(**config)
+
+
+def get_model_weights(name: str | Builder) -> type[WeightsEnum]:
+    """The enum of a model's published weights, by its name or its builder.
+
+    Raises WeightsError where none were published.
+    """
+    name = get_model_builder(name if isinstance(name, str) else name.__name__).__name__
+    if name not in ENUMS:
+        raise WeightsError(f"no weights of {name} were published")
+    return ENUMS[name]
+
+
+def get_weight(name: str) -> WeightsEnum:
+    """The enum member of that full name, such as "VGG16_Weights.IMAGENET1K_V1"."""
+    known = {
+        f"{enum.__name__}.{key}": member
+        for enum in ENUMS.values()
+        for key, member in enum.__members__.items()
+    }
+    if name not in known:
+        raise WeightsError(f"weights {name!r} are unknown{nearest(name, known)}")
+    return known[name]

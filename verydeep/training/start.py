@@ -17,7 +17,7 @@ from .. import nets
 from ..errors import NetworkError, WeightsError
 from ..modelfile import Record
 from ..models import VGG, build, loading, warm_start
-from ..models.widening import widened
+from ..models.adapting import adapt, widened
 from ..nets import Network
 from ..predictor import find_model
 from ..preprocess import Preprocess
@@ -84,7 +84,7 @@ def started(
     if other and config.recipe == "paper" and found.network.column == "A":
         net = network_of(config, classes)
         model = build(net, init=config.start, dropout=config.dropout)
-        adapted, notes = loading.adapt(
+        adapted, notes = adapt(
             found, network_of(config, classes, found.network)
         )  # FC layers for as many classes
         copied = warm_start(model, loading.assemble(adapted))
@@ -106,14 +106,14 @@ def started(
         ]
         found = widened(found, replace(found.network, width=config.width))
     net = network_of(config, classes, found.network)
-    adapted, notes = loading.adapt(found, net)
+    adapted, notes = adapt(found, net)
     tensors = {k: t.clone() for k, t in adapted.tensors.items()}
-    model = loading.assemble(loading.Weights(net, tensors, adapted.record), dropout=config.dropout)
+    model = loading.assemble(loading.Trained(net, tensors, adapted.record), dropout=config.dropout)
     model.train()
     return model, record.preprocess, [f"from {init}: {found.network.name}", *wider, *notes]
 
 
-def _weights(init: str | os.PathLike[str]) -> loading.Weights:
+def _weights(init: str | os.PathLike[str]) -> loading.Trained:
     if os.path.isdir(init):
         return _of_run(Path(init))
     path = find_model(init)
@@ -126,12 +126,12 @@ def _weights(init: str | os.PathLike[str]) -> loading.Weights:
         convert.convert(path, target)
         found = loading.read(target)
         # the map of a file that is about to vanish is not to be relied on everywhere
-        return loading.Weights(
+        return loading.Trained(
             found.network, {k: t.clone() for k, t in found.tensors.items()}, found.record
         )
 
 
-def _of_run(folder: Path) -> loading.Weights:
+def _of_run(folder: Path) -> loading.Trained:
     """The weights that a run of the loop validates, at its last checkpoint."""
     notes: list[str] = []
     found = checkpoint.latest(folder / "checkpoints", notes.append)
@@ -149,4 +149,4 @@ def _of_run(folder: Path) -> loading.Weights:
         network, Preprocess.from_dict(begun["preprocess"]),
         provenance={"made_by": "verydeep train", "command": begun["command"], "step": facts["step"]},
     )  # fmt: skip
-    return loading.Weights(network, tensors, record)
+    return loading.Trained(network, tensors, record)

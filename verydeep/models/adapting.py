@@ -1,0 +1,179 @@
+"""The weights of one network made to fit another: other channels, another head, wider, deeper."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .. import modelfile
+from ..errors import NetworkError, WeightsError
+from ..nets import Network
+from .loading import Trained
+from .module import VGG
+
+# The first four convolutions of A and the three FC layers (arXiv:1409.1556, section 3.1). Matched
+# by the paper's names: the k-th convolution of a deeper network has other channels than A's k-th.
+WARM_START_LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8")
+
+LEAST_SHARE = 0.25  # of the largest, before the shares of a repeated channel are made to sum to one
+
+
+def adapt(trained: Trained, network: Network) -> tuple[Trained, list[str]]:
+    """The weights for a network with other input channels or another head, and what was done, in
+    words.
+
+    The first convolution's filters are summed over their input channels for one channel (a grey
+    image then answers as the same image in three equal channels did), and repeated and scaled by
+    the ratio of the channels for others. FC layers that do not fit are new: N(0, 0.01), biases 0.
+    Raises WeightsError where the convolutions themselves differ.
+    """
+    old, notes = trained.network, []
+    tensors = dict(trained.tensors)
+    if (old.head.kind, old.head.layers) != (network.head.kind, network.head.layers):
+        tensors = {key: value for key, value in tensors.items() if key.startswith("features.")}
+    fresh: list[str] = []
+    for layer in network.layers:
+        for key, shape in layer.tensors.items():
+            value = tensors.get(key)
+            if value is not None and value.shape == shape:
+                continue
+            if layer.kind == "fc":
+                tensors[key] = torch.zeros(shape)
+                if key.endswith("weight"):
+                    torch.nn.init.normal_(tensors[key], 0, 0.01)  # as torchvision starts them
+                    fresh.append(layer.name)
+            elif value is not None and value.shape[:1] == shape[:1] and layer is network.trunk[0]:
+                tensors[key] = _with_channels(value, shape[1])
+                how = "summed over" if shape[1] == 1 else "repeated and rescaled along"
+                notes.append(f"the filters of {layer.name} were {how} their input channels")
+            else:
+                given = "nothing" if value is None else tuple(value.shape)
+                raise WeightsError(
+                    f"these weights are those of {old.name}, width {old.width:g}: they have "
+                    f"{given} for {key}, and {network.name}, width {network.width:g}, needs {shape}"
+                )
+    if fresh:
+        notes.append(f"{', '.join(fresh)} {'is' if len(fresh) == 1 else 'are'} new and untrained")
+    kept = {key: tensors[key] for key in network.tensors}
+    return Trained(network, kept, _record(trained, network)), notes
+
+
+def _with_channels(filters: Tensor, channels: int) -> Tensor:
+    """Filters (out, c, h, w) for images of that many channels instead of c."""
+    if channels == 1:
+        return filters.sum(1, keepdim=True)
+    before = filters.shape[1]
+    repeated = filters.repeat(1, -(-channels // before), 1, 1)[:, :channels]
+    return repeated * (before / channels)
+
+
+def _record(trained: Trained, network: Network) -> modelfile.Record | None:
+    """What still holds of the weights' record for the network that they were adapted to."""
+    record, old = trained.record, trained.network
+    if record is None or network.in_channels != old.in_channels:
+        return None  # the pre-processing is for other channels
+    if network == old or replace(network) != network:
+        return record  # of a cut network, the record is that of the file
+    # class names, threshold and figures belong to the old head
+    return modelfile.Record(
+        network, record.preprocess, licence=record.licence, provenance=record.provenance
+    )
+
+
+def widened(trained: Trained, network: Network) -> Trained:
+    """The weights for `network`, which is theirs with a greater width; its scores are the same.
+
+    Chen, Goodfellow and Shlens 2015, "Net2Net: Accelerating Learning via Knowledge Transfer",
+    arXiv:1511.05641, section 2.2: channels are repeated, and what reads a repeated channel shares its
+    weight out among the copies. Shares are drawn from torch's generator, so that copies, equal at
+    first, learn different things. WeightsError where the networks differ in more than the width, or
+    `network` is the narrower one.
+    """
+    old = trained.network
+    pairs = list(zip(old.layers, network.layers, strict=False))
+    same = (
+        len(old.layers) == len(network.layers)
+        and old.head == network.head
+        and all((a.name, a.kernel, a.norm_key) == (b.name, b.kernel, b.norm_key) for a, b in pairs)
+        and old.in_channels == network.in_channels
+    )
+    # response normalisation sums over neighbours, whom repeating channels changes
+    fixed = any(layer.kind == "lrn" for layer in old.trunk) and network.width != old.width
+    if not same or fixed or network.width < old.width:
+        raise WeightsError(
+            f"{old.name} of width {old.width:g} cannot become {network.name} of width "
+            f"{network.width:g}; expected the same network, wider, and none with LRN"
+        )
+    tensors: dict[str, Tensor] = {}
+    source = torch.arange(old.in_channels)  # the narrow channel that each is a copy of
+    sources: dict[str, Tensor] = {}  # the same by layer, for the head
+    for narrow, wide in pairs:
+        if narrow.kind == "average":
+            source = _averaged(old, sources, narrow.kernel)
+        if narrow.kind in ("conv", "fc"):
+            copies = torch.arange(wide.outputs) % narrow.outputs
+            weight = trained.tensors[f"{narrow.key}.weight"][copies][:, source]
+            shares = _shares(source, len(copies))
+            weight = weight * shares.reshape(weight.shape[:2] + (1,) * (weight.dim() - 2))
+            tensors[f"{narrow.key}.weight"] = weight.contiguous()
+            for key in list(narrow.tensors)[1:]:  # all but the weight
+                value = trained.tensors[key]
+                tensors[key] = (value[copies] if value.dim() else value).clone()
+            source = copies
+        sources[wide.name] = source
+    record = trained.record
+    if record is not None:
+        record = replace(record, network=network, measured=())
+    return Trained(network, {key: tensors[key] for key in network.tensors}, record)
+
+
+def _shares(source: Tensor, outputs: int) -> Tensor:
+    """(outputs, inputs): of each output's weight on a narrow channel, what each of its copies gets."""
+    drawn = LEAST_SHARE + (1 - LEAST_SHARE) * torch.rand(outputs, len(source))
+    sums = torch.zeros(outputs, int(source.max()) + 1).index_add_(1, source, drawn)
+    return drawn / sums[:, source]
+
+
+def _averaged(network: Network, sources: dict[str, Tensor], grid: int) -> Tensor:
+    """For what the first FC layer reads: a grid of each channel of the layers that the head reads."""
+    parts, offset = [], 0
+    for name in network.head_inputs:
+        parts.append(sources[name] + offset)
+        offset += network.layer(name).outputs
+    joined = torch.cat(parts)
+    places = torch.arange(grid * grid)
+    return (joined[:, None] * grid * grid + places).reshape(-1)
+
+
+def warm_start(model: VGG, trained: VGG) -> tuple[str, ...]:
+    """Copy a trained A's first four convolutions and three FC layers into a deeper network, in
+    place.
+
+    Layers that the two networks' heads do not share are left as they are. Returns the paper names
+    of the layers that were copied. Raises NetworkError where a shape differs (another width, head
+    size or number of classes), before anything is changed.
+    """
+    net, trained_net = model.table, trained.table
+    shared = set(net.taps) & set(trained_net.taps)
+    copied = tuple(name for name in WARM_START_LAYERS if name in shared)
+    pairs: list[tuple[str, str]] = []
+    for name in copied:
+        ours, theirs = net.layer(name), trained_net.layer(name)
+        for key, shape in ours.tensors.items():
+            prefix, part = key.rsplit(".", 1)
+            of = theirs.key if prefix == ours.key else theirs.norm_key
+            if not of:
+                continue  # a trained network without batch norm leaves ours the identity that it is
+            if theirs.tensors[f"{of}.{part}"] != shape:
+                raise NetworkError(
+                    f"{name} is {theirs.tensors[f'{of}.{part}']} in {trained_net.name} and {shape} in "
+                    f"{net.name}; a warm start needs the same width, head and number of classes"
+                )
+            pairs.append((key, f"{of}.{part}"))
+    source, target = trained.state_dict(), model.state_dict()
+    with torch.no_grad():
+        for key, other in pairs:
+            target[key].copy_(source[other])
+    return copied
