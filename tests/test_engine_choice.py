@@ -311,19 +311,19 @@ def test_refusals(built: Graph) -> None:
         Choice(Source(built), device="gpu")
 
 
-def test_the_key_of_a_file(tmp_path: Path, memory: Memory) -> None:
+def test_the_key_of_a_file(tmp_path: Path) -> None:
     model = modelfile.read(model_file(tmp_path / "a.safetensors"))
-    first = source_of(model, "uint8", memory=memory)
+    first = source_of(model, "uint8")
     assert not first.has_key
     key = first.key
     assert first.has_key
-    again = source_of(model, "uint8", memory=Memory(memory.path))
+    again = source_of(model, "uint8")
     assert again.has_key
     assert again.key == key
     assert again.signature == Source(again.graph).signature
-    assert source_of(model, "float32", memory=memory).key != key
+    assert source_of(model, "float32").key != key
     model_file(tmp_path / "a.safetensors", threshold=0.5)
-    changed = source_of(modelfile.read(model.path), "uint8", memory=memory)
+    changed = source_of(modelfile.read(model.path), "uint8")
     assert not changed.has_key
     assert changed.key != key
 

@@ -16,7 +16,6 @@ from torchvision.models.feature_extraction import create_feature_extractor
 import verydeep
 from verydeep import engines, modelfile, models
 from verydeep.engines.choice import source_of
-from verydeep.engines.remembered import Memory
 from verydeep.errors import DataError, ImageError, LayerError, NetworkError, PreprocessError
 from verydeep.predictor import Failure, Features
 from verydeep.preprocess import TORCHVISION, Preprocess, parse_size, sized
@@ -115,16 +114,16 @@ def test_nothing_after_the_last_layer_is_computed(classic: Path) -> None:
     assert [output.name for output in whole.model.graph.output] == ["relu3_1", "scores"]
 
 
-def test_the_key_tells_graphs_apart(classic: Path, tmp_path: Path) -> None:
-    model, memory = modelfile.read(classic), Memory(tmp_path / "memory.json")
+def test_the_key_tells_graphs_apart(classic: Path) -> None:
+    model = modelfile.read(classic)
     asked: list[dict[str, Any]] = [
         {}, {"taps": ("relu1_1",)}, {"taps": ("relu1_1",), "scores": False},
         {"taps": ("relu1_1",), "pool": "avg"}, {"taps": ("relu1_1",), "pool": "max"},
         {"taps": ("relu1_1", "relu1_2")}, {"taps": ("relu1_2", "relu1_1")},
     ]  # fmt: skip
-    keys = [source_of(model, "uint8", memory=memory, **words).key for words in asked]
+    keys = [source_of(model, "uint8", **words).key for words in asked]
     assert len(set(keys)) == len(asked)
-    again = [source_of(model, "uint8", memory=memory, **words).key for words in asked]
+    again = [source_of(model, "uint8", **words).key for words in asked]
     assert again == keys
 
 

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -24,7 +23,6 @@ from typing import TYPE_CHECKING, Any, cast, overload
 import numpy as np
 
 from .engines.choice import Choice, source_of
-from .engines.remembered import Memory
 from .errors import (
     DataError,
     EngineError,
@@ -252,10 +250,10 @@ class Predictor:
     def record(self) -> Record:
         return self.model.record
 
-    @cached_property
+    @property
     def sha256(self) -> str:
         """Of the model file, 64 hexadecimal digits. One that was hashed before is not read again."""
-        return Memory().sha256_of(self.model)
+        return self.model.sha256
 
     def __repr__(self) -> str:
         network = self.record.network

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import VerydeepError, WeightsError
+from ..errors import VerydeepError, WeightsError, log
 from . import CONTEXT
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def fetch(names: tuple[str, ...], quiet: bool) -> int:
     """
     from ..published import supply
 
+    if quiet:
+        log.setLevel(logging.ERROR)
     failures = 0
     for name in names:
         try:

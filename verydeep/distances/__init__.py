@@ -24,7 +24,6 @@ import numpy as np
 from .. import __version__
 from ..engines import ENGINES, REFERENCE, Signature, Source
 from ..engines.choice import Choice, graph_key
-from ..engines.remembered import Memory
 from ..errors import DataError, EngineError, ImageError, NetworkError, nearest
 from ..modelfile import ModelFile, read
 from ..predictor import BUILTIN, Failure, find_model
@@ -517,7 +516,7 @@ class Perceptual:
 
         facts = [_heads_sha256(), self.name, " ".join(self.layers), str(others), pixels]
         code = ("graphs/network.py", "nets.py", "graphs/distance.py")
-        key = graph_key(self.model, facts, code, Memory())
+        key = graph_key(self.model, facts, code)
         signature = Signature(pixels, 3 * (1 + others), self.minimum_size, tuple(names))
         return Source(build, key, signature)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..errors import EngineError, NetworkError, log, nearest
+from ..files import hashes
 from . import (
     DEVICES,
     ENGINES,
@@ -241,7 +242,6 @@ def source_of(
     *,
     pool: str | None = None,
     int8: bool = False,
-    memory: Memory | None = None,
 ) -> Source:
     """A model file's graph, cut after the last layer asked for, built when an engine wants it.
 
@@ -253,7 +253,6 @@ def source_of(
     Raises LayerError for a tap that the network does not have, NetworkError where nothing is asked for,
     or scores of a trunk without a head.
     """
-    memory = Memory() if memory is None else memory
     network = model.record.network
     taps = tuple(dict.fromkeys(taps))
     if scores and not network.head.classes:
@@ -288,11 +287,11 @@ def source_of(
     facts = [pixels, *taps, *(["scores"] if scores else []), f"pool {pool}"]
     outputs = (*taps, *(("scores",) if scores else ()))
     signature = Signature(pixels, network.in_channels, size, outputs)
-    return Source(build, graph_key(model, facts, code, memory), signature)
+    return Source(build, graph_key(model, facts, code), signature)
 
 
 def graph_key(
-    model: ModelFile, facts: Sequence[str], code: Sequence[str], memory: Memory
+    model: ModelFile, facts: Sequence[str], code: Sequence[str]
 ) -> str | Callable[[], str]:
     """The key of a graph made of that file, or, where its bytes must be hashed for it, what finds the key.
 
@@ -302,11 +301,9 @@ def graph_key(
     def key() -> str:
         here = Path(__file__).parent.parent
         texts = [(here / name).read_text(encoding="utf-8") for name in code]
-        return hashlib.sha256(
-            "\0".join([memory.sha256_of(model), *facts, *texts]).encode()
-        ).hexdigest()
+        return hashlib.sha256("\0".join([model.sha256, *facts, *texts]).encode()).hexdigest()
 
-    return key if memory.sha256(model.path) is None else key()
+    return key if hashes.remembered(model.stamp) is None else key()
 
 
 def _key(name: str, device: str, settings: Mapping[str, Any]) -> tuple[object, ...]:

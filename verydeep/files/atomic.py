@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,28 +26,41 @@ ADVICE = {
 def replacing(path: str | os.PathLike[str], mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
     """A file to write that takes `path`'s place when the block ends well, and vanishes when it does not.
 
-    mode, options: as for `open`. The file that was at `path` before stays until the new one is on disk.
+    mode, options: as for `open`. The file that was at `path` before stays until the new one is on disk,
+    and lends it its permissions. Of a link, the file behind it is replaced. What is no file, such as
+    /dev/null or a named pipe, is written to and never replaced.
     Raises OutputError, naming `path`, where it cannot be made or the disk fills up.
     """
-    target = Path(path)
+    path = Path(path)
     try:
-        descriptor, name = tempfile.mkstemp(
-            dir=target.parent, prefix=f".{target.name}.", suffix=".part"
+        before = _status(path)
+        # under /dev even a file is one that somebody holds open: the shell's, as /dev/stdout
+        whole = before is None or (stat.S_ISREG(before.st_mode) and path.parts[:2] != ("/", "dev"))
+        target = Path(os.path.realpath(path))
+        name = (
+            f".{target.name[:50]}.{os.urandom(4).hex()}.part"  # no longer than a file system takes
         )
+        part = target.with_name(name) if whole else path
+        file = open(part, mode.replace("w", "x") if whole else mode, **options)  # noqa: SIM115
     except OSError as error:
-        raise _refused(target, error) from error
+        raise _refused(path, error) from error
     try:
-        with open(descriptor, mode, **options) as file:
+        with file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp's 0600 would surprise whoever shares the folder
-        os.replace(name, target)
+            if whole:
+                os.fsync(file.fileno())
+        if not whole:
+            return
+        if before is not None:
+            os.chmod(part, stat.S_IMODE(before.st_mode))
+        os.replace(part, target)
     except BaseException as error:
-        with suppress(OSError):
-            os.unlink(name)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EISDIR):
-            raise _refused(target, error) from error
+        if whole:
+            with suppress(OSError):
+                os.unlink(part)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _refused(path, error) from error
         raise
     with suppress(OSError):  # some file systems refuse to sync a folder; the file itself is safe
         folder = os.open(target.parent, os.O_RDONLY)
@@ -57,14 +70,16 @@ def replacing(path: str | os.PathLike[str], mode: str = "wb", **options: Any) ->
             os.close(folder)
 
 
-def _refused(target: Path, error: OSError) -> OutputError:
+def _status(path: Path) -> os.stat_result | None:
+    """Of what is at the end of all links; None where nothing is there yet."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _refused(path: Path, error: OSError) -> OutputError:
     advice = ADVICE.get(error.errno or 0, "")
     return OutputError(
-        f"{target}: cannot be written: {error.strerror}{'; ' + advice if advice else ''}"
+        f"{path}: cannot be written: {error.strerror}{'; ' + advice if advice else ''}"
     )
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

@@ -8,7 +8,6 @@ used is said once, and done without.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -17,18 +16,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import EngineError, OutputError, log, warn_once
-from .folders import cache_folder
+from ..errors import EngineError, VerydeepError, log, warn_once
+from .atomic import replacing
+from .folders import cache_folder, going_without
+from .hashes import Seal, digests_of
 from .lock import locked
 
 LIMIT_BYTES = 2_000_000_000
 FORMAT = 1
 MANIFEST = "entry.json"
 ABANDONED_SECONDS = 24 * 3600  # after which a half-made folder is nobody's any more
+_WAITING = "another process is preparing %s; waiting for it"
+_ELSEWHERE = "free some space, or name a folder on another disk with VERYDEEP_CACHE or TMPDIR"
 
 T = TypeVar("T")
 
@@ -74,47 +78,95 @@ class Cache:
         """
         about = {"format": FORMAT, **about}
         path = self.folder / name
-        found = self._load(path, about, load)
-        if found is not None:
-            return found[0]
+        with suppress(_UnusableError):  # looked at once more below, with the lock
+            return _load(path, about, load)
         size = needs_bytes()
-        make = self._timed(make)
-        try:
-            if size > self.limit_bytes:
-                raise _UnusableError(
-                    f"{name} needs {_megabytes(size)}, more than the cache's limit of "
-                    f"{_megabytes(self.limit_bytes)}; it is prepared anew every time "
-                    "(VERYDEEP_CACHE_LIMIT=4GB raises the limit)"
-                )
-            self._prepare_folder(size)
-            return self._locked_open(path, about, make, load)
-        except _UnusableError as reason:
-            warn_once(str(reason))
+        if self._has_room(name, size):
+            try:
+                with locked(self.folder / f"{name}.lock", partial(log.info, _WAITING, name)):
+                    return self._open_locked(path, about, make, load)
+            except OSError as error:
+                going_without(self.folder.parent, error)
         with tempfile.TemporaryDirectory(prefix="verydeep-", ignore_cleanup_errors=True) as place:
-            _require_room(Path(place), size)
-            with _disk_errors(Path(place)):
-                make(Path(place))
+            free = shutil.disk_usage(place).free
+            if free < size:
+                raise EngineError(
+                    f"preparing the graph needs {_megabytes(size)} on a disk, and "
+                    f"{tempfile.gettempdir()} has {_megabytes(free)} free; {_ELSEWHERE}"
+                )
+            try:
+                self._make(make, Path(place))
+            except OSError as error:
+                reason = error.strerror or error
+                raise EngineError(f"preparing the graph failed: {reason}; {_ELSEWHERE}") from error
             return load(Path(place), about)
 
-    def _timed(self, make: Callable[[Path], None]) -> Callable[[Path], None]:
-        def timed(folder: Path) -> None:
-            began = time.perf_counter()
-            try:
-                make(folder)
-            finally:
-                self.making_seconds += time.perf_counter() - began
+    def _open_locked(
+        self,
+        path: Path,
+        about: Mapping[str, Any],
+        make: Callable[[Path], None],
+        load: Callable[[Path, Mapping[str, Any]], T],
+    ) -> T:
+        """As `open`, while no other process is at this entry."""
+        try:
+            return _load(path, about, load)
+        except _UnusableError as error:
+            if path.exists():
+                log.info(
+                    f"the prepared graph {path.name} in the cache cannot be used: {error}; rebuilding it"
+                )
+                shutil.rmtree(path, ignore_errors=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=self.folder))
+        try:
+            self._make(make, part)
+            _write_manifest(part, about, {p.name: _sealed(p) for p in sorted(part.iterdir())})
+            self._make_room(_size_bytes(part))
+            os.replace(part, path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return load(path, about)
 
-        return timed
+    def _make(self, make: Callable[[Path], None], folder: Path) -> None:
+        began = time.perf_counter()
+        try:
+            make(folder)
+        finally:
+            self.making_seconds += time.perf_counter() - began
+
+    def _has_room(self, name: str, size: int) -> bool:
+        """Whether so much can be kept here; said once where it cannot."""
+        if size > self.limit_bytes:
+            warn_once(
+                f"{name} needs {_megabytes(size)}, more than the cache's limit of "
+                f"{_megabytes(self.limit_bytes)}; it is prepared anew every time "
+                "(VERYDEEP_CACHE_LIMIT=4GB raises the limit)"
+            )
+            return False
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            going_without(self.folder.parent, error)
+            return False
+        if free < size:
+            warn_once(
+                f"the cache folder {self.folder} has {_megabytes(free)} free, and "
+                f"{_megabytes(size)} are needed; going on without it; free some space, or name "
+                "another with VERYDEEP_CACHE"
+            )
+        return free >= size
 
     def entries(self) -> list[Entry]:
         """What is there, used last first. Folders that are no entries are left out."""
-        found = []
+        entries = []
         for path in self._folders():
-            manifest = None if path.name.endswith(".part") else _manifest(path)
-            if manifest is not None:
-                used = (path / MANIFEST).stat().st_mtime
-                found.append(Entry(path.name, path, manifest["about"], _size_bytes(path), used))
-        return sorted(found, key=lambda entry: -entry.used)
+            if not path.name.endswith(".part"):
+                with suppress(OSError, _UnusableError):
+                    about, _ = _read_manifest(path)
+                    used = (path / MANIFEST).stat().st_mtime
+                    entries.append(Entry(path.name, path, about, _size_bytes(path), used))
+        return sorted(entries, key=lambda entry: -entry.used)
 
     def clear(self) -> int:
         """Remove every entry and half-made one; the bytes that this gave back."""
@@ -127,77 +179,6 @@ class Cache:
     def _folders(self) -> Iterator[Path]:
         with suppress(OSError):
             yield from sorted(path for path in self.folder.iterdir() if path.is_dir())
-
-    def _load(
-        self, path: Path, about: Mapping[str, Any], load: Callable[[Path, Mapping[str, Any]], T]
-    ) -> tuple[T] | None:
-        """What `load` makes of an entry that is there and right, in a tuple; else None."""
-        try:
-            if not path.exists():
-                return None
-            wrong = _fault(path, about)
-            if wrong is None:
-                value = load(path, about)
-                with suppress(OSError):
-                    os.utime(path / MANIFEST)  # used now
-                return (value,)
-        except (EngineError, OSError) as error:
-            wrong = str(error)
-        log.info(
-            f"the prepared graph {path.name} in the cache cannot be used: {wrong}; rebuilding it"
-        )
-        return None
-
-    def _prepare_folder(self, size: int) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  # only whether it can be made
-            probe.close()
-            free = shutil.disk_usage(self.folder).free
-        except OSError as error:
-            raise _UnusableError(
-                f"the cache folder {self.folder} cannot be written ({error.strerror}); going on without "
-                "it, which starts more slowly; VERYDEEP_CACHE names another"
-            ) from error
-        if free < size:
-            raise _UnusableError(
-                f"the cache folder {self.folder} has {_megabytes(free)} free, and "
-                f"{_megabytes(size)} are needed; going on without it; free some space, or name "
-                "another with VERYDEEP_CACHE"
-            )
-
-    def _locked_open(
-        self,
-        path: Path,
-        about: Mapping[str, Any],
-        make: Callable[[Path], None],
-        load: Callable[[Path, Mapping[str, Any]], T],
-    ) -> T:
-        def waiting() -> None:
-            log.info(f"another process is preparing {path.name}; waiting for it")
-
-        try:
-            with locked(self.folder / f"{path.name}.lock", waiting):
-                if path.exists():
-                    if _fault(path, about) is None:
-                        with suppress(EngineError):  # then it is made again
-                            return load(path, about)
-                    shutil.rmtree(path, ignore_errors=True)
-                part = Path(
-                    tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=self.folder)
-                )
-                try:
-                    make(part)
-                    _write_manifest(part, about)
-                    self._make_room(_size_bytes(part))
-                    os.replace(part, path)
-                finally:
-                    shutil.rmtree(part, ignore_errors=True)
-                return load(path, about)
-        except OSError as error:
-            raise _UnusableError(
-                f"{path.name} cannot be kept in the cache ({error.strerror or error}); going on without it"
-            ) from error
 
     def _make_room(self, size: int) -> None:
         """Let the entries go that were used longest ago, until `size` more bytes fit."""
@@ -216,101 +197,53 @@ class Cache:
 
 
 class _UnusableError(Exception):
-    """The cache cannot hold this entry; the text says why."""
+    """There is no such entry, or it cannot be used; the text says why."""
 
 
-class _disk_errors:  # noqa: N801  # reads as the verb it is
-    """Turn what the disk refuses inside the block into an EngineError."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, OSError | OutputError):
-            raise EngineError(
-                f"{self.place}: preparing the graph failed: {error.strerror or error}; free some space, "
-                "or name a folder on another disk with VERYDEEP_CACHE or TMPDIR"
-            ) from error
-
-
-def _require_room(place: Path, size: int) -> None:
-    free = shutil.disk_usage(place).free
-    if free < size:
-        raise EngineError(
-            f"preparing the graph needs {_megabytes(size)} on a disk, and {place.parent} has "
-            f"{_megabytes(free)} free; free some space, or name a folder on another disk with "
-            "VERYDEEP_CACHE or TMPDIR"
-        )
+def _load(path: Path, about: Mapping[str, Any], load: Callable[[Path, Mapping[str, Any]], T]) -> T:
+    """What `load` makes of an entry that is there and right; _UnusableError where it is not."""
+    made_for, seals = _read_manifest(path)
+    if made_for != about:
+        raise _UnusableError("it was made for something else")
+    try:
+        renewed = {name: seal.renewed(path / name) for name, seal in seals.items()}
+        for name, seal in renewed.items():
+            if seal is None:
+                raise _UnusableError(f"its {name} is damaged")
+        value = load(path, about)
+    except (VerydeepError, OSError) as error:
+        raise _UnusableError(str(error)) from error
+    with suppress(OSError):
+        if renewed != seals:  # a copied cache: right, but with other times
+            _write_manifest(path, about, renewed)
+        os.utime(path / MANIFEST)  # used now
+    return value
 
 
-def _fault(path: Path, about: Mapping[str, Any]) -> str | None:
-    """Why the folder is not the entry that `about` describes, or None where it is.
-
-    A file whose length and time of change are as they were is taken to be as it was; any other is read.
-    """
-    manifest = _manifest(path)
-    if manifest is None:
-        return f"its {MANIFEST} is missing or damaged"
-    if manifest["about"] != about:
-        return "it was made for something else"
-    restamp = False
-    for name, known in manifest["files"].items():
-        try:
-            status = (path / name).stat()
-        except OSError:
-            return f"its {name} is missing"
-        if status.st_size != known["size"]:
-            return f"its {name} has {status.st_size} bytes instead of {known['size']}"
-        if status.st_mtime_ns != known["mtime_ns"]:
-            if _sha256(path / name) != known["sha256"]:
-                return f"its {name} is damaged"
-            restamp = True
-    if restamp:  # a copied cache: right, but with other times
-        with suppress(OSError):
-            _write_manifest(path, about)
-    return None
-
-
-def _manifest(path: Path) -> dict[str, Any] | None:
+def _read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Seal]]:
+    """What an entry is about, and the seals of its files by their names."""
     try:
         value = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        good = isinstance(value["about"], dict) and all(
-            isinstance(known["size"], int)
-            and isinstance(known["mtime_ns"], int)
-            and isinstance(known["sha256"], str)
-            and Path(name).name == name
-            for name, known in value["files"].items()
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
-    return value if good else None
+        about, files = dict(value["about"]), dict(value["files"])
+        if all(Path(name).name == name for name in files):
+            return about, {name: Seal.from_dict(seal) for name, seal in files.items()}
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    raise _UnusableError(f"its {MANIFEST} is missing or damaged")
 
 
-def _write_manifest(path: Path, about: Mapping[str, Any]) -> None:
-    files = {}
-    for file in sorted(path.iterdir()):
-        if file.name != MANIFEST:
-            with open(file, "rb+") as opened:
-                os.fsync(opened.fileno())
-            status = file.stat()
-            files[file.name] = {
-                "size": status.st_size,
-                "mtime_ns": status.st_mtime_ns,
-                "sha256": _sha256(file),
-            }
-    text = json.dumps({"about": about, "files": files}, indent=1, sort_keys=True)
-    with open(path / MANIFEST, "w", encoding="utf-8") as opened:
-        opened.write(text)
-        opened.flush()
+def _write_manifest(path: Path, about: Mapping[str, Any], seals: Mapping[str, Seal | None]) -> None:
+    files = {name: asdict(seal) for name, seal in seals.items() if seal}
+    with replacing(path / MANIFEST, "w", encoding="utf-8") as file:
+        json.dump({"about": about, "files": files}, file, indent=1, sort_keys=True)
+
+
+def _sealed(file: Path) -> Seal:
+    """The seal of a file that was just made, once it is safely on the disk."""
+    with open(file, "rb+") as opened:
         os.fsync(opened.fileno())
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    stamp, digests = digests_of(file)
+    return Seal(digests["sha256"], stamp)
 
 
 def _size_bytes(path: Path) -> int:

@@ -1,77 +1,163 @@
-"""Hash files of any size, compare them with what was published, and remember what was learned.
+"""What files hash to: read once, and not again until the file changes.
+
+A file is known by its stamp, which is what the system said of it when it was opened. A later file of the
+same name, size and date has another stamp, so that nothing is remembered of the wrong one.
 
 A published digest is written "algorithm:hex"; the hex may be the head of the whole, as in the names of
-torchvision's files ("sha256:397923af"). What a file's whole SHA-256 was when it first proved right is
-kept in a small JSON file beside it, so that it can be checked whole from then on.
+torchvision's files ("sha256:397923af"). So a published file is sealed when it first proves right, and from
+then on all of its SHA-256 counts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from ..errors import WeightsError
 from .atomic import replacing
+from .notebook import Notebook
 
 BLOCK_BYTES = 4 << 20  # large enough that Python's share of the time vanishes
+TICK_SECONDS = 0.01  # file systems date changes by a clock that ticks so often, or more often
+
+Stamp: TypeAlias = tuple[int, ...]  # device, inode, ctime_ns, size, mtime_ns
 
 
-@dataclass(frozen=True)
-class Learned:
-    """What is known of a file that proved right once.
-
-    sha256: whole, hex. size_bytes, modified_ns: to notice cheaply that the file has changed.
-    source: the address it came from, or what made it.
-    """
-
-    sha256: str
-    size_bytes: int
-    modified_ns: int
-    source: str
+def stamp(status: os.stat_result) -> Stamp:
+    """Of an open file, by what `os.fstat` says of it."""
+    return (
+        status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size, status.st_mtime_ns,
+    )  # fmt: skip
 
 
-def file_digests(path: Path, algorithms: Iterable[str] = ("sha256",)) -> dict[str, str]:
-    """Hex digests of the file, by algorithm, read once in large blocks. WeightsError if unreadable."""
+def digests_of(path: Path, algorithms: Iterable[str] = ("sha256",)) -> tuple[Stamp, dict[str, str]]:
+    """The file's stamp, and its hex digests by algorithm, read once. WeightsError if unreadable."""
     hashes = {name: hashlib.new(name, usedforsecurity=False) for name in dict.fromkeys(algorithms)}
     block = memoryview(bytearray(BLOCK_BYTES))
     try:
         with open(path, "rb", buffering=0) as file:
+            known = stamp(os.fstat(file.fileno()))
+            _settle(known)
             while count := file.readinto(block):
                 for one in hashes.values():
                     one.update(block[:count])
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
-    return {name: one.hexdigest() for name, one in hashes.items()}
+    return known, {name: one.hexdigest() for name, one in hashes.items()}
 
 
-def matches(digest: str, found: dict[str, str]) -> bool:
-    """Whether the published `digest` ("sha256:397923af") agrees with what `file_digests` found."""
+def _settle(known: Stamp) -> None:
+    """Wait until the clock has ticked since the last change, so that the next one makes another stamp."""
+    if 0 <= time.time_ns() - max(known[2], known[4]) < TICK_SECONDS * 1e9:
+        time.sleep(TICK_SECONDS)
+
+
+def matches(digest: str, digests: dict[str, str]) -> bool:
+    """Whether the published `digest` ("sha256:397923af") agrees with what `digests_of` read."""
     algorithm, _, head = digest.partition(":")
-    return bool(head) and found.get(algorithm, "").startswith(head)
+    return bool(head) and digests.get(algorithm, "").startswith(head)
 
 
-def learn(path: Path, sha256: str, source: str, at: Path | None = None) -> None:
-    """Remember that `path` is right as it is now. `at`: the JSON file, beside `path` by default.
+# The memory of files that are asked for again and again: model files
 
-    Raises OutputError where that cannot be written.
+
+def remembered(known: Stamp) -> str | None:
+    """The SHA-256 of the file with that stamp, if it was read before: 64 hexadecimal digits."""
+    digest = _notebook().rows().get(_key(known))
+    return digest if isinstance(digest, str) else None
+
+
+def sha256_of(known: Stamp, path: Path, read: Callable[[], str]) -> str:
+    """The SHA-256 of the file that had that stamp when it was opened as `path`.
+
+    read: hashes the open file, where that was not done before.
     """
-    status = path.stat()
-    facts = Learned(sha256, status.st_size, status.st_mtime_ns, source)
-    with replacing(at or beside(path), "w", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(facts), indent=1) + "\n")
+    with suppress(OSError):
+        now = stamp(path.stat())
+        if now[:2] == known[:2] and now[3:] != known[3:]:
+            return read()  # written over in place: what is open is no longer what had the stamp
+    digest = remembered(known)
+    if digest is None:
+        _settle(known)
+        digest = read()
+        _notebook().write(_key(known), digest)
+    return digest
 
 
-def learned(path: Path, at: Path | None = None) -> Learned | None:
-    """What was learned of `path`; None where nothing was, or the note itself cannot be read."""
+def _notebook() -> Notebook:
+    return Notebook("hashes.json")
+
+
+def _key(known: Stamp) -> str:
+    return " ".join(map(str, known))
+
+
+# Seals: what a file must be
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What a file was when it was right. The stamp tells quickly that it still is, the hash surely.
+
+    source: the address it came from, or what made it.
+    """
+
+    sha256: str
+    stamp: Stamp = ()
+    source: str = ""
+
+    def renewed(self, path: Path) -> Seal | None:
+        """This seal with the file's stamp of now, the same object where that is the old one.
+
+        None where the file is not what was sealed. WeightsError if it cannot be read.
+        """
+        with suppress(OSError):
+            if stamp(path.stat()) == self.stamp:
+                return self
+        known, digests = digests_of(path)
+        return replace(self, stamp=known) if digests["sha256"] == self.sha256 else None
+
+    @staticmethod
+    def from_dict(values: object) -> Seal:
+        """What `asdict` made, from JSON. ValueError where it is no seal."""
+        if not isinstance(values, dict) or not isinstance(values.get("sha256"), str):
+            raise ValueError("expected an object with a sha256")
+        # notes of earlier versions have no stamp
+        return Seal(values["sha256"], tuple(values.get("stamp", ())), str(values.get("source", "")))
+
+
+def seal(note: Path, what: Seal) -> None:
+    """Keep a seal in the file `note`. OSError where that cannot be written."""
+    note.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(note, "w", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(what), indent=1) + "\n")
+
+
+def sealed(note: Path) -> Seal | None:
+    """The seal in the file `note`; None where there is none, or it cannot be read."""
     try:
-        facts = json.loads((at or beside(path)).read_text(encoding="utf-8"))
-        return Learned(**facts)
+        return Seal.from_dict(json.loads(note.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
+def unbroken(note: Path, path: Path) -> bool:
+    """Whether the file is what its seal says. WeightsError if it cannot be read."""
+    before = sealed(note)
+    after = before.renewed(path) if before is not None else None
+    if after is not None and after is not before:
+        with suppress(OSError):  # then it is read again next time
+            seal(note, after)
+    return after is not None
+
+
 def beside(path: Path) -> Path:
+    """Where the seal of a file is kept."""
     return path.with_name(path.name + ".json")

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard, cast
 
 import numpy as np
 
 from ..errors import ModelFileError, NetworkError, PreprocessError, nearest
-from ..files import strict_json
+from ..files import hashes, strict_json
 from ..files.strict_json import JSON, shown
 from ..nets import Head, Network
 from ..preprocess import TORCHVISION, Preprocess
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT_VERSION", "Activation", "ModelFile", "Record", "read", "write"]
 
 FORMAT_VERSION = 1
-
-Stamp: TypeAlias = tuple[int, int, int, int, int]  # device, inode, ctime_ns, size, mtime_ns
 
 # safetensors' names of the types that a model file may hold, all little-endian
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -243,7 +241,7 @@ class ModelFile:
         record: Record,
         stored: Mapping[str, NDArray[Any]],
         mapped: mmap.mmap,
-        stamp: Stamp,
+        stamp: hashes.Stamp,
     ) -> None:
         self.path = path
         self.record = record
@@ -273,8 +271,13 @@ class ModelFile:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the whole file as it was when opened: 64 hexadecimal digits. Reads all of it, once."""
-        return hashlib.sha256(self._mapped).hexdigest()
+        """Of the whole file as it was when opened: 64 hexadecimal digits.
+
+        Reads all of it, unless that was done before, by any process, and is still in verydeep's cache.
+        """
+        return hashes.sha256_of(
+            self.stamp, self.path, lambda: hashlib.sha256(self._mapped).hexdigest()
+        )
 
     def _tensor(self, key: str) -> NDArray[Any]:
         # Weights may be infinite, or NaNs of any kind: they are handed on, not complained about.
@@ -354,7 +357,6 @@ def write(
 def _read(path: Path, file: BinaryIO) -> ModelFile:
     status = os.fstat(file.fileno())  # of the file that is open, whatever has its name by now
     file_bytes = status.st_size
-    stamp = (status.st_dev, status.st_ino, status.st_ctime_ns, file_bytes, status.st_mtime_ns)
     first = file.read(64)
     if not first:
         raise ModelFileError("the file is empty; expected a model file")
@@ -377,7 +379,7 @@ def _read(path: Path, file: BinaryIO) -> ModelFile:
         flat = np.frombuffer(mapped, _DTYPES[tensor.dtype], count, offset)
         stored[name] = flat.reshape(tensor.shape)
     _check_scales(stored)
-    return ModelFile(path, record, stored, mapped, stamp)
+    return ModelFile(path, record, stored, mapped, hashes.stamp(status))
 
 
 def _check(network: Network, found: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from .. import modelfile
 from ..errors import MissingExtraError, ModelFileError, WeightsError, nearest
 from ..files.atomic import replacing
-from ..files.hashes import file_digests, matches
+from ..files.hashes import digests_of, matches
 from ..modelfile import Record
 from ..nets import Head, Network
 from ..preprocess import PRESETS, Preprocess
@@ -266,7 +266,7 @@ def _published(source: Path) -> tuple[str, Entry | None]:
         if Path(published.file).suffix == source.suffix
     ]
     algorithms = {published.digest.partition(":")[0] for _, published in files}
-    found = file_digests(source, ("sha256", *sorted(algorithms)))
+    _, found = digests_of(source, ("sha256", *sorted(algorithms)))
     entry = next((entry for entry, one in files if matches(one.digest, found)), None)
     return found["sha256"], entry
 

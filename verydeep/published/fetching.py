@@ -7,7 +7,6 @@ the environment are honoured.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import http.client
 import os
@@ -15,16 +14,15 @@ import re
 import shutil
 import socket
 import ssl
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from ..errors import OutputError, WeightsError
-from ..files.hashes import file_digests, learn, matches
+from ..errors import OutputError, WeightsError, log
+from ..files.hashes import Seal, beside, digests_of, matches, seal, stamp
 from ..files.lock import locked
 from ..files.progress import Progress
 
@@ -39,85 +37,85 @@ _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _PAGE = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body|\?xml)", re.I | re.S)
 
 
-class GoneError(WeightsError):
-    """The address does not have the file: try the next one."""
+class UnreachableError(WeightsError):
+    """Nothing comes from the address: another one may help."""
+
+
+class GoneError(UnreachableError):
+    """The address answers, and does not have the file."""
 
 
 class _BrokenError(Exception):
     """An attempt ended early in a way that another may not."""
 
 
-def fetch(
-    url: str, path: Path, *, digest: str = "", progress: bool = True, advice: str = ""
-) -> Path:
+def fetch(url: str, path: Path, digest: str, *, progress: bool = True) -> Path:
     """Fetch `url` to `path` and return `path`; a file already there whose digest agrees is kept.
 
-    digest: "sha256:397923af", whole or its head; "" takes what comes. progress: a bar on a terminal's
-    stderr, one line elsewhere; False prints nothing. advice: what to do where the address cannot be
-    reached, appended to that error.
+    digest: "sha256:397923af", whole or its head. progress: shown on stderr.
 
-    Raises GoneError where the server has no such file, WeightsError for everything else: an unreachable
-    address, a wrong digest, a web page in place of the file, a full disk, a folder without permission.
+    Raises GoneError where the server has no such file, UnreachableError where there is no server,
+    WeightsError for everything else: a wrong digest, a web page in place of the file, a full disk, a folder
+    without permission.
     """
-    say = _say if progress else _silence
     with _on_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(path.name + ".lock")
-        with locked(lock, lambda: say(f"another process is fetching {path.name}; waiting for it")):
+        waiting = f"another process is fetching {path.name}; waiting for it"
+        with locked(lock, lambda: log.info(waiting)):
             if path.is_file():
-                if not digest or matches(digest, file_digests(path, _algorithms(digest))):
+                if not _wrong(path, digest)[0]:
                     return path
-                say(f"{path} is not what {digest} promises; fetching it again")
+                log.info(f"{path} is not what {digest} promises; fetching it again")
             part = path.with_name(path.name + ".part")
-            resumed = part.is_file() and part.stat().st_size > 0
-            _download(url, part, say, progress, advice)
-            found = file_digests(part, _algorithms(digest))
-            if digest and not matches(digest, found) and resumed:
-                say(f"the resumed {path.name} does not agree with {digest}; starting over")
+            resumed = _size(part) > 0
+            _download(url, part, progress)
+            wrong, sha256 = _wrong(part, digest)
+            if wrong and resumed:
+                log.info(f"the resumed {path.name} does not agree with {digest}; starting over")
                 part.unlink()
-                _download(url, part, say, progress, advice)
-                found = file_digests(part, _algorithms(digest))
-            if digest and not matches(digest, found):
+                _download(url, part, progress)
+                wrong, sha256 = _wrong(part, digest)
+            if wrong:
                 part.unlink()
-                algorithm, _, head = digest.partition(":")
                 raise WeightsError(
-                    f"{url} gave a file whose {algorithm} is {found[algorithm]}, expected one that "
-                    f"begins with {head}; it was thrown away: the address serves another file, or "
-                    "something on the way changed it"
+                    f"{url} gave a file whose {wrong}; it was thrown away: the address serves another "
+                    "file, or something on the way changed it"
                 )
             with open(part, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(part, path)
-            learn(path, found["sha256"], url)
+            seal(beside(path), Seal(sha256, stamp(path.stat()), url))
             return path
 
 
-def _algorithms(digest: str) -> list[str]:
-    return ["sha256", *filter(None, [digest.partition(":")[0]])]
+def _wrong(path: Path, digest: str) -> tuple[str, str]:
+    """What is wrong with a file that should have that digest, "" where nothing is; and its SHA-256."""
+    algorithm, _, head = digest.partition(":")
+    _, digests = digests_of(path, ["sha256", algorithm])
+    if matches(digest, digests):
+        return "", digests["sha256"]
+    return f"{algorithm} is {digests[algorithm]}, expected one that begins with {head}", ""
 
 
-def _download(
-    url: str, part: Path, say: Callable[[str], None], progress: bool, advice: str
-) -> None:
+def _download(url: str, part: Path, progress: bool) -> None:
     """Bring the whole of `url` into `part`, in as many attempts as it takes."""
     idle = 0
     for _ in range(MOST_ATTEMPTS):
         before = _size(part)
         try:
-            _receive(url, part, before, say, progress, advice)
+            _receive(url, part, before, progress)
             return
         except _BrokenError as error:
             idle = 0 if _size(part) > before else idle + 1
             if idle >= ATTEMPTS:
-                raise WeightsError(_reach(url, str(error), advice)) from error
-            say(f"{error}; trying again")
+                raise UnreachableError(f"cannot fetch {url}: {error}") from error
+            log.info(f"{error}; trying again")
             time.sleep(BACKOFF_SECONDS * 2 ** max(0, idle - 1))
-    raise WeightsError(_reach(url, f"{MOST_ATTEMPTS} attempts did not bring it whole", advice))
+    raise UnreachableError(f"cannot fetch {url}: {MOST_ATTEMPTS} attempts did not bring it whole")
 
 
-def _receive(
-    url: str, part: Path, start: int, say: Callable[[str], None], progress: bool, advice: str
-) -> None:
+def _receive(url: str, part: Path, start: int, progress: bool) -> None:
     """One attempt, from byte `start` on where the server can. Raises _BrokenError where it ends early."""
     headers = {"User-Agent": "verydeep", "Accept-Encoding": "identity"}
     if start:
@@ -136,7 +134,7 @@ def _receive(
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         text = _reason(reason)
         if _final(reason):
-            raise WeightsError(_reach(url, text, advice)) from error
+            raise UnreachableError(f"cannot fetch {url}: {text}") from error
         raise _BrokenError(text) from error
     with response:
         start = _resumes_at(response, part, start)
@@ -144,16 +142,20 @@ def _receive(
         total = start + int(length) if length.isdecimal() else None
         if total is not None:
             _room(part, total - start)
-        with open(part, "ab" if start else "wb", buffering=0) as file, _bar(
-            part.name.removesuffix(".part"), url, start, total, say if progress else _silence, progress
-        ) as advance:  # fmt: skip
-            position = start
+        size = f" ({total / 1e6:,.1f} MB)" if total else ""
+        since = f", from byte {start:,} on" if start else ""
+        name = part.name.removesuffix(".part")
+        log.info(f"fetching {name}{size} from {url}{since}")
+        bar = Progress("byte", total, done=start, name=name) if progress else None
+        position = start
+        with bar or nullcontext(), open(part, "ab" if start else "wb") as file:
             while chunk := _read(response):
                 if position == 0:
                     _refuse_page(url, response.headers.get_content_type(), chunk)
-                _write(file.write, chunk)
+                file.write(chunk)
                 position += len(chunk)
-                advance(len(chunk))
+                if bar:
+                    bar.advance(len(chunk))
     if total is not None and position < total:
         raise _BrokenError(f"the connection ended after {position:,} of {total:,} bytes")
 
@@ -190,12 +192,6 @@ def _read(response: http.client.HTTPResponse) -> bytes:
         raise _BrokenError(f"the connection broke: {_reason(error)}") from error
 
 
-def _write(write: Callable[[memoryview], int | None], chunk: bytes) -> None:
-    rest = memoryview(chunk)
-    while rest:  # an unbuffered file may take less than it is given
-        rest = rest[write(rest) or 0 :]
-
-
 def _refuse_page(url: str, content_type: str, head: bytes) -> None:
     if content_type in ("text/html", "application/xhtml+xml") or _PAGE.match(head):
         raise WeightsError(
@@ -205,7 +201,7 @@ def _refuse_page(url: str, content_type: str, head: bytes) -> None:
 
 
 def _room(part: Path, needed: int) -> None:
-    with contextlib.suppress(OSError):  # where free space cannot be asked for, writing will tell
+    with suppress(OSError):  # where free space cannot be asked for, writing will tell
         free = shutil.disk_usage(part.parent).free
         if needed > free:
             raise WeightsError(
@@ -231,10 +227,6 @@ def _on_disk(path: Path) -> Iterator[None]:
         raise WeightsError(f"cannot write {path}: {what}") from error
 
 
-def _reach(url: str, reason: str, advice: str) -> str:
-    return f"cannot fetch {url}: {reason}" + (f"; {advice}" if advice else "")
-
-
 def _reason(error: object) -> str:
     if isinstance(error, TimeoutError):
         return f"no byte in {TIMEOUT_SECONDS:g} seconds"
@@ -255,25 +247,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _say(text: str) -> None:
-    print(f"verydeep: {text}", file=sys.stderr, flush=True)
-
-
-def _silence(_: str) -> None:
-    pass
-
-
-@contextmanager
-def _bar(
-    name: str, url: str, start: int, total: int | None, say: Callable[[str], None], progress: bool
-) -> Iterator[Callable[[int], None]]:
-    """Progress on a terminal, one line elsewhere; yields what to call with each byte count."""
-    if not (progress and sys.stderr.isatty()):
-        size = f" ({total / 1e6:,.1f} MB)" if total else ""
-        say(f"fetching {name}{size} from {url}" + (f", from byte {start:,} on" if start else ""))
-        yield lambda _: None
-        return
-    with Progress("byte", total, done=start, name=name) as bar:
-        yield bar.advance

@@ -7,13 +7,13 @@ model file made of it needs neither torch nor the network again.
 from __future__ import annotations
 
 import os
-import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..errors import MissingExtraError, OutputError, WeightsError, nearest
+from ..errors import MissingExtraError, OutputError, WeightsError, log, nearest
 from ..files.folders import cache_folder, download_folders
-from ..files.hashes import Learned, beside, file_digests, learn, learned, matches
+from ..files.hashes import Seal, beside, digests_of, matches, seal, sealed, unbroken
 from ..files.lock import locked
 from .catalog import ENTRIES, Entry, Published
 
@@ -31,7 +31,7 @@ def obtain(name: str | os.PathLike[str], progress: bool = True) -> Path:
 
     name: a catalogue name, or a path: a model file is returned as it is, any other weights are
     converted if they prove to be published ones (`convert.convert` takes the rest).
-    progress: a bar, and notes on stderr.
+    progress: a bar on stderr, while something is fetched.
 
     Reads $VERYDEEP_CACHE, $VERYDEEP_MIRROR (an address or a folder that holds the files under their
     own names), $VERYDEEP_OFFLINE. Raises WeightsError for an unknown name, weights that cannot be had
@@ -45,14 +45,16 @@ def obtain(name: str | os.PathLike[str], progress: bool = True) -> Path:
                 f"no weights {os.fspath(name)!r}: neither in the catalogue nor a file"
                 f"{nearest(os.fspath(name), ENTRIES)}"
             )
-        return path if _is_model_file(path) else _converted(path, None, progress)
+        return path if _is_model_file(path) else _converted(path, None)
     target = model_path(known)
-    if _unchanged(target, progress):
-        return target
+    if target.is_file() and sealed(beside(target)) is not None:
+        if unbroken(beside(target), target):
+            return target
+        log.info(f"{target} has changed since it was made; making it again")
     package, extra = _READERS.get(Path(known.file).suffix, ("", ""))
     if package and not find_spec(package):  # said before 500 MB are fetched, not after
         raise MissingExtraError(f"converting {known.file}", extra)
-    return _converted(find_source(known, progress), known, progress)
+    return _converted(find_source(known, progress), known)
 
 
 def model_path(known: Entry) -> Path:
@@ -70,7 +72,7 @@ def find_source(known: Entry, progress: bool = True) -> Path:
             if path.is_file():
                 if _verified(path, published):
                     return path
-                _note(f"{path} is not {published.digest}, so it is left alone", progress)
+                log.info(f"{path} is not {published.digest}, so it is left alone")
     if mirror_folder is not None:
         raise WeightsError(
             f"VERYDEEP_MIRROR is the folder {mirror_folder}, which has no {known.file} "
@@ -86,26 +88,25 @@ def find_source(known: Entry, progress: bool = True) -> Path:
 
 
 def _fetched(known: Entry, mirror: str, progress: bool) -> Path:
-    from . import fetching as fetch  # http and ssl take a while to load: most calls never come here
+    from . import fetching  # http and ssl take a while to load: most calls never come here
 
-    gone: fetch.GoneError | None = None
+    first: fetching.UnreachableError | None = None
     for published in known.published:
         url = f"{mirror.rstrip('/')}/{published.file}" if mirror else published.url
         place = weights_folder() / published.file
-        advice = (
-            "set VERYDEEP_MIRROR to an address or folder that has it, "
-            f"or put the file at {place}, or give the path of one that you have"
-        )
         try:
-            return fetch.fetch(
-                url, place, digest=published.digest, progress=progress, advice=advice
-            )
-        except fetch.GoneError as error:
-            gone = gone or error
-    raise WeightsError(f"{gone}; {advice}")
+            return fetching.fetch(url, place, published.digest, progress=progress)
+        except fetching.UnreachableError as error:
+            first = first or error
+            if not isinstance(error, fetching.GoneError):
+                break
+    raise WeightsError(
+        f"{first}; set VERYDEEP_MIRROR to an address or folder that has it, or put the file at "
+        f"{weights_folder() / known.file}, or give the path of one that you have"
+    ) from first
 
 
-def _converted(source: Path, known: Entry | None, progress: bool) -> Path:
+def _converted(source: Path, known: Entry | None) -> Path:
     from . import conversion as convert
 
     if known is None:
@@ -120,12 +121,13 @@ def _converted(source: Path, known: Entry | None, progress: bool) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = target.with_name(target.name + ".lock")
         waiting = f"another process is converting {target.name}; waiting for it"
-        with locked(lock, lambda: _note(waiting, progress)):
-            if _unchanged(target, progress):  # made by another process while we waited
-                return target
-            _note(f"converting {source.name} to {target}, once", progress)
+        with locked(lock, lambda: log.info(waiting)):
+            if target.is_file() and unbroken(beside(target), target):
+                return target  # made by another process while we waited
+            log.info(f"converting {source.name} to {target}, once")
             convert.convert(source, target, claim=known.name)
-            learn(target, file_digests(target)["sha256"], str(source))
+            stamp, digests = digests_of(target)
+            seal(beside(target), Seal(digests["sha256"], stamp, str(source)))
     except OSError as error:
         if isinstance(error, OutputError):
             raise
@@ -137,49 +139,16 @@ def _converted(source: Path, known: Entry | None, progress: bool) -> Path:
 
 
 def _verified(path: Path, published: Published) -> bool:
-    """Whether a file is what was published: whole if that was learned before, else by its digest."""
+    """Whether a file is what was published: by its seal, where it has one, else by its digest."""
     note = beside(weights_folder() / path.name)
-    before = learned(path, at=note)
-    if before is None:
-        found = file_digests(path, ("sha256", published.digest.partition(":")[0]))
-        if not matches(published.digest, found):
-            return False
-        _remember(path, found["sha256"], published.url, note)
-        return True
-    if _same(path, before):
-        return True
-    found = file_digests(path, ("sha256", published.digest.partition(":")[0]))
-    right = found["sha256"] == before.sha256 and matches(published.digest, found)
+    if sealed(note) is not None:
+        return unbroken(note, path)
+    stamp, digests = digests_of(path, ("sha256", published.digest.partition(":")[0]))
+    right = matches(published.digest, digests)
     if right:
-        _remember(path, found["sha256"], before.source, note)
+        with suppress(OSError):  # a cache that cannot be written: it is read again next time
+            seal(note, Seal(digests["sha256"], stamp, published.url))
     return right
-
-
-def _unchanged(path: Path, progress: bool) -> bool:
-    """Whether a model file that we made is there and still what it was."""
-    before = learned(path)
-    if before is None or not path.is_file():
-        return False
-    if _same(path, before):
-        return True
-    if file_digests(path)["sha256"] == before.sha256:
-        _remember(path, before.sha256, before.source, beside(path))
-        return True
-    _note(f"{path} has changed since it was made; making it again", progress)
-    return False
-
-
-def _same(path: Path, before: Learned) -> bool:
-    status = path.stat()
-    return (status.st_size, status.st_mtime_ns) == (before.size_bytes, before.modified_ns)
-
-
-def _remember(path: Path, sha256: str, source: str, at: Path) -> None:
-    try:
-        at.parent.mkdir(parents=True, exist_ok=True)
-        learn(path, sha256, source, at)
-    except OSError:
-        pass  # a read-only cache still works: what was learned is learned again next time
 
 
 def _is_model_file(path: Path) -> bool:
@@ -204,9 +173,4 @@ def _local(mirror: str) -> Path | None:
         return Path(url2pathname(urlsplit(mirror).path))
     if not mirror or "://" in mirror:
         return None
-    return Path(mirror).expanduser()
-
-
-def _note(text: str, progress: bool) -> None:
-    if progress:
-        print(f"verydeep: {text}", file=sys.stderr, flush=True)
+    return Path(os.path.expanduser(mirror))

@@ -10,7 +10,7 @@ from pathlib import Path
 from .. import modelfile
 from ..errors import ModelFileError, WeightsError, nearest
 from ..files.folders import download_folders
-from ..files.hashes import file_digests, learned, matches
+from ..files.hashes import beside, digests_of, matches, sealed
 from . import catalog, supply
 
 
@@ -67,8 +67,8 @@ def _verdict(path: Path) -> Verdict:
         return _published(path)
     head = f"{record.network.head.classes} classes" if record.network.head.classes else "no head"
     what = f"model file of {record.network.name}, {head}"
-    sha256 = file_digests(path)["sha256"]
-    before = learned(path)
+    sha256 = digests_of(path)[1]["sha256"]
+    before = sealed(beside(path))
     if before is None:
         return Verdict(path, True, f"{what}; it agrees with its record", sha256)
     same = before.sha256 == sha256
@@ -82,12 +82,12 @@ def _published(path: Path) -> Verdict:
         for one in entry.published
         if Path(one.file).suffix == path.suffix
     }
-    found = file_digests(path, ("sha256", *sorted(algorithms)))
+    _, found = digests_of(path, ("sha256", *sorted(algorithms)))
     sha256 = found["sha256"]
     for entry in catalog.ENTRIES.values():
         for one in entry.published:
             if matches(one.digest, found):
-                before = learned(supply.weights_folder() / one.file)
+                before = sealed(beside(supply.weights_folder() / one.file))
                 if before is not None and before.sha256 != sha256:
                     what = f"begins as {entry.name} should, but not as it was when it first proved right"
                     return Verdict(path, False, what, sha256)

@@ -1,0 +1,306 @@
+"""The disk: hashes that are never another file's, files that appear whole, and life without a home."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import pwd
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import verydeep
+from verydeep import modelfile
+from verydeep.engines.choice import source_of
+from verydeep.errors import OutputError, WeightsError
+from verydeep.files import folders, hashes
+from verydeep.files.atomic import replacing
+from verydeep.files.hashes import Seal
+from verydeep.files.notebook import MOST, Notebook
+from verydeep.training.transfer.features import _space
+
+from .tiny import model_file, photo, pixels, tiny, weights
+
+DATA = np.random.default_rng(0).bytes(30_000)
+SHA256 = hashlib.sha256(DATA).hexdigest()
+
+
+# Hashes
+
+
+def test_digests_of_a_file_larger_than_a_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes, "BLOCK_BYTES", 1000)
+    (tmp_path / "file").write_bytes(DATA)
+    stamp, digests = hashes.digests_of(tmp_path / "file", ("sha256", "md5"))
+    assert stamp == hashes.stamp((tmp_path / "file").stat())
+    assert digests == {"sha256": SHA256, "md5": hashlib.md5(DATA).hexdigest()}
+    assert hashes.matches(f"sha256:{SHA256}", digests)
+    assert not hashes.matches("sha256:", digests)  # an empty head would match everything
+    assert not hashes.matches("sha1:00", digests)
+    with pytest.raises(WeightsError, match="cannot read"):
+        hashes.digests_of(tmp_path / "none")
+
+
+def test_a_seal_holds_as_long_as_the_bytes_do(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(DATA)
+    note = hashes.beside(path)
+    assert hashes.sealed(note) is None
+    assert not hashes.unbroken(note, path)
+    hashes.seal(note, Seal(SHA256, hashes.stamp(path.stat()), "here"))
+    assert hashes.unbroken(note, path)
+    path.touch()
+    assert hashes.unbroken(note, path)
+    assert hashes.sealed(note) == Seal(SHA256, hashes.stamp(path.stat()), "here")
+    before = path.stat()
+    path.write_bytes(DATA[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not hashes.unbroken(note, path)
+    for text in ("", "[]", "{}", '{"sha256": 1, "other": 2}', '{"sha256": "0", "stamp": 1}'):
+        note.write_text(text)
+        assert hashes.sealed(note) is None
+
+
+def test_a_note_of_an_earlier_version_is_a_seal(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(DATA)
+    old = {"sha256": SHA256, "size_bytes": len(DATA), "modified_ns": 1, "source": "there"}
+    hashes.beside(path).write_text(json.dumps(old))
+    assert hashes.unbroken(hashes.beside(path), path)
+    assert hashes.sealed(hashes.beside(path)) == Seal(SHA256, hashes.stamp(path.stat()), "there")
+
+
+def test_a_hash_is_remembered_for_the_file_that_was_opened(tmp_path: Path) -> None:
+    model = modelfile.read(model_file(tmp_path / "a.safetensors"))
+    assert hashes.remembered(model.stamp) is None
+    assert model.sha256 == hashlib.sha256(model.path.read_bytes()).hexdigest()
+    assert hashes.remembered(model.stamp) == model.sha256
+    assert hashes.remembered(modelfile.read(model.path).stamp) == model.sha256
+
+
+def replaced(old: Path, new: Path) -> None:
+    os.replace(new, old)
+
+
+def overwritten(old: Path, new: Path) -> None:
+    """In place, with the old one's date."""
+    before = old.stat()
+    old.write_bytes(new.read_bytes())
+    os.utime(old, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("used_before", [False, True])
+@pytest.mark.parametrize("change", [replaced, overwritten])
+def test_an_old_models_hash_is_never_a_new_files(
+    tmp_path: Path, change: Callable[[Path, Path], None], used_before: bool
+) -> None:
+    """Every caller that keys something on a model file's bytes: load, change it, use old, load new."""
+    path, other = model_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
+    net = tiny()
+    modelfile.write(other, modelfile.read(path).record, weights(net, seed=1))
+    assert path.stat().st_size == other.stat().st_size
+    right = hashlib.sha256(other.read_bytes()).hexdigest()
+
+    def uses(predictor: verydeep.Predictor) -> list[str]:
+        return [
+            predictor.sha256,
+            predictor.model.sha256,
+            source_of(predictor.model, "uint8").key,
+            source_of(predictor.model, "uint8", ("relu1_1",), scores=False, pool="avg").key,
+            _space(predictor, ["relu1_1"], None)["space"],
+        ]
+
+    old = verydeep.load(path, engine="onnxruntime")
+    before = uses(old) if used_before else []
+    change(path, other)
+    uses(old)
+    new = verydeep.load(path, engine="onnxruntime")
+    keys = uses(new)
+    assert keys[:2] == [right, right]
+    assert not set(keys) & set(before)
+    # in another process, or without a memory, the keys are the same
+    Notebook("hashes.json").clear()
+    assert uses(verydeep.load(path, engine="onnxruntime")) == keys
+
+
+def test_mnn_answers_with_the_weights_of_the_file(tmp_path: Path) -> None:
+    pytest.importorskip("MNN")
+    path, image = model_file(tmp_path / "a.safetensors"), pixels(32, 32)
+    old = verydeep.load(path, engine="mnn", threads=1)
+    record = old.record
+    modelfile.write(path, record, weights(record.network, seed=1))
+    old.scores(image)
+    new = verydeep.load(path, engine="mnn", threads=1).scores(image)
+    expected = verydeep.load(path, engine="onnxruntime", threads=1).scores(image)
+    np.testing.assert_allclose(new, expected, rtol=1e-2, atol=1e-2)
+    assert (
+        np.abs(new - old.scores(image)).max() > 0.1
+    )  # so the question above can be answered wrongly
+
+
+# Notebooks
+
+
+def test_a_notebook_keeps_the_latest(tmp_path: Path) -> None:
+    book = Notebook(tmp_path / "deep" / "book.json")
+    book.write("a", 1)
+    rows = json.loads(book.path.read_text())
+    rows["rows"] = {str(n): n for n in range(MOST)}
+    book.path.write_text(json.dumps(rows))
+    book.write("0", "again")
+    book.write("new", 2)
+    assert list(book.rows())[-2:] == ["0", "new"]
+    assert len(book.rows()) == MOST
+    assert "1" not in book.rows()
+    assert Notebook(book.path).rows() == book.rows()
+    book.clear()
+    assert book.rows() == {}
+
+
+# Files that appear whole
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    os.chmod(path, 0o600)
+    with pytest.raises(UnicodeEncodeError), replacing(path, "w", encoding="ascii") as file:
+        file.write("half" * 10_000 + "\N{HONEYBEE}")
+    assert path.read_text() == "old"
+    with replacing(path, "w") as file:
+        file.write("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o600  # what was private stays so
+    assert os.listdir(tmp_path) == ["file"]
+    with replacing(tmp_path / ("x" * 250)) as file:  # as long as a name may be
+        file.write(b"")
+
+
+def test_devices_are_written_to_and_never_replaced() -> None:
+    number = os.stat(os.devnull).st_rdev
+    with replacing(os.devnull) as file:
+        file.write(b"gone")
+    assert os.stat(os.devnull).st_rdev == number
+    if os.path.exists("/dev/full"):
+        with pytest.raises(OutputError, match="free some space"), replacing("/dev/full") as file:
+            file.write(b"x")
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    real, link, dangling = tmp_path / "deep" / "real", tmp_path / "link", tmp_path / "dangling"
+    real.write_text("old")
+    link.symlink_to("deep/real")
+    dangling.symlink_to("deep/new")
+    for name in (link, dangling):
+        with replacing(name, "w") as file:
+            file.write("through")
+        assert name.is_symlink()
+        assert name.read_text() == "through"
+    assert real.read_text() == "through"
+    assert sorted(os.listdir(tmp_path / "deep")) == ["new", "real"]
+
+
+def test_a_pipe_is_written_to(tmp_path: Path) -> None:
+    pipe, got = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    with replacing(pipe) as file:
+        file.write(b"through")
+    reader.join(10)
+    assert got == [b"through"]
+    assert pipe.is_fifo()
+
+
+def test_csv_of_classify_may_be_a_device(tmp_path: Path, verydeep: Callable[..., object]) -> None:
+    number = os.stat(os.devnull).st_rdev
+    model, picture = model_file(tmp_path / "m.safetensors"), photo(tmp_path / "a.png")
+    outcome = verydeep("classify", "--model", model, picture, "--csv", os.devnull)
+    assert outcome.status == 0  # type: ignore[attr-defined]
+    assert os.stat(os.devnull).st_rdev == number
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("none/file", "No such file or directory; make the folder first"), (".", "Is a directory")],
+)
+def test_what_cannot_be_written_gives_one_line(tmp_path: Path, name: str, reason: str) -> None:
+    with (
+        pytest.raises(OutputError, match=f"cannot be written: {reason}"),
+        replacing(tmp_path / name),
+    ):
+        pass
+
+
+def test_a_disk_that_fills_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="free some space"), replacing(tmp_path / "file"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert os.listdir(tmp_path) == []
+
+
+# No home
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither HOME nor an entry of the user, as in a container that runs as a number."""
+
+    def nobody(_: int) -> None:
+        raise KeyError("uid not found")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "VERYDEEP_CACHE", "TORCH_HOME", "KERAS_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(RuntimeError):
+        Path.home()
+
+
+@pytest.mark.usefixtures("homeless")
+@pytest.mark.parametrize("engine", ["auto", "onnxruntime", "mnn"])
+def test_without_a_home_everything_works(
+    engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if engine == "mnn":
+        pytest.importorskip("MNN")
+    model = verydeep.load(model_file(tmp_path / "m.safetensors"), engine=engine, threads=1)
+    assert len(model([photo(tmp_path / "a.png")] * 40)) == 40
+    assert model.sha256
+    err = capsys.readouterr().err
+    assert err.count("there is no home folder, so nothing is kept") == 1
+    assert "cannot be" not in err
+    assert not os.path.exists("~")
+
+
+@pytest.mark.usefixtures("homeless")
+def test_without_a_home_commands_say_what_to_set(verydeep: Callable[..., object]) -> None:
+    assert folders.download_folders() == []
+    assert verydeep("cache", "list").status == 0  # type: ignore[attr-defined]
+    assert verydeep("cache", "clear").status == 0  # type: ignore[attr-defined]
+    assert verydeep("weights", "list").status == 0  # type: ignore[attr-defined]
+
+
+def test_the_folders_of_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_CACHE_HOME", "TORCH_HOME", "KERAS_HOME", "VERYDEEP_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    torch, keras = folders.download_folders()
+    assert keras == tmp_path / ".keras" / "models"
+    monkeypatch.setenv("TORCH_HOME", "~/hub")
+    assert folders.download_folders()[0] == tmp_path / "hub" / "hub" / "checkpoints"
+    monkeypatch.setenv("VERYDEEP_CACHE", "~/mine")
+    assert folders.cache_folder() == tmp_path / "mine"
+    if sys.platform == "linux":
+        assert torch == tmp_path / ".cache" / "torch" / "hub" / "checkpoints"
+        monkeypatch.delenv("VERYDEEP_CACHE")
+        monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored
+        assert folders.cache_folder() == tmp_path / ".cache" / "verydeep"
