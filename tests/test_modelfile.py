@@ -6,6 +6,7 @@ import copy
 import errno
 import hashlib
 import json
+import mmap
 import os
 import pickle
 import re
@@ -15,6 +16,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from verydeep import modelfile
-from verydeep.errors import ModelFileError
+from verydeep.errors import ModelFileError, OutputError
 from verydeep.files import strict_json
 from verydeep.modelfile import ModelFile, Record, read, write
 from verydeep.modelfile import header as safetensors_header
@@ -221,6 +223,58 @@ def test_stored_arrays_are_views_that_outlive_the_model_file(small: Path) -> Non
     assert "small.safetensors" in repr(read_again(small))
 
 
+def test_torch_shares_the_pages_and_never_changes_the_file(small: Path) -> None:
+    import torch
+
+    model, content = read(small), small.read_bytes()
+    array = model.tensors(["features.0.weight"], writable=True)["features.0.weight"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tensor = torch.from_numpy(array)
+    assert tensor.data_ptr() == model.stored["features.0.weight"].ctypes.data
+    tensor.fill_(7)
+    assert small.read_bytes() == content
+    assert_same_bits(
+        read(small).tensors()["features.0.weight"], random_tensors(TRUNK)["features.0.weight"]
+    )
+
+
+def test_without_memory_to_promise_it_is_mapped_to_be_read_only(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = mmap.mmap
+
+    def refuse(*given: Any, access: int) -> mmap.mmap:
+        if access == mmap.ACCESS_COPY:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return real(*given, access=access)
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    model = read(small)
+    array = model.tensors(["features.0.bias"], writable=True)["features.0.bias"]
+    array[:] = 7
+    assert_same_bits(model.stored["features.0.bias"], random_tensors(TRUNK)["features.0.bias"])
+
+
+def test_pickled_it_opens_its_file_again_and_no_other(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(small.parent)
+    model = read(small.name)
+    pickled = pickle.dumps(model)
+    assert len(pickled) < 1000
+    monkeypatch.chdir("/")
+    again = pickle.loads(pickled)
+    assert (again.record, again.stamp) == (model.record, model.stamp)
+    assert_same_bits(again.stored["features.0.bias"], model.stored["features.0.bias"])
+    write(small, Record(TRUNK), random_tensors(TRUNK, seed=1))
+    with pytest.raises(ModelFileError, match=r"small\.safetensors: it is not the file any more"):
+        pickle.loads(pickled)
+    small.unlink()
+    with pytest.raises(ModelFileError, match=r"small\.safetensors: there is no such file$"):
+        pickle.loads(pickled)
+
+
 def read_again(path: Path) -> ModelFile:
     write(path, Record(TRUNK), random_tensors(TRUNK))
     return read(path)
@@ -265,7 +319,7 @@ def test_neither_reading_nor_writing_imports_what_they_do_not_need(tmp_path: Pat
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=HERE.parent)
     loaded = set(done.stdout.split())
     assert {"numpy", "verydeep.modelfile"} <= loaded  # so the list is what it seems to be
-    assert not loaded & {"torch", "PIL", "onnx", "onnxruntime", "safetensors", "click", "tempfile"}
+    assert not loaded & {"torch", "PIL", "onnx", "onnxruntime", "click"}
 
 
 # The bytes
@@ -434,7 +488,7 @@ def test_torchvision_loads_the_real_sizes_strictly(name: str, dtype: str, tmp_pa
     layout, end = {}, 0
     for key, shape in sorted(net.tensors.items(), key=lambda item: item[1] != ()):
         kind = dtype if shape else "I64"
-        size = int(np.prod(shape, dtype=int)) * safetensors_header.BITS[kind] // 8
+        size = int(np.prod(shape, dtype=int)) * modelfile.reading.DTYPES[kind].itemsize
         begin, end = end, end + size
         layout[key] = safetensors_header.Tensor(kind, shape, begin, end)
     header = safetensors_header.Header({"verydeep": Record(net).to_json()}, layout)
@@ -635,65 +689,59 @@ def set_entry(name: str, **values: Any) -> Callable[[dict[str, Any]], None]:
 
 
 @pytest.mark.parametrize(
-    ("edit", "message"),
+    "edit",
     [
         # features.0.weight is (1, 3, 3, 3), 108 bytes, features.0.bias (1,), 4 bytes
-        (
-            set_entry("features.0.bias", data_offsets=[0, 8]),
-            r"tensor 'features\.0\.bias' has 8 bytes, but F32 of shape \[1\] takes 4",
+        *(
+            set_entry("features.0.bias", data_offsets=offsets)
+            for offsets in (
+                [0, 8], [4, 8], [2**62, 2**62 + 4], [-4, 0], [8, 4], [0], [0.0, 4.0], [False, 4],
+                [0, 4, 8], "04", None,
+            )
         ),
-        (
-            set_entry("features.0.bias", data_offsets=[4, 8]),
-            r"tensor 'features\.0\.(weight|bias)' begins at byte 4 of the data and leaves a gap; "
-            r"expected 0",
+        set_entry("features.3.bias", data_offsets=[0, 4]),  # overlaps the first
+        *(
+            set_entry("features.0.bias", shape=shape)
+            for shape in ([2], [-1], [True], [1.0], ["1"], 1, [2**62] * 8)
         ),
-        (
-            set_entry("features.3.bias", data_offsets=[0, 4]),
-            r"begins at byte 0 of the data and overlaps the tensor before it; expected 4",
+        *(
+            set_entry("features.0.bias", dtype=dtype)
+            for dtype in ("F31", None, ["F32"], "F64", "F4")
         ),
-        (
-            set_entry("features.0.bias", data_offsets=[2**62, 2**62 + 4]),
-            r"begins at byte 4 of the data and leaves a gap",
-        ),
-        (
-            set_entry("features.0.bias", data_offsets=[-4, 0]),
-            r"has the data_offsets \[-4, 0\]; expected two whole numbers",
-        ),
-        (set_entry("features.0.bias", data_offsets=[8, 4]), r"data_offsets \[8, 4\]; expected"),
-        (set_entry("features.0.bias", data_offsets=[0]), r"data_offsets \[0\]; expected"),
-        (set_entry("features.0.bias", data_offsets=[0.0, 4.0]), r"data_offsets \[0\.0, 4\.0\]"),
-        (set_entry("features.0.bias", data_offsets=[False, 4]), r"data_offsets \[False, 4\]"),
-        (set_entry("features.0.bias", data_offsets="04"), r"data_offsets '04'; expected"),
-        (set_entry("features.0.bias", data_offsets=None), r"data_offsets None; expected"),
+        lambda h: h["features.0.bias"].pop("shape"),
+        lambda h: h.update({"features.0.bias": []}),
+        lambda h: h.update({"a\nb": 1}),
+        lambda h: h.update(__metadata__=[]),
+        lambda h: h["__metadata__"].update(x=1),
+        lambda _: b"{}",
+    ],
+)  # fmt: skip
+def test_header_that_does_not_fit_is_refused(
+    edit: Callable[[dict[str, Any]], Any], change: Callable[..., str]
+) -> None:
+    """The safetensors library gives the reason."""
+
+    def only_bytes_replace(header: dict[str, Any]) -> bytes | None:
+        result = edit(header)
+        return result if isinstance(result, bytes) else None
+
+    message = change(only_bytes_replace)
+    assert message.startswith("its header does not fit the file: ")
+    assert message.endswith("; it was cut short, added to or damaged: fetch or write it again")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
         (
             set_entry("features.0.bias", data_offsets=[0, 2**64]),
             r"an integer that does not fit in 64 bits",
         ),
-        (set_entry("features.0.bias", shape=[2]), r"has 4 bytes, but F32 of shape \[2\] takes 8"),
-        (set_entry("features.0.bias", shape=[-1]), r"the shape \[-1\]; expected at most 8 whole"),
-        (set_entry("features.0.bias", shape=[True]), r"the shape \[True\]; expected at most 8"),
-        (set_entry("features.0.bias", shape=[1.0]), r"the shape \[1\.0\]; expected at most 8"),
-        (set_entry("features.0.bias", shape=["1"]), r"the shape \['1'\]; expected at most 8"),
-        (set_entry("features.0.bias", shape=[1] * 9), r"the shape \[1, .*\]; expected at most 8"),
-        (set_entry("features.0.bias", shape=[1] * 10**5), r"expected at most 8 whole numbers"),
-        (set_entry("features.0.bias", shape=1), r"the shape 1; expected at most 8"),
-        (set_entry("features.0.bias", shape=[2**62] * 8), r"has 4 bytes, but F32 of shape \[4611"),
-        (set_entry("features.0.bias", dtype="F31"), r"has the dtype 'F31'; expected one of BOOL,"),
-        (set_entry("features.0.bias", dtype=None), r"has the dtype None; expected one of BOOL,"),
-        (set_entry("features.0.bias", dtype=["F32"]), r"has the dtype \['F32'\]; expected one of"),
-        (set_entry("features.0.bias", dtype="F64"), r"has 4 bytes, but F64 of shape \[1\] takes 8"),
-        (
-            set_entry("features.0.bias", dtype="F4"),
-            r"has 4 bytes, but F4 of shape \[1\] takes 0\.5",
-        ),
+        (set_entry("features.0.bias", shape=[1] * 10**5), r"shape \[1, .*\], but vgg11 .* \[1\]$"),
         (set_entry("features.0.bias", extra=1), r"expected dtype, shape and data_offsets"),
-        (lambda h: h["features.0.bias"].pop("shape"), r"expected dtype, shape and data_offsets"),
-        (lambda h: h.update({"features.0.bias": []}), r"is described by \[\]; expected dtype, "),
-        (lambda h: h.update({"a\nb": 1}), r"tensor 'a\\nb' is described by 1; expected dtype, "),
-        (lambda h: h.update(__metadata__=[]), r"its __metadata__ is \[\]; expected a JSON object"),
         (
-            lambda h: h["__metadata__"].update(x=1),
-            r"its __metadata__ has 1 under 'x'; expected text",
+            lambda h: h.update({"features.0.bias": ["F32", [1], [0, 4]]}),  # the library takes it
+            r"is described by \['F32', \[1\], \[0, 4\]\]; expected dtype, ",
         ),
         (lambda h: json.dumps(h).encode()[:-1] + b',"__metadata__":{}}', r"'__metadata__' twice"),
         (
@@ -715,8 +763,8 @@ def set_entry(name: str, **values: Any) -> Callable[[dict[str, Any]], None]:
         (lambda _: b'{"x": "\\ud800"}', r"it has a lone surrogate in '\\ud800'"),
         (lambda _: b'{"x"', r"cannot be read as JSON: Expecting ':' delimiter"),
         (lambda _: b"{} {}", r"cannot be read as JSON: Extra data"),
+        (lambda _: b' {"x": 0}', r"first eight bytes are not followed by '\{' but by b' '"),
         (lambda _: b"[0000000]", r"first eight bytes are not followed by '\{' but by b'\['"),
-        (lambda _: b"{}", r"its tensors take 0 bytes, but \d+ follow the header; .* added to"),
     ],
 )
 def test_lying_header_is_refused(
@@ -732,9 +780,9 @@ def test_lying_header_is_refused(
 @pytest.mark.parametrize(
     ("length", "message"),
     [
-        (0, r"its header is 0 bytes long; expected at least 2"),
-        (1, r"its header is 1 bytes long; expected at least 2"),
-        (2**23, r"the file ends after \d+ bytes; expected at least 8388616, the header alone"),
+        (0, r"its header cannot be read as JSON: Expecting value"),
+        (1, r"its header cannot be read as JSON: Expecting property name"),
+        (2**23, r"the file ends after \d+ bytes, but its header alone takes 8388616; .* cut short"),
         (2**23 + 1, r"say that the header is 8388609 bytes long; expected at most 8388608"),
         (2**64 - 1, r"say that the header is 18446744073709551615 bytes long; expected at most"),
     ],
@@ -752,7 +800,7 @@ def test_every_truncation_is_refused(small: Path) -> None:
         if length > 8:
             assert "cut short" in message
     small.write_bytes(content + b"\0")
-    assert re.search(r"but \d+ follow the header; the file was added to: fetch", refused(small))
+    assert "added to" in refused(small)
     small.write_bytes(content)
     read(small)
 
@@ -924,8 +972,7 @@ def test_huge_scales_overflow_in_silence(tmp_path: Path) -> None:
             r"^the record's network's head has an unknown key 'layer'; did you mean layers\?$",
         ),
         (lambda r: r["network"].update(column="F"), r"^its record does not .*: column 'F' is unk"),
-        (lambda r: r["network"].update(column=["A"]), r"the record's column is \['A'\]; expected"),
-        (lambda r: r["network"].update(column="A" * 99), r"column is 'A+\.\.\.A+'; expected"),
+        (lambda r: r["network"].update(column=["A"]), r"column \['A'\] is unknown"),
         (lambda r: r["network"].update(batch_norm=0), r"batch_norm is 0; expected true or false"),
         (lambda r: r["network"].update(width=0), r"width is 0; expected a number above 0"),
         (lambda r: r["network"].update(width="1"), r"width is '1'; expected a number above 0"),
@@ -933,18 +980,21 @@ def test_huge_scales_overflow_in_silence(tmp_path: Path) -> None:
         (lambda r: r["network"].update(width=True), r"width is True; expected a number above 0"),
         (lambda r: r["network"].update(in_channels=3.0), r"in_channels is 3\.0; expected a whole"),
         (lambda r: r["network"].update(pool="min"), r"pool 'min' is unknown; expected one of: max"),
-        (lambda r: r["network"].update(pool={}), r"the record's pool is \{\}; expected a name"),
+        (lambda r: r["network"].update(pool={}), r"pool \{\} is unknown"),
         (lambda r: r["network"].update(head=None), r"network's head is None; expected a JSON obj"),
         (lambda r: r["network"]["head"].update(kind="gape"), r"head 'gape' is unknown"),
-        (lambda r: r["network"]["head"].update(kind=1), r"the record's kind is 1; expected a name"),
+        (lambda r: r["network"]["head"].update(kind=1), r"head 1 is unknown"),
         (lambda r: r["network"]["head"].update(classes=-1), r"classes is -1; expected a whole"),
         (lambda r: r["network"]["head"].update(classes=2.0), r"classes is 2\.0; expected a whole"),
         (
             lambda r: r["network"]["head"].update(classes=2**62),
             r"classifier\.0\.weight.*is missing",
         ),
-        (lambda r: r["network"]["head"].update(layers="a"), r"layers is 'a'; expected a list"),
-        (lambda r: r["network"]["head"].update(layers=[["a"]]), r"layers has \['a'\]; expected"),
+        (lambda r: r["network"]["head"].update(layers="a"), r"layers are 'a'; expected a list"),
+        (
+            lambda r: r["network"]["head"].update(layers=[["a"]]),
+            r"layers are \[\['a'\]\]; expected names",
+        ),
         (
             lambda r: r["network"]["head"].update(kind="gap", classes=2, layers=["relu9_1"]),
             r"vgg11 has no layer 'relu9_1'",
@@ -954,7 +1004,7 @@ def test_huge_scales_overflow_in_silence(tmp_path: Path) -> None:
             r"^its record does not make sense: head names a layer twice: relu5_2, .*…$",
         ),
         (lambda r: r.update(network=[]), r"the record's network is \[\]; expected a JSON object"),
-        (lambda r: r.update(preprocess=3), r"the record's preprocess is 3; expected a JSON object"),
+        (lambda r: r.update(preprocess=3), r"pre-processing record is a int; expected an object"),
         (lambda r: r["preprocess"].update(crop=3), r"^its record does not make sense: .*'crop'"),
         (lambda r: r["preprocess"].pop("mean"), r"^its record does not make sense: .*mean"),
         (lambda r: r["preprocess"].update(mean=[1]), r"^its record does not make sense: .*mean"),
@@ -1008,8 +1058,8 @@ def torch_file(**choices: Any) -> bytes:
     ("content", "message"),
     [
         (b"", r"^the file is empty; expected a model file$"),
-        (b"\x00", r"^the file ends after 1 bytes, within the eight"),
-        (b"\x00" * 8, r"^its header is 0 bytes long"),
+        (b"\x00", r"^the file ends after 1 bytes, but a header takes more; it was"),
+        (b"\x00" * 8, r"^its header cannot be read as JSON"),
         (b"\x00" * 100, r"^it is not a safetensors file: its first eight bytes are not followed"),
         (b"hello\n", r"^it is not a model file, but text; expected a \.safetensors file$"),
         (b'{"a": {}, "b": {}}', r"^it is not a model file, but text"),
@@ -1065,111 +1115,47 @@ def test_file_without_permission(small: Path, monkeypatch: pytest.MonkeyPatch) -
     def refuse(*_: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(modelfile, "open", refuse, raising=False)
+    monkeypatch.setattr(modelfile.reading, "open", refuse, raising=False)
     assert refused(small) == "it cannot be read: Permission denied"
 
 
 # Writing
 
 
-def test_file_appears_whole_or_not_at_all(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = small.read_bytes()
-    for function in ("fsync", "replace"):
-        for error in (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()):
-
-            def fail(*_: Any, error: BaseException = error) -> None:
-                raise error
-
-            with monkeypatch.context() as patch:
-                patch.setattr(os, function, fail)
-                expected = ModelFileError if isinstance(error, OSError) else KeyboardInterrupt
-                with pytest.raises(expected) as caught:
-                    write(small, Record(TRUNK), random_tensors(TRUNK, seed=1))
-            if isinstance(error, OSError):
-                assert str(caught.value) == (
-                    f"{small}: it cannot be written: No space left on device; nothing was changed. "
-                    "Check that the folder exists and can be written to, and that its disk has room"
-                )
-            assert small.read_bytes() == before
-            assert list(small.parent.iterdir()) == [small]
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_full_disk_while_writing(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The temporary file is /dev/full, on which every write fails."""
-
-    def full(path: Path, mode: str) -> Any:
-        assert (path.parent, mode) == (small.parent, "xb")
-        return open("/dev/full", "wb", buffering=0)
-
-    before = small.read_bytes()
-    monkeypatch.setattr(modelfile, "open", full, raising=False)
-    with pytest.raises(ModelFileError, match=r"cannot be written: No space left on device"):
-        write(small, Record(TRUNK), random_tensors(TRUNK, seed=1))
-    assert small.read_bytes() == before
-
-
-def test_data_is_on_the_disk_before_the_name_is(
-    small: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()]
+)
+def test_file_appears_whole_or_not_at_all(
+    small: Path, monkeypatch: pytest.MonkeyPatch, function: str, error: BaseException
 ) -> None:
-    calls = []
-    for function in ("fsync", "replace"):
-        real = getattr(os, function)
-        monkeypatch.setattr(
-            os, function, lambda *a, f=function, real=real: (calls.append(f), real(*a))[1]
+    """The rest of what `files.atomic.replacing` promises has tests of its own."""
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    before = small.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, fail)
+        expected = OutputError if isinstance(error, OSError) else KeyboardInterrupt
+        with pytest.raises(expected) as caught:
+            write(small, Record(TRUNK), random_tensors(TRUNK, seed=1))
+    if isinstance(error, OSError):
+        assert str(caught.value) == (
+            f"{small}: cannot be written: No space left on device; free some space and try again"
         )
-    write(small, Record(TRUNK), random_tensors(TRUNK))
-    assert calls == ["fsync", "replace", "fsync"]
-
-
-def test_folder_that_cannot_be_flushed_is_no_failure(
-    small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = os.fsync
-    calls = []
-
-    def fail_for_the_folder(number: int) -> None:
-        calls.append(number)
-        if len(calls) == 2:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        real(number)
-
-    monkeypatch.setattr(os, "fsync", fail_for_the_folder)
-    write(small, Record(TRUNK), random_tensors(TRUNK, seed=1))
-    assert len(calls) == 2
-    assert_same_bits(
-        read(small).stored["features.0.weight"], random_tensors(TRUNK, seed=1)["features.0.weight"]
-    )
+    assert small.read_bytes() == before
+    assert list(small.parent.iterdir()) == [small]
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
-    def message(path: str | Path) -> str:
-        with pytest.raises(ModelFileError) as caught:
-            write(path, Record(TRUNK), random_tensors(TRUNK))
-        assert str(caught.value).isprintable()
-        return str(caught.value)
-
-    assert "none/m: it cannot be written: No such file or directory; nothing was ch" in message(
-        tmp_path / "none" / "m"
-    )
-    assert message(tmp_path).startswith(f"{tmp_path}: it is a folder; expected the name of a new")
-    os.mkfifo(tmp_path / "pipe")
-    assert "pipe: it is not a regular file; expected the name" in message(tmp_path / "pipe")
-    assert "a\\x00b: it cannot be written: embedded null" in message("a\0b")
-    assert [p.name for p in tmp_path.iterdir()] == ["pipe"]
-
-
-def test_link_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "disk" / "m")
-    for seed in (0, 1):
-        write(tmp_path / "link", Record(TRUNK), random_tensors(TRUNK, seed))
-        assert (tmp_path / "link").is_symlink()
-        assert [p.name for p in (tmp_path / "disk").iterdir()] == ["m"]
-    assert_same_bits(
-        read(tmp_path / "disk" / "m").stored["features.0.bias"],
-        random_tensors(TRUNK, 1)["features.0.bias"],
-    )
+    with pytest.raises(OutputError, match=r"none/m: cannot be written: No such file or directory"):
+        write(tmp_path / "none" / "m", Record(TRUNK), random_tensors(TRUNK))
+    with pytest.raises(OutputError, match=r"cannot be written: Is a directory"):
+        write(tmp_path, Record(TRUNK), random_tensors(TRUNK))
+    with pytest.raises(ModelFileError, match=r"^a\\x00b: it cannot be written: embedded null"):
+        write("a\0b", Record(TRUNK), random_tensors(TRUNK))
+    assert not list(tmp_path.iterdir())
 
 
 def test_permissions_are_those_of_any_new_file(small: Path, tmp_path: Path) -> None:

@@ -238,6 +238,10 @@ def test_cut_ends_at_the_last_tap() -> None:
             lambda: network("vgg19_bn").rows(224, 31),
             "an input of 224x31 pixels is too small for vgg19_bn: its pool5 needs at least 32x32",
         ),
+        (lambda: Network(["D"]), "column ['D'] is unknown; expected one of: A, A-LRN, B, C, D, E"),
+        (lambda: Network("D", batch_norm=1), "batch_norm is 1; expected true or false"),
+        (lambda: network("vgg16", layers=None), "layers are None; expected names of layers"),
+        (lambda: network("vgg16", layers=[3]), "layers are [3]; expected names of layers"),
         (lambda: Network("F"), "column 'F' is unknown; expected one of: A, A-LRN, B, C, D, E"),
     ],
 )

@@ -11,7 +11,7 @@ Plain Python: importing this module imports nothing outside the standard library
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -80,7 +80,17 @@ HEADS: dict[str, tuple[int, int]] = {"classic": (7, 4096), "small": (1, 512), "g
 
 def named(layers: str | Iterable[str]) -> tuple[str, ...]:
     """Paper names of layers; a text alone names one layer."""
-    return (layers,) if isinstance(layers, str) else tuple(layers)
+    names = (
+        (layers,) if isinstance(layers, str) or not isinstance(layers, Iterable) else tuple(layers)
+    )
+    if not all(isinstance(name, str) for name in names):
+        raise NetworkError(f"layers are {layers!r}; expected names of layers")
+    return names
+
+
+def _known(what: str, name: object, table: Mapping[str, object]) -> None:
+    if not isinstance(name, str) or name not in table:
+        raise NetworkError(f"{what} {name!r} is unknown{nearest(str(name), table)}")
 
 
 @dataclass(frozen=True)
@@ -100,8 +110,7 @@ class Head:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", named(self.layers))
-        if self.kind not in HEADS:
-            raise NetworkError(f"head {self.kind!r} is unknown{nearest(self.kind, HEADS)}")
+        _known("head", self.kind, HEADS)
         if not isinstance(self.classes, int) or isinstance(self.classes, bool) or self.classes < 0:
             raise NetworkError(f"classes is {self.classes!r}; expected a whole number of 0 or more")
         if self.kind == "gap" and self.classes and not self.layers:
@@ -182,10 +191,10 @@ class Network:
     top: tuple[Layer, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.column not in COLUMNS:
-            raise NetworkError(f"column {self.column!r} is unknown{nearest(self.column, COLUMNS)}")
-        if self.pool not in POOLS:
-            raise NetworkError(f"pool {self.pool!r} is unknown{nearest(self.pool, POOLS)}")
+        _known("column", self.column, COLUMNS)
+        _known("pool", self.pool, POOLS)
+        if not isinstance(self.batch_norm, bool):
+            raise NetworkError(f"batch_norm is {self.batch_norm!r}; expected true or false")
         width = self.width
         if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= 16:
             raise NetworkError(f"width is {width!r}; expected a number above 0, at most 16")
@@ -308,8 +317,7 @@ def network(
 
     `head`, `classes` and `layers` are those of `Head`, the rest those of `Network`.
     """
-    if name not in NETWORKS:
-        raise NetworkError(f"network {name!r} is unknown{nearest(name, NETWORKS)}")
+    _known("network", name, NETWORKS)
     column, batch_norm = NETWORKS[name]
     top = Head(head, classes, named(layers))  # type: ignore[arg-type]  # checked by Head itself
     return Network(column, batch_norm, width, in_channels, pool, top)  # type: ignore[arg-type]
@@ -347,12 +355,12 @@ def _trunk(net: Network) -> Iterator[Layer]:
 def _top(net: Network) -> Iterator[Layer]:
     """The head's layers. Dropout computes nothing at inference: the torch module adds it."""
     head = net.head
-    if not head.classes:
-        return
     channels = {layer.name: layer.outputs for layer in net.trunk}
     for name in net.head_inputs:
         if name not in channels:
             raise LayerError(f"{net.name} has no layer {name!r}{nearest(name, channels)}")
+    if not head.classes:
+        return
     inputs = sum(channels[name] for name in net.head_inputs)
     grid, hidden = HEADS[head.kind]
     yield Layer("avgpool", "average", inputs, inputs, grid)

@@ -7,7 +7,6 @@ of them ends, "path.ends"; so are the errors. The record is "verydeep_features" 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -31,13 +30,11 @@ class _Tensors:
     def __init__(self, path: Path) -> None:
         self._path = path
         with open(path, "rb") as file:
-            whole = os.fstat(file.fileno()).st_size
-            length = safetensors_header.parse_length(file.read(8), whole)
-            header = safetensors_header.parse(file.read(length), whole - 8 - length)
+            header = safetensors_header.parse(path, file)
         if KEY not in header.metadata:
             raise DataError("it has no record; expected a file that `verydeep features` wrote")
         self.about = header.metadata[KEY]
-        self._begin = 8 + length
+        self._begin = header.begin
         self._tensors = header.tensors
         self.rows = header.tensors["path.ends"].shape[0]
 

@@ -1,0 +1,294 @@
+"""Open a model file: its header is checked against the table, its weights are mapped and not read."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from ..errors import ModelFileError, nearest
+from ..files import hashes
+from ..files.hashes import Stamp
+from ..files.strict_json import shown
+from . import header as safetensors_header
+from .record import Record
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..nets import Network
+
+# safetensors' names of the types that a model file may hold, all little-endian
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "I8": np.dtype("i1"),
+    "I16": np.dtype("<i2"),
+    "I64": np.dtype("<i8"),
+}
+_FLOATS, _QUANTISED, _COUNTS = ("F32", "F16"), ("I8", "I16"), ("I64",)
+
+# What people give by mistake, by its first bytes. Read only where the file is not safetensors.
+_PTH = (
+    "verydeep never opens these, since they can run code; `verydeep weights convert` makes a model"
+)
+_FOREIGN: tuple[tuple[bytes, str], ...] = (
+    (rb"PK\x03\x04", f"a zip archive, probably a .pth from torch.save: {_PTH} file of one"),
+    (rb"\x80[\x02-\x05]", f"a Python pickle, probably a .pth from torch.save: {_PTH} file of one"),
+    (rb"version https://git-lfs", "a Git LFS pointer, not the file itself: run `git lfs pull`"),
+    (rb"(?i)\s*<(!doctype|html)", "a web page, probably of a failed download: fetch it again"),
+    (rb"\x08[\x01-\x20][\x12\x1a\x22\x2a\x32\x3a]", "an ONNX graph; expected a .safetensors file"),
+    (rb"\x89HDF", "an HDF5 file, as Keras writes them; expected a .safetensors file"),
+    (rb"\x93NUMPY", "a NumPy array; expected a .safetensors file"),
+    (rb"GGUF", "a GGUF file; expected a .safetensors file"),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "compressed; unpack it first"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF", "an image; expected a .safetensors file"),
+    (rb"[\t\n\r -~]{8}|[\t\n\r -~]{3,7}\Z", "text; expected a .safetensors file"),
+)
+_CONVERT = "`verydeep weights convert` makes one of published or trained weights"
+
+
+class ModelFile:
+    """An open model file, memory-mapped. `read` makes one.
+
+    path: as given. record: what the tensors are.
+    stored: arrays as they lie in the file, by their names there: "features.0.weight", or
+    "features.0.weight.q" with "features.0.weight.scale". They are read-only views of the map, which
+    lives as long as one of them does. A file that is replaced (as `write` does) keeps its old bytes
+    here; one that another program shortens in place must not be used any more.
+    stamp: which file was opened: its device, inode, ctime_ns, size in bytes and mtime_ns, as they were
+    then. Two that are equal mean the same bytes; whatever remembers something of this file keys it on them.
+
+    It can be pickled: the other process opens the file anew, and refuses one with another stamp.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        record: Record,
+        stored: Mapping[str, NDArray[Any]],
+        mapped: mmap.mmap,
+        stamp: Stamp,
+    ) -> None:
+        self.path = path
+        self.record = record
+        self.stored: Mapping[str, NDArray[Any]] = MappingProxyType(dict(stored))
+        self.stamp = stamp
+        self._absolute = path.absolute()  # the working folder may be another one tomorrow
+        self._mapped = mapped
+        self._is_private = not memoryview(mapped).readonly
+
+    def __repr__(self) -> str:
+        return f"ModelFile({str(self.path)!r}, {self.record.network!r})"
+
+    def __reduce__(self) -> tuple[Callable[..., ModelFile], tuple[Path, Stamp]]:
+        return _reopen, (self._absolute, self.stamp)
+
+    def tensors(
+        self, keys: Iterable[str] | None = None, *, writable: bool = False
+    ) -> dict[str, NDArray[Any]]:
+        """Weights by torchvision's key, all of them or those of `keys`, in shape `network.tensors`.
+
+        float32, dequantised (q * scale); num_batches_tracked is int64. Tensors that are stored so
+        already come as read-only views without a copy, the others as new arrays.
+        writable: views may be written to, as torch.from_numpy wants it. The map is copy-on-write, so that
+        the file never changes; but this ModelFile does, and must not be used for anything else then.
+        ModelFileError for a key that the network does not have.
+        """
+        known = self.record.network.tensors
+        result: dict[str, NDArray[Any]] = {}
+        for key in known if keys is None else keys:
+            if key not in known:
+                raise ModelFileError(
+                    f"{self.record.network.name} has no tensor {shown(key)}{nearest(key, known)}"
+                )
+            array = self._tensor(key)
+            if writable and not array.flags.writeable:
+                array = array.view() if self._is_private else array.copy()
+                array.flags.writeable = True
+            result[key] = array
+        return result
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the whole file as it was when opened: 64 hexadecimal digits.
+
+        Reads all of it, unless that was done before, by any process, and is still in verydeep's cache.
+        """
+        return hashes.sha256_of(
+            self.stamp, self.path, lambda: hashlib.sha256(self._mapped).hexdigest()
+        )
+
+    def _tensor(self, key: str) -> NDArray[Any]:
+        # Weights may be infinite, or NaNs of any kind: they are handed on, not complained about.
+        with np.errstate(all="ignore"):
+            if f"{key}.q" in self.stored:
+                values = self.stored[f"{key}.q"].astype(np.float32)
+                values *= self.stored[f"{key}.scale"]
+                return values
+            array = self.stored[key]
+            dtype = np.int64 if array.dtype.kind == "i" else np.float32
+            return np.require(array, dtype, "A")  # A: a foreign writer need not align its data
+
+
+def read(path: str | os.PathLike[str]) -> ModelFile:
+    """Open a model file: its header is read and checked against the table, its weights are mapped.
+
+    ModelFileError, one line that names the file, whatever is wrong with it: missing, not a model
+    file, cut short, damaged, of a newer version, or at odds with its own record. Beyond the header,
+    only the scales of quantised tensors are read; the values of weights are not checked.
+    """
+    path = Path(path)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # asked first, since opening a pipe would wait
+            kind = "a folder" if path.is_dir() else "not a regular file"
+            raise ModelFileError(f"it is {kind}; expected a .safetensors file")
+        with open(path, "rb") as file:
+            return _read(path, file)
+    except ModelFileError as error:
+        raise about(path, str(error)) from None
+    except FileNotFoundError:
+        raise about(path, "there is no such file") from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise about(path, f"it cannot be read: {reason}") from None
+    except ValueError as error:  # a path with a zero byte, or a file that shrank under our hands
+        raise about(path, f"it cannot be read: {error}") from None
+
+
+def about(path: Path, text: str) -> ModelFileError:
+    """The error as a person sees it: one line that names the file, printable and not endless."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"{path}: {text}")
+    return ModelFileError(line if len(line) <= 1000 else f"{line[:999]}…")
+
+
+def _read(path: Path, file: BinaryIO) -> ModelFile:
+    status = os.fstat(file.fileno())  # of the file that is open, whatever has its name by now
+    stamp = hashes.stamp(status)
+    first = file.read(64)
+    if not first:
+        raise ModelFileError("the file is empty; expected a model file")
+    if (
+        first[8:9] != b"{"
+        or int.from_bytes(first[:8], "little") > safetensors_header.MAX_HEADER_BYTES
+    ):
+        _refuse_foreign(first)
+    header = safetensors_header.parse(path, file)
+    if "verydeep" not in header.metadata:
+        raise ModelFileError(
+            "it is a safetensors file, but not a verydeep model file, since its metadata has no "
+            f"verydeep record; {_CONVERT}"
+        )
+    record = Record.from_json(header.metadata["verydeep"])
+    check_table(record.network, {n: (t.dtype, t.shape) for n, t in header.tensors.items()})
+    # Copy-on-write, though nothing here writes, so that torch can take the very same pages.
+    try:
+        mapped = mmap.mmap(file.fileno(), status.st_size, access=mmap.ACCESS_COPY)
+    except OSError:  # not where a system promises no more memory than it has; reading needs none
+        mapped = mmap.mmap(file.fileno(), status.st_size, access=mmap.ACCESS_READ)
+    stored: dict[str, NDArray[Any]] = {}
+    for name, tensor in header.tensors.items():
+        count, offset = math.prod(tensor.shape), header.begin + tensor.start
+        array = np.frombuffer(mapped, DTYPES[tensor.dtype], count, offset).reshape(tensor.shape)
+        array.flags.writeable = False
+        stored[name] = array
+    check_scales(stored)
+    return ModelFile(path, record, stored, mapped, stamp)
+
+
+def _reopen(path: Path, stamp: Stamp) -> ModelFile:
+    """The file of a pickled ModelFile."""
+    model = read(path)
+    if model.stamp != stamp:
+        raise about(
+            path, "it is not the file any more that was open when this was pickled; pickle again"
+        )
+    return model
+
+
+def check_table(network: Network, given: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    """Compare names, dtypes, shapes with the table: each tensor once, in one of its two forms."""
+    allowed: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
+    for key, shape, is_weight in _table(network):
+        q, scale = f"{key}.q", f"{key}.scale"
+        if is_weight and (q in given or scale in given):
+            if key in given:
+                raise ModelFileError(f"it has {key} both as floats and quantised; expected one")
+            allowed[q] = _QUANTISED, shape
+            allowed[scale] = ("F32",), (shape[0], *(1 for _ in shape[1:]))
+        elif key.endswith(".num_batches_tracked"):
+            allowed[key] = _COUNTS, shape
+        else:
+            allowed[key] = _FLOATS, shape
+    missing = [name for name in allowed if name not in given]
+    extra = [name for name in given if name not in allowed]
+    if missing:
+        raise ModelFileError(
+            f"the tensor {missing[0]}, which {network.name} needs, is missing{_others(missing)}"
+            + (f"; it has {shown(extra[0])}, which is unknown{_others(extra)}" if extra else "")
+        )
+    if extra:
+        raise ModelFileError(
+            f"it has a tensor {shown(extra[0])}, which {network.name} does not"
+            f"{_others(extra)}{nearest(extra[0], network.tensors)}"
+        )
+    for name, (dtypes, shape) in allowed.items():
+        dtype, given_shape = given[name]
+        if dtype not in dtypes:
+            raise ModelFileError(
+                f"the tensor {name} has the dtype {dtype}; expected {' or '.join(dtypes)}"
+            )
+        if given_shape != shape:
+            raise ModelFileError(
+                f"the tensor {name} has the shape {shown(list(given_shape))}, but {network.name} with the "
+                f"record's choices has {list(shape)}"
+            )
+
+
+def _table(network: Network) -> Iterator[tuple[str, tuple[int, ...], bool]]:
+    """Key and shape of every tensor, and whether it is a weight that may be quantised."""
+    for layer in network.layers:
+        for key, shape in layer.tensors.items():
+            yield key, shape, key == f"{layer.key}.weight"
+
+
+def check_scales(stored: Mapping[str, NDArray[Any]]) -> None:
+    for name, array in stored.items():
+        if name.endswith(".scale"):
+            wrong = array[~(np.isfinite(array) & (array > 0))]
+            if wrong.size:
+                raise ModelFileError(
+                    f"the tensor {name} has the value {wrong.flat[0]}; "
+                    "expected finite numbers above 0"
+                )
+
+
+def _refuse_foreign(first: bytes) -> None:
+    for pattern, what in _FOREIGN:
+        if re.match(pattern, first):
+            raise ModelFileError(f"it is not a model file, but {what}")
+    if first[8:9] not in (b"", b"{"):
+        raise ModelFileError(
+            "it is not a safetensors file: its first eight bytes are not followed by '{' "
+            f"but by {shown(first[8:9])}; {_CONVERT}"
+        )
+
+
+def _about(path: Path, text: str) -> ModelFileError:
+    """The error as a person sees it: one line that names the file, printable and not endless."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"{path}: {text}")
+    return ModelFileError(line if len(line) <= 1000 else f"{line[:999]}…")
+
+
+def _others(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

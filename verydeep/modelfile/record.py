@@ -1,0 +1,281 @@
+"""The record of a model file: what its tensors are, checked wherever a record comes from.
+
+`Record.__post_init__` is the one check of values; reading JSON checks the members of objects alone.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeGuard, cast
+
+import numpy as np
+
+from ..errors import ModelFileError, NetworkError, PreprocessError, nearest
+from ..files import strict_json
+from ..files.strict_json import JSON, shown
+from ..nets import Head, Network
+from ..preprocess import TORCHVISION, Preprocess
+
+FORMAT_VERSION = 1
+
+_RECORD_KEYS = (
+    "format_version", "network", "preprocess", "class_ids", "class_names", "threshold", "licence",
+    "provenance", "measured",
+)  # fmt: skip
+_OPTIONAL_RECORD_KEYS = ("activations",)  # there only where it says something
+_ROUNDED_KINDS = ("relu", "lrn", "pool", "average")  # what a convolution or FC layer may read
+_ACTIVATION_KEYS = ("scale", "zero_point")
+_NETWORK_KEYS = ("column", "batch_norm", "width", "in_channels", "pool", "head")
+_HEAD_KEYS = ("kind", "classes", "layers")
+_SCALES = (2.0**-100, 2.0**100)  # well within float32, and so are products with a weight's scale
+_LONGEST_NAME = 1000  # characters, of a class id or name
+
+
+@dataclass(frozen=True)
+class Activation:
+    """How one value of the int8 graph is rounded: clip(round(value / scale) + zero_point, 0, 255).
+
+    scale: a float32 number above 0, also as its shortest decimal. zero_point: 0 to 255, what stands for 0.
+    """
+
+    scale: float
+    zero_point: int = 0
+
+    def __post_init__(self) -> None:
+        scale, zero = self.scale, self.zero_point
+        if not _is_number(scale) or not _SCALES[0] <= scale <= _SCALES[1]:
+            raise ModelFileError(
+                f"an activation's scale is {shown(scale)}; expected a number from "
+                f"{_SCALES[0]:.4g} to {_SCALES[1]:.4g}"
+            )
+        if not _is_integer(zero) or not 0 <= zero <= 255:
+            raise ModelFileError(
+                f"an activation's zero_point is {shown(zero)}; expected a whole number, 0 to 255"
+            )
+        object.__setattr__(self, "scale", float(np.float32(scale)))
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a model file says about its tensors. ModelFileError where the values do not make sense.
+
+    network: what the tensors are for. preprocess: how an image becomes its input.
+    class_ids: unique names for programs ("n04146614"); class_names: for people ("school bus"). Each
+    is empty, or as long as network.head.classes.
+    threshold: probability of the first answer, 0 to 1, below which the answer is "not sure".
+    licence: of the weights, an SPDX expression or one line of text.
+    provenance: whatever tells where the weights come from: sources, command, versions.
+    measured: figures, each with at least "what", "value" (a number) and "protocol" (how to repeat
+    the measurement).
+    activations: the values that the int8 graph rounds, by paper name ("input" for the normalised image);
+    empty for a model that was not quantised. See docs/format.md.
+    """
+
+    network: Network
+    preprocess: Preprocess = TORCHVISION
+    class_ids: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    threshold: float | None = None
+    licence: str = ""
+    provenance: Mapping[str, JSON] = field(default_factory=dict, hash=False)
+    measured: tuple[Mapping[str, JSON], ...] = field(default=(), hash=False)
+    activations: Mapping[str, Activation] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if replace(self.network) != self.network:
+            raise ModelFileError(
+                f"the network is {self.network.name} cut short; expected all of it"
+            )
+        classes = self.network.head.classes
+        for what in ("class_ids", "class_names"):
+            names = tuple(_lines(getattr(self, what), what))
+            if names and len(names) != classes:
+                raise ModelFileError(
+                    f"the record has {len(names)} {what}, but the head has {classes} classes"
+                )
+            object.__setattr__(self, what, names)
+        if len(set(self.class_ids)) != len(self.class_ids):
+            twice = next(name for name in self.class_ids if self.class_ids.count(name) > 1)
+            raise ModelFileError(f"the record has the class id {shown(twice)} twice")
+        if self.threshold is not None:
+            if not _is_number(self.threshold) or not 0 <= self.threshold <= 1:
+                raise ModelFileError(
+                    f"the record's threshold is {shown(self.threshold)}; expected 0 to 1, or null"
+                )
+            object.__setattr__(self, "threshold", float(self.threshold))
+        if not isinstance(self.licence, str) or not _is_line(self.licence, longest=None):
+            raise ModelFileError(
+                f"the record's licence is {shown(self.licence)}; expected one line of text"
+            )
+        object.__setattr__(self, "provenance", _json_object(self.provenance, "provenance"))
+        object.__setattr__(self, "measured", tuple(_measured(self.measured)))
+        object.__setattr__(self, "activations", _activations(self.activations, self.network))
+
+    def to_json(self) -> str:
+        """The record as canonical JSON: keys sorted, no spaces."""
+        network, head = self.network, self.network.head
+        values: dict[str, object] = {
+            "format_version": FORMAT_VERSION,
+            "network": {
+                "column": network.column,
+                "batch_norm": network.batch_norm,
+                "width": float(network.width),
+                "in_channels": network.in_channels,
+                "pool": network.pool,
+                "head": {"kind": head.kind, "classes": head.classes, "layers": head.layers},
+            },
+            "preprocess": self.preprocess.to_dict(),
+            "class_ids": self.class_ids,
+            "class_names": self.class_names,
+            "threshold": self.threshold,
+            "licence": self.licence,
+            "provenance": self.provenance,
+            "measured": self.measured,
+        }
+        if self.activations:
+            values["activations"] = {
+                name: {"scale": a.scale, "zero_point": a.zero_point}
+                for name, a in self.activations.items()
+            }
+        return strict_json.dumps(values)
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """The record that `to_json` wrote. Unknown and missing keys are refused: ModelFileError."""
+        try:
+            record = strict_json.loads(text)
+        except ValueError as error:
+            raise ModelFileError(f"its record cannot be read as JSON: {error}") from None
+        version = record.get("format_version") if isinstance(record, dict) else None
+        if _is_integer(version) and version > FORMAT_VERSION:
+            raise ModelFileError(
+                f"written by a newer verydeep: its format version is {version}, and this verydeep "
+                f"reads {FORMAT_VERSION}; upgrade with: pip install --upgrade verydeep"
+            )
+        values = _fields(record, _RECORD_KEYS, "record", _OPTIONAL_RECORD_KEYS)
+        if not _is_integer(version) or version != FORMAT_VERSION:
+            raise ModelFileError(
+                f"the record's format_version is {shown(version)}; expected {FORMAT_VERSION}"
+            )
+        del values["format_version"]
+        network = _fields(values["network"], _NETWORK_KEYS, "record's network")
+        head = _fields(network["head"], _HEAD_KEYS, "record's network's head")
+        if not isinstance(head["layers"], list):
+            raise ModelFileError(f"the head's layers are {shown(head['layers'])}; expected a list")
+        if "activations" in values:
+            values["activations"] = _read_activations(values["activations"])
+        try:
+            values["network"] = Network(**{**network, "head": Head(**head)})
+            values["preprocess"] = Preprocess.from_dict(values["preprocess"])
+        except (NetworkError, PreprocessError) as error:
+            raise ModelFileError(f"its record does not make sense: {error}") from None
+        return cls(**values)
+
+
+def _fields(
+    value: JSON, keys: tuple[str, ...], what: str, optional: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """A JSON object that has exactly these keys, and perhaps some of the optional ones."""
+    if not isinstance(value, dict):
+        raise ModelFileError(f"the {what} is {shown(value)}; expected a JSON object")
+    known = (*keys, *optional)
+    for key in value:
+        if key not in known:
+            raise ModelFileError(f"the {what} has an unknown key {shown(key)}{nearest(key, known)}")
+    for key in keys:
+        if key not in value:
+            raise ModelFileError(f"the {what} has no {key!r}")
+    return value
+
+
+def _json_object(value: object, what: str) -> dict[str, JSON]:
+    """A copy of a mapping whose values are JSON."""
+    if not isinstance(value, Mapping):
+        raise ModelFileError(f"the record's {what} is {shown(value)}; expected a JSON object")
+    try:
+        # depth 2: the record lies around it and, for measured, a list
+        return cast("dict[str, JSON]", strict_json.checked(dict(value), depth=2))
+    except ValueError as error:
+        raise ModelFileError(f"the record's {what} cannot be stored: {error}") from None
+
+
+def _measured(figures: object) -> Iterator[dict[str, JSON]]:
+    if not isinstance(figures, list | tuple):
+        raise ModelFileError(f"the record's measured is {shown(figures)}; expected a list")
+    for index, figure in enumerate(figures):
+        copy = _json_object(figure, f"measured[{index}]")
+        for key in ("what", "protocol"):
+            if not isinstance(copy.get(key), str) or not copy[key]:
+                raise ModelFileError(
+                    f"the record's measured[{index}] has {shown(copy.get(key))} as {key!r}; "
+                    "expected text"
+                )
+        if not _is_number(copy.get("value")):
+            raise ModelFileError(
+                f"the record's measured[{index}] has {shown(copy.get('value'))} as 'value'; "
+                "expected a number"
+            )
+        yield copy
+
+
+def _read_activations(values: JSON) -> dict[str, Activation]:
+    if not isinstance(values, dict) or not values:
+        raise ModelFileError(
+            f"the record's activations are {shown(values)}; expected a JSON object with one member for "
+            "each rounded value, or none at all for a model that was not quantised"
+        )
+    return {
+        name: Activation(**_fields(value, _ACTIVATION_KEYS, f"record's activation {shown(name)}"))
+        for name, value in values.items()
+    }
+
+
+def _activations(given: object, network: Network) -> dict[str, Activation]:
+    """A copy, checked against the table: only layers that have maps or features can be rounded."""
+    if not isinstance(given, Mapping):
+        raise ModelFileError(f"the record's activations are {shown(given)}; expected a mapping")
+    known = ["input", *(layer.name for layer in network.layers if layer.kind in _ROUNDED_KINDS)]
+    for name, value in given.items():
+        if name not in known:
+            hint = nearest(name, known) if isinstance(name, str) else ""
+            raise ModelFileError(
+                f"the record has an activation {shown(name)}, which {network.name} with the record's "
+                f"choices does not round{hint}"
+            )
+        if not isinstance(value, Activation):
+            raise ModelFileError(
+                f"the record's activation {shown(name)} is {shown(value)}; expected an Activation"
+            )
+    return dict(given)
+
+
+def _lines(names: object, what: str) -> Iterator[str]:
+    if not isinstance(names, list | tuple):
+        raise ModelFileError(f"the record's {what} is {shown(names)}; expected a list of names")
+    for name in names:
+        if not name or not _is_line(name, _LONGEST_NAME):
+            raise ModelFileError(
+                f"the record's {what} has {shown(name)}; expected 1 to {_LONGEST_NAME} characters "
+                "of text without control characters"
+            )
+        yield name
+
+
+def _is_line(text: object, longest: int | None) -> bool:
+    """Whether it is text that stays on one line: no control characters, surrogates, line breaks."""
+    return (
+        isinstance(text, str)
+        and (longest is None or len(text) <= longest)
+        and not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
+    )
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
