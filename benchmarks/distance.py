@@ -42,8 +42,9 @@ if entrant == "lpips":
     if threads:
         torch.set_num_threads(threads)
     import lpips, torchvision
-    from verydeep import modelfile, predictor
-    tensors = modelfile.read(predictor.find_model("builtin")).tensors()
+    from verydeep import modelfile
+    from verydeep.published.finding import find_model
+    tensors = modelfile.read(find_model("builtin")).tensors()
     layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])
     layers.load_state_dict({
         name.removeprefix("features."): torch.from_numpy(value.copy())

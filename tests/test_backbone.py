@@ -11,12 +11,13 @@ import torch
 from numpy.testing import assert_allclose
 from torch import Tensor, nn
 
-from verydeep import modelfile, models, predictor
+from verydeep import modelfile, models
 from verydeep.errors import LayerError, VerydeepError
 from verydeep.modelfile import Record
 from verydeep.models import Backbone, backbone
 from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE
+from verydeep.published import finding
 
 TINY = 1 / 16
 TAPS = ("relu3_1", "conv2_1", "pool4")  # every network has these; not in order
@@ -71,7 +72,7 @@ def test_it_holds_no_more_than_the_taps_need(file: tuple[Path, models.VGG]) -> N
 def test_defaults_are_vgg16s(
     monkeypatch: pytest.MonkeyPatch, file: tuple[Path, models.VGG]
 ) -> None:
-    monkeypatch.setattr(predictor, "BUILTIN", file[0].rename(file[0].with_stem("vgg16")).parent)
+    monkeypatch.setattr(finding, "BUILTIN", file[0].rename(file[0].with_stem("vgg16")).parent)
     found = backbone()
     assert isinstance(found, Backbone)
     assert found.taps == ("relu3_3", "relu4_3", "relu5_3")

@@ -17,14 +17,16 @@ import torchvision
 from click.testing import CliRunner, Result
 from torchvision.models import get_model_weights, get_weight
 
+import verydeep
 from verydeep import modelfile, nets
 from verydeep.cli.weights import command
-from verydeep.errors import MissingExtraError, WeightsError
+from verydeep.errors import MissingExtraError, ModelFileError, WeightsError
 from verydeep.preprocess import PRESETS, TORCHVISION
 from verydeep.published import catalog, imagenet, supply
 from verydeep.published import fetching as fetch
 from verydeep.published.catalog import Accuracy, Entry, Published
 from verydeep.published.fetching import GoneError
+from verydeep.published.finding import find_model
 from verydeep.published.verdicts import verdicts
 
 TORCHVISION_ENTRIES = [
@@ -347,6 +349,43 @@ def test_a_cache_that_cannot_be_written_gives_one_line(
     monkeypatch.setenv("VERYDEEP_MIRROR", str(published.parent))
     with pytest.raises(WeightsError, match=r"cannot write .*tiny\.safetensors: .*VERYDEEP_CACHE"):
         supply.obtain("tiny", progress=False)
+
+
+@pytest.mark.parametrize("name", ["tiny", "builtin"])
+def test_a_folder_does_not_hide_a_name(
+    name: str, published: Path, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(published, hub)
+    right = find_model(name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    assert find_model(name) == right
+    for path in (f"./{name}", f"{name}/", str(tmp_path / name)):
+        with pytest.raises(ModelFileError, match="it is a folder; expected"):
+            verydeep.load(path)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ModelFileError, match="it is a folder"):
+        verydeep.load("other")
+    (tmp_path / name).rmdir()
+    shutil.copy(right, tmp_path / name)
+    assert find_model(name) == (
+        Path("tiny") if name == "tiny" else right
+    )  # a file is what was meant
+
+
+def test_a_model_that_is_there_needs_no_catalogue(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom verydeep.published.finding import find_model\n"
+        "find_model('builtin'), find_model(sys.argv[1])\n"
+        "print('verydeep.published.catalog' in sys.modules)\n"
+        "try:\n    find_model('no-such')\nexcept Exception:\n"
+        "    print('verydeep.published.catalog' in sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "m.safetensors"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert run.stdout == "False\nTrue\n"
 
 
 # Verdicts and the command

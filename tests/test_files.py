@@ -19,7 +19,8 @@ import verydeep
 from verydeep import modelfile
 from verydeep.engines.choice import source_of
 from verydeep.errors import OutputError, WeightsError
-from verydeep.files import folders, hashes
+from verydeep.evaluation.labelled import class_of, class_table
+from verydeep.files import folders, hashes, photo_paths
 from verydeep.files.atomic import replacing
 from verydeep.files.hashes import Seal
 from verydeep.files.notebook import MOST, Notebook
@@ -246,6 +247,18 @@ def test_a_disk_that_fills_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="free some space"), replacing(tmp_path / "file"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert os.listdir(tmp_path) == []
+
+
+# Photos
+
+
+def test_names_are_compared_in_one_spelling(tmp_path: Path) -> None:
+    one, other = "caf\u00e9", "cafe\u0301"
+    assert one != other
+    assert photo_paths.composed(one) == photo_paths.composed(other) == one
+    assert photo_paths.composed("caf\udce9") == "caf\udce9"  # a byte that is no UTF-8
+    table = class_table([one, "bar"], [])
+    assert class_of(f"{other}/1.jpg", table) == class_of(f"{one.upper()}/1.jpg", table) == 0
 
 
 # No home

@@ -20,7 +20,8 @@ import verydeep
 from verydeep import distances as perceptual
 from verydeep.distances import METRICS, Distance, Perceptual
 from verydeep.errors import DataError, EngineError, ImageError, NetworkError, VerydeepError
-from verydeep.predictor import Failure, find_model
+from verydeep.predictor import Failure
+from verydeep.published.finding import find_model
 
 from .tiny import model_file, photo, pixels, tiny
 

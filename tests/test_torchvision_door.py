@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from verydeep import modelfile, models, nets, predictor
+from verydeep import modelfile, models, nets
 from verydeep.errors import NetworkError, VerydeepError, WeightsError
 from verydeep.modelfile import Record
 from verydeep.models import vgg
@@ -34,7 +34,7 @@ from verydeep.models.enums import ENUMS
 from verydeep.models.layers import cfgs, make_layers
 from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE
-from verydeep.published import catalog, supply
+from verydeep.published import catalog, finding, supply
 
 ROOT = Path(__file__).parents[1]
 SHARED = [f"vgg{n}{bn}" for n in (11, 13, 16, 19) for bn in ("", "_bn")]
@@ -261,7 +261,7 @@ def test_weights_from_torchs_own_files(old: bool, tmp_path: Path) -> None:
 
 def test_builtin(vgg16_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.vgg16_bn(weights="builtin/cifar10").record.class_names[0] == "airplane"
-    monkeypatch.setattr(predictor, "BUILTIN", vgg16_file.parent)
+    monkeypatch.setattr(finding, "BUILTIN", vgg16_file.parent)
     assert models.vgg16(weights="builtin").record == modelfile.read(vgg16_file).record
     assert models.get_model("VGG16", weights="builtin").record is not None
     with pytest.raises(WeightsError, match="vgg19: weights builtin are those of vgg16"):

@@ -16,7 +16,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, cast, overload
 
@@ -27,14 +26,13 @@ from .errors import (
     DataError,
     EngineError,
     ImageError,
-    ModelFileError,
     NetworkError,
-    nearest,
     warn_once,
 )
 from .graphs import pooling
 from .modelfile import ModelFile, Record, read
 from .preprocess import sized
+from .published.finding import builtin_models, find_model
 
 if TYPE_CHECKING:
     from .graphs.pooling import Pooling
@@ -51,7 +49,6 @@ __all__ = [
     "load",
 ]
 
-BUILTIN = Path(__file__).parent / "builtin"
 DEFAULT_BATCH = 8
 DECODING_THREADS = min(4, os.cpu_count() or 1)
 
@@ -156,32 +153,6 @@ class _Pass:
     minimum: int  # pixels a side
     what: str  # needs that minimum
     range: Range = None
-
-
-def builtin_models() -> dict[str, Path]:
-    """The models that ship in the package, by the name `load` takes: "builtin" is the VGG-16."""
-    files = BUILTIN.glob("*.safetensors")
-    found = {"builtin" if f.stem == "vgg16" else f"builtin/{f.stem}": f for f in files}
-    return dict(sorted(found.items()))
-
-
-def find_model(name_or_path: str | os.PathLike[str]) -> Path:
-    """The model file of a built-in's name, a catalogue name, or a path. ModelFileError where none is."""
-    name = os.fspath(name_or_path)
-    known = builtin_models()
-    if name in known:
-        return known[name]
-    path = Path(name)
-    if path.exists() or path.suffix or os.sep in name:
-        return path  # reading it says what is wrong with it
-    from .published import catalog, supply
-
-    if name in catalog.ENTRIES:
-        return supply.obtain(name)
-    raise ModelFileError(
-        f"no model {name!r}: neither a file, nor a built-in, nor in the catalogue"
-        f"{nearest(name, [*known, *catalog.ENTRIES])}"
-    )
 
 
 def load(

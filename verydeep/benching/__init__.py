@@ -293,11 +293,11 @@ def _listed(given: str | Sequence[str]) -> tuple[str, ...]:
 
 def _model(given: str | os.PathLike[str], place: Path, note: Note) -> tuple[Path, dict[str, str]]:
     """The model file, and the environment for processes that run it."""
-    from ..predictor import find_model
     from ..published import catalog, supply
+    from ..published.finding import find_model
 
     name = os.fspath(given)
-    if name not in NETWORKS or os.path.exists(name):
+    if name not in NETWORKS or os.path.isfile(name):
         return find_model(name), {}
     if name in catalog.ENTRIES:
         known = supply.model_path(catalog.ENTRIES[name])

@@ -14,8 +14,8 @@ def command(as_json: bool) -> None:
     """List the networks, the built-in models and the published weights."""
     from ..modelfile import read
     from ..nets import NETWORKS, network
-    from ..predictor import builtin_models
     from ..published import catalog
+    from ..published.finding import builtin_models
 
     networks: list[dict[str, Any]] = [
         {

@@ -69,11 +69,11 @@ def command(
     The int8 model is as small as weights of 8 bits are, and several times as quick with `--precision
     int8` where the processor multiplies such numbers (x86 with VNNI, ARM with dot product). Takes minutes.
     """
-    from .. import predictor
     from .. import quantisation as quantize
+    from ..published.finding import find_model
 
     result = quantize.quantize_file(
-        predictor.find_model(model),
+        find_model(model),
         given,
         held_out,
         out,

@@ -145,6 +145,6 @@ def _network(name: str) -> Network:
     if name in NETWORKS and not os.path.exists(name):
         return network(name)
     from ..modelfile import read
-    from ..predictor import find_model
+    from ..published.finding import find_model
 
     return read(find_model(name)).record.network

@@ -26,8 +26,9 @@ from ..engines import ENGINES, REFERENCE, Signature, Source
 from ..engines.choice import Choice, graph_key
 from ..errors import DataError, EngineError, ImageError, NetworkError, nearest
 from ..modelfile import ModelFile, read
-from ..predictor import BUILTIN, Failure, find_model
+from ..predictor import Failure
 from ..preprocess import RANGES, Preprocess, decode
+from ..published.finding import BUILTIN, find_model
 
 if TYPE_CHECKING:
     from ..engines import Engine

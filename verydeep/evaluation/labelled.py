@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from ..errors import DataError, nearest
-from ..files.photo_paths import IMAGE_SUFFIXES
+from ..files.photo_paths import composed, inside, is_photo
 
 
 def labelled_photos(data: str | os.PathLike[str]) -> Iterator[tuple[str, str | bytes]]:
@@ -19,12 +19,8 @@ def labelled_photos(data: str | os.PathLike[str]) -> Iterator[tuple[str, str | b
     """
     path = Path(data)
     if path.is_dir():
-        for parent, folders, files in os.walk(path):
-            folders[:] = sorted(f for f in folders if not f.startswith("."))
-            for file in sorted(files):
-                if _counts(file):
-                    full = Path(parent, file)
-                    yield full.relative_to(path).as_posix(), str(full)
+        for photo in inside(path):
+            yield Path(photo).relative_to(path).as_posix(), photo
         return
     if not path.exists():
         raise DataError(
@@ -33,7 +29,7 @@ def labelled_photos(data: str | os.PathLike[str]) -> Iterator[tuple[str, str | b
     try:
         with tarfile.open(path) as tar:
             for member in tar:
-                if member.isfile() and _counts(PurePosixPath(member.name).name):
+                if member.isfile() and is_photo(PurePosixPath(member.name).name):
                     content = tar.extractfile(member)
                     assert content is not None  # it is for a regular file
                     yield PurePosixPath(member.name).as_posix(), content.read()
@@ -42,10 +38,6 @@ def labelled_photos(data: str | os.PathLike[str]) -> Iterator[tuple[str, str | b
             f"{path}: not a folder, and not a tar that can be read ({error}); "
             "expected a folder or tar of class folders"
         ) from error
-
-
-def _counts(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def class_of(path: str, classes: dict[str, int]) -> int | None:
@@ -79,4 +71,4 @@ def no_class(data: str, path: str, classes: dict[str, int]) -> DataError:
 
 
 def _plain(name: str) -> str:
-    return name.strip().lower().replace("_", " ").replace("-", " ")
+    return composed(name).strip().lower().replace("_", " ").replace("-", " ")

@@ -30,7 +30,7 @@ from ..engines import (
 from ..errors import EngineError, OutputError, nearest
 from ..files.atomic import ADVICE
 from ..modelfile import ModelFile, read
-from ..predictor import find_model
+from ..published.finding import find_model
 from .formats import FORMATS, Format, Job, Program
 
 if TYPE_CHECKING:

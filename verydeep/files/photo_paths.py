@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 
@@ -26,7 +27,7 @@ def find(given: Iterable[str]) -> Iterator[str]:
         if name == "-":
             yield from find(line for line in map(str.strip, sys.stdin) if line)
         elif os.path.isdir(name):
-            yield from _inside(name)
+            yield from inside(name)
         elif not os.path.lexists(name) and glob.has_magic(name):
             matches = sorted(glob.glob(name, recursive=True))
             yield from find(matches) if matches else [name]
@@ -36,18 +37,31 @@ def find(given: Iterable[str]) -> Iterator[str]:
 
 def find_some(given: Sequence[str]) -> tuple[Iterator[str], bool]:
     """What `find` gives, and whether it is more than one; DataError where it is none."""
-    found = find(given)
-    first = list(islice(found, 2))
+    paths = find(given)
+    first = list(islice(paths, 2))
     if not first:
         raise DataError(
             f"no photos in {', '.join(given)}; expected photos or folders that hold some"
         )
-    return chain(first, found), len(first) > 1
+    return chain(first, paths), len(first) > 1
 
 
-def _inside(folder: str) -> Iterator[str]:
+def inside(folder: str | os.PathLike[str]) -> Iterator[str]:
+    """The photos in a folder and those below it, sorted, without hidden entries."""
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for file in sorted(files):
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES:
-                yield os.path.join(parent, file)
+        for file in filter(is_photo, sorted(files)):
+            yield os.path.join(parent, file)
+
+
+def is_photo(name: str) -> bool:
+    """Whether a file of that name, without its folder, counts as a photo: not hidden, an image's suffix."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def composed(name: str) -> str:
+    """The spelling by which names are compared: "é" is one letter, whichever way a disk stores it.
+
+    Linux and Windows keep what was typed, mostly NFC; macOS hands out NFD.
+    """
+    return unicodedata.normalize("NFC", name)

@@ -18,8 +18,8 @@ from typing import Any, Protocol, TypedDict, Unpack
 from .. import nets
 from ..errors import NetworkError, WeightsError, nearest
 from ..nets import NETWORKS, Network
-from ..predictor import builtin_models
 from ..published import catalog, supply
+from ..published.finding import builtin_models
 from . import loading
 from .adapting import adapt
 from .enums import (

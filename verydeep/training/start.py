@@ -19,9 +19,9 @@ from ..modelfile import Record
 from ..models import VGG, build, loading, warm_start
 from ..models.adapting import adapt, widened
 from ..nets import Network
-from ..predictor import find_model
 from ..preprocess import Preprocess
 from ..published import conversion as convert
+from ..published.finding import find_model
 from .recipes import Config
 from .record import checkpoint
 from .record import folder as run_folder

@@ -28,8 +28,9 @@ from ...evaluation import report
 from ...files.atomic import replacing
 from ...modelfile import ModelFile
 from ...nets import Head, Network
-from ...predictor import Predictor, find_model, softmax
+from ...predictor import Predictor, softmax
 from ...preprocess import Preprocess
+from ...published.finding import find_model
 from ..images import data as data_module
 from ..images.data import Sample
 from ..record import about, folder, measures
