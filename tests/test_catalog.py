@@ -22,12 +22,12 @@ from verydeep import modelfile, nets
 from verydeep.cli.weights import command
 from verydeep.errors import MissingExtraError, ModelFileError, WeightsError
 from verydeep.preprocess import PRESETS, TORCHVISION
-from verydeep.published import catalog, imagenet, supply
+from verydeep.published import catalog, supply
 from verydeep.published import fetching as fetch
 from verydeep.published.catalog import Accuracy, Entry, Published
 from verydeep.published.fetching import GoneError
 from verydeep.published.finding import find_model
-from verydeep.published.verdicts import verdicts
+from verydeep.published.recognition import verdicts
 
 TORCHVISION_ENTRIES = [
     entry for entry in catalog.ENTRIES.values() if entry.url.startswith(catalog.TORCHVISION_ADDRESS)
@@ -63,7 +63,7 @@ def test_what_the_catalogue_says_is_what_torchvision_says(entry: Entry) -> None:
     assert list(ours.mean) == transforms.mean
     assert list(ours.std) == transforms.std
     if entry.classes:
-        assert list(imagenet.class_names()) == theirs.meta["categories"]
+        assert list(catalog.class_names()) == theirs.meta["categories"]
     assert entry.file.removesuffix(".pth").endswith(f"-{entry.sha256_head}")
 
 
@@ -92,7 +92,7 @@ def test_every_entry_can_be_checked_and_used() -> None:
 
 
 def test_imagenet_classes() -> None:
-    ids, names = imagenet.class_ids(), imagenet.class_names()
+    ids, names = catalog.class_ids(), catalog.class_names()
     assert len(ids) == len(set(ids)) == len(set(names)) == 1000
     assert list(ids) == sorted(ids)  # ILSVRC numbers its classes in the order of their ids
     # from Keras's imagenet_class_index.json
@@ -181,8 +181,8 @@ def test_a_file_in_torch_hubs_cache_is_used_and_kept_as_a_model_file(
     record = file.record
     assert record.network == nets.network("vgg11", width=1 / 32)
     assert record.preprocess == TORCHVISION
-    assert record.class_ids == imagenet.class_ids()
-    assert record.class_names == imagenet.class_names()
+    assert record.class_ids == catalog.class_ids()
+    assert record.class_names == catalog.class_names()
     assert record.licence == "BSD-3-Clause"
     assert [(one["what"], one["value"], one["protocol"]) for one in record.measured] == [
         ("top1", 0.5, "by hand"),

@@ -28,7 +28,7 @@ from verydeep import modelfile, models, nets
 from verydeep.cli.weights import command
 from verydeep.errors import MissingExtraError, OutputError, WeightsError
 from verydeep.preprocess import CAFFE, PRESETS, TORCHVISION
-from verydeep.published import catalog, fingerprints, layouts
+from verydeep.published import catalog, layouts, recognition
 from verydeep.published import conversion as convert
 from verydeep.published.catalog import Entry, Published
 
@@ -220,18 +220,18 @@ def test_a_head_on_averages_must_be_named(tmp_path: Path) -> None:
         convert.load_weights(tmp_path / "in.pth", averages=("relu6_9",))
 
 
-def test_a_classifier_of_nan_becomes_a_trunk(tmp_path: Path) -> None:
+def test_a_classifier_of_nan_becomes_a_trunk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     weights = state(small("vgg16"))
     for key in weights:
         if key.startswith("classifier"):
             weights[key] = torch.full_like(weights[key], torch.nan)
     torch.save(weights, tmp_path / "in.pth")
-    notes: list[str] = []
-    record = convert.convert(
-        tmp_path / "in.pth", tmp_path / "out", preprocess="features", note=notes.append
-    )
+    record = convert.convert(tmp_path / "in.pth", tmp_path / "out", preprocess="features")
     assert record.network == small("vgg16", classes=0)
-    assert notes == ["its classifier is NaN and was left out: a trunk that gives features"]
+    said = "its classifier is NaN and was left out: a trunk that gives features"
+    assert capsys.readouterr().err == f"verydeep: {said}\n"
     np.testing.assert_array_equal(
         modelfile.read(tmp_path / "out").tensors()["features.28.weight"],
         weights["features.28.weight"].numpy(),
@@ -571,6 +571,50 @@ def test_networks_that_are_not_in_the_table(tmp_path: Path) -> None:
         convert.load_weights(path)
 
 
+@pytest.mark.parametrize("trunk", [False, True])
+@pytest.mark.parametrize("layout", [None, "torchvision", "caffe", "keras", "features"])
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"": np.float32(0)},
+        {"module.": np.float32(0)},
+        {"features.0.weight": np.float32(0)},
+        {"features.0.weight": np.zeros((0, 0, 3, 3)), "features.0.bias": np.zeros(0)},
+        {"features.0.weight": np.zeros((4, 3, 3, 3)), "features.3.weight": np.float32(0)},
+        {"conv1_1": np.float32(0), "fc6": np.float32(0), "fc8": np.float32(0)},
+        {"block1_conv1": np.zeros(()), "predictions": np.zeros((1, 1, 1, 1))},
+        {"0.weight": np.zeros((4, 3, 3, 3)), "2.weight": np.zeros(5), "2.bias": np.zeros(())},
+    ],
+    ids=str,
+)
+def test_little_or_nothing_is_refused_at_once(
+    tensors: dict[str, Any], layout: str | None, trunk: bool
+) -> None:
+    with pytest.raises(WeightsError) as caught:
+        layouts.arrange(
+            {key: np.asarray(value) for key, value in tensors.items()}, layout=layout, trunk=trunk
+        )
+    assert "\n" not in str(caught.value)
+    if not tensors:
+        assert str(caught.value) == "there are no tensors; expected the weights of a network"
+
+
+def test_files_without_weights_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "in.npz")
+    torch.save({}, tmp_path / "in.pth")
+    torch.save({"step": 3, "loss": 0.5}, tmp_path / "numbers.pth")
+    torch.save({"state_dict": {"features.0.weight": torch.tensor(0.0)}}, tmp_path / "scalar.pth")
+    safetensors.torch.save_file({}, tmp_path / "in.safetensors")
+    ring: dict[str, Any] = {}
+    ring["model"] = ring
+    (tmp_path / "ring.pkl").write_bytes(pickle.dumps(ring))
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(WeightsError, match=path.name) as caught:
+            convert.load_weights(path)
+        assert "\n" not in str(caught.value)
+
+
 def test_unknown_words_get_a_hint(tmp_path: Path) -> None:
     torch.save(state(small()), tmp_path / "in.pth")
     for choices, hint in (
@@ -626,15 +670,17 @@ def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_a_published_file_needs_no_word(known: Path, tmp_path: Path) -> None:
+def test_a_published_file_needs_no_word(
+    known: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     renamed = Path(shutil.copy(known, tmp_path / "renamed.pth"))
     for path in (known, renamed):
-        notes: list[str] = []
-        record = convert.convert(path, tmp_path / "out", note=notes.append)
+        record = convert.convert(path, tmp_path / "out")
         assert record.preprocess == TORCHVISION
         assert record.class_names[0] == "tench"
         assert record.licence == "MIT"
-        assert notes == ["this is tiny by its digest: pre-processing torchvision"]
+        said = "this is tiny by its digest: pre-processing torchvision"
+        assert capsys.readouterr().err == f"verydeep: {said}\n"
     convert.convert(known, tmp_path / "out", preprocess="torchvision", claim="tiny")
     with pytest.raises(WeightsError, match="is tiny, whose pre-processing is torchvision"):
         convert.convert(known, tmp_path / "out", preprocess="caffe")
@@ -650,8 +696,8 @@ def planted(
     return weights
 
 
-OXFORD = next(one for one in fingerprints.FINGERPRINTS if "Oxford" in one.weights)
-THEIRS = next(one for one in fingerprints.FINGERPRINTS if "vgg16, IMAGENET" in one.weights)
+OXFORD = next(one for one in recognition.FINGERPRINTS if "Oxford" in one.weights)
+THEIRS = next(one for one in recognition.FINGERPRINTS if "vgg16, IMAGENET" in one.weights)
 
 
 def test_caffe_weights_under_torchvisions_name_are_refused(known: Path, tmp_path: Path) -> None:
@@ -682,9 +728,13 @@ def test_other_contradictions_of_a_name_are_refused(known: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("one", fingerprints.FINGERPRINTS, ids=lambda one: str(one.weights[:12]))
+@pytest.mark.parametrize("one", recognition.FINGERPRINTS, ids=lambda one: str(one.weights[:12]))
 def test_famous_values_are_recognised(
-    one: fingerprints.Fingerprint, half: bool, turned: bool, tmp_path: Path
+    one: recognition.Fingerprint,
+    half: bool,
+    turned: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "in.pth"
     weights = planted(one.network, one.corners, turned)
@@ -699,10 +749,11 @@ def test_famous_values_are_recognised(
         with pytest.raises(WeightsError, match="does not say which"):
             convert.convert(path, tmp_path / "out")
         return
-    notes: list[str] = []
-    record = convert.convert(path, tmp_path / "out", note=notes.append)
+    record = convert.convert(path, tmp_path / "out")
     assert record.preprocess == PRESETS[one.preprocess]
-    assert notes[-1].startswith(f"these are {one.weights}, by the values of their first filters")
+    assert (
+        f"these are {one.weights}, by the values of their first filters" in capsys.readouterr().err
+    )
 
 
 def test_weights_trained_further_are_believed_to_be_what_is_said(tmp_path: Path) -> None:
@@ -716,9 +767,9 @@ def test_weights_trained_further_are_believed_to_be_what_is_said(tmp_path: Path)
 
 def test_the_scale_is_compared_too() -> None:
     features = PRESETS["features"]  # RGB as torchvision's, but 0 to 255
-    assert fingerprints.expects(THEIRS, False, features).startswith("they take values 0.017")
-    assert fingerprints.expects(THEIRS, False, PRESETS["lpips"]) == ""
-    assert fingerprints.expects(OXFORD, True, features) == ""
+    assert recognition.expects(THEIRS, False, features).startswith("they take values 0.017")
+    assert recognition.expects(THEIRS, False, PRESETS["lpips"]) == ""
+    assert recognition.expects(OXFORD, True, features) == ""
 
 
 # The command

@@ -252,7 +252,7 @@ def test_a_disk_that_fills_leaves_nothing(tmp_path: Path) -> None:
 # Photos
 
 
-def test_names_are_compared_in_one_spelling(tmp_path: Path) -> None:
+def test_names_are_compared_in_one_spelling() -> None:
     one, other = "caf\u00e9", "cafe\u0301"
     assert one != other
     assert photo_paths.composed(one) == photo_paths.composed(other) == one

@@ -88,7 +88,7 @@ SAME = {
 }  # fmt: skip
 ELSEWHERE = {
     "ImageClassification": "verydeep.models.enums.ImageTransform, what .transforms() gives",
-    "_IMAGENET_CATEGORIES": "verydeep.published.imagenet.class_names()",
+    "_IMAGENET_CATEGORIES": "verydeep.published.catalog.class_names()",
     "_COMMON_META": "the table, the catalogue and the class names, in verydeep.models.enums",
     "_vgg": "verydeep.models.build",
     "handle_legacy_interface": "pretrained= is a keyword of every builder",

@@ -76,7 +76,7 @@ def verify(files: tuple[str, ...], as_json: bool) -> int:
     A published file is compared with its published digest, a model file with the table and with what
     was learned when it was made. NAME verifies what the cache has of it.
     """
-    from ..published.verdicts import Verdict, verdicts
+    from ..published.recognition import Verdict, verdicts
 
     found: list[Verdict] = []
     for name in files:
@@ -171,7 +171,6 @@ def convert(
             averages=layers,
             labels=_labels(labels),
             licence=licence,
-            note=_note,
         )
         net = record.network
         head = f"{net.head.classes} classes" if net.head.classes else "no head"
@@ -204,12 +203,12 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 def _labels(choice: str | None) -> list[tuple[str, str]] | None:
     """(id, name) of each class: from ImageNet, or from the lines of a file."""
-    from ..published import imagenet
+    from ..published import catalog
 
     if choice is None:
         return None
     if choice == "imagenet":
-        return list(zip(imagenet.class_ids(), imagenet.class_names(), strict=True))
+        return list(zip(catalog.class_ids(), catalog.class_names(), strict=True))
     try:
         lines = Path(choice).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

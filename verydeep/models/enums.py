@@ -1,7 +1,7 @@
 """torchvision's weight enums, from the catalogue: `VGG16_Weights.IMAGENET1K_V1` and its kin.
 
-Addresses, accuracy and licence come from `verydeep.published.catalog`, parameters and operations from the
-table, class names from `verydeep.published.imagenet`: nothing is written down twice.
+Addresses, accuracy, licence and class names come from `verydeep.published.catalog`, parameters and
+operations from the table: nothing is written down twice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import nets
 from ..errors import WeightsError, nearest
 from ..preprocess import PRESETS, Preprocess
-from ..published import catalog, imagenet, supply
+from ..published import catalog, supply
 from . import loading
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _published(name: str) -> Weights:
         {
             "num_params": net.parameters,
             "min_size": (net.minimum_size, net.minimum_size),
-            "categories": None if trunk_only else list(imagenet.class_names()),
+            "categories": None if trunk_only else list(catalog.class_names()),
             "recipe": _SSD_RECIPE if trunk_only else _RECIPE,
             "licence": entry.licence,
             "_metrics": {"ImageNet-1K": metrics},

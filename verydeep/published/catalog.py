@@ -1,14 +1,18 @@
-"""The published weights: where each file is, what it is, and what it scored.
+"""The published weights: where each file is, what it is, what it scored, and which classes it knows.
 
 Sources: torchvision 0.29, `models/vgg.py` (addresses, hash heads, accuracy); Keras,
 `applications/vgg16.py` and `vgg19.py` (addresses, MD5); the Caffe model zoo's pages of the Oxford
-release (addresses, SHA-1).
+release (addresses, SHA-1). `imagenet.tsv` holds ImageNet's 1000 classes, one a line, as ILSVRC 2012 numbers
+them, which is in the order of their WordNet ids (Russakovsky et al., arXiv:1409.0575), with torchvision's
+names (`_IMAGENET_CATEGORIES`, BSD-3-Clause), which tell apart the two cranes and the two maillots.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 
 from .. import nets
 from ..errors import WeightsError, nearest
@@ -20,7 +24,7 @@ OXFORD_ADDRESS = "http://www.robots.ox.ac.uk/~vgg/software/very_deep/caffe/"
 
 @dataclass(frozen=True)
 class Published:
-    """One file at one address. digest: "algorithm:hex", whole or its head (`digests.matches`)."""
+    """One file at one address. digest: "algorithm:hex", whole or its head (`hashes.matches`)."""
 
     url: str
     digest: str
@@ -159,3 +163,20 @@ def entry(name: str) -> Entry:
     if name not in ENTRIES:
         raise WeightsError(f"the catalogue has no weights {name!r}{nearest(name, ENTRIES)}")
     return ENTRIES[name]
+
+
+@cache
+def _classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    text = resources.files(__package__).joinpath("imagenet.tsv").read_text(encoding="utf-8")
+    ids, names = zip(*(line.split("\t") for line in text.splitlines()), strict=True)
+    return ids, names
+
+
+def class_ids() -> tuple[str, ...]:
+    """The WordNet ids of ImageNet's 1000 classes, in the order of the scores, "n01440764" first."""
+    return _classes()[0]
+
+
+def class_names() -> tuple[str, ...]:
+    """Their names, "tench" first; all different."""
+    return _classes()[1]

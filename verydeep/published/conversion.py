@@ -8,7 +8,7 @@ its digest or its values; everywhere else the person says it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import modelfile
-from ..errors import MissingExtraError, ModelFileError, WeightsError, nearest
+from ..errors import MissingExtraError, ModelFileError, WeightsError, log, nearest
 from ..files.atomic import replacing
-from ..files.hashes import digests_of, matches
 from ..modelfile import Record
 from ..nets import Head, Network
 from ..preprocess import PRESETS, Preprocess
-from . import catalog, fingerprints, imagenet
-from .catalog import Entry, Published
+from . import catalog
+from .catalog import Entry
 from .foreign import read_tensors
-from .layouts import arrange, to_timm, to_torchvision
+from .layouts import arrange, to_timm
+from .recognition import by_digest, by_name, by_values, expects
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,7 +62,6 @@ def convert(
     averages: tuple[str, ...] = (),
     labels: Iterable[tuple[str, str]] | None = None,
     licence: str = "",
-    note: Callable[[str], None] | None = None,
 ) -> Record:
     """Make the model file `target` of the weights in `source`, and return its record.
 
@@ -70,7 +69,7 @@ def convert(
     where the catalogue knows the file. claim: the catalogue name that the file must prove to be.
     network, layout, trunk, averages: as for `layouts.arrange`. labels: (id, name) of each class, in order;
     ImageNet's for published weights that have them. licence: of the weights, where the catalogue does
-    not know it. note: is called with each line that a person should know.
+    not know it. What a person should know is logged.
 
     Raises WeightsError where the file cannot be read, is no network of the table, is not what its name
     or `claim` says, contradicts `preprocess`, or where nothing says what its pre-processing is;
@@ -82,12 +81,12 @@ def convert(
         source, claim=claim, network=network, layout=layout, trunk=trunk, averages=averages
     )
     right, why = _preprocess(source, weights, given)
-    for line in (*weights.notes, *([why] if why else [])):
-        (note or _silence)(line)
+    for line in filter(None, (*weights.notes, why)):
+        log.info(line)
     known = weights.published
     classes = weights.network.head.classes
     if labels is None and known is not None and classes == known.classes == 1000:
-        labels = zip(imagenet.class_ids(), imagenet.class_names(), strict=True)
+        labels = zip(catalog.class_ids(), catalog.class_names(), strict=True)
     ids, names = zip(*labels, strict=True) if labels is not None else ((), ())
     provenance: dict[str, JSON] = {
         "file": source.name,
@@ -127,10 +126,12 @@ def load_weights(
     A head whose weights are NaN (torchvision's features-only file of vgg16) is left out.
     """
     source = Path(source)
-    claimed = catalog.entry(claim) if claim is not None else _claimed(source)
+    named = by_name(source)
+    claimed = catalog.entry(claim) if claim is not None else named and named[0]
     if not source.is_file():
         raise WeightsError(f"{source}: there is no such file")
-    sha256, published = _published(source)
+    digests, known = by_digest(source)
+    sha256, published = digests["sha256"], known and known[0]
     tensors = read_tensors(source)
     try:
         net, ours, rules = arrange(
@@ -156,11 +157,6 @@ def load_weights(
     return Imported(net, ours, rules, sha256, published, tuple(notes))
 
 
-def identify(source: str | os.PathLike[str]) -> Entry | None:
-    """The catalogue's entry that this file is, by its digest alone; None if it is none of them."""
-    return _published(Path(source))[1]
-
-
 def export(
     source: str | os.PathLike[str], target: str | os.PathLike[str], to: str, **choices: Any
 ) -> Network:
@@ -172,16 +168,16 @@ def export(
     Raises WeightsError, MissingExtraError as `load_weights`, OutputError where it cannot be written.
     """
     source, target = Path(source), Path(target)
-    writers = {"torchvision": to_torchvision, "timm": to_timm}
-    if to not in writers:
-        raise WeightsError(f"cannot write layout {to!r}{nearest(to, writers)}")
+    if to not in ("torchvision", "timm"):
+        raise WeightsError(f"cannot write layout {to!r}{nearest(to, ('torchvision', 'timm'))}")
     try:
         file = modelfile.read(source)
         net, tensors = file.record.network, file.tensors()
     except ModelFileError:
         weights = load_weights(source, **choices)
         net, tensors = weights.network, dict(weights.tensors)
-    state = {name: np.asarray(a, order="C") for name, a in writers[to](net, tensors).items()}
+    named = to_timm(net, tensors) if to == "timm" else {key: tensors[key] for key in net.tensors}
+    state = {name: np.asarray(array, order="C") for name, array in named.items()}
     if target.suffix == ".safetensors":
         from safetensors.numpy import save
 
@@ -224,20 +220,20 @@ def _preprocess(
                 "was given; leave --preprocess out"
             )
         return right, f"this is {known.name} by its digest: pre-processing {known.preprocess}"
-    found = fingerprints.recognise(weights.network.name, weights.tensors)
+    famous = by_values(weights.network.name, weights.tensors)
     if weights.network.head.classes not in (0, 1000):
         # trained further by somebody, perhaps on other input with the first filters left as they were
-        found = None
+        famous = None
     if given is not None:
-        wrong = fingerprints.expects(*found, given) if found else ""
-        if found and wrong:
+        wrong = expects(*famous, given) if famous else ""
+        if famous and wrong:
             raise WeightsError(
-                f"{source} holds {found[0].weights}, by the values of its first filters, and that "
+                f"{source} holds {famous[0].weights}, by the values of its first filters, and that "
                 f"contradicts the pre-processing given: {wrong}"
             )
         return given, ""
-    if found and not found[1]:
-        one = found[0]
+    if famous and not famous[1]:
+        one = famous[0]
         return PRESETS[one.preprocess], (
             f"these are {one.weights}, by the values of their first filters: "
             f"pre-processing {one.preprocess}"
@@ -248,39 +244,16 @@ def _preprocess(
     )
 
 
-def _claimed(source: Path) -> Entry | None:
-    """The entry that bears this file's name."""
-    for entry in catalog.ENTRIES.values():
-        if any(source.name == published.file for published in entry.published):
-            return entry
-    return None
-
-
-def _published(source: Path) -> tuple[str, Entry | None]:
-    """The file's SHA-256, and the entry that it is by its digest."""
-    # MD5 and SHA-1 only for files of the kinds that were published with those
-    files: list[tuple[Entry, Published]] = [
-        (entry, published)
-        for entry in catalog.ENTRIES.values()
-        for published in entry.published
-        if Path(published.file).suffix == source.suffix
-    ]
-    algorithms = {published.digest.partition(":")[0] for _, published in files}
-    _, found = digests_of(source, ("sha256", *sorted(algorithms)))
-    entry = next((entry for entry, one in files if matches(one.digest, found)), None)
-    return found["sha256"], entry
-
-
 def _contradiction(
     source: Path, claimed: Entry, net: Network, tensors: Mapping[str, NDArray[Any]], sha256: str
 ) -> str:
-    found = fingerprints.recognise(net.name, tensors)
+    famous = by_values(net.name, tensors)
     if net.name != claimed.network:
         reason = f"its shapes are those of {net.name}"
-    elif found and found[0].preprocess != claimed.preprocess:
+    elif famous and famous[0].preprocess != claimed.preprocess:
         reason = (
-            f"its values are {found[0].weights}, which expects pre-processing "
-            f"{found[0].preprocess}, where {claimed.name} expects {claimed.preprocess}"
+            f"its values are {famous[0].weights}, which expects pre-processing "
+            f"{famous[0].preprocess}, where {claimed.name} expects {claimed.preprocess}"
         )
     else:
         digest = claimed.published[0].digest
@@ -310,7 +283,3 @@ def _measured(known: Entry) -> tuple[dict[str, JSON], ...]:
         {"what": what, "value": value, "protocol": known.accuracy.protocol}
         for what, value in figures
     )
-
-
-def _silence(_: str) -> None:
-    pass

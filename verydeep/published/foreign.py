@@ -201,7 +201,9 @@ class _ArraysOnly(pickle.Unpickler):
 
 def _unwrapped(content: object) -> object:
     """The weights in a checkpoint that holds more: the first of WRAPPERS that it has."""
-    while isinstance(content, Mapping):
+    for _ in range(8):  # deep enough, and a pickle may hold itself
+        if not isinstance(content, Mapping):
+            break
         inner = next(
             (content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None
         )

@@ -137,6 +137,8 @@ def arrange(
 
     Raises WeightsError where no layout has all the names or no network fits, naming the nearest.
     """
+    if not tensors:
+        raise WeightsError("there are no tensors; expected the weights of a network")
     tensors = _unprefixed(tensors)
     rules = _layout(tensors, layout)
     places = _placed(tensors, rules)
@@ -191,9 +193,9 @@ def _layout(tensors: Tensors, name: str | None) -> Layout:
 def _place(name: str, layout: Layout) -> tuple[str, str] | None:
     """Where a tensor belongs, and torch's name for what it is there ("" where rank must tell)."""
     for pattern, place in layout.rules:
-        found = re.fullmatch(pattern, name)
-        if found:
-            return found.expand(place), found.groupdict().get("part") or ""
+        match = re.fullmatch(pattern, name)
+        if match:
+            return match.expand(place), match.groupdict().get("part") or ""
     return None
 
 
@@ -259,11 +261,11 @@ def _candidates(
         weights = {
             names[place]: parts["weight"]
             for place, parts in places.items()
-            if place in names and "weight" in parts
+            if place in names and "weight" in parts and parts["weight"].ndim == 4
         }
         convolutions = [layer for layer in bare.trunk if layer.kind == "conv"]
         first = weights.get(convolutions[0].key)
-        if first is None or first.ndim != 4:
+        if first is None:
             continue
         widths = [
             weights[layer.key].shape[0] / layer.outputs
@@ -353,11 +355,6 @@ def _dense(
         rows = array.reshape(shape[0], grid, grid, channels)
         return rows.transpose(0, 3, 1, 2).reshape(shape)
     return array
-
-
-def to_torchvision(network: Network, tensors: Tensors) -> dict[str, NDArray[Any]]:
-    """A state dict under torchvision's keys: ours is one already; a trunk gives its features alone."""
-    return {key: tensors[key] for key in network.tensors}
 
 
 def to_timm(network: Network, tensors: Tensors) -> dict[str, NDArray[Any]]:

@@ -30,7 +30,7 @@ def obtain(name: str | os.PathLike[str], progress: bool = True) -> Path:
     """The path of a model file with these weights, fetched and converted first where that is needed.
 
     name: a catalogue name, or a path: a model file is returned as it is, any other weights are
-    converted if they prove to be published ones (`convert.convert` takes the rest).
+    converted if they prove to be published ones (`conversion.convert` takes the rest).
     progress: a bar on stderr, while something is fetched.
 
     Reads $VERYDEEP_CACHE, $VERYDEEP_MIRROR (an address or a folder that holds the files under their
@@ -107,10 +107,14 @@ def _fetched(known: Entry, mirror: str, progress: bool) -> Path:
 
 
 def _converted(source: Path, known: Entry | None) -> Path:
-    from . import conversion as convert
+    from . import (  # NumPy, and what it needs, only where there is something to do
+        conversion,
+        recognition,
+    )
 
     if known is None:
-        known = convert.identify(source)
+        _, published = recognition.by_digest(source)
+        known = published and published[0]
         if known is None:
             raise WeightsError(
                 f"{source} is neither a model file nor one of the catalogue's; make a model file of "
@@ -125,7 +129,7 @@ def _converted(source: Path, known: Entry | None) -> Path:
             if target.is_file() and unbroken(beside(target), target):
                 return target  # made by another process while we waited
             log.info(f"converting {source.name} to {target}, once")
-            convert.convert(source, target, claim=known.name)
+            conversion.convert(source, target, claim=known.name)
             stamp, digests = digests_of(target)
             seal(beside(target), Seal(digests["sha256"], stamp, str(source)))
     except OSError as error:
