@@ -22,15 +22,13 @@ from verydeep.engines import ENGINES, Engine, installed, open_engine
 from verydeep.engines import integers as processor
 from verydeep.errors import LayerError, ModelFileError
 from verydeep.graphs import network as graph
-from verydeep.graphs.int8 import build, rounded, weight_scales
-from verydeep.graphs.int8_plan import plan
+from verydeep.graphs.int8 import build, plan, rounded, weight_scales
 from verydeep.graphs.network import Graph
 from verydeep.modelfile import Activation, Record
 from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE, TORCHVISION, Preprocess
-from verydeep.quantisation.moments import second_moments
-from verydeep.quantisation.rounding import LIMIT, round_weights, steps
-from verydeep.quantisation.tally import Tally
+from verydeep.quantisation.ranges import Tally
+from verydeep.quantisation.rounding import LIMIT, round_weights, second_moments, steps
 
 from .tiny import pixels, tiny, weights
 

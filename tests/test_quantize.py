@@ -15,8 +15,7 @@ from verydeep import quantisation as quantize
 from verydeep.engines import installed, open_engine
 from verydeep.errors import DataError, LayerError, ModelFileError, NetworkError, OutputError
 from verydeep.graphs import network as graph
-from verydeep.graphs.int8 import build
-from verydeep.graphs.int8_plan import plan
+from verydeep.graphs.int8 import build, plan
 from verydeep.modelfile import Activation, ModelFile
 from verydeep.preprocess import CAFFE, TORCHVISION, Preprocess
 from verydeep.quantisation.draft import BATCH, Draft, batches

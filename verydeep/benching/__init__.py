@@ -342,12 +342,12 @@ def _warn_of_memory(needed_bytes: int, note: Note) -> None:
 
 def _write_onnx(model: ModelFile, path: Path) -> None:
     from ..exporting.formats import Job
-    from ..exporting.onnx import write_model
+    from ..graphs.writer import write_onnx
 
     graph = Job(model, "exact").graph
     # MNN's file, and for a moment what it is made from, stand beside it
-    _require_room(path.parent, 3 * sum(value.nbytes for value in graph.weights.values()))
-    write_model(graph, path, {})
+    _require_room(path.parent, 3 * graph.size_bytes)
+    write_onnx(graph, path, beside=False)
 
 
 def _float64(model: ModelFile, side: int) -> np.ndarray:

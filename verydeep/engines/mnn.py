@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import EngineError
-from ..graphs.writer import write_onnx
 from .silence import silenced
 
 if TYPE_CHECKING:
@@ -51,6 +50,10 @@ def prepare(name: str, source: Source, order: Order) -> Run:  # noqa: ARG001
 
 
 def _convert(source: Source, folder: Path) -> None:
+    from ..graphs.writer import (
+        write_onnx,
+    )  # not where the file is there already: onnx takes a while to load
+
     graph = folder / "graph.onnx"
     write_onnx(source.graph, graph)
     words = ["verydeep", "-f", "ONNX", "--modelFile", str(graph), "--MNNModel", str(folder / FILE)]

@@ -139,7 +139,7 @@ def export(
     record.network.cut(taps)  # refuses unknown ones before anything is written
     batches = dict(_batches(record.preprocess, photos))
     module = import_module(f".{to}", __package__)
-    weights_bytes = sum(value.nbytes for value in job.graph.weights.values())
+    weights_bytes = job.graph.size_bytes
     # the file, and for a moment the ONNX file that it is made from
     with _staged(out, 2 * weights_bytes + SPARE_BYTES) as stage:
         note(f"writing {out.name}")

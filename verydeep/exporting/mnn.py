@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..engines.silence import silenced
 from ..errors import EngineError
-from ..graphs.writer import write_onnx
+from ..graphs.writer import Graph, Writer, write_onnx
 from .formats import Job, Program, Run
-
-if TYPE_CHECKING:
-    from ..graphs.network import Graph
 
 CONFIG = {"backend": "CPU", "precision": "high"}
 
@@ -31,7 +27,7 @@ def write(job: Job, file: Path) -> None:
     convert(graph, file, json.dumps(job.facts, ensure_ascii=False), half=half)
     graph.unlink()
     graph.with_name(f"{graph.name}.data").unlink()
-    size = sum(value.nbytes for value in job.graph.weights.values()) // (2 if half else 1)
+    size = job.graph.size_bytes // (2 if half else 1)
     if file.stat().st_size < size:  # the converter does not notice that a disk is full
         raise EngineError(
             f"MNN's converter wrote {file.stat().st_size} bytes of at least {size}; is the disk full?"
@@ -40,24 +36,17 @@ def write(job: Job, file: Path) -> None:
 
 def _flattened(graph: Graph) -> Graph:
     """The graph with its flat taps flattened once more: MNN's FC layers are convolutions inside."""
-    import onnx
-
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    flat = {
-        output.name
-        for output in model.graph.output
+    inside = {
+        output.name: f"{output.name}.inside"
+        for output in graph.model.graph.output
         if len(output.type.tensor_type.shape.dim) == 2 and output.name != "scores"
     }
-    for node in model.graph.node:
-        for names in (node.input, node.output):
-            for place, name in enumerate(names):
-                if name in flat:
-                    names[place] = f"{name}.inside"
-    for name in sorted(flat):
-        node = onnx.helper.make_node("Flatten", [f"{name}.inside"], [name], name, axis=1)
-        model.graph.node.append(node)
-    return replace(graph, model=model)
+    writer = Writer(graph)
+    for node in graph.model.graph.node:
+        writer.copy(node, inside)
+    for name, value in inside.items():
+        writer.node("Flatten", [value], name, axis=1)
+    return writer.graph()
 
 
 def convert(graph: Path, file: Path, text: str, *, half: bool = False) -> None:

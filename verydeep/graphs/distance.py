@@ -16,13 +16,12 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
 from ..nets import Head, Network
 from ..preprocess import Preprocess
 from . import network as graph
-from .network import Graph
+from .writer import Graph, Writer
 
 LPIPS_EPSILON = 1e-10  # added to the norm, as lpips 0.1.4 has it
 IMAGE = "image"  # DISTS' first layer: the image itself, 0 to 1
@@ -53,7 +52,7 @@ def lpips(
     weighted squared difference of unit vectors at each position of that layer.
     """
 
-    def body(writer: _Writer) -> None:
+    def body(writer: Writer) -> None:
         for layer, weights in heads.items():
             _squared_differences(writer, layer, weights, others, unit=True)
 
@@ -74,7 +73,7 @@ def content(
     the reference's squared features averaged over positions, against which a difference is small or not.
     """
 
-    def body(writer: _Writer) -> None:
+    def body(writer: Writer) -> None:
         for layer in layers:
             channels = network.layer(layer).outputs
             weights = np.full(channels, 1 / channels, np.float32)
@@ -100,7 +99,7 @@ def dists(
     over positions, the other's, and their covariance.
     """
 
-    def body(writer: _Writer) -> None:
+    def body(writer: Writer) -> None:
         value = writer.node("Transpose", ["images"], "image_nchw", perm=[0, 3, 1, 2])
         if pixels == "uint8":
             value = writer.node("Cast", [value], "image_float", to=TensorProto.FLOAT)
@@ -126,8 +125,9 @@ def grams(
     the products of each two channels, summed over positions.
     """
     base = graph.build(network, tensors, preprocess, taps=layers, scores=False, pixels=pixels)
-    writer = _Writer(base)
-    writer.nodes += base.model.graph.node
+    writer = Writer(base)
+    for node in base.model.graph.node:
+        writer.copy(node)
     flat = writer.constant("flat", np.array([0, 0, -1], np.int64))
     for layer in layers:
         channels = network.layer(layer).outputs
@@ -135,56 +135,7 @@ def grams(
         columns = writer.node("Transpose", [rows], f"{layer}_columns", perm=[0, 2, 1])
         product = writer.node("MatMul", [rows, columns], f"{layer}_gram")
         writer.output(product, ["batch", channels, channels])
-    return writer.graph(list(base.model.graph.input))
-
-
-class _Writer:
-    """Nodes, constants and outputs added to those of a graph that `verydeep.graphs` built."""
-
-    def __init__(self, base: Graph) -> None:
-        self.base = base
-        self.nodes: list[onnx.NodeProto] = []
-        self.outputs: list[onnx.ValueInfoProto] = []
-        self.initializers = list(base.model.graph.initializer)
-        self._names = {tensor.name for tensor in self.initializers}
-
-    def node(self, kind: str, inputs: list[str], output: str, **attributes: object) -> str:
-        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
-        return output
-
-    def split(self, value: str, parts: int, axis: int, name: str) -> list[str]:
-        """Equal parts along the axis; one part is the value itself."""
-        if parts == 1:
-            return [value]
-        outputs = [f"{name}_{part}" for part in range(parts)]
-        self.nodes.append(helper.make_node("Split", [value], outputs, name=name, axis=axis))
-        return outputs
-
-    def mean(self, value: str, output: str) -> str:
-        """Over positions: rows first, since one sum over all of a large map loses digits."""
-        rows = self.node("ReduceMean", [value], f"{output}_rows", axes=[3], keepdims=1)
-        return self.node("ReduceMean", [rows], output, axes=[2], keepdims=1)
-
-    def constant(self, name: str, value: Array) -> str:
-        if name not in self._names:
-            self._names.add(name)
-            self.initializers.append(numpy_helper.from_array(value, name))
-        return name
-
-    def output(self, name: str, shape: list[str | int]) -> None:
-        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-
-    def graph(self, inputs: list[onnx.ValueInfoProto]) -> Graph:
-        made = helper.make_graph(
-            self.nodes, self.base.model.graph.name, inputs, self.outputs, self.initializers
-        )
-        model = helper.make_model(
-            made,
-            opset_imports=[helper.make_opsetid("", graph.OPSET)],
-            ir_version=graph.IR_VERSION,
-            producer_name="verydeep",
-        )
-        return Graph(model, self.base.weights)
+    return writer.graph()
 
 
 def _grouped(
@@ -194,7 +145,7 @@ def _grouped(
     layers: tuple[str, ...],
     others: int,
     pixels: Pixels,
-    body: Callable[[_Writer], None],
+    body: Callable[[Writer], None],
 ) -> Graph:
     """The trunk behind an input of groups, then what `body` writes of its taps.
 
@@ -203,22 +154,19 @@ def _grouped(
     that an engine may share them out to its streams.
     """
     base = graph.build(network, tensors, preprocess, taps=layers, scores=False, pixels=pixels)
-    writer = _Writer(base)
+    writer = Writer(base)
     images = writer.split("pixels", 1 + others, 3, "group")
     writer.node("Concat", images, "images", axis=0)
     for node in base.model.graph.node:
-        own = onnx.NodeProto()
-        own.CopyFrom(node)
-        own.input[:] = ["images" if name == "pixels" else name for name in node.input]
-        writer.nodes.append(own)
+        writer.copy(node, {"pixels": "images"})
     body(writer)
     kind = TensorProto.UINT8 if pixels == "uint8" else TensorProto.FLOAT
-    shape = ["groups", "height", "width", network.in_channels * (1 + others)]
-    return writer.graph([helper.make_tensor_value_info("pixels", kind, shape)])
+    writer.input("pixels", kind, ["groups", "height", "width", network.in_channels * (1 + others)])
+    return writer.graph()
 
 
 def _squared_differences(
-    writer: _Writer, layer: str, weights: Array, others: int, *, unit: bool
+    writer: Writer, layer: str, weights: Array, others: int, *, unit: bool
 ) -> str:
     """Output "<layer>_map": sum over channels of weight * (reference - other)^2. Returns the reference.
 
@@ -248,19 +196,25 @@ def _squared_differences(
     return parts[0]
 
 
-def _moments(writer: _Writer, layer: str, source: str, channels: int, others: int) -> None:
+def _mean(writer: Writer, value: str, output: str) -> str:
+    """Over positions: rows first, since one sum over all of a large map loses digits."""
+    rows = writer.node("ReduceMean", [value], f"{output}_rows", axes=[3], keepdims=1)
+    return writer.node("ReduceMean", [rows], output, axes=[2], keepdims=1)
+
+
+def _moments(writer: Writer, layer: str, source: str, channels: int, others: int) -> None:
     """Output "<layer>_moments". Values less their means, and not means of squares less squared means."""
-    mean = writer.mean(source, f"{layer}_mean")
+    mean = _mean(writer, source, f"{layer}_mean")
     centred = writer.node("Sub", [source, mean], f"{layer}_centred")
     square = writer.node("Mul", [centred, centred], f"{layer}_square")
-    variance = writer.mean(square, f"{layer}_variance")
+    variance = _mean(writer, square, f"{layer}_variance")
     means = writer.split(mean, 1 + others, 0, f"{layer}_mean_part")
     variances = writer.split(variance, 1 + others, 0, f"{layer}_variance_part")
     parts = writer.split(centred, 1 + others, 0, f"{layer}_centred_part")
-    found = []
+    moments = []
     for index in range(1, 1 + others):
         product = writer.node("Mul", [parts[0], parts[index]], f"{layer}_product_{index}")
-        covariance = writer.mean(product, f"{layer}_covariance_{index}")
-        found += [means[0], variances[0], means[index], variances[index], covariance]
-    writer.node("Concat", found, f"{layer}_moments", axis=1)
+        covariance = _mean(writer, product, f"{layer}_covariance_{index}")
+        moments += [means[0], variances[0], means[index], variances[index], covariance]
+    writer.node("Concat", moments, f"{layer}_moments", axis=1)
     writer.output(f"{layer}_moments", ["groups", others * MOMENTS * channels, 1, 1])

@@ -11,17 +11,16 @@ each output channel and no zero point, biases int32 on the product of both scale
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 
-from .. import nets
-from ..errors import ModelFileError
+from ..errors import LayerError, ModelFileError, nearest
 from . import network as float_graph
-from .network import INLINE_BYTES, Graph
+from .writer import Graph, Writer
 
 if TYPE_CHECKING:
     from ..modelfile import Activation, ModelFile
@@ -71,18 +70,16 @@ def weight_scales(network: Network, stored: Mapping[str, Array]) -> dict[str, Ar
     stored: as in a model file. Where a batch norm follows, its factor is multiplied in, since the graph's
     weights have it; a factor of 0 leaves weights of 0, for which any scale will do.
     """
-    found = {}
+    scales = {}
     for layer in network.layers:
         q = stored.get(f"{layer.key}.weight.q") if layer.key else None
         if q is None or q.dtype != np.int8:
             continue
         scale = np.asarray(stored[f"{layer.key}.weight.scale"], np.float64).reshape(-1)
         if layer.norm_key:
-            gamma = np.asarray(stored[f"{layer.norm_key}.weight"], np.float64)
-            variance = np.asarray(stored[f"{layer.norm_key}.running_var"], np.float64)
-            scale = scale * np.abs(gamma / np.sqrt(variance + nets.BATCH_NORM_EPSILON))
-        found[layer.name] = np.where(scale > 0, scale, 1.0)
-    return found
+            scale = scale * np.abs(float_graph.norm_factor(layer, stored))
+        scales[layer.name] = np.where(scale > 0, scale, 1.0)
+    return scales
 
 
 def require_quantised(model: ModelFile) -> None:
@@ -102,113 +99,88 @@ def rounded(
     activations: by the name of the value, as in a record. scales: of layers with 8-bit weights, (outputs,),
     by paper name. A layer without, or whose input is not among the activations, stays in float.
     """
-    writer = _Writer(graph)
+    writer = Writer(graph)
     eight: dict[str, Activation] = {}  # values that are rounded, and how
     for node in graph.model.graph.node:
         name = node.output[0]
-        new = onnx.NodeProto()
-        new.CopyFrom(node)
         source = eight.get(node.input[0])
         if node.op_type in ("Conv", "Gemm") and name in scales and source is not None:
-            new.input[1:] = writer.integers(node, source, np.asarray(scales[name], np.float64))
-        own = activations.get(name)
-        if own is None and node.op_type in _SELECTING:
-            own = source
-        if own is None:
-            writer.nodes.append(new)
+            _integers(writer, node, source, np.asarray(scales[name], np.float64))
+        how = activations.get(name)
+        if how is None and node.op_type in _SELECTING:
+            how = source
+        if how is None:
+            writer.copy(node)
         else:
-            eight[name] = own
-            writer.rounding(new, own)
+            eight[name] = how
+            writer.copy(node, {name: f"{name}_float"})
+            rounding(writer, f"{name}_float", how, f"{name}_q", name)
     return writer.graph()
 
 
-class _Writer:
-    """Collects the new nodes and constants; the old constants that are still read go along."""
+def rounding(writer: Writer, value: str, how: Activation, middle: str, output: str) -> None:
+    """The value rounded to 8 bits, called `output`; `middle` is what the integers are called."""
+    scale = np.float32(how.scale)
+    parameters = [
+        writer.constant(f"scale_{scale!s}", np.array(scale)),
+        writer.constant(f"zero_{how.zero_point}", np.array(how.zero_point, np.uint8)),
+    ]
+    writer.node("QuantizeLinear", [value, *parameters], middle)
+    writer.node("DequantizeLinear", [middle, *parameters], output)
 
-    def __init__(self, old: Graph) -> None:
-        self.old = old
-        self.nodes: list[onnx.NodeProto] = []
-        self._constants: dict[str, Array] = {}
 
-    def rounding(self, node: onnx.NodeProto, how: Activation) -> None:
-        """The node, then its output's rounding, whose result takes the output's name."""
-        name = node.output[0]
-        parameters = self._parameters(how)
-        node.output[0] = f"{name}_float"
-        self.nodes += [
-            node,
-            helper.make_node(
-                "QuantizeLinear", [f"{name}_float", *parameters], [f"{name}_q"], f"{name}_q"
-            ),
-            helper.make_node("DequantizeLinear", [f"{name}_q", *parameters], [name], name),
-        ]
-        node.name = f"{name}_float"
-
-    def integers(self, node: onnx.NodeProto, source: Activation, scale: Array) -> list[str]:
-        """The layer's weights as int8 and bias as int32, each with its DequantizeLinear: their names."""
-        weight, bias = (self._old(name) for name in node.input[1:3])
-        name = node.output[0]
-        shape = (-1, *(1 for _ in weight.shape[1:]))
-        # engines take the bias to be on this product, whatever its own scale says
-        product = np.maximum(scale * np.float64(np.float32(source.scale)), _TINY)
-        q = np.clip(np.rint(weight / scale.reshape(shape)), -128, 127).astype(np.int8)
-        big = np.clip(np.rint(bias / product), -_LARGEST, _LARGEST).astype(np.int32)
-        return [
-            self._dequantised(f"{name}.weight", q, scale.astype(np.float32)),
-            self._dequantised(f"{name}.bias", big, product.astype(np.float32)),
-        ]
-
-    def graph(self) -> Graph:
-        old = self.old.model
-        read = {name for node in self.nodes for name in node.input}
-        read -= {node.output[0] for node in self.nodes}
-        initializers = [tensor for tensor in old.graph.initializer if tensor.name in read]
-        weights = {name: array for name, array in self.old.weights.items() if name in read}
-        for name, array in self._constants.items():
-            if array.nbytes < INLINE_BYTES:
-                initializers.append(numpy_helper.from_array(array, name))
-            else:
-                weights[name] = array
-                initializers.append(_external(name, array))
-        graph = helper.make_graph(
-            self.nodes, old.graph.name, old.graph.input, old.graph.output, initializers
-        )
-        model = helper.make_model(
-            graph,
-            opset_imports=old.opset_import,
-            ir_version=old.ir_version,
-            producer_name=old.producer_name,
-        )
-        return Graph(model, weights)
-
-    def _parameters(self, how: Activation) -> list[str]:
-        """Names of the scale and the zero point; the same ones for the same values."""
-        scale = np.float32(how.scale)
-        names = [f"scale_{scale!s}", f"zero_{how.zero_point}"]
-        self._constants[names[0]] = np.array(scale)
-        self._constants[names[1]] = np.array(how.zero_point, np.uint8)
-        return names
-
-    def _dequantised(self, name: str, q: Array, scale: Array) -> str:
+def _integers(writer: Writer, node: onnx.NodeProto, source: Activation, scale: Array) -> None:
+    """The layer's weights as int8 and bias as int32, each with its DequantizeLinear of the old name."""
+    weight, bias = (writer.value(name) for name in node.input[1:3])
+    shape = (-1, *(1 for _ in weight.shape[1:]))
+    # engines take the bias to be on this product, whatever its own scale says
+    product = np.maximum(scale * np.float64(np.float32(source.scale)), _TINY)
+    q = np.clip(np.rint(weight / scale.reshape(shape)), -128, 127).astype(np.int8)
+    big = np.clip(np.rint(bias / product), -_LARGEST, _LARGEST).astype(np.int32)
+    for name, values, steps in zip(node.input[1:3], (q, big), (scale, product), strict=True):
         # ONNX Runtime computes FC layers in integers only where the zeros are written out
-        parts = {"q": q, "scale": scale, "zero": np.zeros(len(scale), q.dtype)}
-        inputs = [f"{name}_{part}" for part in parts]
-        self._constants.update(zip(inputs, parts.values(), strict=True))
-        self.nodes.append(helper.make_node("DequantizeLinear", inputs, [name], name, axis=0))
-        return name
-
-    def _old(self, name: str) -> Array:
-        if name in self.old.weights:
-            return self.old.weights[name]
-        tensor = next(t for t in self.old.model.graph.initializer if t.name == name)
-        return np.asarray(numpy_helper.to_array(tensor))
+        parts = {"q": values, "scale": steps.astype(np.float32)}
+        parts["zero"] = np.zeros(len(steps), values.dtype)
+        inputs = [writer.constant(f"{name}_{part}", array) for part, array in parts.items()]
+        writer.node("DequantizeLinear", inputs, name, axis=0)
 
 
-def _external(name: str, value: Array) -> onnx.TensorProto:
-    """A tensor's place in the model, its values elsewhere."""
-    kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-    tensor = TensorProto(name=name, data_type=kind, dims=value.shape)
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, text in (("location", "weights"), ("offset", "0"), ("length", str(value.nbytes))):
-        tensor.external_data.add(key=key, value=text)
-    return tensor
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` found, all by paper names and in the order of the table.
+
+    layers: the convolutions and FC layers that compute in integers. sources: for each of them the value
+    that is rounded for it, "input" or a layer; max pools hand a rounded value on, so that it is one from
+    before them. places: all values that are rounded. ONNX Runtime computes a layer that a ReLU follows in
+    integers only where what comes out is rounded too, so the ReLUs after `layers` are among them.
+    """
+
+    layers: tuple[str, ...]
+    sources: dict[str, str]
+    places: tuple[str, ...]
+
+
+def plan(network: Network, floats: Collection[str] = ()) -> Plan:
+    """All layers with weights in integers, but for `floats`; LayerError where one of them has none."""
+    weighted = [layer.name for layer in network.layers if layer.key]
+    for name in floats:
+        if name not in weighted:
+            raise LayerError(
+                f"{network.name} has no layer {name!r} with weights{nearest(name, weighted)}"
+            )
+    sources: dict[str, str] = {}
+    rounded = set()
+    value, last = "input", ""  # what the next layer reads, and the last layer with weights
+    for layer in network.layers:
+        if layer.key:
+            last = layer.name
+            if last not in floats:
+                sources[last] = value
+                rounded.add(value)
+        elif layer.kind == "relu" and last in sources:
+            rounded.add(layer.name)
+        if not (layer.kind == "pool" and network.pool == "max"):
+            value = layer.name
+    order = ["input", *(layer.name for layer in network.layers)]
+    places = tuple(name for name in order if name in rounded)
+    return Plan(tuple(sources), sources, places)

@@ -10,45 +10,19 @@ masks that the graph makes from the shape it meets.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
 from .. import nets
 from ..errors import NetworkError
 from ..nets import Layer, Network
 from ..preprocess import Preprocess
-
-OPSET = 17  # the newest that every engine we feed has read for years
-IR_VERSION = 8  # goes with OPSET
-
-INLINE_BYTES = 1024  # constants below this live in the model itself
+from .writer import Graph as Graph
+from .writer import Writer
 
 Array = np.ndarray
-
-
-@dataclass(frozen=True)
-class Graph:
-    """An ONNX model whose weights stand beside it, so that 528 MB are neither copied nor serialised.
-
-    model: names its weights as external data. weights: those arrays, by the same names; they may be views
-    of a memory-mapped model file.
-    """
-
-    model: onnx.ModelProto
-    weights: dict[str, Array]
-
-    def inline(self) -> onnx.ModelProto:
-        """The same model with its weights inside, for whoever needs one self-contained file."""
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
-        for tensor in model.graph.initializer:
-            if tensor.name in self.weights:
-                tensor.CopyFrom(numpy_helper.from_array(self.weights[tensor.name], tensor.name))
-        return model
 
 
 def build(
@@ -84,30 +58,23 @@ def build(
             f"{network.name} takes {network.in_channels} channels, "
             f"but its pre-processing has {len(preprocess.mean)}"
         )
-    writer = _Writer()
+    writer = Writer(name=network.name)
+    kind = TensorProto.UINT8 if pixels == "uint8" else TensorProto.FLOAT
+    writer.input("pixels", kind, ["batch", "height", "width", network.in_channels])
     _write(
         writer, network.cut(wanted), fold_batch_norm(network, tensors, wanted), preprocess, pixels
     )
-    trunk = {layer.name for layer in network.trunk} | {"avgpool"}
+    trunk = {layer.name for layer in network.trunk}
     for name in taps:
-        writer.output(name, network.layer(name), flat=name not in trunk)
+        layer = network.layer(name)
+        sides: list[str | int] = [f"{name}_height", f"{name}_width"] if name in trunk else []
+        if layer.kind == "average":
+            sides = [layer.kernel, layer.kernel]
+        writer.output(name, ["batch", layer.outputs, *sides])
     if scores:
         writer.node("Identity", ["fc8"], "scores")
-        writer.output("scores", network.layer("fc8"), flat=True)
-    kind = TensorProto.UINT8 if pixels == "uint8" else TensorProto.FLOAT
-    shape = ["batch", "height", "width", network.in_channels]
-    graph = helper.make_graph(
-        writer.nodes,
-        network.name,
-        [helper.make_tensor_value_info("pixels", kind, shape)],
-        writer.outputs,
-        writer.initializers,
-    )
-    opset = [helper.make_opsetid("", OPSET)]
-    model = helper.make_model(
-        graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="verydeep"
-    )
-    return Graph(model, writer.weights)
+        writer.output("scores", ["batch", network.head.classes])
+    return writer.graph()
 
 
 def fold_batch_norm(
@@ -124,11 +91,11 @@ def fold_batch_norm(
             continue
         weight, bias = tensors[f"{layer.key}.weight"], tensors[f"{layer.key}.bias"]
         if layer.norm_key:
-            gamma, beta, mean, variance = (
+            beta, mean = (
                 np.asarray(tensors[f"{layer.norm_key}.{part}"], np.float64)
-                for part in ("weight", "bias", "running_mean", "running_var")
+                for part in ("bias", "running_mean")
             )
-            factor = gamma / np.sqrt(variance + nets.BATCH_NORM_EPSILON)
+            factor = norm_factor(layer, tensors)
             weight = weight * factor[:, None, None, None]
             bias = beta + (bias - mean) * factor
         folded[f"{layer.name}.weight"] = np.ascontiguousarray(weight, np.float32)
@@ -136,49 +103,15 @@ def fold_batch_norm(
     return folded
 
 
-class _Writer:
-    """Collects nodes, constants and outputs; a constant of the same name is written once."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.outputs: list[onnx.ValueInfoProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-        self.weights: dict[str, Array] = {}
-        self._names: set[str] = set()
-
-    def node(self, kind: str, inputs: list[str], output: str, **attributes: object) -> str:
-        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
-        return output
-
-    def constant(self, name: str, value: Array) -> str:
-        if name not in self._names:
-            self._names.add(name)
-            if value.nbytes < INLINE_BYTES:
-                self.initializers.append(numpy_helper.from_array(value, name))
-            else:
-                self.weights[name] = value
-                self.initializers.append(_external(name, value))
-        return name
-
-    def output(self, name: str, layer: Layer, *, flat: bool) -> None:
-        sides: list[str | int] = [] if flat else [f"{name}_height", f"{name}_width"]
-        if layer.kind == "average":
-            sides = [layer.kernel, layer.kernel]
-        shape = ["batch", layer.outputs, *sides]
-        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-
-
-def _external(name: str, value: Array) -> onnx.TensorProto:
-    """A float32 tensor's place in the model, its values elsewhere."""
-    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=value.shape)
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, text in (("location", "weights"), ("offset", "0"), ("length", str(value.nbytes))):
-        tensor.external_data.add(key=key, value=text)
-    return tensor
+def norm_factor(layer: Layer, tensors: Mapping[str, Array]) -> Array:
+    """What a convolution's batch norm multiplies each channel by, (outputs,) float64."""
+    gamma = np.asarray(tensors[f"{layer.norm_key}.weight"], np.float64)
+    variance = np.asarray(tensors[f"{layer.norm_key}.running_var"], np.float64)
+    return np.asarray(gamma / np.sqrt(variance + nets.BATCH_NORM_EPSILON))
 
 
 def _write(
-    writer: _Writer, net: Network, weights: dict[str, Array], preprocess: Preprocess, pixels: str
+    writer: Writer, net: Network, weights: dict[str, Array], preprocess: Preprocess, pixels: str
 ) -> None:
     """Walk the table: each layer reads the one before it, and its output bears its paper name."""
     value = _normalise(writer, preprocess, pixels)
@@ -203,7 +136,7 @@ def _write(
             value = writer.node("Softmax", [value], layer.name, axis=1)
 
 
-def _normalise(writer: _Writer, preprocess: Preprocess, pixels: str) -> str:
+def _normalise(writer: Writer, preprocess: Preprocess, pixels: str) -> str:
     """(pixels / 255 * (high - low) + low - mean) / std, written as one product and one sum."""
     low, high = preprocess.range
     mean = np.asarray(preprocess.mean, np.float64).reshape(1, -1, 1, 1)
@@ -221,7 +154,7 @@ def _normalise(writer: _Writer, preprocess: Preprocess, pixels: str) -> str:
 
 
 def _trunk_layer(
-    writer: _Writer, layer: Layer, pool: str, value: str, weights: dict[str, Array]
+    writer: Writer, layer: Layer, pool: str, value: str, weights: dict[str, Array]
 ) -> str:
     sides = [layer.kernel, layer.kernel]
     moves = {"strides": [layer.stride] * 2, "pads": [layer.padding] * 4, "kernel_shape": sides}
@@ -251,7 +184,7 @@ def _trunk_layer(
     return writer.node("MaxPool" if pool == "max" else "AveragePool", [value], layer.name, **moves)
 
 
-def _average(writer: _Writer, layer: Layer, inputs: tuple[str, ...]) -> str:
+def _average(writer: Writer, layer: Layer, inputs: tuple[str, ...]) -> str:
     """Average every input over a grid of `layer.kernel` cells a side, then join their channels."""
     parts = []
     for name in inputs:
@@ -263,7 +196,7 @@ def _average(writer: _Writer, layer: Layer, inputs: tuple[str, ...]) -> str:
     return parts[0] if len(parts) == 1 else writer.node("Concat", parts, layer.name, axis=1)
 
 
-def _adaptive(writer: _Writer, value: str, cells: int, output: str) -> str:
+def _adaptive(writer: Writer, value: str, cells: int, output: str) -> str:
     """torch's AdaptiveAvgPool2d for any height and width: masks @ value @ masks.
 
     Cell i averages the units from floor(i * size / cells) up to, without, ceil((i + 1) * size / cells).

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import DataError, nearest
 
 if TYPE_CHECKING:
-    from .network import Graph
+    from .writer import Graph
 
 Pooling = Literal["avg", "max", "gem"]
 POOLINGS: tuple[str, ...] = ("avg", "max", "gem")
@@ -33,44 +33,37 @@ def pooled(graph: Graph, pool: str) -> Graph:
     Outputs keep their names; those that are no maps (FC layers, scores) stay as they are. "gem" takes
     what is below zero as zero: the paper pools what follows a ReLU.
     """
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    from .network import Graph as Made
+    from .writer import Writer
 
     check(pool)
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    body = model.graph
-
-    def node(kind: str, inputs: list[str], output: str, **attributes: int) -> str:
-        body.node.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
-        return output
-
-    if pool == "gem":
-        root = np.array([1 / GEM_POWER], np.float32)
-        body.initializer.append(numpy_helper.from_array(root, "gem_root"))
-    for output in body.output:
-        name, shape = output.name, output.type.tensor_type.shape.dim
-        if len(shape) != 4:
+    channels = {
+        output.name: output.type.tensor_type.shape.dim[1].dim_value
+        for output in graph.model.graph.output
+        if len(output.type.tensor_type.shape.dim) == 4
+    }
+    writer = Writer(graph)
+    for (
+        one
+    ) in graph.model.graph.node:  # the outputs bear the layers' names, so the maps give theirs up
+        writer.copy(one, {name: f"{name}_map" for name in channels})
+    for output in graph.model.graph.output:
+        name = output.name
+        if name not in channels:
+            writer.outputs.append(output)
             continue
-        value = f"{name}_map"  # the layer's own value, since the output bears the layer's name
-        for other in body.node:
-            other.name = value if other.name == name else other.name
-            for names in (other.input, other.output):
-                names[:] = [value if used == name else used for used in names]
+        value = f"{name}_map"
         if pool == "max":
-            mean = node("GlobalMaxPool", [value], f"{name}_pooled")
+            mean = writer.node("GlobalMaxPool", [value], f"{name}_pooled")
         elif pool == "avg":
-            mean = node("GlobalAveragePool", [value], f"{name}_pooled")
+            mean = writer.node("GlobalAveragePool", [value], f"{name}_pooled")
         else:
-            above = node("Relu", [value], f"{name}_above")
+            above = writer.node("Relu", [value], f"{name}_above")
             power = above
             for _ in range(GEM_POWER - 1):
-                power = node("Mul", [power, above], f"{power}_times")
-            mean = node("GlobalAveragePool", [power], f"{name}_mean")
-            mean = node("Pow", [mean, "gem_root"], f"{name}_pooled")
-        node("Flatten", [mean], name, axis=1)
-        channels = shape[1].dim_value
-        output.CopyFrom(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", channels]))
-    return Made(model, graph.weights)
+                power = writer.node("Mul", [power, above], f"{power}_times")
+            mean = writer.node("GlobalAveragePool", [power], f"{name}_mean")
+            root = writer.constant("gem_root", np.array([1 / GEM_POWER], np.float32))
+            mean = writer.node("Pow", [mean, root], f"{name}_pooled")
+        writer.node("Flatten", [mean], name, axis=1)
+        writer.output(name, ["batch", channels[name]])
+    return writer.graph()

@@ -30,13 +30,11 @@ from ..errors import (
     OutputError,
 )
 from ..files.photo_paths import find
-from ..graphs.int8_plan import Plan, plan
+from ..graphs.int8 import Plan, plan
 from ..modelfile import Activation, ModelFile, Record, read, write
 from .draft import Draft
-from .moments import second_moments
-from .ranges import error_names, probed
-from .rounding import round_weights, steps
-from .tally import LEVELS, Tally
+from .ranges import LEVELS, Tally, error_names, probed
+from .rounding import round_weights, second_moments, steps
 
 if TYPE_CHECKING:
     from ..files.strict_json import JSON

@@ -1,8 +1,9 @@
 """Choose each value's range by what rounding it does to a later layer's output, measured on photos.
 
 Where a range ends is a trade: beyond its end numbers are cut off, below it they are rounded more coarsely
-the further away the end is. For each candidate the layers that follow are computed once more on the
-rounded value, inside one graph, and the end that changes their output least is taken.
+the further away the end is. How large a value gets on the photos is counted first, which leaves a few
+candidates (`Tally`). For each of them the layers that follow are computed once more on the rounded value,
+inside one graph (`probed`), and the end that changes their output least is taken.
 """
 
 from __future__ import annotations
@@ -12,12 +13,83 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 
-from ..graphs.network import Graph
+from ..graphs.int8 import rounding
+from ..graphs.writer import Graph, Writer
 
 if TYPE_CHECKING:
     from ..modelfile import Activation
+
+LEVELS = 255  # steps from 0 to the largest number that 8 bits hold
+
+_SHIFT = 15  # of 31 bits: 8 of the exponent and 8 of the fraction stay
+_BINS = 1 << (31 - _SHIFT)
+
+_FACTORS = (2**-0.25, 1, 2**0.25, 2**0.5)
+
+Array = np.ndarray
+
+
+class Tally:
+    """Counts of one value's numbers, none of them negative, over any number of images.
+
+    The bins are the leading bits of a float32: its exponent and first 8 bits of fraction. So they are as
+    fine for small numbers as for large ones, 1/256 to 1/512 of the number, nothing needs to be known of
+    the range beforehand, and counting takes one pass.
+
+    channels: sums over all images and positions for each channel, float64: `squares`, and how many
+    numbers that were, `positions`.
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(_BINS, np.int64)
+        self.squares: Array = np.zeros(())
+        self.positions = 0
+
+    def add(self, values: Array) -> None:
+        """values: (batch, channels, height, width) or (batch, features) float32."""
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32) >> _SHIFT
+        self.counts += np.bincount(bits.reshape(-1), minlength=_BINS)
+        axes = (0, *range(2, values.ndim))
+        self.squares = self.squares + np.square(values, dtype=np.float64).sum(axes)
+        self.positions += values.size // values.shape[1]
+
+    @property
+    def largest(self) -> float:
+        """The largest number, at most half a bin off; 0 where all are."""
+        return float(_MIDDLES[np.flatnonzero(self.counts)[-1]]) if self.counts.any() else 0.0
+
+    def squared_error(self, top: float) -> float:
+        """Mean squared error of rounding to 8 bits, where `top` is the largest number that they hold."""
+        step = top / LEVELS
+        used = np.flatnonzero(self.counts)
+        middle = _MIDDLES[used]
+        error = np.minimum(np.rint(middle / step), LEVELS) * step - middle
+        return float((self.counts[used] * error * error).sum() / self.counts.sum())
+
+    def ends(self) -> tuple[float, ...]:
+        """Where the range of 8 bits may well end: about where the squared error is least, or at the end.
+
+        Cut-off numbers are the largest ones, and their errors go together, so that a later layer may want
+        the end further out than the squared error does.
+        """
+        largest = self.largest or 1.0
+        grid = largest * 2.0 ** -np.arange(0, 3, 1 / 8)
+        best = min(grid, key=self.squared_error)
+        return tuple(
+            sorted({float(min(best * factor, largest)) for factor in _FACTORS} | {largest})
+        )
+
+
+def _middles() -> Array:
+    """The number in the middle of each bin, float64; bin 0 is 0."""
+    bits = (np.arange(_BINS, dtype=np.uint32) << _SHIFT) + (1 << (_SHIFT - 1))
+    bits[0] = 0
+    bits[0xFF << 8 :] = 0xFF << 23  # infinity, and what is no number
+    return bits.view(np.float32).astype(np.float64)
+
+
+_MIDDLES = _middles()
 
 
 def error_names(place: str, candidates: Sequence[Activation]) -> list[str]:
@@ -31,50 +103,23 @@ def probed(graph: Graph, place: str, until: str, candidates: Sequence[Activation
     The outputs are those of `error_names`, (batch,) float32 each: the sum over one image of the squared
     difference between what `until` is with `place` rounded and what it is without.
     """
-    old = graph.model.graph
-    nodes = _between(old.node, place, until)
-    new = list(old.node)
-    constants = []
-    outputs = []
+    writer = Writer(graph)
+    for node in graph.model.graph.node:
+        writer.copy(node)
+    nodes = _between(graph.model.graph.node, place, until)
+    values = [place, until, *(node.output[0] for node in nodes)]
     for number, (how, output) in enumerate(
         zip(candidates, error_names(place, candidates), strict=True)
     ):
-
-        def renamed(name: str, number: int = number) -> str:
-            return f"{name}@{place}@{number}"
-
-        scale, zero = renamed("scale"), renamed("zero")
-        constants += [
-            numpy_helper.from_array(np.array(how.scale, np.float32), scale),
-            numpy_helper.from_array(np.array(how.zero_point, np.uint8), zero),
-        ]
-        new.append(helper.make_node("QuantizeLinear", [place, scale, zero], [renamed("q")]))
-        new.append(
-            helper.make_node("DequantizeLinear", [renamed("q"), scale, zero], [renamed(place)])
-        )
-        inside = {place, *(node.output[0] for node in nodes)}
+        names = {value: f"{value}@{place}@{number}" for value in values}
+        rounding(writer, place, how, f"{names[place]}_q", names[place])
         for node in nodes:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            copy.name = renamed(node.name)
-            copy.input[:] = [renamed(name) if name in inside else name for name in node.input]
-            copy.output[:] = [renamed(name) for name in node.output]
-            new.append(copy)
-        new.append(helper.make_node("Sub", [renamed(until), until], [renamed("change")]))
-        new.append(
-            helper.make_node("Flatten", [renamed("change")], [renamed("change_flat")], axis=1)
-        )
-        new.append(
-            helper.make_node(
-                "ReduceSumSquare", [renamed("change_flat")], [output], axes=[1], keepdims=0
-            )
-        )
-        outputs.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch"]))
-    made = helper.make_graph(new, old.name, old.input, outputs, [*old.initializer, *constants])
-    model = helper.make_model(
-        made, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version
-    )
-    return Graph(model, graph.weights)
+            writer.copy(node, names)
+        change = writer.node("Sub", [names[until], until], f"{output}_change")
+        flat = writer.node("Flatten", [change], f"{output}_flat", axis=1)
+        writer.node("ReduceSumSquare", [flat], output, axes=[1], keepdims=0)
+        writer.output(output, ["batch"])
+    return writer.graph()
 
 
 def _between(nodes: Sequence[onnx.NodeProto], start: str, end: str) -> list[onnx.NodeProto]:

@@ -7,6 +7,8 @@ and what a rounding does to the answers is made up for by the weights that are n
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 LIMIT = 127  # the largest 8-bit weight, either sign
@@ -73,3 +75,34 @@ def _factor(moments: Array) -> Array:
     damped[np.diag_indices_from(damped)] += _DAMPING * mean if mean > 0 else 1.0
     inverse = np.linalg.inv(damped)
     return np.asarray(np.linalg.cholesky((inverse + inverse.T) / 2).T)
+
+
+def second_moments(
+    maps: Iterable[Array], kernel: int, padding: int, *, patches: int, seed: int = 0
+) -> Array:
+    """The mean of x x' over patches x at random places, (inputs, inputs) float64.
+
+    maps: batches of (batch, channels, height, width) float32, padded with 0 as the convolution does. Each
+    patch is flattened as the convolution's weight is: (channels * kernel * kernel). patches: how many are
+    taken of each image, all where it has fewer.
+    """
+    draw = np.random.default_rng(seed)
+    total: Array = np.zeros(())
+    count = 0
+    sides = ((0, 0), (0, 0), (padding, padding), (padding, padding))
+    for batch in maps:
+        windows = np.lib.stride_tricks.sliding_window_view(
+            np.pad(batch, sides), (kernel, kernel), (2, 3)
+        )  # (batch, channels, rows, columns, kernel, kernel), a view
+        rows, columns = windows.shape[2:4]
+        picked = []
+        for image in windows:
+            places = draw.choice(rows * columns, min(patches, rows * columns), replace=False)
+            found = image[
+                :, places // columns, places % columns
+            ]  # (channels, places, kernel, kernel)
+            picked.append(found.transpose(1, 0, 2, 3).reshape(len(places), -1))
+        flat = np.concatenate(picked)
+        total = total + (flat.T @ flat).astype(np.float64)
+        count += len(flat)
+    return total / count
