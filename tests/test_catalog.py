@@ -19,7 +19,7 @@ from torchvision.models import get_model_weights, get_weight
 
 import verydeep
 from verydeep import modelfile, nets
-from verydeep.cli.weights import command
+from verydeep.cli.weights import weights as command
 from verydeep.errors import MissingExtraError, ModelFileError, WeightsError
 from verydeep.preprocess import PRESETS, TORCHVISION
 from verydeep.published import catalog, supply

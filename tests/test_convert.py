@@ -25,7 +25,7 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 from verydeep import modelfile, models, nets
-from verydeep.cli.weights import command
+from verydeep.cli.weights import weights as command
 from verydeep.errors import MissingExtraError, OutputError, WeightsError
 from verydeep.preprocess import CAFFE, PRESETS, TORCHVISION
 from verydeep.published import catalog, layouts, recognition

@@ -1,18 +1,17 @@
-"""Files of features: three formats of one content, runs that go on, the nearest, doubles, the sheet."""
+"""Files of features: two formats of one content, runs that go on, the nearest, duplicates, the sheet."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors
-import safetensors.numpy
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from scipy.sparse import csr_matrix
@@ -37,7 +36,7 @@ from .conftest import Run
 from .tiny import model_file, photo, pixels, tiny
 
 GOLDEN = Path(__file__).parent / "golden" / "sheet.png"
-FORMATS = ("npz", "safetensors", "parquet")
+FORMATS = ("npz", "parquet")
 LAYERS = ("relu4_2", "relu5_2")
 
 
@@ -105,11 +104,6 @@ def test_others_read_what_we_write(folder: Path, model: Path, tmp_path: Path) ->
     assert_array_equal(archive["pool4"], rows)
     assert archive["path"].tolist() == files["npz"].paths
     assert archive["error"].tolist() == files["npz"].errors
-    tensors = safetensors.numpy.load_file(tmp_path / "f.safetensors")
-    assert_array_equal(tensors["pool4"], rows)
-    text, ends = tensors["path"].tobytes(), tensors["path.ends"].tolist()
-    paths = [text[a:b].decode() for a, b in zip([0, *ends], ends, strict=False)]
-    assert paths == files["npz"].paths
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(tmp_path / "f.parquet").to_pydict()
@@ -121,7 +115,6 @@ def test_others_read_what_we_write(folder: Path, model: Path, tmp_path: Path) ->
         assert_array_equal(file.numbers(), rows)
         assert (file.paths, file.errors) == (files["npz"].paths, files["npz"].errors)
     assert isinstance(files["npz"].numbers(), np.memmap)
-    assert isinstance(files["safetensors"].numbers(), np.memmap)
     np.savez_compressed(tmp_path / "again.npz", **archive)  # by somebody else: still ours
     assert_array_equal(retrieval.open_features(tmp_path / "again.npz").numbers(), rows)
 
@@ -134,21 +127,20 @@ def test_odd_names(model: Path, tmp_path: Path) -> None:
         for suffix in FORMATS
     }
     paths = [str(tmp_path / "p" / name) for name in ("b\udcff.png", "na\nme.png", "名.png")]
-    assert sorted(found["npz"].paths) == sorted(found["safetensors"].paths) == sorted(paths)
+    assert sorted(found["npz"].paths) == sorted(paths)
     assert str(tmp_path / "p" / "b\\udcff.png") in found["parquet"].paths
 
 
-def stopping(after: int, seen: list[str | None]) -> Any:
-    """A watch that is stopped by Ctrl-C after so many photos."""
+def stopping(after: int, seen: list[str]) -> Callable[[Mapping[str, Any]], None]:
+    """An on_event that is stopped by Ctrl-C when that many photos have their rows."""
 
-    def watch(items: Iterator[Any]) -> Iterator[Any]:
-        for item in items:
-            if len(seen) == after:
-                raise KeyboardInterrupt
-            seen.append(item.path)
-            yield item
+    def on_event(event: Mapping[str, Any]) -> None:
+        assert event["event"] == "photo"
+        seen.append(event["path"])
+        if len(seen) == after:
+            raise KeyboardInterrupt
 
-    return watch
+    return on_event
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -157,13 +149,13 @@ def test_a_run_that_was_stopped_goes_on(
 ) -> None:
     whole, out = tmp_path / f"whole.{suffix}", tmp_path / f"out.{suffix}"
     verydeep.features(folder, whole, LAYERS, model=model, batch=1)
-    seen: list[str | None] = []
+    seen: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        verydeep.features(folder, out, LAYERS, model=model, batch=1, watch=stopping(5, seen))
+        verydeep.features(folder, out, LAYERS, model=model, batch=1, on_event=stopping(5, seen))
     assert not out.exists()
     assert (tmp_path / f"out.{suffix}.partial").is_dir()
-    more: list[str | None] = []
-    verydeep.features(folder, out, LAYERS, model=model, batch=1, watch=stopping(99, more))
+    more: list[str] = []
+    verydeep.features(folder, out, LAYERS, model=model, batch=1, on_event=stopping(99, more))
     assert (len(seen), len(more)) == (5, 3)
     assert out.read_bytes() == whole.read_bytes()
     assert not (tmp_path / f"out.{suffix}.partial").exists()
@@ -176,7 +168,7 @@ def test_what_a_kill_leaves_is_cut_off(folder: Path, model: Path, tmp_path: Path
     partial = tmp_path / "out.npz.partial"
     for damage in ("numbers", "line", "lost"):
         with pytest.raises(KeyboardInterrupt):
-            verydeep.features(folder, out, LAYERS, model=model, batch=1, watch=stopping(5, []))
+            verydeep.features(folder, out, LAYERS, model=model, batch=1, on_event=stopping(5, []))
         lines, numbers = partial / "rows.jsonl", partial / "relu5_2.f32"
         if damage == "numbers":
             numbers.write_bytes(numbers.read_bytes() + b"torn")
@@ -184,8 +176,8 @@ def test_what_a_kill_leaves_is_cut_off(folder: Path, model: Path, tmp_path: Path
             lines.write_bytes(lines.read_bytes() + b'["half of a pa')
         else:
             numbers.write_bytes(numbers.read_bytes()[: 32 * 4 * 3 + 7])
-        more: list[str | None] = []
-        verydeep.features(folder, out, LAYERS, model=model, batch=1, watch=stopping(99, more))
+        more: list[str] = []
+        verydeep.features(folder, out, LAYERS, model=model, batch=1, on_event=stopping(99, more))
         assert len(more) == (5 if damage == "lost" else 3)
         assert out.read_bytes() == whole.read_bytes()
         out.unlink()
@@ -194,7 +186,7 @@ def test_what_a_kill_leaves_is_cut_off(folder: Path, model: Path, tmp_path: Path
 def test_another_command_does_not_go_on(folder: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.npz"
     with pytest.raises(KeyboardInterrupt):
-        verydeep.features(folder, out, "relu5_2", model=model, watch=stopping(3, []))
+        verydeep.features(folder, out, "relu5_2", model=model, on_event=stopping(3, []))
     changes: list[tuple[dict[str, Any], str]] = [
         ({"pool": "max"}, "pool avg, now max"),
         ({"layers": "relu4_2"}, "layers relu5_2, now relu4_2"),
@@ -222,10 +214,13 @@ def test_another_command_does_not_go_on(folder: Path, model: Path, tmp_path: Pat
 
 def test_bad_requests(folder: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.npz"
-    with pytest.raises(
-        DataError, match=r"ends in \.npz, \.parquet, \.safetensors; this one .*\.csv"
-    ):
+    with pytest.raises(DataError, match=r"x\.csv: a file of features ends in \.npz or \.parquet$"):
         verydeep.features(folder, tmp_path / "x.csv", model=model)
+    for old in (lambda f: verydeep.features(folder, f, model=model), verydeep.duplicates):
+        with pytest.raises(
+            DataError, match=r"ends in \.npz or \.parquet, no longer in \.safetensors"
+        ):
+            old(tmp_path / "x.safetensors")
     with pytest.raises(LayerError, match="did you mean relu5_2"):
         verydeep.features(folder, out, "relu5_4", model=model)
     with pytest.raises(DataError, match=r"maps of relu5_2 of many sizes, which no table holds"):
@@ -258,7 +253,6 @@ def test_damaged_and_foreign_files(suffix: str, tmp_path: Path) -> None:
             retrieval.open_features(bad)
     foreign = {
         "npz": lambda: np.savez(bad, x=np.eye(2)),
-        "safetensors": lambda: safetensors.numpy.save_file({"x": np.eye(2)}, bad),
         "parquet": lambda: save_table(bad),
     }
     foreign[suffix]()
@@ -283,8 +277,8 @@ def test_the_record() -> None:
     )
     assert About.from_json(about.to_json()) == about
     assert list(About.from_json(about.to_json()).layers) == ["relu5_3", "fc6"]
-    newer = json.dumps({**json.loads(about.to_json()), "format": 2})
-    with pytest.raises(DataError, match=r"newer verydeep: its format is 2, .* reads 1; upgrade"):
+    newer = json.dumps({**json.loads(about.to_json()), "format": 3})
+    with pytest.raises(DataError, match=r"newer verydeep: its format is 3, .* reads 2; upgrade"):
         About.from_json(newer)
     for damage in ("{}", "[]", "nonsense", '{"format": 1}', about.to_json()[:-1]):
         with pytest.raises(DataError, match="its record is damaged"):
@@ -322,7 +316,7 @@ def test_nearest_as_scikit_learn_has_it(
 def test_similar_computes_queries_as_the_file_was(
     folder: Path, model: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "index.safetensors"
+    out = tmp_path / "index.npz"
     told: dict[str, Any] = {"size": (48, 40), "precision": "exact"}
     file = verydeep.features(folder, out, LAYERS, "max", model=model, **told)
     query = str(folder / "f.png")
@@ -367,7 +361,7 @@ def test_similar_wants_the_model_of_the_file(folder: Path, tmp_path: Path) -> No
         verydeep.similar(out, query, model=other)
 
 
-def test_doubles_hang_together_as_scipy_has_it(
+def test_duplicates_hang_together_as_scipy_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw = np.random.default_rng(8)
@@ -422,12 +416,152 @@ def test_duplicates_of_real_photos(tmp_path: Path) -> None:
     assert not any(m.identical for m in found.groups[0].members)
     assert (found.photos, list(found.errors)) == (8, [str(folder / "broken.jpg")])
     assert "  identical  " in str(found)
-    assert "3 of 8 photos are doubles, in 2 groups" in str(found)
+    assert "3 of 8 photos are duplicates, in 2 groups" in str(found)
     with pytest.raises(DataError, match="threshold is 2; expected a cosine"):
         verydeep.duplicates(folder, 2)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no photos in"):
         verydeep.duplicates(tmp_path / "empty")
+
+
+def test_links_are_no_duplicates(verydeep: Run, model: Path, tmp_path: Path) -> None:
+    """Whoever deletes what is listed must never lose the photo that a link leads to."""
+    folder = tmp_path / "album"
+    real = photo(folder / "m.png")
+    (folder / "a.png").symlink_to("m.png")  # listed before the file itself
+    os.link(real, folder / "z.png")
+    (tmp_path / "other").symlink_to(folder)
+    words = ("--model", model, "--json", "--layer", "relu4_2")
+    for given in ([folder], [folder, tmp_path / "other" / "m.png"], [real, f"{folder}/./m.png"]):
+        done = verydeep("duplicates", *given, *words)
+        assert (done.status, json.loads(done.out)["groups"]) == (0, [])
+        assert json.loads(done.out)["photos"] == 1
+    shutil.copy(real, folder / "copy.png")
+    out = tmp_path / "f.npz"
+    assert verydeep("features", folder, "--model", model, "--out", out).status == 0
+    for given in ([folder, tmp_path / "other"], [out]):
+        words = words if given != [out] else ("--json",)
+        value = json.loads(verydeep("duplicates", *given, *words).out)
+        (group,) = value["groups"]
+        assert [row["path"] for row in group] == [str(real), str(folder / "copy.png")]
+        assert (group[1]["identical"], value["photos"]) == (True, 2)
+
+
+def test_alike_photos_are_not_listed_pair_by_pair(tmp_path: Path) -> None:
+    rows = np.ones((1000, 8), np.float32) + np.random.default_rng(0).normal(0, 1e-3, (1000, 8))
+    index = planted(tmp_path / "f.npz", rows.astype(np.float32))
+    calls = 0
+
+    def count(_frame: object, event: str, _arg: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        found = verydeep.duplicates(index)
+    finally:
+        sys.setprofile(None)
+    assert [len(group.members) for group in found.groups] == [1000]
+    assert calls < 200 * 1000  # of 499,500 pairs
+
+
+def test_threshold_1_finds_equal_pictures(model: Path, tmp_path: Path) -> None:
+    draw = np.random.default_rng(5)
+    row = draw.normal(size=(30, 96))
+    rows = np.concatenate([row, 3 * row, row + 1e-4 * draw.normal(size=row.shape), row + 0.1])
+    found = verydeep.duplicates(planted(tmp_path / "f.npz", rows.astype(np.float32)), 1)
+    assert [[m.path for m in group.members] for group in found.groups] == [
+        [f"{i}.jpg", f"{i + 30}.jpg", f"{i + 60}.jpg"] for i in range(30)
+    ]
+    for seed in range(9):
+        path = photo(tmp_path / "p" / f"{seed}.png", 48, 40, seed=seed)
+        with Image.open(path) as image:
+            image.save(tmp_path / "p" / f"{seed}.bmp")
+    found = verydeep.duplicates(tmp_path / "p", 1, model=model, layer="relu5_2", batch=2)
+    assert [len(group.members) for group in found.groups] == [2] * 9
+    assert not any(m.identical for group in found.groups for m in group.members)
+
+
+def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    about = About("builtin", "0" * 64, "vgg16", {"relu5_3": (3,)}, "avg", None, "fast", "0")
+    out = tmp_path / "f.npz"
+    with journal(out, about) as lines:
+        for name, value in (("a.jpg", 1.0), ("b.jpg", np.nan)):
+            lines.add(name, {"relu5_3": np.array([1.0, value, 1.0], np.float32)})
+        featurefile.write(out, lines)
+    with pytest.raises(DataError, match=r"f\.npz: relu5_3 of b\.jpg \(row 1\) has .* not finite"):
+        verydeep.duplicates(out)
+    with pytest.raises(DataError, match="not finite"):
+        nearest._search(retrieval.open_features(out), np.ones((1, 3), np.float32), 1, "relu5_3")
+
+
+def test_one_bad_query_stops_nothing(
+    verydeep: Run, folder: Path, model: Path, tmp_path: Path
+) -> None:
+    out, sheet = tmp_path / "f.npz", tmp_path / "sheet.png"
+    assert verydeep("features", folder, "--model", model, "--out", out).status == 1
+    bad, queries = folder / "d.jpg", (folder / "a.png", folder / "d.jpg", folder / "b.png")
+    done = verydeep("similar", out, *queries, "--top", 1, "--json", "--sheet", sheet)
+    assert done.status == 1
+    rows = json.loads(done.out)
+    assert [row["query"] for row in rows] == [str(query) for query in queries]
+    assert [len(row.get("matches", [])) for row in rows] == [1, 0, 1]
+    assert "not an image" in rows[1]["error"]
+    assert sheet.exists()
+    done = verydeep("similar", out, *queries)
+    assert (done.status, str(bad) in done.out) == (1, False)
+    assert "d.jpg: not an image" in done.err
+    assert "1 of 3 files could not be read" in done.err
+    assert verydeep("similar", out, bad).status == 2
+
+
+def test_photos_are_found_from_elsewhere(
+    verydeep: Run, folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths are kept as they were given; the record says from where they were seen."""
+    sheet, elsewhere = tmp_path / "sheet.png", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    verydeep("features", "photos", "--model", model, "--out", "f.npz")
+    monkeypatch.chdir(elsewhere)
+    query = folder / "a.png"
+    words = ("similar", "../f.npz", query, "--top", 2, "--sheet", sheet)
+    done = verydeep(*words)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.splitlines()[1] == "   1.0000  photos/a.png"
+    first = retrieval.similar("../f.npz", str(query), 1).matches[0]
+    assert (first.path, first.photo) == ("photos/a.png", str(query))
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    words = ("similar", "../f.npz", tmp_path / "moved" / "a.png", "--top", 2, "--sheet", sheet)
+    done = verydeep(*words)
+    assert done.status == 0
+    assert f"2 photos on the sheet cannot be read, such as {query}; if they were moved" in done.err
+    (elsewhere / "photos").symlink_to(tmp_path / "moved")  # here they are
+    assert verydeep(*words).err == ""
+
+
+def test_a_file_of_the_first_format_is_read(folder: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f.npz"
+    verydeep.features(folder, out, "relu5_2", model=model)
+    with np.load(out) as archive:
+        columns = dict(archive)
+    record = json.loads(str(columns["about"]))
+    assert (record.pop("folder"), record["format"]) == (os.getcwd(), 2)
+    columns["about"] = np.array(json.dumps({**record, "format": 1}))
+    np.savez(out, **columns)
+    first = verydeep.similar(out, str(folder / "a.png"), 1).matches[0]
+    assert first.photo == first.path == str(folder / "a.png")
+
+
+@pytest.mark.parametrize("column", ["vgg11", "vgg13"])
+def test_the_default_layer_is_the_last_relu(
+    verydeep: Run, column: str, folder: Path, tmp_path: Path
+) -> None:
+    model, out = model_file(tmp_path / "m.safetensors", tiny(column)), tmp_path / "f.npz"
+    done = verydeep("features", folder, "--model", model, "--out", out)
+    assert ", relu5_2 avg (32), " in done.out
+    assert verydeep("similar", out, folder / "a.png", "--top", 1).status == 0
+    assert verydeep("duplicates", folder, "--model", model).status == 1  # one cannot be read
 
 
 def test_the_sheet(tmp_path: Path) -> None:
@@ -507,12 +641,20 @@ def test_commands(verydeep: Run, folder: Path, model: Path, tmp_path: Path) -> N
 def test_ctrl_c_says_how_to_go_on(
     verydeep: Run, folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from verydeep.cli import features
+    from verydeep.files.progress import Progress
+
+    count = 0
+
+    def interrupted(_: Progress) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
 
     out = tmp_path / "f.npz"
     words = ("features", folder, "--model", model, "--layer", "relu5_2", "--out", out)
     with monkeypatch.context() as patch:
-        patch.setattr(features, "progress", stopping(3, []))
+        patch.setattr(Progress, "advance", interrupted)
         done = verydeep(*words)
     assert (done.status, done.out) == (130, "")
     assert f"what was done is in {out}.partial; the same command goes on" in done.err

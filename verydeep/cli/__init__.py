@@ -1,4 +1,4 @@
-"""The `verydeep` command: one file a verb, loaded when the verb is used.
+"""The `verydeep` command: each verb's module is loaded when the verb is used.
 
 Results go to stdout, progress and notes to stderr. Exit status: 0 done, 1 some inputs failed, 2 nothing
 could be done or wrong usage, 130 stopped by Ctrl-C.
@@ -17,25 +17,35 @@ import click
 from .. import __version__
 from ..errors import VerydeepError, log
 
-# verb -> its one line; the module of the same name defines `command`
+# verb -> its one line
 VERBS: dict[str, str] = {
     "bench": "Race the installed engines on a model, on this machine.",
     "cache": "List and clear prepared graphs and remembered engine choices.",
     "check": "Look through a data set before training on it.",
     "classify": "Name what is on photos.",
-    "distance": "Measure how far photos are from one another, as people see them.",
-    "duplicates": "List photos that are there twice, or nearly so.",
+    "distance": "Measure how different photos look: LPIPS and other distances.",
+    "duplicates": "List duplicate photos, even resized or compressed again.",
     "evaluate": "Measure a model's accuracy on labelled photos.",
     "explain": "Show where a network sees a class: heat maps over photos.",
-    "export": "Export a model for another runtime, checked there.",
-    "features": "Write what a network sees in photos to a file, a row a photo.",
+    "export": "Export a model for another runtime, and check it there.",
+    "features": "Write the features of photos to a file, one row per photo.",
     "models": "List the networks, the built-in models and the published weights.",
-    "quantize": "Make an int8 model of a float one, and measure how often the two agree.",
+    "quantize": "Make an int8 model from a float one, and measure how often they agree.",
     "show": "Look inside a network: filters, strongest maps, receptive fields.",
-    "similar": "Find the photos of a file of features that are nearest to others.",
+    "similar": "Find the photos most similar to others, in a file of features.",
     "summary": "Print the layer table of a network or a model file.",
     "train": "Train a classifier on labelled images, by a recipe.",
     "weights": "List, fetch, verify and convert published weights.",
+}
+# where a verb's function of its name is, if not in the module of that name
+MODULES = {
+    "check": "train",
+    "duplicates": "retrieval",
+    "evaluate": "classify",
+    "features": "retrieval",
+    "models": "summary",
+    "quantize": "export",
+    "similar": "retrieval",
 }
 
 
@@ -48,7 +58,8 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in VERBS:
             return None
-        command: click.Command = import_module(f"{__name__}.{cmd_name}").command
+        module = import_module(f"{__name__}.{MODULES.get(cmd_name, cmd_name)}")
+        command: click.Command = getattr(module, cmd_name)
         return command
 
     def resolve_command(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import click
+
+from . import options
+from .output import print_json
 
 
 class _Batches(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on, not before
@@ -24,51 +25,22 @@ class _Batches(click.ParamType):  # type: ignore[type-arg]  # generic from click
 @click.command()
 @click.argument("model", metavar="[MODEL]", default="builtin")
 @click.option(
-    "--batch",
-    "batches",
-    type=_Batches(),
-    default="1,8",
-    show_default=True,
-    metavar="N,N",
+    "--batch", "batches", type=_Batches(), default="1,8", show_default=True, metavar="N,N",
     help="Images in one pass, one or several numbers.",
-)
+)  # fmt: skip
 @click.option(
-    "--engines",
-    default="all",
-    show_default=True,
-    metavar="NAMES",
+    "--engines", default="all", show_default=True, metavar="NAMES",
     help="Engines to race, such as auto,openvino; torch-eager and torch-compiled race only if named.",
-)
+)  # fmt: skip
 @click.option(
-    "--precision",
-    "precisions",
-    default="all",
-    show_default=True,
-    metavar="CLASSES",
+    "--precision", "precisions", default="all", show_default=True, metavar="CLASSES",
     help="exact, fast, half, int8 (of a model of `verydeep quantize`), or several of them.",
-)
-@click.option(
-    "--rounds",
-    default=7,
-    type=click.IntRange(1),
-    show_default=True,
-    metavar="N",
-    help="Turns that each one has.",
-)
-@click.option(
-    "--size",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Pixels a side of the images. [default: the model's own]",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Threads to compute with. [default: one a core]",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON list on stdout.")
-def command(
+)  # fmt: skip
+@options.number("--rounds", default=7, help="Turns that each one has.")
+@options.number("--size", help="Pixels a side of the images. [default: the model's own]")
+@options.threads
+@options.json_list
+def bench(
     model: str,
     batches: tuple[int, ...],
     engines: str,
@@ -86,16 +58,13 @@ def command(
     Rows named "plain" are the engines as their own documentation runs the network; "x torch" compares
     with torch eager, "x plain" with the best plain row of that precision. Errors are against float64.
     """
-    from .. import benching as bench
+    from .. import benching
 
-    rows = bench.bench(
-        model,
-        batches=batches,
-        engines=engines,
-        precisions=precisions,
-        rounds=rounds,
-        size=size,
-        threads=threads,
-        note=lambda text: click.echo(f"verydeep: {text}", err=True),
-    )
-    click.echo(json.dumps([row.to_dict() for row in rows]) if as_json else bench.table(rows))
+    rows = benching.bench(
+        model, batches=batches, engines=engines, precisions=precisions, rounds=rounds, size=size,
+        threads=threads, note=lambda text: click.echo(f"verydeep: {text}", err=True),
+    )  # fmt: skip
+    if as_json:
+        print_json([row.to_dict() for row in rows])
+    else:
+        click.echo(benching.table(rows))

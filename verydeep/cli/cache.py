@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import click
 
-from . import CONTEXT
+from ..files.wording import counted
+from . import CONTEXT, options
+from .output import print_json
 
 
 @click.group(context_settings=CONTEXT)
-def command() -> None:
+def cache() -> None:
     """List and clear prepared graphs and remembered engine choices.
 
     Both are made again when they are needed. VERYDEEP_CACHE names the folder, VERYDEEP_CACHE_LIMIT the
@@ -20,32 +21,29 @@ def command() -> None:
     """
 
 
-@command.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@cache.command("list")
+@options.json_object
 def list_cache(as_json: bool) -> None:
     """List the prepared graphs and the engines that were chosen."""
     from ..engines.remembered import Memory
     from ..files.cache import Cache
 
-    cache, memory = Cache(), Memory()
-    entries, choices = cache.entries(), memory.choices()
+    graphs, memory = Cache(), Memory()
+    entries, choices = graphs.entries(), memory.choices()
     total = sum(entry.size_bytes for entry in entries)
+    folder = graphs.folder.parent
     if as_json:
-        value = {
-            "folder": str(cache.folder.parent),
-            "limit_bytes": cache.limit_bytes,
-            "size_bytes": total,
-            "graphs": [
-                {"name": e.name, "size_bytes": e.size_bytes, "used": e.used, **e.about}
-                for e in entries
-            ],
-            "choices": choices,
-        }
-        click.echo(json.dumps(value))
+        listed = [
+            {"name": e.name, "size_bytes": e.size_bytes, "used": e.used, **e.about} for e in entries
+        ]
+        print_json({
+            "folder": str(folder), "limit_bytes": graphs.limit_bytes, "size_bytes": total,
+            "graphs": listed, "choices": choices,
+        })  # fmt: skip
         return
     click.echo(
-        f"{cache.folder.parent}: {_counted(len(entries), 'prepared graph')}, {total / 1e6:.0f} of "
-        f"{cache.limit_bytes / 1e6:.0f} MB; {_counted(len(choices), 'engine choice')}"
+        f"{folder}: {counted(len(entries), 'prepared graph')}, {total / 1e6:.0f} of "
+        f"{graphs.limit_bytes / 1e6:.0f} MB; {counted(len(choices), 'engine choice')}"
     )
     for entry in entries:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
@@ -55,11 +53,11 @@ def list_cache(as_json: bool) -> None:
         times = ", ".join(f"{row['engine']} {row['seconds'] * 1e3:.1f}" for row in standings)
         click.echo(
             f"  graph {race['graph'][:12]}, {race['precision']}, {race['batch']} of "
-            f"{race['height']}x{race['width']}, {race['threads']} threads: {times} ms an image"
+            f"{race['height']}x{race['width']}, {counted(race['threads'], 'thread')}: {times} ms an image"
         )
 
 
-@command.command()
+@cache.command()
 def clear() -> None:
     """Remove the prepared graphs and forget the engines that were chosen."""
     from ..engines.remembered import Memory
@@ -67,8 +65,4 @@ def clear() -> None:
 
     freed = Cache().clear()
     Memory().clear()
-    click.echo(f"{freed / 1e6:.0f} MB given back; engines are measured again when needed")
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    click.echo(f"{freed / 1e6:.0f} MB freed; engines are measured again when needed")

@@ -1,21 +1,20 @@
-"""`verydeep classify`: name what is on photos."""
+"""`verydeep classify` names what is on photos; `verydeep evaluate` counts how often it is right."""
 
 from __future__ import annotations
 
 import csv
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..files import photo_paths as photos
-from ..files.progress import progress
-from .engine_options import engine_options
+from ..errors import log
+from ..files import photo_paths
+from . import options
 
 if TYPE_CHECKING:
     from ..predictor import Answer, Failure, Predictor
@@ -25,41 +24,27 @@ BAR_CELLS = 24
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option(
-    "--model",
-    default="builtin",
-    metavar="NAME|FILE",
-    show_default=True,
-    help="A built-in model, a published one by its name, or a model file.",
+@options.model
+@options.number("--top", default=5, metavar="K", help="How many classes to name for each photo.")
+@options.size
+@options.batch
+@options.compute
+@options.json_list
+@options.path(
+    "--csv", "table", help="Also write a table: path, rank, label, probability, sure, error."
 )
-@click.option(
-    "--top",
-    default=5,
-    type=click.IntRange(1),
-    show_default=True,
-    metavar="K",
-    help="How many classes to name for each photo.",
-)
-@engine_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON list on stdout.")
-@click.option("--csv", "csv_path", type=click.Path(path_type=Path), metavar="FILE",
-              help="Also write a table: path, rank, label, probability, sure, error.")  # fmt: skip
 @click.option(
     "--profile", is_flag=True, help="Say at the end how fast it was, and what took how long."
 )
-def command(
+def classify(
     paths: tuple[str, ...],
     model: str,
     top: int,
-    size: int | None,
     batch: int,
-    engine: str,
-    precision: str,
-    device: str,
-    threads: int | None,
     as_json: bool,
-    csv_path: Path | None,
+    table: Path | None,
     profile: bool,
+    **compute: Any,
 ) -> int:
     """Name what is on photos.
 
@@ -67,105 +52,64 @@ def command(
     Files that cannot be read are reported and skipped: the exit status is then 1, and 2 where not one
     could be read.
     """
-    files, several = photos.find_some(paths)
+    files, several = photo_paths.find_some(paths)
     from .. import predictor
 
-    loaded = predictor.load(
-        model, size=size, engine=engine, precision=precision, device=device, threads=threads
-    )
+    loaded = predictor.load(model, **compute)
     began = time.perf_counter()
     answers = loaded.stream(files, top=top, batch=batch)
     if several:
+        from ..files.progress import progress
+
         answers = progress(answers)
-    show = _Json() if as_json else _Text()
-    good = bad = 0
-    with _table(csv_path) as write:
-        try:
-            for answer in answers:
-                if isinstance(answer, predictor.Failure):
-                    bad += 1
-                    click.echo(f"verydeep: {answer.error}", err=True)
-                else:
-                    good += 1
-                show(answer)
-                write(answer)
-        finally:
-            show.close()
+    count = failed = 0
+    with ExitStack() as open_:
+        receivers: list[Callable[[Answer | Failure], None]] = []
+        if as_json:
+            from .output import json_list
+
+            add = open_.enter_context(json_list())
+            receivers.append(lambda answer: add(_record(answer)))
+        if table is not None:
+            receivers.append(open_.enter_context(_table(table)))
+        for answer in answers:
+            count += 1
+            if isinstance(answer, predictor.Failure):
+                failed += 1
+                log.error(answer.error)
+            elif not as_json:
+                _show(answer)
+            for receive in receivers:
+                receive(answer)
     if profile:
-        click.echo(_profile(loaded, good + bad, time.perf_counter() - began), err=True)
-    if bad:
-        click.echo(f"verydeep: {bad} of {good + bad} files could not be read", err=True)
-    return 0 if not bad else 1 if good else 2
+        log.info(_profile(loaded, count, time.perf_counter() - began))
+    if not failed:
+        return 0
+    from .output import exit_status
+
+    return exit_status(failed, count)
 
 
-def _profile(predictor: Predictor, count: int, seconds: float) -> str:
-    """Photos a second, and each stage's share of the time; stages overlap, so shares may pass 100 %."""
-    from ..predictor import DECODING_THREADS
-
-    spent = predictor.stopwatch.seconds
-    return (
-        f"verydeep: {count} photos in {seconds:.2f} s, {count / seconds:.1f} a second; "
-        f"decoding {spent['decode']:.2f} s ({spent['decode'] / seconds:.0%}, in {DECODING_THREADS} threads "
-        f"beside the engine), engine {predictor.engine} {predictor.precision} {spent['engine']:.2f} s "
-        f"({spent['engine'] / seconds:.0%}, opening and choosing it included)"
-    )
-
-
-class _Json:
-    """One list on stdout, written as it grows, so that a million photos need no memory."""
-
-    def __init__(self) -> None:
-        self.opening = "["
-
-    def __call__(self, answer: Answer | Failure) -> None:
-        click.echo(f"{self.opening}{json.dumps(_record(answer), ensure_ascii=False)}", nl=False)
-        self.opening = ",\n "
-
-    def close(self) -> None:
-        click.echo("[]" if self.opening == "[" else "]")
-
-
-class _Text:
-    """A block a photo: its path, then a bar for each class."""
-
-    def __init__(self) -> None:
-        encoding = sys.stdout.encoding or "ascii"
-        try:
-            "█░".encode(encoding)
-            self.full, self.empty = "█", "░"
-        except UnicodeEncodeError:
-            self.full, self.empty = "#", "."
-
-    def __call__(self, answer: Answer | Failure) -> None:
-        from ..predictor import Failure
-
-        if isinstance(answer, Failure):
-            return
-        doubt = "" if answer.sure else click.style("  not sure", fg="yellow")
-        click.echo(click.style(answer.path or "", bold=True) + doubt)
-        width = max(len(p.label) for p in answer.predictions)
-        for rank, guess in enumerate(answer.predictions):
-            cells = round(guess.probability * BAR_CELLS)
-            bar = click.style(
-                self.full * cells, fg="green" if rank == 0 and answer.sure else "cyan"
-            )
-            bar += click.style(self.empty * (BAR_CELLS - cells), dim=True)
-            click.echo(f"  {guess.label:<{width}}  {bar} {guess.probability:6.1%}")
-
-    def close(self) -> None:
-        pass
+def _show(answer: Answer) -> None:
+    """A block of lines: the path, then a bar for each class."""
+    full, empty = "█░" if (sys.stdout.encoding or "").lower().startswith("utf") else "#."
+    doubt = "" if answer.sure else click.style("  not sure", fg="yellow")
+    click.echo(click.style(answer.path or "", bold=True) + doubt)
+    width = max(len(p.label) for p in answer.predictions)
+    for rank, guess in enumerate(answer.predictions):
+        cells = round(guess.probability * BAR_CELLS)
+        bar = click.style(full * cells, fg="green" if rank == 0 and answer.sure else "cyan")
+        bar += click.style(empty * (BAR_CELLS - cells), dim=True)
+        click.echo(f"  {guess.label:<{width}}  {bar} {guess.probability:6.1%}")
 
 
 @contextmanager
-def _table(path: Path | None) -> Iterator[Callable[[Answer | Failure], None]]:
+def _table(path: Path) -> Iterator[Callable[[Answer | Failure], None]]:
     """Write answers as CSV, one row a guess. Stopped by Ctrl-C, the rows so far are kept."""
-    if path is None:
-        yield lambda _: None
-        return
     from ..files.atomic import replacing
 
     stopped = False
-    with replacing(path, "w", newline="", encoding="utf-8") as file:
+    with replacing(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "rank", "label", "probability", "sure", "error"])
 
@@ -201,3 +145,42 @@ def _record(answer: Answer | Failure) -> dict[str, Any]:
         "engine": answer.engine,
         "precision": answer.precision,
     }
+
+
+def _profile(predictor: Predictor, count: int, seconds: float) -> str:
+    """Photos a second, and each stage's share of the time; stages overlap, so shares may pass 100 %."""
+    from ..files.wording import counted
+    from ..predictor import DECODING_THREADS
+
+    spent = predictor.stopwatch.seconds
+    return (
+        f"{counted(count, 'photo')} in {seconds:.2f} s, {count / seconds:.1f} a second; "
+        f"decoding {spent['decode']:.2f} s ({spent['decode'] / seconds:.0%}, in {DECODING_THREADS} threads "
+        f"beside the engine), engine {predictor.engine} {predictor.precision} {spent['engine']:.2f} s "
+        f"({spent['engine'] / seconds:.0%}, opening and choosing it included)"
+    )
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.argument("data", metavar="DATA")
+@options.size
+@options.batch
+@options.compute
+@options.json_object
+def evaluate(model: str, data: str, batch: int, as_json: bool, **compute: Any) -> int:
+    """Measure a model's accuracy on labelled photos.
+
+    MODEL is a built-in model (builtin), a published one by its name, or a model file. DATA is a folder or
+    a tar of class folders, each named as a class of the model or by its id. One centre crop a photo.
+    """
+    from .. import evaluation, predictor
+    from .output import print_json
+
+    loaded = predictor.load(model, **compute)
+    result = evaluation.evaluate(loaded, data, batch=batch)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        click.echo(str(result))
+    return 1 if result.errors else 0

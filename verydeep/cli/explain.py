@@ -2,80 +2,55 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ImageError
-from ..files import photo_paths as photos
+from ..errors import ImageError, log
+from ..files import photo_paths
 from ..files.progress import progress
-from .engine_options import compute_options, size_option
-from .output_folder import Names, output_folder
+from . import options
+from .output import exit_status, output_folder, print_json
 
 if TYPE_CHECKING:
     from ..explanations import Explanation
     from ..explanations.fidelity import Fidelity
 
-METHODS = ("cam", "gradcam", "gradcam++", "occlusion", "ig")
-
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PHOTO...")
+@options.path(
+    "--out", required=True, metavar="FOLDER",
+    help="Where the pictures go, a PNG for each photo. Made if it is not there.",
+)  # fmt: skip
+@options.model
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FOLDER",
-    help="Where the pictures go: one PNG a photo. Made where there is none.",
-)
-@click.option(
-    "--model",
-    default="builtin",
-    metavar="NAME|FILE",
-    show_default=True,
-    help="A built-in model, a published one by its name, or a model file.",
-)
-@click.option(
-    "--method",
-    default="cam",
-    show_default=True,
-    metavar="NAME",
+    "--method", default="cam", show_default=True, metavar="NAME",
     help="cam (exact, for heads that average their maps), gradcam, gradcam++, occlusion or ig; "
     "gradcam, gradcam++ and ig need torch.",
-)
+)  # fmt: skip
 @click.option(
-    "--class",
-    "labels",
-    multiple=True,
-    metavar="LABEL",
+    "--class", "labels", multiple=True, metavar="LABEL",
     help="A class by name, id or number, instead of the first answers; may be repeated.",
+)  # fmt: skip
+@options.number(
+    "--top", default=1, metavar="K", help="For how many of the first answers to draw a heat map."
 )
 @click.option(
-    "--top",
-    default=1,
-    type=click.IntRange(1),
-    show_default=True,
-    metavar="K",
-    help="For how many of the first answers to draw a heat map.",
-)
+    "--layer", metavar="NAME",
+    help="The layer whose maps are read. [default: for cam every layer that the head averages, for "
+    "gradcam the last ReLU]",
+)  # fmt: skip
 @click.option(
-    "--layer",
-    metavar="NAME",
-    help="The layer whose maps are read. [default: cam all that the head averages, gradcam the last "
-    "ReLU]",
-)
-@click.option(
-    "--check",
-    is_flag=True,
+    "--check", is_flag=True,
     help="Also measure how far the heat map can be believed: deletion and insertion curves, and "
     "whether it depends on the weights. Takes seconds a photo.",
-)
-@size_option
-@compute_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON list on stdout.")
-def command(
+)  # fmt: skip
+@options.size
+@options.compute
+@options.json_list
+def explain(
     paths: tuple[str, ...],
     out: Path,
     model: str,
@@ -84,12 +59,8 @@ def command(
     top: int,
     layer: str | None,
     check: bool,
-    size: int | None,
-    engine: str,
-    precision: str,
-    device: str,
-    threads: int | None,
     as_json: bool,
+    **compute: Any,
 ) -> int:
     """Show where a network sees a class: heat maps over photos.
 
@@ -97,41 +68,48 @@ def command(
     stdin. Files that cannot be read are reported and skipped: the exit status is then 1, and 2 where not
     one could be read.
     """
-    files, several = photos.find_some(paths)
+    files, several = photo_paths.find_some(paths)
     from .. import predictor
     from ..explanations import Explainer
 
-    loaded = predictor.load(
-        model, size=size, engine=engine, precision=precision, device=device, threads=threads
-    )
-    explainer = Explainer(loaded, method, layer=layer)
+    explainer = Explainer(predictor.load(model, **compute), method, layer=layer)
     if labels:
         explainer.classes(labels)  # an unknown one is said before the first photo
-    names = Names(output_folder(out))
-    records, good, bad = [], 0, 0
+    name = _Names(output_folder(out))
+    records: list[dict[str, Any]] = []
+    failed = 0
     for file in progress(files) if several else files:
         try:
             explanation = explainer(file, label=labels or None, top=top)
         except ImageError as error:
-            bad += 1
-            click.echo(f"verydeep: {error}", err=True)
+            failed += 1
+            log.error(error)
             records.append({"path": file, "error": str(error)})
             continue
-        good += 1
-        picture = names(f"{Path(file).stem}-{method}", ".png")
+        picture = name(f"{Path(file).stem}-{method}", ".png")
         explanation.save(picture)
         fidelity = explainer.check(explanation) if check else None
         records.append(_record(explanation, picture, fidelity))
         if not as_json:
-            _say(explanation, picture, fidelity)
+            _show(explanation, picture, fidelity)
     if as_json:
-        click.echo(json.dumps(records, ensure_ascii=False, indent=1))
-    if bad:
-        click.echo(f"verydeep: {bad} of {good + bad} files could not be read", err=True)
-    return 0 if not bad else 1 if good else 2
+        print_json(records, indent=1)
+    return exit_status(failed, len(records))
 
 
-def _say(explanation: Explanation, picture: Path, fidelity: Fidelity | None) -> None:
+class _Names:
+    """Names for files in a folder, each given once: photos of two folders may bear the same name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._given: dict[str, int] = {}
+
+    def __call__(self, stem: str, suffix: str) -> Path:
+        count = self._given[stem.casefold()] = self._given.get(stem.casefold(), 0) + 1
+        return self.folder / f"{stem}{f'-{count}' if count > 1 else ''}{suffix}"
+
+
+def _show(explanation: Explanation, picture: Path, fidelity: Fidelity | None) -> None:
     click.echo(click.style(explanation.path or "", bold=True) + f"  {picture}")
     width = max(len(heat.label) for heat in explanation.maps)
     for heat in explanation.maps:

@@ -3,57 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from ..errors import log
 from ..preprocess import parse_size
-from .engine_options import compute_options
-from .output_folder import output_file, output_folder
+from . import options
+from .output import output_file, output_folder
 
 
 @click.command()
 @click.argument("model", metavar="MODEL")
 @click.argument("photo", required=False, metavar="[PHOTO]")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER|FILE.png",
+@options.path(
+    "--out", metavar="FOLDER|FILE.png",
     help="Write the pictures: into a folder, or one below the other into a PNG file.",
-)
+)  # fmt: skip
+@options.path("--html", help="Write one page with all of it, which opens offline.")
+@options.number("--strongest", default=8, most=32, help="How many channels of each block to show.")
 @click.option(
-    "--html",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write one page with all of it, which opens offline.",
-)
-@click.option(
-    "--strongest",
-    default=8,
-    type=click.IntRange(1, 32),
-    show_default=True,
-    metavar="N",
-    help="How many channels of each block to show.",
-)
-@click.option(
-    "--size",
-    default="224",
-    show_default=True,
-    metavar="N",
+    "--size", default="224", show_default=True, metavar="N",
     help="Pixels a side that the photo is looked at with; or HEIGHTxWIDTH, or own.",
-)
-@compute_options
-def command(
+)  # fmt: skip
+@options.compute
+def show(
     model: str,
     photo: str | None,
     out: Path | None,
     html: Path | None,
     strongest: int,
     size: str,
-    engine: str,
-    precision: str,
-    device: str,
-    threads: int | None,
-) -> int:
+    **compute: Any,
+) -> None:
     """Look inside a network: filters, strongest maps, receptive fields.
 
     MODEL is a built-in model ("builtin"), a published one by its name, or a model file. Without --out and
@@ -64,18 +46,14 @@ def command(
         output_file(html)
     if out is not None:
         (output_file if out.suffix.lower() == ".png" and not out.is_dir() else output_folder)(out)
-    from .. import predictor
-    from ..portraits import show
+    from .. import portraits, predictor
 
-    loaded = predictor.load(
-        model, engine=engine, precision=precision, device=device, threads=threads
+    portrait = portraits.show(
+        predictor.load(model, **compute), photo, size=wanted, strongest=strongest
     )
-    found = show(loaded, photo, size=wanted, strongest=strongest)
-    click.echo(str(found))
-    if out is not None:
-        for file in found.save(out):
-            click.echo(f"wrote {file}", err=True)
+    click.echo(str(portrait))
+    for file in portrait.save(out) if out is not None else ():
+        log.info(f"wrote {file}")
     if html is not None:
-        found.write_page(html)
-        click.echo(f"wrote {html}", err=True)
-    return 0
+        portrait.write_page(html)
+        log.info(f"wrote {html}")

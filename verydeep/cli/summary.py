@@ -1,13 +1,18 @@
-"""`verydeep summary`: the layer table of a network or of a model file."""
+"""`verydeep summary` prints the layers of a network; `verydeep models` lists what can be named where."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
+from textwrap import indent
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from ..files.wording import counted, table
+from . import options
+from .output import print_json
 
 if TYPE_CHECKING:
     from ..nets import Network
@@ -35,23 +40,12 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 @click.command()
 @click.argument("name", metavar="NAME|FILE")
 @click.option(
-    "--input",
-    "size",
-    type=_Size(),
-    default="224",
-    show_default=True,
-    metavar="N|HxW",
+    "--input", "size", type=_Size(), default="224", show_default=True, metavar="N|HxW",
     help="Pixels a side of the image, or height x width.",
-)
-@click.option(
-    "--svg",
-    "figure",
-    type=click.Path(dir_okay=False),
-    metavar="FILE",
-    help="Also draw the network as VGG's block figure, to scale.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")  # fmt: skip
-def command(name: str, size: tuple[int, int], figure: str | None, as_json: bool) -> None:
+)  # fmt: skip
+@options.path("--svg", "figure", help="Also draw the network as VGG's block figure, to scale.")
+@options.json_object
+def summary(name: str, size: tuple[int, int], figure: Path | None, as_json: bool) -> None:
     """Print the layer table of a network or a model file.
 
     NAME is a network (vgg16_bn), a built-in model (builtin) or a model file. Fields of view, strides and
@@ -83,7 +77,7 @@ def command(name: str, size: tuple[int, int], figure: str | None, as_json: bool)
             for row in rows
         ]
         value = {"network": net.name, "input": list(size), "layers": layers, "totals": totals}
-        click.echo(json.dumps(value))
+        print_json(value)
         return
     click.echo(f"{describe(net)}, input {net.in_channels} x {size[0]} x {size[1]}\n")
     lines = [COLUMNS] + [
@@ -99,11 +93,8 @@ def command(name: str, size: tuple[int, int], figure: str | None, as_json: bool)
         )
         for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for number, line in enumerate(lines):
-        cells = [line[0].ljust(widths[0]), line[1].ljust(widths[1])]
-        cells += [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
-        click.echo(click.style("  ".join(cells), bold=number == 0))
+    titles, _, below = table(lines, "<<>").partition("\n")
+    click.echo(f"{click.style(titles, bold=True)}\n{below}")
     click.echo(
         f"\n{totals['parameters']:,} parameters ({totals['features_parameters']:,} in the "
         f"convolutions), {totals['size_bytes'] / 2**20:,.0f} MiB in float32, "
@@ -123,17 +114,17 @@ def describe(net: Network) -> str:
         parts.append("no head")
     else:
         layers = f" on {', '.join(head.layers)}" if head.layers else ""
-        parts.append(f"{head.kind} head{layers}, {head.classes} classes")
+        parts.append(f"{head.kind} head{layers}, {counted(head.classes, 'class', 'classes')}")
     return ", ".join(parts)
 
 
-def _draw(net: Network, size: tuple[int, int], path: str) -> None:
+def _draw(net: Network, size: tuple[int, int], path: Path) -> None:
     from ..errors import OutputError
     from ..files.atomic import replacing
     from ..pictures.block_figure import block_figure
 
-    if not path.lower().endswith(".svg"):  # the next file named here could be the model itself
-        raise OutputError(f"{path}: is not the name of a figure; expected one that ends in .svg")
+    if path.suffix.lower() != ".svg":  # the next file named here could be the model itself
+        raise OutputError(f"{path}: a figure is an .svg file; name it so")
     text = block_figure(net, *size, title=describe(net))
     with replacing(path, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
@@ -148,3 +139,71 @@ def _network(name: str) -> Network:
     from ..published.finding import find_model
 
     return read(find_model(name)).record.network
+
+
+@click.command()
+@options.json_object
+def models(as_json: bool) -> None:
+    """List the networks, the built-in models and the published weights."""
+    from ..modelfile import read
+    from ..nets import NETWORKS, network
+    from ..published import catalog
+    from ..published.finding import builtin_models
+
+    networks: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "column": column,
+            "batch_norm": batch_norm,
+            "parameters": network(name).parameters,
+            "multiply_adds": sum(row.multiply_adds for row in network(name).rows()),
+        }
+        for name, (column, batch_norm) in NETWORKS.items()
+    ]
+    builtin: list[dict[str, Any]] = []
+    for name, path in builtin_models().items():
+        record = read(path).record
+        builtin.append(
+            {
+                "name": name,
+                "network": record.network.name,
+                "classes": record.network.head.classes,
+                "size_bytes": path.stat().st_size,
+                "licence": record.licence,
+            }
+        )
+    published: list[dict[str, Any]] = [
+        {
+            "name": entry.name,
+            "network": entry.network,
+            "file": entry.file,
+            "top1": entry.accuracy.top1 if entry.accuracy else None,
+            "top5": entry.accuracy.top5 if entry.accuracy else None,
+        }
+        for entry in catalog.ENTRIES.values()
+    ]
+    if as_json:
+        print_json({"networks": networks, "builtin": builtin, "published": published})
+        return
+    click.echo("Built in, no download:")
+    click.echo(_indented([
+        (m["name"], m["network"], f"{m['classes']:,} classes", f"{m['size_bytes'] / 1e6:.1f} MB")
+        for m in builtin
+    ], "<<>"))  # fmt: skip
+    click.echo("\nPublished weights (fetched once; `verydeep weights list` says more):")
+    click.echo(_indented([
+        (e["name"], e["file"], *(f"{n} {e[k]:.2%}" if e[k] is not None else ""
+                                 for n, k in (("top-1", "top1"), ("top-5", "top5"))))
+        for e in published
+    ]))  # fmt: skip
+    click.echo(
+        "\nNetworks of the paper's table 1 (parameters with 1000 classes; multiply-adds at 224):"
+    )
+    click.echo(_indented([
+        (n["name"], f"column {n['column']}", f"{n['parameters']:,}", f"{n['multiply_adds'] / 1e9:.2f} G")
+        for n in networks
+    ], "<<>"))  # fmt: skip
+
+
+def _indented(rows: list[tuple[str, ...]], align: str = "<") -> str:
+    return indent(table(rows, align), "  ")

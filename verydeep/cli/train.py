@@ -1,23 +1,25 @@
-"""`verydeep train`: from labelled images to a classifier, by a recipe."""
+"""`verydeep train`: from labelled images to a classifier, by a recipe; `verydeep check`: a look at them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..files.progress import LiveLine
+from ..errors import log
+from ..files.progress import LiveLine, progress
 from ..files.wording import clock
+from . import options
+from .output import output_folder, print_json
 
 if TYPE_CHECKING:
     from ..training.recipes import Config
 
 
 def _recipes(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    """Print what each recipe is and can be told, and leave."""
+    """Print what each recipe is, and its settings, and leave."""
     if not wanted:
         return
     from ..training import recipes
@@ -38,47 +40,52 @@ def _recipes(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option(
     "--recipe", required=True, metavar="NAME", help="probe, finetune, small-images or paper."
 )
-@click.option("--recipes", is_flag=True, is_eager=True, expose_value=False, callback=_recipes,
-              help="Show each recipe, how long it takes, its settings; and exit.")  # fmt: skip
+@click.option(
+    "--recipes", is_flag=True, is_eager=True, expose_value=False, callback=_recipes,
+    help="Show each recipe, how long it takes, and its settings; then exit.",
+)  # fmt: skip
 @click.option("--model", metavar="NAME", help="The network. [default: the recipe's]")
 @click.option("--width", type=float, metavar="W", help="Times as many channels. [default: 1]")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-              help="Change a setting of the recipe; any number of times.")  # fmt: skip
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE",
+    help="Change a setting of the recipe; may be repeated.",
+)  # fmt: skip
 @click.option(
     "--init", metavar="NAME|FILE", help="Weights to start from: a name, a file, or a run's folder."
 )
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
-              help="Where model.safetensors, report.html, log.jsonl and checkpoints go.")  # fmt: skip
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in DIR.")
-@click.option("--device", default="auto", show_default=True, metavar="NAME",
-              help="auto, cpu, cuda or mps.")  # fmt: skip
-@click.option(
-    "--strict",
-    is_flag=True,
-    help="Look as closely as verydeep check does, and refuse data with anything odd.",
+@options.path(
+    "--out",
+    metavar="DIR",
+    help="Where model.safetensors, report.html, log.jsonl and checkpoints go.",
 )
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in DIR.")
+@options.device
+@click.option(
+    "--strict", is_flag=True,
+    help="Look as closely as verydeep check does, and refuse data with anything odd.",
+)  # fmt: skip
 @click.option("--tensorboard", is_flag=True, help="Write figures for TensorBoard too, into DIR.")
-@click.option("--find-lr", is_flag=True,
-              help="Only say which learning rate suits; with --out, plot it there too.")  # fmt: skip
-@click.option("--profile", is_flag=True,
-              help="Only say how fast images are read, and how fast the network learns.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON on stdout.")
-def command(
+@click.option(
+    "--find-lr", is_flag=True,
+    help="Only say which learning rate suits; with --out, plot it there too.",
+)  # fmt: skip
+@click.option(
+    "--profile", is_flag=True,
+    help="Only say how fast images are read, and how fast the network learns.",
+)  # fmt: skip
+@options.json_object
+def train(
     data: str,
     val: str | None,
     recipe: str,
-    model: str | None,
-    width: float | None,
-    settings: tuple[str, ...],
-    init: str | None,
     out: Path | None,
     resume: bool,
-    device: str,
     strict: bool,
     tensorboard: bool,
     find_lr: bool,
     profile: bool,
     as_json: bool,
+    **chosen: Any,
 ) -> int:
     """Train a classifier on labelled images, by a recipe.
 
@@ -91,34 +98,62 @@ def command(
     from ..training import begin
 
     if find_lr or profile:
-        from .output_folder import output_folder
-
         if find_lr and out is not None:
             output_folder(out)
         look: Any = begin.find_rate if find_lr else begin.profile
-        found = look(
-            recipe, data, val, model=model, width=width, settings=settings, init=init, device=device
-        )
-        click.echo(json.dumps(found.to_dict()) if as_json else str(found))
+        answer = look(recipe, data, val, **chosen)
+        if as_json:
+            print_json(answer.to_dict())
+        else:
+            click.echo(str(answer))
         if find_lr and out is not None:
-            _plot(found.svg(), out / "rates.svg")
+            _plot(answer.svg(), out / "rates.svg")
         return 0
     if out is None:
         raise click.UsageError("--out DIR is missing, where the model goes")
     with LiveLine() as live:
         result = begin.train(
-            recipe, data, val, out=out, model=model, width=width, settings=settings, init=init,
-            resume=resume, device=device, strict=strict, tensorboard=tensorboard, event=_Teller(live),
+            recipe, data, val, out=out, resume=resume, strict=strict, tensorboard=tensorboard,
+            event=_Teller(live), **chosen,
         )  # fmt: skip
     if as_json:
         figures = {
             "model": str(result.model), "top1": result.top1, "top5": result.top5,
             "n": len(result.labels), "seconds": round(result.seconds, 1), "bad": len(result.bad),
         }  # fmt: skip
-        click.echo(json.dumps({k: None if v != v else v for k, v in figures.items()}))
+        print_json({k: None if v != v else v for k, v in figures.items()})
     else:
         click.echo(str(result))
     return 1 if result.bad else 0
+
+
+@click.command()
+@click.argument("data", metavar="DATA")
+@click.option("--val", metavar="DATA", help="A second data set to validate with.")
+@options.number(
+    "--size", default=224,
+    help="Pixels a side of the network's input; smaller images are reported.",
+)  # fmt: skip
+@click.option("--strict", is_flag=True, help="Exit with status 2 where anything is found.")
+@options.json_object
+def check(data: str, val: str | None, size: int, strict: bool, as_json: bool) -> int:
+    """Look through a data set before training on it.
+
+    DATA is what `verydeep train` takes. It reports images that cannot be read; images to validate with
+    that are also there to train on, or duplicates of such; classes that are empty, rare or not in both
+    parts; and images smaller than the network's input. The exit status is 1 where anything was found.
+    """
+    from ..training.images import check as checking
+
+    def watch(items: Iterable[Any], total: int) -> Iterator[Any]:
+        return progress(items, "image", total)
+
+    result = checking.check(data, val, size=size, watch=watch)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        click.echo(str(result))
+    return 0 if not result.findings else 2 if strict else 1
 
 
 def _plot(svg: str, path: Path) -> None:
@@ -126,7 +161,7 @@ def _plot(svg: str, path: Path) -> None:
 
     with replacing(path, "w", encoding="utf-8") as file:
         file.write(svg)
-    click.echo(f"{path} shows it", err=True)
+    log.info(f"wrote {path}")
 
 
 class _Teller:

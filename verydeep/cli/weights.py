@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -11,39 +10,42 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import VerydeepError, WeightsError, log
-from . import CONTEXT
+from ..files.wording import counted, table
+from . import CONTEXT, options
+from .output import exit_status, print_json
 
 if TYPE_CHECKING:
     from ..published.catalog import Entry
 
 
 @click.group(context_settings=CONTEXT)
-def command() -> None:
+def weights() -> None:
     """List, fetch, verify and convert published weights."""
 
 
-@command.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON list on stdout.")
+@weights.command("list")
+@options.json_list
 def list_weights(as_json: bool) -> None:
     """List the catalogue: published weights, their accuracy, and what is on this machine."""
     from ..published import catalog
 
     rows = [_row(entry) for entry in catalog.ENTRIES.values()]
     if as_json:
-        click.echo(json.dumps(rows))
+        print_json(rows)
         return
-    click.echo(
-        f"{'name':<21} {'MB':>6} {'top-1':>7} {'top-5':>7}  {'pre-processing':<15} here  file"
-    )
-    for row in rows:
-        top1, top5 = (f"{row[k]:.2%}" if row[k] is not None else "" for k in ("top1", "top5"))
-        click.echo(
-            f"{row['name']:<21} {row['size_bytes'] / 1e6:>6.0f} {top1:>7} {top5:>7}  "
-            f"{row['preprocess']:<15} {'yes' if row['model_file'] else '':<4}  {row['file']}"
+    lines = [("name", "MB", "top-1", "top-5", "pre-processing", "here", "file")]
+    lines += [
+        (
+            row["name"], f"{row['size_bytes'] / 1e6:.0f}",
+            *("" if row[top] is None else f"{row[top]:.2%}" for top in ("top1", "top5")),
+            row["preprocess"], "yes" if row["model_file"] else "", row["file"],
         )
+        for row in rows
+    ]  # fmt: skip
+    click.echo(table(lines, "<>>><"))
 
 
-@command.command()
+@weights.command()
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--quiet", is_flag=True, help="Say nothing on stderr but errors.")
 def fetch(names: tuple[str, ...], quiet: bool) -> int:
@@ -62,14 +64,14 @@ def fetch(names: tuple[str, ...], quiet: bool) -> int:
         try:
             click.echo(str(supply.obtain(name, progress=not quiet)))
         except VerydeepError as error:
-            click.echo(f"verydeep: {error}", err=True)
+            log.error(error)
             failures += 1
-    return _status(failures, len(names))
+    return exit_status(failures, len(names), "name", "could not be fetched")
 
 
-@command.command()
+@weights.command()
 @click.argument("files", metavar="FILE|NAME...", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON list on stdout.")
+@options.json_list
 def verify(files: tuple[str, ...], as_json: bool) -> int:
     """Read files whole and say whether they are what they claim to be.
 
@@ -78,51 +80,51 @@ def verify(files: tuple[str, ...], as_json: bool) -> int:
     """
     from ..published.recognition import Verdict, verdicts
 
-    found: list[Verdict] = []
+    answers: list[Verdict] = []
     for name in files:
         try:
-            found += verdicts(name)
+            answers += verdicts(name)
         except VerydeepError as error:
-            found.append(Verdict(Path(name), False, str(error)))
+            answers.append(Verdict(Path(name), False, str(error)))
     if as_json:
-        click.echo(json.dumps([{**asdict(one), "file": str(one.file)} for one in found]))
-    for one in [] if as_json else found:
+        print_json([{**asdict(one), "file": str(one.file)} for one in answers])
+    for one in [] if as_json else answers:
         click.echo(f"{'ok' if one.ok else 'BAD':<3} {one.file}: {one.what}")
-    return _status(sum(not one.ok for one in found), len(found))
+    bad = sum(not one.ok for one in answers)
+    return exit_status(bad, len(answers), "file", "not as expected")
 
 
-@command.command()
+@weights.command()
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @click.option(
-    "--preprocess",
-    metavar="PRESET",
+    "--preprocess", metavar="PRESET",
     help="What the weights expect: torchvision, features, caffe, lpips. Needed for unknown files.",
-)
-@click.option("--network", metavar="NAME", help="Where shapes do not say it: vgg11_lrn, ...")
-@click.option("--from", "layout", metavar="LAYOUT", help="The layout of IN, where names mislead.")
+)  # fmt: skip
 @click.option(
-    "--to",
-    type=click.Choice(["verydeep", "torchvision", "timm"]),
-    default="verydeep",
+    "--network", metavar="NAME", help="The network, where shapes do not say it: vgg11_lrn, ..."
+)
+@click.option(
+    "--from", "layout", metavar="LAYOUT", help="The layout of IN, where its names mislead."
+)
+@click.option(
+    "--to", type=click.Choice(["verydeep", "torchvision", "timm"]), default="verydeep",
     show_default=True,
     help="A model file, or a state dict for the other two (.safetensors or .pth).",
-)
+)  # fmt: skip
 @click.option(
     "--as", "claim", metavar="NAME", help="The published weights that IN must prove to be."
 )
 @click.option("--trunk", is_flag=True, help="Leave the classifier out.")
 @click.option(
-    "--averages",
-    metavar="LAYER,...",
-    default="",
+    "--averages", metavar="LAYER,...", default="",
     help="The layers that a head of one FC layer averages: pool5, or relu4_3,relu5_3.",
-)
+)  # fmt: skip
 @click.option(
-    "--labels",
-    metavar="imagenet|FILE",
-    help="Names of the classes: ImageNet's, or a file with one a line, an id and a tab first or not.",
-)
+    "--labels", metavar="imagenet|FILE",
+    help="Names of the classes: ImageNet's, or a file with a line for each, an id and a tab before the "
+    "name or not.",
+)  # fmt: skip
 @click.option("--licence", default="", help="The licence of the weights, for the record.")
 def convert(
     source: Path,
@@ -149,32 +151,18 @@ def convert(
         if preprocess or labels or licence:
             raise click.UsageError(f"a state dict for {to} has no place for what it expects")
         net = converters.export(
-            source,
-            target,
-            to,
-            claim=claim,
-            network=network,
-            layout=layout,
-            trunk=trunk,
+            source, target, to, claim=claim, network=network, layout=layout, trunk=trunk,
             averages=layers,
-        )
-        _note(f"{target}: {net.name} for {to}; a state dict does not say its pre-processing")
+        )  # fmt: skip
+        log.info(f"{target}: {net.name} for {to}; a state dict does not say its pre-processing")
     else:
         record = converters.convert(
-            source,
-            target,
-            preprocess=preprocess,
-            claim=claim,
-            network=network,
-            layout=layout,
-            trunk=trunk,
-            averages=layers,
-            labels=_labels(labels),
-            licence=licence,
-        )
+            source, target, preprocess=preprocess, claim=claim, network=network, layout=layout,
+            trunk=trunk, averages=layers, labels=_labels(labels), licence=licence,
+        )  # fmt: skip
         net = record.network
-        head = f"{net.head.classes} classes" if net.head.classes else "no head"
-        _note(f"{target}: {net.name}, {head}, {net.parameters:,} parameters")
+        head = counted(net.head.classes, "class", "classes") if net.head.classes else "no head"
+        log.info(f"{target}: {net.name}, {head}, {net.parameters:,} parameters")
     click.echo(str(target))
 
 
@@ -214,12 +202,3 @@ def _labels(choice: str | None) -> list[tuple[str, str]] | None:
     except (OSError, UnicodeDecodeError) as error:
         raise WeightsError(f"cannot read the labels in {choice}: {error}") from error
     return [(line.partition("\t")[0], line.rpartition("\t")[2]) for line in lines if line.strip()]
-
-
-def _note(text: str) -> None:
-    click.echo(f"verydeep: {text}", err=True)
-
-
-def _status(failures: int, total: int) -> int:
-    """0 done, 1 some failed, 2 all failed."""
-    return 0 if not failures else 1 if failures < total else 2

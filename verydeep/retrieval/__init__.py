@@ -1,11 +1,10 @@
-"""Photos by what a network sees in them: features kept in a file, the nearest found, doubles listed."""
+"""Photos by what a network sees in them: features kept in a file, the nearest found, duplicates listed."""
 
 from __future__ import annotations
 
-from .about import About
 from .doubles import Duplicates, Group, Member, duplicates
 from .extraction import features
-from .featurefile import FeatureFile, open_features
+from .featurefile import About, FeatureFile, open_features
 from .nearest import Match, Neighbours, similar
 from .sheet import contact_sheet, require_picture
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..errors import DataError
-from ..files import photo_paths as found_photos
-from .about import About
-from .featurefile import FeatureFile, open_features, require_format, write
+from ..files import photo_paths
+from .featurefile import About, FeatureFile, open_features, require_format, write
 from .journal import Journal, finished, journal
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 def features(
     photos: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     out: str | os.PathLike[str],
-    layers: str | Sequence[str] = ("relu5_3",),
+    layers: str | Sequence[str] | None = None,
     pool: Pooling | None = "avg",
     *,
     size: Size = None,
@@ -34,13 +35,14 @@ def features(
     threads: int | None = None,
     device: str = "auto",
     batch: int = 8,
-    watch: Callable[[Iterator[Features | Failure]], Iterator[Features | Failure]] = iter,
+    on_event: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> FeatureFile:
-    """Write the features of photos to `out`, a .npz, .safetensors or .parquet file, and open it.
+    """Write the features of photos to `out`, a .npz or .parquet file, and open it.
 
-    photos: files, folders (searched recursively) and globs. layers, pool, size: as for
-    `Predictor.features`; whole maps (pool None) need photos of one size. watch: sees each photo's result
-    on its way into the file, in order.
+    photos: files, folders (searched recursively) and globs. layers: paper names; None for the last ReLU of
+    the convolutions, relu5_3 of VGG-16. pool, size: as for `Predictor.features`; whole maps (pool None)
+    need photos of one size. on_event: called for each photo, in order, with {"event": "photo", "path": ...,
+    "error": why it has no features or "", "done": photos that have a row now}.
 
     A photo that cannot be read has a row with its error. Until all is done the rows lie in the folder
     OUT.partial; stopped or killed, the same call goes on from there.
@@ -51,25 +53,23 @@ def features(
     out = Path(out)
     require_format(out)
     given = [photos] if isinstance(photos, str | os.PathLike) else photos
-    named = [os.fspath(name) for name in given]
-    found, _ = found_photos.find_some(named)
+    files, _ = photo_paths.find_some([os.fspath(name) for name in given])
     predictor = load(model, engine=engine, precision=precision, threads=threads, device=device)
+    if layers is None:
+        layers = [tap.name for tap in predictor.record.network.trunk if tap.kind == "relu"][-1:]
     about = describe(predictor, model, layers, pool, size)
     with journal(out, about) as rows:
-        left = _after(rows, found)
         stream = predictor.features_stream(
-            left,
-            tuple(about.layers),
-            pool,
-            size=size,
-            batch=batch,
+            _after(rows, files), tuple(about.layers), pool, size=size, batch=batch
         )
         try:
-            for item in watch(stream):
-                _keep(rows, item)
+            for item in stream:
+                path, error = _keep(rows, item)
+                if on_event:
+                    on_event({"event": "photo", "path": path, "error": error, "done": rows.rows})
         finally:
             rows.flush()
-        rows.about = replace(about, engine=predictor.engine)
+        rows.about = replace(rows.about, engine=predictor.engine)
         write(out, rows)
     finished(out)
     return open_features(out)
@@ -96,32 +96,41 @@ def describe(
         )
     name = os.fspath(model)
     if name not in builtin_models():
-        name = os.path.abspath(predictor.model.path)
+        name = os.path.abspath(predictor.model.path).encode("utf-8", "backslashreplace").decode()
     return About(
         name, predictor.sha256, predictor.record.network.name, shapes, pool, size,
-        predictor.precision, __version__,
+        predictor.precision, __version__, folder=_here(),
     )  # fmt: skip
 
 
-def _after(rows: Journal, found: Iterator[str]) -> Iterator[str]:
+def _here() -> str:
+    """The working folder; "" where its name is not UTF-8, which no record can hold."""
+    folder = os.getcwd()
+    return folder if folder == folder.encode("utf-8", "replace").decode() else ""
+
+
+def _after(rows: Journal, files: Iterator[str]) -> Iterator[str]:
     """The photos that have no row yet, those that have one being the first."""
-    done = rows.rows
+    done, folder = rows.rows, rows.about.folder
     for number, path in enumerate(islice(rows.texts("path"), done)):
-        now = next(found, "no photo")
-        if now != path:
+        now = next(files, "no photo")
+        if os.path.abspath(now) != os.path.abspath(os.path.join(folder, path)):
             raise DataError(
                 f"{rows.folder} holds {done} rows of a run that was stopped, but the photos have changed "
                 f"since: its row {number} is {path}, where now there is {now}; delete the folder to begin "
                 "again"
             )
-    return found
+    return files
 
 
-def _keep(rows: Journal, item: Features | Failure) -> None:
+def _keep(rows: Journal, item: Features | Failure) -> tuple[str, str]:
+    """Give the photo its row; its path, and why it has no features or ""."""
     from ..predictor import Failure
 
-    assert item.path is not None
+    path, error = item.path or "", ""
     if isinstance(item, Failure):
-        rows.add(item.path, None, item.error)
-    else:
-        rows.add(item.path, item.values)
+        error = item.error
+    elif not all(np.isfinite(value).all() for value in item.values.values()):
+        error = f"{path}: its features are not finite numbers; try --precision exact"
+    rows.add(path, None if error or isinstance(item, Failure) else item.values, error)
+    return path, error

@@ -1,14 +1,17 @@
 """A file of features: one row a photo, with its path, what a network made of it, or why that failed.
 
-Three formats hold the same: .npz for numpy, .safetensors for anything that maps memory, .parquet for
-tables (needs pyarrow). Each is written from a journal and read in blocks, so that a million photos need no
-memory. A photo that could not be read has an error, and numbers that are not.
+Two formats hold the same: .npz for numpy, .parquet for tables (needs pyarrow). Each is written from a
+journal and read in blocks, so that a million photos need no memory. A photo that could not be read has an
+error, and numbers that are not. The record says how the features were made, so that those of a query can
+be computed in the same way.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -17,18 +20,98 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 
 from ..errors import DataError
+from ..files import strict_json
 from ..files.atomic import replacing
-from .about import About
+from ..files.wording import counted
+from ..preprocess import Size
 
 if TYPE_CHECKING:
     from typing import IO
 
     from .journal import Journal
 
+FORMAT = 2  # of the record; 1 had no folder
 BLOCK_BYTES = 16 << 20  # of numbers that are looked at in one go
 
 # suffix -> the module that reads and writes it: `open_stored(path)` and `write(file, journal)`
-FORMATS: dict[str, str] = {".npz": "npz", ".parquet": "parquet", ".safetensors": "tensors"}
+FORMATS: dict[str, str] = {".npz": "npz", ".parquet": "parquet"}
+OLD_FORMATS = frozenset({".safetensors"})
+
+
+@dataclass(frozen=True)
+class About:
+    """How the features of a file were made.
+
+    model: as it was named, a file by its absolute path. sha256: of the model file. network: its name.
+    layers: paper names, with the shape that one photo has in each. pool, size: as `Predictor.features`
+    takes them. precision: a class, as "fast". version: of verydeep. engine: the last one that computed.
+    folder: in which the command ran, so that relative paths are found from elsewhere; "" in old files.
+    """
+
+    model: str
+    sha256: str
+    network: str
+    layers: Mapping[str, tuple[int, ...]] = field(hash=False)
+    pool: str | None
+    size: Size
+    precision: str
+    version: str
+    engine: str = "auto"
+    folder: str = ""
+
+    def width(self, layer: str) -> int:
+        """How many numbers a photo has in that layer."""
+        return math.prod(self.layers[layer])
+
+    def layer(self, name: str | None = None) -> str:
+        """That layer, or the only one; DataError where it is not there or there are several."""
+        if name is None and len(self.layers) == 1:
+            return next(iter(self.layers))
+        if name is None or name not in self.layers:
+            asked = "the layer to compare by is not named" if name is None else f"no layer {name!r}"
+            raise DataError(f"{asked}; the features are of {', '.join(self.layers)}")
+        return name
+
+    def to_json(self) -> str:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        layers = {name: list(shape) for name, shape in self.layers.items()}
+        order = list(self.layers)  # JSON's keys are sorted
+        return strict_json.dumps({**values, "format": FORMAT, "layers": layers, "order": order})
+
+    @classmethod
+    def from_json(cls, text: str) -> About:
+        """The inverse of `to_json`; DataError where it is not what that writes."""
+        damaged = DataError("its record is damaged: make it again with `verydeep features`")
+        try:
+            values: dict[str, Any] = dict(strict_json.loads(text))  # type: ignore[arg-type]
+            number = values.pop("format")
+            if number > FORMAT:
+                raise DataError(
+                    f"written by a newer verydeep: its format is {number}, and this one reads {FORMAT}; "
+                    "upgrade with: pip install --upgrade verydeep"
+                )
+            shapes, size = values["layers"], values["size"]
+            values["layers"] = {name: tuple(map(int, shapes[name])) for name in values.pop("order")}
+            values["size"] = tuple(size) if isinstance(size, list) else size
+            about = cls(**values)  # unknown and missing keys are TypeErrors
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise error if isinstance(error, DataError) else damaged from None
+        if number < 1 or not about.layers or set(shapes) != set(about.layers):
+            raise damaged
+        return about
+
+    def difference(self, other: About) -> str:
+        """In what the other's command differs, "layer relu5_3, now relu4_3"; empty where in nothing."""
+        words = []
+        for name in ("sha256", "layers", "pool", "size", "precision"):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs:
+                what = "model" if name == "sha256" else name
+                shown = (self.model, other.model) if name == "sha256" else (ours, theirs)
+                if name == "layers":
+                    shown = (", ".join(ours), ", ".join(theirs))
+                words.append(f"{what} {shown[0]}, now {shown[1]}")
+        return "; ".join(words)
 
 
 class Stored(Protocol):
@@ -66,7 +149,7 @@ class FeatureFile:
             f"{name}{pool} ({'x'.join(map(str, shape))})" for name, shape in about.layers.items()
         )
         how = f"{about.network} ({about.engine} {about.precision})"
-        return f"{self.path}: {len(self):,} photos, {layers}, {how}"
+        return f"{self.path}: {counted(len(self), 'photo')}, {layers}, {how}"
 
     def __repr__(self) -> str:
         return f"<FeatureFile {self}>"
@@ -85,10 +168,23 @@ class FeatureFile:
         """One a row: why the photo could not be read, "" where it could."""
         return list(self._stored.texts("error"))
 
+    @cached_property
+    def failed(self) -> np.ndarray:
+        """(rows,) bool: the photos that could not be read."""
+        return np.fromiter(map(bool, self._stored.texts("error")), bool, len(self))
+
     def paths_of(self, rows: Collection[int]) -> dict[int, str]:
         """Paths of some rows, without keeping those of all."""
         wanted = set(rows)
         return {i: path for i, path in enumerate(self._stored.texts("path")) if i in wanted}
+
+    def photo(self, path: str) -> str:
+        """Where the photo of that path is now: as seen from where the features were made, from here, or
+        from beside this file. Where it is in none of these, the place where it was."""
+        places = [
+            os.path.join(folder, path) for folder in (self.about.folder, "", self.path.parent)
+        ]
+        return next(filter(os.path.exists, places), places[0])
 
     def blocks(
         self, layer: str | None = None, rows: int | None = None
@@ -96,13 +192,21 @@ class FeatureFile:
         """(first row, values): the layer in blocks of some megabytes, (rows, ...) float32.
 
         layer: None where there is only one. rows: the most in a block. Rows of photos that could not be
-        read are not numbers (NaN).
+        read are not numbers (NaN). Raises DataError where another row has such numbers.
         """
         name = self.about.layer(layer)
         start = 0
         step = max(1, BLOCK_BYTES // (4 * self.about.width(name)))
         step = step if rows is None else min(step, rows)
         for block in self._stored.numbers(name, step):
+            odd = ~np.isfinite(block.reshape(len(block), -1)).all(1)
+            odd &= ~self.failed[start : start + len(block)]
+            if odd.any():
+                row = start + int(odd.argmax())
+                raise DataError(
+                    f"{self.path}: {name} of {self.paths_of([row])[row]} (row {row}) has numbers that are "
+                    "not finite; make the file again with `verydeep features`"
+                )
             yield start, block
             start += len(block)
 
@@ -117,7 +221,7 @@ class FeatureFile:
 
 def is_feature_file(path: str | os.PathLike[str]) -> bool:
     """Whether the name says so; what is inside is seen when it is opened."""
-    return Path(path).suffix.lower() in FORMATS
+    return Path(path).suffix.lower() in FORMATS.keys() | OLD_FORMATS
 
 
 def require_format(path: str | os.PathLike[str]) -> None:
@@ -151,7 +255,7 @@ def _module(path: Path) -> Any:
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise DataError(
-            f"{path}: a file of features ends in {', '.join(FORMATS)}; this one ends in "
-            f"{suffix or 'nothing'}"
+            f"{path}: a file of features ends in {' or '.join(FORMATS)}"
+            + (f", no longer in {suffix}; make it again" if suffix in OLD_FORMATS else "")
         )
     return import_module(f"{__package__}.{FORMATS[suffix]}")

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -20,8 +21,7 @@ import numpy as np
 
 from ..errors import DataError, OutputError
 from ..files.lock import locked
-from .about import About
-from .mapped import mapped_rows
+from .featurefile import About
 
 BLOCK_BYTES = 8 << 20
 FLUSH_SECONDS = 1.0  # so much work at most is lost by a kill
@@ -30,13 +30,13 @@ FLUSH_SECONDS = 1.0  # so much work at most is lost by a kill
 class Journal:
     """The rows of one run. `journal` opens one.
 
-    about: how they are made. rows: how many there are. failed: how many of them have no features.
+    about: how they are made. rows: how many there are.
     """
 
     def __init__(self, folder: Path, about: About) -> None:
         self.folder = folder
         self.about = about
-        self.rows, self.failed, end = self._whole_rows()
+        self.rows, end = self._whole_rows()
         self._lines = _appending(folder / "rows.jsonl", end)
         self._numbers = {
             name: _appending(self._file(name), self.rows * self._row_bytes(name))
@@ -53,7 +53,6 @@ class Journal:
                 file.write(np.ascontiguousarray(values[name], "<f4").tobytes())
         self._lines.write(json.dumps([path, error]).encode() + b"\n")
         self.rows += 1
-        self.failed += values is None
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
@@ -79,8 +78,11 @@ class Journal:
         rows: in a block; None for some megabytes of them.
         """
         rows = rows or max(1, BLOCK_BYTES // self._row_bytes(layer))
-        shape = (self.rows, *self.about.layers[layer])
-        yield from mapped_rows(self._file(layer), "<f4", 0, shape, rows)
+        with open(self._file(layer), "rb") as file:
+            for start in range(0, self.rows, rows):
+                count = min(rows, self.rows - start)
+                block = np.frombuffer(file.read(count * self._row_bytes(layer)), "<f4")
+                yield block.reshape(count, *self.about.layers[layer])
 
     def _file(self, layer: str) -> Path:
         return self.folder / f"{layer}.f32"
@@ -88,20 +90,19 @@ class Journal:
     def _row_bytes(self, layer: str) -> int:
         return 4 * self.about.width(layer)
 
-    def _whole_rows(self) -> tuple[int, int, int]:
-        """Rows of which everything is there, how many of them failed, and where their lines end."""
-        rows = failed = end = 0
+    def _whole_rows(self) -> tuple[int, int]:
+        """Rows of which everything is there, and where their lines end."""
+        rows = end = 0
         path = self.folder / "rows.jsonl"
         if not path.exists():
-            return 0, 0, 0
+            return 0, 0
         most = min(_size(self._file(n)) // self._row_bytes(n) for n in self.about.layers)
         with open(path, "rb") as file:
             for line in file:
                 if rows == most or not line.endswith(b"\n"):
                     break
                 rows, end = rows + 1, end + len(line)
-                failed += bool(json.loads(line)[1])
-        return rows, failed, end
+        return rows, end
 
 
 @contextmanager
@@ -116,11 +117,14 @@ def journal(out: Path, about: About) -> Iterator[Journal]:
         folder.mkdir(exist_ok=True)
         with locked(folder / "lock", lambda: _refuse_second(out)):
             record = folder / "about.json"
-            if record.exists() and (text := record.read_text(encoding="utf-8")):
-                _same(folder, About.from_json(text), about)
+            text = record.read_text(encoding="utf-8") if record.exists() else ""
+            before = About.from_json(text) if text else about
+            _same(folder, before, about)
+            opened = Journal(folder, about)
+            if opened.rows:
+                opened.about = replace(about, folder=before.folder)  # from where they were seen
             else:
                 record.write_text(about.to_json(), encoding="utf-8")
-            opened = Journal(folder, about)
             try:
                 yield opened
             finally:

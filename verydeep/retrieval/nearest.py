@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, cast, overload
 
 import numpy as np
 
-from ..errors import DataError, ModelFileError
+from ..errors import DataError, ImageError, ModelFileError
+from ..preprocess import several
 from .featurefile import FeatureFile, open_features
 
 if TYPE_CHECKING:
@@ -23,21 +24,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Match:
-    """A photo of the file. cosine: of its features' angle to the query's, 1 where they point alike."""
+    """A photo of the file, of its path there and its row.
+
+    cosine: of its features' angle to the query's, 1 where they point alike. photo: where it is now.
+    """
 
     path: str
     cosine: float
     row: int
+    photo: str = ""
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The photos nearest to one query, nearest first. query: its path, or None where it had none."""
+    """The photos nearest to one query, nearest first.
+
+    query: its path, or None where it had none. error: why it could not be read, and has no matches; or "".
+    """
 
     query: str | None
     matches: tuple[Match, ...]
+    error: str = ""
 
     def to_dict(self) -> dict[str, object]:
+        if self.error:
+            return {"query": self.query, "error": self.error}
         return {
             "query": self.query,
             "matches": [
@@ -47,7 +58,7 @@ class Neighbours:
 
     def __str__(self) -> str:
         lines = [f"{m.cosine:9.4f}  {m.path}" for m in self.matches]
-        return "\n".join([self.query or "image", *lines])
+        return "\n".join([self.query or "image", *lines, *filter(None, [self.error])])
 
 
 @overload
@@ -73,26 +84,33 @@ def similar(
     threads: int | None = None,
     device: str = "auto",
 ) -> Neighbours | list[Neighbours]:
-    """The `top` photos of a file of features that are nearest to a query, or to each in a list of them.
+    """The `top` photos of a file of features that are nearest to a query, or to each of several.
 
     index: a file that `features` wrote, or an open one. Queries are computed as it was: by the same
     model, layer, pool, size and precision. layer: which one, where the file has several. model: where its
     model file lies now, if it was moved.
-    Raises DataError for a file that is none, ImageError for a query that cannot be read, ModelFileError
+    Of several queries, one that cannot be read has its error in place of matches; alone it is an
+    ImageError. Raises DataError for a file that is none or has numbers that are not finite, ModelFileError
     where the model is not the one that made the file.
     """
     opened = index if isinstance(index, FeatureFile) else open_features(index)
     if top < 1:
         raise DataError(f"top is {top}; expected 1 or more")
-    many = isinstance(queries, list)
-    listed = cast("list[ImageLike]", queries if many else [queries])
+    asked, many = several(queries)
     name = opened.about.layer(layer)
-    asked = _computed(opened, listed, name, model, engine, threads, device)
-    found = [
-        Neighbours(os.fspath(q) if isinstance(q, str | os.PathLike) else None, matches)
-        for q, matches in zip(listed, _search(opened, asked, top, name), strict=True)
+    values, errors = _computed(opened, asked, name, model, engine, threads, device)
+    if errors and not many:
+        raise ImageError(errors[0])
+    matches = iter(_search(opened, values, top, name) if len(values) else ())
+    answers = [
+        Neighbours(
+            os.fspath(query) if isinstance(query, str | os.PathLike) else None,
+            () if number in errors else next(matches),
+            errors.get(number, ""),
+        )
+        for number, query in enumerate(asked)
     ]
-    return found if many else found[0]
+    return answers if many else answers[0]
 
 
 def unit_rows(block: np.ndarray) -> np.ndarray:
@@ -109,8 +127,9 @@ def unit_rows(block: np.ndarray) -> np.ndarray:
 def _computed(
     index: FeatureFile, queries: Sequence[ImageLike], layer: str,
     model: str | os.PathLike[str] | None, engine: str, threads: int | None, device: str,
-) -> np.ndarray:  # fmt: skip
-    from ..predictor import load
+) -> tuple[np.ndarray, dict[int, str]]:  # fmt: skip
+    """Features of the queries that can be read, a row each; and of the others, by number, why not."""
+    from ..predictor import Failure, load
 
     about = index.about
     try:
@@ -129,7 +148,16 @@ def _computed(
             "again"
         )
     pool = cast("Pooling | None", about.pool)
-    return predictor.features(list(queries), layer, pool, size=about.size)[layer]
+    rows: list[np.ndarray] = []
+    errors: dict[int, str] = {}
+    for number, item in enumerate(predictor.features_stream(queries, layer, pool, size=about.size)):
+        if isinstance(item, Failure):
+            errors[number] = item.error
+        elif not np.isfinite(item[layer]).all():
+            errors[number] = f"{item.path or 'query'}: its features are not finite numbers"
+        else:
+            rows.append(item[layer])
+    return np.stack(rows) if rows else np.zeros((0, about.width(layer)), np.float32), errors
 
 
 def _search(index: FeatureFile, asked: np.ndarray, top: int, layer: str) -> list[tuple[Match, ...]]:
@@ -138,19 +166,19 @@ def _search(index: FeatureFile, asked: np.ndarray, top: int, layer: str) -> list
     best = np.full((len(queries), 0), -np.inf, np.float32)
     rows = np.zeros((len(queries), 0), np.int64)
     for start, block in index.blocks(layer):
-        readable = np.isfinite(block.reshape(len(block), -1)[:, 0])
         cosines = queries @ unit_rows(block).T
-        cosines[:, ~readable] = -np.inf
+        cosines[:, index.failed[start : start + len(block)]] = -np.inf
         at = np.broadcast_to(np.arange(start, start + len(block)), cosines.shape)
         best = np.concatenate([best, cosines], axis=1)
         rows = np.concatenate([rows, at], axis=1)
         order = np.argsort(-best, axis=1, kind="stable")[:, :top]
         best = np.take_along_axis(best, order, axis=1)
         rows = np.take_along_axis(rows, order, axis=1)
-    paths = index.paths_of(set(rows.ravel().tolist()))
+    paths = index.paths_of(rows.ravel().tolist())
+    photos = {path: index.photo(path) for path in paths.values()}
     return [
         tuple(
-            Match(paths[row], float(min(1, max(-1, cosine))), row)
+            Match(paths[row], float(min(1, max(-1, cosine))), row, photos[paths[row]])
             for cosine, row in zip(cosines.tolist(), places.tolist(), strict=True)
             if np.isfinite(cosine)
         )

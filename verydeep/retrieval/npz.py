@@ -6,6 +6,7 @@ since numpy pads each to the longest. "about" is the record.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import zipfile
@@ -18,7 +19,6 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ..errors import DataError
-from .mapped import mapped_rows
 
 if TYPE_CHECKING:
     from .journal import Journal
@@ -52,7 +52,12 @@ class _Npz:
             file.seek(name + extra, os.SEEK_CUR)
             shape, dtype = _header(file)
             offset = file.tell()
-        yield from mapped_rows(self._path, dtype.str, offset, shape, rows)
+        # a block at a time: a map of the whole counts as this process's memory, page by page, as it is read
+        count, *row = shape
+        row_bytes = dtype.itemsize * math.prod(row)
+        for start in range(0, count, rows):
+            block = (min(rows, count - start), *row)
+            yield np.memmap(self._path, dtype, "r", offset + start * row_bytes, block)
 
     def texts(self, column: str) -> Iterator[str]:
         with zipfile.ZipFile(self._path) as archive, archive.open(f"{column}.npy") as file:

@@ -39,7 +39,7 @@ class _Parquet:
             self.rows = file.metadata.num_rows
 
     def numbers(self, layer: str, rows: int) -> Iterator[np.ndarray]:
-        from .about import About
+        from .featurefile import About
 
         shape = About.from_json(self.about).layers[layer]
         for column in self._column(layer, rows):

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import DataError, ImageError
+from ..errors import DataError, ImageError, log
 from ..files.atomic import replacing
+from ..files.wording import counted
 from ..preprocess import decode
 from .nearest import Neighbours
 
@@ -62,14 +63,16 @@ def contact_sheet(found: Sequence[Neighbours], out: str | os.PathLike[str]) -> N
             text = text[1:]
         return "..." + text
 
+    missing: list[str] = []
     for line, row in enumerate(found):
         y = MARGIN + line * (TILE + CAPTION + GAP)
         tiles = [(row.query, "query", ACCENT)]
-        tiles += [(match.path, f"{match.cosine:.4f}", INK) for match in row.matches]
+        tiles += [(m.photo or m.path, f"{m.cosine:.4f}", INK) for m in row.matches]
         for column, (path, words, colour) in enumerate(tiles):
             x = MARGIN + column * (TILE + GAP) + (GAP if column else 0)
             photo = _tile(path)
             if photo is None:
+                missing += [] if path is None else [path]
                 draw.rectangle((x, y, x + TILE - 1, y + TILE - 1), outline=FAINT)
             else:
                 left, top = x + (TILE - photo.width) // 2, y + (TILE - photo.height) // 2
@@ -80,6 +83,11 @@ def contact_sheet(found: Sequence[Neighbours], out: str | os.PathLike[str]) -> N
             draw.text((x, y + TILE + 4), words, fill=colour, font=font)
             name = fitted(_drawable(os.path.basename(path or "")))
             draw.text((x, y + TILE + 18), name, fill=FAINT, font=font)
+    if missing:
+        log.warning(
+            f"{counted(len(missing), 'photo')} on the sheet cannot be read, such as {missing[0]}; if they "
+            "were moved, make the features again"
+        )
     with replacing(out) as file:
         sheet.save(file, kind, **({"quality": 92} if kind == "JPEG" else {}))
 

@@ -1,0 +1,69 @@
+"""The options that several verbs share, each declared once: one word means one thing everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import click
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+class Option(Protocol):
+    """What stands above a command, and gives it an option."""
+
+    def __call__(self, command: C, /) -> C: ...
+
+
+def number(
+    *names: str,
+    default: int | None = None,
+    most: int | None = None,
+    metavar: str = "N",
+    **words: Any,
+) -> Option:
+    """An option that is a whole number, 1 or more."""
+    return click.option(
+        *names, default=default, type=click.IntRange(1, most), metavar=metavar,
+        show_default=default is not None, **words,
+    )  # fmt: skip
+
+
+def path(*names: str, metavar: str = "FILE", **words: Any) -> Option:
+    """An option that names a file or folder; given as a Path."""
+    return click.option(*names, type=click.Path(path_type=Path), metavar=metavar, **words)
+
+
+def _json(what: str) -> Option:
+    return click.option("--json", "as_json", is_flag=True, help=f"Print one JSON {what} on stdout.")
+
+
+json_object, json_list = _json("object"), _json("list")
+model = click.option(
+    "--model", default="builtin", metavar="NAME|FILE", show_default=True,
+    help="A built-in model, a published one by its name, or a model file.",
+)  # fmt: skip
+size = number("--size", help="Pixels a side that photos are cropped to. [default: the model's own]")
+batch = number("--batch", default=8, help="Photos in one pass.")
+engine = click.option(
+    "--engine", default="auto", metavar="NAME", show_default=True,
+    help="auto (measures once which is the quickest here), onnxruntime, openvino, mnn or torch.",
+)  # fmt: skip
+precision = click.option(
+    "--precision", default="fast", metavar="CLASS", show_default=True,
+    help="Largest relative error of the scores: exact (1e-5), fast (1e-3) or half (3e-2; bfloat16 where "
+    "the processor has it); or int8, for a model of `verydeep quantize`.",
+)  # fmt: skip
+device = click.option(
+    "--device", default="auto", metavar="NAME", show_default=True, help="auto, cpu, cuda or mps."
+)
+threads = number("--threads", help="Threads to compute with. [default: one a core]")
+
+
+def compute(command: C) -> C:
+    """--engine, --precision, --device and --threads, in this order."""
+    for option in (threads, device, precision, engine):
+        command = option(command)
+    return command

@@ -1,0 +1,82 @@
+"""Where results go: JSON to stdout, files to places that take them, what failed to the exit status."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from ..errors import DataError, OutputError, log
+from ..files.wording import counted
+
+
+def print_json(value: object, *, end: str = "\n", **layout: int) -> None:
+    """One JSON value. DataError where it holds a number that is not finite: JSON has none."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, **layout)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise DataError(f"the result holds a number that is not finite ({error})") from error
+    # a file name that is not UTF-8 stays JSON: its odd bytes are escaped, and Python reads them back
+    text = re.sub("[\ud800-\udfff]", lambda odd: f"\\u{ord(odd[0]):04x}", text)
+    click.echo(text + end, nl=False)
+
+
+@contextmanager
+def json_list() -> Iterator[Callable[[object], None]]:
+    """One list on stdout, written as it grows, so that a million photos need no memory.
+
+    Yields what adds a value. Stopped in the middle, it is still a list.
+    """
+    opening = "["
+
+    def add(value: object) -> None:
+        nonlocal opening
+        click.echo(opening, nl=False)
+        opening = ",\n "
+        print_json(value, end="")
+
+    try:
+        yield add
+    finally:
+        click.echo("[]" if opening == "[" else "]")
+
+
+def exit_status(failed: int, total: int, what: str = "file", how: str = "could not be read") -> int:
+    """0 where nothing failed, 1 where some did, 2 where all did; says how many did."""
+    if failed:
+        log.error(f"{failed:,} of {counted(total, what)} {how}")
+    return 0 if not failed else 1 if failed < total else 2
+
+
+def output_folder(path: Path) -> Path:
+    """The folder, made where there is none. OutputError where files cannot be written to it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except FileExistsError:
+        raise OutputError(f"{path}: a file, and a folder is needed; name another") from None
+    except NotADirectoryError:
+        raise OutputError(f"{path}: lies in a file, not in a folder; name another") from None
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written: {error.strerror}; choose a folder you may write to"
+        ) from error
+    return path
+
+
+def output_file(path: Path) -> Path:
+    """The path of a file to be written. OutputError where its folder does not take one."""
+    folder = path.parent
+    if path.is_dir():
+        raise OutputError(f"{path}: a folder, and a file is needed; name one in it")
+    if not folder.is_dir():
+        raise OutputError(f"{path}: cannot be written: there is no folder {folder}; make it first")
+    if not path.exists() or path.is_file():  # a device, such as /dev/null, needs no room beside it
+        output_folder(folder)
+    return path

@@ -1,0 +1,168 @@
+"""`verydeep features`, `similar` and `duplicates`: photos compared by what a network sees in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import log
+from ..files import photo_paths
+from ..files.progress import Progress
+from . import options
+from .output import exit_status, output_file, print_json
+
+
+@contextmanager
+def _told() -> Iterator[Any]:
+    """Yields the `on_event` of a run: its progress, and the photos that cannot be read."""
+    with Progress() as bar:
+
+        def on_event(event: Mapping[str, Any]) -> None:
+            bar.total = event.get("total")
+            bar.advance()
+            if event["error"]:
+                log.error(event["error"])
+
+        yield on_event
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@options.path("--out", required=True, help="A .npz or .parquet file.")
+@click.option(
+    "--layer", "layers", multiple=True, metavar="NAME",
+    help="A layer by its paper name (conv4_2 is before ReLU, relu4_2 after it); may be repeated. "
+    "[default: the last ReLU of the convolutions, relu5_3 of VGG-16]",
+)  # fmt: skip
+@click.option(
+    "--pool", default="avg", show_default=True, metavar="HOW",
+    help="avg, max or gem make one number of each channel's map; none keeps whole maps.",
+)  # fmt: skip
+@click.option(
+    "--size", metavar="N|HxW|own",
+    help="Pixels a side that photos are cropped to, height and width that they are stretched to, or own "
+    "for photos as they are. [default: the model's own]",
+)  # fmt: skip
+@options.model
+@options.batch
+@options.compute
+def features(
+    paths: tuple[str, ...],
+    out: Path,
+    layers: tuple[str, ...],
+    pool: str,
+    size: str | None,
+    **compute: Any,
+) -> int:
+    """Write the features of photos to a file, one row per photo.
+
+    PATH is a photo, a folder (searched recursively), a glob in quotes, or - for a list of paths on stdin.
+    Stopped, it keeps what it has in FILE.partial, and the same command goes on. A photo that cannot be
+    read has a row with its error: the exit status is then 1, and 2 where not one could be read.
+    """
+    from .. import retrieval
+    from ..preprocess import parse_size
+
+    try:
+        with _told() as on_event:
+            file = retrieval.features(
+                paths, out, layers or None, None if pool == "none" else pool,  # type: ignore[arg-type]
+                size=parse_size(size), on_event=on_event, **compute,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        log.info(f"what was done is in {out}.partial; the same command goes on")
+        raise
+    click.echo(str(file))
+    return exit_status(sum(map(bool, file.errors)), len(file))
+
+
+@click.command()
+@click.argument("index", metavar="INDEX")
+@click.argument("queries", nargs=-1, required=True, metavar="QUERY...")
+@options.number("--top", default=10, metavar="K", help="How many photos to name for each query.")
+@click.option("--layer", metavar="NAME", help="The layer to compare by, where INDEX has several.")
+@options.path("--sheet", help="Also draw the queries and their matches: a .png or .jpg file.")
+@click.option(
+    "--model", metavar="NAME|FILE",
+    help="Where the model that made INDEX is now. [default: where it was then]",
+)  # fmt: skip
+@options.engine
+@options.device
+@options.threads
+@options.json_list
+def similar(
+    index: str,
+    queries: tuple[str, ...],
+    top: int,
+    layer: str | None,
+    sheet: Path | None,
+    as_json: bool,
+    **compute: Any,
+) -> int:
+    """Find the photos most similar to others, in a file of features.
+
+    INDEX is a file that `verydeep features` wrote. QUERY is a photo, a folder, or a glob in quotes: its
+    features are computed as they were for INDEX, and compared by cosine with every row. A query that
+    cannot be read is reported: the exit status is then 1, and 2 where not one could be read.
+    """
+    from .. import retrieval
+
+    opened = retrieval.open_features(index)
+    if sheet is not None:
+        retrieval.require_picture(sheet)
+        output_file(sheet)
+    photos = list(photo_paths.find_some(queries)[0])
+    rows = retrieval.similar(opened, photos, top, layer=layer, **compute)
+    answers = [row for row in rows if not row.error]
+    for row in rows:
+        if row.error:
+            log.error(row.error)
+    if as_json:
+        print_json([row.to_dict() for row in rows])
+    elif answers:
+        click.echo("\n\n".join(map(str, answers)))
+    if sheet is not None and answers:
+        retrieval.contact_sheet(answers, sheet)
+    return exit_status(len(rows) - len(answers), len(rows))
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="FOLDER...")
+@click.option(
+    "--threshold", default=0.96, show_default=True, metavar="COSINE",
+    help="How similar duplicates are at least; 1 finds equal pictures only.",
+)  # fmt: skip
+@click.option(
+    "--layer", metavar="NAME", help="The layer to compare by. [default: relu4_1, averaged]"
+)
+@options.model
+@options.batch
+@options.compute
+@options.json_object
+def duplicates(
+    paths: tuple[str, ...],
+    threshold: float,
+    layer: str | None,
+    as_json: bool,
+    **compute: Any,
+) -> int:
+    """List duplicate photos, even resized or compressed again.
+
+    FOLDER is a folder (searched recursively), a photo, a glob in quotes, or - for a list of paths on
+    stdin; or one file that `verydeep features` wrote. Duplicates have the same bytes, or features whose
+    cosine is at least the threshold: other sizes and qualities of one photo, slight crops and edits.
+    Links to a file are that file, and no duplicates of it.
+    """
+    from .. import retrieval
+
+    with _told() as on_event:
+        result = retrieval.duplicates(paths, threshold, layer=layer, on_event=on_event, **compute)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        click.echo(str(result))
+    return exit_status(len(result.errors), result.photos)
