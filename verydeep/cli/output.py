@@ -47,8 +47,8 @@ def json_list() -> Iterator[Callable[[object], None]]:
 
 
 def exit_status(failed: int, total: int, what: str = "file", how: str = "could not be read") -> int:
-    """0 where nothing failed, 1 where some did, 2 where all did; says how many did."""
-    if failed:
+    """0 where nothing failed, 1 where some did, 2 where all did; says how many of several did."""
+    if failed and total > 1:
         log.error(f"{failed:,} of {counted(total, what)} {how}")
     return 0 if not failed else 1 if failed < total else 2
 
