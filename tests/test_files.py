@@ -56,11 +56,11 @@ def test_a_seal_holds_as_long_as_the_bytes_do(tmp_path: Path) -> None:
     note = hashes.beside(path)
     assert hashes.sealed(note) is None
     assert not hashes.unbroken(note, path)
-    hashes.seal(note, Seal(SHA256, hashes.stamp(path.stat()), "here"))
+    hashes.seal(note, Seal(SHA256, hashes.stamp(path.stat())))
     assert hashes.unbroken(note, path)
     path.touch()
     assert hashes.unbroken(note, path)
-    assert hashes.sealed(note) == Seal(SHA256, hashes.stamp(path.stat()), "here")
+    assert hashes.sealed(note) == Seal(SHA256, hashes.stamp(path.stat()))
     before = path.stat()
     path.write_bytes(DATA[::-1])
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -76,7 +76,7 @@ def test_a_note_of_an_earlier_version_is_a_seal(tmp_path: Path) -> None:
     old = {"sha256": SHA256, "size_bytes": len(DATA), "modified_ns": 1, "source": "there"}
     hashes.beside(path).write_text(json.dumps(old))
     assert hashes.unbroken(hashes.beside(path), path)
-    assert hashes.sealed(hashes.beside(path)) == Seal(SHA256, hashes.stamp(path.stat()), "there")
+    assert hashes.sealed(hashes.beside(path)) == Seal(SHA256, hashes.stamp(path.stat()))
 
 
 def test_a_hash_is_remembered_for_the_file_that_was_opened(tmp_path: Path) -> None:
