@@ -71,7 +71,8 @@ def obtained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         asked.append(f"{name}{'' if progress else ' quietly'}")
         entry = catalog.entry(name)
         path = tmp_path / f"{name}.safetensors"
-        _write(path, network(entry.network, width=TINY, classes=entry.classes))
+        if not path.exists():
+            _write(path, network(entry.network, width=TINY, classes=entry.classes))
         return path
 
     monkeypatch.setattr(supply, "obtain", obtain)
@@ -144,6 +145,7 @@ def test_cfgs_and_make_layers_are_torchvisions() -> None:
         make_layers([64, "X"])
 
 
+@pytest.mark.usefixtures("quick_draws")
 def test_the_constructor_takes_what_torchvisions_takes() -> None:
     outputs = []
     for door in (torchvision.models.vgg, vgg):
@@ -266,6 +268,24 @@ def test_builtin(vgg16_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.get_model("VGG16", weights="builtin").record is not None
     with pytest.raises(WeightsError, match="vgg19: weights builtin are those of vgg16"):
         models.vgg19(weights="builtin")
+
+
+def test_the_file_is_opened_once_and_its_memory_shared(
+    vgg16_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    monkeypatch.setattr("builtins.open", lambda *a, f=open, **k: opened.append(a[0]) or f(*a, **k))
+    monkeypatch.setattr("safetensors.safe_open", lambda *_, **__: pytest.fail("opened again"))
+    before = vgg16_file.read_bytes()
+    for make in (models.load, models.vgg16, lambda f: models.backbone("vgg16", "relu5_3", f)):
+        opened.clear()
+        model = make(vgg16_file)
+        assert opened == [vgg16_file]
+        stored = modelfile.read(vgg16_file).stored["features.0.bias"]
+        with torch.no_grad():
+            model.features[0].bias.add_(1)
+        assert_allclose(model.features[0].bias.detach(), stored + 1)  # the map is the process's own
+    assert vgg16_file.read_bytes() == before
 
 
 def test_the_builtin_trunk_gives_torchvisions_features() -> None:
@@ -527,9 +547,12 @@ def test_torch_hub() -> None:
 # -- graphs of all kinds
 # ------------------------------------------------------------------------------
 
-CHOICES: dict[str, dict[str, Any]] = {name: {} for name in NETWORKS} | {
-    "vgg16_bn gap": {"head": "gap", "layers": ("relu5_1", "relu3_2"), "pool": "l2"},
-    "vgg13 small": {"head": "small", "pool": "avg"},
+# every kind of layer, pool and head once; the columns differ in numbers only
+CHOICES: dict[str, dict[str, Any]] = {
+    "vgg11_lrn": {},
+    "vgg16c_bn": {},
+    "vgg11_bn gap": {"head": "gap", "layers": ("relu5_1", "relu3_2"), "pool": "l2"},
+    "vgg11 small": {"head": "small", "pool": "avg"},
     "vgg11 trunk": {"num_classes": 0},
 }
 
@@ -692,6 +715,24 @@ def segmentation(door: ModuleType) -> list[Tensor]:
         return [pool5, up + score4(pool4)]
 
 
+@pytest.fixture
+def quick_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hundred million weights of fc6 are one drawn row, repeated: in both doors the same."""
+
+    def quick(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def drawn(tensor: Tensor, *args: Any, **choices: Any) -> Tensor:
+            if tensor.numel() < 4_000_000 or tensor.is_meta:
+                return draw(tensor, *args, **choices)
+            with torch.no_grad():
+                return tensor.copy_(draw(torch.empty_like(tensor[:1]), *args, **choices))
+
+        return drawn
+
+    for name in ("normal_", "kaiming_uniform_"):
+        monkeypatch.setattr(nn.init, name, quick(getattr(nn.init, name)))
+
+
+@pytest.mark.usefixtures("quick_draws")
 @pytest.mark.parametrize(
     "program",
     [transfer_learning, perceptual_loss, style_transfer, detector_backbone, segmentation],
