@@ -74,14 +74,7 @@ def assemble(trained: Trained, *, dropout: float = 0.5) -> VGG:
 def _held(file: modelfile.ModelFile, taps: tuple[str, ...] = ()) -> Trained:
     """What a model file holds, or what the layers `taps` need of it."""
     network = file.record.network.cut(taps) if taps else file.record.network
-    tensors: dict[str, Tensor] = {}
-    with safetensors.safe_open(os.fspath(file.path), framework="pt") as stored:
-        for key in network.tensors:
-            if key in file.stored:
-                tensor = stored.get_tensor(key)
-                tensors[key] = tensor.float() if tensor.is_floating_point() else tensor
-            else:
-                tensors[key] = stored.get_tensor(f"{key}.q") * stored.get_tensor(f"{key}.scale")
+    tensors = _float32(file.tensors(network.tensors, writable=True))
     return Trained(network, tensors, file.record)
 
 
