@@ -23,7 +23,6 @@ from ..models.layers import L2Pool2d
 from ..models.vgg import WeightsLike
 from ..preprocess import TORCHVISION
 from .images import Span, checked, span
-from .winograd import Convolution
 
 PART_BYTES = {
     "cpu": 1 << 24
@@ -66,7 +65,7 @@ class Reference:
 class _Stage:
     """The layers from one pool to the next, that one included."""
 
-    modules: tuple[tuple[str, Callable[[Tensor], Tensor]], ...]  # by paper name
+    modules: tuple[tuple[str, nn.Module], ...]  # by paper name
     pool: tuple[str, nn.Module] | None
     channels: int  # of its feature maps
     reach: int  # rows that one output sees above and below its own, before the pool
@@ -366,7 +365,7 @@ def _stages(body: Backbone) -> Iterator[_Stage]:
     """The trunk cut after each pool."""
     places = layers.positions(body.network.trunk)
     children = list(body.features.children())
-    current: list[tuple[str, Callable[[Tensor], Tensor]]] = []
+    current: list[tuple[str, nn.Module]] = []
     channels = reach = start = 0
     for layer in body.network.trunk:
         own = children[start : places[layer.name] + 1]  # a convolution with its batch norm
@@ -376,10 +375,7 @@ def _stages(body: Backbone) -> Iterator[_Stage]:
             yield _Stage(tuple(current), (layer.name, module), channels, reach)
             current, reach = [], 0
         else:
-            run: Callable[[Tensor], Tensor] = module
-            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
-                run = Convolution(module)
-            current.append((layer.name, run))
+            current.append((layer.name, module))
             channels = layer.outputs
             reach += layer.kernel // 2 if layer.kind == "conv" else 0
     if current:
