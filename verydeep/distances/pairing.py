@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 from ..errors import DataError
 from ..files import photo_paths as photos
@@ -15,7 +15,7 @@ from ..files import photo_paths as photos
 @dataclass(frozen=True)
 class Pairing:
     """pairs: of paths, those that share a first one beside each other. reference: the photo that all are
-    compared with, where there is one. unmatched: paths in two folders whose names have no fellow.
+    compared with, where there is one. unmatched: paths in two folders without a partner in the other.
     """
 
     pairs: list[tuple[str, str]]
@@ -33,13 +33,13 @@ def pair(given: Sequence[str]) -> Pairing:
     if len(given) == 2 and all(map(os.path.isdir, given)):
         return _by_name(*given)
     if len(given) == 1:
-        found = list(photos.find(given))
-        if len(found) < 2:
+        paths = list(photos.find(given))
+        if len(paths) < 2:
             raise DataError(
-                f"{given[0]}: {len(found) or 'no'} photo{'s' * (len(found) != 1)}; expected two or more in "
+                f"{given[0]}: {len(paths) or 'no'} photo{'s' * (len(paths) != 1)}; expected two or more in "
                 "a folder, or two paths to compare"
             )
-        return Pairing(list(combinations(found, 2)))
+        return Pairing(list(combinations(paths, 2)))
     if os.path.isdir(given[0]):
         # distances are symmetric: a folder and one photo are that photo and a folder
         if len(given) != 2:
@@ -49,37 +49,40 @@ def pair(given: Sequence[str]) -> Pairing:
             )
         given = given[::-1]
     reference, *rest = given
-    found = list(photos.find(rest))
-    if not found:
+    paths = list(photos.find(rest))
+    if not paths:
         raise DataError(
             f"no photos in {', '.join(rest)}; expected some to compare with {reference}"
         )
-    return Pairing([(reference, other) for other in found], reference)
+    return Pairing([(reference, other) for other in paths], reference)
 
 
 def _by_name(first: str, second: str) -> Pairing:
-    sides = [_named(first), _named(second)]
-    for folder, names in zip((first, second), sides, strict=True):
+    one, other = _named(first), _named(second)
+    for folder, names in ((first, one), (second, other)):
         if not names:
             raise DataError(f"{folder}: a folder without photos; expected some to compare by name")
-    common = [name for name in sides[0] if name in sides[1]]
-    unmatched = [
-        path for i in (0, 1) for name, path in sides[i].items() if name not in sides[1 - i]
-    ]
-    if not common:
-        examples = ", ".join(next(iter(names)) for names in sides)
+    pairs = [(path, other[name]) for name, path in one.items() if name in other]
+    if not pairs:
         raise DataError(
-            f"no photo in {first} has a fellow of its name in {second} (the first names: {examples}); "
-            "expected the same names in both, whatever the suffix"
+            f"no photo in {first} has a partner of its name in {second} (the first names: "
+            f"{next(iter(one))}, {next(iter(other))}); expected the same names in both, whatever the suffix"
         )
-    return Pairing([(sides[0][n], sides[1][n]) for n in common], unmatched=tuple(unmatched))
+    alone = [path for name, path in one.items() if name not in other]
+    alone += [path for name, path in other.items() if name not in one]
+    return Pairing(pairs, unmatched=tuple(alone))
 
 
 def _named(folder: str) -> dict[str, str]:
-    """Photos by their place below the folder, without suffix where that leaves no two alike."""
-    paths = {os.path.relpath(path, folder): path for path in photos.find([folder])}
-    stems = [str(Path(place).with_suffix("")) for place in paths]
+    """Photos by their place below the folder, without suffix where that leaves no two alike.
+
+    Places are in NFC, since a name that was written on another system may be in NFD.
+    """
+    paths = list(photos.find([folder]))
+    places = [photos.composed(os.path.relpath(path, folder)) for path in paths]
+    stems = [os.path.splitext(place)[0] for place in places]
+    count = Counter(stems)
     return {
-        (stem if stems.count(stem) == 1 else place): path
-        for stem, (place, path) in zip(stems, paths.items(), strict=True)
+        (stem if count[stem] == 1 else place): path
+        for stem, place, path in zip(stems, places, paths, strict=True)
     }
