@@ -94,6 +94,7 @@ def test_public_names() -> None:
         "TrainResult",
         "VerydeepError",
         "content_distance",
+        "distance",
         "dists",
         "duplicates",
         "evaluate",

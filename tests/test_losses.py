@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from verydeep import losses, modelfile, models
-from verydeep.distances import HEADS, METRICS
+from verydeep.distances.metrics import HEADS, METRICS
 from verydeep.errors import ImageError, VerydeepError
 from verydeep.losses import (
     DISTS,

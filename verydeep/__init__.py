@@ -44,6 +44,7 @@ _HOME = {
     "Distances": "distances",
     "Perceptual": "distances",
     "content_distance": "distances",
+    "distance": "distances",
     "dists": "distances",
     "lpips": "distances",
     "style_distance": "distances",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from .distances import Distances as Distances
     from .distances import Perceptual as Perceptual
     from .distances import content_distance as content_distance
+    from .distances import distance as distance
     from .distances import dists as dists
     from .distances import lpips as lpips
     from .distances import style_distance as style_distance

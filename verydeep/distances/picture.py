@@ -12,7 +12,7 @@ from ..pictures.colours import coloured
 from ..pictures.text import lines, shortened, write
 
 if TYPE_CHECKING:
-    from . import Distance
+    from .records import Distance
 
 PANEL = 460  # longest side of a photo, pixels
 MARGIN, GAP = 28, 24

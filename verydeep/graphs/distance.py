@@ -11,14 +11,13 @@ to 4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from onnx import TensorProto
 
-from ..nets import Head, Network
+from ..nets import Network
 from ..preprocess import Preprocess
 from . import network as graph
 from .writer import Graph, Writer
@@ -31,103 +30,75 @@ Array = np.ndarray
 Pixels = Literal["uint8", "float32"]
 
 
-def trunk(network: Network, pool: str = "max") -> Network:
-    """The network's convolutions alone, with that pool."""
-    return replace(network, head=Head(classes=0), pool=pool)  # type: ignore[arg-type]
-
-
-def lpips(
+def build(
+    metric: str,
     network: Network,
     tensors: Mapping[str, Array],
     preprocess: Preprocess,
-    heads: Mapping[str, Array],
     *,
+    layers: tuple[str, ...],
+    heads: Mapping[str, Array],
     others: int = 1,
     pixels: Pixels = "uint8",
 ) -> Graph:
-    """heads: one weight a channel, float32, by the layer that they read.
+    """The graph of a metric on a network's trunk.
 
     Input "pixels": (groups, height, width, 3 * (1 + others)): a reference, then the images to compare with
-    it, side by side in the channels. Outputs, by layer: (groups, others, height, width) float32, the
-    weighted squared difference of unit vectors at each position of that layer.
+    it, side by side in the channels. Outputs, by layer, float32:
+
+    "lpips": "<layer>_map" (groups, others, height, width), the weighted squared difference of unit vectors
+    at each position. heads: one weight a channel, float32, by layer.
+    "content": "<layer>_map", the squared difference of the features averaged over channels;
+    "<layer>_energy" (groups, channels, 1, 1), the reference's squared features averaged over positions,
+    against which a difference is small or not.
+    "dists": "<layer>_moments", and those of IMAGE, (groups, others * MOMENTS * channels, 1, 1): for each
+    channel the reference's mean and variance over positions, the other's, and their covariance. The
+    network's pool should be "l2".
+    "style": of single images (others 0), "<layer>_gram" (batch, channels, channels), the products of each
+    two channels, summed over positions.
+    "features": of single images, the layers themselves.
     """
-
-    def body(writer: Writer) -> None:
-        for layer, weights in heads.items():
-            _squared_differences(writer, layer, weights, others, unit=True)
-
-    return _grouped(network, tensors, preprocess, tuple(heads), others, pixels, body)
-
-
-def content(
-    network: Network,
-    tensors: Mapping[str, Array],
-    preprocess: Preprocess,
-    layers: tuple[str, ...],
-    *,
-    others: int = 1,
-    pixels: Pixels = "uint8",
-) -> Graph:
-    """Input as for `lpips`. Outputs, by layer: (groups, others, height, width) float32, the squared
-    difference of the features averaged over channels; and by "<layer>_energy" (groups, channels, 1, 1),
-    the reference's squared features averaged over positions, against which a difference is small or not.
-    """
-
-    def body(writer: Writer) -> None:
-        for layer in layers:
-            channels = network.layer(layer).outputs
+    base = graph.build(network, tensors, preprocess, taps=layers, scores=False, pixels=pixels)
+    if metric == "features":
+        return base
+    writer = Writer(base)
+    if metric == "style":
+        for node in base.model.graph.node:
+            writer.copy(node)
+        _grams(writer, network, layers)
+        return writer.graph()
+    # The batch inside is all references, then all first others, and so on: halves along the first axis
+    # are free in every engine, every second image is not. Groups lie in the first axis of the input, so
+    # that an engine may share them out to its streams.
+    images = writer.split("pixels", 1 + others, 3, "group")
+    writer.node("Concat", images, "images", axis=0)
+    for node in base.model.graph.node:
+        writer.copy(node, {"pixels": "images"})
+    if metric == "dists":
+        value = writer.node("Transpose", ["images"], "image_nchw", perm=[0, 3, 1, 2])
+        if pixels == "uint8":
+            value = writer.node("Cast", [value], "image_float", to=TensorProto.FLOAT)
+        scale = writer.constant("image_scale", np.array([1 / 255], np.float32))
+        value = writer.node("Mul", [value, scale], f"{IMAGE}_value")
+        _moments(writer, IMAGE, value, 3, others)
+    for layer in layers:
+        channels = network.layer(layer).outputs
+        if metric == "dists":
+            _moments(writer, layer, layer, channels, others)
+        elif metric == "lpips":
+            _squared_differences(writer, layer, heads[layer], others, unit=True)
+        else:
             weights = np.full(channels, 1 / channels, np.float32)
             reference = _squared_differences(writer, layer, weights, others, unit=False)
             square = writer.node("Mul", [reference, reference], f"{layer}_square")
             energy = writer.node("GlobalAveragePool", [square], f"{layer}_energy")
             writer.output(energy, ["groups", channels, 1, 1])
-
-    return _grouped(network, tensors, preprocess, layers, others, pixels, body)
-
-
-def dists(
-    network: Network,
-    tensors: Mapping[str, Array],
-    preprocess: Preprocess,
-    layers: tuple[str, ...],
-    *,
-    others: int = 1,
-    pixels: Pixels = "uint8",
-) -> Graph:
-    """Input as for `lpips`; the network's pool should be "l2". Outputs, by layer and by IMAGE:
-    (groups, others * MOMENTS * channels, 1, 1) float32, for each channel the reference's mean and variance
-    over positions, the other's, and their covariance.
-    """
-
-    def body(writer: Writer) -> None:
-        value = writer.node("Transpose", ["images"], "image_nchw", perm=[0, 3, 1, 2])
-        if pixels == "uint8":
-            value = writer.node("Cast", [value], "image_float", to=TensorProto.FLOAT)
-        scale = writer.constant("image_scale", np.array([1 / 255], np.float32))
-        writer.node("Mul", [value, scale], f"{IMAGE}_value")
-        for layer in (IMAGE, *layers):
-            source = f"{IMAGE}_value" if layer == IMAGE else layer
-            channels = 3 if layer == IMAGE else network.layer(layer).outputs
-            _moments(writer, layer, source, channels, others)
-
-    return _grouped(network, tensors, preprocess, layers, others, pixels, body)
+    kind = TensorProto.UINT8 if pixels == "uint8" else TensorProto.FLOAT
+    writer.input("pixels", kind, ["groups", "height", "width", network.in_channels * (1 + others)])
+    return writer.graph()
 
 
-def grams(
-    network: Network,
-    tensors: Mapping[str, Array],
-    preprocess: Preprocess,
-    layers: tuple[str, ...],
-    *,
-    pixels: Pixels = "uint8",
-) -> Graph:
-    """Input "pixels": (batch, height, width, 3). Outputs, by layer: (batch, channels, channels) float32,
-    the products of each two channels, summed over positions.
-    """
-    base = graph.build(network, tensors, preprocess, taps=layers, scores=False, pixels=pixels)
-    writer = Writer(base)
-    for node in base.model.graph.node:
-        writer.copy(node)
+def _grams(writer: Writer, network: Network, layers: tuple[str, ...]) -> None:
     flat = writer.constant("flat", np.array([0, 0, -1], np.int64))
     for layer in layers:
         channels = network.layer(layer).outputs
@@ -135,34 +106,6 @@ def grams(
         columns = writer.node("Transpose", [rows], f"{layer}_columns", perm=[0, 2, 1])
         product = writer.node("MatMul", [rows, columns], f"{layer}_gram")
         writer.output(product, ["batch", channels, channels])
-    return writer.graph()
-
-
-def _grouped(
-    network: Network,
-    tensors: Mapping[str, Array],
-    preprocess: Preprocess,
-    layers: tuple[str, ...],
-    others: int,
-    pixels: Pixels,
-    body: Callable[[Writer], None],
-) -> Graph:
-    """The trunk behind an input of groups, then what `body` writes of its taps.
-
-    The batch inside is all references, then all first others, and so on: halves along the first axis
-    are free in every engine, every second image is not. Groups lie in the first axis of the input, so
-    that an engine may share them out to its streams.
-    """
-    base = graph.build(network, tensors, preprocess, taps=layers, scores=False, pixels=pixels)
-    writer = Writer(base)
-    images = writer.split("pixels", 1 + others, 3, "group")
-    writer.node("Concat", images, "images", axis=0)
-    for node in base.model.graph.node:
-        writer.copy(node, {"pixels": "images"})
-    body(writer)
-    kind = TensorProto.UINT8 if pixels == "uint8" else TensorProto.FLOAT
-    writer.input("pixels", kind, ["groups", "height", "width", network.in_channels * (1 + others)])
-    return writer.graph()
 
 
 def _squared_differences(

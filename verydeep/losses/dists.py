@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..distances import DISTS_C1, DISTS_C2, HEADS, METRICS
+from ..distances.metrics import DISTS_C1, DISTS_C2, HEADS, METRICS
 from ..errors import NetworkError
 from ..models.vgg import WeightsLike
 from .distance import wide

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..distances import METRICS
+from ..distances.metrics import METRICS
 from ..errors import NetworkError, nearest
 from ..models.vgg import WeightsLike
 from .distance import wide

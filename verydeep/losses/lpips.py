@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..distances import HEADS, METRICS
+from ..distances.metrics import HEADS, METRICS
 from ..errors import NetworkError, nearest
 from ..models.vgg import WeightsLike
 from .distance import unit_differences

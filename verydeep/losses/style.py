@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..distances import METRICS
+from ..distances.metrics import METRICS
 from ..models.vgg import WeightsLike
 from .distance import wide
 from .features import Reduction, known_reduction, reduced, weighted
