@@ -238,11 +238,15 @@ def test_broken_pipe_is_quiet(model: Path, folder: Path) -> None:
         (["classify"], "Missing argument 'PATH...'; see verydeep classify --help"),
         (
             ["classify", "x", "--top", "0"],
-            "Invalid value for '--top': 0 is not in the range x>=1; see ",
+            "Invalid value for '--top': 0 is not a whole number, 1 or more; see ",
         ),
         (
             ["classify", "x", "--tip", "1"],
             "No such option '--tip'. Did you mean '--top'?; see",
+        ),
+        (
+            ["show", "x", "--strongest", "many"],
+            "Invalid value for '--strongest': many is not a whole number, 1 to 32; see ",
         ),
         (["models", "x"], "Got unexpected extra argument (x); see verydeep models --help"),
     ],

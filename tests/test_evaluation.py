@@ -74,8 +74,8 @@ def test_refusals(verydeep: Run, model: Path, tmp_path: Path) -> None:
     photo(tmp_path / "other" / "violins" / "a.png")
     for where, message in (
         (tmp_path / "gone", "no such file or folder"),
-        (tmp_path / "text.tar", "not a tar that can be read"),
-        (tmp_path / "empty", "no photo could be read, 0 failed"),
+        (tmp_path / "text.tar", "neither a folder nor a tar that can be read; expected"),
+        (tmp_path / "empty", "empty: no photos in it; expected one folder"),
         (tmp_path / "flat", "a.png lies in no folder"),
         (tmp_path / "other", "folder 'violins' is no class of the model; did you mean violin?"),
     ):

@@ -89,7 +89,9 @@ def test_a_row_a_photo(suffix: str, folder: Path, model: Path, tmp_path: Path) -
         str(file)
         == f"{out}: 8 photos, relu4_2 gem (32), relu5_2 gem (32), vgg11 (onnxruntime fast)"
     )
-    with pytest.raises(DataError, match="not named; the features are of relu4_2, relu5_2"):
+    with pytest.raises(
+        DataError, match="several layers, and none is named; expected one of relu4_2, relu5_2"
+    ):
         file.numbers()
 
 
@@ -336,9 +338,11 @@ def test_similar_computes_queries_as_the_file_was(
     assert str(several[1]).splitlines()[1] == f"   1.0000  {folder / 'b.png'}"
     pixel_query = verydeep.similar(out, np.asarray(Image.open(query)), 1, layer="relu5_2")
     assert (pixel_query.query, pixel_query.matches[0].path) == (None, query)
-    with pytest.raises(DataError, match="not named; the features are of relu4_2, relu5_2"):
+    with pytest.raises(
+        DataError, match="several layers, and none is named; expected one of relu4_2, relu5_2"
+    ):
         verydeep.similar(out, query)
-    with pytest.raises(DataError, match="no layer 'relu1_1'; the features are of"):
+    with pytest.raises(DataError, match="no layer 'relu1_1'; expected one of"):
         verydeep.similar(out, query, layer="relu1_1")
     with pytest.raises(DataError, match="top is 0"):
         verydeep.similar(out, query, 0, layer="relu5_2")

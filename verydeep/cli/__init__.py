@@ -6,6 +6,7 @@ could be done or wrong usage, 130 stopped by Ctrl-C.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -102,15 +103,19 @@ class Stderr(logging.Handler):
     """What the package says to the person, a line each, on whatever stderr is now."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"verydeep: {record.getMessage()}", file=sys.stderr, flush=True)  # above a live line
+        text = " ".join(record.getMessage().splitlines())
+        print(f"verydeep: {text}", file=sys.stderr, flush=True)  # above a live line
 
 
 def main() -> None:
     """Run the command; every error that a person can mend is one line on stderr."""
-    status = 0
     if not any(isinstance(handler, Stderr) for handler in log.handlers):
         log.addHandler(Stderr())
     log.setLevel(logging.INFO)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # names of files that are not UTF-8 go out as they are; what a terminal cannot show is escaped
+        utf8 = sys.stdout.encoding.lower().startswith("utf")
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     try:
         result = cli.main(prog_name="verydeep", standalone_mode=False)
         status = result if isinstance(result, int) else 0
@@ -118,10 +123,10 @@ def main() -> None:
     except click.exceptions.Exit as stop:
         status = stop.exit_code
     except click.ClickException as error:
-        click.echo(_usage(error), err=True)
+        print(_usage(error), file=sys.stderr)
         status = 2
     except (click.Abort, KeyboardInterrupt):
-        click.echo("verydeep: stopped", err=True)
+        log.error("stopped")
         status = 130
     except BrokenPipeError:
         # the reader went away (`| head`): nothing more to say, and nothing to complain about
@@ -133,9 +138,12 @@ def main() -> None:
         from ..errors import MissingExtraError
 
         verb = " ".join(["verydeep", *sys.argv[1:2]])
-        click.echo(f"verydeep: {MissingExtraError(f'what was asked of {verb}', 'torch')}", err=True)
+        log.error(MissingExtraError(f"what was asked of {verb}", "torch"))
         status = 2
-    except (VerydeepError, OSError) as error:
-        click.echo(f"verydeep: {error}", err=True)
+    except VerydeepError as error:
+        log.error(error)
+        status = 2
+    except OSError as error:
+        log.error(f"{error.filename}: {error.strerror}" if error.filename else error)
         status = 2
     sys.exit(status)

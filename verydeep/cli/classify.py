@@ -175,10 +175,11 @@ def evaluate(model: str, data: str, batch: int, as_json: bool, **compute: Any) -
     a tar of class folders, each named as a class of the model or by its id. One centre crop a photo.
     """
     from .. import evaluation, predictor
-    from .output import print_json
+    from .output import photo_events, print_json
 
     loaded = predictor.load(model, **compute)
-    result = evaluation.evaluate(loaded, data, batch=batch)
+    with photo_events() as on_event:
+        result = evaluation.evaluate(loaded, data, batch=batch, on_event=on_event)
     if as_json:
         print_json(result.to_dict())
     else:

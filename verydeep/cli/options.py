@@ -17,6 +17,22 @@ class Option(Protocol):
     def __call__(self, command: C, /) -> C: ...
 
 
+class _Whole(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on, not before
+    name = "N"
+
+    def __init__(self, most: int | None) -> None:
+        self.most = most
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        text = str(value)
+        if not text.isdecimal() or not 1 <= int(text) <= (self.most or int(text)):
+            upto = "or more" if self.most is None else f"to {self.most}"
+            self.fail(f"{text} is not a whole number, 1 {upto}", param, ctx)
+        return int(text)
+
+
 def number(
     *names: str,
     default: int | None = None,
@@ -26,7 +42,7 @@ def number(
 ) -> Option:
     """An option that is a whole number, 1 or more."""
     return click.option(
-        *names, default=default, type=click.IntRange(1, most), metavar=metavar,
+        *names, default=default, type=_Whole(most), metavar=metavar,
         show_default=default is not None, **words,
     )  # fmt: skip
 

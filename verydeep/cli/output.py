@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ..errors import DataError, OutputError, log
+from ..files.progress import Progress
 from ..files.wording import counted
 
 
-def print_json(value: object, *, end: str = "\n", **layout: int) -> None:
+def print_json(value: object, **layout: int) -> None:
     """One JSON value. DataError where it holds a number that is not finite: JSON has none."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, **layout)  # type: ignore[arg-type]
@@ -23,7 +25,7 @@ def print_json(value: object, *, end: str = "\n", **layout: int) -> None:
         raise DataError(f"the result holds a number that is not finite ({error})") from error
     # a file name that is not UTF-8 stays JSON: its odd bytes are escaped, and Python reads them back
     text = re.sub("[\ud800-\udfff]", lambda odd: f"\\u{ord(odd[0]):04x}", text)
-    click.echo(text + end, nl=False)
+    click.echo(text)
 
 
 @contextmanager
@@ -37,13 +39,27 @@ def json_list() -> Iterator[Callable[[object], None]]:
     def add(value: object) -> None:
         nonlocal opening
         click.echo(opening, nl=False)
-        opening = ",\n "
-        print_json(value, end="")
+        opening = ","
+        print_json(value)  # with the line's end, since progress may be shown below it
 
     try:
         yield add
     finally:
         click.echo("[]" if opening == "[" else "]")
+
+
+@contextmanager
+def photo_events() -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Yields the `on_event` of work on photos: shows its progress, says which cannot be read."""
+    with Progress() as bar:
+
+        def on_event(event: Mapping[str, Any]) -> None:
+            bar.total = event.get("total")
+            bar.advance()
+            if event["error"]:
+                log.error(event["error"])
+
+        yield on_event
 
 
 def exit_status(failed: int, total: int, what: str = "file", how: str = "could not be read") -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +9,8 @@ import click
 
 from ..errors import log
 from ..files import photo_paths
-from ..files.progress import Progress
 from . import options
-from .output import exit_status, output_file, print_json
-
-
-@contextmanager
-def _told() -> Iterator[Any]:
-    """Yields the `on_event` of a run: its progress, and the photos that cannot be read."""
-    with Progress() as bar:
-
-        def on_event(event: Mapping[str, Any]) -> None:
-            bar.total = event.get("total")
-            bar.advance()
-            if event["error"]:
-                log.error(event["error"])
-
-        yield on_event
+from .output import exit_status, output_file, photo_events, print_json
 
 
 @click.command()
@@ -39,7 +22,8 @@ def _told() -> Iterator[Any]:
     "[default: the last ReLU of the convolutions, relu5_3 of VGG-16]",
 )  # fmt: skip
 @click.option(
-    "--pool", default="avg", show_default=True, metavar="HOW",
+    "--pool", type=click.Choice(["avg", "max", "gem", "none"]), default="avg", show_default=True,
+    metavar="HOW",
     help="avg, max or gem make one number of each channel's map; none keeps whole maps.",
 )  # fmt: skip
 @click.option(
@@ -67,8 +51,9 @@ def features(
     from .. import retrieval
     from ..preprocess import parse_size
 
+    output_file(out)
     try:
-        with _told() as on_event:
+        with photo_events() as on_event:
             file = retrieval.features(
                 paths, out, layers or None, None if pool == "none" else pool,  # type: ignore[arg-type]
                 size=parse_size(size), on_event=on_event, **compute,
@@ -159,7 +144,7 @@ def duplicates(
     """
     from .. import retrieval
 
-    with _told() as on_event:
+    with photo_events() as on_event:
         result = retrieval.duplicates(paths, threshold, layer=layer, on_event=on_event, **compute)
     if as_json:
         print_json(result.to_dict())

@@ -35,8 +35,7 @@ def labelled_photos(data: str | os.PathLike[str]) -> Iterator[tuple[str, str | b
                     yield PurePosixPath(member.name).as_posix(), content.read()
     except tarfile.TarError as error:
         raise DataError(
-            f"{path}: not a folder, and not a tar that can be read ({error}); "
-            "expected a folder or tar of class folders"
+            f"{path}: neither a folder nor a tar that can be read; expected one of class folders"
         ) from error
 
 

@@ -100,11 +100,14 @@ class Duplicates:
 
     def __str__(self) -> str:
         count = sum(len(group.members) - 1 for group in self.groups)
+        are = "is a duplicate" if count == 1 else "are duplicates"
+        photos, groups = counted(self.photos, "photo"), counted(len(self.groups), "group")
         summary = (
-            f"{count:,} of {counted(self.photos, 'photo')} "
-            f"{'is a duplicate' if count == 1 else 'are duplicates'}, in "
-            f"{counted(len(self.groups), 'group')} (cosine at least {self.threshold:g}, or the same bytes)"
+            f"{count:,} of {photos} {are}, in {groups}"
+            if count
+            else f"no duplicates among {photos}"
         )
+        summary += f" (cosine at least {self.threshold:g}, or the same bytes)"
         return "\n\n".join([*map(str, self.groups), summary])
 
 

@@ -68,8 +68,8 @@ class About:
         if name is None and len(self.layers) == 1:
             return next(iter(self.layers))
         if name is None or name not in self.layers:
-            asked = "the layer to compare by is not named" if name is None else f"no layer {name!r}"
-            raise DataError(f"{asked}; the features are of {', '.join(self.layers)}")
+            asked = "several layers, and none is named" if name is None else f"no layer {name!r}"
+            raise DataError(f"{asked}; expected one of {', '.join(self.layers)}")
         return name
 
     def to_json(self) -> str:
