@@ -136,7 +136,10 @@ def test_usage(verydeep: Run, folders: tuple[Path, Path], tmp_path: Path) -> Non
     x = folders[0]
     for words, message in (
         ((x, "--map", tmp_path / "m.png"), "--map draws two photos; 3 pairs were given"),
-        ((x / "a.png", x / "c.png", "--map", tmp_path / "m.jpg"), "m.jpg: a map is a .png file"),
+        (
+            (x / "a.png", x / "c.png", "--map", tmp_path / "m.gif"),
+            "m.gif: expected a name that ends in .png",
+        ),
         ((x / "a.png", x / "c.png", "--map", tmp_path / "no" / "m.png"), "there is no folder"),
         ((tmp_path / "none.png", x), "none.png: no such file"),
         ((x / "a.png", tmp_path / "none.png"), "none.png: no such file"),

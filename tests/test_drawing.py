@@ -304,7 +304,7 @@ def test_the_command_refuses_what_it_cannot_write(
     before = model.read_bytes()
     outcome = verydeep("summary", model, "--svg", model)
     assert (outcome.status, outcome.out) == (2, "")
-    assert "expected one that ends in .svg" in outcome.err
+    assert "expected a name that ends in .svg" in outcome.err
     assert model.read_bytes() == before
     outcome = verydeep("summary", "vgg11", "--svg", tmp_path / "none" / "figure.svg")
     assert (outcome.status, outcome.out) == (2, "")

@@ -23,6 +23,7 @@ from verydeep.errors import (
     MissingExtraError,
     NetworkError,
     OutputError,
+    VerydeepError,
 )
 from verydeep.explanations import METHODS, Explainer, Explanation, explain
 from verydeep.explanations.fidelity import check, rank_correlation
@@ -193,9 +194,9 @@ def test_gradcam_plus_is_the_papers(tmp_path: Path) -> None:
 
 
 def explain_scaled(gradient: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    from verydeep.explanations.gradcam import _plus
+    from verydeep.explanations.gradients import weights_plus
 
-    return _plus(torch.from_numpy(gradient), torch.from_numpy(maps)).numpy()
+    return weights_plus(torch.from_numpy(gradient), torch.from_numpy(maps)).numpy()
 
 
 def test_gradcam_of_an_averaging_head_is_its_cam(tmp_path: Path, model: Path) -> None:
@@ -492,21 +493,16 @@ def test_a_map_that_does_not_change_is_reported(
     """A method that only looks at the image, as edge detectors do."""
     from verydeep.explanations import cam
 
-    real = cam.prepare
+    real = cam.cam
 
-    def edges(predictor: Any, options: Any, tensors: Any = None) -> Any:
-        run = real(predictor, options, tensors)
-
-        def only_the_image(pixels: np.ndarray, pick: Any) -> Any:
-            found = run(pixels, pick)
-            values = pixels[::2, ::2].mean(2, dtype=np.float32)
-            found.maps[:] = [values[: len(m), : m.shape[1]] for m in found.maps]
-            return found
-
-        return only_the_image
+    def only_the_image(subject: Any, options: Any, pixels: np.ndarray, pick: Any) -> Any:
+        answer = real(subject, options, pixels, pick)
+        values = pixels[::2, ::2].mean(2, dtype=np.float32)
+        answer.maps[:] = [values[: len(m), : m.shape[1]] for m in answer.maps]
+        return answer
 
     image = photo(tmp_path / "a.png")
-    monkeypatch.setattr(cam, "prepare", edges)
+    monkeypatch.setattr(cam, "cam", only_the_image)
     explainer = Explainer(verydeep.load(model))
     found = explainer.check(explainer(image), steps=2, draws=1)
     assert [step.correlation for step in found.steps] == pytest.approx([1, 1, 1])
@@ -536,6 +532,14 @@ def test_save(tmp_path: Path, model: Path) -> None:
     seen.save(tmp_path / "seen.png")
     with Image.open(tmp_path / "seen.png") as image:
         assert image.size == seen.picture().size
+    seen.save(tmp_path / "seen.jpg")
+    with Image.open(tmp_path / "seen.jpg") as image:
+        assert image.format == "JPEG"
+    with pytest.raises(
+        OutputError, match=r"seen\.gif: expected a name that ends in \.png or \.jpg"
+    ):
+        seen.save(tmp_path / "seen.gif")
+    assert not (tmp_path / "seen.gif").exists()
     with pytest.raises(OutputError, match=r"cannot be written: .*; make the folder first"):
         seen.save(tmp_path / "no" / "seen.png")
 
@@ -591,16 +595,134 @@ def test_the_verbs_methods_are_all_there(verydeep: Run) -> None:
     assert all(re.search(rf"\b{re.escape(method)}[ ,;]", text) for method in METHODS)
 
 
-def test_explainers_go_with_their_predictor(model: Path, tmp_path: Path) -> None:
+def test_one_module_goes_with_its_predictor(model: Path, tmp_path: Path) -> None:
     import gc
     import weakref
 
+    from verydeep.explanations import subject
+
     predictor = verydeep.load(model)
     image = photo(tmp_path / "a.png")
-    explain(predictor, image)
-    explain(predictor, image)
-    assert len(vars(predictor)["_explainers"]) == 1
+    before = len(subject._modules)
+    for layer in ("relu3_1", "relu4_1", "relu5_1"):
+        explain(predictor, image, method="gradcam", layer=layer)
+    assert len(subject._modules) == before + 1
     gone = weakref.ref(predictor)
     del predictor
     gc.collect()
     assert gone() is None
+    assert len(subject._modules) == before
+
+
+# Threads, processes, devices
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_eight_threads_equal_one(tmp_path: Path, method: str) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    predictor = made(tmp_path)
+    explainer = Explainer(predictor, method, steps=3, window=16, stride=16)
+    images = [photo(tmp_path / f"{seed}.png", seed=seed) for seed in range(8)]
+    expected = [explainer(image, label=3) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda image: explainer(image, label=3), 3 * images))
+    for answer, alone in zip(answers, 3 * expected, strict=True):
+        assert_allclose(answer.map, alone.map, rtol=1e-4, atol=1e-6)
+        assert answer.maps[0].score == pytest.approx(alone.maps[0].score, rel=1e-5)
+
+
+def test_threads_are_the_processes_own_again(tmp_path: Path, model: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        explain(verydeep.load(model, threads=1), photo(tmp_path / "a.png"), method="gradcam")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+def test_a_device_that_is_not_there_is_refused(verydeep: Run, tmp_path: Path, model: Path) -> None:
+    image = photo(tmp_path / "a.png")
+    words = ("--model", model, "--out", tmp_path / "out", "--device", "cuda")
+    for method in ("gradcam", "ig"):
+        done = verydeep("explain", image, *words, "--method", method)
+        assert (done.status, done.out) == (2, "")
+        assert "no CUDA device here" in done.err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_gradients_on_the_device(tmp_path: Path, model: Path) -> None:
+    image = photo(tmp_path / "a.png")
+    for method in ("gradcam", "gradcam++", "ig"):
+        there = explain(verydeep.load(model, device="cuda"), image, method=method, label=2)
+        here = explain(verydeep.load(model, device="cpu"), image, method=method, label=2)
+        close(there.map, here.map, 1e-4)
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
+def test_gradients_after_a_fork_are_refused(tmp_path: Path, model: Path) -> None:
+    code = f"""
+import os, sys, verydeep
+from verydeep.explanations import Explainer
+explainer = Explainer(verydeep.load({str(model)!r}), "gradcam")
+explainer({str(photo(tmp_path / "a.png"))!r})
+if not os.fork():
+    try:
+        explainer({str(tmp_path / "a.png")!r})
+    except verydeep.errors.EngineError as error:
+        os._exit(7 if "fork" in str(error) else 8)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    done = python(code)
+    assert (done.returncode, done.stdout.strip()) == (0, "7"), done.stderr
+
+
+# What is wrong is said
+
+
+def test_scores_that_are_no_numbers_are_an_error(tmp_path: Path) -> None:
+    from verydeep import modelfile
+
+    from .tiny import weights
+
+    net = tiny()
+    tensors = weights(net)
+    tensors["classifier.weight"][2] = np.nan
+    path = tmp_path / "nan.safetensors"
+    modelfile.write(path, modelfile.Record(network=net), tensors)
+    image = photo(tmp_path / "a.png")
+    for method in METHODS:
+        with pytest.raises(VerydeepError, match="finite"):
+            explain(path, image, method=method, window=100, stride=100)
+
+
+def test_check_of_a_map_that_another_made(tmp_path: Path, model: Path) -> None:
+    image = photo(tmp_path / "a.png")
+    explainer = Explainer(verydeep.load(model))
+    other = Explainer(made(tmp_path, tiny("vgg16", classes=3)))
+    with pytest.raises(DataError, match=(
+        r"the explanation is cam relu4_2 relu5_2 of vgg11 \(tiny\.safetensors\), and this Explainer "
+        r"makes cam relu5_1 relu5_3 of vgg16 \(m\.safetensors\); check it with the one that made it"
+    )):  # fmt: skip
+        other.check(explainer(image))
+    with pytest.raises(DataError, match="check it with the one that made it"):
+        Explainer(explainer.predictor, "gradcam").check(explainer(image))
+
+
+def test_class_names_in_either_spelling(tmp_path: Path) -> None:
+    import unicodedata
+
+    names = ("ant", "bee", "caf\u00e9", "daisy", "tabby", "espresso", "violin")
+    explainer = Explainer(made(tmp_path, class_names=names))
+    for spelling in ("NFC", "NFD"):
+        assert explainer.classes(unicodedata.normalize(spelling, "Caf\u00e9")) == [2]
+
+
+def test_one_image_at_a_time(model: Path) -> None:
+    explainer = Explainer(verydeep.load(model))
+    for several in ([np.zeros((40, 40, 3), np.uint8)] * 2, np.zeros((2, 40, 40, 3), np.uint8)):
+        with pytest.raises(ImageError, match=r"2 images given; expected one image at a time"):
+            explainer(several)  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ from verydeep.errors import (
     OutputError,
 )
 from verydeep.files.lock import locked
-from verydeep.retrieval import About, Match, Neighbours, doubles, featurefile, nearest
+from verydeep.retrieval import About, Neighbours, doubles, featurefile, nearest
 from verydeep.retrieval.journal import journal
 
 from .conftest import Run
@@ -569,32 +569,21 @@ def test_the_default_layer_is_the_last_relu(
 
 
 def test_the_sheet(tmp_path: Path) -> None:
-    """As it was when somebody looked at it, kept at a quarter of its size."""
-    for seed, (height, width) in enumerate([(90, 120), (120, 90), (200, 50), (40, 300)]):
-        photo(tmp_path / f"photo-{seed}.png", height, width, seed=seed)
-    (tmp_path / "gone.png").write_text("no photo")
+    """Against a golden that was looked at; tests/golden/sheet_make.py makes it again."""
+    from .golden.sheet_make import neighbours, picture
 
-    def match(name: str, cosine: float) -> Match:
-        return Match(str(tmp_path / name), cosine, 0)
-
-    rows = [
-        Neighbours(
-            str(tmp_path / "photo-0.png"),
-            (match("photo-0.png", 1.0), match("photo-1.png", 0.8125), match("gone.png", 0.5)),
-        ),
-        Neighbours(None, (match("photo-2.png", 0.75), match("photo-3.png", -0.25))),
-    ]
-    out = tmp_path / "sheet.png"
-    retrieval.contact_sheet(rows, out)
-    with Image.open(out) as image:
-        quarter = image.convert("RGB").reduce(4)
+    drawn = np.asarray(picture(tmp_path), np.int16)
     with Image.open(GOLDEN) as golden:
         expected = np.asarray(golden.convert("RGB"), np.int16)
-    found = np.asarray(quarter, np.int16)
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).mean() < 2
-    retrieval.contact_sheet(rows, tmp_path / "sheet.jpg")
-    with pytest.raises(DataError, match=r"a sheet ends in \.png, \.jpg"):
+    assert drawn.shape == expected.shape
+    assert np.abs(drawn - expected).mean() < 2
+    out, rows = tmp_path / "sheet.jpg", neighbours(tmp_path)
+    retrieval.contact_sheet(rows, out)
+    with Image.open(out) as image:
+        assert image.format == "JPEG"
+    with pytest.raises(
+        OutputError, match=r"sheet\.gif: expected a name that ends in \.png or \.jpg"
+    ):
         retrieval.contact_sheet(rows, tmp_path / "sheet.gif")
     with pytest.raises(DataError, match="no queries to draw"):
         retrieval.contact_sheet([], out)

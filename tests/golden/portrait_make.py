@@ -1,8 +1,8 @@
-"""Makes portrait_*.png: the pictures of a tiny network's portrait, at a tenth of their size.
+"""Makes portrait.png: the picture of a tiny network's portrait, at an eighth of its size.
 
     python -m tests.golden.portrait_make
 
-Look at them before you keep them.
+Look at it before you keep it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,13 @@ import verydeep
 from tests.tiny import model_file, photo
 
 
-def pictures(folder: Path) -> dict[str, Image.Image]:
+def picture(folder: Path) -> Image.Image:
     model = verydeep.load(model_file(folder / "tiny.safetensors"), precision="exact")
     seen = verydeep.show(model, photo(folder / "photo.png"), size=96, strongest=3)
-    return {
-        name: whole.resize((whole.width // 10, whole.height // 10), Image.Resampling.BOX)
-        for name, whole in seen.pictures.items()
-    }
+    whole = seen.picture()
+    return whole.resize((whole.width // 8, whole.height // 8), Image.Resampling.BOX)
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        for name, picture in pictures(Path(place)).items():
-            picture.save(Path(__file__).with_name(f"portrait_{name}.png"), optimize=True)
+        picture(Path(place)).save(Path(__file__).with_name("portrait.png"), optimize=True)

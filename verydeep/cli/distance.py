@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     help="A layer that content or style compare, by paper name; may be repeated.",
 )  # fmt: skip
 @options.path(
-    "--map", "map_path", help="Also draw where two photos differ (lpips, content): a .png file."
+    "--map", "map_path", help="Also draw where two photos differ (lpips, content): a .png or .jpg file."
 )
 @options.model
 @options.engine
@@ -65,14 +65,13 @@ def distance(
     """
     from ..distances.pairing import pair
     from ..errors import DataError
+    from ..pictures.saving import require_picture
 
     pairing = pair(paths)
     if map_path is not None:
         if len(pairing.pairs) != 1:
             raise DataError(f"--map draws two photos; {len(pairing.pairs)} pairs were given")
-        if map_path.suffix.lower() != ".png":
-            raise DataError(f"{map_path}: a map is a .png file; name it so")
-        output_file(map_path)
+        require_picture(output_file(map_path))
     from ..distances import Distance, Perceptual
 
     measure = Perceptual(metric, layers=layers or None, **compute)
@@ -132,18 +131,10 @@ def _record(item: Distance | Failure) -> dict[str, Any]:
 
 
 def _draw(path: Path, a: str, b: str, distance: Distance) -> None:
-    from PIL import Image
-
     from ..distances.picture import draw
-    from ..files.atomic import replacing
+    from ..pictures.layout import as_rgb
+    from ..pictures.saving import save
     from ..preprocess import decode
 
-    def photo(name: str) -> Image.Image:
-        image = decode(name)
-        if isinstance(image, Image.Image):
-            return image
-        return Image.fromarray(image.round().astype("uint8"))
-
-    picture = draw(photo(a), photo(b), distance, (Path(a).name, Path(b).name))
-    with replacing(path) as file:
-        picture.save(file, "PNG")
+    photos = as_rgb(decode(a)), as_rgb(decode(b))
+    save(draw(*photos, distance, (Path(a).name, Path(b).name)), path)

@@ -95,11 +95,11 @@ def similar(
     cannot be read is reported: the exit status is then 1, and 2 where not one could be read.
     """
     from .. import retrieval
+    from ..pictures.saving import require_picture
 
     opened = retrieval.open_features(index)
     if sheet is not None:
-        retrieval.require_picture(sheet)
-        output_file(sheet)
+        require_picture(output_file(sheet))
     photos = list(photo_paths.find_some(queries)[0])
     rows = retrieval.similar(opened, photos, top, layer=layer, **compute)
     answers = [row for row in rows if not row.error]

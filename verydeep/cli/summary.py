@@ -119,15 +119,11 @@ def describe(net: Network) -> str:
 
 
 def _draw(net: Network, size: tuple[int, int], path: Path) -> None:
-    from ..errors import OutputError
-    from ..files.atomic import replacing
     from ..pictures.block_figure import block_figure
+    from ..pictures.saving import FIGURES, require_ending, write
 
-    if path.suffix.lower() != ".svg":  # the next file named here could be the model itself
-        raise OutputError(f"{path}: a figure is an .svg file; name it so")
-    text = block_figure(net, *size, title=describe(net))
-    with replacing(path, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
+    require_ending(path, FIGURES)  # the next file named here could be the model itself
+    write(block_figure(net, *size, title=describe(net)), path, FIGURES)
 
 
 def _network(name: str) -> Network:

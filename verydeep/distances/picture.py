@@ -5,21 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ..errors import DataError
+from ..pictures import layout
 from ..pictures.colours import coloured
-from ..pictures.text import lines, shortened, write
 
 if TYPE_CHECKING:
     from .records import Distance
-
-PANEL = 460  # longest side of a photo, pixels
-MARGIN, GAP = 28, 24
-TITLE, TEXT = 25, 16  # font sizes
-HEAD, FOOT = 42, 62  # above and below a photo
-PAPER, INK, FAINT = (255, 255, 255), (24, 26, 30), (110, 116, 124)
-LEAST = 160  # width of a panel, so that its words find room
 
 
 def draw(
@@ -31,36 +24,20 @@ def draw(
     """
     if distance.map is None:
         raise DataError("the distance has no map; expected one that was computed with spatial=True")
-    scale = PANEL / max(first.size)
-    size = (max(1, round(first.width * scale)), max(1, round(first.height * scale)))
+    photos = [layout.fitted(photo) for photo in (first, second)]
     top = float(distance.map.max())
     heat = Image.fromarray(distance.map / top if top > 0 else distance.map)
     # enlarged, a pixel stays a pixel: what the map does not know should not look smooth
-    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
-    colours = Image.fromarray(coloured(np.asarray(heat.resize(size, how))))
-    photos = [p.convert("RGB").resize(size, Image.Resampling.BICUBIC) for p in (first, second)]
+    larger = photos[0].width > first.width
+    how = Image.Resampling.NEAREST if larger else Image.Resampling.BOX
+    colours = Image.fromarray(coloured(np.asarray(heat.resize(photos[0].size, how))))
     name = distance.about.metric.split()[0]
-    titles = (*names, f"{name} {float(distance):.4g}")
-    width = max(LEAST, size[0])
-    footer = lines(str(distance.about), TEXT - 2, 3 * width + 2 * GAP)
-    height = HEAD + size[1] + FOOT
-    canvas = Image.new(
-        "RGB",
-        (2 * MARGIN + 3 * width + 2 * GAP, MARGIN + height + 10 + 20 * len(footer) + MARGIN // 2),
-        PAPER,
+    scale = layout.scale(max(layout.NARROWEST, colours.width), f"{top:.3g}", f"{name} at a pixel")
+    return layout.under(
+        layout.row(
+            *(layout.panel(name, "", photo) for name, photo in zip(names, photos, strict=True)),
+            layout.panel(f"{name} {float(distance):.4g}", "", colours, 12, scale),
+            gap=layout.GAP,
+        ),
+        str(distance.about),
     )
-    pen = ImageDraw.Draw(canvas)
-    for at, (panel, title) in enumerate(zip((*photos, colours), titles, strict=True)):
-        left = MARGIN + at * (width + GAP)
-        canvas.paste(panel, (left, MARGIN + HEAD))
-        place = (left, MARGIN + HEAD - 12)
-        write(pen, place, shortened(title, TITLE, width), INK, TITLE, anchor="ls")
-    up = MARGIN + HEAD + size[1] + 12
-    bar = coloured(np.linspace(0, 1, width)[None, :].repeat(10, 0))
-    canvas.paste(Image.fromarray(bar), (left, up))
-    write(pen, (left, up + 16), "0", INK, TEXT)
-    write(pen, (left + width / 2, up + 16), f"{name} at a pixel", FAINT, TEXT, anchor="ma")
-    write(pen, (left + width, up + 16), f"{top:.3g}", INK, TEXT, anchor="ra")
-    for at, line in enumerate(footer):
-        write(pen, (MARGIN, MARGIN + height + 10 + 20 * at), line, FAINT, TEXT - 2)
-    return canvas

@@ -1,4 +1,4 @@
-"""Where a network looks: heat maps of what speaks for a class, each method in the file of its name.
+"""Where a network looks: heat maps of what speaks for a class, by one of five methods.
 
 cam          the class's weights times the maps that the head averages; exact (Zhou et al.,
              arXiv:1512.04150)
@@ -7,7 +7,7 @@ gradcam++    the same with weights for each position (Chattopadhay et al., arXiv
 occlusion    how far the score falls when a patch is covered (Zeiler and Fergus, arXiv:1311.2901)
 ig           gradients summed on the way from a plain image (Sundararajan et al., arXiv:1703.01365)
 
-cam and occlusion run on any engine, without torch; the others need torch.
+cam and occlusion run on any engine, without torch; the others, in `gradients`, need torch.
 
 >>> import verydeep
 >>> seen = verydeep.explain("builtin", "examples/photos/goldfish.jpg")
@@ -20,23 +20,27 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import predictor as predictors
-from ..errors import DataError, ImageError, LayerError, nearest
+from ..errors import DataError, ImageError, nearest
+from ..files.wording import counted
+from ..pictures.saving import require_picture, save
 from ..predictor import Predictor, softmax
-from ..preprocess import decode
-from .geometry import Box, seen_box, upscaled
-from .method import METHODS, Method, Options
+from ..preprocess import decode, several
+from .geometry import seen_box, upscaled
+from .methods import GRADIENTS, METHODS, Maps, Options, Pick, layers_read, method_of
+from .subject import Subject, device_for_gradients
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..pictures.layout import Box
     from ..preprocess import ImageLike
     from .fidelity import Fidelity
 
@@ -129,25 +133,25 @@ class Explanation:
         return draw(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `picture` as PNG, whole or not at all. Raises OutputError where that cannot be."""
-        from ..files.atomic import replacing
-
-        image = self.picture()
-        with replacing(path) as file:
-            image.save(file, "PNG", compress_level=1)  # half the size would take six times as long
+        """Write `picture` to a .png or .jpg file, whole or not at all. OutputError where that cannot be."""
+        require_picture(path)
+        save(self.picture(), path)
 
 
 class Explainer:
-    """A predictor and a method, prepared once for many images.
+    """A predictor and a method, for many images, from any thread; it can be pickled.
 
     predictor: or what `verydeep.load` takes. layer: for cam one of the layers that the head averages, None
     for all of them; for gradcam and gradcam++ any layer of the trunk, None for the last ReLU that the
     scores depend on. steps: of ig's way. window, stride: of occlusion's patch, in pixels; None is a
     quarter of the image's shorter side, and a quarter of that.
 
+    Gradients are torch's, in float32, on the predictor's device; "auto" is the CPU. In a process that was
+    forked after some were computed they are an EngineError: start processes with "spawn".
+
     Raises DataError for an unknown method or a model without a head, LayerError for an unknown layer or
     one that the method cannot use, NetworkError for cam of a head that has none, MissingExtraError where
-    the method needs torch and there is none.
+    the method needs torch and there is none, EngineError where torch finds no such device.
     """
 
     def __init__(
@@ -173,26 +177,26 @@ class Explainer:
                 f"{predictor.model.path} is a trunk without a head: it has no classes to explain; "
                 "give a model that classifies, or look inside with verydeep show"
             )
-        if layer is not None:
-            network.layer(layer)
-            if method in ("occlusion", "ig"):
-                raise LayerError(
-                    f"method {method} reads the image itself, so layer {layer!r} means nothing to it; "
-                    "leave it out, or take gradcam"
-                )
         self.predictor = predictor
         self.method = method
-        self.options = Options(layer, steps, window, stride)
+        self.options = Options(layers_read(network, method, layer), steps, window, stride)
+        self.model = f"{network.name} ({predictor.model.path.name})"
         self._minimum = network.cut(("fc8",)).minimum_size
-        self._run = self.prepare()
+        if method in GRADIENTS:
+            device_for_gradients(predictor)
 
-    def prepare(self, tensors: Mapping[str, np.ndarray] | None = None) -> Method:
-        """The method on the predictor's weights, or on other ones of the same names and shapes."""
-        module, name = METHODS[self.method]
-        made: Method = getattr(import_module(f".{module}", __package__), name)(
-            self.predictor, self.options, tensors
-        )
-        return made
+    def maps(self, subject: Subject, pixels: np.ndarray, pick: Pick) -> Maps:
+        """The method's maps of what the network saw; DataError where the scores are no numbers."""
+
+        def checked(scores: np.ndarray) -> list[int]:
+            if not np.isfinite(scores).all():
+                raise DataError(
+                    f"{self.model} gives scores that are no finite numbers; its weights are damaged, or "
+                    "this image is beyond them"
+                )
+            return pick(scores)
+
+        return method_of(self.method)(subject, self.options, pixels, checked)
 
     def __call__(
         self,
@@ -212,22 +216,20 @@ class Explainer:
             best = np.argsort(-scores, kind="stable")[:top]
             return [int(i) for i in best] if wanted is None else wanted
 
-        found = self._run(pixels, pick)
-        probabilities = softmax(found.scores)
+        answer = self.maps(Subject(self.predictor), pixels, pick)
+        probabilities = softmax(answer.scores)
         labels = self.predictor.labels
         ids = self.predictor.record.class_ids or labels
-        height, width = pixels.shape[:2]
-        maps = tuple(
+        heat = tuple(
             HeatMap(
-                labels[i], ids[i], i, float(found.scores[i]), float(probabilities[i]), values,
-                upscaled(values, found.ys, found.xs, height, width),
+                labels[i], ids[i], i, float(answer.scores[i]), float(probabilities[i]), values,
+                upscaled(values, answer.ys, answer.xs, *pixels.shape[:2]),
             )
-            for i, values in zip(found.classes, found.maps, strict=True)
+            for i, values in zip(answer.classes, answer.maps, strict=True)
         )  # fmt: skip
         path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
-        model = f"{self.predictor.record.network.name} ({self.predictor.model.path.name})"
         return Explanation(
-            path, model, self.method, found.layers, maps, found.engine, found.precision,
+            path, self.model, self.method, self.options.layers, heat, answer.engine, answer.precision,
             time.perf_counter() - began, pixels, photo, box,
         )  # fmt: skip
 
@@ -245,9 +247,11 @@ class Explainer:
             if not 0 <= given < count:
                 raise DataError(f"class {given} does not exist; expected 0 to {count - 1}")
             return given
-        folded = tuple(name.casefold() for name in names)
-        for known, asked in ((names, given), (ids, given), (folded, given.casefold())):
-            places = [i for i, name in enumerate(known) if name == asked]
+        asked = _composed(given)
+        composed = [_composed(name) for name in names]
+        folded = [name.casefold() for name in composed]
+        for known, name in ((composed, asked), (ids, given), (folded, asked.casefold())):
+            places = [i for i, one in enumerate(known) if one == name]
             if len(places) > 1:
                 which = ", ".join(f"{i} ({ids[i]})" if ids else str(i) for i in places)
                 raise DataError(f"class {given!r} is the name of several: {which}; give the number")
@@ -266,11 +270,31 @@ class Explainer:
 
         return check(self, explanation, **choices)
 
+    def require_own(self, explanation: Explanation) -> None:
+        """DataError for an explanation that this explainer, or one like it, did not make."""
+        own = (self.model, self.method, self.options.layers)
+        given = (explanation.model, explanation.method, explanation.layers)
+        index = explanation.maps[0].index
+        labels = self.predictor.labels
+        if own != given or labels[index : index + 1] != (explanation.label,):
+            theirs, ours = (
+                " ".join((m, *layers, "of", model)) for model, m, layers in (given, own)
+            )
+            raise DataError(
+                f"the explanation is {theirs}, and this Explainer makes {ours}; check it with the one that "
+                "made it"
+            )
+
     def _read(self, image: ImageLike) -> tuple[Image.Image, np.ndarray, Box]:
         """The photo for drawing, the network's pixels, and which part of the photo they show."""
         from PIL import Image
 
+        from ..pictures.layout import as_rgb
+
         preprocess = self.predictor.preprocess
+        images, many = several(image)
+        if many:
+            raise ImageError(f"{counted(len(images), 'image')} given; expected one image at a time")
         source = decode(image)
         deep = isinstance(source, np.ndarray)
         pixels = preprocess.pixels(source, range=(0, 255) if deep else None)
@@ -281,11 +305,7 @@ class Explainer:
                 f"{name}: {width}x{height} pixels is too small for this model; "
                 f"it needs at least {self._minimum} a side"
             )
-        photo = (
-            Image.fromarray(np.rint(source).astype(np.uint8))
-            if isinstance(source, np.ndarray)
-            else source
-        )
+        photo = as_rgb(source)
         size = photo.size
         shrink = min(1.0, LONGEST_SIDE / max(size))
         if shrink < 1:
@@ -317,24 +337,17 @@ def explain(
     `top` most probable. layer, steps, window, stride: see `Explainer`, which raises what it says there.
     DataError for a class that the model does not know, ImageError for an image that cannot be read.
     """
-    key = (method, layer, steps, window, stride)
-    if not isinstance(predictor, Predictor):
-        explainer = Explainer(
-            predictor, method, layer=layer, steps=steps, window=window, stride=stride
-        )
-        return explainer(image, label=label, top=top)
-    # on the predictor, so that a loop prepares its graph once and both are let go together
-    kept = vars(predictor).setdefault("_explainers", {})
-    if key not in kept:
-        kept[key] = Explainer(
-            predictor, method, layer=layer, steps=steps, window=window, stride=stride
-        )
-    found: Explanation = kept[key](image, label=label, top=top)
-    return found
+    explainer = Explainer(predictor, method, layer=layer, steps=steps, window=window, stride=stride)
+    return explainer(image, label=label, top=top)
+
+
+def _composed(name: str) -> str:
+    """One spelling of a name that may be written with accents of their own."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _alike(given: str, names: Sequence[str]) -> str:
     """A hint where the words are right but the name is longer: "panda" for "lesser panda"."""
     words = given.casefold().split()
-    found = [name for name in names if any(word in name.casefold() for word in words)][:3]
-    return f"; did you mean {' or '.join(found)}?" if found else ""
+    alike = [name for name in names if any(word in name.casefold() for word in words)][:3]
+    return f"; did you mean {' or '.join(alike)}?" if alike else ""

@@ -23,8 +23,9 @@ import numpy as np
 from ..errors import DataError
 from ..nets import Network
 from ..predictor import softmax
+from .geometry import blurred
 from .occlusion import mean_colour
-from .passes import Passes
+from .subject import Images, Subject
 
 if TYPE_CHECKING:
     from . import Explainer, Explanation
@@ -83,16 +84,10 @@ class Fidelity:
         def against(area: float, moved: float, better: bool) -> str:
             return f"{area:.3f} (map moved {moved:.3f}){'' if better else ', which is no better'}"
 
-        deletion = against(
-            self.deletion_area,
-            self.moved_deletion_area,
-            self.deletion_area < self.moved_deletion_area,
-        )
-        insertion = against(
-            self.insertion_area,
-            self.moved_insertion_area,
-            self.insertion_area > self.moved_insertion_area,
-        )
+        fall, moved = self.deletion_area, self.moved_deletion_area
+        deletion = against(fall, moved, fall < moved)
+        rise, moved = self.insertion_area, self.moved_insertion_area
+        insertion = against(rise, moved, rise > moved)
         steps = ", ".join(f"{step.random} {step.correlation:+.2f}" for step in self.steps)
         verdict = (
             "the map depends on the weights"
@@ -120,30 +115,25 @@ def check(
     """
     if steps < 1 or draws < 1:
         raise DataError(f"steps is {steps} and draws is {draws}; expected 1 or more of each")
+    explainer.require_own(explanation)
     heat, pixels = explanation.maps[0], explanation.pixels
-    draw = np.random.default_rng(seed)
+    subject = Subject(explainer.predictor)
     half = pixels.shape[0] // 2, pixels.shape[1] // 2
     moved = np.roll(heat.upscaled, half, (0, 1))  # as smooth, but elsewhere
-    passes = Passes(explainer.predictor)
-    plain = np.broadcast_to(mean_colour(explainer.predictor.preprocess, pixels.dtype), pixels.shape)
-    blurred = _blurred(pixels)
+    plain = np.broadcast_to(mean_colour(subject.preprocess, pixels.dtype), pixels.shape)
+    faint = blurred(pixels, BLUR * min(pixels.shape[:2]))
+    faint = (np.rint(faint) if pixels.dtype == np.uint8 else faint).astype(pixels.dtype)
     curves = []
     for shown in (heat.upscaled, moved):
-        order = np.argsort(-shown.reshape(-1), kind="stable")
-        for start, end in ((pixels, plain), (blurred, pixels)):
-            images = _mixed(start, end, order, steps)
-            curves.append([float(softmax(s)[heat.index]) for s in passes.scores(images, steps + 1)])
+        for start, end in ((pixels, plain), (faint, pixels)):
+            rows = subject.values(_mixed(start, end, shown, steps))
+            curves.append([float(softmax(row["fc8"])[heat.index]) for row in rows])
     areas = [(sum(curve) - (curve[0] + curve[-1]) / 2) / steps for curve in curves]
+    draw = np.random.default_rng(seed)
     return Fidelity(
-        label=heat.label,
-        deletion=tuple(curves[0]),
-        insertion=tuple(curves[1]),
-        deletion_area=areas[0],
-        insertion_area=areas[1],
-        moved_deletion_area=areas[2],
-        moved_insertion_area=areas[3],
-        steps=tuple(_random_steps(explainer, explanation, draws, draw)),
-    )
+        heat.label, tuple(curves[0]), tuple(curves[1]), areas[0], areas[1], areas[2], areas[3],
+        tuple(_random_steps(explainer, explanation, draws, draw)),
+    )  # fmt: skip
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -161,30 +151,17 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _mixed(
-    start: np.ndarray, end: np.ndarray, order: np.ndarray, steps: int
-) -> Iterator[np.ndarray]:
-    """From one image to the other, pixel by pixel in that order, in equal steps."""
-    mixed = start.copy()
-    flat, target = mixed.reshape(-1, start.shape[2]), end.reshape(-1, start.shape[2])
-    before = 0
-    for step in range(steps + 1):
-        count = round(step * len(order) / steps)
-        flat[order[before:count]] = target[order[before:count]]
-        before = count
-        yield mixed.copy()
+def _mixed(start: np.ndarray, end: np.ndarray, shown: np.ndarray, steps: int) -> Images:
+    """From one image to the other, the strongest pixels of a map first, in equal steps."""
+    order = np.argsort(-shown.reshape(-1), kind="stable")
 
+    def image(step: int) -> np.ndarray:
+        mixed = start.copy()
+        gone = order[: round(step * len(order) / steps)]
+        mixed.reshape(-1, mixed.shape[2])[gone] = end.reshape(-1, mixed.shape[2])[gone]
+        return mixed
 
-def _blurred(pixels: np.ndarray) -> np.ndarray:
-    """The image without its details; dtype and shape as they were."""
-    values = pixels.astype(np.float64)
-    for axis in (0, 1):
-        side = values.shape[axis]
-        apart = np.subtract.outer(np.arange(side), np.arange(side))
-        weights = np.exp(-0.5 * (apart / (BLUR * min(pixels.shape[:2]))) ** 2)
-        weights /= weights.sum(1, keepdims=True)
-        values = np.moveaxis(np.tensordot(weights, values, (1, axis)), 0, axis)
-    return (np.rint(values) if pixels.dtype == np.uint8 else values).astype(pixels.dtype)
+    return Images(steps + 1, image)
 
 
 def _random_steps(
@@ -194,12 +171,12 @@ def _random_steps(
     network = explainer.predictor.record.network
     tensors = explainer.predictor.model.tensors()
     for name, layers in _groups(network):
-        found = []
+        alike = 0.0
         for _ in range(draws):
-            run = explainer.prepare(_randomised(network, tensors, layers, draw))
-            values = run(explanation.pixels, lambda _: [heat.index]).maps[0]
-            found.append(rank_correlation(heat.map, values))
-        yield Step(name, sum(found) / len(found))
+            other = Subject(explainer.predictor, _randomised(network, tensors, layers, draw))
+            values = explainer.maps(other, explanation.pixels, lambda _: [heat.index]).maps[0]
+            alike += rank_correlation(heat.map, values)
+        yield Step(name, alike / draws)
 
 
 def _groups(network: Network) -> list[tuple[str, set[str]]]:

@@ -6,27 +6,23 @@ the same thing only where every pool divides evenly.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..nets import Network, Row
+from ..nets import Network
 from ..preprocess import Preprocess
 
-Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
+if TYPE_CHECKING:
+    from ..pictures.layout import Box
 
 
 def centres(network: Network, layer: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns, in pixels, of the units of a trunk layer; the first pixel's centre is 0."""
-    row = _row(network, layer, height, width)
-    _, rows, columns = row.shape
-    ys, xs = (row.position + row.stride * np.arange(n) for n in (rows, columns))
-    return ys, xs
-
-
-def _row(network: Network, layer: str, height: int, width: int) -> Row:
     rows = network.cut((layer,)).rows(height, width)
-    return next(row for row in rows if row.layer.name == layer)
+    line = next(row for row in rows if row.layer.name == layer)
+    ys, xs = (line.position + line.stride * np.arange(count) for count in line.shape[1:])
+    return ys, xs
 
 
 def interpolation(at: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -34,15 +30,7 @@ def interpolation(at: np.ndarray, known: np.ndarray) -> np.ndarray:
 
     at: where values are wanted. known: where they are known, increasing.
     """
-    index = np.clip(np.searchsorted(known, at, side="right") - 1, 0, max(0, len(known) - 2))
-    after = np.minimum(index + 1, len(known) - 1)
-    gap = np.where(after > index, known[after] - known[index], 1)
-    share = np.clip((at - known[index]) / gap, 0, 1)
-    weights = np.zeros((len(at), len(known)))
-    rows = np.arange(len(at))
-    np.add.at(weights, (rows, index), 1 - share)
-    np.add.at(weights, (rows, after), share)
-    return weights
+    return np.stack([np.interp(at, known, unit) for unit in np.eye(len(known))], axis=1)
 
 
 def upscaled(
@@ -52,6 +40,16 @@ def upscaled(
     down = interpolation(np.arange(height), ys)
     across = interpolation(np.arange(width), xs)
     return np.asarray(down @ values @ across.T, np.float32)
+
+
+def blurred(values: np.ndarray, deviation: float) -> np.ndarray:
+    """The Gaussian mean around each pixel of (height, width[, channels]), as float64; whole at borders."""
+    for axis in (0, 1):
+        side = np.arange(values.shape[axis])
+        weights = np.exp(-0.5 * (np.subtract.outer(side, side) / deviation) ** 2)
+        weights /= weights.sum(1, keepdims=True)
+        values = np.moveaxis(np.tensordot(weights, values, (1, axis)), 0, axis)
+    return values
 
 
 def seen_box(

@@ -6,61 +6,50 @@ places; the last one of a row or column ends at the border.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
 import numpy as np
 
 from ..errors import DataError
-from ..predictor import Predictor
 from ..preprocess import Preprocess
-from .method import Found, Method, Options, Pick
-from .passes import Passes
+from .methods import Maps, Options, Pick
+from .subject import Images, Subject
 
 
-def prepare(
-    predictor: Predictor, options: Options, tensors: Mapping[str, np.ndarray] | None = None
-) -> Method:
-    passes = Passes(predictor, (), tensors)
+def occlusion(subject: Subject, options: Options, pixels: np.ndarray, pick: Pick) -> Maps:
+    height, width = pixels.shape[:2]
+    window = options.window or max(1, min(height, width) // 4)
+    stride = options.stride or max(1, window // 4)
+    if window > min(height, width):
+        raise DataError(
+            f"window is {window}, and the network sees {width}x{height} pixels; "
+            f"expected 1 to {min(height, width)}"
+        )
+    rows, columns = places(height, window, stride), places(width, window, stride)
+    colour = mean_colour(subject.preprocess, pixels.dtype)
 
-    def run(pixels: np.ndarray, pick: Pick) -> Found:
-        height, width = pixels.shape[:2]
-        window = options.window or max(1, min(height, width) // 4)
-        stride = options.stride or max(1, window // 4)
-        if window > min(height, width):
-            raise DataError(
-                f"window is {window}, and the network sees {width}x{height} pixels; "
-                f"expected 1 to {min(height, width)}"
-            )
-        rows, columns = places(height, window, stride), places(width, window, stride)
-        colour = mean_colour(predictor.preprocess, pixels.dtype)
+    def image(number: int) -> np.ndarray:
+        """The whole one first, then with each place covered."""
+        covered = pixels.copy()
+        if number:
+            row, column = divmod(number - 1, len(columns))
+            top, left = rows[row], columns[column]
+            covered[top : top + window, left : left + window] = colour
+        return covered
 
-        def covered() -> Iterator[np.ndarray]:
-            yield pixels
-            for top in rows:
-                for left in columns:
-                    image = pixels.copy()
-                    image[top : top + window, left : left + window] = colour
-                    yield image
-
-        values = np.stack(list(passes.scores(covered(), 1 + len(rows) * len(columns))))
-        scores = values[0]
-        classes = pick(scores)
-        falls = (scores - values[1:]).reshape(len(rows), len(columns), -1)
-        middle = (window - 1) / 2
-        return Found(
-            scores, classes, [np.ascontiguousarray(falls[:, :, i]) for i in classes],
-            rows + middle, columns + middle, (), passes.engine, passes.precision,
-        )  # fmt: skip
-
-    return run
+    images = Images(1 + len(rows) * len(columns), image)
+    whole, *others = subject.values(images)
+    scores = whole["fc8"]
+    classes = pick(scores)
+    falls = scores - np.stack([item["fc8"] for item in others])
+    falls = falls.reshape(len(rows), len(columns), -1)
+    maps = [np.ascontiguousarray(falls[:, :, index]) for index in classes]
+    ys, xs = (at + (window - 1) / 2 for at in (rows, columns))
+    return Maps(scores, classes, maps, ys, xs, whole.engine, whole.precision)
 
 
 def places(side: int, window: int, stride: int) -> np.ndarray:
     """First pixels of windows along a side, every `stride` and one at the end."""
-    starts = list(range(0, side - window + 1, stride))
-    if starts[-1] != side - window:
-        starts.append(side - window)
-    return np.array(starts)
+    last = side - window
+    return np.array(sorted({*range(0, last, stride), last}))
 
 
 def mean_colour(preprocess: Preprocess, dtype: np.dtype[np.generic]) -> np.ndarray:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import unicodedata
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont
 
     Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+Colour: TypeAlias = tuple[int, int, int]
 
 SPACE = 0.28  # between words, of the size
 MIDDLE_DOT = "\N{MIDDLE DOT}"
@@ -33,7 +35,7 @@ def write(
     pen: ImageDraw.ImageDraw,
     at: tuple[float, float],
     text: str,
-    colour: tuple[int, int, int],
+    colour: Colour,
     size: int,
     anchor: str = "la",
 ) -> None:
@@ -48,26 +50,26 @@ def write(
         x += font(size).getlength(word) + SPACE * size
 
 
-def shortened(text: str, size: int, room: float) -> str:
-    """The text as the font can write it, cut to fit in so many pixels."""
+def shortened(text: str, size: int, room: float, *, end: bool = False) -> str:
+    """The text as the font can write it, cut to fit in so many pixels; end: its end stays."""
     text = _writable(text)
     if length(text, size) <= room:
         return text
     while text and length(text + "...", size) > room:
-        text = text[:-1]
-    return text + "..."
+        text = text[1:] if end else text[:-1]
+    return f"...{text}" if end else f"{text}..."
 
 
 def lines(text: str, size: int, room: float) -> list[str]:
     """The text as the font can write it, in lines that fit in so many pixels."""
-    found = [""]
+    rows = [""]
     for word in _writable(text).split(" "):
-        longer = f"{found[-1]} {word}".strip()
-        if found[-1] and length(longer, size) > room:
-            found.append(word)
+        longer = f"{rows[-1]} {word}".strip()
+        if rows[-1] and length(longer, size) > room:
+            rows.append(word)
         else:
-            found[-1] = longer
-    return found
+            rows[-1] = longer
+    return rows
 
 
 def _writable(text: str) -> str:

@@ -2,7 +2,7 @@
 
 >>> import verydeep
 >>> seen = verydeep.show("builtin", "examples/photos/bee.jpg")
->>> seen.save("pictures")  # doctest: +SKIP
+>>> seen.save("bee.png")  # doctest: +SKIP
 >>> seen.write_page("bee.html")  # doctest: +SKIP
 """
 
@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import predictor as predictors
-from ..errors import DataError, OutputError
-from ..files.atomic import replacing
+from ..errors import DataError, ImageError, OutputError
+from ..files.wording import counted
 from ..nets import Network, Row
+from ..pictures.colours import coloured
+from ..pictures.saving import PAGES, require_ending, require_picture, save, write
 from ..predictor import Predictor
-from ..preprocess import decode, sized
+from ..preprocess import decode, several, sized
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..pictures.layout import Box
     from ..predictor import Answer
     from ..preprocess import ImageLike, Size
 
@@ -33,6 +35,9 @@ __all__ = ["Block", "Channel", "Portrait", "show"]
 
 SIZE = 224  # the paper's, at which receptive fields and photo go well together
 STRONGEST = 8
+
+# Of the units' fields, one a block, from the first: inferno's steps that show on light and dark photos.
+FIELDS = ((252, 255, 164), (251, 165, 10), (238, 85, 50), (201, 60, 140), (120, 70, 220))
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +54,13 @@ class Channel:
         row, column = np.unravel_index(int(self.map.argmax()), self.map.shape)
         return int(row), int(column)
 
+    @property
+    def picture(self) -> Image.Image:
+        """The map, a pixel a unit: 0 is black, its largest value pale yellow."""
+        from PIL import Image
+
+        return Image.fromarray(coloured(self.map / max(float(self.map.max()), 1e-30)))
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
@@ -60,6 +72,14 @@ class Block:
     @property
     def layer(self) -> str:
         return self.row.layer.name
+
+    def field(self, centre: tuple[float, float]) -> Box:
+        """What the unit nearest to a pixel (x, y) sees: left, top, right, bottom, in input pixels."""
+        row, half = self.row, self.row.receptive_field / 2
+        # the first pixel's centre is 0, and its left edge, as a box has it, as well
+        nearest = (max(0, round((at - row.position) / row.stride)) for at in centre)
+        x, y = (row.position + row.stride * unit + 0.5 for unit in nearest)
+        return x - half, y - half, x + half, y + half
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,76 +102,59 @@ class Portrait:
     answer: Answer | None = None
 
     def __str__(self) -> str:
-        head = f"{self.network.name} ({self.model})"
+        text = f"{self.network.name} ({self.model})"
         if self.pixels is not None:
             height, width = self.pixels.shape[:2]
-            head += f", {self.path or 'an image'} at {width}x{height} pixels"
-        rows: list[tuple[str, ...]] = [
-            ("layer", "maps", "of units", "a unit sees", "strongest channels")
-        ]
-        for block in self.blocks:
-            channels, height, width = block.row.shape
-            side = block.row.receptive_field
-            strongest = " ".join(str(channel.index) for channel in block.channels)
-            rows.append(
-                (block.layer, str(channels), f"{width}x{height}", f"{side}x{side}", strongest)
-            )
-        if self.pixels is None:
-            rows = [row[:-1] for row in rows]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        table = ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)) for row in rows]
-        return "\n".join([head, *(line.rstrip() for line in table)])
+            text += f", {self.path or 'an image'} at {width}x{height} pixels"
+        return (
+            text
+            if self.answer is None
+            else f"{text}: {self.answer.label} {self.answer.probability:.1%}"
+        )
 
-    @cached_property
-    def filters_picture(self) -> Image.Image:
-        """The first layer's filters, each in its own colours."""
-        from .filters import draw
+    __repr__ = __str__
+
+    @property
+    def strengths(self) -> list[float]:
+        """Of the filters, as shares of the strongest one's: lengths of their weights."""
+        lengths = np.sqrt((self.filters**2).sum((1, 2, 3)))
+        shares: list[float] = (lengths / max(float(lengths.max()), 1e-30)).tolist()
+        return shares
+
+    @property
+    def photo(self) -> Image.Image:
+        """What the network looked at, as RGB. DataError where there is no photo."""
+        from ..pictures.layout import as_rgb
+
+        if self.pixels is None:
+            raise DataError("this portrait was made without a photo; give one to show()")
+        return as_rgb(self.pixels)
+
+    @property
+    def fields(self) -> list[Box]:
+        """What a unit of each block sees, in pixels of the photo: left, top, right, bottom.
+
+        The units lie one behind the other: all have their field's centre where the last block's strongest
+        channel has its strongest unit, as nearly as their grids allow.
+        """
+        last = self.blocks[-1]
+        y, x = (last.row.position + last.row.stride * unit for unit in last.channels[0].peak)
+        return [block.field((x, y)) for block in self.blocks]
+
+    def picture(self) -> Image.Image:
+        """The photo, the filters, and of each block what a unit sees and its strongest maps, as RGB."""
+        from .contact import draw
 
         return draw(self)
 
-    @cached_property
-    def channels_picture(self) -> Image.Image | None:
-        """A contact sheet: the strongest maps of each block; None without a photo."""
-        from .channels import draw
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write `picture` to a .png or .jpg file, or as portrait.png into a folder; returns where.
 
-        return None if self.pixels is None else draw(self)
-
-    @cached_property
-    def fields_picture(self) -> Image.Image | None:
-        """How far a unit of each block sees, drawn on the photo; None without one."""
-        from .fields import draw
-
-        return None if self.pixels is None else draw(self)
-
-    @property
-    def pictures(self) -> dict[str, Image.Image]:
-        """Those that there are, by name."""
-        named = {
-            "filters": self.filters_picture,
-            "channels": self.channels_picture,
-            "fields": self.fields_picture,
-        }
-        return {name: picture for name, picture in named.items() if picture is not None}
-
-    def save(self, path: str | os.PathLike[str]) -> list[Path]:
-        """Write the pictures: into a folder, or one below the other into a .png file.
-
-        Returns what was written. Raises OutputError where that cannot be.
+        Raises OutputError where that cannot be.
         """
-        target = Path(path)
-        if target.suffix.lower() == ".png" and not target.is_dir():
-            _write(target, _stacked(list(self.pictures.values())))
-            return [target]
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"{target}: cannot be made a folder: {error.strerror}; name another, or a .png file"
-            ) from error
-        written = [target / f"{name}.png" for name in self.pictures]
-        for file, picture in zip(written, self.pictures.values(), strict=True):
-            _write(file, picture)
-        return written
+        target = picture_place(path)
+        save(self.picture(), target)
+        return target
 
     def page(self) -> str:
         """One HTML page with all of it, images inside, so that it opens without a network."""
@@ -160,9 +163,24 @@ class Portrait:
         return page(self)
 
     def write_page(self, path: str | os.PathLike[str]) -> None:
-        """Write `page` to a file. Raises OutputError where that cannot be."""
-        with replacing(path, "w", encoding="utf-8") as file:
-            file.write(self.page())
+        """Write `page` to a .html file. Raises OutputError where that cannot be."""
+        require_ending(path, PAGES)
+        write(self.page(), path)
+
+
+def picture_place(path: str | os.PathLike[str]) -> Path:
+    """The file that a portrait's picture is written to: as named, or in the folder, which is made."""
+    target = Path(path)
+    if target.suffix and not target.is_dir():
+        require_picture(target)
+        return target
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{target}: cannot be made a folder: {error.strerror}; name another, or a .png file"
+        ) from error
+    return target / "portrait.png"
 
 
 def show(
@@ -176,7 +194,8 @@ def show(
 
     model: a Predictor, or what `verydeep.load` takes; it need not have a head. photo: whatever a predictor
     takes. size: pixels at which it is looked at; see `preprocess.Size`. strongest: channels of each
-    block. Raises DataError where strongest is less than 1, ImageError where the photo cannot be read.
+    block. Raises DataError where strongest is less than 1 or maps are no finite numbers, ImageError where
+    the photo cannot be read.
     """
     if strongest < 1:
         raise DataError(f"strongest is {strongest}; expected 1 or more")
@@ -189,6 +208,9 @@ def show(
         side = size if isinstance(size, int) else SIZE
         height = width = max(side, network.minimum_size)
     else:
+        images, many = several(photo)
+        if many:
+            raise ImageError(f"{counted(len(images), 'image')} given; expected one photo")
         source = decode(photo)
         deep = (0.0, 255.0) if isinstance(source, np.ndarray) else None  # more than 8 bits
         pixels = sized(predictor.preprocess, size).pixels(source, range=deep)
@@ -202,18 +224,20 @@ def show(
         for name in last
     )
     path = os.fspath(photo) if isinstance(photo, str | os.PathLike) else None
-    return Portrait(
-        network, predictor.model.path.name, _filters(predictor), blocks, path, pixels, answer
-    )
+    filters = _filters(predictor)
+    for name, values in (("filters", filters), *maps.items()):
+        if not np.isfinite(values).all():
+            raise DataError(
+                f"{predictor.model.path}: {name} has values that are no finite numbers; its weights are "
+                "damaged, or this image is beyond them"
+            )
+    return Portrait(network, predictor.model.path.name, filters, blocks, path, pixels, answer)
 
 
 def _last_relus(network: Network) -> list[str]:
     """Of each block, its last ReLU: what its pool reads."""
-    found: dict[str, str] = {}
-    for layer in network.trunk:
-        if layer.kind == "relu":
-            found[layer.name.split("_")[0]] = layer.name
-    return list(found.values())
+    relus = (layer.name for layer in network.trunk if layer.kind == "relu")
+    return list({name.split("_")[0]: name for name in relus}.values())
 
 
 def _strongest(maps: np.ndarray, count: int) -> list[Channel]:
@@ -234,19 +258,11 @@ def _filters(predictor: Predictor) -> np.ndarray:
     return weight[:, ::-1] if record.preprocess.channel_order == "BGR" else weight
 
 
-def _write(path: Path, picture: Image.Image) -> None:
-    with replacing(path) as file:
-        picture.save(file, "PNG", compress_level=3)
-
-
-def _stacked(pictures: list[Image.Image]) -> Image.Image:
+def filter_picture(weights: np.ndarray) -> Image.Image:
+    """A filter (channels, height, width) as a picture of as many pixels: zero is middle grey."""
     from PIL import Image
 
-    whole = Image.new(
-        "RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), (255, 255, 255)
-    )
-    top = 0
-    for picture in pictures:
-        whole.paste(picture, (0, top))
-        top += picture.height
-    return whole
+    shown = 0.5 + weights / (2 * max(float(np.abs(weights).max()), 1e-30))
+    if len(shown) != 3:
+        shown = np.repeat(shown.mean(0, keepdims=True), 3, 0)
+    return Image.fromarray(np.rint(shown.transpose(1, 2, 0) * 255).astype(np.uint8))

@@ -6,7 +6,7 @@ from .doubles import Duplicates, Group, Member, duplicates
 from .extraction import features
 from .featurefile import About, FeatureFile, open_features
 from .nearest import Match, Neighbours, similar
-from .sheet import contact_sheet, require_picture
+from .sheet import contact_sheet
 
 __all__ = [
     "About",
@@ -20,6 +20,5 @@ __all__ = [
     "duplicates",
     "features",
     "open_features",
-    "require_picture",
     "similar",
 ]

@@ -4,110 +4,89 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DataError, ImageError, log
-from ..files.atomic import replacing
 from ..files.wording import counted
+from ..pictures.saving import require_picture, save
 from ..preprocess import decode
 from .nearest import Neighbours
 
 if TYPE_CHECKING:
     from PIL import Image
 
-TILE, GAP, CAPTION = 160, 12, 34  # pixels
-MARGIN = 20
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-PAPER, INK, FAINT, ACCENT = "#ffffff", "#1b1b1b", "#6a6a6a", "#c8472c"
-FONT = 12
+    from ..pictures.text import Colour
+
+TILE, GAP = 160, 12  # pixels
+ACCENT = (200, 71, 44)
 MOST_PIXELS = 100_000_000
 
 
-def require_picture(path: str | os.PathLike[str]) -> str:
-    """The format of a picture by its suffix; DataError where it is none that is drawn."""
-    suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        raise DataError(f"{os.fspath(path)}: a sheet ends in {', '.join(FORMATS)}")
-    return FORMATS[suffix]
-
-
-def contact_sheet(found: Sequence[Neighbours], out: str | os.PathLike[str]) -> None:
+def contact_sheet(rows: Sequence[Neighbours], out: str | os.PathLike[str]) -> None:
     """Draw queries and what is nearest to them, a row each, to a .png or .jpg file.
 
     The query stands on the left, framed; below each photo its cosine and its name. A photo that cannot be
-    read any more is an empty frame. Raises DataError where there is nothing to draw, or too much.
+    read any more is an empty frame. Raises DataError where there is nothing to draw, or too much, and
+    OutputError where the file cannot be written.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from ..pictures import layout
 
-    kind = require_picture(out)
-    if not found:
+    require_picture(out)
+    if not rows:
         raise DataError("there are no queries to draw; give at least one")
-    columns = 1 + max(len(row.matches) for row in found)
-    width = 2 * MARGIN + columns * (TILE + GAP) + GAP
-    height = 2 * MARGIN + len(found) * (TILE + CAPTION + GAP) - GAP
-    if width * height > MOST_PIXELS:
+    columns = 1 + max(len(row.matches) for row in rows)
+    if columns * len(rows) * (TILE + GAP) * (TILE + 3 * GAP) > MOST_PIXELS:
         raise DataError(
-            f"a sheet of {len(found)} rows of {columns} photos is too large; give fewer queries, or a "
+            f"a sheet of {len(rows)} rows of {columns} photos is too large; give fewer queries, or a "
             "smaller --top"
         )
-    sheet = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(FONT)
-
-    def fitted(text: str) -> str:
-        """As much of its end as fits under a photo: names differ there."""
-        if draw.textlength(text, font) <= TILE:
-            return text
-        while text and draw.textlength("..." + text, font) > TILE:
-            text = text[1:]
-        return "..." + text
-
     missing: list[str] = []
-    for line, row in enumerate(found):
-        y = MARGIN + line * (TILE + CAPTION + GAP)
-        tiles = [(row.query, "query", ACCENT)]
-        tiles += [(m.photo or m.path, f"{m.cosine:.4f}", INK) for m in row.matches]
-        for column, (path, words, colour) in enumerate(tiles):
-            x = MARGIN + column * (TILE + GAP) + (GAP if column else 0)
-            photo = _tile(path)
-            if photo is None:
-                missing += [] if path is None else [path]
-                draw.rectangle((x, y, x + TILE - 1, y + TILE - 1), outline=FAINT)
-            else:
-                left, top = x + (TILE - photo.width) // 2, y + (TILE - photo.height) // 2
-                sheet.paste(photo, (left, top))
-                if not column:
-                    edge = (left - 3, top - 3, left + photo.width + 2, top + photo.height + 2)
-                    draw.rectangle(edge, outline=ACCENT, width=3)
-            draw.text((x, y + TILE + 4), words, fill=colour, font=font)
-            name = fitted(_drawable(os.path.basename(path or "")))
-            draw.text((x, y + TILE + 18), name, fill=FAINT, font=font)
+    lines = [
+        layout.row(
+            _tile(row.query, "query", missing, ACCENT),
+            *(_tile(m.photo or m.path, f"{m.cosine:.4f}", missing) for m in row.matches),
+            gap=GAP,
+        )
+        for row in rows
+    ]
     if missing:
         log.warning(
             f"{counted(len(missing), 'photo')} on the sheet cannot be read, such as {missing[0]}; if they "
             "were moved, make the features again"
         )
-    with replacing(out) as file:
-        sheet.save(file, kind, **({"quality": 92} if kind == "JPEG" else {}))
+    save(layout.column(*lines, gap=GAP, margin=layout.MARGIN), out)
 
 
-def _tile(path: str | None) -> Image.Image | None:
-    """The photo, fitted into a tile, or None where it cannot be read."""
-    from PIL import Image
+def _tile(
+    path: str | None, words: str, missing: list[str], accent: Colour | None = None
+) -> Image.Image:
+    """A photo in the middle of its place, its words and its name; framed where it has an accent.
 
-    if path is None:
-        return None
+    missing: takes the path where it cannot be read.
+    """
+    from PIL import Image, ImageDraw
+
+    from ..pictures import layout
+    from ..pictures.text import shortened
+
+    place = Image.new("RGB", (TILE, TILE), layout.PAPER)
+    pen = ImageDraw.Draw(place)
     try:
-        photo = decode(path)
+        photo = layout.as_rgb(decode(path or ""))
+        photo = layout.fitted(photo, min(max(photo.size), TILE - 6 if accent else TILE))
     except ImageError:
-        return None
-    if not isinstance(photo, Image.Image):  # more than 8 bits
-        photo = Image.fromarray(photo.round().astype("uint8"))
-    photo = photo.copy()
-    photo.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
-    return photo
-
-
-def _drawable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)
+        missing += [path] if path else []
+        pen.rectangle((0, 0, TILE - 1, TILE - 1), outline=accent or layout.FAINT)
+    else:
+        left, top = (TILE - photo.width) // 2, (TILE - photo.height) // 2
+        place.paste(photo, (left, top))
+        if accent:
+            edge = (left - 3, top - 3, left + photo.width + 2, top + photo.height + 2)
+            pen.rectangle(edge, outline=accent, width=3)
+    # names differ at their ends
+    name = shortened(os.path.basename(path or ""), layout.SMALL, TILE, end=True)
+    colours = (accent or layout.INK, layout.FAINT, layout.FAINT)
+    return layout.column(
+        place, 4, layout.caption(TILE, words, size=layout.SMALL, colours=colours),
+        layout.caption(TILE, name, size=layout.SMALL, colours=(layout.FAINT,) * 3),
+    )  # fmt: skip

@@ -1,0 +1,48 @@
+"""What is drawn, as a file: pictures in the format that their name says, pages and figures as text."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import OutputError
+from ..files.atomic import replacing
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# ending of the name -> how Pillow writes it; a PNG packed half as small would take six times as long
+PICTURES: dict[str, dict[str, object]] = {
+    ".png": {"format": "PNG", "compress_level": 1},
+    ".jpg": {"format": "JPEG", "quality": 92},
+    ".jpeg": {"format": "JPEG", "quality": 92},
+}
+PAGES, FIGURES = (".html", ".htm"), (".svg",)
+
+
+def require_ending(path: str | os.PathLike[str], endings: tuple[str, ...]) -> str:
+    """The ending of a file's name, in lower case; OutputError where it is not one of these."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in endings:
+        raise OutputError(f"{os.fspath(path)}: expected a name that ends in {' or '.join(endings)}")
+    return suffix
+
+
+def require_picture(path: str | os.PathLike[str]) -> str:
+    """The ending of a picture's name; OutputError where no picture is written by it."""
+    return require_ending(path, tuple(PICTURES))
+
+
+def save(picture: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write a picture by its name's ending, whole or not at all. OutputError where that cannot be."""
+    options = PICTURES[require_picture(path)]
+    with replacing(path) as file:
+        picture.save(file, **options)  # type: ignore[arg-type]
+
+
+def write(text: str, path: str | os.PathLike[str], endings: tuple[str, ...] = PAGES) -> None:
+    """Write a page, or what else is text, by a name with one of these endings, as `save` does."""
+    require_ending(path, endings)
+    with replacing(path, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
