@@ -178,7 +178,9 @@ class Fake:
         return self.seconds.pop(0)
 
 
-def test_rounds_ratios_and_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_ratios_and_rows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Round 2 meets a slow machine: pairs see through it, and the medians of all do not matter."""
     monkeypatch.setattr(bench, "PAUSE_SECONDS", 0)
     calls: list[str] = []
@@ -190,7 +192,7 @@ def test_rounds_ratios_and_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, Any] = {"chosen": None, "load_seconds": 1.5}
     runners = [
         bench._Runner(
-            bench._Entrant(name, precision.get(name, "exact")),
+            bench.Entrant(name, precision.get(name, "exact")),
             Fake(name, list(given), calls),  # type: ignore[arg-type]
             {2: told},
             [precision.get(name, "exact")] if name != "mnn" else ["fast", "half"],
@@ -198,11 +200,11 @@ def test_rounds_ratios_and_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         for name, given in seconds.items()
     ]
-    notes: list[str] = []
-    bench._rounds(runners, 2, 3, notes.append)
+    bench._rounds(runners, 2, 3)
     names = list(seconds)
     assert calls == [*names, *names[1:], names[0], *names[2:], *names[:2]]
-    assert notes == [f"batch 2: round {n} of 3" for n in (1, 2, 3)]
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"verydeep: batch 2: round {n} of 3" for n in (1, 2, 3)]
     rows = {(row.engine, row.precision): row for row in bench._rows(runners, 2, [1, 2, 3, 4])}
     mnn = rows["mnn", "fast"]
     pairs = zip(seconds[plain.BASELINE], seconds["mnn"], strict=True)
@@ -214,29 +216,31 @@ def test_rounds_ratios_and_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (mnn.load_seconds, mnn.peak_bytes) == (1.5, 4)
 
 
-def test_one_that_cannot_run_is_left_out(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_cannot_run_is_left_out(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It dies; the race goes on, and says so."""
     monkeypatch.setattr(bench, "PLAIN", {})
-    real = bench._Worker.ask
+    real = bench.Worker.ask
 
     def ask(self: Any, question: str, **what: object) -> Any:
         if self.entrant.precision == "fast":
             self.process.kill()
         return real(self, question, **what)
 
-    monkeypatch.setattr(bench._Worker, "ask", ask)
-    notes: list[str] = []
+    monkeypatch.setattr(bench.Worker, "ask", ask)
     choices: dict[str, Any] = {"engines": ["onnxruntime"], "batches": [1], "rounds": 1}
-    rows = bench.bench(model, precisions="exact,fast", note=notes.append, **choices)
+    rows = bench.bench(model, precisions="exact,fast", **choices)
     assert [(row.engine, row.precision) for row in rows] == [("onnxruntime", "exact")]
-    assert "onnxruntime fast is left out: onnxruntime died with status -9" in notes
+    said = capsys.readouterr().err
+    assert "verydeep: onnxruntime fast is left out: onnxruntime died with status -9" in said
     with pytest.raises(EngineError, match="no engine could run this model"):
-        bench.bench(model, precisions="fast", note=notes.append, **choices)
+        bench.bench(model, precisions="fast", **choices)
 
 
 def test_peak_memory_is_the_peak_of_this_program_alone() -> None:
     code = (
-        "import numpy; from verydeep.benching import _peak_bytes; before = _peak_bytes()\n"
+        "import numpy; from verydeep.benching.worker import _peak_bytes; before = _peak_bytes()\n"
         "held = numpy.ones(30_000_000); del held; print(before, _peak_bytes())"
     )
     held = np.ones(100_000_000)  # by the parent, of which the child must not tell

@@ -25,7 +25,7 @@ from verydeep.preprocess import TORCHVISION
 from .tiny import pixels, tiny, weights
 
 ABOUT = {"engine": "toy", "version": "1"}
-ROW = Standing("toy", "cpu", {"streams": 2}, 0.01, 0.5, 1e-6)
+ROW = Standing("toy", "cpu", {"streams": 2}, 0.01, 8, 1e-6)
 
 
 class Toy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,10 @@ import pytest
 
 import verydeep
 from verydeep import engines, modelfile
-from verydeep.engines import ENGINES, Engine, Kind, Order, Run, Source, choice, processor, race
-from verydeep.engines.choice import Choice, source_of
+from verydeep.engines import ENGINES, Engine, Kind, Run, Source, choice, ort, processor, race
+from verydeep.engines.choice import Choice
 from verydeep.engines.remembered import Memory, Standing
+from verydeep.engines.source import source_of
 from verydeep.errors import EngineError
 from verydeep.files.cache import Cache
 from verydeep.graphs import network as graph
@@ -48,39 +50,29 @@ class Planted:
         value: float | None = None,
     ) -> None:  # fmt: skip
         """An engine that answers as ONNX Runtime does, times `factor`, `seconds` later."""
-        made = Kind(name, name, ("numpy",), ("numpy",), "", ("exact", "fast", "half"))
+        kind = Kind(name, name, ("numpy",), ("numpy",), "", ("exact", "fast", "half"))
 
-        def prepare(_name: str, source: Source, order: Order) -> Run:
+        def prepare(engine: Engine) -> Run:
             if fails:
                 raise EngineError(f"{name} did not take the graph: it is on fire")
-            from verydeep.engines import ort
-
-            inner = ort.prepare("onnxruntime", source, order)
+            inner = ort.prepare(engine)
 
             def run(image: np.ndarray) -> dict[str, np.ndarray]:
                 time.sleep(seconds)
-                found = {k: v * np.float32(factor) for k, v in inner(image).items()}
+                outputs = {k: v * np.float32(factor) for k, v in inner(image).items()}
                 if value is not None:
-                    found["scores"][-1, 0] = value
-                return found
+                    outputs["scores"][-1, 0] = value
+                return outputs
 
             return run
 
-        module = SimpleNamespace(prepare=prepare, variants=lambda _source, _order, _batch: ({},))
-        self._kinds[name] = made
-        self._patch.setitem(ENGINES, name, made)
-        for where in (engines, race):
-            real = where.import_module
-            self._patch.setattr(
-                where, "import_module",
-                lambda path, real=real: module if path.endswith(f".{name}") else real(path),
-            )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine that does nothing else."""
-    monkeypatch.setattr(choice, "busy", lambda: False)
+        module = SimpleNamespace(
+            prepare=prepare, variants=lambda *_: ({},), devices=lambda: ("cpu",)
+        )
+        self._kinds[name] = kind
+        self._patch.setitem(ENGINES, name, kind)
+        real = Kind.load
+        self._patch.setattr(Kind, "load", lambda self: module if self.name == name else real(self))
 
 
 @pytest.fixture
@@ -111,8 +103,8 @@ def test_the_quickest_wins(
 ) -> None:
     planted.add("slow", seconds=0.2)
     planted.add("slower", seconds=1.0)
-    found = choose(built, memory).engine(BATCH, to_come=100)
-    assert found.name == "onnxruntime"
+    engine = choose(built, memory).engine(BATCH, to_come=100)
+    assert engine.name == "onnxruntime"
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
     assert "measuring onnxruntime, slow, slower on this model, 8 images of 32x32" in said[0]
@@ -126,13 +118,10 @@ def test_a_wrong_engine_is_left_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """However quick: wrong by a little, by not being a number, or by not working at all."""
-    slow = ENGINES["onnxruntime"]
-    from verydeep.engines import ort
-
     real = ort.prepare
 
-    def prepare(name: str, source: Source, order: Order) -> Run:
-        run = real(name, source, order)
+    def prepare(engine: Engine) -> Run:
+        run = real(engine)
         return lambda image: (time.sleep(0.05), run(image))[1]
 
     planted.add("liar", factor=1.01)
@@ -140,16 +129,15 @@ def test_a_wrong_engine_is_left_out(
     planted.add("infinite", value=np.inf)
     planted.add("broken", fails=True)
     monkeypatch.setattr(ort, "prepare", prepare)  # the reference is the slowest of all
-    assert slow.module == "ort"
-    found = choose(built, memory).engine(BATCH, to_come=100)
-    assert found.name == "onnxruntime"
+    engine = choose(built, memory).engine(BATCH, to_come=100)
+    assert engine.name == "onnxruntime"
     said = capsys.readouterr().err
     assert (
         "engine liar is left out: its relative error on this model is 1.0e-02, and fast allows 1e-03"
         in said
     )
-    assert "engine nan is left out: its relative error on this model is nan" in said
-    assert "engine infinite is left out" in said
+    assert "engine nan is left out: nan fast gave scores that are not finite" in said
+    assert "engine infinite is left out: infinite fast gave scores that are not finite" in said
     assert "engine broken is left out: broken did not take the graph: it is on fire" in said
     (row,) = memory.choices()
     assert [r["engine"] for r in row["standings"]] == ["onnxruntime"]
@@ -208,58 +196,32 @@ def test_the_winner_is_remembered(
             assert len(memory.choices()) == before + 1, change
 
 
-def test_a_disturbed_race_is_held_again(
-    planted: Planted, built: Graph, memory: Memory, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    planted.add("other", seconds=0.05)
-    source = Source(built, "k" * 64)
-    told: dict[str, Any] = {"threads": 1, "memory": memory, "device": "cpu"}
-    for is_busy, held in ((True, True), (True, False), (False, True), (False, False)):
-        monkeypatch.setattr(choice, "busy", lambda is_busy=is_busy: is_busy)
-        Choice(source, **told).engine(BATCH, to_come=100)
-        said = capsys.readouterr().err
-        assert ("measuring" in said) == held
-        assert ("measured again another time" in said) == (held and is_busy)
-
-
-def test_what_is_done_first(planted: Planted, built: Graph, memory: Memory) -> None:
-    """The quickest an image is not the quickest for one image, where opening it takes long."""
-    planted.add("heavy")
-    source = Source(built, "k" * 64)
-    told: dict[str, Any] = {"threads": 1, "memory": memory, "device": "cpu"}
-    about = Choice(source, **told)._about([ENGINES["onnxruntime"], ENGINES["heavy"]], BATCH[:1], 1)
-    memory.remember(
-        about,
-        [
-            Standing("heavy", "cpu", {}, 0.01, 1.0, 0.0),
-            Standing("onnxruntime", "cpu", {}, 0.02, 0.2, 0.0),
-        ],
-    )
-    assert Choice(source, **told).engine(BATCH[:1]).name == "onnxruntime"
-    assert Choice(source, **told).engine(BATCH[:1], to_come=50).name == "onnxruntime"
-    assert Choice(source, **told).engine(BATCH[:1], to_come=150).name == "heavy"
-
-
-def test_a_race_with_another_batch_serves_a_handful(
-    planted: Planted, built: Graph, memory: Memory
+def test_what_was_raced_is_what_is_remembered(
+    planted: Planted, built: Graph, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planted.add("light")
-    source = Source(built, "k" * 64)
-    told: dict[str, Any] = {"threads": 1, "memory": memory, "device": "cpu"}
-    about = Choice(source, **told)._about([ENGINES["onnxruntime"], ENGINES["light"]], BATCH, 8)
-    memory.remember(
-        about,
-        [
-            Standing("onnxruntime", "cpu", {}, 0.01, 1.0, 0.0),
-            Standing("light", "cpu", {}, 0.02, 0.2, 0.0),
-        ],
-    )
-    assert Choice(source, **told).engine(BATCH[:1]).name == "light"
-    assert planted.opened == ["light"]
-    assert len(memory.choices()) == 1
-    Choice(source, **told).engine(BATCH[:1], to_come=100)  # many of them are worth their own race
-    assert len(memory.choices()) == 2
+    """One image tells nothing of eight. Of a large batch as many run as time allows, and it says so."""
+    planted.add("other", seconds=0.05)
+    chosen = choose(built, memory)
+    assert chosen.engine(BATCH[:1], batch=8, to_come=100).name == "onnxruntime"
+    assert memory.choices() == []
+    monkeypatch.setattr(race, "timed", lambda _engine, pixels: 0.4 * len(pixels))
+    chosen.engine(BATCH, batch=8, to_come=100)
+    (row,) = memory.choices()
+    assert row["race"]["batch"] == 8
+    assert {one["images"] for one in row["standings"]} == {2}
+
+
+def test_threads_that_come_first_race_once(planted: Planted, built: Graph, memory: Memory) -> None:
+    planted.add("slow", seconds=0.02)
+    chosen = choose(built, memory)
+    with ThreadPoolExecutor(8) as pool:
+        engines = list(pool.map(lambda _: chosen.engine(BATCH, to_come=100), range(8)))
+    assert len(set(map(id, engines))) == 1
+    assert planted.opened == ["onnxruntime", "slow"]
+    alone = choose(built, memory, engine="slow")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: alone.engine(BATCH), range(8)))
+    assert planted.opened == ["onnxruntime", "slow", "slow"]
 
 
 def test_an_engine_that_broke_since(
@@ -270,8 +232,8 @@ def test_an_engine_that_broke_since(
     told: dict[str, Any] = {"threads": 1, "memory": memory, "device": "cpu"}
     about = Choice(source, **told)._about([ENGINES["onnxruntime"], ENGINES["gone"]], BATCH, 8)
     rows = [
-        Standing("gone", "cpu", {}, 0.01, 0.1, 0.0),
-        Standing("onnxruntime", "cpu", {}, 0.02, 0.2, 0.0),
+        Standing("gone", "cpu", {}, 0.01, 8, 0.0),
+        Standing("onnxruntime", "cpu", {}, 0.02, 8, 0.0),
     ]
     memory.remember(about, rows)
     assert Choice(source, **told).engine(BATCH, to_come=100).name == "onnxruntime"

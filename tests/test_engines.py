@@ -17,7 +17,6 @@ from verydeep.engines import (
     TOLERANCES,
     Source,
     installed,
-    kind,
     open_engine,
     relative_error,
 )
@@ -32,8 +31,7 @@ from .tiny import pixels, tiny, weights
 
 HEADS = ("classic", "gap", "small")
 SIZES = ((224, 224), (97, 130))
-# torch-compiled takes a compiler and half a minute: it has a test of its own
-HERE = [made.name for made in installed() if made.name != "torch-compiled"]
+HERE = [kind.name for kind in installed()]
 PROMISES = [(name, precision) for name in HERE for precision in TOLERANCES
             if precision in ENGINES[name].precisions]  # fmt: skip
 
@@ -179,14 +177,6 @@ def test_fc_weights_in_16_bits() -> None:
     assert 1e-5 < relative_error(engine.run(image)["scores"], theirs) <= TOLERANCES["fast"]
 
 
-def test_torch_compiled(built: Graph) -> None:
-    image = pixels(32, 40)
-    theirs = open_engine("onnxruntime", built, threads=1).run(image)
-    ours = open_engine("torch-compiled", built, threads=1, device="cpu").run(image)
-    for name, value in ours.items():
-        assert relative_error(value, theirs[name]) <= 1e-5
-
-
 def test_cuda_where_there_is_one(built: Graph) -> None:
     import torch
 
@@ -240,12 +230,12 @@ def test_refusals(built: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
         open_engine("onnxruntime", Graph(onnx.ModelProto(), {}))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     for name in ENGINES:
-        assert not kind(name).available
+        assert not ENGINES[name].available
         with pytest.raises(
             EngineError, match=f"{name} is not installed; install it with: pip install"
         ):
             open_engine(name, built, precision="fast")
-    assert kind("mnn").install == "pip install 'verydeep[mnn]'"
+    assert ENGINES["mnn"].install == "pip install 'verydeep[mnn]'"
 
 
 @pytest.mark.parametrize("name", HERE)

@@ -123,7 +123,7 @@ def test_cam_of_several_layers_adds_them(tmp_path: Path) -> None:
     close(one.map, torch.einsum("k,khw->hw", parts[1], values["relu5_1"][0]).detach().numpy())
 
 
-@pytest.mark.parametrize("engine", ["openvino", "torch-eager"])
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
 def test_cam_on_other_engines(tmp_path: Path, model: Path, engine: str) -> None:
     image = photo(tmp_path / "a.png")
     expected = explain(verydeep.load(model, precision="exact"), image)

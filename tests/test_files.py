@@ -17,7 +17,7 @@ import pytest
 
 import verydeep
 from verydeep import modelfile
-from verydeep.engines.choice import source_of
+from verydeep.engines.source import source_of
 from verydeep.errors import OutputError, WeightsError
 from verydeep.evaluation.labelled import class_of, class_table
 from verydeep.files import folders, hashes, photo_paths

@@ -93,6 +93,7 @@ def test_public_names() -> None:
         "Preprocess",
         "TrainResult",
         "VerydeepError",
+        "bench",
         "content_distance",
         "distance",
         "dists",

@@ -18,8 +18,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from onnx.reference import ReferenceEvaluator
 
 from verydeep import modelfile
-from verydeep.engines import ENGINES, Engine, installed, open_engine
-from verydeep.engines import integers as processor
+from verydeep.engines import ENGINES, Engine, installed, open_engine, processor
 from verydeep.errors import LayerError, ModelFileError
 from verydeep.graphs import network as graph
 from verydeep.graphs.int8 import build, plan, rounded, weight_scales

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import verydeep
-from verydeep.engines import installed, open_engine
-from verydeep.engines import integers as processor
+from verydeep.engines import installed, open_engine, processor
 from verydeep.errors import EngineError, ModelFileError
 from verydeep.graphs import int8 as qdq
 from verydeep.modelfile import ModelFile
@@ -17,7 +16,7 @@ from verydeep.modelfile import ModelFile
 from .test_int8 import int8_file
 from .tiny import photo, pixels, tiny
 
-ENGINES_HERE = [made.name for made in installed() if "int8" in made.precisions]
+ENGINES_HERE = [kind.name for kind in installed() if "int8" in kind.precisions]
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ _HOME = {
     "Predictor": "predictor",
     "load": "predictor",
     "Preprocess": "preprocess",
+    "bench": "benching",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
     "Explanation": "explanations",
@@ -62,6 +63,7 @@ _MODULES = frozenset(
 __all__ = ["__version__", *sorted(_HOME)]
 
 if TYPE_CHECKING:
+    from .benching import bench as bench
     from .distances import Distance as Distance
     from .distances import Distances as Distances
     from .distances import Perceptual as Perceptual

@@ -10,28 +10,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
-from threading import Lock
-from typing import TYPE_CHECKING, Any, cast, overload
+from queue import SimpleQueue
+from threading import Event, Semaphore, Thread
+from typing import TYPE_CHECKING, Any, Never, TypeVar, overload
 
 import numpy as np
 
-from .engines.choice import Choice, source_of
-from .errors import (
-    DataError,
-    EngineError,
-    ImageError,
-    NetworkError,
-    warn_once,
-)
-from .graphs import pooling
+from . import nets
+from .engines import check
+from .engines.choice import Choice
+from .engines.forks import Turns
+from .engines.source import source_of
+from .errors import DataError, EngineError, ImageError, NetworkError, warn_once
 from .modelfile import ModelFile, Record, read
-from .preprocess import sized
+from .preprocess import several, sized
 from .published.finding import builtin_models, find_model
 
 if TYPE_CHECKING:
@@ -49,8 +45,12 @@ __all__ = [
     "load",
 ]
 
+T = TypeVar("T")
+F = TypeVar("F")
+
 DEFAULT_BATCH = 8
 DECODING_THREADS = min(4, os.cpu_count() or 1)
+OPEN_GRAPHS = 4  # of a predictor, each with its engine: labels, and a few sorts of features
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds = {"decode": 0.0, "engine": 0.0}
-        self._lock = Lock()
+        self._turns = Turns()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -103,7 +103,7 @@ class Stopwatch:
         try:
             yield
         finally:
-            with self._lock:  # decoding threads add to one sum
+            with self._turns:  # decoding threads add to one sum
                 self.seconds[name] += time.perf_counter() - began
 
 
@@ -170,7 +170,8 @@ def load(
     proportion to it. engine: a name of `verydeep.engines.ENGINES`; "auto" measures, once there are enough
     images to be worth it, which is the quickest here. precision: "exact", "fast" or "half", what
     `verydeep.engines` promises of each. threads: None for one a core. device: "auto", "cpu", "cuda", "mps".
-    Raises ModelFileError where there is no such model or its file is damaged.
+    Raises ModelFileError where there is no such model or its file is damaged, EngineError where the engine,
+    precision, device or number of threads cannot be had.
     """
     return Predictor(
         read(find_model(name_or_path)),
@@ -183,7 +184,16 @@ def load(
 
 
 class Predictor:
-    """A model file, the graph made from it, and the engine that runs it."""
+    """A model file, the graphs made from it, and the engines that run them.
+
+    It may be used from any thread: engines are opened and measured once, and calls to one engine take turns
+    where it has one set of buffers. In a process made by fork it opens its engines anew; an engine that
+    cannot work there raises an EngineError that says so. Pickled, it opens its file again in the other
+    process, and refuses one that has changed.
+
+    The few graphs used last are kept open. `close()`, or the end of a `with`, lets all of them go, with
+    their memory; a predictor that is used again opens what it needs again.
+    """
 
     def __init__(
         self,
@@ -195,6 +205,10 @@ class Predictor:
         threads: int | None = None,
         device: str = "auto",
     ) -> None:
+        self._asked = {
+            "size": size, "engine": engine, "precision": precision, "threads": threads, "device": device,
+        }  # fmt: skip
+        check(engine, precision, device, threads)
         record = model.record
         if precision == "int8":
             precision = _int8_or_better(model, engine)
@@ -205,7 +219,8 @@ class Predictor:
             "engine": engine, "precision": precision, "threads": threads, "device": device,
         }  # fmt: skip
         self.stopwatch = Stopwatch()
-        self._choices: dict[tuple[object, ...], Choice] = {}
+        self._turns = Turns()
+        self._choices: dict[tuple[object, ...], Choice] = {}  # the one used last is last
         self._scores = _Pass((), True, None, self.preprocess, 0, "this model")
         if record.network.head.classes:
             minimum = record.network.cut(("fc8",)).minimum_size
@@ -216,6 +231,20 @@ class Predictor:
                     f"size {side} is too small: {record.network.name} with this head needs at least "
                     f"{minimum} pixels a side"
                 )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (self.model, self._asked)
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let all open engines go. What is running ends as it would; the next call opens anew."""
+        with self._turns:
+            self._choices.clear()
 
     @property
     def record(self) -> Record:
@@ -252,27 +281,28 @@ class Predictor:
     def __call__(
         self, images: ImageLike | list[Any] | tuple[ImageLike, ...], *, top: int = 5
     ) -> Answer | list[Answer]:
-        """The `top` most probable classes of one image, or of each in a list or tuple of images.
+        """The `top` most probable classes of one image, or of each of several.
 
         An image is a path, the bytes of a file, a PIL image, a (height, width[, channels]) array or a
-        (channels, height, width) tensor. Raises ImageError where one cannot be read.
+        (channels, height, width) tensor. Several are a list, a tuple, or an array or tensor with one axis
+        more. Raises ImageError where one cannot be read, EngineError where scores are not finite.
         """
-        many = isinstance(images, list | tuple)
-        listed = cast("Sequence[ImageLike]", images if many else [images])
-        answers = []
-        for item in self._stream(listed, top=top, batch=DEFAULT_BATCH):
-            if isinstance(item, ImageError):
-                raise item
-            answers.append(item)
+        given, many = several(images)
+        answers = list(self._answers(given, top, DEFAULT_BATCH, _refused))
         return answers if many else answers[0]
 
-    def scores(self, images: Sequence[ImageLike]) -> np.ndarray:
-        """Logits, (images, classes) float32."""
-        rows = []
-        for _, value in self._run(images, self._scores, DEFAULT_BATCH):
-            if isinstance(value, ImageError):
-                raise value
-            rows.append(value["scores"])
+    def scores(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray:
+        """Logits, (images, classes) float32, of one image or of several, as a call takes them."""
+        self._needs_head()
+        rows = list(
+            self._run(
+                several(images)[0],
+                self._scores,
+                DEFAULT_BATCH,
+                lambda item: item["scores"],
+                _refused,
+            )
+        )
         classes = self.record.network.head.classes
         return np.stack(rows) if rows else np.zeros((0, classes), np.float32)
 
@@ -281,23 +311,16 @@ class Predictor:
     ) -> Iterator[Answer | Failure]:
         """Answers in order, as they come; memory stays flat however many images there are.
 
-        An image that cannot be read gives a `Failure` and stops nothing.
+        An answer is given as soon as its batch of images is complete. Images are taken, in a thread of
+        their own, at most one batch ahead of that; a generator may fill one array or tensor again and
+        again. An image that cannot be read gives a `Failure` and stops nothing.
         """
-        paths: deque[str | None] = deque()
-
-        def noted() -> Iterator[ImageLike]:
-            for image in images:
-                paths.append(_path(image))
-                yield image
-
-        for item in self._stream(noted(), top=top, batch=batch):
-            path = paths.popleft()
-            yield Failure(path, str(item)) if isinstance(item, ImageError) else item
+        return self._answers(_each(images), top, batch, _failure)
 
     def features(
         self,
         images: ImageLike | Sequence[ImageLike],
-        layers: str | Sequence[str] = ("relu5_3",),
+        layers: str | Sequence[str] | None = None,
         pool: Pooling | None = None,
         *,
         size: Size = None,
@@ -305,35 +328,35 @@ class Predictor:
     ) -> dict[str, np.ndarray]:
         """The values of layers, by paper name: float32 (images, channels, height, width) each.
 
-        images: one, or a list of them. layers: "conv3_2" is the value before ReLU, "relu3_2" after it;
-        pools, FC layers ("fc6", "relu6") and "prob" as well. Nothing after the last one is computed.
+        images: one or several, as a call takes them. layers: "conv3_2" is the value before ReLU, "relu3_2"
+        after it; pools, FC layers ("fc6", "relu6") and "prob" as well; None for the last ReLU before the
+        head, "relu5_3" in VGG-16. Nothing after the last one is computed.
         pool: "avg", "max" or "gem" (the generalised mean) make of each map one number a channel:
         (images, channels), as FC layers are anyway. size: see `preprocess.Size`; None is the model's own
         resize and crop, "own" takes images as they are. range: what black and white are in images
         of floats, such as (0, 1). For labels of the same pass name "prob" or use `features_stream`.
 
         Raises LayerError for a layer that the network does not have, ImageError for an image that cannot
-        be read or is too small for the layers, DataError where images differ in size and pool is None.
+        be read or is too small for the layers, DataError where images differ in size and pool is None,
+        EngineError where a value is not finite.
         """
-        many = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
-        listed = cast("Sequence[ImageLike]", images if many else [images])
-        made = self._pass(layers, pool, size, range)
-        found: dict[str, np.ndarray] = {}
-        for at, (_, values) in enumerate(self._run(listed, made, DEFAULT_BATCH)):
-            if isinstance(values, ImageError):
-                raise values
-            for name, value in values.items():
-                if name not in found:
-                    found[name] = np.empty((len(listed), *value.shape), np.float32)
-                if found[name].shape[1:] != value.shape:
-                    raise _differ(name, found[name].shape[1:], value.shape)
-                found[name][at] = value
-        return found or self._no_features(made)
+        given, _ = several(images)
+        asked = self._pass(layers, pool, size, range)
+        values: dict[str, np.ndarray] = {}
+        items = self._run(given, asked, DEFAULT_BATCH, lambda item: item.values, _refused)
+        for at, item in enumerate(items):
+            for name, value in item.items():
+                if name not in values:
+                    values[name] = np.empty((len(given), *value.shape), np.float32)
+                if values[name].shape[1:] != value.shape:
+                    raise _differ(name, values[name].shape[1:], value.shape)
+                values[name][at] = value
+        return values or self._no_features(asked)
 
     def features_stream(
         self,
         images: Iterable[ImageLike],
-        layers: str | Sequence[str] = ("relu5_3",),
+        layers: str | Sequence[str] | None = None,
         pool: Pooling | None = None,
         *,
         size: Size = None,
@@ -341,7 +364,7 @@ class Predictor:
         top: int = 0,
         batch: int = DEFAULT_BATCH,
     ) -> Iterator[Features | Failure]:
-        """Features in order, as they come; memory stays flat however many images there are.
+        """Features in order, as they come, as `stream` gives answers; memory stays flat.
 
         Each image may have a size of its own. An image that cannot be read gives a `Failure` and stops
         nothing. top: more than 0 gives the labels of the same pass, as `Features.answer`. The rest is as
@@ -349,31 +372,30 @@ class Predictor:
         """
         if top < 0 or batch < 1:
             raise DataError(f"top is {top} and batch is {batch}; expected 0 or more, and 1 or more")
-        made = self._pass(layers, pool, size, range, scores=top > 0)
+        asked = self._pass(layers, pool, size, range, scores=top > 0)
 
-        def stream() -> Iterator[Features | Failure]:
-            for image, values in self._run(images, made, batch):
-                path = _path(image)
-                if isinstance(values, ImageError):
-                    yield Failure(path, str(values))
-                    continue
-                answer = self._answer(image, values["scores"], top) if top else None
-                taps = {name: values[name] for name in made.taps}
-                yield Features(path, taps, answer, self.engine, self.precision)
+        def features(item: _Outputs) -> Features:
+            answer = self._answer(item, top) if top else None
+            taps = {name: item[name] for name in asked.taps}
+            return Features(item.path, taps, answer, item.engine, self.precision)
 
-        return stream()
+        return self._run(_each(images), asked, batch, features, _failure)
 
     def _pass(
         self,
-        layers: str | Sequence[str],
+        layers: str | Sequence[str] | None,
         pool: str | None,
         size: Size,
         range: Range,
         scores: bool = False,
     ) -> _Pass:
         """What `features` is asked for, checked before anything is read."""
-        taps = (layers,) if isinstance(layers, str) else tuple(dict.fromkeys(layers))
+        from .graphs import pooling
+
         network = self.record.network
+        if layers is None:
+            layers = [layer.name for layer in network.trunk if layer.kind == "relu"][-1]
+        taps = tuple(dict.fromkeys(nets.named(layers)))
         if not taps:
             raise DataError(f'no layers were named; expected at least one, as "{network.taps[-1]}"')
         for name in taps:
@@ -392,122 +414,235 @@ class Predictor:
             )
         return _Pass(taps, scores, pool, preprocess, cut.minimum_size, needs, range)
 
-    def _no_features(self, made: _Pass) -> dict[str, np.ndarray]:
+    def _no_features(self, asked: _Pass) -> dict[str, np.ndarray]:
         """The features of no images, in the shape that those of some would have."""
-        height, width = _sides(made.preprocess)
-        cut = self.record.network.cut(made.taps)
+        height, width = _sides(asked.preprocess)
+        cut = self.record.network.cut(asked.taps)
         shapes = {row.layer.name: row.shape for row in cut.rows(height or 224, width or 224)}
         known = height is not None and width is not None
-        found = {}
-        for name in made.taps:
+        values = {}
+        for name in asked.taps:
             channels, *sides = shapes[name]
-            sides = [] if made.pool else sides if known else [0] * len(sides)
-            found[name] = np.zeros((0, channels, *sides), np.float32)
-        return found
-
-    def _stream(
-        self, images: Iterable[ImageLike], *, top: int, batch: int
-    ) -> Iterator[Answer | ImageError]:
-        self._needs_head()
-        if top < 1 or batch < 1:
-            raise DataError(f"top is {top} and batch is {batch}; expected 1 or more of each")
-        for image, value in self._run(images, self._scores, batch):
-            if isinstance(value, ImageError):
-                yield value
-            else:
-                yield self._answer(image, value["scores"], top)
+            sides = [] if asked.pool else sides if known else [0] * len(sides)
+            values[name] = np.zeros((0, channels, *sides), np.float32)
+        return values
 
     def _needs_head(self) -> None:
         if not self.record.network.head.classes:
             raise DataError(f"{self.model.path} is a trunk without a head: it cannot classify")
 
-    def _answer(self, image: ImageLike, scores: np.ndarray, top: int) -> Answer:
+    def _answers(
+        self, images: Iterable[ImageLike], top: int, batch: int, failed: Callable[[_Unread], F]
+    ) -> Iterator[Answer | F]:
+        self._needs_head()
+        if top < 1 or batch < 1:
+            raise DataError(f"top is {top} and batch is {batch}; expected 1 or more of each")
+        return self._run(images, self._scores, batch, lambda item: self._answer(item, top), failed)
+
+    def _answer(self, item: _Outputs, top: int) -> Answer:
         labels, ids = self.labels, self.record.class_ids or self.labels
-        probabilities = softmax(scores)
+        probabilities = softmax(item["scores"])
         best = np.argsort(-probabilities, kind="stable")[:top]
         predictions = tuple(Prediction(labels[i], ids[i], float(probabilities[i])) for i in best)
         threshold = self.record.threshold
         sure = threshold is None or predictions[0].probability >= threshold
-        return Answer(_path(image), predictions, sure, self.engine, self.precision)
+        return Answer(item.path, predictions, sure, item.engine, self.precision)
 
     def _run(
-        self, images: Iterable[ImageLike], made: _Pass, batch: int
-    ) -> Iterator[tuple[ImageLike, dict[str, np.ndarray] | ImageError]]:
-        """(image, its outputs by name or the reason why there are none), in order.
+        self,
+        images: Iterable[ImageLike],
+        asked: _Pass,
+        batch: int,
+        finish: Callable[[_Outputs], T],
+        failed: Callable[[_Unread], F],
+    ) -> Iterator[T | F]:
+        """What `finish` makes of each image's outputs, in order, as soon as its batch is complete.
 
-        Decoding runs in threads ahead of the engine. Neighbours of one shape share a batch; images whose
-        shapes differ (a record without a crop) go one by one.
+        failed: what to give for those that cannot be read, unless it raises.
+        Neighbours of one shape and dtype share a batch; those that cannot be read join any.
         """
         total = len(images) if isinstance(images, Sized) else None
         batch = min(batch, total) if total else batch
+        # one image is not worth a thread
+        prepared = (
+            iter([self._prepared(image, asked) for image in images])
+            if total == 1
+            else self._ahead(images, asked, batch)
+        )
+        group: list[_Ready | _Unread] = []
+        shape: tuple[object, ...] | None = None
         done = 0
-        for group in _groups(self._decoded(images, made, batch), batch):
-            good = [pixels for _, pixels in group if not isinstance(pixels, ImageError)]
+
+        def computed(size: int) -> list[T | F]:
+            """The group through the engine. size: of most groups, 0 where this one stands for itself."""
+            pixels = [item.pixels for item in group if isinstance(item, _Ready)]
             outputs: dict[str, np.ndarray] = {}
-            if good:
-                stacked = np.stack(good)
-                done += len(good)
+            name = ""
+            if pixels:
                 with self.stopwatch.stage("engine"):
-                    choice = self._choice("uint8" if stacked.dtype == np.uint8 else "float32", made)
+                    stacked = np.stack(pixels)
+                    choice = self._choice(stacked.dtype.name, asked)
                     to_come = max(0, (total or 0) - done)
-                    engine = choice.engine(stacked, batch=batch, to_come=to_come)
-                    self.engine = engine.name
+                    engine = choice.engine(stacked, batch=size or None, to_come=to_come)
                     outputs = engine.run(stacked)
-            row = 0
-            for image, pixels in group:
-                if isinstance(pixels, ImageError):
-                    yield image, pixels
-                else:
-                    yield image, {name: value[row] for name, value in outputs.items()}
-                    row += 1
+                self.engine = name = engine.name
+            rows = iter(range(len(pixels)))
+            return [
+                failed(item)
+                if isinstance(item, _Unread)
+                else finish(_Outputs(item.path, outputs, next(rows), name))
+                for item in group
+            ]
 
-    def _decoded(
-        self, images: Iterable[ImageLike], made: _Pass, batch: int
-    ) -> Iterator[tuple[ImageLike, np.ndarray | ImageError]]:
-        source = iter(images)
-        first = list(islice(source, 2))
-        if len(first) < 2:  # one image is not worth a thread
-            yield from ((image, self._pixels(image, made)) for image in first)
-            return
-        source = _chain(first, source)
-        waiting: deque[tuple[ImageLike, Future[np.ndarray | ImageError]]] = deque()
-        with ThreadPoolExecutor(DECODING_THREADS) as pool:
+        while True:
             try:
-                for image in source:
-                    waiting.append((image, pool.submit(self._pixels, image, made)))
-                    if len(waiting) > 2 * batch + DECODING_THREADS:
-                        done, future = waiting.popleft()
-                        yield done, future.result()
-                while waiting:
-                    done, future = waiting.popleft()
-                    yield done, future.result()
-            finally:
-                for _, future in waiting:
-                    future.cancel()
+                item = next(prepared, None)
+            except Exception:  # of the caller's generator: what it gave before is answered first
+                if group:
+                    yield from computed(batch)
+                raise
+            own = (item.pixels.shape, item.pixels.dtype) if isinstance(item, _Ready) else None
+            other = bool(own and shape and own != shape)
+            if group and (item is None or other):
+                yield from computed(0 if other else batch)
+                group, shape = [], None
+            if item is None:
+                return
+            group.append(item)
+            shape, done = own or shape, done + 1
+            if len(group) == batch:
+                yield from computed(batch)
+                group, shape = [], None
 
-    def _pixels(self, image: ImageLike, made: _Pass) -> np.ndarray | ImageError:
+    def _ahead(
+        self, images: Iterable[ImageLike], asked: _Pass, batch: int
+    ) -> Iterator[_Ready | _Unread]:
+        """The images prepared, in order, beside the engine and at most one batch ahead of it.
+
+        One thread takes them as they come, since the next one may be long in coming; others decode.
+        """
+        listed = isinstance(
+            images, Sized
+        )  # all there already: as many ahead as keep the threads busy
+        room = Semaphore(batch + (DECODING_THREADS if listed else 0))
+        taken: SimpleQueue[Future[_Ready | _Unread] | BaseException | None] = SimpleQueue()
+        stopped = Event()
+        pool = ThreadPoolExecutor(DECODING_THREADS)
+
+        def take() -> None:
+            try:
+                source = iter(images)
+                while room.acquire() and not stopped.is_set():
+                    image = next(source)
+                    taken.put(pool.submit(self._prepared, image if listed else _kept(image), asked))
+            except StopIteration:
+                taken.put(None)
+            except (
+                BaseException
+            ) as error:  # of the caller's generator: raised where it is waited for
+                taken.put(error)
+
+        Thread(target=take, daemon=True).start()
+        try:
+            while (item := taken.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                prepared = item.result()
+                room.release()
+                yield prepared
+        finally:
+            stopped.set()
+            room.release()
+            pool.shutdown(cancel_futures=True)
+
+    def _prepared(self, image: ImageLike, asked: _Pass) -> _Ready | _Unread:
+        path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
         try:
             with self.stopwatch.stage("decode"):
-                pixels = made.preprocess.pixels(image, range=made.range)
-            if min(pixels.shape[:2]) < made.minimum:
+                pixels = asked.preprocess.pixels(image, range=asked.range)
+            if min(pixels.shape[:2]) < asked.minimum:
                 raise ImageError(
-                    f"{_path(image) or 'image'}: {pixels.shape[1]}x{pixels.shape[0]} pixels is too "
-                    f"small for {made.what}; it needs at least {made.minimum} a side"
+                    f"{path or 'image'}: {pixels.shape[1]}x{pixels.shape[0]} pixels is too "
+                    f"small for {asked.what}; it needs at least {asked.minimum} a side"
                 )
-            return pixels
+            return _Ready(path, pixels)
         except ImageError as error:
-            return error
+            return _Unread(path, error)
 
-    def _choice(self, dtype: str, made: _Pass) -> Choice:
+    def _choice(self, dtype: str, asked: _Pass) -> Choice:
         """What picks the engine for pixels of that dtype and for those outputs: a graph of their own."""
-        key = (dtype, made.taps, made.scores, made.pool)
-        if key not in self._choices:
-            source = source_of(
-                self.model, dtype, made.taps, made.scores,  # type: ignore[arg-type]
-                pool=made.pool, int8=self.precision == "int8",
-            )  # fmt: skip
-            self._choices[key] = Choice(source, **self._told)  # type: ignore[arg-type]
-        return self._choices[key]
+        key = (dtype, asked.taps, asked.scores, asked.pool)
+        with self._turns:
+            choice = self._choices.pop(key, None)
+            if choice is None:
+                source = source_of(
+                    self.model, dtype, asked.taps, asked.scores,  # type: ignore[arg-type]
+                    pool=asked.pool, int8=self.precision == "int8",
+                )  # fmt: skip
+                choice = Choice(source, **self._told)  # type: ignore[arg-type]
+            self._choices[key] = choice
+            while len(self._choices) > OPEN_GRAPHS:
+                del self._choices[next(iter(self._choices))]
+        return choice
+
+
+@dataclass(frozen=True, eq=False)
+class _Ready:
+    """An image's pixels. path: of its file, or None."""
+
+    path: str | None
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Unread:
+    """An image that cannot be used, and why."""
+
+    path: str | None
+    error: ImageError
+
+
+@dataclass(frozen=True, eq=False)
+class _Outputs:
+    """What an engine gave for one image, a row of its batch."""
+
+    path: str | None
+    batch: dict[str, np.ndarray]
+    row: int
+    engine: str
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        value: np.ndarray = self.batch[name][self.row]
+        return value
+
+    @property
+    def values(self) -> dict[str, np.ndarray]:
+        return {name: value[self.row] for name, value in self.batch.items()}
+
+
+def _refused(item: _Unread) -> Never:
+    raise item.error
+
+
+def _failure(item: _Unread) -> Failure:
+    return Failure(item.path, str(item.error))
+
+
+def _again(model: ModelFile, asked: dict[str, Any]) -> Predictor:
+    return Predictor(model, **asked)
+
+
+def _each(images: Iterable[ImageLike]) -> Iterable[ImageLike]:
+    """An iterable of images; one image alone, which may look like an iterable, is a list of one."""
+    image = isinstance(images, str | bytes | bytearray | os.PathLike) or hasattr(images, "ndim")
+    return images if hasattr(images, "__iter__") and not image else several(images)[0]
+
+
+def _kept(image: ImageLike) -> ImageLike:
+    """An image that stays as it is when a generator fills its array or tensor again."""
+    if isinstance(image, np.ndarray | bytearray):
+        return image.copy()
+    return image.clone() if hasattr(image, "clone") else image
 
 
 def _int8_or_better(model: ModelFile, engine: str) -> str:
@@ -516,7 +651,7 @@ def _int8_or_better(model: ModelFile, engine: str) -> str:
     Raises ModelFileError for a model that was not quantised, EngineError for an engine that was asked for
     and whose sums overflow on this processor.
     """
-    from .engines.integers import adds_up, multiplies_fast
+    from .engines.processor import adds_up, multiplies_fast
     from .graphs.int8 import require_quantised
 
     require_quantised(model)
@@ -540,10 +675,6 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
 
 
-def _path(image: ImageLike) -> str | None:
-    return os.fspath(image) if isinstance(image, str | os.PathLike) else None
-
-
 def _sides(preprocess: Preprocess) -> tuple[int | None, int | None]:
     """Height and width of every image that the record prepares, None where images keep their own."""
     if preprocess.crop_size is not None:
@@ -559,25 +690,3 @@ def _differ(name: str, first: tuple[int, ...], other: tuple[int, ...]) -> DataEr
         f"the images differ in size, so their maps of {name} do, {shown}; give a pool such as "
         '"avg", or one size for all'
     )
-
-
-def _chain(first: list[ImageLike], rest: Iterator[ImageLike]) -> Iterator[ImageLike]:
-    yield from first
-    yield from rest
-
-
-def _groups(
-    decoded: Iterator[tuple[ImageLike, np.ndarray | ImageError]], batch: int
-) -> Iterator[list[tuple[ImageLike, np.ndarray | ImageError]]]:
-    """Runs of at most `batch` images whose pixels have one shape and dtype; failures join any run."""
-    group: list[tuple[ImageLike, np.ndarray | ImageError]] = []
-    kind: tuple[object, ...] | None = None
-    for image, pixels in decoded:
-        own = None if isinstance(pixels, ImageError) else (pixels.shape, pixels.dtype)
-        if len(group) == batch or (own is not None and kind is not None and own != kind):
-            yield group
-            group, kind = [], None
-        group.append((image, pixels))
-        kind = own or kind
-    if group:
-        yield group

@@ -502,6 +502,12 @@ def _pixel_limit() -> float:
 
 
 _quiet_lock = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a child must not inherit it locked
+    os.register_at_fork(
+        before=_quiet_lock.acquire,
+        after_in_parent=_quiet_lock.release,
+        after_in_child=_quiet_lock.release,
+    )
 _quiet_depth = 0
 _quiet_saved: warnings.catch_warnings[None] | None = None
 

@@ -10,44 +10,34 @@ documentation runs the network. Errors are against float64 (`verydeep.benching.f
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from ..engines import ENGINES, TOLERANCES, installed, kind, relative_error
+from ..engines import ENGINES, TOLERANCES, check, installed, relative_error
 from ..engines.processor import cores
-from ..errors import EngineError, OutputError, VerydeepError, nearest
+from ..errors import EngineError, OutputError, log, nearest
 from ..modelfile import ModelFile, Record, read, write
 from ..nets import NETWORKS, Network, network
-from .plain import BASELINE, PLAIN, computes_bf16
+from .plain import BASELINE, COMPILED, PLAIN, computes_bf16
+from .worker import CHECKED, Entrant, Worker, pixels_of
 
 __all__ = ["Row", "bench", "random_model", "table"]
 
 ROUNDS = 7
-CHECKED = 1  # images that are also computed in float64
-TURN_SECONDS = 0.25  # of one turn, about: a long run is one turn, of short ones a few are averaged
 PAUSE_SECONDS = 0.05  # in which the threads of the one before stop waiting for more
 SIDE = 224  # pixels, where the model says nothing
-MANY = 10**6  # images to come, so that "auto" measures
-# not among "all": the first is a plain row in any case, the second compiles for minutes
-BY_NAME = ("torch-eager", "torch-compiled")
 # precision -> largest relative error; int8 keeps first answers, and promises nothing about scores
 ALLOWED = {**TOLERANCES, "int8": float("inf")}
-
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -90,15 +80,14 @@ def bench(
     rounds: int = ROUNDS,
     size: int | None = None,
     threads: int | None = None,
-    note: Note = lambda _: None,
 ) -> list[Row]:
     """One race; a row for each entrant and batch size, by batch, precision and speed.
 
     model: a model file, a built-in, or a network of the table, which gets random weights where no
     published ones are at hand. engines: names of `engines.ENGINES`, "auto" among them if wanted, or "all"
-    that are installed. precisions: "exact", "fast", "half", "int8", or "all" that
-    the model can have. size: pixels a side of the images.
-    note: told how far things are.
+    that are installed; "torch-compiled", which compiles for minutes, is raced only where it is named.
+    precisions: "exact", "fast", "half", "int8", or "all" that the model can have. size: pixels a side of
+    the images.
 
     Raises EngineError for unknown names and engines that are not installed, NetworkError and
     ModelFileError for a model that cannot be had, OutputError where the disk is too full.
@@ -113,7 +102,7 @@ def bench(
     )  # refuses what it does not know, at once
     with tempfile.TemporaryDirectory(prefix="verydeep-bench-", ignore_cleanup_errors=True) as name:
         place = Path(name)
-        path, environment = _model(model, place, note)
+        path, environment = _model(model, place)
         opened = read(path)
         wanted = _precisions(precisions, quantised=bool(opened.record.activations))
         entrants = _entrants(engines, wanted)
@@ -126,12 +115,12 @@ def bench(
                 f"size {side} is too small for this model; it needs at least {smallest}"
             )
         # a copy as stored and one as the engine packs it
-        _warn_of_memory(len(entrants) * 8 * opened.record.network.parameters, note)
+        _warn_of_memory(len(entrants) * 8 * opened.record.network.parameters)
         graph = place / "model.onnx"
         if any(entrant.plain for entrant in entrants):
-            note("writing the ONNX file for the plain engines")
+            log.info("writing the ONNX file for the plain engines")
             _write_onnx(opened, graph)
-        note("computing the scores in float64")
+        log.info("computing the scores in float64")
         truth = _float64(opened, side)
         task = {
             "model": str(path),
@@ -141,12 +130,12 @@ def bench(
             "batches": list(batches),
         }
         with ExitStack() as stack:
-            runners = list(_runners(entrants, task, environment, truth, stack, note))
+            runners = list(_runners(entrants, task, environment, truth, stack))
             if not runners:
                 raise EngineError("no engine could run this model; the reasons are above")
             rows: list[Row] = []
             for batch in batches:
-                _rounds(runners, batch, rounds, note)
+                _rounds(runners, batch, rounds)
                 peaks = [runner.worker.ask("peak") for runner in runners]
                 rows += _rows(runners, batch, peaks)
     order = {"exact": 0, "fast": 1, "half": 2, "int8": 3}
@@ -201,29 +190,12 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines).rstrip()
 
 
-@dataclass(frozen=True)
-class _Entrant:
-    name: str
-    precision: str
-
-    @property
-    def plain(self) -> bool:
-        return self.name in PLAIN
-
-    @property
-    def keeps_files(self) -> bool:
-        """Whether its first opening makes what later ones find, so that it is opened once in advance."""
-        return self.name in ("auto", "plain mnn") or (
-            self.name in ENGINES and ENGINES[self.name].keeps_files
-        )
-
-
 @dataclass
 class _Runner:
     """An entrant's process, and what it told. precisions: those for which it does the very same."""
 
-    entrant: _Entrant
-    worker: _Worker
+    entrant: Entrant
+    worker: Worker
     told: dict[int, dict[str, Any]]
     precisions: list[str]
     error: float
@@ -240,6 +212,8 @@ def _precisions(given: str | Sequence[str], *, quantised: bool) -> tuple[str, ..
     names = tuple(TOLERANCES) + (("int8",) if quantised else ())
     if given != "all":
         names, known = _listed(given), ALLOWED
+        if not names:
+            raise EngineError(f"precisions are {given!r}; expected one of: all, {', '.join(known)}")
         for name in names:
             if name not in known:
                 raise EngineError(f"precision {name!r} is unknown{nearest(name, ['all', *known])}")
@@ -248,35 +222,29 @@ def _precisions(given: str | Sequence[str], *, quantised: bool) -> tuple[str, ..
     return names
 
 
-def _entrants(given: str | Sequence[str], precisions: Sequence[str]) -> list[_Entrant]:
-    if given == "all":
-        names = [found.name for found in installed() if found.name not in BY_NAME] + ["auto"]
-    else:
-        names = list(_listed(given))
+def _entrants(given: str | Sequence[str], precisions: Sequence[str]) -> list[Entrant]:
+    names = [*(kind.name for kind in installed()), "auto"] if given == "all" else _listed(given)
     for name in names:
-        if name == "auto":
-            continue
-        found = kind(name)
-        if not found.available:
-            raise EngineError(f"engine {name} is not installed; install it with: {found.install}")
-        if not set(precisions) & set(found.precisions):
+        if name not in ("auto", *ENGINES, COMPILED):
             raise EngineError(
-                f"engine {name} computes in precision {' or '.join(found.precisions)}; "
-                f"{' or '.join(precisions)} was asked for"
+                f"engine {name!r} is unknown{nearest(name, ['auto', *ENGINES, COMPILED])}"
             )
+        engine = "torch" if name == COMPILED else name
+        its = ENGINES[engine].precisions if engine in ENGINES else precisions
+        check(engine, next((p for p in precisions if p in its), precisions[0]))
     entrants = [
-        _Entrant(name, plain.precision)
+        Entrant(name, plain.precision)
         for name, plain in PLAIN.items()
         if ENGINES[plain.engine].available
-        and (name == BASELINE or "auto" in names or plain.engine in names)
+        and (name == BASELINE or plain.called in names or (not plain.apart and "auto" in names))
         and any(_covers(plain.precision, precision) for precision in precisions)
         and (not plain.bf16 or computes_bf16())
     ]
     for precision in precisions:
         entrants += [
-            _Entrant(name, precision)
+            Entrant(name, precision)
             for name in names
-            if name == "auto" or precision in ENGINES[name].precisions
+            if name == "auto" or (name in ENGINES and precision in ENGINES[name].precisions)
         ]
     return entrants
 
@@ -291,7 +259,7 @@ def _listed(given: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
-def _model(given: str | os.PathLike[str], place: Path, note: Note) -> tuple[Path, dict[str, str]]:
+def _model(given: str | os.PathLike[str], place: Path) -> tuple[Path, dict[str, str]]:
     """The model file, and the environment for processes that run it."""
     from ..published import catalog, supply
     from ..published.finding import find_model
@@ -304,7 +272,7 @@ def _model(given: str | os.PathLike[str], place: Path, note: Note) -> tuple[Path
         if known.exists():
             return known, {}
     net = network(name)
-    note(f"no weights of {name} are at hand: random ones, which are as fast")
+    log.info(f"no weights of {name} are at hand: random ones, which are as fast")
     _require_room(place, 16 * net.parameters)
     # what is prepared from them is of no use later
     cache = {"VERYDEEP_CACHE": str(place / "cache")}
@@ -328,23 +296,23 @@ def _require_room(place: Path, size: int) -> None:
         )
 
 
-def _warn_of_memory(needed_bytes: int, note: Note) -> None:
+def _warn_of_memory(needed_bytes: int) -> None:
     """All entrants are open at once; only Linux is asked what is free."""
     with suppress(OSError, ValueError, IndexError):
         text = Path("/proc/meminfo").read_text(encoding="ascii")
         free = int(text.split("MemAvailable:")[1].split()[0]) * 1024
         if free < needed_bytes:
-            note(
+            log.info(
                 f"all entrants together may take {needed_bytes / 1e9:.0f} GB of memory, and "
                 f"{free / 1e9:.0f} are free; --engines or --precision names fewer"
             )
 
 
 def _write_onnx(model: ModelFile, path: Path) -> None:
-    from ..exporting.formats import Job
+    from ..engines.source import source_of
     from ..graphs.writer import write_onnx
 
-    graph = Job(model, "exact").graph
+    graph = source_of(model, "uint8").graph
     # MNN's file, and for a moment what it is made from, stand beside it
     _require_room(path.parent, 3 * graph.size_bytes)
     write_onnx(graph, path, beside=False)
@@ -354,42 +322,33 @@ def _float64(model: ModelFile, side: int) -> np.ndarray:
     from . import float64
 
     record = model.record
-    pixels = _pixels(record, side, CHECKED)
+    pixels = pixels_of(record, side, CHECKED)
     return float64.scores(record.network, model.tensors(), record.preprocess, pixels)
 
 
-def _pixels(record: Record, side: int, count: int) -> np.ndarray:
-    """(count, side, side, channels) uint8, the first ones the same whatever the count."""
-    from ..exporting import synthetic_photos
-
-    few = synthetic_photos(side, side, CHECKED, len(record.preprocess.mean))
-    return np.resize(few, (count, *few.shape[1:]))
-
-
 def _runners(
-    entrants: Sequence[_Entrant],
+    entrants: Sequence[Entrant],
     task: dict[str, Any],
     environment: dict[str, str],
     truth: np.ndarray,
     stack: ExitStack,
-    note: Note,
 ) -> Iterator[_Runner]:
     """Open each entrant. One that computes the very same as its own in another precision joins that."""
     known: dict[tuple[object, ...], _Runner] = {}
     for number, entrant in enumerate(entrants, 1):
-        note(f"opening {entrant.name}, {entrant.precision} ({number} of {len(entrants)})")
+        log.info(f"opening {entrant.name}, {entrant.precision} ({number} of {len(entrants)})")
         try:
             if entrant.keeps_files:
-                with _Worker(entrant, task, environment) as worker:
+                with Worker(entrant, task, environment) as worker:
                     worker.ask("open")
-            worker = _Worker(entrant, task, environment)
+            worker = Worker(entrant, task, environment)
             try:
                 told = {int(batch): facts for batch, facts in worker.ask("open").items()}
             except BaseException:
                 worker.close()
                 raise
         except EngineError as error:
-            note(f"{entrant.name} {entrant.precision} is left out: {error}")
+            log.info(f"{entrant.name} {entrant.precision} is left out: {error}")
             continue
         same = (
             entrant.name,
@@ -406,7 +365,7 @@ def _runners(
         ]
         worst = float(np.max(errors))
         if not worst <= ALLOWED[entrant.precision]:
-            note(
+            log.info(
                 f"{entrant.name} does not keep {entrant.precision} here: "
                 f"its relative error against float64 is {worst:.1e}"
             )
@@ -414,9 +373,9 @@ def _runners(
         yield known[same]
 
 
-def _rounds(runners: Sequence[_Runner], batch: int, rounds: int, note: Note) -> None:
+def _rounds(runners: Sequence[_Runner], batch: int, rounds: int) -> None:
     for number in range(rounds):
-        note(f"batch {batch}: round {number + 1} of {rounds}")
+        log.info(f"batch {batch}: round {number + 1} of {rounds}")
         first = number % len(runners)
         for runner in (*runners[first:], *runners[:first]):
             time.sleep(PAUSE_SECONDS)
@@ -446,182 +405,3 @@ def _rows(runners: Sequence[_Runner], batch: int, peaks: Sequence[int]) -> Itera
                 load_seconds=runner.told[min(runner.told)]["load_seconds"],
                 peak_bytes=peak,
             )
-
-
-class _Worker:
-    """A process that runs one entrant; asked and answering in lines of JSON."""
-
-    def __init__(
-        self, entrant: _Entrant, task: dict[str, Any], environment: dict[str, str]
-    ) -> None:
-        self.entrant = entrant
-        self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__, json.dumps({**task, **asdict(entrant)})],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-            env={**os.environ, **environment},
-        )
-
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def ask(self, question: str, **what: object) -> Any:
-        """Its answer. EngineError where it has a reason not to, or died."""
-        process = self.process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with suppress(BrokenPipeError):
-            process.stdin.write(json.dumps({"ask": question, **what}) + "\n")
-            process.stdin.flush()
-        line = process.stdout.readline()
-        if not line:
-            status = process.wait()
-            self.errors.seek(0)
-            said = self.errors.read().decode("utf-8", "replace").strip().splitlines()
-            last = f": {said[-1]}" if said else ""
-            raise EngineError(f"{self.entrant.name} died with status {status}{last}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise EngineError(answer["error"])
-        return answer["answer"]
-
-    def close(self) -> None:
-        """Let it go, and wait until its memory is free."""
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.errors.close()
-
-
-def _serve(task: dict[str, Any]) -> None:
-    """The other end of `_Worker`: open the entrant when asked, and run it when asked."""
-    began = time.perf_counter()
-    with _own_stdout() as answers:
-        model = read(task["model"])
-        runs: dict[int, Callable[[], np.ndarray]] = {}
-
-        def answer(question: dict[str, Any]) -> object:
-            if question["ask"] == "open":
-                entry = _opener(task, model)
-                sizes = task["batches"]
-                return {size: _opened(entry, task, model, size, runs, began) for size in sizes}
-            if question["ask"] == "turn":
-                return _turn(runs[question["batch"]])
-            return _peak_bytes()
-
-        for line in sys.stdin:
-            try:
-                reply: dict[str, object] = {"answer": answer(json.loads(line))}
-            except (VerydeepError, OSError, RuntimeError, ValueError, ImportError) as error:
-                text = str(error).splitlines() or [type(error).__name__]
-                reply = {"error": text[0]}
-            answers.write(json.dumps(reply) + "\n")
-            answers.flush()
-
-
-def _opened(
-    entry: Callable[[np.ndarray], _Open],
-    task: dict[str, Any],
-    model: ModelFile,
-    batch: int,
-    runs: dict[int, Callable[[], np.ndarray]],
-    began: float,
-) -> dict[str, Any]:
-    """Make the entrant ready for batches of that size, and what there is to tell of it."""
-    pixels = _pixels(model.record, task["side"], batch)
-    found = entry(pixels)
-    scores = found.run()
-    seconds = time.perf_counter() - began
-    runs[batch] = found.run
-    return {
-        "load_seconds": seconds,
-        "chosen": found.chosen,
-        "settings": found.settings,
-        "scores": scores[:CHECKED].tolist(),
-        "digest": hashlib.sha256(np.ascontiguousarray(scores).data).hexdigest(),
-    }
-
-
-@dataclass(frozen=True)
-class _Open:
-    """run: scores of the pixels. chosen, settings: what "auto" decided, what the engine was told."""
-
-    run: Callable[[], np.ndarray]
-    chosen: str | None = None
-    settings: str = ""
-
-
-def _opener(task: dict[str, Any], model: ModelFile) -> Callable[[np.ndarray], _Open]:
-    """A function that opens the entrant for a batch of pixels; once only, where batches do not matter."""
-    name, threads = task["name"], task["threads"]
-    if name in PLAIN:
-        plain = PLAIN[name].open(model, Path(task["onnx"]), threads)
-        return lambda pixels: _Open(lambda: plain(pixels))
-    from ..engines.choice import Choice, source_of
-
-    choice = Choice(
-        source_of(model, "uint8", int8=task["precision"] == "int8"),
-        engine=name,
-        precision=task["precision"],
-        threads=threads,
-        device="cpu",
-    )
-
-    def opened(pixels: np.ndarray) -> _Open:
-        engine = choice.engine(pixels, batch=len(pixels), to_come=MANY)
-        chosen = engine.name if name == "auto" else None
-        settings = json.dumps(dict(engine.settings), sort_keys=True)
-        return _Open(lambda: engine.run(pixels)["scores"], chosen, settings)
-
-    return opened
-
-
-def _turn(run: Callable[[], np.ndarray]) -> float:
-    """Seconds of one run: the first if it is long, else the median of a few after it."""
-    seconds: list[float] = []
-    while sum(seconds) < TURN_SECONDS:
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:]) if len(seconds) > 1 else seconds[0]
-
-
-def _peak_bytes() -> int:
-    """The most memory that this process has held. Linux tells it of this program alone."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows has no such thing
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-@contextmanager
-def _own_stdout() -> Iterator[IO[str]]:
-    """Where answers go; whatever else prints to stdout goes to stderr meanwhile."""
-    mine = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    try:
-        yield mine
-    finally:
-        mine.close()
-
-
-if __name__ == "__main__":
-    _serve(json.loads(sys.argv[1]))

@@ -26,15 +26,28 @@ class Plain:
     """One way to run the network. engine: a key of ENGINES, of the package that it needs.
 
     precision: the class that it belongs to. open(model, onnx, threads): model: for torch. onnx: the file.
+    apart: a name of its own, by which alone it is asked for; "" where the engine's name brings it along.
     """
 
     engine: str
     precision: str
     open: Callable[[ModelFile, Path, int], Run]
     bf16: bool = False  # only where the processor computes in bfloat16
+    apart: str = ""
+
+    @property
+    def called(self) -> str:
+        return self.apart or self.engine
 
 
-def _torch(model: ModelFile, threads: int, *, channels_last: bool, bf16: bool) -> Run:
+def _torch(
+    model: ModelFile,
+    threads: int,
+    *,
+    channels_last: bool = False,
+    bf16: bool = False,
+    compiled: bool = False,
+) -> Run:
     import torch
 
     torch.set_num_threads(threads)
@@ -42,6 +55,8 @@ def _torch(model: ModelFile, threads: int, *, channels_last: bool, bf16: bool) -
     module = _module(model).eval().requires_grad_(False)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     module = module.to(memory_format=layout)
+    if compiled:
+        module = torch.compile(module, dynamic=False)
     preprocess = record.preprocess
     low, high = preprocess.range
     mean = torch.tensor(preprocess.mean)[:, None, None]
@@ -84,11 +99,16 @@ def _module(model: ModelFile) -> Any:
 
 
 def _torch_eager(model: ModelFile, onnx: Path, threads: int) -> Run:  # noqa: ARG001
-    return _torch(model, threads, channels_last=False, bf16=False)
+    return _torch(model, threads)
 
 
 def _torch_channels_last(model: ModelFile, onnx: Path, threads: int) -> Run:  # noqa: ARG001
-    return _torch(model, threads, channels_last=True, bf16=False)
+    return _torch(model, threads, channels_last=True)
+
+
+def _torch_compiled(model: ModelFile, onnx: Path, threads: int) -> Run:  # noqa: ARG001
+    with silenced():  # compilers talk
+        return _torch(model, threads, compiled=True)
 
 
 def _torch_bf16(model: ModelFile, onnx: Path, threads: int) -> Run:  # noqa: ARG001
@@ -156,11 +176,14 @@ def computes_bf16() -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
+COMPILED = "torch-compiled"
 BASELINE = "plain torch"  # torch eager, the way most people run VGG
 
 PLAIN: dict[str, Plain] = {
-    BASELINE: Plain("torch-eager", "exact", _torch_eager),
+    BASELINE: Plain("torch", "exact", _torch_eager),
     "plain torch channels-last": Plain("torch", "exact", _torch_channels_last),
+    # torch.compile needs a C++ compiler and minutes
+    "plain torch compiled": Plain("torch", "exact", _torch_compiled, apart=COMPILED),
     "plain onnxruntime": Plain("onnxruntime", "exact", _onnxruntime),
     "plain openvino f32": Plain("openvino", "exact", _openvino_f32),
     "plain mnn": Plain("mnn", "fast", _mnn),

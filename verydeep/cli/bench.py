@@ -30,7 +30,7 @@ class _Batches(click.ParamType):  # type: ignore[type-arg]  # generic from click
 )  # fmt: skip
 @click.option(
     "--engines", default="all", show_default=True, metavar="NAMES",
-    help="Engines to race, such as auto,openvino; torch-eager and torch-compiled race only if named.",
+    help="Engines to race, such as auto,openvino; torch-compiled races only if named.",
 )  # fmt: skip
 @click.option(
     "--precision", "precisions", default="all", show_default=True, metavar="CLASSES",
@@ -62,7 +62,7 @@ def bench(
 
     rows = benching.bench(
         model, batches=batches, engines=engines, precisions=precisions, rounds=rounds, size=size,
-        threads=threads, note=lambda text: click.echo(f"verydeep: {text}", err=True),
+        threads=threads,
     )  # fmt: skip
     if as_json:
         print_json([row.to_dict() for row in rows])

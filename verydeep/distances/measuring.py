@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..engines import ENGINES, REFERENCE, Signature, Source
-from ..engines.choice import Choice, graph_key
+from ..engines.choice import Choice
+from ..engines.source import graph_key
 from ..nets import Head
 from .metrics import IMAGE, Metric, dists_of, heads, heads_sha256
 from .tiles import LARGEST, Span, tiles

@@ -9,7 +9,11 @@ half    at most 3e-2: bfloat16 where the processor computes in it, float32 elsew
 int8    graphs that were quantised; see `verydeep.quantisation`
 
 A precision is a promise: an engine that does better keeps it. "auto" chooses by measurement: see
-`verydeep.engines.choice`.
+`verydeep.engines.choice`. A number that is not finite is an error.
+
+An engine may be called from any thread. Calls take turns, but for those of ONNX Runtime, which runs several
+at once. After a fork the child opens its engines anew; where that cannot work it gets one EngineError that
+says so (`verydeep.engines.forks`).
 """
 
 from __future__ import annotations
@@ -17,14 +21,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
-from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import EngineError, ImageError, nearest
+from .forks import Turns, never_destroy, watch
 from .processor import cores
 from .source import Signature, Source
 
@@ -39,11 +43,10 @@ __all__ = [
     "TOLERANCES",
     "Engine",
     "Kind",
-    "Order",
     "Signature",
     "Source",
+    "check",
     "installed",
-    "kind",
     "open_engine",
     "relative_error",
 ]
@@ -52,6 +55,7 @@ __all__ = [
 TOLERANCES: dict[str, float] = {"exact": 1e-5, "fast": 1e-3, "half": 3e-2}
 REFERENCE = "onnxruntime"  # whose float32 the others are compared with
 DEVICES = ("auto", "cpu", "cuda", "mps")
+DEVICE_NAMES = {"cuda": "CUDA device", "mps": "Apple GPU (mps)"}
 
 Settings = Mapping[str, str | int]
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -64,7 +68,8 @@ class Kind:
     packages: what Python imports. distributions: what pip may call it, the usual name first.
     extra: of verydeep, that installs it; "" for the base install.
     precisions: the promises it can keep. devices: where it can run. keeps_files: whether it is opened
-    from files of its own, made once and kept in the cache.
+    from files of its own, made once and kept in the cache. takes_turns: whether two threads must not run
+    one graph of it at once.
     """
 
     name: str
@@ -75,6 +80,7 @@ class Kind:
     precisions: tuple[str, ...]
     devices: tuple[str, ...] = ("cpu",)
     keeps_files: bool = False
+    takes_turns: bool = True
 
     @property
     def available(self) -> bool:
@@ -99,59 +105,58 @@ class Kind:
         """The line that installs it."""
         return f"pip install 'verydeep[{self.extra}]'" if self.extra else "pip install verydeep"
 
+    def load(self) -> Any:
+        """Its module here: devices(), variants(source, precision, threads, batch), prepare(engine)."""
+        return import_module(f"{__name__}.{self.module}")
 
-_TORCH = (("torch",), ("torch",), "torch", ("exact", "fast", "half"), ("cpu", "cuda", "mps"))
 
 ENGINES: dict[str, Kind] = {
-    made.name: made
-    for made in (
+    kind.name: kind
+    for kind in (
         Kind(
             "onnxruntime", "ort", ("onnxruntime",),
             ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"), "",
-            ("exact", "fast", "half", "int8"), ("cpu", "cuda"),
+            ("exact", "fast", "half", "int8"), ("cpu", "cuda"), takes_turns=False,
         ),
         Kind("openvino", "openvino", ("openvino",), ("openvino",), "openvino",
              ("exact", "fast", "half", "int8")),
         Kind("mnn", "mnn", ("MNN",), ("MNN",), "mnn", ("exact", "fast", "half"), keeps_files=True),
-        Kind("torch", "torch", *_TORCH),
-        Kind("torch-eager", "torch", *_TORCH),
-        Kind("torch-compiled", "torch", *_TORCH),
+        Kind("torch", "torch", ("torch",), ("torch",), "torch", ("exact", "fast", "half"),
+             ("cpu", "cuda", "mps")),
     )
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Order:
-    """What an engine is told.
-
-    precision: a key of TOLERANCES, or "int8". threads: how many it may use. device: "cpu", "cuda" or
-    "mps". settings: choices of its own, one of those that its module's `variants` names.
-    """
-
-    precision: str
-    threads: int
-    device: str = "cpu"
-    settings: Settings = field(default_factory=dict)
-    cache: Cache | None = None
-
-
 class Engine:
-    """One prepared graph.
+    """One prepared graph, for any thread: calls take turns where the engine has one set of buffers.
 
-    name: a key of ENGINES. precision: what it was told, and promises. settings: choices of its own.
-    signature: what goes in and comes out.
+    In a forked child it is opened anew when it is first used there. EngineError, with the word fork in it,
+    where the engine cannot be used in a child at all.
+
+    kind: what is known of the engine, with its name. source: the graph. precision: what it was told, and
+    promises. settings: choices of its own, one of those that its module's `variants` names.
+    cache: where prepared graphs are kept; None is verydeep's own.
     """
 
-    def __init__(self, of: Kind, signature: Signature, order: Order, run: Run) -> None:
-        self.kind = of
-        self.name = of.name
-        self.precision = order.precision
-        self.device = order.device
-        self.threads = order.threads
-        self.settings = order.settings
-        self.signature = signature
-        self._run = run
-        self._lock = Lock()  # most engines have one set of buffers
+    def __init__(
+        self,
+        kind: Kind,
+        source: Source,
+        *,
+        precision: str,
+        threads: int,
+        device: str = "cpu",
+        settings: Settings | None = None,
+        cache: Cache | None = None,
+    ) -> None:
+        self.kind, self.name = kind, kind.name
+        self.source, self.signature = source, source.signature
+        self.precision, self.threads, self.device = precision, threads, device
+        self.settings: Settings = dict(settings or {})
+        self.cache = cache
+        self._turns = Turns()
+        self._run: Run | None = kind.load().prepare(self)
+        watch(self)
 
     def __repr__(self) -> str:
         chosen = "".join(f", {key} {value}" for key, value in self.settings.items())
@@ -162,32 +167,83 @@ class Engine:
         """Of the engine's package."""
         return self.kind.version
 
+    def in_child(self) -> None:
+        never_destroy(self._run)
+        self._run = None
+
     def run(self, pixels: np.ndarray | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name, float32, for a batch of pixels.
+        """Outputs by name, float32, for a batch of pixels; arrays of the caller's own.
 
         pixels: (batch, height, width, channels), of the dtype that the graph was built for, uint8 or
         float32 on the 0..255 scale; or a list of images of one size. A batch of none gives outputs of
-        none. Raises ImageError for images that cannot be used, EngineError where the engine fails.
+        none. Raises ImageError for images that cannot be used, EngineError where the engine fails or an
+        output is not finite.
         """
         pixels = _checked(pixels, self.signature)
-        if len(pixels):
-            return self._run(pixels)
-        # the engine itself says what the other dimensions are
-        return {
-            k: v[:0] for k, v in self._run(np.zeros((1, *pixels.shape[1:]), pixels.dtype)).items()
-        }
-
-
-def kind(name: str) -> Kind:
-    """The engine of that name; EngineError where it is unknown."""
-    if name not in ENGINES:
-        raise EngineError(f"engine {name!r} is unknown{nearest(name, ['auto', *ENGINES])}")
-    return ENGINES[name]
+        # of none the engine itself says what the other dimensions are
+        given = pixels if len(pixels) else np.zeros((1, *pixels.shape[1:]), pixels.dtype)
+        run = self._run
+        if run is None or self.kind.takes_turns:
+            with self._turns:
+                if self._run is None:
+                    self._run = self.kind.load().prepare(self)
+                outputs = self._run(given)
+        else:
+            outputs = run(given)
+        if not len(pixels):
+            return {name: value[:0] for name, value in outputs.items()}
+        for name, value in outputs.items():
+            with np.errstate(all="ignore"):
+                # a sum that is finite is of finite numbers, and quicker than looking at each
+                if not np.isfinite(value.sum()) and not np.isfinite(value).all():
+                    raise EngineError(
+                        f"{self.name} {self.precision} gave {name} that are not finite (NaN or infinite): "
+                        "the model's weights are damaged, or too large for this precision"
+                    )
+        return outputs
 
 
 def installed() -> tuple[Kind, ...]:
     """The engines that are installed, in the order of ENGINES."""
-    return tuple(found for found in ENGINES.values() if found.available)
+    return tuple(kind for kind in ENGINES.values() if kind.available)
+
+
+def check(engine: str, precision: str, device: str = "auto", threads: int | None = None) -> None:
+    """EngineError where that cannot be had here: an unknown word, or more than the engine has.
+
+    engine: "auto" or a key of ENGINES. A GPU is looked for only where one is asked for by name.
+    """
+    if engine != "auto" and engine not in ENGINES:
+        raise EngineError(f"engine {engine!r} is unknown{nearest(engine, ['auto', *ENGINES])}")
+    if precision not in (*TOLERANCES, "int8"):
+        raise EngineError(
+            f"precision {precision!r} is unknown{nearest(precision, [*TOLERANCES, 'int8'])}"
+        )
+    if device not in DEVICES:
+        raise EngineError(f"device {device!r} is unknown{nearest(device, DEVICES)}")
+    if threads is not None and threads < 1:
+        raise EngineError(f"threads is {threads}; expected 1 or more")
+    if engine != "auto":
+        kind = ENGINES[engine]
+        if precision not in kind.precisions:
+            raise EngineError(
+                f"engine {engine} computes in precision {' or '.join(kind.precisions)}; "
+                f"{precision!r} was asked for"
+            )
+        if device != "auto" and device not in kind.devices:
+            raise EngineError(
+                f"engine {engine} runs on {' or '.join(kind.devices)}; {device!r} was asked for"
+            )
+        if not kind.available:
+            raise EngineError(f"engine {engine} is not installed; install it with: {kind.install}")
+    if device in ("cuda", "mps"):
+        kinds = [k for k in installed() if engine in ("auto", k.name) and device in k.devices]
+        if not any(device in kind.load().devices() for kind in kinds):
+            who = " or ".join(kind.name for kind in kinds) or "no engine that is installed"
+            raise EngineError(
+                f"{who} finds {'no' if kinds else 'a'} {DEVICE_NAMES[device]} here; expected one, "
+                "or --device cpu"
+            )
 
 
 def open_engine(
@@ -210,32 +266,21 @@ def open_engine(
     Raises EngineError where the engine is unknown, not installed, or does not take the graph, the
     precision or the device.
     """
-    found = kind(name)
-    if precision not in (*TOLERANCES, "int8"):
-        raise EngineError(
-            f"precision {precision!r} is unknown{nearest(precision, [*TOLERANCES, 'int8'])}"
-        )
-    if precision not in found.precisions:
-        raise EngineError(
-            f"engine {name} computes in precision {' or '.join(found.precisions)}; "
-            f"{precision!r} was asked for"
-        )
-    if device not in DEVICES:
-        raise EngineError(f"device {device!r} is unknown{nearest(device, DEVICES)}")
-    if device != "auto" and device not in found.devices:
-        raise EngineError(
-            f"engine {name} runs on {' or '.join(found.devices)}; {device!r} was asked for"
-        )
-    if threads is not None and threads < 1:
-        raise EngineError(f"threads is {threads}; expected 1 or more")
-    if not found.available:
-        raise EngineError(f"engine {name} is not installed; install it with: {found.install}")
-    source = graph if isinstance(graph, Source) else Source(graph)
-    module = import_module(f"{__name__}.{found.module}")
-    if device == "auto":
-        device = module.best_device() if hasattr(module, "best_device") else "cpu"
-    order = Order(precision, threads or cores(), device, dict(settings or {}), cache)
-    return Engine(found, source.signature, order, module.prepare(found.name, source, order))
+    if name not in ENGINES:
+        raise EngineError(f"engine {name!r} is unknown{nearest(name, ENGINES)}")
+    check(name, precision, device, threads)
+    kind = ENGINES[name]
+    if device == "auto":  # the CPU is the last of those that are there, and for most the only one
+        device = kind.load().devices()[0] if kind.name == "torch" else "cpu"
+    return Engine(
+        kind,
+        graph if isinstance(graph, Source) else Source(graph),
+        precision=precision,
+        threads=threads or cores(),
+        device=device,
+        settings=settings,
+        cache=cache,
+    )
 
 
 def relative_error(output: np.ndarray, reference: np.ndarray, *, scores: bool = True) -> float:

@@ -10,49 +10,67 @@ logger and report to its vendor.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import EngineError
+from .forks import Turns
 from .silence import silenced
 
 if TYPE_CHECKING:
-    from . import Order, Run, Settings, Source
+    from . import Engine, Run, Settings, Source
 
 FILE = "graph.mnn"
 # MNN's hint of that name: 1 allows the smallest Winograd tiles alone, 3, its default, the largest
 WINOGRAD_MEMORY_LEVEL, SMALL_TILES = 3, 1
 SPARE_BYTES = 1 << 20  # beside the weights: the graph itself
 
+_EXECUTOR = Turns()  # all graphs share what evaluates MNN's expressions
+_pool_of = 0  # the process that MNN's one pool of threads was made in
 
-def variants(source: Source, order: Order, batch: int) -> tuple[Settings, ...]:  # noqa: ARG001
+
+def devices() -> tuple[str, ...]:
+    return ("cpu",)
+
+
+def variants(
+    source: Source, precision: str, threads: int, batch: int  # noqa: ARG001
+) -> tuple[Settings, ...]:  # fmt: skip
     """The settings worth a race: its own choices serve every batch."""
     return ({},)
 
 
-def prepare(name: str, source: Source, order: Order) -> Run:  # noqa: ARG001
+def prepare(engine: Engine) -> Run:
     from ..files.cache import Cache
-    from . import ENGINES
 
-    cache = order.cache if order.cache is not None else Cache()
-    version = ENGINES["mnn"].version
+    global _pool_of
+    if engine.threads > 1:
+        if _pool_of not in (0, os.getpid()):
+            raise EngineError(
+                "mnn cannot compute with several threads in a process made by fork, since it did so before "
+                "the fork; start processes with the method spawn, use the model in the child alone, or "
+                "give threads=1"
+            )
+        _pool_of = os.getpid()
+    cache = engine.cache if engine.cache is not None else Cache()
+    source, version = engine.source, engine.version
     about = {"engine": "mnn", "version": version, "graph": source.key}
     return cache.open(
         f"mnn-{version}-{source.key[:24]}",
         about,
         make=lambda folder: _convert(source, folder),
-        load=lambda folder, _: _load(folder / FILE, source.signature.outputs, order),
+        load=lambda folder, _: _load(folder / FILE, engine),
         # the ONNX file and MNN's, side by side for a moment
-        needs_bytes=lambda: 2 * sum(v.nbytes for v in source.graph.weights.values()) + SPARE_BYTES,
+        needs_bytes=lambda: 2 * source.graph.size_bytes + SPARE_BYTES,
     )
 
 
 def _convert(source: Source, folder: Path) -> None:
-    from ..graphs.writer import (
-        write_onnx,
-    )  # not where the file is there already: onnx takes a while to load
+    # not where the file is there already: onnx takes a while to load
+    from ..graphs.writer import write_onnx
 
     graph = folder / "graph.onnx"
     write_onnx(source.graph, graph)
@@ -69,7 +87,7 @@ def _convert(source: Source, folder: Path) -> None:
     for file in (graph, graph.with_name(graph.name + ".data")):
         file.unlink()
     size = (folder / FILE).stat().st_size if (folder / FILE).exists() else 0
-    expected = sum(v.nbytes for v in source.graph.weights.values())
+    expected = source.graph.size_bytes
     if not done or size < expected:
         # the converter does not notice that a disk is full
         raise EngineError(
@@ -78,15 +96,16 @@ def _convert(source: Source, folder: Path) -> None:
         )
 
 
-def _load(file: Path, outputs: tuple[str, ...], order: Order) -> Run:
-    with silenced() as lines:
+def _load(file: Path, engine: Engine) -> Run:
+    outputs = engine.signature.outputs
+    with _EXECUTOR, silenced() as lines:
         import MNN.expr
         import MNN.nn
 
-        config = {"backend": "CPU", "numThread": order.threads, "precision": "high"}
+        config = {"backend": "CPU", "numThread": engine.threads, "precision": "high"}
         try:
             manager = MNN.nn.create_runtime_manager((config,))
-            if order.precision == "exact":
+            if engine.precision == "exact":
                 manager.set_hint(WINOGRAD_MEMORY_LEVEL, SMALL_TILES)
             module = MNN.nn.load_module_from_file(
                 str(file), ["pixels"], list(outputs), runtime_manager=manager
@@ -101,13 +120,14 @@ def _load(file: Path, outputs: tuple[str, ...], order: Order) -> Run:
         # "NCHW" here only means: these dimensions, in this order
         kind = expr.uint8 if pixels.dtype == np.uint8 else expr.float
         try:
-            values = module.forward([expr.const(pixels, list(pixels.shape), expr.NCHW, kind)])
-            # read() gives a view of memory that MNN uses again
-            found = [np.array(expr.convert(value, expr.NCHW).read()) for value in values]
+            with _EXECUTOR:
+                values = module.forward([expr.const(pixels, list(pixels.shape), expr.NCHW, kind)])
+                # read() gives a view of memory that MNN uses again
+                arrays = [np.array(expr.convert(value, expr.NCHW).read()) for value in values]
         except Exception as error:
             shape = "x".join(map(str, pixels.shape))
             raise EngineError(f"mnn failed on {shape} pixels: {error}") from error
-        return dict(zip(outputs, found, strict=True))
+        return dict(zip(outputs, arrays, strict=True))
 
     return run
 

@@ -6,18 +6,21 @@ Left alone, OpenVINO computes in bfloat16 wherever it can, so it is always told 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Container
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import EngineError
+from .forks import never_destroy
 from .silence import silenced
 
 if TYPE_CHECKING:
     from ..graphs.network import Graph
-    from . import Order, Run, Settings, Source
+    from . import Engine, Run, Settings, Source
 
 FEW_IMAGES = 2
 LARGE_BYTES = 16 << 20  # of FC weights, above which no cache close to a core holds them
@@ -25,18 +28,22 @@ LARGE_BYTES = 16 << 20  # of FC weights, above which no cache close to a core ho
 HINTS = {"exact": "f32", "fast": "f32", "half": "bf16", "int8": "f32"}
 
 
-def variants(source: Source, order: Order, batch: int) -> tuple[Settings, ...]:
+def devices() -> tuple[str, ...]:
+    return ("cpu",)
+
+
+def variants(source: Source, precision: str, threads: int, batch: int) -> tuple[Settings, ...]:
     """One stream of all threads; for a batch also as many streams as threads, each with its share.
 
     Where FC layers are large and the precision allows it, their weights are kept in 16 bits: for a few
     images, reading them from memory is all the time that they take.
     """
     fc: Settings = {}
-    if order.precision == "fast" and batch <= FEW_IMAGES:
+    if precision == "fast" and batch <= FEW_IMAGES:
         weights = _fc_weights(source.graph)
         if sum(source.graph.weights[name].nbytes for name in weights) >= LARGE_BYTES:
             fc = {"fc": "f16"}
-    streams = min(order.threads, batch)
+    streams = min(threads, batch)
     return tuple({"streams": n, **fc} for n in dict.fromkeys((1, streams)))
 
 
@@ -45,17 +52,17 @@ def computes_bf16() -> bool:
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def prepare(name: str, source: Source, order: Order) -> Run:  # noqa: ARG001
-    hint = HINTS[order.precision]
-    streams = int(order.settings.get("streams", 1))
-    halved = _fc_weights(source.graph) if order.settings.get("fc") == "f16" else ()
+def prepare(engine: Engine) -> Run:
+    graph, hint = engine.source.graph, HINTS[engine.precision]
+    streams = int(engine.settings.get("streams", 1))
+    halved = _fc_weights(graph) if engine.settings.get("fc") == "f16" else ()
     with silenced():
         core = _core()
         if hint == "bf16" and not computes_bf16():
             hint = "f32"
         config = {
             "INFERENCE_PRECISION_HINT": hint,
-            "INFERENCE_NUM_THREADS": order.threads,
+            "INFERENCE_NUM_THREADS": engine.threads,
             "NUM_STREAMS": streams,
             "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
             # threads nailed to cores would fight with whoever else computes here
@@ -64,11 +71,11 @@ def prepare(name: str, source: Source, order: Order) -> Run:  # noqa: ARG001
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
         try:
-            model = _model(source.graph, halved)
+            model = _model(graph, halved)
             compiled = core.compile_model(model, "CPU", config)
         except Exception as error:  # RuntimeError and its kin, with the reason in many lines
             raise EngineError(f"openvino did not take the graph: {_line(error)}") from error
-    names = source.signature.outputs
+    names = engine.signature.outputs
     requests = [compiled.create_infer_request() for _ in range(streams)]
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -82,10 +89,10 @@ def prepare(name: str, source: Source, order: Order) -> Run:  # noqa: ARG001
         except Exception as error:
             shape = "x".join(map(str, pixels.shape))
             raise EngineError(f"openvino failed on {shape} pixels: {_line(error)}") from error
-        found = [[r.get_output_tensor(i).data for r in used] for i in range(len(names))]
-        return {
+        views = [[r.get_output_tensor(i).data for r in used] for i in range(len(names))]
+        return {  # copies, since the requests' own memory is written to by the next call
             name: np.concatenate(rows) if len(rows) > 1 else rows[0].copy()
-            for name, rows in zip(names, found, strict=True)
+            for name, rows in zip(names, views, strict=True)
         }
 
     return run
@@ -118,14 +125,16 @@ def _later(name: str) -> object:
     raise AttributeError(f"module 'openvino' has no attribute {name!r}")
 
 
-_CORE: Any = None
-
-
 def _core() -> Any:
-    global _CORE
-    if _CORE is None:
-        _CORE = package().Core()
-    return _CORE
+    return _core_of(os.getpid())
+
+
+@cache
+def _core_of(_process: int) -> Any:
+    """One a process: a fork takes the threads of its parent's away."""
+    core = package().Core()
+    never_destroy(core)
+    return core
 
 
 def _fc_weights(graph: Graph) -> set[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import EngineError
 
 if TYPE_CHECKING:
-    from . import Order, Run, Settings, Source
+    from . import Engine, Run, Settings, Source
 
 PACKED_FROM = 4  # images in a batch
 
@@ -20,7 +20,17 @@ PROVIDERS: dict[str, list[object]] = {
 }
 
 
-def variants(source: Source, order: Order, batch: int) -> tuple[Settings, ...]:  # noqa: ARG001
+def devices() -> tuple[str, ...]:
+    """Those for which this build has code."""
+    import onnxruntime
+
+    cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return ("cuda", "cpu") if cuda else ("cpu",)
+
+
+def variants(
+    source: Source, precision: str, threads: int, batch: int  # noqa: ARG001
+) -> tuple[Settings, ...]:  # fmt: skip
     """For a batch, FC weights in an order that suits products with several rows.
 
     Putting them in that order takes half the time of opening and as much memory again, and brings a few
@@ -29,31 +39,32 @@ def variants(source: Source, order: Order, batch: int) -> tuple[Settings, ...]: 
     return ({"packed": 1},) if batch >= PACKED_FROM else ({},)
 
 
-def prepare(name: str, source: Source, order: Order) -> Run:  # noqa: ARG001
+def prepare(engine: Engine) -> Run:
     import onnxruntime
 
-    if (
-        order.device == "cuda"
-        and "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
-    ):
-        raise EngineError(
-            "this onnxruntime has no CUDA; install the one that has: pip install onnxruntime-gpu"
-        )
-    graph = source.graph
+    onnxruntime.disable_telemetry_events()  # some builds tell their maker
+    graph = engine.source.graph
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what an engine prints by itself is silenced
-    options.intra_op_num_threads = order.threads
-    if not order.settings.get("packed"):
+    options.intra_op_num_threads = engine.threads
+    if not engine.settings.get("packed"):
         options.add_session_config_entry("session.disable_prepacking", "1")
     # the session may read the arrays where they are for as long as it lives, so they are kept
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(v) for v in graph.weights.values()]
     options.add_external_initializers(list(graph.weights), values)
     try:
         session = onnxruntime.InferenceSession(
-            graph.model.SerializeToString(), options, providers=PROVIDERS[order.device]
+            graph.model.SerializeToString(), options, providers=PROVIDERS[engine.device]
         )
     except Exception as error:  # onnxruntime raises a class of its own for every status
         raise EngineError(f"onnxruntime did not take the graph: {_line(error)}") from error
+    used = session.get_providers()
+    if engine.device == "cuda" and "CUDAExecutionProvider" not in used:
+        raise EngineError(
+            "onnxruntime cannot use CUDA here and would compute on the CPU: its CUDA or cuDNN libraries "
+            "are missing, or there is no such device; use --device cpu, or install what "
+            "onnxruntime-gpu needs"
+        )
     names = [output.name for output in session.get_outputs()]
 
     def run(pixels: np.ndarray, keep: object = values) -> dict[str, np.ndarray]:  # noqa: ARG001

@@ -1,4 +1,10 @@
-"""Which processor this is, and how many of its cores are ours to use."""
+"""Which processor this is: its cores that are ours to use, and what it does with 8-bit integers.
+
+x86 processors with VNNI multiply four pairs of 8-bit numbers and add them to 32 bits in one instruction.
+Those without it have one that adds two products in 16 bits, where 2 x 255 x 127 does not fit: engines that
+use it are quick and wrong, those that widen the numbers first are right and no quicker than float32.
+ARM has the same as VNNI under the name of dot product.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +18,14 @@ from pathlib import Path
 CPUINFO = Path("/proc/cpuinfo")
 SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+# as Linux names them: x86's VNNI for three widths and its matrix unit, ARM's dot product and matrices
+FAST = frozenset("avx512_vnni avx_vnni avx_vnni_int8 amx_int8 asimddp i8mm".split())
+
+# as macOS names them, by the sysctl that lists or has them
+MACOS = {"machdep.cpu.leaf7_features": "AVX512VNNI", "hw.optional.arm.FEAT_DotProd": "1"}
+
+CHANNELS, LARGEST, WEIGHT = 16, 255, 127
 
 
 @cache
@@ -63,12 +77,80 @@ def cores() -> int:
     return max(1, count)
 
 
-def busy() -> bool:
-    """Whether so much else ran in the last minute that times measured now mean little."""
-    try:
-        return os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
-    except (AttributeError, OSError):  # Windows has no such average
-        return False
+@cache
+def multiplies_fast() -> bool | None:
+    """Whether the processor has instructions for 8-bit products; None where the system does not tell.
+
+    Without them int8 is no faster than float32.
+    """
+    if CPUINFO.exists():
+        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
+        words = {
+            word
+            for line in text.splitlines()
+            if line.partition(":")[0].strip() in ("flags", "Features")
+            for word in line.partition(":")[2].split()
+        }
+        return bool(words & FAST) if words else None
+    if sys.platform == "darwin":
+        return any(word in _sysctl(name).split() for name, word in MACOS.items())
+    return None
+
+
+def adds_up(engine: str) -> bool:
+    """Whether that engine's sums are right on this processor; tried only where they might not be."""
+    return multiplies_fast() is True or not overflows(engine)
+
+
+@cache
+def overflows(engine: str) -> bool:
+    """Whether that engine loses what does not fit into 16 bits, found out by convolving large numbers.
+
+    EngineError where the engine is unknown, not installed, or takes no int8 graph.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    from ..graphs.network import Graph
+    from . import open_engine
+
+    weight = np.full((CHANNELS, CHANNELS, 3, 3), WEIGHT, np.int8)
+    total = float(LARGEST * WEIGHT * CHANNELS * 9)
+    constants = {
+        "one": np.float32(1),
+        "zero": np.uint8(0),
+        "weight_q": weight,
+        "weight_scale": np.ones(CHANNELS, np.float32),
+        "weight_zero": np.zeros(CHANNELS, np.int8),
+        "sum_scale": np.float32(total / 200),  # so that the sum is 200 in 8 bits
+    }
+    nodes = [
+        helper.make_node("Transpose", ["pixels"], ["nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["nchw"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("QuantizeLinear", ["float", "one", "zero"], ["float_q"]),
+        helper.make_node("DequantizeLinear", ["float_q", "one", "zero"], ["input"]),
+        helper.make_node(
+            "DequantizeLinear", ["weight_q", "weight_scale", "weight_zero"], ["weight"], axis=0
+        ),
+        helper.make_node(
+            "Conv", ["input", "weight"], ["sum_float"], kernel_shape=[3, 3], pads=[1] * 4,
+            strides=[1, 1],
+        ),
+        helper.make_node("QuantizeLinear", ["sum_float", "sum_scale", "zero"], ["sum_q"]),
+        helper.make_node("DequantizeLinear", ["sum_q", "sum_scale", "zero"], ["sum"]),
+    ]  # fmt: skip
+    pixels = helper.make_tensor_value_info(
+        "pixels", TensorProto.UINT8, ["batch", "height", "width", CHANNELS]
+    )
+    total_info = helper.make_tensor_value_info(
+        "sum", TensorProto.FLOAT, ["batch", CHANNELS, "sum_height", "sum_width"]
+    )
+    tensors = [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()]
+    graph = helper.make_graph(nodes, "overflow", [pixels], [total_info], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    opened = open_engine(engine, Graph(model, {}), precision="int8", threads=1)
+    sums = opened.run(np.full((1, 8, 8, CHANNELS), LARGEST, np.uint8))["sum"]
+    return bool(abs(float(sums[0, 0, 4, 4]) / total - 1) > 0.01)
 
 
 def _sysctl(name: str) -> str:

@@ -10,28 +10,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import EngineError, log
-from ..files.cache import Cache
-from . import (
-    ENGINES,
-    REFERENCE,
-    TOLERANCES,
-    Engine,
-    Kind,
-    Order,
-    Settings,
-    open_engine,
-    relative_error,
-)
+from . import REFERENCE, TOLERANCES, Engine, Kind, Settings, open_engine, relative_error
 from .remembered import Standing
 
 if TYPE_CHECKING:
+    from ..files.cache import Cache
     from . import Source
 
 MOST_PAIRS = 7
@@ -41,89 +29,56 @@ INT8_TOLERANCE = 3e-2  # between two engines that round at the same places: 4e-3
 RUN_SECONDS = 0.8  # of the reference's run, about: larger batches are cut down to it
 
 
-@dataclass(frozen=True)
-class Racer:
-    """An engine with the settings that it is to run with."""
-
-    kind: Kind
-    device: str
-    settings: Settings
-
-
-def racers(
+def race(
     source: Source,
+    pixels: np.ndarray,
     kinds: Sequence[Kind],
     *,
     precision: str,
     threads: int,
-    devices: Sequence[str],
-    batch: int,
-) -> list[Racer]:
-    """Everything that those engines can do in that precision, the reference first."""
-    found = []
-    for kind in sorted(kinds, key=lambda kind: kind.name != REFERENCE):
-        if precision not in kind.precisions or kind.name in ("torch-eager", "torch-compiled"):
-            continue
-        module = import_module(f"{__package__}.{kind.module}")
-        for device in devices:
-            if device in kind.devices:
-                order = Order(precision, threads, device)
-                found += [Racer(kind, device, s) for s in module.variants(source, order, batch)]
-    return found
-
-
-def race(
-    source: Source,
-    pixels: np.ndarray,
-    entrants: Sequence[Racer],
-    *,
-    precision: str,
-    threads: int,
+    devices: Sequence[str] = ("cpu",),
     cache: Cache | None = None,
     seconds: float = 2.0,
 ) -> tuple[Engine, tuple[Standing, ...]]:
     """The winner, open, and how each did, quickest first. Those that were left out have no standing.
 
-    pixels: a real batch, of the size that will be run. seconds: for the turns, opening not counted.
+    pixels: a real batch, of the size that will be run. kinds: engines that have that precision.
+    devices: where to run them. seconds: for the turns, opening not counted.
     """
-    started = time.perf_counter()
-    _ = source.graph
-    build_seconds = time.perf_counter() - started
 
-    cache = Cache() if cache is None else cache
-
-    def opened(racer: Racer) -> tuple[Engine, float]:
-        making = cache.making_seconds
-        began = time.perf_counter()
-        engine = open_engine(
-            racer.kind.name, source, precision=precision, threads=threads, device=racer.device,
-            settings=racer.settings, cache=cache,
+    def opened(name: str, device: str, settings: Settings) -> Engine:
+        return open_engine(
+            name, source, precision=precision, threads=threads, device=device, settings=settings,
+            cache=cache,
         )  # fmt: skip
-        # what was made the first time will be found from now on
-        making = cache.making_seconds - making
-        return engine, time.perf_counter() - began - making + build_seconds
 
-    reference_racer = next(
-        (racer for racer in entrants if (racer.kind.name, racer.device) == (REFERENCE, "cpu")),
-        Racer(ENGINES[REFERENCE], "cpu", {}),
-    )
-    judge, open_seconds = opened(reference_racer)
+    entrants = [
+        (kind.name, device, settings)
+        for kind in kinds
+        for device in devices
+        if device in kind.devices
+        for settings in kind.load().variants(source, precision, threads, len(pixels))
+    ]
+    ours = [entrant for entrant in entrants if entrant[:2] == (REFERENCE, "cpu")][:1]
+    judge = opened(*(ours or [(REFERENCE, "cpu", {})])[0])
     judge.run(pixels[:1])
     pixels = pixels[: max(1, min(len(pixels), int(RUN_SECONDS / timed(judge, pixels[:1]))))]
     reference = judge.run(pixels)
-    champion = None
-    standings: list[Standing] = []
-    if reference_racer in entrants:
-        champion = judge
-        standings.append(_standing(judge, timed(judge, pixels) / len(pixels), open_seconds, 0.0))
+
+    def standing(engine: Engine, seconds: float, error: float) -> Standing:
+        count = len(pixels)
+        return Standing(engine.name, engine.device, engine.settings, seconds / count, count, error)
+
+    champion = judge if ours else None
+    standings = [standing(judge, timed(judge, pixels), 0.0)] if ours else []
     del judge  # where it does not run itself, its half gigabyte is free again
     out: set[str] = set()
-    rest = [racer for racer in entrants if racer != reference_racer]
-    for racer in rest:
-        if racer.kind.name in out:
+    rest = [entrant for entrant in entrants if entrant not in ours]
+    for name, device, settings in rest:
+        if name in out:
             continue
         try:
-            challenger, open_seconds = opened(racer)
+            challenger = opened(name, device, settings)
             error = _error(challenger.run(pixels), reference)
             allowed = TOLERANCES.get(precision, INT8_TOLERANCE)
             if not error <= allowed:
@@ -132,21 +87,18 @@ def race(
                     f"{allowed:.0e}"
                 )
         except EngineError as reason:
-            log.info(f"engine {racer.kind.name} is left out: {reason}")
-            out.add(racer.kind.name)
+            log.info(f"engine {name} is left out: {reason}")
+            out.add(name)
             continue
         if champion is None:
             ratio, theirs = 0.0, timed(challenger, pixels)
         else:
             ratio, theirs = _duel(champion, challenger, pixels, seconds / len(rest))
-        row = _standing(challenger, theirs / len(pixels), open_seconds, error)
         if ratio > CLEAR:
-            out.add(racer.kind.name)  # other settings of it will not win either
+            out.add(name)  # other settings of it will not win either
         if ratio < 1:
             champion = challenger
-            standings.insert(0, row)
-        else:
-            standings.append(row)
+        standings.insert(0 if ratio < 1 else len(standings), standing(challenger, theirs, error))
         del challenger
     if champion is None:
         raise EngineError(
@@ -179,10 +131,6 @@ def timed(engine: Engine, pixels: np.ndarray) -> float:
     began = time.perf_counter()
     engine.run(pixels)
     return time.perf_counter() - began
-
-
-def _standing(engine: Engine, seconds: float, open_seconds: float, error: float) -> Standing:
-    return Standing(engine.name, engine.device, engine.settings, seconds, open_seconds, error)
 
 
 def _error(outputs: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> float:

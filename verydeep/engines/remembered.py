@@ -16,15 +16,16 @@ from ..files.notebook import Notebook
 class Standing:
     """How one engine did in a race.
 
-    seconds: of one image, its share of the batch. open_seconds: until it could run its first image, with
-    its import and the building of the graph. error: against the reference, as `relative_error` has it.
+    seconds: of one image, its share of the batch. images: how many it ran at once, which is the whole batch
+    or, of a large one, as many as there was time for. error: against the reference, as `relative_error`
+    has it.
     """
 
     engine: str
     device: str
     settings: Mapping[str, str | int]
     seconds: float
-    open_seconds: float
+    images: int
     error: float
 
 
@@ -45,31 +46,20 @@ class Memory:
                 and isinstance(one.device, str)
                 and isinstance(one.settings, dict)
                 and one.seconds > 0
-                and one.open_seconds >= 0
                 for one in standings
             )
         except (KeyError, TypeError):
             return ()
         return standings if good else ()
 
-    def batches(self, graph: str) -> list[int]:
-        """The batch sizes with which that graph was raced; quick to ask, beside the rest."""
-        races = [row["race"] for row in self.choices()]
-        batches = [race.get("batch") for race in races if race.get("graph") == graph]
-        return sorted({batch for batch in batches if isinstance(batch, int)})
+    def knows(self, graph: str) -> bool:
+        """Whether that graph was ever raced; quick to ask, beside the rest."""
+        return any(row["race"].get("graph") == graph for row in self.choices())
 
-    def disturbed(self, race: Mapping[str, Any]) -> bool:
-        """Whether the machine was busy with other things while that race was held."""
-        row = self._notebook.rows().get(_digest(race))
-        return isinstance(row, dict) and row.get("disturbed") is True
-
-    def remember(
-        self, race: Mapping[str, Any], standings: Iterable[Standing], *, disturbed: bool = False
-    ) -> None:
+    def remember(self, race: Mapping[str, Any], standings: Iterable[Standing]) -> None:
         """Keep the result of a race. What it was about is kept beside it, for people."""
         rows = [asdict(row) for row in standings]
-        value = {"race": dict(race), "standings": rows, "disturbed": disturbed}
-        self._notebook.write(_digest(race), value)
+        self._notebook.write(_digest(race), {"race": dict(race), "standings": rows})
 
     def choices(self) -> list[dict[str, Any]]:
         """Every result, as {"race": ..., "standings": [...]}."""

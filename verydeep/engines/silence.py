@@ -14,6 +14,10 @@ from contextlib import contextmanager, suppress
 from threading import RLock
 
 _LOCK = RLock()  # two threads must not restore each other's descriptors
+if hasattr(os, "register_at_fork"):  # nor may a child inherit descriptors that lead into the file
+    os.register_at_fork(
+        before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release
+    )
 
 
 @contextmanager

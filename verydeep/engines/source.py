@@ -7,19 +7,22 @@ needs none of that, so it is handed a `Source` and builds the graph only where i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ..errors import EngineError
+from ..errors import EngineError, NetworkError
+from ..files import hashes
 
 if TYPE_CHECKING:
     from ..graphs.network import Graph
+    from ..modelfile import ModelFile
 
 _MOVES = ("strides", "kernel_shape", "pads")
+_PACKAGE = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -50,33 +53,105 @@ class Source:
         key: str | Callable[[], str] | None = None,
         signature: Signature | None = None,
     ) -> None:
-        self._made = graph
+        self._graph = graph
         self._key = key
-        self._signature = signature
+        self.signature = signature or _signature(self.graph)
 
     @property
     def has_key(self) -> bool:
         """Whether the key is known without reading the weights."""
-        return isinstance(self._key, str) or "key" in self.__dict__
+        return isinstance(self._key, str)
 
-    @cached_property
+    @property
     def graph(self) -> Graph:
-        return self._made() if callable(self._made) else self._made
+        if callable(self._graph):
+            self._graph = self._graph()
+        return self._graph
 
-    @cached_property
+    @property
     def key(self) -> str:
         """At least 128 bits, as hexadecimal digits."""
-        if self._key is not None:
-            return self._key() if callable(self._key) else self._key
-        digest = hashlib.sha256(self.graph.model.SerializeToString(deterministic=True))
-        for name, array in sorted(self.graph.weights.items()):
-            digest.update(f"{name} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        if not isinstance(self._key, str):
+            self._key = self._key() if self._key else _key(self.graph)
+        return self._key
 
-    @cached_property
-    def signature(self) -> Signature:
-        return self._signature or _signature(self.graph)
+
+def source_of(
+    model: ModelFile,
+    pixels: Literal["uint8", "float32"],
+    taps: tuple[str, ...] = (),
+    scores: bool = True,
+    *,
+    pool: str | None = None,
+    int8: bool = False,
+) -> Source:
+    """A model file's graph, cut after the last layer asked for, built when an engine wants it.
+
+    taps: paper names, each an output of that name. scores: whether the head's logits are an output, last,
+    "scores". pool: what `verydeep.graphs.pooling` does to the taps that are maps; None leaves them whole.
+    int8: the graph that computes in integers, of a file that `verydeep quantize` made.
+    Its key is the file's SHA-256 with what else the graph depends on, the code that builds it included.
+    A file that was hashed before and has not changed since is not read again.
+    Raises LayerError for a tap that the network does not have, NetworkError where nothing is asked for,
+    or scores of a trunk without a head.
+    """
+    network = model.record.network
+    taps = tuple(dict.fromkeys(taps))
+    if scores and not network.head.classes:
+        raise NetworkError(
+            f"{network.name} has no head here, so no scores; ask for taps and scores=False"
+        )
+    if not taps and not scores:
+        raise NetworkError("a graph needs an output: ask for scores or for taps")
+    cut = network.cut((*taps, *(("fc8",) if scores else ())))
+
+    def build() -> Graph:
+        from ..graphs import network as graph
+
+        if int8:
+            from ..graphs import int8 as qdq
+
+            built = qdq.build(model, taps=taps, scores=scores, pixels=pixels)
+        else:
+            built = graph.build(
+                network, model.tensors(cut.tensors), model.record.preprocess,
+                taps=taps, scores=scores, pixels=pixels,
+            )  # fmt: skip
+        if pool is None:
+            return built
+        from ..graphs.pooling import pooled
+
+        return pooled(built, pool)
+
+    code = ["graphs/network.py", "nets.py", *(["graphs/pooling.py"] if pool else [])]
+    code += ["graphs/int8.py"] if int8 else []
+    outputs = (*taps, *(("scores",) if scores else ()))
+    facts = [pixels, *outputs, f"pool {pool}"]
+    signature = Signature(pixels, network.in_channels, cut.minimum_size, outputs)
+    return Source(build, graph_key(model, facts, code), signature)
+
+
+def graph_key(
+    model: ModelFile, facts: Sequence[str], code: Sequence[str]
+) -> str | Callable[[], str]:
+    """The key of a graph made of that file, or, where its bytes must be hashed for it, what finds the key.
+
+    facts: what else the graph depends on. code: the modules that build it, by their path in the package.
+    """
+
+    def key() -> str:
+        texts = [(_PACKAGE / name).read_text(encoding="utf-8") for name in code]
+        return hashlib.sha256("\0".join([model.sha256, *facts, *texts]).encode()).hexdigest()
+
+    return key if hashes.remembered(model.stamp) is None else key()
+
+
+def _key(graph: Graph) -> str:
+    digest = hashlib.sha256(graph.model.SerializeToString(deterministic=True))
+    for name, array in sorted(graph.weights.items()):
+        digest.update(f"{name} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _signature(graph: Graph) -> Signature:

@@ -1,93 +1,101 @@
-"""PyTorch: the graph run node by node, on the CPU or a GPU.
+"""PyTorch: the graph run node by node, on the CPU or a GPU, in channels-last, its quickest layout.
 
-torch           channels-last, the layout that its convolutions run fastest in
-torch-eager     its default layout: what torchvision's networks do when nobody says otherwise
-torch-compiled  torch.compile; needs a C++ compiler and minutes, so that nothing chooses it by itself
+Each engine computes in a thread of its own. OpenMP, which torch computes with, keeps its threads and their
+number for each thread that calls: so the caller's number is not touched, and after a fork a new thread has
+new ones, where the calling thread would wait for those that it lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import EngineError
-from .silence import silenced
+from .forks import Turns
 
 if TYPE_CHECKING:
     from ..graphs.network import Graph
-    from . import Order, Run, Settings, Source
+    from . import Engine, Run, Settings, Source
+
+_SETTINGS = Turns()  # of torch that are the whole process's
 
 
-def variants(source: Source, order: Order, batch: int) -> tuple[Settings, ...]:  # noqa: ARG001
+def devices() -> tuple[str, ...]:
+    """Those that torch finds here, the quickest first."""
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return (*(name for name, found in there.items() if found), "cpu")
+
+
+def variants(
+    source: Source, precision: str, threads: int, batch: int  # noqa: ARG001
+) -> tuple[Settings, ...]:  # fmt: skip
     """The settings worth a race: none."""
     return ({},)
 
 
-def best_device() -> str:
-    """cuda or mps where torch finds one, else cpu."""
+def prepare(engine: Engine) -> Run:
     import torch
 
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def prepare(name: str, source: Source, order: Order) -> Run:
-    import torch
-
-    if order.device == "cuda" and not torch.cuda.is_available():
-        raise EngineError("torch finds no CUDA device here; expected one, or --device cpu")
-    if order.device == "mps" and not torch.backends.mps.is_available():
-        raise EngineError("torch finds no Apple GPU (mps) here; expected one, or --device cpu")
-    layout = torch.contiguous_format if name == "torch-eager" else torch.channels_last
-    number = torch.bfloat16 if order.precision == "half" else torch.float32
+    device, outputs = engine.device, engine.signature.outputs
+    number = torch.bfloat16 if engine.precision == "half" else torch.float32
+    worker = _worker(engine.threads)
     try:
-        program = _program(source.graph, order.device, number, layout)
+        program = worker.submit(_program, engine.source.graph, device, number).result()
     except KeyError as error:
         raise EngineError(f"torch did not take the graph: it has no {error.args[0]}") from error
-    compiled: dict[Any, Program] = {}
+    except Exception as error:
+        raise EngineError(f"torch did not take the graph: {_line(error)}") from error
 
-    def forward(pixels: Any) -> tuple[Any, ...]:
-        if name != "torch-compiled":
-            return program.run(pixels)
-        if pixels.shape not in compiled:
-            with silenced():  # compilers talk
-                compiled[pixels.shape] = program.compiled(pixels)
-                return compiled[pixels.shape].run(pixels)
-        return compiled[pixels.shape].run(pixels)
-
-    outputs = source.signature.outputs
+    def compute(pixels: np.ndarray) -> list[np.ndarray]:
+        with torch.inference_mode(), _precise(engine):
+            values = program(torch.from_numpy(pixels).to(device))
+            # a copy, since an output may be a weight or the pixels themselves
+            return [np.array(v.to("cpu", torch.float32).contiguous().numpy()) for v in values]
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
-        before = torch.get_num_threads()
-        torch.set_num_threads(order.threads)  # it is the whole process's
         try:
-            with torch.inference_mode(), _precise(order):
-                values = forward(torch.from_numpy(pixels).to(order.device))
-                found = [v.to("cpu", torch.float32).contiguous().numpy() for v in values]
+            arrays = worker.submit(compute, pixels).result()
         except Exception as error:
             shape = "x".join(map(str, pixels.shape))
-            line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise EngineError(f"{name} failed on {shape} pixels: {line}") from error
-        finally:
-            torch.set_num_threads(before)
-        return dict(zip(outputs, found, strict=True))
+            raise EngineError(f"torch failed on {shape} pixels: {_line(error)}") from error
+        return dict(zip(outputs, arrays, strict=True))
 
     return run
 
 
-def _precise(order: Order) -> AbstractContextManager[object]:
+def _worker(threads: int) -> ThreadPoolExecutor:
+    """One thread, in which torch computes with so many."""
+    import torch
+
+    worker = ThreadPoolExecutor(1, "verydeep-torch")
+    with _SETTINGS:
+        before = torch.get_num_threads()
+        worker.submit(torch.set_num_threads, threads).result()
+        torch.set_num_threads(before)  # threads to come get what was set last, here or there
+    return worker
+
+
+@contextmanager
+def _precise(engine: Engine) -> Iterator[None]:
     """CUDA's own default multiplies in TF32, which keeps ten bits; that is only for `half`."""
     import torch
 
-    if order.device == "cuda" and order.precision != "half":
-        allowed: AbstractContextManager[object] = torch.backends.cudnn.flags(allow_tf32=False)
-        return allowed
-    return nullcontext()
+    if engine.device != "cuda" or engine.precision == "half":
+        yield
+        return
+    with _SETTINGS, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 Value = Any  # a tensor, or a numpy array of a few whole numbers on the way to a mask
@@ -103,54 +111,11 @@ class Step:
     output: str
 
 
-class Program:
-    """A graph as steps that torch can walk."""
+def _program(graph: Graph, device: str, number: Any) -> Callable[[Any], list[Any]]:
+    """The graph as a function of (batch, height, width, channels) pixels on the device: its outputs.
 
-    def __init__(
-        self, steps: Sequence[Step], constants: Mapping[str, Value], outputs: Sequence[str]
-    ) -> None:
-        self.steps = steps
-        self.constants = constants
-        self.outputs = tuple(outputs)
-        self._last = {name: i for i, step in enumerate(steps) for name in step.inputs}
-        self._walk: Callable[[Any], tuple[Any, ...]] = self._eager
-
-    def run(self, pixels: Any) -> tuple[Any, ...]:
-        """The outputs for (batch, height, width, channels) pixels on the program's device."""
-        return self._walk(pixels)
-
-    def compiled(self, pixels: Any) -> Program:
-        """This program for pixels of that shape alone, compiled; its masks are constants then."""
-        import torch
-
-        values: dict[str, Value] = {}
-        self._eager(pixels, values)
-        masks = {
-            name: torch.tensor(value, dtype=torch.float32, device=pixels.device)
-            for name, value in values.items()
-            if isinstance(value, np.ndarray | np.generic)
-        }
-        steps = [step for step in self.steps if step.output not in masks]
-        constants = {name: v for name, v in self.constants.items() if torch.is_tensor(v)}
-        fixed = Program(steps, {**constants, **masks}, self.outputs)
-        fixed._walk = torch.compile(fixed._eager, dynamic=False)
-        return fixed
-
-    def _eager(self, pixels: Any, kept: dict[str, Value] | None = None) -> tuple[Any, ...]:
-        values: dict[str, Value] = {"pixels": pixels}
-        for index, step in enumerate(self.steps):
-            arguments = [values[i] if i in values else self.constants[i] for i in step.inputs]
-            value = values[step.output] = step.operation(*arguments, **step.options)
-            if kept is not None:
-                kept[step.output] = value
-            for name in step.inputs:
-                if self._last[name] == index and name not in self.outputs:
-                    values.pop(name, None)  # nobody reads it any more
-        return tuple(values[name] for name in self.outputs)
-
-
-def _program(graph: Graph, device: str, number: Any, layout: Any) -> Program:
-    """number: the dtype in which convolutions and FC layers compute. layout: of their maps."""
+    number: the dtype in which convolutions and FC layers compute.
+    """
     import onnx
     import torch
 
@@ -166,8 +131,9 @@ def _program(graph: Graph, device: str, number: Any, layout: Any) -> Program:
         # a copy, since the array may be read-only
         dtype = number if tensor.name in multiplied else torch.float32
         value = torch.tensor(array, dtype=dtype, device=device)
-        constants[tensor.name] = value.to(memory_format=layout) if value.ndim == 4 else value
-    operations = _operations(number, layout, device)
+        four = value.ndim == 4
+        constants[tensor.name] = value.to(memory_format=torch.channels_last) if four else value
+    operations = _operations(number, device)
     steps = []
     for node in nodes:
         options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
@@ -177,10 +143,23 @@ def _program(graph: Graph, device: str, number: Any, layout: Any) -> Program:
                 steps.append(Step(operations["Split"], tuple(node.input), told, output))
             continue
         steps.append(Step(operations[node.op_type], tuple(node.input), options, node.output[0]))
-    return Program(steps, constants, [output.name for output in graph.model.graph.output])
+    outputs = [output.name for output in graph.model.graph.output]
+    last = {name: i for i, step in enumerate(steps) for name in step.inputs}
+
+    def program(pixels: Any) -> list[Any]:
+        values: dict[str, Value] = {"pixels": pixels}
+        for index, step in enumerate(steps):
+            arguments = [values[i] if i in values else constants[i] for i in step.inputs]
+            values[step.output] = step.operation(*arguments, **step.options)
+            for name in step.inputs:
+                if last[name] == index and name not in outputs:
+                    values.pop(name, None)  # nobody reads it any more
+        return [values[name] for name in outputs]
+
+    return program
 
 
-def _operations(number: Any, layout: Any, device: str) -> dict[str, Callable[..., Value]]:
+def _operations(number: Any, device: str) -> dict[str, Callable[..., Value]]:
     """ONNX's operations, as far as `verydeep.graphs` writes them, by torch's.
 
     Shapes, and the masks of the adaptive pool that are made from them, are numpy's until they meet a
@@ -190,11 +169,11 @@ def _operations(number: Any, layout: Any, device: str) -> dict[str, Callable[...
     from torch.nn import functional as F
 
     def matmul(a: Value, b: Value) -> Any:
-        made = [
-            torch.tensor(x, dtype=y.dtype, device=device) if isinstance(x, np.ndarray) else x
-            for x, y in ((a, b), (b, a))
-        ]
-        return made[0] @ made[1]
+        if isinstance(a, np.ndarray):
+            a = torch.tensor(a, dtype=b.dtype, device=device)
+        if isinstance(b, np.ndarray):
+            b = torch.tensor(b, dtype=a.dtype, device=device)
+        return a @ b
 
     def padded(value: Any, pads: list[int]) -> tuple[Any, int]:
         if len(set(pads)) == 1:
@@ -239,7 +218,7 @@ def _operations(number: Any, layout: Any, device: str) -> dict[str, Callable[...
         if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
             return a * b
         # the first product is of the pixels: here the layout of all that follows is decided
-        return (a * b).contiguous(memory_format=layout) if a.ndim == 4 else a * b
+        return (a * b).contiguous(memory_format=torch.channels_last) if a.ndim == 4 else a * b
 
     def whole(divide: Callable[..., Any]) -> Callable[[Value, Value], Value]:
         def apply(a: Value, b: Value) -> Value:

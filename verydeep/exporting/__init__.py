@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..engines import (
+    ENGINES,
     REFERENCE,
     TOLERANCES,
     Source,
-    kind,
     open_engine,
     relative_error,
 )
@@ -117,7 +117,7 @@ def export(
         raise EngineError(
             f"format {to} keeps precision {' or '.join(form.precisions)}; {precision!r} was asked for"
         )
-    engine = kind(form.engine)
+    engine = ENGINES[form.engine]
     if not engine.available:
         raise EngineError(
             f"an export to {to} is checked in {engine.packages[0]}, which is not installed; "

@@ -52,7 +52,7 @@ FORMATS: dict[str, Format] = {
         Format("onnx", ".onnx", "onnxruntime", ("onnxruntime",), (*FLOATS, "int8")),
         Format("openvino", ".xml", "openvino", ("openvino",), (*FLOATS, "int8")),
         Format("mnn", ".mnn", "mnn", ("MNN",), ("fast", "half")),
-        Format("torch", ".pt2", "torch-eager", ("torch",), FLOATS),
+        Format("torch", ".pt2", "torch", ("torch",), FLOATS),
     )
 }
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engines.choice import source_of
+from ...engines.source import source_of
 from ...errors import EngineError
 from ...files.cache import Cache
 from ...files.folders import cache_folder

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engines.choice import source_of
+from ...engines.source import source_of
 from ...errors import EngineError, ImageError
 from ...files.cache import Cache
 from ...predictor import DECODING_THREADS, Failure, Predictor
