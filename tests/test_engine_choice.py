@@ -348,9 +348,9 @@ def test_the_cache_command(
     assert "1 prepared graph, " in listed.out
     assert "1 engine choice\n" in listed.out
     assert "mnn-" in listed.out
-    assert "fast, 8 of 32x32, 1 threads: " in listed.out
+    assert "fast, 8 of 32x32, 1 thread: " in listed.out
     assert '"limit_bytes": 2000000000' in verydeep("cache", "list", "--json").out
-    assert "given back" in verydeep("cache", "clear").out
+    assert " freed; " in verydeep("cache", "clear").out
     assert "0 prepared graphs" in verydeep("cache", "list").out
 
 
