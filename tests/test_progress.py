@@ -68,7 +68,7 @@ def test_a_terminal_has_one_line_that_is_wiped(
         print(f"<{number}>", file=sys.stderr)
     text = capsys.readouterr().err
     words = [line.strip() for line in shown(text) if line.strip()]
-    assert words[:3] == ["<0>", "<1>", "2 files, 1.0 a second"]
+    assert words[:3] == ["<0>", "<1>", "2 files so far, 1.0 a second"]
     # results and notes begin a line: the live one was wiped before them
     for said in ("<2>", "verydeep: said while the line stands", "<3>"):
         assert said in words

@@ -118,7 +118,7 @@ class Progress:
             whole = "" if self.total is None else f" of {self.total / MEGABYTE:,.1f}"
             counts = f"{self.done / MEGABYTE:,.1f}{whole} MB, {rate / MEGABYTE:.1f} MB"
         elif self.total is None:
-            counts = f"{counted(self.done, self.unit)}, {rate:.1f}"
+            counts = f"{counted(self.done, self.unit)} so far, {rate:.1f}"
         else:
             counts = f"{self.done:,} of {counted(self.total, self.unit)}, {rate:.1f}"
         left = f", {clock((self.total - self.done) / rate)} left" if self.total and rate else ""
