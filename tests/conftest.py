@@ -46,11 +46,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def heard() -> Iterator[None]:
     """What the package says to its log is on stderr, as on the command line; once is once a test."""
     errors.warn_once.cache_clear()
-    handler, level = cli.Stderr(), errors.log.level
-    errors.log.addHandler(handler)
+    handlers, level = errors.log.handlers, errors.log.level
+    errors.log.handlers = [*handlers, cli.Stderr()]
     errors.log.setLevel("INFO")
     yield
-    errors.log.removeHandler(handler)
+    errors.log.handlers = handlers
     errors.log.setLevel(level)
 
 

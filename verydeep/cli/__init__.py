@@ -109,8 +109,7 @@ class Stderr(logging.Handler):
 
 def main() -> None:
     """Run the command; every error that a person can mend is one line on stderr."""
-    if not any(isinstance(handler, Stderr) for handler in log.handlers):
-        log.addHandler(Stderr())
+    log.handlers = [Stderr()]
     log.setLevel(logging.INFO)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # names of files that are not UTF-8 go out as they are; what a terminal cannot show is escaped

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
 C = TypeVar("C", bound=Callable[..., Any])
 
+if TYPE_CHECKING:
 
-class Option(Protocol):
-    """What stands above a command, and gives it an option."""
+    class Option(Protocol):
+        """What stands above a command, and gives it an option."""
 
-    def __call__(self, command: C, /) -> C: ...
+        def __call__(self, command: C, /) -> C: ...
 
 
 class _Whole(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on, not before
@@ -52,11 +53,10 @@ def path(*names: str, metavar: str = "FILE", **words: Any) -> Option:
     return click.option(*names, type=click.Path(path_type=Path), metavar=metavar, **words)
 
 
-def _json(what: str) -> Option:
-    return click.option("--json", "as_json", is_flag=True, help=f"Print one JSON {what} on stdout.")
-
-
-json_object, json_list = _json("object"), _json("list")
+json_object = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
+)
+json_list = click.option("--json", "as_json", is_flag=True, help="Print one JSON list on stdout.")
 model = click.option(
     "--model", default="builtin", metavar="NAME|FILE", show_default=True,
     help="A built-in model, a published one by its name, or a model file.",

@@ -10,7 +10,7 @@ import click
 
 from ..errors import log
 from ..files.progress import LiveLine, progress
-from ..files.wording import clock
+from ..files.wording import clock, counted
 from . import options
 from .output import output_folder, print_json
 
@@ -176,15 +176,11 @@ class _Teller:
     def __call__(self, line: Mapping[str, Any]) -> None:
         kind = line["event"]
         if kind in ("start", "resume") and line["config"]["recipe"] in ("probe", "finetune"):
-            data = line["data"]
-            self.epochs = line["config"]["epochs"]
-            self.say(
-                f"{line['config']['recipe']}: a head for {data['classes']} classes on "
-                f"{line['config']['model']}, {data['train']} photos to train on, {data['val']} to "
-                f"validate ({data['split'] or 'none'})"
-            )
+            config = line["config"]
+            self.epochs = config["epochs"]
+            self.say(f"{config['recipe']}: a head on {config['model']}, {_data(line, 'photo')}")
         elif kind == "features":
-            text = f"features at {line['size']} pixels: {line['done']} photos {line['what']}"
+            text = f"features at {line['size']} pixels: {counted(line['done'], 'photo')} {line['what']}"
             self.live.show(text)
         elif kind == "chosen":
             self.say(
@@ -194,14 +190,13 @@ class _Teller:
         elif kind in ("start", "resume"):
             from ..training.recipes import Config
 
-            config, data = line["config"], line["data"]
+            config = line["config"]
             self.config = Config.from_dict(config)
             self.steps = line.get("steps_per_epoch", 0)
             self.epochs = config["epochs"]
             self.say(
                 f"{config['recipe']}: {config['model']} of width {config['width']:g}, "
-                f"{data['classes']} classes, {data['train']} images to train on, {data['val']} to "
-                f"validate ({data['split'] or 'none'}); {config['precision']}, {config['layout']} layout, "
+                f"{_data(line, 'image')}; {config['precision']}, {config['layout']} layout, "
                 f"{line['device']}"
             )
         elif kind in ("note", "warning"):
@@ -238,3 +233,11 @@ class _Teller:
         if self.config is None:
             return clock((seconds - self.before) / done * (self.epochs - done))
         return clock(seconds * still_to_do(self.config, done))
+
+
+def _data(line: Mapping[str, Any], unit: str) -> str:
+    data = line["data"]
+    return (
+        f"{counted(data['classes'], 'class', 'classes')}, {counted(data['train'], unit)} to train on, "
+        f"{data['val']:,} to validate ({data['split'] or 'none'})"
+    )

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..errors import VerydeepError
 from ..files.atomic import replacing
+from ..files.wording import counted
 from ..pictures import charts as plots
 from ..pictures.charts import Line
 from ..training.record import measures
@@ -146,7 +147,7 @@ def _head(report: Report) -> str:
             cards.append(("top-5", f"{measures.top(found, labels, 5):.2%}", ""))
         error = calibration_error(first, right)
         cards.append(("calibration error", f"{error:.2%}", "15 bins"))
-        sentence = f"{int(right.sum())} of {len(right)} images were named right."
+        sentence = f"{int(right.sum())} of {counted(len(right), 'image')} were named right."
         table = measures.confusion(found, labels)
         pairs = _pairs_of(table)
         if pairs:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import photo_paths
+from ..files.wording import counted
 from .featurefile import About, FeatureFile, open_features, require_format, write
 from .journal import Journal, finished, journal
 
@@ -116,9 +117,9 @@ def _after(rows: Journal, files: Iterator[str]) -> Iterator[str]:
         now = next(files, "no photo")
         if os.path.abspath(now) != os.path.abspath(os.path.join(folder, path)):
             raise DataError(
-                f"{rows.folder} holds {done} rows of a run that was stopped, but the photos have changed "
-                f"since: its row {number} is {path}, where now there is {now}; delete the folder to begin "
-                "again"
+                f"{rows.folder} holds {counted(done, 'row')} of a run that was stopped, but the photos "
+                f"have changed since: its row {number} is {path}, where now there is {now}; delete the "
+                "folder to begin again"
             )
     return files
 
