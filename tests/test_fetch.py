@@ -359,7 +359,9 @@ def test_no_permission_gives_one_line(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "mkdir", refuse)  # the tests may run as root, who may do everything
-    with pytest.raises(WeightsError, match="no permission; set VERYDEEP_CACHE"):
+    with pytest.raises(
+        WeightsError, match=rf"{os.strerror(number)}; set VERYDEEP_CACHE to a folder that you may"
+    ):
         fetch.fetch(server.url("good"), path, DIGEST)
 
 

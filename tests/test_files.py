@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pwd
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -56,11 +57,11 @@ def test_a_seal_holds_as_long_as_the_bytes_do(tmp_path: Path) -> None:
     note = hashes.beside(path)
     assert hashes.sealed(note) is None
     assert not hashes.unbroken(note, path)
-    hashes.seal(note, Seal(SHA256, hashes.stamp(path.stat()), "here"))
+    hashes.seal(note, Seal(SHA256, hashes.stamp(path.stat())))
     assert hashes.unbroken(note, path)
     path.touch()
     assert hashes.unbroken(note, path)
-    assert hashes.sealed(note) == Seal(SHA256, hashes.stamp(path.stat()), "here")
+    assert hashes.sealed(note) == Seal(SHA256, hashes.stamp(path.stat()))
     before = path.stat()
     path.write_bytes(DATA[::-1])
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -76,7 +77,7 @@ def test_a_note_of_an_earlier_version_is_a_seal(tmp_path: Path) -> None:
     old = {"sha256": SHA256, "size_bytes": len(DATA), "modified_ns": 1, "source": "there"}
     hashes.beside(path).write_text(json.dumps(old))
     assert hashes.unbroken(hashes.beside(path), path)
-    assert hashes.sealed(hashes.beside(path)) == Seal(SHA256, hashes.stamp(path.stat()), "there")
+    assert hashes.sealed(hashes.beside(path)) == Seal(SHA256, hashes.stamp(path.stat()))
 
 
 def test_a_hash_is_remembered_for_the_file_that_was_opened(tmp_path: Path) -> None:
@@ -259,6 +260,26 @@ def test_names_are_compared_in_one_spelling() -> None:
     assert photo_paths.composed("caf\udce9") == "caf\udce9"  # a byte that is no UTF-8
     table = class_table([one, "bar"], [])
     assert class_of(f"{other}/1.jpg", table) == class_of(f"{one.upper()}/1.jpg", table) == 0
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no names that are no UTF-8")
+def test_names_on_stdin_are_taken_as_the_disk_has_them(tmp_path: Path) -> None:
+    names = [b"caf\xe9.png", b" start.png", b"end .png"]
+    for name in names:
+        Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).write_bytes(b"")
+    program = (
+        "import os\nfrom verydeep.files.photo_paths import find\n"
+        "print(*(os.fsencode(name) for name in find('-')))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        input=b"\n".join([*names, b"", b"  elsewhere.png \r\n"]),
+        capture_output=True, check=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"},
+    )  # fmt: skip
+    assert run.stdout.decode().split(" b")[0:] == [
+        "b'caf\\xe9.png'", "' start.png'", "'end .png'", "'elsewhere.png'\n",
+    ]  # fmt: skip
 
 
 # No home

@@ -527,9 +527,9 @@ NAN[3, 3, 1] = np.nan
     [
         (A, smooth(16, 20, 1), {}, "the first image is 16x16 and the second 20x16 pixels; .*one size"),
         (A[:15], A[:15], {}, "16x15 pixels are too few; this distance needs at least 16 a side"),
-        (floats(0, 1), A, {}, "scale of its numbers is not known; give range=.black, white"),
+        (floats(0, 1), A, {}, "scale of its numbers is not known; .* as in range=.0, 1"),
         (NAN, A, {"range": "0..1"}, "not finite"),
-        (floats(-1, 1), A, {"range": "0..1"}, "from -1 to 1, outside 0 to 1; give range"),
+        (floats(-1, 1), A, {"range": "0..1"}, "from -1 to 1, outside 0 to 1; clip them"),
         (floats(0, 255), A, {"range": "-1..1"}, "from 0 to 255, outside -1 to 1"),
         (A, A, {"range": "0-1"}, "range is '0-1'; expected .black, white., .* or 0..255 or 0..1"),
         (A, A, {"range": (1, 0)}, r"range is \(1, 0\); expected"),

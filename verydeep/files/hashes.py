@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -104,14 +104,10 @@ def _key(known: Stamp) -> str:
 
 @dataclass(frozen=True)
 class Seal:
-    """What a file was when it was right. The stamp tells quickly that it still is, the hash surely.
-
-    source: the address it came from, or what made it.
-    """
+    """What a file was when it was right. The stamp tells quickly that it still is, the hash surely."""
 
     sha256: str
     stamp: Stamp = ()
-    source: str = ""
 
     def renewed(self, path: Path) -> Seal | None:
         """This seal with the file's stamp of now, the same object where that is the old one.
@@ -122,7 +118,7 @@ class Seal:
             if stamp(path.stat()) == self.stamp:
                 return self
         known, digests = digests_of(path)
-        return replace(self, stamp=known) if digests["sha256"] == self.sha256 else None
+        return Seal(self.sha256, known) if digests["sha256"] == self.sha256 else None
 
     @staticmethod
     def from_dict(values: object) -> Seal:
@@ -130,7 +126,7 @@ class Seal:
         if not isinstance(values, dict) or not isinstance(values.get("sha256"), str):
             raise ValueError("expected an object with a sha256")
         # notes of earlier versions have no stamp
-        return Seal(values["sha256"], tuple(values.get("stamp", ())), str(values.get("source", "")))
+        return Seal(values["sha256"], tuple(values.get("stamp", ())))
 
 
 def seal(note: Path, what: Seal) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 import sys
 import unicodedata
@@ -25,7 +26,7 @@ def find(given: Iterable[str]) -> Iterator[str]:
     """
     for name in given:
         if name == "-":
-            yield from find(line for line in map(str.strip, sys.stdin) if line)
+            yield from find(filter(None, _listed()))
         elif os.path.isdir(name):
             yield from inside(name)
         elif not os.path.lexists(name) and glob.has_magic(name):
@@ -33,6 +34,15 @@ def find(given: Iterable[str]) -> Iterator[str]:
             yield from find(matches) if matches else [name]
         else:
             yield name
+
+
+def _listed() -> Iterator[str]:
+    """The lines of stdin as names: any bytes, and blanks at an end where there is a file of such a name."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    for line in sys.stdin:
+        name = line.rstrip("\r\n")
+        yield name if os.path.lexists(name) else name.strip()
 
 
 def find_some(given: Sequence[str]) -> tuple[Iterator[str], bool]:

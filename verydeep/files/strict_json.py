@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
+from collections import Counter
 from typing import TypeAlias
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
@@ -93,12 +94,9 @@ def _string(text: str) -> str:
 
 def _object(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
     result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"it has the key {shown(key)} twice")
-            seen.add(key)
+    if len(result) < len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"it has the key {shown(twice)} twice")
     return result
 
 

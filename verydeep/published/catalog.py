@@ -48,7 +48,8 @@ class Entry:
     """Weights that somebody published.
 
     name: what the catalogue calls them. network: a key of nets.NETWORKS. weights: torchvision's enum
-    member, or the publisher's word. published: the file, then older files of the same weights.
+    member, or the publisher's word. published: the file, then older files of the same weights, used where
+    one is at hand or the new one is gone.
     preprocess: a key of preprocess.PRESETS. classes: 1000, or 0 for convolutions alone.
     accuracy: None where nothing was published for this file.
     """
@@ -69,17 +70,6 @@ class Entry:
     @property
     def file(self) -> str:
         return self.published[0].file
-
-    @property
-    def old(self) -> tuple[Published, ...]:
-        """Older files of the same weights; used where one is at hand or the new one is gone."""
-        return self.published[1:]
-
-    @property
-    def sha256_head(self) -> str:
-        """The head of the file's SHA-256, in hex; "" where the publisher gave another digest."""
-        algorithm, _, head = self.published[0].digest.partition(":")
-        return head if algorithm == "sha256" else ""
 
     @property
     def size_bytes(self) -> int:

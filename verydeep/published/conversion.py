@@ -39,7 +39,6 @@ class Imported:
 
     layout: a key of layouts.LAYOUTS. sha256: of the file they came from.
     published: the catalogue's entry where the file is one byte for byte, else None.
-    notes: what a person should know, each a line.
     """
 
     network: Network
@@ -47,7 +46,6 @@ class Imported:
     layout: str
     sha256: str
     published: Entry | None
-    notes: tuple[str, ...]
 
 
 def convert(
@@ -80,9 +78,7 @@ def convert(
     weights = load_weights(
         source, claim=claim, network=network, layout=layout, trunk=trunk, averages=averages
     )
-    right, why = _preprocess(source, weights, given)
-    for line in filter(None, (*weights.notes, why)):
-        log.info(line)
+    right = _preprocess(source, weights, given)
     known = weights.published
     classes = weights.network.head.classes
     if labels is None and known is not None and classes == known.classes == 1000:
@@ -141,10 +137,13 @@ def load_weights(
         raise WeightsError(f"{source}: {error}") from error
     if claimed is not None and claimed != published:
         raise WeightsError(_contradiction(source, claimed, net, ours, sha256))
-    notes = []
-    if net.head.classes and any(_has_nan(a) for k, a in ours.items() if k.startswith("classifier")):
-        net, ours = _without_head(net, ours)
-        notes.append("its classifier is NaN and was left out: a trunk that gives features")
+    heads = [array for key, array in ours.items() if key.startswith("classifier")]
+    if net.head.classes and any(
+        array.dtype.kind == "f" and np.isnan(array).any() for array in heads
+    ):
+        net = replace(net, head=Head("classic", 0))
+        ours = {key: ours[key] for key in net.tensors}
+        log.info("its classifier is NaN and was left out: a trunk that gives features")
     for key, array in ours.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise WeightsError(f"{source}: {key} holds NaN or infinity; the file is of no use")
@@ -154,7 +153,7 @@ def load_weights(
         raise WeightsError(
             f"{source} is {published.name} by its digest, but a {net.name} by its shapes"
         )
-    return Imported(net, ours, rules, sha256, published, tuple(notes))
+    return Imported(net, ours, rules, sha256, published)
 
 
 def export(
@@ -207,10 +206,8 @@ def _preset(preprocess: Preprocess | str | None) -> Preprocess | None:
     return PRESETS[preprocess]
 
 
-def _preprocess(
-    source: Path, weights: Imported, given: Preprocess | None
-) -> tuple[Preprocess, str]:
-    """What these weights expect, and a line that says why where nobody said it."""
+def _preprocess(source: Path, weights: Imported, given: Preprocess | None) -> Preprocess:
+    """What these weights expect; the reason is logged where nobody said it."""
     known = weights.published
     if known is not None:
         right = PRESETS[known.preprocess]
@@ -219,7 +216,8 @@ def _preprocess(
                 f"{source} is {known.name}, whose pre-processing is {known.preprocess}, not what "
                 "was given; leave --preprocess out"
             )
-        return right, f"this is {known.name} by its digest: pre-processing {known.preprocess}"
+        log.info(f"this is {known.name} by its digest: pre-processing {known.preprocess}")
+        return right
     famous = by_values(weights.network.name, weights.tensors)
     if weights.network.head.classes not in (0, 1000):
         # trained further by somebody, perhaps on other input with the first filters left as they were
@@ -231,13 +229,13 @@ def _preprocess(
                 f"{source} holds {famous[0].weights}, by the values of its first filters, and that "
                 f"contradicts the pre-processing given: {wrong}"
             )
-        return given, ""
+        return given
     if famous and not famous[1]:
-        one = famous[0]
-        return PRESETS[one.preprocess], (
-            f"these are {one.weights}, by the values of their first filters: "
-            f"pre-processing {one.preprocess}"
+        log.info(
+            f"these are {famous[0].weights}, by the values of their first filters: pre-processing "
+            f"{famous[0].preprocess}"
         )
+        return PRESETS[famous[0].preprocess]
     raise WeightsError(
         f"{source} does not say which pre-processing its weights expect, and a wrong one gives wrong "
         f"answers in silence; say it with --preprocess {'|'.join(PRESETS)}"
@@ -262,17 +260,6 @@ def _contradiction(
         f"{source} claims to be {claimed.name} and is not: {reason}; if you know what it is, give it "
         "another name, and its pre-processing with --preprocess"
     )
-
-
-def _without_head(
-    net: Network, tensors: Mapping[str, NDArray[Any]]
-) -> tuple[Network, dict[str, NDArray[Any]]]:
-    trunk = replace(net, head=Head("classic", 0))
-    return trunk, {key: tensors[key] for key in trunk.tensors}
-
-
-def _has_nan(array: NDArray[Any]) -> bool:
-    return bool(array.dtype.kind == "f" and np.isnan(array).any())
 
 
 def _measured(known: Entry) -> tuple[dict[str, JSON], ...]:

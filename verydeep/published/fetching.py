@@ -7,7 +7,6 @@ the environment are honoured.
 
 from __future__ import annotations
 
-import errno
 import http.client
 import os
 import re
@@ -17,14 +16,13 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
-from ..errors import OutputError, WeightsError, log
+from ..errors import WeightsError, log
 from ..files.hashes import Seal, beside, digests_of, matches, seal, stamp
-from ..files.lock import locked
 from ..files.progress import Progress
+from .supply import held
 
 TIMEOUT_SECONDS = 30.0  # without a byte
 ATTEMPTS = 5  # in a row that bring nothing
@@ -58,35 +56,31 @@ def fetch(url: str, path: Path, digest: str, *, progress: bool = True) -> Path:
     WeightsError for everything else: a wrong digest, a web page in place of the file, a full disk, a folder
     without permission.
     """
-    with _on_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(path.name + ".lock")
-        waiting = f"another process is fetching {path.name}; waiting for it"
-        with locked(lock, lambda: log.info(waiting)):
-            if path.is_file():
-                if not _wrong(path, digest)[0]:
-                    return path
-                log.info(f"{path} is not what {digest} promises; fetching it again")
-            part = path.with_name(path.name + ".part")
-            resumed = _size(part) > 0
+    with held(path, "fetching"):
+        if path.is_file():
+            if not _wrong(path, digest)[0]:
+                return path
+            log.info(f"{path} is not what {digest} promises; fetching it again")
+        part = path.with_name(path.name + ".part")
+        resumed = _size(part) > 0
+        _download(url, part, progress)
+        wrong, sha256 = _wrong(part, digest)
+        if wrong and resumed:
+            log.info(f"the resumed {path.name} does not agree with {digest}; starting over")
+            part.unlink()
             _download(url, part, progress)
             wrong, sha256 = _wrong(part, digest)
-            if wrong and resumed:
-                log.info(f"the resumed {path.name} does not agree with {digest}; starting over")
-                part.unlink()
-                _download(url, part, progress)
-                wrong, sha256 = _wrong(part, digest)
-            if wrong:
-                part.unlink()
-                raise WeightsError(
-                    f"{url} gave a file whose {wrong}; it was thrown away: the address serves another "
-                    "file, or something on the way changed it"
-                )
-            with open(part, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(part, path)
-            seal(beside(path), Seal(sha256, stamp(path.stat()), url))
-            return path
+        if wrong:
+            part.unlink()
+            raise WeightsError(
+                f"{url} gave a file whose {wrong}; it was thrown away: the address serves another "
+                "file, or something on the way changed it"
+            )
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        seal(beside(path), Seal(sha256, stamp(path.stat())))
+        return path
 
 
 def _wrong(path: Path, digest: str) -> tuple[str, str]:
@@ -137,7 +131,15 @@ def _receive(url: str, part: Path, start: int, progress: bool) -> None:
             raise UnreachableError(f"cannot fetch {url}: {text}") from error
         raise _BrokenError(text) from error
     with response:
-        start = _resumes_at(response, part, start)
+        if start and response.status == 206:
+            sent = response.headers.get("Content-Range", "")
+            if not sent.startswith(f"bytes {start}-"):
+                part.unlink()
+                raise _BrokenError(
+                    "the server sent another range than was asked for; starting over"
+                )
+        else:
+            start = 0  # the server ignores ranges
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdecimal() else None
         if total is not None:
@@ -174,17 +176,6 @@ def _refused(url: str, part: Path, start: int, error: urllib.error.HTTPError) ->
     raise GoneError(f"{url} cannot be had: the server answered {answer}")
 
 
-def _resumes_at(response: http.client.HTTPResponse, part: Path, start: int) -> int:
-    """The byte at which the body begins: `start`, or 0 where the server ignores ranges."""
-    if not start or response.status != 206:
-        return 0
-    span = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    if not span or int(span[1]) != start:
-        part.unlink()
-        raise _BrokenError("the server sent another range than was asked for; starting over")
-    return start
-
-
 def _read(response: http.client.HTTPResponse) -> bytes:
     try:
         return response.read1(CHUNK_BYTES)
@@ -208,23 +199,6 @@ def _room(part: Path, needed: int) -> None:
                 f"{part.parent} has {free / 1e6:,.0f} MB free, {needed / 1e6:,.0f} MB are needed; "
                 "make room, or set VERYDEEP_CACHE to a folder on another disk"
             )
-
-
-@contextmanager
-def _on_disk(path: Path) -> Iterator[None]:
-    """Turn what the disk answers into one line that a person can act on."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            what = "the disk is full; make room and start again: it goes on where it stopped"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            what = "no permission; set VERYDEEP_CACHE to a folder that you may write to"
-        else:
-            what = error.strerror or str(error)
-        raise WeightsError(f"cannot write {path}: {what}") from error
 
 
 def _reason(error: object) -> str:

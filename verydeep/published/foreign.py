@@ -135,16 +135,16 @@ def _read_hdf5(path: Path) -> Named:
         import h5py  # type: ignore[import-untyped]
     except ImportError as error:
         raise MissingExtraError(f"reading {path.name}", "keras") from error
-    found: list[tuple[str, NDArray[Any]]] = []
+    tensors: list[tuple[str, NDArray[Any]]] = []
 
     def visit(name: str, node: object) -> None:
         # a whole saved model carries its optimiser's numbers too
         if isinstance(node, h5py.Dataset) and not name.startswith(("optimizer", "top_level")):
-            found.append((name, node[()]))
+            tensors.append((name, node[()]))
 
     with h5py.File(path, "r") as file:
         file.visititems(visit)
-    yield from found
+    yield from tensors
 
 
 def _read_npz(path: Path) -> Named:
@@ -187,9 +187,9 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         multiarray = np.ndarray.__reduce__(np.empty(0))[0].__module__
-        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return super().find_class(multiarray, name)
-        if name == "scalar" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        if name in ("_reconstruct", "scalar") and module in (
+            "numpy.core.multiarray", "numpy._core.multiarray",
+        ):  # fmt: skip
             return super().find_class(multiarray, name)
         if (module, name) in {
             ("numpy", "ndarray"), ("numpy", "dtype"), ("collections", "OrderedDict"),

@@ -140,8 +140,7 @@ def arrange(
     if not tensors:
         raise WeightsError("there are no tensors; expected the weights of a network")
     tensors = _unprefixed(tensors)
-    rules = _layout(tensors, layout)
-    places = _placed(tensors, rules)
+    rules, places = _placed(tensors, layout)
     tries = []
     for kernels in rules.kernels:
         turned = {place: _turned(parts, kernels) for place, parts in places.items()}
@@ -172,62 +171,57 @@ def _unprefixed(tensors: Tensors) -> Tensors:
         tensors = {name[len(prefix) :]: array for name, array in tensors.items()}
 
 
-def _layout(tensors: Tensors, name: str | None) -> Layout:
+def _placed(tensors: Tensors, name: str | None) -> tuple[Layout, Places]:
+    """The layout that knows all the names, and the tensors by their places."""
     if name is not None and name not in LAYOUTS:
         raise WeightsError(f"layout {name!r} is unknown{nearest(name, LAYOUTS)}")
     choices = [LAYOUTS[name]] if name else list(LAYOUTS.values())
-    strangers = {
-        layout.name: [one for one in tensors if _place(one, layout) is None] for layout in choices
+    matches = {
+        layout.name: {tensor: _match(tensor, layout) for tensor in tensors} for layout in choices
     }
-    best = min(choices, key=lambda layout: len(strangers[layout.name]))
-    unknown = strangers[best.name]
+    best = min(choices, key=lambda layout: list(matches[layout.name].values()).count(None))
+    unknown = [tensor for tensor, match in matches[best.name].items() if match is None]
     if unknown:
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         raise WeightsError(
             f'these are not the weights of one of our networks: nearest to layout "{best.name}" '
             f"({best.about}), but it has no place for {unknown[0]!r}{more}"
         )
-    return best
+    places: Places = {}
+    for tensor, match in matches[best.name].items():
+        place, part = match or ("", "")
+        array = tensors[tensor]
+        if tensor.endswith("/1") and array.shape[:-1] == (1, 1, 1):  # a bias in Caffe's old format
+            array = array.reshape(-1)
+        part = part or ("bias" if array.ndim == 1 else "weight")
+        if part in places.setdefault(place, {}):
+            raise WeightsError(f"two tensors are the {part} of {place}; the second is {tensor!r}")
+        places[place][part] = array
+    return best, _counted(places)
 
 
-def _place(name: str, layout: Layout) -> tuple[str, str] | None:
+def _match(tensor: str, layout: Layout) -> tuple[str, str] | None:
     """Where a tensor belongs, and torch's name for what it is there ("" where rank must tell)."""
     for pattern, place in layout.rules:
-        match = re.fullmatch(pattern, name)
+        match = re.fullmatch(pattern, tensor)
         if match:
             return match.expand(place), match.groupdict().get("part") or ""
     return None
 
 
-def _placed(tensors: Tensors, layout: Layout) -> Places:
-    places: Places = {}
-    for name, array in tensors.items():
-        place, part = _place(name, layout) or ("", "")
-        if name.endswith("/1") and array.shape[:-1] == (1, 1, 1):  # a bias in Caffe's old format
-            array = array.reshape(-1)
-        part = part or ("bias" if array.ndim == 1 else "weight")
-        if part in places.setdefault(place, {}):
-            raise WeightsError(f"two tensors are the {part} of {place}; the second is {name!r}")
-        places[place][part] = array
-    return _counted(places)
-
-
 def _counted(places: Places) -> Places:
-    """Counts made to start at 0 without gaps: Keras goes on counting over all models of a session."""
-    result: Places = {}
-    ranks: dict[str, int] = {}
-    numbered = re.compile(r"(.*#)(\d+)")
+    """Counts that start at 0 without gaps: Keras goes on counting over all models of a session."""
+    counts: dict[str, list[str]] = {}
+    for place in places:
+        kind, mark, number = place.partition("#")
+        if mark:
+            counts.setdefault(kind, []).append(number)
 
-    def count(place: str) -> int:
-        found = numbered.fullmatch(place)
-        return int(found[2]) if found else 0
+    def counted(place: str) -> str:
+        kind, mark, number = place.partition("#")
+        return f"{kind}#{sorted(counts[kind], key=int).index(number)}" if mark else place
 
-    for place in sorted(places, key=count):
-        found = numbered.fullmatch(place)
-        if found:
-            ranks[found[1]] = ranks.get(found[1], -1) + 1
-        result[f"{found[1]}{ranks[found[1]]}" if found else place] = places[place]
-    return result
+    return {counted(place): parts for place, parts in places.items()}
 
 
 def _turned(parts: dict[str, NDArray[Any]], kernels: str) -> dict[str, NDArray[Any]]:

@@ -6,12 +6,14 @@ model file made of it needs neither torch nor the network again.
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..errors import MissingExtraError, OutputError, WeightsError, log, nearest
+from ..errors import MissingExtraError, ModelFileError, OutputError, WeightsError, log, nearest
 from ..files.folders import cache_folder, download_folders
 from ..files.hashes import Seal, beside, digests_of, matches, seal, sealed, unbroken
 from ..files.lock import locked
@@ -107,39 +109,47 @@ def _fetched(known: Entry, mirror: str, progress: bool) -> Path:
 
 
 def _converted(source: Path, known: Entry | None) -> Path:
-    from . import (  # NumPy, and what it needs, only where there is something to do
+    from . import (  # and with them NumPy, only where there is something to do
         conversion,
         recognition,
     )
 
     if known is None:
         _, published = recognition.by_digest(source)
-        known = published and published[0]
-        if known is None:
+        if published is None:
             raise WeightsError(
                 f"{source} is neither a model file nor one of the catalogue's; make a model file of "
                 f"it with: verydeep weights convert {source} OUT --preprocess NAME"
             )
+        known = published[0]
     target = model_path(known)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = target.with_name(target.name + ".lock")
-        waiting = f"another process is converting {target.name}; waiting for it"
-        with locked(lock, lambda: log.info(waiting)):
-            if target.is_file() and unbroken(beside(target), target):
-                return target  # made by another process while we waited
+    with held(target, "converting"):
+        if not (target.is_file() and unbroken(beside(target), target)):  # made while we waited
             log.info(f"converting {source.name} to {target}, once")
             conversion.convert(source, target, claim=known.name)
             stamp, digests = digests_of(target)
-            seal(beside(target), Seal(digests["sha256"], stamp, str(source)))
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise WeightsError(
-            f"cannot write {target}: {error.strerror or error}; set VERYDEEP_CACHE to a folder that "
-            "you may write to"
-        ) from error
+            seal(beside(target), Seal(digests["sha256"], stamp))
     return target
+
+
+@contextmanager
+def held(path: Path, doing: str) -> Iterator[None]:
+    """Make the file `path`, which no other process makes meanwhile: what it is `doing` is said.
+
+    What the disk refuses becomes a WeightsError, one line that says what to do.
+    """
+    waiting = f"another process is {doing} {path.name}; waiting for it"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_name(f"{path.name}.lock"), lambda: log.info(waiting)):
+            yield
+    except OutputError:
+        raise
+    except OSError as error:
+        what = f"{error.strerror or error}; set VERYDEEP_CACHE to a folder that you may write to"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what = "the disk is full; make room and start again: it goes on where it stopped"
+        raise WeightsError(f"cannot write {path}: {what}") from error
 
 
 def _verified(path: Path, published: Published) -> bool:
@@ -151,21 +161,16 @@ def _verified(path: Path, published: Published) -> bool:
     right = matches(published.digest, digests)
     if right:
         with suppress(OSError):  # a cache that cannot be written: it is read again next time
-            seal(note, Seal(digests["sha256"], stamp, published.url))
+            seal(note, Seal(digests["sha256"], stamp))
     return right
 
 
 def _is_model_file(path: Path) -> bool:
-    if path.suffix != ".safetensors":
-        return False
     from .. import modelfile
-    from ..errors import ModelFileError
 
-    try:
-        modelfile.read(path)
-    except ModelFileError:
-        return False
-    return True
+    with suppress(ModelFileError):
+        return bool(modelfile.read(path))
+    return False
 
 
 def _local(mirror: str) -> Path | None:

@@ -433,7 +433,7 @@ def _as_shown(expected: Preprocess, config: Config) -> Preprocess:
     plain = Preprocess()
     return replace(
         expected, resize="shorter", resize_size=config.size, crop_size=config.size,
-        interpolation=plain.interpolation, antialias=plain.antialias,
+        interpolation=plain.interpolation,
     )  # fmt: skip
 
 

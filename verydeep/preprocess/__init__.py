@@ -1,0 +1,417 @@
+"""The road from an image, in whatever form it comes, to the pixels that a network was trained on.
+
+Each set of weights goes with one `Preprocess` record; the record belongs to the weights, not to the
+network. `Preprocess.pixels` gives the same pixels for a file, a PIL image, an array and a tensor of
+one image, and for 8-bit images they are those of torchvision's ``weights.transforms()`` on a PIL
+image, to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ImageError, PreprocessError, nearest
+from .decoding import (
+    RANGES,
+    ImageLike,
+    Pixels,
+    Range,
+    decode,
+    decoded,
+    limits,
+    name_of,
+    pixel_limit,
+    several,
+)
+
+if TYPE_CHECKING:  # PIL takes 20 ms to load: it is not needed for the record alone
+    from PIL import Image
+
+__all__ = [
+    "CAFFE",
+    "FEATURES",
+    "LPIPS",
+    "PRESETS",
+    "RANGES",
+    "TORCHVISION",
+    "ImageLike",
+    "Preprocess",
+    "Range",
+    "Size",
+    "decode",
+    "decoded",
+    "limits",
+    "parse_size",
+    "several",
+    "sized",
+]
+
+RESIZES = ("shorter", "exact", "none")
+INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # PIL.Image.Resampling
+CHANNEL_ORDERS = {"RGB": 3, "BGR": 3, "L": 1}
+
+# Rec. 601 luma, the weights of PIL's convert("L").
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes a network's input: resize, centre crop, channels, range, mean, std.
+
+    The defaults are those of torchvision's ImageNet weights (``torchvision.models.VGG16_Weights``).
+
+    resize: "shorter" makes the shorter side `resize_size` and the longer ``int(resize_size * longer
+        / shorter)``, torchvision's truncation; "exact" makes both sides `resize_size`; "none"
+        resizes nothing, and then `resize_size` is None.
+    crop_size: side of the centre crop, with torchvision's rounding. Where the image is smaller, it
+        is padded with black. None: no crop.
+    interpolation: PIL's filter of that name.
+    channel_order: the order in which the network takes the channels; "L" is one grey channel (Rec.
+        601 luma, as PIL has it).
+    range: what 0 and 255 are mapped onto before `mean` is subtracted and the result divided by
+        `std`, both in `channel_order`.
+    detail: of a network that has seen nothing but small images made larger: an image whose shorter
+        side has more pixels is first made that small, since it would show details that mean nothing
+        to such a network. None for all the details there are.
+
+    Raises PreprocessError where values do not make sense.
+    """
+
+    resize: Literal["shorter", "exact", "none"] = "shorter"
+    resize_size: int | None = 256
+    crop_size: int | None = 224
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    channel_order: Literal["RGB", "BGR", "L"] = "RGB"
+    range: tuple[float, float] = (0.0, 1.0)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    detail: int | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("resize", self.resize, RESIZES)
+        _one_of("interpolation", self.interpolation, INTERPOLATIONS)
+        _one_of("channel_order", self.channel_order, CHANNEL_ORDERS)
+        _size("crop_size", self.crop_size)
+        _size("resize_size", self.resize_size)
+        _size("detail", self.detail)
+        if (self.resize == "none") != (self.resize_size is None):
+            raise PreprocessError(
+                f"resize is {self.resize!r} with resize_size {self.resize_size!r}; "
+                "expected a size in pixels, or resize 'none' with resize_size None"
+            )
+        channels = CHANNEL_ORDERS[self.channel_order]
+        for name, count in (("range", 2), ("mean", channels), ("std", channels)):
+            # A frozen record that came from JSON has lists; equality and hashing want tuples.
+            object.__setattr__(self, name, _numbers(name, getattr(self, name), count))
+        if self.range[0] >= self.range[1]:
+            raise PreprocessError(
+                f"range is {self.range}; expected (what 0 becomes, what 255 becomes)"
+            )
+        if min(self.std) <= 0:
+            raise PreprocessError(f"std is {self.std}; expected numbers above 0, one a channel")
+
+    def to_dict(self) -> dict[str, object]:
+        """The record as JSON has it: every field, lists for tuples; `detail` only where it is set.
+
+        "antialias" is always true: the filter grows with the scale. Old records had a choice.
+        """
+        values = {**asdict(self), "antialias": True}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in values.items()
+            if (key, value) != ("detail", None)
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, object]) -> Preprocess:
+        """The inverse of `to_dict`. PreprocessError for unknown or missing keys, wrong values."""
+        if not isinstance(record, Mapping):
+            raise PreprocessError(
+                f"the pre-processing record is a {type(record).__name__}; expected an object with "
+                "the keys that Preprocess.to_dict() writes"
+            )
+        names = [*(field.name for field in fields(cls)), "antialias"]
+        for key in record:
+            if key not in names:
+                raise PreprocessError(
+                    f"unknown key {key!r} in the pre-processing record{nearest(str(key), names)}"
+                )
+        missing = [name for name in names if name not in record and name != "detail"]
+        if missing:
+            raise PreprocessError(
+                f"the pre-processing record lacks {', '.join(missing)}; "
+                "write it with Preprocess.to_dict(), which gives every key"
+            )
+        values = {**record}
+        if values.pop("antialias") is not True:
+            raise PreprocessError(
+                f"antialias is {record['antialias']!r}; expected true, since the filter always grows "
+                "with the scale: this verydeep has no resize without"
+            )
+        return cls(**values)  # type: ignore[arg-type]  # __post_init__ checks them
+
+    def with_size(self, size: int) -> Preprocess:
+        """The record for inputs of `size` pixels: `crop_size`, with `resize_size` in proportion.
+
+        256 and 224 with size 448 become 512 and 448. Without a crop, `resize_size` becomes `size`.
+        PreprocessError where the record has neither.
+        """
+        _size("size", size)
+        if size is None or (self.resize_size is None and self.crop_size is None):
+            raise PreprocessError(
+                f"size {size!r} for a record that neither resizes nor crops; "
+                "resize the images, or give a record that does"
+            )
+        if self.crop_size is None:
+            return replace(self, resize_size=size)
+        if self.resize_size is None:
+            return replace(self, crop_size=size)
+        resize_size = max(1, round(self.resize_size * size / self.crop_size))
+        return replace(self, resize_size=resize_size, crop_size=size)
+
+    def pixels(self, image: ImageLike, *, range: Range = None) -> Pixels:
+        """One image, decoded (see `decode` for what is taken), resized and cropped.
+
+        Returns a new array (height, width, 3) in RGB order, whatever `channel_order` says, or
+        (height, width, 1) for "L": uint8, or float32 on the same scale, 0 to 255, for images of
+        more than 8 bits.
+        range: the values that mean black and white, as in `decode`.
+        ImageError where the image cannot be used.
+        """
+        source = decode(image, range=range)
+        if self.channel_order == "L":
+            source = (
+                source @ _LUMA[:, None] if isinstance(source, np.ndarray) else source.convert("L")
+            )
+        try:
+            resized = self._resize(source, name_of(image))
+        except MemoryError as error:
+            raise ImageError(
+                f"{name_of(image)}: not enough memory to resize it; scale it down first"
+            ) from error
+        cropped = _centre_crop(resized, self.crop_size)
+        return np.array(cropped)  # a copy: what comes from PIL is read-only
+
+    def _resize(self, source: Image.Image | Pixels, name: str) -> Pixels:
+        """(height, width, channels), resized by PIL."""
+        if isinstance(source, np.ndarray):
+            height, width = source.shape[:2]
+        else:
+            width, height = source.size
+        new = self._resized_size(height, width)
+        if new[0] * new[1] > pixel_limit():
+            raise ImageError(
+                f"{name}: {width} x {height} pixels would be resized to {new[1]} x {new[0]}, more "
+                f"than {pixel_limit()} pixels; crop it first"
+            )
+        if self.detail is not None and self.detail < min(height, width):
+            scale = self.detail / min(height, width)
+            small = max(1, round(scale * height)), max(1, round(scale * width))
+            return self._scaled(self._scaled(source, small), new)
+        return _as_array(source) if new == (height, width) else self._scaled(source, new)
+
+    def _scaled(self, source: Image.Image | Pixels, new: tuple[int, int]) -> Pixels:
+        how = INTERPOLATIONS[self.interpolation]
+        if not isinstance(source, np.ndarray):
+            return _as_array(source.resize(new[::-1], how))
+        from PIL import Image
+
+        # PIL resizes floats one channel at a time. In 8 bits it resizes the width, clips, and then
+        # the height; clipping here too keeps bicubic and Lanczos, which overshoot, within 2 of 255
+        # of that. (In images much taller than wide Pillow 13 does the height first.)
+        for size in (new[1], source.shape[0]), (new[1], new[0]):
+            planes = [Image.fromarray(np.ascontiguousarray(p)) for p in np.moveaxis(source, -1, 0)]
+            resized = [np.asarray(plane.resize(size, how)) for plane in planes]
+            source = np.stack(resized, axis=-1).clip(0, 255)
+        return source
+
+    def _resized_size(self, height: int, width: int) -> tuple[int, int]:
+        size = self.resize_size
+        if size is None:
+            return height, width
+        if self.resize == "exact":
+            return size, size
+        longer = int(size * max(height, width) / min(height, width))  # torchvision truncates
+        return (size, longer) if height < width else (longer, size)
+
+    def normalise(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Pixels (n, h, w, c) or (h, w, c) to the network's input (n, c, h, w), float32.
+
+        The pixels are uint8, or float32 on the same scale, in RGB order (c = 3) or grey (c = 1, for
+        "L"). A single image becomes a batch of one. This is the reference for what the graph does
+        inside. ImageError for another shape or dtype.
+        """
+        channels = CHANNEL_ORDERS[self.channel_order]
+        if pixels.ndim not in (3, 4) or pixels.shape[-1] != channels:
+            raise ImageError(
+                f"pixels of shape {pixels.shape}; expected (n, height, width, {channels}) or "
+                f"(height, width, {channels}), as Preprocess.pixels gives"
+            )
+        if pixels.dtype not in (np.uint8, np.float32):
+            raise ImageError(
+                f"pixels of {pixels.dtype}; expected uint8, or float32 from 0 to 255, "
+                "as Preprocess.pixels gives"
+            )
+        batch = pixels if pixels.ndim == 4 else pixels[None]
+        if self.channel_order == "BGR":
+            batch = batch[..., ::-1]
+        low, high = self.range
+        # In this order, (0, 1) is torchvision's x / 255 to the last bit, and (0, 255) changes
+        # nothing.
+        values = batch.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+        values *= np.float32(high - low)
+        values /= np.float32(255)
+        values += np.float32(low)
+        values -= np.array(self.mean, np.float32)[:, None, None]
+        values /= np.array(self.std, np.float32)[:, None, None]
+        return values
+
+
+# Geometry
+
+
+def _as_array(source: Image.Image | Pixels) -> Pixels:
+    """(height, width, channels), read-only where it comes from PIL."""
+    array = np.asarray(source)
+    return array if array.ndim == 3 else array[..., None]
+
+
+def _centre_crop(pixels: Pixels, size: int | None) -> Pixels:
+    """The middle size x size of (h, w, c), or the whole amid zeros where it is smaller.
+
+    Rounding as torchvision's ``transforms.functional.center_crop``: half to even when it cuts, and
+    the odd row or column of padding at the end.
+    """
+    if size is None:
+        return pixels
+    for axis in (0, 1):
+        spare = pixels.shape[axis] - size
+        if spare >= 0:
+            start = round(spare / 2)
+            pixels = pixels[start : start + size] if axis == 0 else pixels[:, start : start + size]
+        else:
+            before = -spare // 2
+            widths = [(0, 0)] * 3
+            widths[axis] = (before, -spare - before)
+            pixels = np.pad(pixels, widths)
+    return pixels
+
+
+# Checks of the record
+
+
+def _one_of(name: str, value: object, known: Sequence[str] | Mapping[str, int]) -> None:
+    if not isinstance(value, str) or value not in known:
+        raise PreprocessError(f"{name} is {value!r}; expected one of: {', '.join(known)}")
+
+
+def _size(name: str, value: object) -> None:
+    if not _is_side(value) and (value is not None or name == "size"):
+        raise PreprocessError(f"{name} is {value!r}; expected a whole number of pixels, at least 1")
+
+
+def _numbers(name: str, values: object, count: int) -> tuple[float, ...]:
+    problem = PreprocessError(
+        f"{name} is {values!r}; expected {count} finite number{'s'[: count - 1]}"
+    )
+    if not isinstance(values, (tuple, list)) or len(values) != count:
+        raise problem
+    for value in values:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+        ):
+            raise problem
+    return tuple(float(value) for value in values)
+
+
+# At what size an image is looked at, in one word
+
+# None          as the model's record says: its resize, its crop
+# 224           the same for another size, the resize in proportion to the crop
+# (480, 640)    height and width; the image is stretched to them, nothing is cut away
+# "own"         the image as it is, neither resized nor cropped
+Size: TypeAlias = "int | tuple[int, int] | Literal['own'] | None"
+
+_SIZE_EXPECTED = (
+    'expected pixels a side, (height, width), "own", or None for the model\'s own resize'
+)
+
+
+@dataclass(frozen=True)
+class _Stretched(Preprocess):
+    """A record that makes every image `target` pixels, (height, width)."""
+
+    target: tuple[int, int] = (1, 1)
+
+    def _resized_size(self, height: int, width: int) -> tuple[int, int]:  # noqa: ARG002
+        return self.target
+
+
+def sized(preprocess: Preprocess, size: Size) -> Preprocess:
+    """The record for images of that size; PreprocessError where it is none."""
+    if size is None:
+        return preprocess
+    if size == "own":
+        return replace(preprocess, resize="none", resize_size=None, crop_size=None, detail=None)
+    if isinstance(size, tuple | list) and len(size) == 2 and all(map(_is_side, size)):
+        values = {**vars(preprocess), "resize": "exact", "resize_size": max(size)}
+        return _Stretched(**{**values, "crop_size": None, "target": (size[0], size[1])})
+    if not _is_side(size):
+        raise PreprocessError(f"size is {size!r}; {_SIZE_EXPECTED}")
+    return preprocess.with_size(size)
+
+
+def parse_size(text: str | None) -> Size:
+    """What a person types: "224", "480x640" (height x width) or "own"."""
+    if text is None or text == "own":
+        return text  # type: ignore[return-value]  # narrowed by the comparison
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text):
+        raise PreprocessError(
+            f'size is {text!r}; expected "224", "480x640" (height x width) or "own"'
+        )
+    height, _, width = text.partition("x")
+    return (int(height), int(width)) if width else int(height)
+
+
+def _is_side(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+# Records of published weights, below the checks that they pass through
+
+# torchvision 0.29, models/vgg.py: VGG*_Weights.IMAGENET1K_V1
+TORCHVISION = Preprocess()
+
+# torchvision 0.29, models/vgg.py: VGG16_Weights.IMAGENET1K_FEATURES, the paper's own convolutions
+FEATURES = Preprocess(mean=(0.48235, 0.45882, 0.40784), std=(1 / 255, 1 / 255, 1 / 255))
+
+# The Oxford release's deploy files: BGR means, nothing divided. Keras's mode "caffe" has the same.
+CAFFE = Preprocess(
+    channel_order="BGR", range=(0.0, 255.0), mean=(103.939, 116.779, 123.68), std=(1.0, 1.0, 1.0)
+)
+
+# LPIPS, lpips/lpips.py, ScalingLayer (arXiv:1801.03924): the images as they are
+LPIPS = Preprocess(
+    resize="none",
+    resize_size=None,
+    crop_size=None,
+    range=(-1.0, 1.0),
+    mean=(-0.030, -0.088, -0.188),
+    std=(0.458, 0.448, 0.450),
+)
+
+PRESETS: dict[str, Preprocess] = {
+    "torchvision": TORCHVISION,
+    "features": FEATURES,
+    "caffe": CAFFE,
+    "lpips": LPIPS,
+}

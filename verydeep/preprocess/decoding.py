@@ -1,0 +1,452 @@
+"""One image, in whatever form it comes, as RGB: files, PIL images, arrays and tensors.
+
+JPEG files are always decoded in full. libjpeg's draft mode would decode a large photo at a half or
+a quarter of its size, and sooner, but its reduction is not the resize that a record names: the
+pixels, and so the scores, would depend on the size and the format of the file.
+"""
+
+from __future__ import annotations
+
+import builtins
+import io
+import math
+import os
+import stat
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ImageError
+
+if TYPE_CHECKING:  # PIL takes 20 ms to load and torch a second
+    from PIL import Image
+    from torch import Tensor
+
+ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | Tensor"
+Pixels: TypeAlias = NDArray[Any]  # uint8, or float32 on the same scale, 0 to 255
+Range: TypeAlias = "str | Sequence[float] | None"  # a name of RANGES, or (black, white)
+
+# the values of black and white, by the names that people give them
+RANGES: dict[str, tuple[float, float]] = {"0..255": (0, 255), "0..1": (0, 1), "-1..1": (-1, 1)}
+
+ROUNDING = 1e-6  # of the range: what arithmetic in float32 may leave outside, which is cut off
+
+# EXIF 2.3, tag 0x0112: orientation to PIL.Image.Transpose, as PIL.ImageOps.exif_transpose has it.
+_ORIENTATION = 0x0112
+_TRANSPOSES = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+
+# PIL's formats by whose decoders an image never comes: EPS runs Ghostscript, the others are stubs.
+_NOT_FOR_US = {"EPS", "WMF", "BUFR", "GRIB", "HDF5"}
+_COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")  # what PIL loads at once; the rest costs 20 ms more
+
+# What a file that PIL cannot identify begins with, and what that tells the person.
+_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\xff\xd8\xff", "a damaged JPEG; fetch or export it again"),
+    (0, b"\x89PNG", "a damaged PNG; fetch or export it again"),
+    (0, b"GIF8", "a damaged GIF; fetch or export it again"),
+    (8, b"WEBP", "a damaged WebP; fetch or export it again"),
+    (4, b"ftyphe", "HEIC; convert it to JPEG or PNG"),
+    (4, b"ftypmif1", "HEIC; convert it to JPEG or PNG"),
+    (4, b"ftyp", "a video; export a frame as JPEG or PNG"),
+    (0, b"%PDF", "a PDF; export the page as PNG"),
+    (0, b"%!PS", "PostScript; export it as PNG"),
+    (0, b"<svg", "SVG; export it as PNG"),
+    (0, b"<?xml", "XML or SVG; export it as PNG"),
+    (0, b"<!doctype html", "a web page, perhaps a failed download; fetch the image again"),
+    (0, b"<html", "a web page, perhaps a failed download; fetch the image again"),
+    (0, b"version https://git-lfs", "a Git LFS pointer; run `git lfs pull`"),
+    (0, b"PK\x03\x04", "a zip archive; unpack it"),
+    (0, b"\x1f\x8b", "a gzip archive; unpack it"),
+    (0, b"\x93NUMPY", "a NumPy array; load it with numpy.load and give the array"),
+)
+
+
+def decode(source: ImageLike, *, range: Range = None) -> Image.Image | NDArray[np.float32]:
+    """One image in RGB: a PIL image, or float32 (h, w, 3) from 0 to 255 where 8 bits are too few.
+
+    source is one of:
+
+    - a path, or the bytes of an image file. The first frame of an animation.
+    - a PIL image of any mode. The frame it is at.
+    - an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), or whatever offers
+      ``__array_interface__``, ``__array__`` or ``__dlpack__``.
+    - a torch tensor, channels first as torch has them: (h, w), (1, h, w), (3, h, w) or (4, h, w).
+
+    range is (black, white), the values that 0 and 255 stand for. Without it uint8 goes from 0
+    to 255 and uint16 and 16-bit grey files from 0 to 65535 (each value divided by 257); floats have
+    no scale that can be known, so arrays and files of floats are refused without it, as are other
+    integers. Values that are not finite or outside the range are refused.
+
+    EXIF orientation is applied, to files and PIL images. Alpha is dropped, not blended: what the
+    file stores under the transparent pixels shows, as with PIL's ``convert("RGB")``, which
+    torchvision's users write, and often it is black. Grey becomes three equal channels. Palette,
+    CMYK, YCbCr, HSV and LAB are converted; colour profiles are not applied. PIL reads 16-bit colour
+    files as 8-bit.
+
+    The source is not changed. A PIL image that is RGB and upright is returned as it is.
+    Raises ImageError, one line that begins with the file's name, for anything that is not an image:
+    missing, a folder, not permitted, empty, another format, cut short, damaged, too large.
+    """
+    from PIL import Image
+
+    name = name_of(source)
+    if isinstance(source, Image.Image):
+        with _quiet():
+            return _upright_rgb(source, range, name)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _decode_file(io.BytesIO(source), range, name)
+    if isinstance(source, (str, os.PathLike)):
+        with _open(source, name) as file:
+            return _decode_file(file, range, name)
+    pixels = _array_pixels(_to_array(source, name), range, name)
+    return pixels if pixels.dtype != np.uint8 else Image.fromarray(pixels)
+
+
+def decoded(source: ImageLike, *, range: Range = None, overshoot: float = 0) -> Pixels:
+    """As `decode`, but a new array (height, width, 3) in any case: uint8, or float32 from 0 to 255.
+
+    overshoot: how far the floats of an array may lie outside their range, in widths of it; they are
+    then left there.
+    """
+    if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
+        return np.array(decode(source, range=range))
+    if type(source).__module__.startswith("PIL."):
+        return np.array(decode(source, range=range))
+    name = name_of(source)
+    return _array_pixels(_to_array(source, name), range, name, overshoot)
+
+
+# Files
+
+
+def name_of(source: object) -> str:
+    """What to call the image in a message, on one line that any terminal can print."""
+    from PIL import Image
+
+    if isinstance(source, (str, os.PathLike)):
+        return _printable(os.fsdecode(source)) or "''"
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"image bytes ({len(source)} bytes)"
+    if isinstance(source, Image.Image):
+        return (
+            _printable(os.fsdecode(getattr(source, "filename", ""))) or f"PIL image ({source.mode})"
+        )
+    shape = getattr(source, "shape", None)
+    if shape is not None:
+        return f"{type(source).__name__} {tuple(shape)} {getattr(source, 'dtype', '')}".rstrip()
+    return type(source).__name__
+
+
+def _printable(text: str) -> str:
+    """Newlines, control characters and undecodable bytes of a file name, escaped."""
+    return text if text.isprintable() else repr(text)
+
+
+def _open(path: str | os.PathLike[str], name: str) -> BinaryIO:
+    """The file, open for reading and seeking; ImageError where that cannot be."""
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISFIFO(mode):  # a shell's <(command): PIL needs to seek
+            with open(path, "rb") as pipe:
+                return io.BytesIO(pipe.read())
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError
+        if not stat.S_ISREG(mode):
+            raise ImageError(f"{name}: a device or socket, not a file; give an image file")
+        return open(path, "rb")
+    except FileNotFoundError as error:
+        advice = "download it first" if "://" in name else "check the path"
+        raise ImageError(f"{name}: no such file; {advice}") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name}: a folder, not an image; give the files in it") from error
+    except PermissionError as error:
+        raise ImageError(
+            f"{name}: no permission to read it; change its permissions, or give a copy"
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise ImageError(f"{name}: cannot be opened ({_reason(error)}); check the path") from error
+
+
+def _decode_file(file: BinaryIO, range: Range, name: str) -> Image.Image | NDArray[np.float32]:
+    """The image in an open file. Whatever PIL's decoders raise on it is an ImageError."""
+    from PIL import Image, UnidentifiedImageError
+
+    with _quiet():
+        try:
+            start = file.read(64)
+            if not start:
+                raise ImageError(f"{name}: the file is empty; fetch or export it again")
+            try:
+                image: Image.Image = Image.open(file, formats=_COMMON)
+            except UnidentifiedImageError:
+                Image.init()
+                formats = [known for known in Image.ID if known not in _NOT_FOR_US]
+                image = Image.open(file, formats=formats)
+        except ImageError:
+            raise
+        except UnidentifiedImageError as error:
+            raise ImageError(
+                f"{name}: not an image that can be read; {_looks_like(start)}"
+            ) from error
+        except Exception as error:
+            raise _failed(error, name) from error
+        return _upright_rgb(image, range, name)
+
+
+def _looks_like(start: bytes) -> str:
+    head = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+    for offset, signature, what in _SIGNATURES:
+        found = (start if offset else head)[offset : offset + len(signature)]
+        if found.lower() == signature.lower():
+            return f"it looks like {what}"
+    return "expected JPEG, PNG, WebP, TIFF or the like; convert it to one of these"
+
+
+def _failed(error: Exception, name: str) -> ImageError:
+    """PIL's exception as ours. Its decoders raise nearly everything on damaged files."""
+    from PIL import Image
+
+    if isinstance(error, Image.DecompressionBombError):
+        return ImageError(
+            f"{name}: larger than {pixel_limit()} pixels, perhaps a decompression bomb; scale it "
+            "down first, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        )
+    if isinstance(error, MemoryError):
+        return ImageError(f"{name}: not enough memory to decode it; scale it down first")
+    return ImageError(
+        f"{name}: damaged, cut short or of a kind that cannot be decoded ({_reason(error)}); "
+        "fetch it again, or convert it to PNG"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """An exception's text on one line, short."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return _printable(" ".join(str(text).split()))[:120]
+
+
+def pixel_limit() -> float:
+    """The most pixels an image may have: where PIL stops, twice the size at which it warns."""
+    from PIL import Image
+
+    return math.inf if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
+
+
+_quiet_lock = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a child must not inherit it locked
+    os.register_at_fork(
+        before=_quiet_lock.acquire,
+        after_in_parent=_quiet_lock.release,
+        after_in_child=_quiet_lock.release,
+    )
+_quiet_depth = 0
+_quiet_saved: warnings.catch_warnings[None] | None = None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings from PIL: what it warns of is either handled here or refused by an error.
+
+    `warnings.catch_warnings` alone restores the wrong filters when threads overlap: the first
+    thread to enter sets the filter, and the last to leave takes it away.
+    """
+    global _quiet_depth, _quiet_saved
+    if getattr(
+        sys.flags, "context_aware_warnings", False
+    ):  # Python 3.14: filters belong to the thread
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+        return
+    with _quiet_lock:
+        if _quiet_depth == 0:
+            _quiet_saved = warnings.catch_warnings()
+            _quiet_saved.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+        _quiet_depth += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_depth -= 1
+            if _quiet_depth == 0 and _quiet_saved is not None:
+                _quiet_saved.__exit__(None, None, None)
+                _quiet_saved = None
+
+
+# PIL images
+
+
+def _upright_rgb(image: Image.Image, range: Range, name: str) -> Image.Image | NDArray[np.float32]:
+    """A PIL image, perhaps not loaded yet, turned as EXIF says; RGB, or float32 from 0 to 255."""
+    try:
+        image.load()
+        if 0 in image.size:
+            raise ImageError(
+                f"{name}: {image.width} x {image.height} pixels; expected at least 1 x 1"
+            )
+        transpose = _TRANSPOSES.get(_orientation(image))
+        if transpose is not None:
+            image = image.transpose(transpose)  # type: ignore[arg-type]  # the enum's numbers
+            image.info = {}  # it still says "turn me", which a second decode() would obey
+        if image.mode == "F" or image.mode.startswith("I"):
+            scale = None if image.mode == "F" else (0, 65535)
+            grey = np.asarray(image)[..., None]
+            return _on_255(grey, _range(range, scale, name), name)
+        if image.mode != "RGB":
+            straight = image.convert("LA") if image.mode == "La" else image  # PIL needs the step
+            image = straight.convert("RGB")
+        if range is None or _range(range, None, name) == (0, 255):
+            return image
+        return _on_255(np.asarray(image), _range(range, None, name), name)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _failed(error, name) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1, upright, where there is none or EXIF is damaged."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+# Arrays
+
+
+def _to_array(source: object, name: str) -> NDArray[Any]:
+    """(h, w) or (h, w, c) from an array, a tensor (channels first) or what can become one."""
+    if isinstance(source, np.ndarray):
+        return source
+    torch = sys.modules.get("torch")  # a tensor can exist only where torch was imported already
+    try:
+        if torch is not None and isinstance(source, torch.Tensor):
+            tensor = source.detach().cpu()
+            if tensor.dtype == torch.bfloat16:  # which numpy does not have
+                tensor = tensor.float()
+            if (
+                tensor.ndim == 3
+                and tensor.shape[0] not in (1, 3, 4)
+                and tensor.shape[2] in (1, 3, 4)
+            ):
+                raise ImageError(
+                    f"{name}: a tensor with its channels last; expected (channels, height, width), "
+                    "write image.permute(2, 0, 1)"
+                )
+            array: NDArray[Any] = tensor.resolve_conj().resolve_neg().numpy()
+            return np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+        if hasattr(source, "__array_interface__") or hasattr(source, "__array__"):
+            return np.asarray(source)
+        if hasattr(source, "__dlpack__"):
+            return np.from_dlpack(source)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(
+            f"{name}: cannot become an array ({_reason(error)}); give numpy's"
+        ) from error
+    raise ImageError(
+        f"{name}: not an image; expected a path, the bytes of an image file, a PIL image, an array "
+        "or a tensor"
+    )
+
+
+def _array_pixels(array: NDArray[Any], range: Range, name: str, overshoot: float = 0) -> Pixels:
+    """An array (h, w) or (h, w, 1, 3 or 4) as a new one (h, w, 3): uint8, or float32 from 0 to 255."""
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+        advice = "give one image, with at least one pixel"
+        if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+            advice = "its channels come first, write image.transpose(1, 2, 0)"
+        elif array.ndim == 4:
+            advice = "give the images of a batch one by one"
+        raise ImageError(
+            f"{name}: expected (height, width) or (height, width, 1, 3 or 4), for tensors "
+            f"(1, 3 or 4, height, width); {advice}"
+        )
+    if array.dtype.kind not in "uif":
+        advice = "write image.astype('uint8') * 255" if array.dtype.kind == "b" else "give uint8"
+        raise ImageError(f"{name}: expected numbers, uint8, uint16 or float; {advice}")
+    array = array[..., :3]
+    scale = {"u1": (0, 255), "u2": (0, 65535)}.get(f"{array.dtype.kind}{array.dtype.itemsize}")
+    limits = _range(range, scale, name)
+    if array.dtype != np.uint8 or limits != (0, 255):
+        return _on_255(array, limits, name, overshoot)
+    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else np.array(array, order="C")
+
+
+def limits(range: Range, name: str = "the images") -> tuple[float, float]:
+    """The values of black and white of a range; ImageError, naming `name`, where it is none."""
+    if isinstance(range, str) and range in RANGES:
+        return RANGES[range]
+    try:
+        if range is None or isinstance(range, str):
+            raise ValueError
+        low, high = (float(value) for value in range)
+        if not (low < high and math.isfinite(high - low)):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ImageError(
+            f"{name}: range is {range!r}; expected (black, white), as in (0, 1), or {' or '.join(RANGES)}"
+        ) from None
+    return low, high
+
+
+def several(images: object) -> tuple[list[Any], bool]:
+    """The images in a list, and whether there were several: the one rule for what is one image.
+
+    Several are a list, a tuple, an array (n, height, width, channels) or a tensor (n, channels, height,
+    width). All else is one image: a path, bytes, a PIL image, an array or tensor of two or three axes.
+    """
+    if isinstance(images, list | tuple):
+        return list(images), True
+    if getattr(images, "ndim", 0) == 4:
+        return [images[index] for index in builtins.range(len(images))], True  # type: ignore[index, arg-type]
+    return [images], False
+
+
+def _range(range: Range, known: tuple[int, int] | None, name: str) -> tuple[float, float]:
+    """The values of black and white: as told, or as known from the type, or ImageError."""
+    if range is None:
+        if known is None:
+            raise ImageError(
+                f"{name}: the scale of its numbers is not known; convert it to 8 or 16 bits, or name "
+                "black and white to what takes a range, as in range=(0, 1)"
+            )
+        return known
+    return limits(range, name)
+
+
+def _on_255(
+    values: NDArray[Any], limits: tuple[float, float], name: str, overshoot: float = 0
+) -> NDArray[np.float32]:
+    """(h, w, 1 or 3) of any numbers within `limits` to float32 (h, w, 3) from 0 to 255."""
+    low, high = limits
+    with np.errstate(invalid="ignore"):
+        least, most = values.min(), values.max()
+    if not (math.isfinite(least) and math.isfinite(most)):
+        raise ImageError(
+            f"{name}: has values that are not finite; replace them, as with numpy.nan_to_num"
+        )
+    spare = (high - low) * max(ROUNDING, overshoot) if values.dtype.kind == "f" else 0
+    if least < low - spare or most > high + spare:
+        raise ImageError(
+            f"{name}: its values go from {least:g} to {most:g}, outside {low:g} to {high:g}; "
+            "clip them, or name the black and white that they have to what takes a range"
+        )
+    # float64: a value of 32 bits less the black of a narrow range would lose its digits
+    scaled = (values.astype(np.float64) - low) / (high - low) * 255
+    if not overshoot:
+        scaled = scaled.clip(0, 255)
+    narrow = scaled.astype(np.float32)
+    return np.repeat(narrow, 3, axis=2) if narrow.shape[2] == 1 else narrow
