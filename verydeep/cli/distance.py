@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     help="A layer that content or style compare, by paper name; may be repeated.",
 )  # fmt: skip
 @options.path(
-    "--map", "map_path", help="Also draw where two photos differ (lpips, content): a .png or .jpg file."
+    "--map",
+    "map_path",
+    help="Also draw where two photos differ (lpips, content): a .png or .jpg file.",
 )
 @options.model
 @options.engine
