@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from verydeep.errors import DataError, OutputError
 from verydeep.evaluation import calibration_error, report
 from verydeep.evaluation.report import Report, page
 from verydeep.modelfile import Record, write
@@ -208,6 +209,16 @@ def test_the_most_confident_mistakes_come_first() -> None:
     assert re.findall(r"<small>(\d+).png", text) == [str(i) for i in wrong[: report.MISTAKES]]
 
 
+def test_one_image_is_one_image() -> None:
+    log = ({"event": "epoch", "epoch": 1, "top1": 1.0},)
+    chances = np.array([[0.9, 0.1]], np.float32)
+    one = Report("t", ("a", "b"), chances, np.array([0]), bad=(("x.jpg", "damaged"),), log=log)
+    text = page(one)
+    assert "1 of 1 image was named right" in text
+    assert "1 image could not be read, and was left out" in text
+    assert "1 epoch; the best" in text
+
+
 def test_odd_runs() -> None:
     none = Report("t", ("a", "b"), np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
     assert "nothing was measured" in page(none)
@@ -224,6 +235,11 @@ def test_odd_runs() -> None:
     Read(page(unseen))
     with pytest.raises(TypeError, match="needs a path"):
         report.write(none)
+    with pytest.raises(OutputError, match=r"r\.pdf: expected a name that ends in \.html"):
+        report.write(none, "r.pdf")
+    broken = Report("t", ("a", "b"), np.full((2, 2), np.nan, np.float32), np.arange(2))
+    with pytest.raises(DataError, match="no finite numbers"):
+        page(broken)
 
 
 def test_a_run_with_epochs_shows_its_curves(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import os
 import time
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ import numpy as np
 
 from .. import predictor as predictors
 from ..errors import DataError, ImageError, nearest
+from ..files.photo_paths import composed
 from ..files.wording import counted
 from ..pictures.saving import require_picture, save
 from ..predictor import Predictor, softmax
@@ -247,10 +247,10 @@ class Explainer:
             if not 0 <= given < count:
                 raise DataError(f"class {given} does not exist; expected 0 to {count - 1}")
             return given
-        asked = _composed(given)
-        composed = [_composed(name) for name in names]
-        folded = [name.casefold() for name in composed]
-        for known, name in ((composed, asked), (ids, given), (folded, asked.casefold())):
+        asked = composed(given)
+        known_names = [composed(name) for name in names]
+        folded = [name.casefold() for name in known_names]
+        for known, name in ((known_names, asked), (ids, given), (folded, asked.casefold())):
             places = [i for i, one in enumerate(known) if one == name]
             if len(places) > 1:
                 which = ", ".join(f"{i} ({ids[i]})" if ids else str(i) for i in places)
@@ -339,11 +339,6 @@ def explain(
     """
     explainer = Explainer(predictor, method, layer=layer, steps=steps, window=window, stride=stride)
     return explainer(image, label=label, top=top)
-
-
-def _composed(name: str) -> str:
-    """One spelling of a name that may be written with accents of their own."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _alike(given: str, names: Sequence[str]) -> str:

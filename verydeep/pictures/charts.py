@@ -202,14 +202,14 @@ def reliability(
     return Reliability(count, mean, accuracy)
 
 
-def reliability_diagram(found: Reliability) -> str:
+def reliability_diagram(bins: Reliability) -> str:
     """How often answers are right against how sure they were; whiskers are one standard error.
 
     Below it how many answers there were. On the dashed line a probability means what it says.
     """
-    bins, low, foot = len(found.count), HEIGHT - BOTTOM + 70, 44
+    count, low, foot = len(bins.count), HEIGHT - BOTTOM + 70, 44
     height, plot = HEIGHT + 70, HEIGHT - BOTTOM - 8
-    across = (WIDTH - LEFT - RIGHT) / bins
+    across = (WIDTH - LEFT - RIGHT) / count
 
     def px(value: float) -> float:
         return LEFT + value * (WIDTH - LEFT - RIGHT)
@@ -222,23 +222,19 @@ def reliability_diagram(found: Reliability) -> str:
         parts.append(f'<path class="grid" d="M{LEFT} {py(value):.1f}H{WIDTH - RIGHT}"/>')
         parts.append(_text(LEFT - 7, py(value) + 4, f"{value:.0%}", "end"))
         parts.append(_text(px(value), low + 17, f"{value:.0%}", "end" if value == 1 else "middle"))
-    most = max(1, int(found.count.max()))
-    for number in range(bins):
-        count = int(found.count[number])
-        if not count:
+    most = max(1, int(bins.count.max()))
+    for at, (answers, mean, accuracy) in enumerate(
+        zip(bins.count.tolist(), bins.probability.tolist(), bins.accuracy.tolist(), strict=True)
+    ):
+        if not answers:
             continue
-        accuracy, mean = float(found.accuracy[number]), float(found.probability[number])
-        x, error = (
-            LEFT + number * across,
-            math.sqrt(max(accuracy * (1 - accuracy), 0.25 / count) / count),
-        )
-        says = (
-            f"{count} answers, {mean:.1%} sure on average, {accuracy:.1%} right"
-            if count > 1
-            else f"one answer, {mean:.1%} sure, {'right' if accuracy else 'wrong'}"
-        )
+        x = LEFT + at * across
+        error = math.sqrt(max(accuracy * (1 - accuracy), 0.25 / answers) / answers)
+        says = f"{answers} answers, {mean:.1%} sure on average, {accuracy:.1%} right"
+        if answers == 1:
+            says = f"one answer, {mean:.1%} sure, {'right' if accuracy else 'wrong'}"
         middle = x + across / 2
-        tall = max(1.0, foot * count / most)
+        tall = max(1.0, foot * answers / most)
         parts.append(
             f'<g><rect class="cell a" fill-opacity=".55" x="{x + 1:.1f}" y="{py(accuracy):.1f}" '
             f'width="{across - 2:.1f}" height="{max(0.5, plot - py(accuracy)):.1f}"/>'
@@ -259,8 +255,8 @@ def reliability_diagram(found: Reliability) -> str:
 
 def _open(width: float, height: float, label: str) -> str:
     return (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width:.0f}px" role="img" '
-        f'aria-label="{escape(label)}">'
+        f'<svg class="plot" viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width:.0f}px" '
+        f'role="img" aria-label="{escape(label)}">'
     )
 
 
