@@ -750,10 +750,10 @@ def test_header_that_does_not_fit_is_refused(
         ),
         (
             lambda _: b'{"x": NaN}',
-            r"cannot be read as JSON: it has the number NaN, which JSON does",
+            r"cannot be read as JSON: it has the number nan; expected",
         ),
-        (lambda _: b'{"x": -Infinity}', r"it has the number -Infinity, which JSON does not have"),
-        (lambda _: b'{"x": 1e999}', r"it has the number '1e999', which does not fit in a double"),
+        (lambda _: b'{"x": -Infinity}', r"it has the number -inf; expected a finite one"),
+        (lambda _: b'{"x": 1e999}', r"it has the number inf; expected a finite one"),
         (lambda _: b'{"x": ' + b"9" * 10**6 + b"}", r"an integer that does not fit in 64 bits"),
         (lambda _: b'{"x": ' + b"[" * 10**5 + b"]" * 10**5 + b"}", r"nested deeper than 32 levels"),
         (
@@ -1015,7 +1015,7 @@ def test_huge_scales_overflow_in_silence(tmp_path: Path) -> None:
         (lambda _: "[]", r"the record is \[\]; expected a JSON object"),
         (lambda _: "null", r"the record is None; expected a JSON object"),
         (lambda r: json.dumps(r)[:-1] + ',"licence":""}', r"it has the key 'licence' twice"),
-        (lambda r: json.dumps(r)[:-1] + ',"threshold":NaN}', r"it has the number NaN, which JSON"),
+        (lambda r: json.dumps({**r, "threshold": np.nan}), r"it has the number nan; expected a"),
         (lambda _: "[" * 10**5 + "]" * 10**5, r"it is nested deeper than 32 levels"),
         (lambda _: "9" * 10**5, r"it has an integer that does not fit in 64 bits"),
     ],

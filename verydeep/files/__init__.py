@@ -1,1 +1,1 @@
-"""The disk: written whole or not at all, found, locked, hashed, cached."""
+"""The disk: files written whole or not at all, looked for, locked, hashed, cached."""

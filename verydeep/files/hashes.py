@@ -24,6 +24,7 @@ from ..errors import WeightsError
 from .atomic import replacing
 from .notebook import Notebook
 
+MEMORY = "hashes.json"
 BLOCK_BYTES = 4 << 20  # large enough that Python's share of the time vanishes
 TICK_SECONDS = 0.01  # file systems date changes by a clock that ticks so often, or more often
 
@@ -70,7 +71,7 @@ def matches(digest: str, digests: dict[str, str]) -> bool:
 
 def remembered(known: Stamp) -> str | None:
     """The SHA-256 of the file with that stamp, if it was read before: 64 hexadecimal digits."""
-    digest = _notebook().rows().get(_key(known))
+    digest = Notebook(MEMORY).rows().get(str(known))
     return digest if isinstance(digest, str) else None
 
 
@@ -87,16 +88,8 @@ def sha256_of(known: Stamp, path: Path, read: Callable[[], str]) -> str:
     if digest is None:
         _settle(known)
         digest = read()
-        _notebook().write(_key(known), digest)
+        Notebook(MEMORY).write(str(known), digest)
     return digest
-
-
-def _notebook() -> Notebook:
-    return Notebook("hashes.json")
-
-
-def _key(known: Stamp) -> str:
-    return " ".join(map(str, known))
 
 
 # Seals: what a file must be

@@ -13,6 +13,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,10 +90,7 @@ def _reader(path: Path, head: bytes) -> Callable[[Path], Named]:
 
 
 def _read_torch(path: Path) -> Named:
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtraError(f"reading {path.name}", "torch") from error
+    torch = _needed("torch", path, "torch")
     try:
         # mapped, a zip file's tensors are read when they are written; the legacy format cannot be
         content = torch.load(
@@ -119,11 +117,8 @@ def _read_safetensors(path: Path) -> Named:
         for name in names:
             if name not in narrow:
                 yield name, file.get_tensor(name)
-    if narrow:  # a type that NumPy does not have
-        try:
-            import torch  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError(f"reading the bfloat16 of {path.name}", "torch") from error
+    if narrow:  # bfloat16, which NumPy does not have
+        _needed("torch", path, "torch")
         with safe_open(path, framework="pt") as file:
             for name in names:
                 if name in narrow:
@@ -131,10 +126,7 @@ def _read_safetensors(path: Path) -> Named:
 
 
 def _read_hdf5(path: Path) -> Named:
-    try:
-        import h5py  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise MissingExtraError(f"reading {path.name}", "keras") from error
+    h5py = _needed("h5py", path, "keras")
     tensors: list[tuple[str, NDArray[Any]]] = []
 
     def visit(name: str, node: object) -> None:
@@ -145,6 +137,13 @@ def _read_hdf5(path: Path) -> Named:
     with h5py.File(path, "r") as file:
         file.visititems(visit)
     yield from tensors
+
+
+def _needed(package: str, path: Path, extra: str) -> Any:
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise MissingExtraError(f"reading {path.name}", extra) from error
 
 
 def _read_npz(path: Path) -> Named:
