@@ -48,7 +48,7 @@ def test_every_torchvision_file_is_there() -> None:
 @pytest.mark.parametrize("entry", TORCHVISION_ENTRIES, ids=lambda entry: str(entry.name))
 def test_what_the_catalogue_says_is_what_torchvision_says(entry: Entry) -> None:
     enum = type(get_model_weights(entry.network)["IMAGENET1K_V1"]).__name__
-    theirs = get_weight(f"{enum}.{entry.weights}")
+    theirs = get_weight(f"{enum}.{entry.release}")
     metrics = theirs.meta["_metrics"]["ImageNet-1K"]
     assert entry.url == theirs.url
     if entry.accuracy is None:

@@ -696,8 +696,8 @@ def planted(
     return weights
 
 
-OXFORD = next(one for one in recognition.FINGERPRINTS if "Oxford" in one.weights)
-THEIRS = next(one for one in recognition.FINGERPRINTS if "vgg16, IMAGENET" in one.weights)
+OXFORD = next(one for one in recognition.FINGERPRINTS if "Oxford" in one.whose)
+THEIRS = next(one for one in recognition.FINGERPRINTS if "vgg16, IMAGENET" in one.whose)
 
 
 def test_caffe_weights_under_torchvisions_name_are_refused(known: Path, tmp_path: Path) -> None:
@@ -728,7 +728,7 @@ def test_other_contradictions_of_a_name_are_refused(known: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("one", recognition.FINGERPRINTS, ids=lambda one: str(one.weights[:12]))
+@pytest.mark.parametrize("one", recognition.FINGERPRINTS, ids=lambda one: str(one.whose[:12]))
 def test_famous_values_are_recognised(
     one: recognition.Fingerprint,
     half: bool,
@@ -740,7 +740,7 @@ def test_famous_values_are_recognised(
     weights = planted(one.network, one.corners, turned)
     torch.save({k: t.half() if half else t for k, t in weights.items()}, path)
     wrong = "caffe" if one.preprocess == "torchvision" else "torchvision"
-    with pytest.raises(WeightsError, match=f"holds {one.weights}, .* contradicts") as caught:
+    with pytest.raises(WeightsError, match=f"holds {one.whose}, .* contradicts") as caught:
         convert.convert(path, tmp_path / "out", preprocess=wrong if not turned else one.preprocess)
     if turned:
         assert f"they take channels in the order {'BGR' if wrong == 'caffe' else 'RGB'}" in str(
@@ -751,9 +751,7 @@ def test_famous_values_are_recognised(
         return
     record = convert.convert(path, tmp_path / "out")
     assert record.preprocess == PRESETS[one.preprocess]
-    assert (
-        f"these are {one.weights}, by the values of their first filters" in capsys.readouterr().err
-    )
+    assert f"these are {one.whose}, by the values of their first filters" in capsys.readouterr().err
 
 
 def test_weights_trained_further_are_believed_to_be_what_is_said(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def _row(entry: Entry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "network": entry.network,
-        "weights": entry.weights,
+        "weights": entry.release,
         "file": entry.file,
         "url": entry.url,
         "digest": entry.published[0].digest,

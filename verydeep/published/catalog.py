@@ -47,7 +47,7 @@ class Accuracy:
 class Entry:
     """Weights that somebody published.
 
-    name: what the catalogue calls them. network: a key of nets.NETWORKS. weights: torchvision's enum
+    name: what the catalogue calls them. network: a key of nets.NETWORKS. release: torchvision's enum
     member, or the publisher's word. published: the file, then older files of the same weights, used where
     one is at hand or the new one is gone.
     preprocess: a key of preprocess.PRESETS. classes: 1000, or 0 for convolutions alone.
@@ -56,7 +56,7 @@ class Entry:
 
     name: str
     network: str
-    weights: str
+    release: str
     published: tuple[Published, ...]
     licence: str
     preprocess: str

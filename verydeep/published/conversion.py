@@ -91,7 +91,7 @@ def convert(
         "made_by": "verydeep weights convert",
     }
     if known is not None:
-        provenance |= {"catalogue": known.name, "weights": known.weights, "url": known.url}
+        provenance |= {"catalogue": known.name, "weights": known.release, "url": known.url}
     try:
         record = Record(
             weights.network,
@@ -226,13 +226,13 @@ def _preprocess(source: Path, weights: Imported, given: Preprocess | None) -> Pr
         wrong = expects(*famous, given) if famous else ""
         if famous and wrong:
             raise WeightsError(
-                f"{source} holds {famous[0].weights}, by the values of its first filters, and that "
+                f"{source} holds {famous[0].whose}, by the values of its first filters, and that "
                 f"contradicts the pre-processing given: {wrong}"
             )
         return given
     if famous and not famous[1]:
         log.info(
-            f"these are {famous[0].weights}, by the values of their first filters: pre-processing "
+            f"these are {famous[0].whose}, by the values of their first filters: pre-processing "
             f"{famous[0].preprocess}"
         )
         return PRESETS[famous[0].preprocess]
@@ -250,7 +250,7 @@ def _contradiction(
         reason = f"its shapes are those of {net.name}"
     elif famous and famous[0].preprocess != claimed.preprocess:
         reason = (
-            f"its values are {famous[0].weights}, which expects pre-processing "
+            f"its values are {famous[0].whose}, which expects pre-processing "
             f"{famous[0].preprocess}, where {claimed.name} expects {claimed.preprocess}"
         )
     else:

@@ -55,12 +55,12 @@ TOLERANCE = 1e-3
 class Fingerprint:
     """Some values of a network's first convolution, "features.0.weight", in torch's order of axes.
 
-    weights: whose they are, in words. network: a key of nets.NETWORKS. preprocess: the preset that goes
+    whose: they are, in words. network: a key of nets.NETWORKS. preprocess: the preset that goes
     with them. corners: the top left value of filters 0, 1, ... for each channel, in the order that the
     preset gives the channels.
     """
 
-    weights: str
+    whose: str
     network: str
     preprocess: str
     corners: tuple[tuple[float, float, float], ...]
@@ -195,7 +195,7 @@ def _published(path: Path) -> Verdict:
             what = f"begins as {entry.name} should, but not as it was when it first proved right"
             return Verdict(path, False, what, sha256)
         return Verdict(
-            path, True, f"{entry.name} ({entry.weights}) as published, {one.digest}", sha256
+            path, True, f"{entry.name} ({entry.release}) as published, {one.digest}", sha256
         )
     known = by_name(path)
     if known is not None:
