@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -301,6 +302,9 @@ def test_refusals(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(engines.Kind, "available", False)
     with pytest.raises(EngineError, match=r"MNN, which is not installed; install it with: pip"):
         export.export(model, "mnn", tmp_path / "tiny.mnn")
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with pytest.raises(OutputError, match=r"pipe\.onnx: cannot be written: it is no regular file"):
+        export.export(model, "onnx", tmp_path / "pipe.onnx")
 
 
 def test_synthetic_photos_look_like_photos() -> None:
