@@ -288,7 +288,7 @@ def test_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", '{"format": 2}', '{"format": 1, "rows": []}', "\ud800"],
+    ["", "[]", "{", '{"format": 2}', '{"format": 1, "rows": []}', "\ud800", "[" * 100_000],
 )
 def test_a_memory_that_cannot_be_read(
     tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]

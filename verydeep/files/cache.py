@@ -58,7 +58,6 @@ class Cache:
     def __init__(self, folder: Path | None = None, limit_bytes: int | None = None) -> None:
         self.folder = folder if folder is not None else cache_folder() / "prepared"
         self.limit_bytes = _limit() if limit_bytes is None else limit_bytes
-        self.making_seconds = 0.0  # spent on making what was not there yet
 
     def open(
         self,
@@ -95,7 +94,7 @@ class Cache:
                     f"{tempfile.gettempdir()} has {_megabytes(free)} free; {_ELSEWHERE}"
                 )
             try:
-                self._make(make, Path(place))
+                make(Path(place))
             except OSError as error:
                 reason = error.strerror or error
                 raise EngineError(f"preparing the graph failed: {reason}; {_ELSEWHERE}") from error
@@ -119,20 +118,13 @@ class Cache:
                 shutil.rmtree(path, ignore_errors=True)
         part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=self.folder))
         try:
-            self._make(make, part)
+            make(part)
             _write_manifest(part, about, {p.name: _sealed(p) for p in sorted(part.iterdir())})
             self._make_room(_size_bytes(part))
             os.replace(part, path)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         return load(path, about)
-
-    def _make(self, make: Callable[[Path], None], folder: Path) -> None:
-        began = time.perf_counter()
-        try:
-            make(folder)
-        finally:
-            self.making_seconds += time.perf_counter() - began
 
     def _has_room(self, name: str, size: int) -> bool:
         """Whether so much can be kept here; said once where it cannot."""
@@ -227,7 +219,7 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Seal]]:
         about, files = dict(value["about"]), dict(value["files"])
         if all(Path(name).name == name for name in files):
             return about, {name: Seal.from_dict(seal) for name, seal in files.items()}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass
     raise _UnusableError(f"its {MANIFEST} is missing or damaged")
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..errors import WeightsError
-from .atomic import replacing
 from .notebook import Notebook
 
 MEMORY = "hashes.json"
@@ -124,6 +123,8 @@ class Seal:
 
 def seal(note: Path, what: Seal) -> None:
     """Keep a seal in the file `note`. OSError where that cannot be written."""
+    from .atomic import replacing
+
     note.parent.mkdir(parents=True, exist_ok=True)
     with replacing(note, "w", encoding="utf-8") as file:
         file.write(json.dumps(asdict(what), indent=1) + "\n")
@@ -133,7 +134,7 @@ def sealed(note: Path) -> Seal | None:
     """The seal in the file `note`; None where there is none, or it cannot be read."""
     try:
         return Seal.from_dict(json.loads(note.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import warn_once
-from .atomic import replacing
 from .folders import cache_folder, going_without
-from .lock import locked
 
 FORMAT = 1
 MOST = 500  # rows are kept
@@ -30,31 +28,33 @@ class Notebook:
     def rows(self) -> dict[str, Any]:
         """All of them, the latest last, as they were when first asked for."""
         if self._rows is None:
-            self._rows = {}
+            rows: dict[str, Any] = {}
             try:
                 value = json.loads(self.path.read_text(encoding="utf-8"))
                 if value["format"] != FORMAT or not isinstance(value["rows"], dict):
                     raise ValueError("another program's, or another version's")
-                self._rows = value["rows"]
+                rows = value["rows"]
             except (FileNotFoundError, NotADirectoryError):
                 pass
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 warn_once(f"{self.path} cannot be read; what it remembered will be found anew")
+            self._rows = rows  # whole, whichever thread looks
         return self._rows
 
     def write(self, key: str, value: Any) -> None:
         """Add a row, or put it in the place of the one with that key."""
+        from .atomic import replacing
+        from .lock import locked
+
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with locked(self.path.with_name(f"{self.path.name}.lock"), lambda: None):
-                self._rows = None  # another process may have written meanwhile
-                rows = self.rows()
+                rows = Notebook(self.path).rows()  # another process may have written meanwhile
                 rows.pop(key, None)
-                rows[key] = value  # the latest is last
-                for old in list(rows)[:-MOST]:
-                    del rows[old]
+                latest = [*rows.items(), (key, value)][-MOST:]
+                self._rows = dict(latest)
                 with replacing(self.path, "w", encoding="utf-8") as file:
-                    json.dump({"format": FORMAT, "rows": rows}, file, indent=1)
+                    json.dump({"format": FORMAT, "rows": self._rows}, file, indent=1)
         except OSError as error:
             going_without(self.path.parent, error)
 
