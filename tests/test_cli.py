@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from verydeep.cli import VERBS
+from verydeep.cli import VERBS, output
+from verydeep.errors import VerydeepError
 from verydeep.files.photo_paths import find
 from verydeep.nets import NETWORKS, network
 
@@ -188,6 +189,33 @@ def test_models(verydeep: Run) -> None:
     assert value["builtin"][0]["name"] == "builtin"
     text = verydeep("models").out
     assert all(name in text for name in NETWORKS)
+
+
+def test_a_folder_does_not_hide_a_network(
+    verydeep: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vgg11").mkdir()
+    assert "132,863,336 parameters" in verydeep("summary", "vgg11").out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names there are text")
+def test_names_that_are_not_utf8_are_printed(model: Path, tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    os.rename(photo(tmp_path / "a.png"), name)
+    words = [sys.executable, "-m", "verydeep", "classify", name, "--model", model]
+    done = subprocess.run(words, capture_output=True, check=True)
+    assert done.stdout.splitlines()[0] == name
+    done = subprocess.run([*words, "--json"], capture_output=True, check=True)
+    assert os.fsencode(json.loads(done.stdout)[0]["path"]) == name
+
+
+def test_a_number_that_is_not_finite_is_no_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with output.json_list() as add:
+        add({"score": 1.0})
+        with pytest.raises(VerydeepError, match="a number that is not finite"):
+            add({"score": float("nan")})
+    assert json.loads(capsys.readouterr().out) == [{"score": 1.0}]
 
 
 def test_ctrl_c_leaves_valid_json_and_the_table(model: Path, tmp_path: Path) -> None:

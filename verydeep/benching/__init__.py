@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ import numpy as np
 from ..engines import ENGINES, TOLERANCES, check, installed, relative_error
 from ..engines.processor import cores
 from ..errors import EngineError, OutputError, log, nearest
+from ..files import wording
 from ..modelfile import ModelFile, Record, read, write
 from ..nets import NETWORKS, Network, network
 from .plain import BASELINE, COMPILED, PLAIN, computes_bf16
@@ -180,12 +182,7 @@ def table(rows: Sequence[Row]) -> str:
             for row in rows
             if row.batch == batch
         ]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines.append(f"batch {batch}")
-        for line in cells:
-            texts = [text.ljust(width) for text, width in zip(line[:2], widths[:2], strict=True)]
-            texts += [text.rjust(width) for text, width in zip(line[2:], widths[2:], strict=True)]
-            lines.append("  " + "  ".join(texts))
+        lines += [f"batch {batch}", indent(wording.table(cells, "<<>"), "  ")]
         lines.append("")
     return "\n".join(lines).rstrip()
 

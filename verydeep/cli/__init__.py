@@ -56,24 +56,14 @@ class _Verbs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click gives it
         return sorted(VERBS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         if cmd_name not in VERBS:
-            return None
+            from ..errors import nearest
+
+            raise click.UsageError(f"no command {cmd_name!r}{nearest(cmd_name, VERBS)}", ctx)
         module = import_module(f"{__name__}.{MODULES.get(cmd_name, cmd_name)}")
         command: click.Command = getattr(module, cmd_name)
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            from ..errors import nearest
-
-            raise click.UsageError(
-                f"no command {args[0]!r}{nearest(args[0], VERBS)}", ctx
-            ) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
@@ -82,12 +72,12 @@ class _Verbs(click.Group):
 
 # for every group: click keeps the help option that a command was first asked for
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
-
-
-@click.group(cls=_Verbs, context_settings=CONTEXT)
-@click.version_option(__version__, prog_name="verydeep")
-def cli() -> None:
-    """VGG for everyone: classify photos, look inside, measure, convert. Works offline."""
+cli = click.version_option(__version__, prog_name="verydeep")(
+    _Verbs(
+        "verydeep", context_settings=CONTEXT,
+        help="VGG for everyone: classify photos, look inside, measure, convert. Works offline.",
+    )
+)  # fmt: skip
 
 
 def _usage(error: click.ClickException) -> str:

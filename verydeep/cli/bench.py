@@ -8,24 +8,17 @@ from . import options
 from .output import print_json
 
 
-class _Batches(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on, not before
-    name = "N,N"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = str(value).split(",")
-        if not all(part.strip().isdecimal() and int(part) for part in parts):
-            self.fail(f"{value!r} are not batch sizes; write 1,8", param, ctx)
-        return tuple(int(part) for part in parts)
+def _batches(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise click.BadParameter(f"{text!r} are not batch sizes; write 1,8")
+    return tuple(map(int, parts))
 
 
 @click.command()
 @click.argument("model", metavar="[MODEL]", default="builtin")
 @click.option(
-    "--batch", "batches", type=_Batches(), default="1,8", show_default=True, metavar="N,N",
+    "--batch", "batches", callback=_batches, default="1,8", show_default=True, metavar="N,N",
     help="Images in one pass, one or several numbers.",
 )  # fmt: skip
 @click.option(

@@ -19,13 +19,16 @@ from ..files.wording import counted
 
 def print_json(value: object, **layout: int) -> None:
     """One JSON value. DataError where it holds a number that is not finite: JSON has none."""
+    click.echo(_text(value, **layout))
+
+
+def _text(value: object, **layout: int) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, **layout)  # type: ignore[arg-type]
     except ValueError as error:
-        raise DataError(f"the result holds a number that is not finite ({error})") from error
+        raise DataError(f"the result has a number that is not finite ({error})") from error
     # a file name that is not UTF-8 stays JSON: its odd bytes are escaped, and Python reads them back
-    text = re.sub("[\ud800-\udfff]", lambda odd: f"\\u{ord(odd[0]):04x}", text)
-    click.echo(text)
+    return re.sub("[\ud800-\udfff]", lambda odd: f"\\u{ord(odd[0]):04x}", text)
 
 
 @contextmanager
@@ -38,9 +41,8 @@ def json_list() -> Iterator[Callable[[object], None]]:
 
     def add(value: object) -> None:
         nonlocal opening
-        click.echo(opening, nl=False)
+        click.echo(opening + _text(value))  # a whole line, since progress may be shown below it
         opening = ","
-        print_json(value)  # with the line's end, since progress may be shown below it
 
     try:
         yield add
@@ -75,14 +77,11 @@ def output_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
-    except FileExistsError:
-        raise OutputError(f"{path}: a file, and a folder is needed; name another") from None
-    except NotADirectoryError:
-        raise OutputError(f"{path}: lies in a file, not in a folder; name another") from None
     except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror}; choose a folder you may write to"
-        ) from error
+        trouble = f"cannot be written: {error.strerror}"
+        if path.is_file():
+            trouble = "a file, and a folder is needed"
+        raise OutputError(f"{path}: {trouble}; name another folder") from error
     return path
 
 

@@ -18,29 +18,22 @@ if TYPE_CHECKING:
     from ..nets import Network
 
 COLUMNS = ("layer", "output", "parameters", "multiply-adds", "bytes", "field", "stride", "position")
+FIELDS = ("parameters", "multiply_adds", "size_bytes", "receptive_field", "stride", "position")
 
 
-class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on, not before
-    name = "N|HxW"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", str(value))
-        if not match:
-            self.fail(
-                f"{value!r} is not a size; write 224, or 480x640 for height x width", param, ctx
-            )
-        height = int(match[1])
-        return height, int(match[2] or height)
+def _pixels(_: click.Context, __: click.Parameter, text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text)
+    if not match:
+        raise click.BadParameter(
+            f"{text!r} is not a size; write 224, or 480x640 for height x width"
+        )
+    return int(match[1]), int(match[2] or match[1])
 
 
 @click.command()
 @click.argument("name", metavar="NAME|FILE")
 @click.option(
-    "--input", "size", type=_Size(), default="224", show_default=True, metavar="N|HxW",
+    "--input", "size", callback=_pixels, default="224", show_default=True, metavar="N|HxW",
     help="Pixels a side of the image, or height x width.",
 )  # fmt: skip
 @options.path("--svg", "figure", help="Also draw the network as VGG's block figure, to scale.")
@@ -67,17 +60,11 @@ def summary(name: str, size: tuple[int, int], figure: Path | None, as_json: bool
                 "name": row.layer.name,
                 "kind": row.layer.kind,
                 "shape": list(row.shape),
-                "parameters": row.parameters,
-                "multiply_adds": row.multiply_adds,
-                "size_bytes": row.size_bytes,
-                "receptive_field": row.receptive_field,
-                "stride": row.stride,
-                "position": row.position,
+                **{field: getattr(row, field) for field in FIELDS},
             }
             for row in rows
         ]
-        value = {"network": net.name, "input": list(size), "layers": layers, "totals": totals}
-        print_json(value)
+        print_json({"network": net.name, "input": size, "layers": layers, "totals": totals})
         return
     click.echo(f"{describe(net)}, input {net.in_channels} x {size[0]} x {size[1]}\n")
     lines = [COLUMNS] + [
@@ -129,7 +116,7 @@ def _draw(net: Network, size: tuple[int, int], path: Path) -> None:
 def _network(name: str) -> Network:
     from ..nets import NETWORKS, network
 
-    if name in NETWORKS and not os.path.exists(name):
+    if name in NETWORKS and not os.path.isfile(name):
         return network(name)
     from ..modelfile import read
     from ..published.finding import find_model

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ..published.catalog import Entry
 
 
+FIELDS = "name network file url size_bytes licence preprocess classes".split()  # of an entry
+
+
 @click.group(context_settings=CONTEXT)
 def weights() -> None:
     """List, fetch, verify and convert published weights."""
@@ -130,14 +133,11 @@ def convert(
     source: Path,
     target: Path,
     preprocess: str | None,
-    network: str | None,
-    layout: str | None,
     to: str,
-    claim: str | None,
-    trunk: bool,
     averages: str,
     labels: str | None,
     licence: str,
+    **told: Any,
 ) -> None:
     """Convert weights that others saved into a model file, or a model file for torchvision or timm.
 
@@ -150,15 +150,12 @@ def convert(
     if to != "verydeep":
         if preprocess or labels or licence:
             raise click.UsageError(f"a state dict for {to} has no place for what it expects")
-        net = converters.export(
-            source, target, to, claim=claim, network=network, layout=layout, trunk=trunk,
-            averages=layers,
-        )  # fmt: skip
+        net = converters.export(source, target, to, averages=layers, **told)
         log.info(f"{target}: {net.name} for {to}; a state dict does not say its pre-processing")
     else:
         record = converters.convert(
-            source, target, preprocess=preprocess, claim=claim, network=network, layout=layout,
-            trunk=trunk, averages=layers, labels=_labels(labels), licence=licence,
+            source, target, preprocess=preprocess, averages=layers, labels=_labels(labels),
+            licence=licence, **told,
         )  # fmt: skip
         net = record.network
         head = counted(net.head.classes, "class", "classes") if net.head.classes else "no head"
@@ -172,16 +169,9 @@ def _row(entry: Entry) -> dict[str, Any]:
     path = supply.model_path(entry)
     accuracy = entry.accuracy
     return {
-        "name": entry.name,
-        "network": entry.network,
+        **{field: getattr(entry, field) for field in FIELDS},
         "weights": entry.release,
-        "file": entry.file,
-        "url": entry.url,
         "digest": entry.published[0].digest,
-        "size_bytes": entry.size_bytes,
-        "licence": entry.licence,
-        "preprocess": entry.preprocess,
-        "classes": entry.classes,
         "top1": accuracy.top1 if accuracy else None,
         "top5": accuracy.top5 if accuracy else None,
         "protocol": accuracy.protocol if accuracy else None,
