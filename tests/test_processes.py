@@ -1,0 +1,130 @@
+"""A predictor in other processes: forked ones, and those that it is pickled to."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+import verydeep
+from verydeep.engines import installed
+from verydeep.errors import ModelFileError
+
+from .tiny import model_file, pixels, tiny
+
+ENGINES = [kind.name for kind in installed()]
+ROOT = Path(__file__).parent.parent
+
+# What a program does that loads once and forks its workers; the child is a real one, and ends by itself.
+FORKING = """
+import os, sys, threading
+import numpy as np
+import verydeep
+from verydeep.errors import EngineError
+from tests.tiny import pixels
+
+engine, model, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
+images = pixels(64, 64, 8)
+predictor = verydeep.load(model, engine=engine, device="cpu", threads=threads)
+scores = predictor.scores(images)
+stop = threading.Event()
+
+def busy():
+    while not stop.is_set():
+        predictor.scores(images)
+
+others = [threading.Thread(target=busy) for _ in range(3)]
+for other in others:
+    other.start()
+children = []
+for _ in range(3):  # in the middle of whatever the others do
+    child = os.fork()
+    if not child:
+        try:
+            alike = np.allclose(predictor.scores(images), scores, rtol=1e-4, atol=1e-4)
+            print("alike" if alike else "WRONG", flush=True)
+        except EngineError as error:
+            print(f"EngineError: {error}", flush=True)
+        finally:
+            os._exit(0)
+    children.append(child)
+for child in children:
+    os.waitpid(child, 0)
+stop.set()
+for other in others:
+    other.join()
+print("parent", np.allclose(predictor.scores(images), scores, rtol=1e-4, atol=1e-4))
+"""
+
+
+@pytest.fixture
+def eighth(tmp_path: Path) -> Path:
+    from verydeep.preprocess import Preprocess
+
+    record = Preprocess(resize_size=64, crop_size=64)
+    return model_file(tmp_path / "m.safetensors", tiny("vgg16", width=1 / 8), preprocess=record)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("engine", [*ENGINES, "auto"])
+def test_a_forked_child_opens_anew(engine: str, threads: int, eighth: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKING, engine, str(eighth), str(threads)],
+        capture_output=True, text=True, timeout=120, check=True, cwd=ROOT,
+    )  # fmt: skip
+    *children, parent = ran.stdout.splitlines()
+    assert parent == "parent True"
+    assert len(children) == 3
+    if engine == "mnn" and threads > 1:
+        for line in children:
+            assert line.startswith(
+                "EngineError: mnn cannot compute with several threads in a process"
+            )
+            assert "made by fork" in line
+            assert "method spawn" in line
+    else:
+        assert children == ["alike"] * 3
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_pickled(engine: str, eighth: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what it was told; its file is found from another folder, too."""
+    monkeypatch.chdir(eighth.parent)
+    predictor = verydeep.load(eighth.name, engine=engine, precision="exact", size=48, device="cpu")
+    images = pixels(64, 64, 3)
+    scores = predictor.scores(images)
+    text = pickle.dumps(predictor)
+    assert len(text) < 10_000
+    monkeypatch.chdir("/")
+    for other in (pickle.loads(text), copy.deepcopy(predictor)):
+        assert_array_equal(other.scores(images), scores)
+        assert (other.precision, other.preprocess) == ("exact", predictor.preprocess)
+        assert other.engine == engine
+
+
+def labels(predictor: verydeep.Predictor, images: np.ndarray) -> list[str]:
+    return [answer.label for answer in predictor(list(images))]
+
+
+def test_sent_to_a_spawned_process(eighth: Path) -> None:
+    predictor = verydeep.load(eighth)
+    images = pixels(64, 64, 3)
+    expected = labels(predictor, images)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(labels, (predictor, images)) == expected
+
+
+def test_a_file_that_has_changed_is_not_the_same_predictor(eighth: Path) -> None:
+    text = pickle.dumps(verydeep.load(eighth))
+    model_file(eighth, tiny("vgg11"))
+    with pytest.raises(ModelFileError):
+        pickle.loads(text)
