@@ -50,7 +50,7 @@ F = TypeVar("F")
 
 DEFAULT_BATCH = 8
 DECODING_THREADS = min(4, os.cpu_count() or 1)
-OPEN_GRAPHS = 4  # of a predictor, each with its engine: labels, and a few sorts of features
+OPEN_GRAPHS = 3  # of a predictor, each with its engine: labels, features, an explanation
 
 
 @dataclass(frozen=True)
