@@ -50,7 +50,7 @@ class Planted:
         value: float | None = None,
     ) -> None:  # fmt: skip
         """An engine that answers as ONNX Runtime does, times `factor`, `seconds` later."""
-        kind = Kind(name, name, ("numpy",), ("numpy",), "", ("exact", "fast", "half"))
+        kind = Kind(name, name, "numpy", ("numpy",), "", ("exact", "fast", "half"))
 
         def prepare(engine: Engine) -> Run:
             if fails:

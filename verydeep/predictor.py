@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from threading import Event, Semaphore, Thread
-from typing import TYPE_CHECKING, Any, Never, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Never, TypeAlias, TypeVar, overload
 
 import numpy as np
 
@@ -47,6 +47,11 @@ __all__ = [
 
 T = TypeVar("T")
 F = TypeVar("F")
+Failed: TypeAlias = Callable[["str | None", ImageError], F]
+Values: TypeAlias = "dict[str, np.ndarray]"  # of one image, by output
+Prepared: TypeAlias = (
+    "tuple[str | None, np.ndarray | ImageError]"  # path, and pixels or why there are none
+)
 
 DEFAULT_BATCH = 8
 DECODING_THREADS = min(4, os.cpu_count() or 1)
@@ -103,7 +108,7 @@ class Stopwatch:
         try:
             yield
         finally:
-            with self._turns:  # decoding threads add to one sum
+            with self._turns.lock:  # decoding threads add to one sum
                 self.seconds[name] += time.perf_counter() - began
 
 
@@ -243,7 +248,7 @@ class Predictor:
 
     def close(self) -> None:
         """Let all open engines go. What is running ends as it would; the next call opens anew."""
-        with self._turns:
+        with self._turns.lock:
             self._choices.clear()
 
     @property
@@ -299,7 +304,7 @@ class Predictor:
                 several(images)[0],
                 self._scores,
                 DEFAULT_BATCH,
-                lambda item: item["scores"],
+                lambda _, values, __: values["scores"],
                 _refused,
             )
         )
@@ -343,7 +348,7 @@ class Predictor:
         given, _ = several(images)
         asked = self._pass(layers, pool, size, range)
         values: dict[str, np.ndarray] = {}
-        items = self._run(given, asked, DEFAULT_BATCH, lambda item: item.values, _refused)
+        items = self._run(given, asked, DEFAULT_BATCH, lambda _, values, __: values, _refused)
         for at, item in enumerate(items):
             for name, value in item.items():
                 if name not in values:
@@ -374,10 +379,10 @@ class Predictor:
             raise DataError(f"top is {top} and batch is {batch}; expected 0 or more, and 1 or more")
         asked = self._pass(layers, pool, size, range, scores=top > 0)
 
-        def features(item: _Outputs) -> Features:
-            answer = self._answer(item, top) if top else None
-            taps = {name: item[name] for name in asked.taps}
-            return Features(item.path, taps, answer, item.engine, self.precision)
+        def features(path: str | None, values: Values, engine: str) -> Features:
+            answer = self._answer(top, path, values, engine) if top else None
+            taps = {name: values[name] for name in asked.taps}
+            return Features(path, taps, answer, engine, self.precision)
 
         return self._run(_each(images), asked, batch, features, _failure)
 
@@ -432,33 +437,38 @@ class Predictor:
             raise DataError(f"{self.model.path} is a trunk without a head: it cannot classify")
 
     def _answers(
-        self, images: Iterable[ImageLike], top: int, batch: int, failed: Callable[[_Unread], F]
+        self,
+        images: Iterable[ImageLike],
+        top: int,
+        batch: int,
+        failed: Failed[F],
     ) -> Iterator[Answer | F]:
         self._needs_head()
         if top < 1 or batch < 1:
             raise DataError(f"top is {top} and batch is {batch}; expected 1 or more of each")
-        return self._run(images, self._scores, batch, lambda item: self._answer(item, top), failed)
+        return self._run(images, self._scores, batch, lambda *one: self._answer(top, *one), failed)
 
-    def _answer(self, item: _Outputs, top: int) -> Answer:
+    def _answer(self, top: int, path: str | None, values: Values, engine: str) -> Answer:
         labels, ids = self.labels, self.record.class_ids or self.labels
-        probabilities = softmax(item["scores"])
+        probabilities = softmax(values["scores"])
         best = np.argsort(-probabilities, kind="stable")[:top]
         predictions = tuple(Prediction(labels[i], ids[i], float(probabilities[i])) for i in best)
         threshold = self.record.threshold
         sure = threshold is None or predictions[0].probability >= threshold
-        return Answer(item.path, predictions, sure, item.engine, self.precision)
+        return Answer(path, predictions, sure, engine, self.precision)
 
     def _run(
         self,
         images: Iterable[ImageLike],
         asked: _Pass,
         batch: int,
-        finish: Callable[[_Outputs], T],
-        failed: Callable[[_Unread], F],
+        finish: Callable[[str | None, Values, str], T],
+        failed: Failed[F],
     ) -> Iterator[T | F]:
-        """What `finish` makes of each image's outputs, in order, as soon as its batch is complete.
+        """Each image's answer, in order, as soon as its batch is complete.
 
-        failed: what to give for those that cannot be read, unless it raises.
+        finish: makes it of the image's path, its outputs by name and the engine's. failed: makes it of the
+        path and the reason why the image cannot be read, unless it raises that.
         Neighbours of one shape and dtype share a batch; those that cannot be read join any.
         """
         total = len(images) if isinstance(images, Sized) else None
@@ -469,13 +479,13 @@ class Predictor:
             if total == 1
             else self._ahead(images, asked, batch)
         )
-        group: list[_Ready | _Unread] = []
+        group: list[Prepared] = []
         shape: tuple[object, ...] | None = None
         done = 0
 
         def computed(size: int) -> list[T | F]:
             """The group through the engine. size: of most groups, 0 where this one stands for itself."""
-            pixels = [item.pixels for item in group if isinstance(item, _Ready)]
+            pixels = [image for _, image in group if not isinstance(image, ImageError)]
             outputs: dict[str, np.ndarray] = {}
             name = ""
             if pixels:
@@ -486,13 +496,16 @@ class Predictor:
                     engine = choice.engine(stacked, batch=size or None, to_come=to_come)
                     outputs = engine.run(stacked)
                 self.engine = name = engine.name
-            rows = iter(range(len(pixels)))
-            return [
-                failed(item)
-                if isinstance(item, _Unread)
-                else finish(_Outputs(item.path, outputs, next(rows), name))
-                for item in group
-            ]
+            answers: list[T | F] = []
+            row = 0
+            for path, image in group:
+                if isinstance(image, ImageError):
+                    answers.append(failed(path, image))
+                else:
+                    values = {key: value[row] for key, value in outputs.items()}
+                    answers.append(finish(path, values, name))
+                    row += 1
+            return answers
 
         while True:
             try:
@@ -501,7 +514,11 @@ class Predictor:
                 if group:
                     yield from computed(batch)
                 raise
-            own = (item.pixels.shape, item.pixels.dtype) if isinstance(item, _Ready) else None
+            own = (
+                None
+                if item is None or isinstance(item[1], ImageError)
+                else (item[1].shape, item[1].dtype)
+            )
             other = bool(own and shape and own != shape)
             if group and (item is None or other):
                 yield from computed(0 if other else batch)
@@ -514,18 +531,15 @@ class Predictor:
                 yield from computed(batch)
                 group, shape = [], None
 
-    def _ahead(
-        self, images: Iterable[ImageLike], asked: _Pass, batch: int
-    ) -> Iterator[_Ready | _Unread]:
+    def _ahead(self, images: Iterable[ImageLike], asked: _Pass, batch: int) -> Iterator[Prepared]:
         """The images prepared, in order, beside the engine and at most one batch ahead of it.
 
         One thread takes them as they come, since the next one may be long in coming; others decode.
         """
-        listed = isinstance(
-            images, Sized
-        )  # all there already: as many ahead as keep the threads busy
+        # of those that are there already, as many as keep the threads busy
+        listed = isinstance(images, Sized)
         room = Semaphore(batch + (DECODING_THREADS if listed else 0))
-        taken: SimpleQueue[Future[_Ready | _Unread] | BaseException | None] = SimpleQueue()
+        taken: SimpleQueue[Future[Prepared] | BaseException | None] = SimpleQueue()
         stopped = Event()
         pool = ThreadPoolExecutor(DECODING_THREADS)
 
@@ -555,7 +569,7 @@ class Predictor:
             room.release()
             pool.shutdown(cancel_futures=True)
 
-    def _prepared(self, image: ImageLike, asked: _Pass) -> _Ready | _Unread:
+    def _prepared(self, image: ImageLike, asked: _Pass) -> Prepared:
         path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
         try:
             with self.stopwatch.stage("decode"):
@@ -565,14 +579,14 @@ class Predictor:
                     f"{path or 'image'}: {pixels.shape[1]}x{pixels.shape[0]} pixels is too "
                     f"small for {asked.what}; it needs at least {asked.minimum} a side"
                 )
-            return _Ready(path, pixels)
+            return path, pixels
         except ImageError as error:
-            return _Unread(path, error)
+            return path, error
 
     def _choice(self, dtype: str, asked: _Pass) -> Choice:
         """What picks the engine for pixels of that dtype and for those outputs: a graph of their own."""
         key = (dtype, asked.taps, asked.scores, asked.pool)
-        with self._turns:
+        with self._turns.lock:
             choice = self._choices.pop(key, None)
             if choice is None:
                 source = source_of(
@@ -586,46 +600,12 @@ class Predictor:
         return choice
 
 
-@dataclass(frozen=True, eq=False)
-class _Ready:
-    """An image's pixels. path: of its file, or None."""
-
-    path: str | None
-    pixels: np.ndarray
+def _refused(_path: str | None, error: ImageError) -> Never:
+    raise error
 
 
-@dataclass(frozen=True, eq=False)
-class _Unread:
-    """An image that cannot be used, and why."""
-
-    path: str | None
-    error: ImageError
-
-
-@dataclass(frozen=True, eq=False)
-class _Outputs:
-    """What an engine gave for one image, a row of its batch."""
-
-    path: str | None
-    batch: dict[str, np.ndarray]
-    row: int
-    engine: str
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        value: np.ndarray = self.batch[name][self.row]
-        return value
-
-    @property
-    def values(self) -> dict[str, np.ndarray]:
-        return {name: value[self.row] for name, value in self.batch.items()}
-
-
-def _refused(item: _Unread) -> Never:
-    raise item.error
-
-
-def _failure(item: _Unread) -> Failure:
-    return Failure(item.path, str(item.error))
+def _failure(path: str | None, error: ImageError) -> Failure:
+    return Failure(path, str(error))
 
 
 def _again(model: ModelFile, asked: dict[str, Any]) -> Predictor:

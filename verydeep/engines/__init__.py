@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import EngineError, ImageError, nearest
-from .forks import Turns, never_destroy, watch
+from .forks import WATCHED, Turns, never_destroy
 from .processor import cores
 from .source import Signature, Source
 
@@ -65,7 +65,7 @@ Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 class Kind:
     """What is known of an engine before anything of it is imported.
 
-    packages: what Python imports. distributions: what pip may call it, the usual name first.
+    package: what Python imports. distributions: what pip may call it, the usual name first.
     extra: of verydeep, that installs it; "" for the base install.
     precisions: the promises it can keep. devices: where it can run. keeps_files: whether it is opened
     from files of its own, made once and kept in the cache. takes_turns: whether two threads must not run
@@ -74,7 +74,7 @@ class Kind:
 
     name: str
     module: str
-    packages: tuple[str, ...]
+    package: str
     distributions: tuple[str, ...]
     extra: str
     precisions: tuple[str, ...]
@@ -86,7 +86,7 @@ class Kind:
     def available(self) -> bool:
         """Whether it is installed; looks without importing it."""
         try:
-            return all(importlib.util.find_spec(name) is not None for name in self.packages)
+            return importlib.util.find_spec(self.package) is not None
         except (ImportError, ValueError):  # half-removed, or put into sys.modules by hand
             return False
 
@@ -114,14 +114,14 @@ ENGINES: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind(
-            "onnxruntime", "ort", ("onnxruntime",),
+            "onnxruntime", "ort", "onnxruntime",
             ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"), "",
             ("exact", "fast", "half", "int8"), ("cpu", "cuda"), takes_turns=False,
         ),
-        Kind("openvino", "openvino", ("openvino",), ("openvino",), "openvino",
+        Kind("openvino", "openvino", "openvino", ("openvino",), "openvino",
              ("exact", "fast", "half", "int8")),
-        Kind("mnn", "mnn", ("MNN",), ("MNN",), "mnn", ("exact", "fast", "half"), keeps_files=True),
-        Kind("torch", "torch", ("torch",), ("torch",), "torch", ("exact", "fast", "half"),
+        Kind("mnn", "mnn", "MNN", ("MNN",), "mnn", ("exact", "fast", "half"), keeps_files=True),
+        Kind("torch", "torch", "torch", ("torch",), "torch", ("exact", "fast", "half"),
              ("cpu", "cuda", "mps")),
     )
 }  # fmt: skip
@@ -156,7 +156,7 @@ class Engine:
         self.cache = cache
         self._turns = Turns()
         self._run: Run | None = kind.load().prepare(self)
-        watch(self)
+        WATCHED.add(self)
 
     def __repr__(self) -> str:
         chosen = "".join(f", {key} {value}" for key, value in self.settings.items())
@@ -184,7 +184,7 @@ class Engine:
         given = pixels if len(pixels) else np.zeros((1, *pixels.shape[1:]), pixels.dtype)
         run = self._run
         if run is None or self.kind.takes_turns:
-            with self._turns:
+            with self._turns.lock:
                 if self._run is None:
                     self._run = self.kind.load().prepare(self)
                 outputs = self._run(given)

@@ -17,10 +17,10 @@ from ..errors import EngineError, log
 from . import ENGINES, REFERENCE, Engine, Kind, Settings, Source, check, installed, open_engine
 from .forks import Turns
 from .processor import cores, processor
-from .remembered import Memory
 
 if TYPE_CHECKING:
     from ..files.cache import Cache
+    from .remembered import Memory
 
 WORTH_A_RACE = 32  # images, seen or known to come
 
@@ -49,7 +49,7 @@ class Choice:
         self.threads = threads
         self.device = device
         self._cache = cache
-        self._memory = memory or Memory()
+        self._memory = memory
         self._open: dict[tuple[object, ...], Engine] = {}
         self._settled: dict[int, Engine] = {}
         self._seen = 0
@@ -62,7 +62,7 @@ class Choice:
         last ones of a stream. to_come: images that are known to follow.
         """
         batch = batch or len(pixels)
-        with self._turns:
+        with self._turns.lock:
             self._seen += len(pixels)
             if self.name != "auto":
                 return self._opened(self.name, self.device, {})
@@ -71,13 +71,12 @@ class Choice:
             # who has seen many will probably see as many again
             enough = max(len(pixels) + to_come, self._seen) >= WORTH_A_RACE
             race = enough and 0 < len(pixels) == batch  # on the batch that its result is kept for
-            kinds = self._kinds() if race or self._was_raced() else []
+            known = self.source.has_key and self._remembered().knows(self.source.key)
+            kinds = self._kinds() if race or known else []
             winner = None
             if len(kinds) > 1:
                 about = self._about(kinds, pixels, batch)
-                winner = self._remembered(about) or (
-                    self._race(kinds, pixels, about) if race else None
-                )
+                winner = self._winner(about) or (self._race(kinds, pixels, about) if race else None)
             if winner is None:
                 winner = self._default()
                 if not race:
@@ -87,9 +86,6 @@ class Choice:
             # the others will not be needed: their weights can go
             self._open = {key: one for key, one in self._open.items() if id(one) in kept}
             return winner
-
-    def _was_raced(self) -> bool:
-        return self.source.has_key and self._memory.knows(self.source.key)
 
     def _kinds(self) -> list[Kind]:
         if self.precision == "int8":
@@ -150,9 +146,16 @@ class Choice:
             "width": width,
         }
 
-    def _remembered(self, about: Mapping[str, Any]) -> Engine | None:
+    def _remembered(self) -> Memory:
+        if self._memory is None:
+            from .remembered import Memory
+
+            self._memory = Memory()
+        return self._memory
+
+    def _winner(self, about: Mapping[str, Any]) -> Engine | None:
         """The quickest engine of that race that can still be opened; None where it was not held."""
-        for row in self._memory.standings(about):
+        for row in self._remembered().standings(about):
             try:
                 return self._opened(row.engine, row.device, row.settings)
             except EngineError as error:
@@ -175,7 +178,7 @@ class Choice:
             devices=about["devices"],
             cache=self._cache,
         )
-        self._memory.remember(about, standings)
+        self._remembered().remember(about, standings)
         times = ", ".join(f"{row.engine} {row.seconds * 1e3:.1f}" for row in standings)
         log.info(f"chose {winner.name} (milliseconds an image: {times})")
         return winner

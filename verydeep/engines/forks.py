@@ -9,38 +9,22 @@ from __future__ import annotations
 import ctypes
 import os
 from threading import RLock
-from typing import Protocol
+from typing import Any
 from weakref import WeakSet
 
-
-class _Watched(Protocol):
-    def in_child(self) -> None:
-        """Called in a forked child, before anything else runs there."""
-
-
-_WATCHED: WeakSet[_Watched] = WeakSet()
-
-
-def watch(thing: _Watched) -> None:
-    """Call its `in_child` in every child that is forked from now on, for as long as it lives."""
-    _WATCHED.add(thing)
+# their `in_child()` is called in every child that is forked while they live, before all else
+WATCHED: WeakSet[Any] = WeakSet()
 
 
 class Turns:
-    """A lock for use in `with`, which its holder may take again; in a forked child it is free."""
+    """A lock, for `with turns.lock`, which its holder may take again; in a forked child it is free."""
 
     def __init__(self) -> None:
-        self._lock = RLock()
-        watch(self)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self.lock = RLock()
+        WATCHED.add(self)
 
     def in_child(self) -> None:
-        self._lock = RLock()
+        self.lock = RLock()
 
 
 def never_destroy(thing: object) -> None:
@@ -49,7 +33,7 @@ def never_destroy(thing: object) -> None:
 
 
 def _in_child() -> None:
-    for thing in list(_WATCHED):
+    for thing in list(WATCHED):
         thing.in_child()
 
 

@@ -98,7 +98,7 @@ def _convert(source: Source, folder: Path) -> None:
 
 def _load(file: Path, engine: Engine) -> Run:
     outputs = engine.signature.outputs
-    with _EXECUTOR, silenced() as lines:
+    with _EXECUTOR.lock, silenced() as lines:
         import MNN.expr
         import MNN.nn
 
@@ -120,7 +120,7 @@ def _load(file: Path, engine: Engine) -> Run:
         # "NCHW" here only means: these dimensions, in this order
         kind = expr.uint8 if pixels.dtype == np.uint8 else expr.float
         try:
-            with _EXECUTOR:
+            with _EXECUTOR.lock:
                 values = module.forward([expr.const(pixels, list(pixels.shape), expr.NCHW, kind)])
                 # read() gives a view of memory that MNN uses again
                 arrays = [np.array(expr.convert(value, expr.NCHW).read()) for value in values]

@@ -75,7 +75,7 @@ def _worker(threads: int) -> ThreadPoolExecutor:
     import torch
 
     worker = ThreadPoolExecutor(1, "verydeep-torch")
-    with _SETTINGS:
+    with _SETTINGS.lock:
         before = torch.get_num_threads()
         worker.submit(torch.set_num_threads, threads).result()
         torch.set_num_threads(before)  # threads to come get what was set last, here or there
@@ -90,7 +90,7 @@ def _precise(engine: Engine) -> Iterator[None]:
     if engine.device != "cuda" or engine.precision == "half":
         yield
         return
-    with _SETTINGS, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with _SETTINGS.lock, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 

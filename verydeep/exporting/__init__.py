@@ -120,7 +120,7 @@ def export(
     engine = ENGINES[form.engine]
     if not engine.available:
         raise EngineError(
-            f"an export to {to} is checked in {engine.packages[0]}, which is not installed; "
+            f"an export to {to} is checked in {engine.package}, which is not installed; "
             f"install it with: {engine.install}"
         )
     out = Path(out)
@@ -147,20 +147,20 @@ def export(
         module.write(job, file)
         note("running the model file")
         reference = _run_reference(job, batches)
-        note(f"running {out.name} in {engine.packages[0]} {engine.version}")
+        note(f"running {out.name} in {engine.package} {engine.version}")
         try:
             run = module.load(file, job.outputs, precision)
             answers = {name: run(pixels) for name, pixels in batches.items()}
         except Exception as error:
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise EngineError(
-                f"{out}: {engine.packages[0]} cannot run the file: {line}; nothing was written"
+                f"{out}: {engine.package} cannot run the file: {line}; nothing was written"
             ) from error
         errors = {name: _error(answers[name], reference[name]) for name in batches}
         for name, off in errors.items():
             if not off <= ALLOWED[precision]:
                 raise EngineError(
-                    f"{out}: in {engine.packages[0]} the file strays from the model: relative error "
+                    f"{out}: in {engine.package} the file strays from the model: relative error "
                     f"{off:.1e} on {name}, and {precision} allows {ALLOWED[precision]:.0e}; "
                     "nothing was written"
                 )

@@ -45,7 +45,7 @@ def _listed() -> Iterator[str]:
         yield name if os.path.lexists(name) else name.strip()
 
 
-def find_some(given: Sequence[str]) -> tuple[Iterator[str], bool]:
+def find_some(given: Sequence[str]) -> tuple[Iterable[str], bool]:
     """What `find` gives, and whether it is more than one; DataError where it is none."""
     paths = find(given)
     first = list(islice(paths, 2))
@@ -53,7 +53,7 @@ def find_some(given: Sequence[str]) -> tuple[Iterator[str], bool]:
         raise DataError(
             f"no photos in {', '.join(given)}; expected photos or folders that hold some"
         )
-    return chain(first, paths), len(first) > 1
+    return (chain(first, paths), True) if len(first) > 1 else (first, False)
 
 
 def inside(folder: str | os.PathLike[str]) -> Iterator[str]:

@@ -61,7 +61,7 @@ def features(
     about = describe(predictor, model, layers, pool, size)
     with journal(out, about) as rows:
         stream = predictor.features_stream(
-            _after(rows, files), tuple(about.layers), pool, size=size, batch=batch
+            _after(rows, iter(files)), tuple(about.layers), pool, size=size, batch=batch
         )
         try:
             for item in stream:
