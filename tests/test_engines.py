@@ -18,6 +18,7 @@ from verydeep.engines import (
     Source,
     installed,
     open_engine,
+    ort,
     relative_error,
 )
 from verydeep.errors import EngineError, ImageError
@@ -189,6 +190,23 @@ def test_cuda_where_there_is_one(built: Graph) -> None:
     for precision in TOLERANCES:
         ours = open_engine("torch", built, precision=precision, device="cuda").run(image)["scores"]
         assert relative_error(ours, theirs) <= TOLERANCES[precision]
+
+
+def test_onnxruntime_does_not_fall_back_to_the_cpu(
+    built: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build with CUDA on a machine without its libraries computes on the CPU and says nothing."""
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this build has CUDA")
+    with pytest.raises(EngineError, match="onnxruntime finds no CUDA device here"):
+        open_engine("onnxruntime", built, device="cuda")
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+    monkeypatch.setitem(ort.PROVIDERS, "cuda", ["CPUExecutionProvider"])  # what becomes of it then
+    with pytest.raises(EngineError, match=r"cannot use CUDA here .* use --device cpu"):
+        open_engine("onnxruntime", built, device="cuda")
 
 
 @pytest.mark.parametrize("name", HERE)
