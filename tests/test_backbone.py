@@ -83,6 +83,14 @@ def test_defaults_are_vgg16s(
     assert found.training  # a part of somebody's network, which is trained
 
 
+def test_defaults_of_every_network() -> None:
+    for name in NETWORKS:
+        last = 2 if "11" in name or "13" in name else 4 if "19" in name else 3
+        body = backbone(name, weights=None, width=TINY)
+        assert body.taps == tuple(f"relu{block}_{last}" for block in (3, 4, 5))
+        assert list(body.strides.values()) == [4, 8, 16]
+
+
 def test_random_weights_and_other_choices() -> None:
     found = backbone("vgg13_bn", "relu2_2", None, width=TINY, in_channels=6, pool="l2")
     assert found.taps == ("relu2_2",)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from verydeep import losses, modelfile, models
-from verydeep.distances.metrics import HEADS, METRICS
+from verydeep.distances.metrics import HEADS_FILE, METRICS
 from verydeep.errors import ImageError, VerydeepError
 from verydeep.losses import (
     DISTS,
@@ -160,7 +160,7 @@ def test_lpips_is_that_of_lpips(real: LPIPS, size: tuple[int, int]) -> None:
 def test_dists_is_that_of_dists_pytorch() -> None:
     package = pytest.importorskip("DISTS_pytorch.DISTS_pt")
     reference = package.DISTS(load_weights=False)
-    stored = load_file(HEADS)
+    stored = load_file(HEADS_FILE)
     for name in ("alpha", "beta"):
         getattr(reference, name).data = stored[f"dists.{name}"].view(1, -1, 1, 1)
     reference.double()

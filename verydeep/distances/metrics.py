@@ -17,7 +17,7 @@ from ..errors import NetworkError
 from ..nets import Network
 from ..published.finding import BUILTIN
 
-HEADS = BUILTIN / "heads" / "perceptual.safetensors"
+HEADS_FILE = BUILTIN / "heads" / "perceptual.safetensors"
 
 # arXiv:2004.07728, equations 6 and 7: what keeps the quotients finite; values of DISTS-pytorch
 DISTS_C1 = DISTS_C2 = 1e-6
@@ -80,7 +80,7 @@ def heads(metric: str) -> dict[str, Array]:
     """The published heads: LPIPS' weights by layer, DISTS' "alpha" and "beta"; float32."""
     from safetensors.numpy import load_file
 
-    stored = load_file(HEADS)
+    stored = load_file(HEADS_FILE)
     return {
         name.partition(".")[2]: values
         for name, values in sorted(stored.items())
@@ -90,7 +90,7 @@ def heads(metric: str) -> dict[str, Array]:
 
 @cache
 def heads_sha256() -> str:
-    return hashlib.sha256(HEADS.read_bytes()).hexdigest()
+    return hashlib.sha256(HEADS_FILE.read_bytes()).hexdigest()
 
 
 def dists_of(moments: Array, weights: Mapping[str, Array]) -> Array:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..distances.metrics import DISTS_C1, DISTS_C2, HEADS, METRICS
+from ..distances.metrics import DISTS_C1, DISTS_C2, HEADS_FILE, METRICS
 from ..errors import NetworkError
 from ..models.vgg import WeightsLike
 from .distance import wide
@@ -44,7 +44,7 @@ class DISTS(Looking):
         trunk = Trunk(layers, model, network, pool="l2", checkpointing=checkpointing)
         super().__init__(trunk, range, check=check)
         self.layers = (IMAGE, *layers)
-        stored = load_file(HEADS) if alpha is None or beta is None else {}
+        stored = load_file(HEADS_FILE) if alpha is None or beta is None else {}
         alpha = stored["dists.alpha"] if alpha is None else alpha.detach().float()
         beta = stored["dists.beta"] if beta is None else beta.detach().float()
         channels = [trunk.in_channels, *trunk.body.channels.values()]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..distances.metrics import HEADS, METRICS
+from ..distances.metrics import HEADS_FILE, METRICS
 from ..errors import NetworkError, nearest
 from ..models.vgg import WeightsLike
 from .distance import unit_differences
@@ -55,7 +55,7 @@ class LPIPS(Looking):
                 f"version {version!r}, pretrained={pretrained}: there are the heads of version 0.1 alone"
             )
         if heads is None:
-            stored = load_file(HEADS)
+            stored = load_file(HEADS_FILE)
             heads = {tap: stored[f"lpips.{tap}"] for tap in METRICS["lpips"].layers}
         trunk = Trunk(tuple(heads), model, network, checkpointing=checkpointing)
         super().__init__(trunk, range, check=check)

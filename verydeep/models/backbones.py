@@ -69,7 +69,7 @@ class Backbone(nn.Module):
                 start = end
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
         modules = list(self.features.children())
         for name, start, end in self._pieces:
             piece = modules[start:end]
@@ -79,13 +79,13 @@ class Backbone(nn.Module):
             else:
                 x = _run(piece, x)
             if name in self.taps:
-                found[name] = x
-        return {name: found[name] for name in self.taps}
+                values[name] = x
+        return {name: values[name] for name in self.taps}
 
 
 def backbone(
     name: str = "vgg16",
-    taps: str | Iterable[str] = ("relu3_3", "relu4_3", "relu5_3"),
+    taps: str | Iterable[str] | None = None,
     weights: vgg.WeightsLike | None = "builtin",
     *,
     in_channels: int | None = None,
@@ -96,7 +96,8 @@ def backbone(
 ) -> Backbone:
     """A differentiable module that returns the values of the layers `taps`, cut after the last.
 
-    name: a network ("vgg16"). taps: paper names of its convolutions, ReLUs and pools.
+    name: a network ("vgg16"). taps: paper names of its convolutions, ReLUs and pools; None for the last
+    ReLU of each of the blocks 3, 4 and 5, in VGG-16 "relu3_3", "relu4_3", "relu5_3".
     weights: as for `vgg16`: "builtin" (VGG-16's), "DEFAULT", an enum member, a path, None for
     random.
     in_channels, pool, width: of the network; None means as in the weights. Other channels than
@@ -106,8 +107,10 @@ def backbone(
     Raises LayerError for a tap that the trunk does not have, WeightsError for weights of another
     network.
     """
-    taps = nets.named(taps)
     trunk = nets.network(name, classes=0).taps
+    if taps is None:
+        taps = list({tap[4]: tap for tap in trunk if tap.startswith("relu")}.values())[2:]
+    taps = nets.named(taps)
     for tap in taps:
         if tap not in trunk:
             raise LayerError(f"the trunk of {name} has no layer {tap!r}{nearest(tap, trunk)}")

@@ -140,27 +140,27 @@ def positions(layers: Iterable[Layer]) -> dict[str, int]:
     """For each paper name, the index in `features` (or `classifier`) of the module that computes
     it.
     """
-    found: dict[str, int] = {}
+    places: dict[str, int] = {}
     index = -1
     for layer in layers:
         if layer.kind in ("average", "softmax"):
             continue
         index += 2 if layer.norm_key else 1
-        found[layer.name] = index
+        places[layer.name] = index
         if layer.kind == "relu" and layer.name in ("relu6", "relu7"):
             index += 1  # its dropout; the tap is the value before it
-    return found
+    return places
 
 
 def walk(modules: Iterable[nn.Module], x: Tensor, stops: Mapping[str, int]) -> dict[str, Tensor]:
     """Run `modules` on `x` until the last of `stops`; the values there, each computed once."""
     last = max(stops.values(), default=-1)
     names = {index: name for name, index in stops.items()}
-    found: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     for index, module in enumerate(modules):
         if index > last:
             break
         x = module(x)
         if index in names:
-            found[names[index]] = x
-    return found
+            values[names[index]] = x
+    return values

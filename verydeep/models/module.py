@@ -146,21 +146,21 @@ class VGG(nn.Module):
         needed = net.cut(names)
         wanted = set(names) | set(net.head_inputs if needed.top else ())
         features = layers.positions(needed.trunk)
-        found = layers.walk(
+        values = layers.walk(
             self.features.children(), x, {n: i for n, i in features.items() if n in wanted}
         )
         if needed.top:
-            found["avgpool"] = torch.cat([self.avgpool(found[n]) for n in net.head_inputs], 1)
+            values["avgpool"] = torch.cat([self.avgpool(values[n]) for n in net.head_inputs], 1)
             fc = layers.positions(needed.top)
             if set(names) & {"prob", *fc}:
                 modules = list(self.classifier.children()) or [self.classifier]
-                found |= layers.walk(modules, torch.flatten(found["avgpool"], 1), fc)
-            if "prob" in names and "fc8" in found:
-                found["prob"] = torch.softmax(found["fc8"], 1)
+                values |= layers.walk(modules, torch.flatten(values["avgpool"], 1), fc)
+            if "prob" in names and "fc8" in values:
+                values["prob"] = torch.softmax(values["fc8"], 1)
         for name in names:
-            if name not in found:
+            if name not in values:
                 raise LayerError(f"the classifier was replaced, so there is no {name} any more")
-        return {name: found[name] for name in names}
+        return {name: values[name] for name in names}
 
     @property
     def module_names(self) -> dict[str, str]:
@@ -170,12 +170,12 @@ class VGG(nn.Module):
         module.
         """
         net = self.table
-        found = {name: f"features.{index}" for name, index in layers.positions(net.trunk).items()}
+        names = {name: f"features.{index}" for name, index in layers.positions(net.trunk).items()}
         if net.top:
-            found["avgpool"] = "avgpool"
+            names["avgpool"] = "avgpool"
             for name, index in layers.positions(net.top).items():
-                found[name] = "classifier" if net.head.kind == "gap" else f"classifier.{index}"
-        return found
+                names[name] = "classifier" if net.head.kind == "gap" else f"classifier.{index}"
+        return names
 
     @property
     def table(self) -> Network:
