@@ -74,7 +74,7 @@ def torchvision_module(net: nets.Network) -> torchvision.models.VGG:
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    return torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    return torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
 
 
 def scores(path: Path, images: torch.Tensor) -> np.ndarray:
@@ -369,6 +369,20 @@ def hwio(weights: dict[str, torch.Tensor], net: nets.Network) -> dict[str, tuple
             kernel = np.einsum("oi->io", weight)
         result[layer.name] = (kernel, weights[f"{layer.key}.bias"].numpy())
     return result
+
+
+def test_the_first_dense_layer_of_a_session_has_no_number(tmp_path: Path) -> None:
+    net = small("vgg16", head="gap", layers=("pool5",))
+    weights = state(net)
+    with h5py.File(tmp_path / "in.h5", "w") as file:  # as model.save("in.h5") writes it
+        for name, (kernel, bias) in hwio(weights, net).items():
+            place = f"block{name[4]}_conv{name[6]}" if name.startswith("conv") else "dense"
+            file[f"model_weights/{place}/{place}/kernel"] = kernel
+            file[f"model_weights/{place}/{place}/bias"] = bias
+    imported = convert.load_weights(tmp_path / "in.h5", averages=("pool5",))
+    assert imported.network == net
+    for key, tensor in weights.items():
+        np.testing.assert_array_equal(imported.tensors[key], tensor.numpy())
 
 
 def test_the_published_keras_file(tmp_path: Path) -> None:

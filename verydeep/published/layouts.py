@@ -85,10 +85,10 @@ LAYOUTS: dict[str, Layout] = {
                 (rf"(?:.*/)?fc1{_END}", "fc6"),
                 (rf"(?:.*/)?fc2{_END}", "fc7"),
                 (rf"(?:.*/)?predictions{_END}", "fc8"),
-                (r"(?:.*/)?conv2d/vars/[01]", "conv#0"),
                 (r"(?:.*/)?conv2d_(\d+)/.*", r"conv#\1"),
-                (r"(?:.*/)?dense/vars/[01]", "fc#0"),
+                (r"(?:.*/)?conv2d/.*", "conv#0"),  # Keras begins to count with the second
                 (r"(?:.*/)?dense_(\d+)/.*", r"fc#\1"),
+                (r"(?:.*/)?dense/.*", "fc#0"),
             ),
             ("HWIO",),
         ),
