@@ -292,10 +292,11 @@ def test_refusals(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(OutputError, match=r"folder\.onnx: cannot be written: it is a folder"):
         export.export(model, "onnx", tmp_path / "folder.onnx")
-    pipe = tmp_path / "folder.onnx" / "pipe.onnx"
-    os.mkfifo(pipe)
-    with pytest.raises(OutputError, match=r"pipe\.onnx: cannot be written: it is no regular file"):
-        export.export(model, "onnx", pipe)
+    if hasattr(os, "mkfifo"):
+        pipe = tmp_path / "folder.onnx" / "pipe.onnx"
+        os.mkfifo(pipe)
+        with pytest.raises(OutputError, match=r"pipe\.onnx: .* it is no regular file"):
+            export.export(model, "onnx", pipe)
     with pytest.raises(LayerError, match=r"no layer 'relu5_9'; did you mean"):
         export.export(model, "onnx", out, taps=("relu5_9",))
     full = shutil.disk_usage(tmp_path)._replace(free=1000)

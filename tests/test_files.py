@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import pwd
 import subprocess
 import sys
 import threading
@@ -212,6 +211,7 @@ def test_a_link_is_written_through(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "deep")) == ["new", "real"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
 def test_a_pipe_is_written_to(tmp_path: Path) -> None:
     pipe, got = tmp_path / "pipe", []
     os.mkfifo(pipe)
@@ -292,6 +292,7 @@ def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody(_: int) -> None:
         raise KeyError("uid not found")
 
+    pwd = pytest.importorskip("pwd")
     for name in ("HOME", "XDG_CACHE_HOME", "VERYDEEP_CACHE", "TORCH_HOME", "KERAS_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", nobody)
