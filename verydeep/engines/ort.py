@@ -46,6 +46,8 @@ def prepare(engine: Engine) -> Run:
     graph = engine.source.graph
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what an engine prints by itself is silenced
+    # a plan of memory for each shape would be kept beside the memory of its first run: twice as much
+    options.enable_mem_pattern = False
     options.intra_op_num_threads = engine.threads
     if not engine.settings.get("packed"):
         options.add_session_config_entry("session.disable_prepacking", "1")
