@@ -12,13 +12,14 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import onnx
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 import verydeep as package
 from verydeep import engines, modelfile
@@ -27,11 +28,11 @@ from verydeep.errors import EngineError, LayerError, ModelFileError, OutputError
 from verydeep.exporting import mnn, openvino
 from verydeep.exporting import onnx as onnx_format
 from verydeep.exporting import torch as torch_format
-from verydeep.exporting.formats import FORMATS
+from verydeep.exporting.formats import FORMATS, preparation
 from verydeep.graphs import int8 as qdq
 from verydeep.graphs import network as graph
 from verydeep.nets import Network, network
-from verydeep.preprocess import CAFFE, Preprocess
+from verydeep.preprocess import CAFFE, TORCHVISION, Preprocess
 
 from .conftest import Run
 from .test_int8 import int8_file
@@ -237,11 +238,44 @@ def test_a_grey_model(tmp_path: Path) -> None:
         Preprocess(resize_size=64, crop_size=64, detail=200),
     ],
 )
-def test_the_program_resizes_as_the_record_says(preprocess: Preprocess, tmp_path: Path) -> None:
+def test_the_program_prepares_photos_as_the_record_says(
+    preprocess: Preprocess, tmp_path: Path
+) -> None:
+    """The program's own lines: photos larger and smaller than the crop, of odd sides, turned by EXIF."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for number, (height, width) in enumerate(((91, 120), (120, 91), (33, 47), (47, 33), (17, 300))):
+        for exif in (None, turned):
+            path = tmp_path / f"{number}.png"
+            noise = Image.fromarray(pixels(height, width, 1)[0])
+            noise.save(path, exif=exif)
+            assert_same_pixels(preprocess, path)
+
+
+def assert_same_pixels(preprocess: Preprocess, path: Path, off: float = 0) -> None:
+    lines = "\n".join(preparation(preprocess))
+    names: dict[str, Any] = {
+        "sys": SimpleNamespace(argv=["", str(path)]), "Image": Image, "ImageOps": ImageOps, "numpy": np,
+    }  # fmt: skip
+    exec(lines, names)
+    expected = preprocess.pixels(path)[None]
+    assert names["pixels"].dtype == np.uint8
+    assert names["pixels"].shape == expected.shape
+    assert np.abs(names["pixels"].astype(float) - expected).max() <= off
+
+
+def test_the_program_prepares_grey_photos(tmp_path: Path) -> None:
+    grey = Preprocess(channel_order="L", mean=(0.5,), std=(0.2,), crop_size=48, resize_size=40)
     image = Image.open(photo(tmp_path / "photo.png", 91, 120))
-    names: dict[str, Any] = {"Image": Image, "photo": image}
-    exec("\n".join(export._resized(preprocess)), names)
-    np.testing.assert_array_equal(np.array(names["photo"]), preprocess.pixels(image))
+    for mode in ("RGB", "L", "P", "CMYK"):
+        path = tmp_path / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}"
+        image.convert(mode).save(path)
+        assert_same_pixels(grey, path)
+        assert_same_pixels(TORCHVISION, path)
+    deep = np.linspace(0, 65535, 91 * 120).reshape(91, 120).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert_same_pixels(grey, tmp_path / "deep.png", off=1)
+    assert_same_pixels(TORCHVISION, tmp_path / "deep.png", off=1)
 
 
 def test_a_file_that_strays_is_not_handed_over(

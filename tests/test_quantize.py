@@ -17,6 +17,7 @@ from verydeep.errors import DataError, LayerError, ModelFileError, NetworkError,
 from verydeep.graphs import network as graph
 from verydeep.graphs.int8 import build, plan
 from verydeep.modelfile import Activation, ModelFile
+from verydeep.nets import network
 from verydeep.preprocess import CAFFE, TORCHVISION, Preprocess
 from verydeep.quantisation.draft import BATCH, Draft, batches
 from verydeep.quantisation.ranges import error_names, probed
@@ -60,7 +61,7 @@ def test_int8_answers_as_float(name: str, head: str, pool: str, tmp_path: Path) 
     model = modelfile.read(path)
     net = model.record.network
     checked = images(24, seed=1)
-    made = quantize.quantize(model, images(16), checked, threads=1)
+    made = quantize.quantise_pixels(model, images(16), checked, threads=1)
     modelfile.write(tmp_path / "q", made.record, made.tensors)
     again = modelfile.read(tmp_path / "q")
     exact = graph.build(net, model.tensors(), model.record.preprocess)
@@ -85,13 +86,13 @@ def test_int8_answers_as_float(name: str, head: str, pool: str, tmp_path: Path) 
 def test_float_layers_are_those_that_were_named(tmp_path: Path) -> None:
     model = opened(tmp_path / "m", "vgg11_bn", "classic")
     chosen = ("fc7", "conv3_1", "conv1_1")
-    made = quantize.quantize(model, images(16), images(16, 1), floats=chosen, threads=1)
+    made = quantize.quantise_pixels(model, images(16), images(16, 1), floats=chosen, threads=1)
     assert made.floats == ("conv1_1", "conv3_1", "fc7")
     whole = {name.removesuffix(".q") for name, a in made.tensors.items() if a.dtype == np.int8}
     keys = {layer.name: f"{layer.key}.weight" for layer in model.record.network.layers if layer.key}
     assert whole == {key for name, key in keys.items() if name not in chosen}
     assert set(made.record.activations) == set(plan(model.record.network, chosen).places)
-    nothing = quantize.quantize(model, images(16), images(16, 1), floats=(), threads=1)
+    nothing = quantize.quantise_pixels(model, images(16), images(16, 1), floats=(), threads=1)
     assert nothing.floats == ()
     assert "input" in nothing.record.activations
 
@@ -107,7 +108,7 @@ def test_weights_of_8_bits_stay_as_they_are(tmp_path: Path) -> None:
         tensors[f"{key}.scale"] = np.full((shape[0], 1, 1, 1), 0.002, np.float32)
     modelfile.write(tmp_path / "m", modelfile.Record(net), tensors)
     model = modelfile.read(tmp_path / "m")
-    made = quantize.quantize(model, images(16), images(16), floats=("conv3_2",), threads=1)
+    made = quantize.quantise_pixels(model, images(16), images(16), floats=("conv3_2",), threads=1)
     for key in ("features.0.weight", "features.11.weight"):
         for part in (f"{key}.q", f"{key}.scale"):
             np.testing.assert_array_equal(made.tensors[part], tensors[part])
@@ -156,7 +157,7 @@ def test_means_are_corrected(tmp_path: Path) -> None:
     """A layer's mean on the calibration photos, after its ReLU, is the float model's, or near it."""
     model = opened(tmp_path / "m", "vgg11_bn", "classic")
     pictures = images(16)
-    made = quantize.quantize(model, pictures, pictures, threads=1)
+    made = quantize.quantise_pixels(model, pictures, pictures, threads=1)
     record, net = model.record, model.record.network
     uncorrected = {k: v for k, v in model.stored.items() if k.endswith(".bias")}
     after = Draft(net, record.preprocess, made.tensors, made.record.activations, 1)
@@ -212,18 +213,18 @@ def test_batches_share_a_size() -> None:
 def test_refusals(tmp_path: Path) -> None:
     model = opened(tmp_path / "m")
     with pytest.raises(DataError, match=r"^3 photos to calibrate on; expected 16 or more"):
-        quantize.quantize(model, images(3), images(16))
+        quantize.quantise_pixels(model, images(3), images(16))
     with pytest.raises(DataError, match=r"^0 photos to check with; expected 16 or more"):
-        quantize.quantize(model, images(16), [])
+        quantize.quantise_pixels(model, images(16), [])
     with pytest.raises(LayerError, match=r"no layer 'conv9_9' with weights; did you mean conv"):
-        quantize.quantize(model, images(16), images(16), floats=("conv9_9",))
+        quantize.quantise_pixels(model, images(16), images(16), floats=("conv9_9",))
     record = modelfile.Record(model.record.network, activations={"relu1_1": Activation(1.0)})
     modelfile.write(tmp_path / "q", record, model.tensors())
     with pytest.raises(ModelFileError, match=r"q: it was quantised already; expected the float"):
-        quantize.quantize(modelfile.read(tmp_path / "q"), images(16), images(16))
+        quantize.quantise_pixels(modelfile.read(tmp_path / "q"), images(16), images(16))
     trunk = opened(tmp_path / "t", "vgg11", "classic", classes=0)
     with pytest.raises(NetworkError, match=r"t: it is a trunk without a head, .* quantise a model"):
-        quantize.quantize(trunk, images(16), images(16))
+        quantize.quantise_pixels(trunk, images(16), images(16))
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan, 1e38])
@@ -233,7 +234,7 @@ def test_values_without_a_range(value: float, tmp_path: Path) -> None:
     tensors["features.3.weight"][0] = value
     modelfile.write(tmp_path / "i", model.record, tensors)
     with pytest.raises(DataError, match=r"^relu\d_\d is not finite \(NaN or infinite\) on a photo"):
-        quantize.quantize(modelfile.read(tmp_path / "i"), images(16), images(16), threads=1)
+        quantize.quantise_pixels(modelfile.read(tmp_path / "i"), images(16), images(16), threads=1)
 
 
 def test_network_that_is_dead(tmp_path: Path) -> None:
@@ -241,7 +242,9 @@ def test_network_that_is_dead(tmp_path: Path) -> None:
     model = opened(tmp_path / "m")
     tensors = {key: np.zeros_like(array) for key, array in model.tensors().items()}
     modelfile.write(tmp_path / "z", model.record, tensors)
-    made = quantize.quantize(modelfile.read(tmp_path / "z"), images(16), images(16), threads=1)
+    made = quantize.quantise_pixels(
+        modelfile.read(tmp_path / "z"), images(16), images(16), threads=1
+    )
     assert (made.agreement, made.score_error) == (1.0, 0.0)
 
 
@@ -298,11 +301,33 @@ def test_command_refuses(verydeep: Run, model: Path, photos: Path, tmp_path: Pat
     assert not out.exists()
 
 
-def test_out_is_checked_before_the_work(model: Path, photos: Path, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_out_is_checked_before_the_work(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(OutputError, match=r"none is not a folder that can be written to"):
-        quantize.quantize_file(model, [str(photos)], [], tmp_path / "none" / "q", say=said.append)
-    assert not said
+        quantize.quantize(model, [str(photos)], tmp_path / "none" / "q")
+    assert capsys.readouterr().err == ""
+    with pytest.raises(DataError, match=r"given as ndarray; expected paths"):
+        quantize.quantize(model, images(16), tmp_path / "q")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layers", [("conv5_2",), ("conv4_1", "relu5_2"), ("pool3",)])
+def test_heads_that_read_before_a_relu_or_in_the_middle(
+    layers: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Averages below 0 are rounded, too; layers that no score needs stay as they are."""
+    net = network("vgg11", head="gap", layers=layers, classes=7, width=1 / 16)
+    model = modelfile.read(model_file(tmp_path / "m", net))
+    result = quantize.quantise_pixels(model, images(16), images(16, 1), floats=(), threads=1)
+    assert result.score_error < 0.05
+    average = result.record.activations["avgpool"]
+    assert average.zero_point == (0 if layers == ("pool3",) else 128)
+    if layers == ("pool3",):
+        assert "features.11.weight" in result.tensors  # conv4_1's
+        assert "relu4_1" not in result.record.activations
+    modelfile.write(tmp_path / "q", result.record, result.tensors)
+    ours = scores(modelfile.read(tmp_path / "q"), "onnxruntime", images(16, 1))
+    assert ours.shape == (16, 7)
 
 
 def test_photos_are_taken_evenly() -> None:

@@ -51,6 +51,10 @@ _HOME = {
     "style_distance": "distances",
     "TrainResult": "training.record.result",
     "train": "training.begin",
+    "Exported": "exporting",
+    "export": "exporting",
+    "Quantised": "quantisation",
+    "quantize": "quantisation",
     "VerydeepError": "errors",
 }
 _MODULES = frozenset(
@@ -77,6 +81,8 @@ if TYPE_CHECKING:
     from .evaluation import evaluate as evaluate
     from .explanations import Explanation as Explanation
     from .explanations import explain as explain
+    from .exporting import Exported as Exported
+    from .exporting import export as export
     from .nets import Head as Head
     from .nets import Network as Network
     from .nets import network as network
@@ -89,6 +95,8 @@ if TYPE_CHECKING:
     from .predictor import Predictor as Predictor
     from .predictor import load as load
     from .preprocess import Preprocess as Preprocess
+    from .quantisation import Quantised as Quantised
+    from .quantisation import quantize as quantize
     from .retrieval import Duplicates as Duplicates
     from .retrieval import FeatureFile as FeatureFile
     from .retrieval import Neighbours as Neighbours

@@ -57,7 +57,6 @@ def export(
     done = exporting.export(
         model, to, out, precision=precision, photos=photos,
         taps=tuple(name.strip() for name in taps.split(",") if name.strip()),
-        note=lambda text: click.echo(f"verydeep: {text}", err=True),
     )  # fmt: skip
     if as_json:
         print_json(done.to_dict())
@@ -108,12 +107,10 @@ def quantize(
     int8` where the processor multiplies such numbers (x86 with VNNI, ARM with dot product). Takes minutes.
     """
     from .. import quantisation
-    from ..published.finding import find_model
 
-    result = quantisation.quantize_file(
-        find_model(model), given, held_out, out, count=count, floats=floats or None,
-        threads=threads, say=lambda line: click.echo(line, err=True),
-    )  # fmt: skip
+    result = quantisation.quantize(
+        model, given, out, check=held_out, count=count, floats=floats or None, threads=threads
+    )
     if as_json:
         print_json(result.to_dict())
     else:

@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -27,11 +27,11 @@ from ..engines import (
     open_engine,
     relative_error,
 )
-from ..errors import EngineError, OutputError, nearest
+from ..errors import EngineError, OutputError, log, nearest
 from ..files.atomic import ADVICE
 from ..modelfile import ModelFile, read
 from ..published.finding import find_model
-from .formats import FORMATS, Format, Job, Program
+from .formats import FORMATS, Job, program_text
 
 if TYPE_CHECKING:
     from ..preprocess import ImageLike, Preprocess
@@ -93,7 +93,6 @@ def export(
     precision: str = "fast",
     taps: Sequence[str] = (),
     photos: Sequence[ImageLike] = (),
-    note: Callable[[str], None] = lambda _: None,
 ) -> Exported:
     """Write the model to `out` as "onnx", "openvino", "mnn" or "torch", and check it there.
 
@@ -105,7 +104,6 @@ def export(
     model that `verydeep quantize` made. The file must come as close to the model file as the precision
     promises (of int8: to the int8 graph in ONNX Runtime), on two synthetic photos, on one of another shape,
     and on each of `photos`; otherwise EngineError, and nothing is written.
-    note: told what is being done.
 
     Raises EngineError for an unknown format, precision or a missing engine, OutputError where `out`
     cannot be written, LayerError for unknown taps, ModelFileError for int8 of a model that is not.
@@ -142,12 +140,12 @@ def export(
     weights_bytes = job.graph.size_bytes
     # the file, and for a moment the ONNX file that it is made from
     with _staged(out, 2 * weights_bytes + SPARE_BYTES) as stage:
-        note(f"writing {out.name}")
+        log.info(f"writing {out.name}")
         file = stage / out.name
         module.write(job, file)
-        note("running the model file")
+        log.info("running the model file")
         reference = _run_reference(job, batches)
-        note(f"running {out.name} in {engine.package} {engine.version}")
+        log.info(f"running {out.name} in {engine.package} {engine.version}")
         try:
             run = module.load(file, job.outputs, precision)
             answers = {name: run(pixels) for name, pixels in batches.items()}
@@ -167,7 +165,7 @@ def export(
         del run
         script = stage / f"{out.name}.py"
         script.write_text(
-            _program(form, job, script.name, module.program(job.outputs, precision)),
+            program_text(form, job, script.name, module.program(job.outputs, precision)),
             encoding="utf-8",
         )
         placed = _place(stage, out)
@@ -237,56 +235,6 @@ def _error(answers: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> 
         for name, value in reference.items()
     ]
     return float(np.max(errors))  # numpy's max hands nan on
-
-
-def _program(form: Format, job: Job, name: str, lines: Program) -> str:
-    """The program beside the file. Its pixels are those of the record, to the last bit."""
-    preprocess = job.model.record.preprocess
-    mode = "L" if len(preprocess.mean) == 1 else "RGB"
-    channel = "[None]" if mode == "RGB" else "[None, :, :, None]"
-    ending = ["print({name: value.shape for name, value in outputs.items()})"]
-    if "scores" in job.outputs:
-        ending = [
-            'chances = numpy.exp(outputs["scores"][0] - outputs["scores"][0].max())',
-            "chances /= chances.sum()",
-            'for i in chances.argsort()[:-6:-1]: print(f"{chances[i]:6.1%}  {labels[i]}")',
-        ]
-    text = [
-        f"# python {name} photo.jpg        after: pip install {' '.join(form.packages)} numpy pillow",
-        f"import json, sys, {lines.imports}",
-        "import numpy",
-        "from PIL import Image, ImageOps",
-        "",
-        f'photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("{mode}")',
-        *_resized(preprocess),
-        f"pixels = numpy.array(photo){channel}",
-        "",
-        *lines.setup,
-        lines.run,
-        *ending,
-    ]
-    return "\n".join(text) + "\n"
-
-
-def _resized(preprocess: Preprocess) -> Iterator[str]:
-    """What PIL does to `photo` for what the record says about size."""
-    size, crop = preprocess.resize_size, preprocess.crop_size
-    how = f"Image.Resampling.{preprocess.interpolation.upper()}"
-    sides = "photo.size"
-    if preprocess.resize == "exact":
-        sides = f"({size}, {size})"
-    elif preprocess.resize == "shorter":
-        sides = f"[int({size} * side / min(photo.size)) for side in photo.size]"
-    if preprocess.detail is not None:
-        yield f"sides, scale = {sides}, {preprocess.detail} / min(photo.size)"
-        yield "if scale < 1:  # no more detail than the network was trained on"
-        yield f"    photo = photo.resize([max(1, round(scale * s)) for s in photo.size], {how})"
-        sides = "sides"
-    if preprocess.resize != "none" or preprocess.detail is not None:
-        yield f"photo = photo.resize({sides}, {how})"
-    if crop is not None:
-        yield f"x, y = (round((side - {crop}) / 2) for side in photo.size)"
-        yield f"photo = photo.crop((x, y, x + {crop}, y + {crop}))"
 
 
 @contextmanager

@@ -12,7 +12,7 @@ program(outputs, precision)
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -22,8 +22,9 @@ import numpy as np
 from .. import __version__
 
 if TYPE_CHECKING:
-    from ..graphs.network import Graph
+    from ..graphs.writer import Graph
     from ..modelfile import ModelFile
+    from ..preprocess import Preprocess
 
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
@@ -117,3 +118,59 @@ class Job:
             "preprocess": json.dumps(record.preprocess.to_dict()),
             "licence": record.licence,
         }
+
+
+def program_text(form: Format, job: Job, name: str, lines: Program) -> str:
+    """The program beside the file, called `name`."""
+    ending = ["print({name: value.shape for name, value in outputs.items()})"]
+    if "scores" in job.outputs:
+        ending = [
+            'chances = numpy.exp(outputs["scores"][0] - outputs["scores"][0].max())',
+            "chances /= chances.sum()",
+            'for i in chances.argsort()[:-6:-1]: print(f"{chances[i]:6.1%}  {labels[i]}")',
+        ]
+    text = [
+        f"# python {name} photo.jpg        after: pip install {' '.join(form.packages)} numpy pillow",
+        f"import json, sys, {lines.imports}",
+        "import numpy",
+        "from PIL import Image, ImageOps",
+        "",
+        *preparation(job.model.record.preprocess),
+        "",
+        *lines.setup,
+        lines.run,
+        *ending,
+    ]
+    return "\n".join(text) + "\n"
+
+
+def preparation(preprocess: Preprocess) -> Iterator[str]:
+    """The lines that make `pixels` of the photo named by sys.argv[1], to the last bit those of
+    `Preprocess.pixels`; 16 bits of grey become 8 first.
+    """
+    yield "photo = ImageOps.exif_transpose(Image.open(sys.argv[1]))"
+    yield 'if photo.mode[0] == "I":  # 16 bits of grey'
+    yield '    photo = Image.fromarray(numpy.rint(numpy.array(photo) / 257).astype("uint8"))'
+    yield 'photo = photo.convert("RGB")'
+    if preprocess.channel_order == "L":
+        yield 'photo = photo.convert("L")'
+    size, crop = preprocess.resize_size, preprocess.crop_size
+    how = f"Image.Resampling.{preprocess.interpolation.upper()}"
+    sides = "photo.size"
+    if preprocess.resize == "exact":
+        sides = f"({size}, {size})"
+    elif preprocess.resize == "shorter":
+        sides = f"[int({size} * side / min(photo.size)) for side in photo.size]"
+    if preprocess.detail is not None:
+        yield f"sides, scale = {sides}, {preprocess.detail} / min(photo.size)"
+        yield "if scale < 1:  # no more detail than the network was trained on"
+        yield f"    photo = photo.resize([max(1, round(scale * s)) for s in photo.size], {how})"
+        sides = "sides"
+    if preprocess.resize != "none" or preprocess.detail is not None:
+        yield f"photo = photo.resize({sides}, {how})"
+    if crop is not None:
+        yield "x, y = (  # of the centre; where the photo is smaller, it stands amid black"
+        yield f"    round((s - {crop}) / 2) if s > {crop} else -(({crop} - s) // 2) for s in photo.size"
+        yield ")"
+        yield f"photo = photo.crop((x, y, x + {crop}, y + {crop}))"
+    yield f"pixels = numpy.array(photo)[None{', ..., None' if preprocess.channel_order == 'L' else ''}]"

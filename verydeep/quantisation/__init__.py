@@ -14,7 +14,7 @@ better than taking the largest number seen for a range's end:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,13 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import (
-    DataError,
-    ImageError,
-    ModelFileError,
-    NetworkError,
-    OutputError,
-)
+from ..errors import DataError, ImageError, ModelFileError, NetworkError, OutputError, log
 from ..files.photo_paths import find
 from ..graphs.int8 import Plan, plan
 from ..modelfile import Activation, ModelFile, Record, read, write
@@ -52,7 +46,6 @@ PATCHES = 16_384  # on which a convolution's weights are rounded, at least
 PATCHES_EACH = 8  # and for each of its inputs
 
 Array = np.ndarray
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -92,49 +85,60 @@ class Quantised:
         )
 
 
-def quantize_file(
-    model: str | os.PathLike[str],
+def quantize(
+    model: str | os.PathLike[str] | ModelFile,
     calibrate: Iterable[str],
-    check: Iterable[str],
     out: str | os.PathLike[str],
     *,
+    check: Iterable[str] = (),
     count: int = 512,
     floats: Collection[str] | None = None,
     threads: int | None = None,
-    say: Say = lambda _: None,
 ) -> Quantised:
-    """Quantise a model file and write the int8 one to `out`.
+    """Make an int8 model of a float one, and write it to `out`.
 
+    model: a name or path, as `verydeep.load` takes it, or an open model file.
     calibrate, check: photos, folders and globs, as people type them; where `check` is empty, every other
     photo of `calibrate` is held back for it. count: how many photos of each are taken, evenly spread.
-    The other arguments are those of `quantize`.
+    floats: layers to keep in float32, by paper name; None is by measurement.
+
+    Raises what `quantise_pixels` does, and OutputError where `out` cannot be written.
     """
-    opened = read(model)
+    from ..published.finding import find_model
+
+    opened = model if isinstance(model, ModelFile) else read(find_model(model))
     _refuse(opened)
     folder = Path(out).absolute().parent
-    if not os.access(folder, os.W_OK):  # found out now, and not after minutes of work
+    if not os.access(folder, os.W_OK):  # said now, and not after minutes of work
         raise OutputError(
             f"{out}: cannot be written: {folder} is not a folder that can be written to"
         )
-    first = list(find(calibrate))
-    second = list(find(check))
+    calibrate, check = _as_typed(calibrate), _as_typed(check)
+    first, second = list(find(calibrate)), list(find(check))
     for paths, given in ((first, calibrate), (second, check)):
         if given and not paths:
             raise DataError(f"no photos in {', '.join(given)}")
     if not second:
         first = _spread(first, count)
         first, second = first[::2], first[1::2]
+    preprocess = opened.record.preprocess
     failures: list[str] = []
-    images = [
-        _pixels(opened.record.preprocess, _spread(paths, count), failures)
-        for paths in (first, second)
-    ]
+    images = [_pixels(preprocess, _spread(paths, count), failures) for paths in (first, second)]
     for failure in failures:
-        say(f"verydeep: {failure}")
-    made = quantize(opened, *images, floats=floats, threads=threads, say=say)
-    made = replace(made, unreadable=len(failures))
-    write(out, made.record, made.tensors)
-    return made
+        log.warning(failure)
+    result = quantise_pixels(opened, *images, floats=floats, threads=threads)
+    write(out, result.record, result.tensors)
+    return replace(result, unreadable=len(failures))
+
+
+def _as_typed(paths: Iterable[str] | str) -> list[str]:
+    given = [paths] if isinstance(paths, str | os.PathLike) else [*paths]
+    for path in given:
+        if not isinstance(path, str | os.PathLike):
+            raise DataError(
+                f"photos are given as {type(path).__name__}; expected paths of photos and folders"
+            )
+    return [os.fspath(path) for path in given]
 
 
 def _spread(paths: Sequence[str], count: int) -> list[str]:
@@ -154,20 +158,19 @@ def _pixels(preprocess: Preprocess, paths: Sequence[str], failures: list[str]) -
     return images
 
 
-def quantize(
+def quantise_pixels(
     model: ModelFile,
     calibrate: Sequence[Array],
     check: Sequence[Array],
     *,
     floats: Collection[str] | None = None,
     threads: int | None = None,
-    say: Say = lambda _: None,
 ) -> Quantised:
     """The int8 model of a float one.
 
     calibrate, check: pixels as `model.record.preprocess.pixels` makes them, (height, width, channels) each,
-    of different photos. floats: layers to keep in float32, by paper name; None is by measurement.
-    say: is told what is being done, one line at a time.
+    of different photos. floats: layers to keep in float32, by paper name; None is by measurement. Layers
+    that no score needs, such as those after the last one that a gap head reads, stay in float32, too.
 
     Raises ModelFileError where the model was quantised already, NetworkError where it has no head,
     LayerError where one of `floats` is no layer with weights, DataError where there are too few photos or
@@ -180,17 +183,17 @@ def quantize(
                 f"{len(images)} photos to {purpose}; expected {FEWEST} or more, "
                 "and a few hundred are better"
             )
-    network = model.record.network
+    network = model.record.network.cut(("prob",))  # all that scores need, and no more
     reference = Draft(network, model.record.preprocess, dict(model.stored), threads=threads)
-    plan(network, floats or ())
-    say(f"counting {network.name}'s values on {len(calibrate)} photos")
+    plan(network, floats or ())  # refuses what is no layer, before minutes of work
+    log.info(f"counting {network.name}'s values on {len(calibrate)} photos")
     tallies = _tallies(reference, plan(network), calibrate)
-    activations = _ranges(reference, tallies, calibrate, say)
+    activations = _ranges(reference, tallies, calibrate)
     if floats is None:
         floats = _sensitive(reference, activations, tallies, calibrate)
     draft = _draft(reference, activations, floats)
-    _walk(draft, reference, tallies, floats, calibrate, say)
-    say(f"checking on {len(check)} other photos")
+    _walk(draft, reference, tallies, floats, calibrate)
+    log.info(f"checking on {len(check)} other photos")
     ours, theirs = draft.scores(check), reference.scores(check, int8=False)
     agreement = float((ours.argmax(1) == theirs.argmax(1)).mean())
     error = score_error(ours, theirs)
@@ -198,17 +201,15 @@ def quantize(
         {"what": "int8_agreement", "value": agreement, "n": len(check), "protocol": _PROTOCOL},
         {"what": "int8_score_error", "value": error, "n": len(check), "protocol": _PROTOCOL},
     )
+    source: dict[str, JSON] = {
+        "sha256": model.sha256,
+        "measured": [dict(figure) for figure in model.record.measured],
+    }
     record = replace(
         model.record,
         activations=draft.activations,
         measured=figures,  # those of the float model are not this one's
-        provenance={
-            **model.record.provenance,
-            "quantised_from": {
-                "sha256": model.sha256,
-                "measured": [dict(figure) for figure in model.record.measured],
-            },
-        },
+        provenance={**model.record.provenance, "quantised_from": source},
     )
     kept = tuple(layer.name for layer in network.layers if layer.name in floats)
     return Quantised(record, draft.stored, agreement, error, len(calibrate), len(check), kept)
@@ -235,34 +236,34 @@ def _tallies(reference: Draft, wanted: Plan, images: Sequence[Array]) -> dict[st
     """How large each value gets on the photos, by place; the input's range needs none."""
     names = tuple(name for name in wanted.places if name != "input")
     tallies = {name: Tally() for name in names}
-    for found in reference.run(reference.graph(names), images):
+    for values in reference.run(reference.graph(names), images):
         for name, tally in tallies.items():
-            if not np.isfinite(found[name]).all():
+            if not np.isfinite(values[name]).all():
                 raise DataError(
                     f"{name} is not finite (NaN or infinite) on a photo; int8 needs values in a range"
                 )
-            tally.add(found[name])
+            tally.add(values[name])
     return tallies
 
 
 def _ranges(
-    reference: Draft, tallies: dict[str, Tally], images: Sequence[Array], say: Say
+    reference: Draft, tallies: dict[str, Tally], images: Sequence[Array]
 ) -> dict[str, Activation]:
     """The range of each value: of a few candidates for its end, the one that changes the scores least."""
-    found = {"input": input_range(reference.preprocess)}
+    chosen = {"input": input_range(reference.preprocess)}
     graph = reference.graph(scores=True)
     some = images[:: len(images) // PROBED]
     for number, (name, tally) in enumerate(tallies.items(), 1):
-        say(f"choosing the range of {name} ({number} of {len(tallies)})")
-        candidates = [Activation(end / LEVELS) for end in tally.ends()]
+        log.info(f"choosing the range of {name} ({number} of {len(tallies)})")
+        candidates = [tally.activation(end) for end in tally.ends()]
         outputs = error_names(name, candidates)
         probe = probed(graph, name, "scores", candidates)
         errors = [
             [batch[output].sum(dtype=np.float64) for output in outputs]
             for batch in reference.run(probe, some)
         ]
-        found[name] = candidates[int(np.argmin(np.sum(errors, axis=0)))]
-    return found
+        chosen[name] = candidates[int(np.argmin(np.sum(errors, axis=0)))]
+    return chosen
 
 
 def input_range(preprocess: Preprocess) -> Activation:
@@ -352,7 +353,6 @@ def _walk(
     tallies: dict[str, Tally],
     floats: Collection[str],
     images: Sequence[Array],
-    say: Say,
 ) -> None:
     """Round each layer's weights, then correct its bias, from the first layer to the last.
 
@@ -367,7 +367,7 @@ def _walk(
     theirs = reference.means(tuple(names.values()), images, int8=False)
     before = {after.name: layer.name for layer, after in pairwise(network.layers)}
     for number, (name, value) in enumerate(names.items(), 1):
-        say(f"rounding {name} ({number} of {len(names)})")
+        log.info(f"rounding {name} ({number} of {len(names)})")
         layer = network.layer(name)
         if name in wanted.layers and not _has_integers(draft, name):
             moments = None
@@ -376,7 +376,7 @@ def _walk(
                 count = -(
                     -max(PATCHES, PATCHES_EACH * layer.inputs * layer.kernel**2) // len(images)
                 )
-                maps = (found[source] for found in draft.run(draft.graph((source,)), images))
+                maps = (values[source] for values in draft.run(draft.graph((source,)), images))
                 moments = second_moments(maps, layer.kernel, layer.padding, patches=count)
             _round(draft, name, tallies.get(wanted.sources[name]), moments)
         _correct(draft, layer, value, theirs[value][0], images)

@@ -11,7 +11,7 @@ import numpy as np
 from ..engines import Signature, Source, open_engine
 from ..graphs import network as float_graph
 from ..graphs.int8 import rounded, weight_scales
-from ..graphs.network import Graph
+from ..graphs.writer import Graph
 
 if TYPE_CHECKING:
     from ..modelfile import Activation
@@ -35,14 +35,14 @@ class Draft:
 
     def tensors(self, keys: Iterable[str] | None = None) -> dict[str, Array]:
         """All of them, or those of `keys`, by torchvision's key, float32."""
-        found = {}
+        tensors = {}
         for key in self.network.tensors if keys is None else keys:
             if f"{key}.q" in self.stored:
-                found[key] = self.stored[f"{key}.q"] * np.float32(self.stored[f"{key}.scale"])
+                tensors[key] = self.stored[f"{key}.q"] * np.float32(self.stored[f"{key}.scale"])
             else:
                 array = self.stored[key]
-                found[key] = array if array.dtype.kind == "i" else np.asarray(array, np.float32)
-        return found
+                tensors[key] = array if array.dtype.kind == "i" else np.asarray(array, np.float32)
+        return tensors
 
     def graph(
         self, taps: tuple[str, ...] = (), *, scores: bool = False, int8: bool = True
@@ -73,7 +73,7 @@ class Draft:
     def scores(self, images: Sequence[Array], *, int8: bool = True) -> Array:
         """(images, classes)."""
         graph = self.graph(scores=True, int8=int8)
-        return np.concatenate([found["scores"] for found in self.run(graph, images)])
+        return np.concatenate([outputs["scores"] for outputs in self.run(graph, images)])
 
     def means(
         self, names: tuple[str, ...], images: Sequence[Array], *, int8: bool = True
@@ -85,9 +85,9 @@ class Draft:
         sums: dict[str, Array] = {name: np.zeros(()) for name in names}
         above: dict[str, Array] = {name: np.zeros(()) for name in names}
         count = dict.fromkeys(names, 0)
-        for found in self.run(self.graph(names, int8=int8), images):
+        for outputs in self.run(self.graph(names, int8=int8), images):
             for name in names:
-                value = found[name]
+                value = outputs[name]
                 axes = (0, *range(2, value.ndim))
                 sums[name] = sums[name] + value.sum(axes, dtype=np.float64)
                 above[name] = above[name] + (value > 0).sum(axes)

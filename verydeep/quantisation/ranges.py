@@ -9,16 +9,13 @@ inside one graph (`probed`), and the end that changes their output least is take
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
 from ..graphs.int8 import rounding
 from ..graphs.writer import Graph, Writer
-
-if TYPE_CHECKING:
-    from ..modelfile import Activation
+from ..modelfile import Activation
 
 LEVELS = 255  # steps from 0 to the largest number that 8 bits hold
 
@@ -31,7 +28,7 @@ Array = np.ndarray
 
 
 class Tally:
-    """Counts of one value's numbers, none of them negative, over any number of images.
+    """Counts of one value's numbers, by how large they are, over any number of images.
 
     The bins are the leading bits of a float32: its exponent and first 8 bits of fraction. So they are as
     fine for small numbers as for large ones, 1/256 to 1/512 of the number, nothing needs to be known of
@@ -45,10 +42,21 @@ class Tally:
         self.counts = np.zeros(_BINS, np.int64)
         self.squares: Array = np.zeros(())
         self.positions = 0
+        self.signed = False  # whether numbers below 0 came, as before a ReLU
+
+    @property
+    def levels(self) -> int:
+        """Steps from 0 to the largest number that 8 bits hold: half of them where some are negative."""
+        return LEVELS // 2 if self.signed else LEVELS
+
+    def activation(self, end: float) -> Activation:
+        """The rounding of a range that ends there."""
+        return Activation(end / self.levels, LEVELS - self.levels if self.signed else 0)
 
     def add(self, values: Array) -> None:
         """values: (batch, channels, height, width) or (batch, features) float32."""
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32) >> _SHIFT
+        bits = np.abs(np.ascontiguousarray(values, np.float32)).view(np.uint32) >> _SHIFT
+        self.signed |= bool((values < 0).any())
         self.counts += np.bincount(bits.reshape(-1), minlength=_BINS)
         axes = (0, *range(2, values.ndim))
         self.squares = self.squares + np.square(values, dtype=np.float64).sum(axes)
@@ -61,10 +69,10 @@ class Tally:
 
     def squared_error(self, top: float) -> float:
         """Mean squared error of rounding to 8 bits, where `top` is the largest number that they hold."""
-        step = top / LEVELS
+        step = top / self.levels
         used = np.flatnonzero(self.counts)
         middle = _MIDDLES[used]
-        error = np.minimum(np.rint(middle / step), LEVELS) * step - middle
+        error = np.minimum(np.rint(middle / step), self.levels) * step - middle
         return float((self.counts[used] * error * error).sum() / self.counts.sum())
 
     def ends(self) -> tuple[float, ...]:
