@@ -13,7 +13,14 @@ from numpy.testing import assert_allclose
 from verydeep import modelfile
 from verydeep import quantisation as quantize
 from verydeep.engines import installed, open_engine
-from verydeep.errors import DataError, LayerError, ModelFileError, NetworkError, OutputError
+from verydeep.errors import (
+    DataError,
+    EngineError,
+    LayerError,
+    ModelFileError,
+    NetworkError,
+    OutputError,
+)
 from verydeep.graphs import network as graph
 from verydeep.graphs.int8 import build, plan
 from verydeep.modelfile import Activation, ModelFile
@@ -233,7 +240,7 @@ def test_values_without_a_range(value: float, tmp_path: Path) -> None:
     tensors = {key: array.copy() for key, array in model.tensors().items()}
     tensors["features.3.weight"][0] = value
     modelfile.write(tmp_path / "i", model.record, tensors)
-    with pytest.raises(DataError, match=r"^relu\d_\d is not finite \(NaN or infinite\) on a photo"):
+    with pytest.raises(EngineError, match=r"relu\d_\d that are not finite \(NaN or infinite\)"):
         quantize.quantise_pixels(modelfile.read(tmp_path / "i"), images(16), images(16), threads=1)
 
 

@@ -173,8 +173,8 @@ def quantise_pixels(
     that no score needs, such as those after the last one that a gap head reads, stay in float32, too.
 
     Raises ModelFileError where the model was quantised already, NetworkError where it has no head,
-    LayerError where one of `floats` is no layer with weights, DataError where there are too few photos or
-    the model's values are not finite on them.
+    LayerError where one of `floats` is no layer with weights, DataError where there are too few photos,
+    EngineError where the model's values are not finite on them.
     """
     _refuse(model)
     for images, purpose in ((calibrate, "calibrate on"), (check, "check with")):
@@ -238,10 +238,6 @@ def _tallies(reference: Draft, wanted: Plan, images: Sequence[Array]) -> dict[st
     tallies = {name: Tally() for name in names}
     for values in reference.run(reference.graph(names), images):
         for name, tally in tallies.items():
-            if not np.isfinite(values[name]).all():
-                raise DataError(
-                    f"{name} is not finite (NaN or infinite) on a photo; int8 needs values in a range"
-                )
             tally.add(values[name])
     return tallies
 
