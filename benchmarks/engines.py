@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -47,13 +48,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     rows = bench(
         args.model,
         batches=[int(n) for n in args.batch.split(",")],
         engines=args.engines,
         precisions=args.precision,
         rounds=args.rounds,
-        note=lambda text: print(text, file=sys.stderr),
     )
     for row in rows:
         if not row.error <= ALLOWED[row.precision]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import EngineError, log
+from ..files.wording import counted
 from . import ENGINES, REFERENCE, Engine, Kind, Settings, Source, check, installed, open_engine
 from .forks import Turns
 from .processor import cores, processor
@@ -166,7 +167,7 @@ class Choice:
         from .race import race
 
         log.info(
-            f"measuring {', '.join(about['engines'])} on this model, {len(pixels)} images of "
+            f"measuring {', '.join(about['engines'])} on this model, {counted(len(pixels), 'image')} of "
             f"{about['height']}x{about['width']} at once; this is done once"
         )
         winner, standings = race(

@@ -139,7 +139,7 @@ def _computed(
         )  # fmt: skip
     except ModelFileError as error:
         raise ModelFileError(
-            f"{index.path} was made with {error}; say where it lies now"
+            f"{index.path} was made with {error}; if it was moved, name its place with --model"
         ) from error
     if predictor.sha256 != about.sha256:
         raise ModelFileError(
