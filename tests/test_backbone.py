@@ -85,7 +85,7 @@ def test_defaults_are_vgg16s(
 
 def test_defaults_of_every_network() -> None:
     for name in NETWORKS:
-        last = 2 if "11" in name or "13" in name else 4 if "19" in name else 3
+        last = 2 if "11" in name or "13" in name else 3
         body = backbone(name, weights=None, width=TINY)
         assert body.taps == tuple(f"relu{block}_{last}" for block in (3, 4, 5))
         assert list(body.strides.values()) == [4, 8, 16]

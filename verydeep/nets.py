@@ -259,6 +259,13 @@ class Network:
         object.__setattr__(needed, "top", top)
         return needed
 
+    def own(self, relus: Iterable[str]) -> tuple[str, ...]:
+        """Defaults that are named after VGG-16: where this network has no such ReLU, its block's last."""
+        names = [layer.name for layer in self.trunk if layer.kind == "relu"]
+        last = {name.partition("_")[0]: name for name in names}
+        there = (n if n in names else last.get(n.partition("_")[0], names[-1]) for n in relus)
+        return tuple(dict.fromkeys(there))
+
     @property
     def head_inputs(self) -> tuple[str, ...]:
         """The trunk layers that the head averages."""

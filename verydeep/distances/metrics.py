@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 from ..errors import NetworkError
-from ..nets import Network
+from ..nets import Network, named
 from ..published.finding import BUILTIN
 
 HEADS_FILE = BUILTIN / "heads" / "perceptual.safetensors"
@@ -63,16 +63,13 @@ def chosen(
     in a shorter network, the last of all. NetworkError where none or one twice is named.
     """
     if layers is not None:
-        named = (layers,) if isinstance(layers, str) else tuple(layers)
-        if not named:
+        layers = named(layers)
+        if not layers:
             raise NetworkError("no layer is named; expected one, such as relu3_3")
-        if len(set(named)) < len(named):
-            raise NetworkError(f"a layer is named twice: {', '.join(named)}")
-        return named
-    relus = [layer.name for layer in network.trunk if layer.kind == "relu"]
-    last = {name.partition("_")[0]: name for name in relus}  # of each block
-    there = (n if n in relus else last.get(n.partition("_")[0], relus[-1]) for n in default)
-    return tuple(dict.fromkeys(there))
+        if len(set(layers)) < len(layers):
+            raise NetworkError(f"a layer is named twice: {', '.join(layers)}")
+        return layers
+    return network.own(default)
 
 
 @cache

@@ -24,6 +24,8 @@ from .module import VGG
 if TYPE_CHECKING:
     from ..modelfile import Record
 
+DEFAULT_TAPS = ("relu3_3", "relu4_3", "relu5_3")
+
 
 class Backbone(nn.Module):
     """The convolutions up to the last tap; maps images to a dict of the taps' values.
@@ -96,8 +98,8 @@ def backbone(
 ) -> Backbone:
     """A differentiable module that returns the values of the layers `taps`, cut after the last.
 
-    name: a network ("vgg16"). taps: paper names of its convolutions, ReLUs and pools; None for the last
-    ReLU of each of the blocks 3, 4 and 5, in VGG-16 "relu3_3", "relu4_3", "relu5_3".
+    name: a network ("vgg16"). taps: paper names of its convolutions, ReLUs and pools; None for "relu3_3",
+    "relu4_3" and "relu5_3", or the last ReLU of these blocks.
     weights: as for `vgg16`: "builtin" (VGG-16's), "DEFAULT", an enum member, a path, None for
     random.
     in_channels, pool, width: of the network; None means as in the weights. Other channels than
@@ -107,10 +109,9 @@ def backbone(
     Raises LayerError for a tap that the trunk does not have, WeightsError for weights of another
     network.
     """
-    trunk = nets.network(name, classes=0).taps
-    if taps is None:
-        taps = list({tap[4]: tap for tap in trunk if tap.startswith("relu")}.values())[2:]
-    taps = nets.named(taps)
+    whole = nets.network(name, classes=0)
+    trunk = whole.taps
+    taps = whole.own(DEFAULT_TAPS) if taps is None else nets.named(taps)
     for tap in taps:
         if tap not in trunk:
             raise LayerError(f"the trunk of {name} has no layer {tap!r}{nearest(tap, trunk)}")
