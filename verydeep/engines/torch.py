@@ -45,23 +45,23 @@ def prepare(engine: Engine) -> Run:
 
     device, outputs = engine.device, engine.signature.outputs
     number = torch.bfloat16 if engine.precision == "half" else torch.float32
-    worker = _worker(engine.threads)
+    thread = worker(engine.threads)
     try:
-        program = worker.submit(_program, engine.source.graph, device, number).result()
+        program = thread.submit(_program, engine.source.graph, device, number).result()
     except KeyError as error:
         raise EngineError(f"torch did not take the graph: it has no {error.args[0]}") from error
     except Exception as error:
         raise EngineError(f"torch did not take the graph: {_line(error)}") from error
 
     def compute(pixels: np.ndarray) -> list[np.ndarray]:
-        with torch.inference_mode(), _precise(engine):
+        with torch.inference_mode(), precise(device, engine.precision):
             values = program(torch.from_numpy(pixels).to(device))
             # a copy, since an output may be a weight or the pixels themselves
             return [np.array(v.to("cpu", torch.float32).contiguous().numpy()) for v in values]
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
         try:
-            arrays = worker.submit(compute, pixels).result()
+            arrays = thread.submit(compute, pixels).result()
         except Exception as error:
             shape = "x".join(map(str, pixels.shape))
             raise EngineError(f"torch failed on {shape} pixels: {_line(error)}") from error
@@ -70,24 +70,24 @@ def prepare(engine: Engine) -> Run:
     return run
 
 
-def _worker(threads: int) -> ThreadPoolExecutor:
-    """One thread, in which torch computes with so many."""
+def worker(threads: int | None) -> ThreadPoolExecutor:
+    """One thread, in which torch computes with so many; with its own choice where that is None."""
     import torch
 
-    worker = ThreadPoolExecutor(1, "verydeep-torch")
+    thread = ThreadPoolExecutor(1, "verydeep-torch")
     with _SETTINGS.lock:
         before = torch.get_num_threads()
-        worker.submit(torch.set_num_threads, threads).result()
+        thread.submit(torch.set_num_threads, threads or before).result()
         torch.set_num_threads(before)  # threads to come get what was set last, here or there
-    return worker
+    return thread
 
 
 @contextmanager
-def _precise(engine: Engine) -> Iterator[None]:
+def precise(device: str, precision: str) -> Iterator[None]:
     """CUDA's own default multiplies in TF32, which keeps ten bits; that is only for `half`."""
     import torch
 
-    if engine.device != "cuda" or engine.precision == "half":
+    if device != "cuda" or precision == "half":
         yield
         return
     with _SETTINGS.lock, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):

@@ -35,7 +35,7 @@ from ..predictor import Predictor, softmax
 from ..preprocess import decode, several
 from .geometry import seen_box, upscaled
 from .methods import GRADIENTS, METHODS, Maps, Options, Pick, layers_read, method_of
-from .subject import Subject, device_for_gradients
+from .subject import Subject, require_gradients
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -146,8 +146,7 @@ class Explainer:
     scores depend on. steps: of ig's way. window, stride: of occlusion's patch, in pixels; None is a
     quarter of the image's shorter side, and a quarter of that.
 
-    Gradients are torch's, in float32, on the predictor's device; "auto" is the CPU. In a process that was
-    forked after some were computed they are an EngineError: start processes with "spawn".
+    Gradients are torch's, in float32, on the predictor's device; "auto" is the CPU.
 
     Raises DataError for an unknown method or a model without a head, LayerError for an unknown layer or
     one that the method cannot use, NetworkError for cam of a head that has none, MissingExtraError where
@@ -183,7 +182,7 @@ class Explainer:
         self.model = f"{network.name} ({predictor.model.path.name})"
         self._minimum = network.cut(("fc8",)).minimum_size
         if method in GRADIENTS:
-            device_for_gradients(predictor)
+            require_gradients(predictor)
 
     def maps(self, subject: Subject, pixels: np.ndarray, pick: Pick) -> Maps:
         """The method's maps of what the network saw; DataError where the scores are no numbers."""

@@ -24,6 +24,8 @@ from .subject import Subject
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..models import VGG
+
 BATCH = 10  # points of the way in one pass
 
 
@@ -46,19 +48,21 @@ def _weighted(
     import torch
 
     (layer,) = options.layers
-    sums = []
-    with subject.torch(pixels) as (module, x):
+
+    def compute(module: VGG, x: Tensor) -> tuple[np.ndarray, list[int], list[np.ndarray]]:
         values = module.taps(x.requires_grad_(), [layer, "fc8"])
         maps, scores = values[layer], values["fc8"][0]
         numbers = scores.detach().cpu().numpy()
-        classes = pick(numbers)
+        classes, sums = pick(numbers), []
         for index in classes:
             (gradient,) = torch.autograd.grad(scores[index], maps, retain_graph=True)
             with torch.no_grad():
                 total = torch.tensordot(weights(gradient[0], maps[0]), maps[0], 1).relu()
             sums.append(total.cpu().numpy())
+        return numbers, classes, sums
+
     ys, xs = centres(subject.network, layer, *pixels.shape[:2])
-    return Maps(numbers, classes, sums, ys, xs, "torch", "exact")
+    return Maps(*subject.in_torch(pixels, compute), ys, xs, "torch", "exact")
 
 
 def weights_plus(gradient: Tensor, maps: Tensor) -> Tensor:
@@ -79,7 +83,8 @@ def ig(subject: Subject, options: Options, pixels: np.ndarray, pick: Pick) -> Ma
     import torch
 
     points, weights = np.polynomial.legendre.leggauss(options.steps)
-    with subject.torch(pixels) as (module, x):
+
+    def compute(module: VGG, x: Tensor) -> tuple[np.ndarray, list[int], list[np.ndarray]]:
         with torch.no_grad():
             scores = module(x)[0].cpu().numpy()
         classes = pick(scores)
@@ -93,6 +98,7 @@ def ig(subject: Subject, options: Options, pixels: np.ndarray, pick: Pick) -> Ma
             for total, index in zip(sums, classes, strict=True):
                 (gradient,) = torch.autograd.grad(values[:, index].sum(), way, retain_graph=True)
                 total += torch.tensordot(share, gradient, 1)
-        maps = [(total * x[0]).sum(0).cpu().numpy() for total in sums]
+        return scores, classes, [(total * x[0]).sum(0).cpu().numpy() for total in sums]
+
     ys, xs = (np.arange(side) for side in pixels.shape[:2])
-    return Maps(scores, classes, maps, ys, xs, "torch", "exact")
+    return Maps(*subject.in_torch(pixels, compute), ys, xs, "torch", "exact")

@@ -1,23 +1,21 @@
 """The network that is explained: its values on the predictor's engine, its gradients in torch.
 
-Nothing here is changed by a call, so that any thread may explain. After a fork torch hangs where its
-threads were used before, so gradients are refused there.
+Nothing here is changed by a call, so that any thread may explain. Gradients are computed in a thread of
+their own, whose number of threads is nobody else's, and which works in a forked child as well.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..engines import REFERENCE, Source, open_engine
-from ..errors import EngineError, ImageError, MissingExtraError
+from ..engines import REFERENCE, Source, check, open_engine
+from ..engines.forks import Turns
+from ..errors import ImageError, MissingExtraError
 from ..predictor import Failure, Features, Predictor
 
 if TYPE_CHECKING:
@@ -26,18 +24,9 @@ if TYPE_CHECKING:
     from ..models import VGG
     from ..nets import Network
 
+T = TypeVar("T")
 _modules: WeakKeyDictionary[Predictor, VGG] = WeakKeyDictionary()  # they go with their predictors
-_lock = Lock()
-_forked = False  # away from a process in which torch had computed gradients
-
-
-def _after_fork() -> None:
-    global _forked, _lock
-    _forked, _lock = _forked or bool(_modules), Lock()
-
-
-if hasattr(os, "register_at_fork"):  # Windows has no fork
-    os.register_at_fork(after_in_child=_after_fork)
+_turns = Turns()
 
 
 @dataclass(frozen=True)
@@ -98,31 +87,31 @@ class Subject:
             rows = engine.run(image[None])
             yield Features(None, {name: rows[name][0] for name in taps}, None, REFERENCE, "exact")
 
-    @contextmanager
-    def torch(self, pixels: np.ndarray) -> Iterator[tuple[VGG, Tensor]]:
-        """The module, and pixels as its input (1, channels, height, width), on the predictor's device.
+    def in_torch(self, pixels: np.ndarray, compute: Callable[[VGG, Tensor], T]) -> T:
+        """What `compute` makes of the module and of pixels as its input (1, channels, height, width).
 
-        "auto" is the CPU. Threads are the predictor's, and the process's own again afterwards.
+        On the predictor's device, with its threads; "auto" is the CPU.
         """
         import torch
 
-        device = device_for_gradients(self.predictor)
-        threads, before = self.predictor._told["threads"], torch.get_num_threads()
-        module = self._module(device)
-        if threads:
-            torch.set_num_threads(int(threads))  # it is the whole process's
-        try:
-            with torch.backends.cudnn.flags(allow_tf32=False):  # which keeps ten bits
-                yield module, torch.from_numpy(self.preprocess.normalise(pixels)).to(device)
-        finally:
-            if threads:
-                torch.set_num_threads(before)
+        from ..engines.torch import precise, worker
+
+        device, threads = (self.predictor._told[key] for key in ("device", "threads"))
+        device = "cpu" if device == "auto" else str(device)
+
+        def run() -> T:
+            with precise(device, "exact"):
+                x = torch.from_numpy(self.preprocess.normalise(pixels)).to(device)
+                return compute(self._module(device), x)
+
+        with worker(None if threads is None else int(threads)) as thread:
+            return thread.submit(run).result()
 
     def _module(self, device: str) -> VGG:
         """In evaluation mode, without gradients to its weights; the predictor's own is kept."""
         if self._tensors is not None:
             return _assembled(self.network, self._tensors, device)
-        with _lock:
+        with _turns.lock:
             module = _modules.get(self.predictor)
             if module is None:
                 tensors = self.predictor.model.tensors(writable=True)
@@ -143,22 +132,12 @@ def _assembled(network: Network, tensors: Mapping[str, np.ndarray], device: str)
     return assemble(Trained(network, own)).eval().requires_grad_(False)
 
 
-def device_for_gradients(predictor: Predictor) -> str:
-    """Where torch computes: MissingExtraError or EngineError where it cannot, or not there."""
+def require_gradients(predictor: Predictor) -> None:
+    """MissingExtraError where there is no torch, EngineError where it has not the predictor's device."""
     try:
-        import torch
+        import torch  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
             "an explanation by gradients (cam and occlusion do without)", "torch"
         ) from error
-    if _forked:
-        raise EngineError(
-            "this process was forked after gradients had been computed, where torch would hang; start it "
-            'with multiprocessing\'s "spawn" method'
-        )
-    device = str(predictor._told["device"])
-    if device == "cuda" and not torch.cuda.is_available():
-        raise EngineError("torch finds no CUDA device here; expected one, or --device cpu")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise EngineError("torch finds no Apple GPU (mps) here; expected one, or --device cpu")
-    return "cpu" if device == "auto" else device
+    check("torch", "exact", str(predictor._told["device"]))
