@@ -216,6 +216,23 @@ def test_one_image_and_several_in_every_call(model: Path, tmp_path: Path) -> Non
         assert predictor.features(several, "relu1_1")["relu1_1"].shape[0] == 2
 
 
+def test_range_is_taken_by_every_call(model: Path) -> None:
+    """As the message about floats says it is."""
+    predictor = load(model, engine="onnxruntime")
+    array = pixels(32, 32, 1)[0]
+    expected = predictor.scores(array)
+    floats, signed = array / 255, array.astype(np.float32) / 127.5 - 1
+    assert_allclose(predictor.scores(floats, range=(0, 1)), expected, rtol=1e-3, atol=1e-4)
+    assert_allclose(predictor.scores(signed, range="-1..1"), expected, rtol=1e-3, atol=1e-4)
+    label = predictor(array).label
+    assert predictor(floats, range=(0, 1)).label == label
+    (answer,) = predictor.stream([floats], range="0..1")
+    assert isinstance(answer, Answer)
+    assert answer.label == label
+    with pytest.raises(ImageError, match=r"range=\(0, 1\)"):
+        predictor(floats)
+
+
 def test_layers_that_are_not_named(tmp_path: Path) -> None:
     """The last ReLU of the network, which is relu5_3 in VGG-16 alone."""
     image = pixels(32, 32, 1)[0]

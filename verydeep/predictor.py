@@ -278,41 +278,46 @@ class Predictor:
         return tuple(f"class {i}" for i in range(record.network.head.classes))
 
     @overload
-    def __call__(self, images: ImageLike, *, top: int = 5) -> Answer: ...
+    def __call__(self, images: ImageLike, *, top: int = 5, range: Range = None) -> Answer: ...
     @overload
     def __call__(
-        self, images: list[Any] | tuple[ImageLike, ...], *, top: int = 5
+        self, images: list[Any] | tuple[ImageLike, ...], *, top: int = 5, range: Range = None
     ) -> list[Answer]: ...
     def __call__(
-        self, images: ImageLike | list[Any] | tuple[ImageLike, ...], *, top: int = 5
+        self,
+        images: ImageLike | list[Any] | tuple[ImageLike, ...],
+        *,
+        top: int = 5,
+        range: Range = None,
     ) -> Answer | list[Answer]:
         """The `top` most probable classes of one image, or of each of several.
 
         An image is a path, the bytes of a file, a PIL image, a (height, width[, channels]) array or a
         (channels, height, width) tensor. Several are a list, a tuple, or an array or tensor with one axis
-        more. Raises ImageError where one cannot be read, EngineError where scores are not finite.
+        more. range: what black and white are in images of floats, such as (0, 1). Raises
+        ImageError where one cannot be read, EngineError where scores are not finite.
         """
         given, many = several(images)
-        answers = list(self._answers(given, top, DEFAULT_BATCH, _refused))
+        answers = list(self._answers(given, top, DEFAULT_BATCH, range, _refused))
         return answers if many else answers[0]
 
-    def scores(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray:
+    def scores(self, images: ImageLike | Sequence[ImageLike], *, range: Range = None) -> np.ndarray:
         """Logits, (images, classes) float32, of one image or of several, as a call takes them."""
         self._needs_head()
+        given, asked = several(images)[0], replace(self._scores, range=range)
         rows = list(
-            self._run(
-                several(images)[0],
-                self._scores,
-                DEFAULT_BATCH,
-                lambda _, values, __: values["scores"],
-                _refused,
-            )
+            self._run(given, asked, DEFAULT_BATCH, lambda _, values, __: values["scores"], _refused)
         )
         classes = self.record.network.head.classes
         return np.stack(rows) if rows else np.zeros((0, classes), np.float32)
 
     def stream(
-        self, images: Iterable[ImageLike], *, top: int = 5, batch: int = DEFAULT_BATCH
+        self,
+        images: Iterable[ImageLike],
+        *,
+        top: int = 5,
+        batch: int = DEFAULT_BATCH,
+        range: Range = None,
     ) -> Iterator[Answer | Failure]:
         """Answers in order, as they come; memory stays flat however many images there are.
 
@@ -320,7 +325,7 @@ class Predictor:
         their own, at most one batch ahead of that; a generator may fill one array or tensor again and
         again. An image that cannot be read gives a `Failure` and stops nothing.
         """
-        return self._answers(_each(images), top, batch, _failure)
+        return self._answers(_each(images), top, batch, range, _failure)
 
     def features(
         self,
@@ -441,12 +446,14 @@ class Predictor:
         images: Iterable[ImageLike],
         top: int,
         batch: int,
+        range: Range,
         failed: Failed[F],
     ) -> Iterator[Answer | F]:
         self._needs_head()
         if top < 1 or batch < 1:
             raise DataError(f"top is {top} and batch is {batch}; expected 1 or more of each")
-        return self._run(images, self._scores, batch, lambda *one: self._answer(top, *one), failed)
+        asked = replace(self._scores, range=range)
+        return self._run(images, asked, batch, lambda *one: self._answer(top, *one), failed)
 
     def _answer(self, top: int, path: str | None, values: Values, engine: str) -> Answer:
         labels, ids = self.labels, self.record.class_ids or self.labels

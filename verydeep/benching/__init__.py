@@ -30,6 +30,7 @@ from ..errors import EngineError, OutputError, log, nearest
 from ..files import wording
 from ..modelfile import ModelFile, Record, read, write
 from ..nets import NETWORKS, Network, network
+from . import float64
 from .plain import BASELINE, COMPILED, PLAIN, computes_bf16
 from .worker import CHECKED, Entrant, Worker, pixels_of
 
@@ -123,7 +124,10 @@ def bench(
             log.info("writing the ONNX file for the plain engines")
             _write_onnx(opened, graph)
         log.info("computing the scores in float64")
-        truth = _float64(opened, side)
+        preprocess, tensors = opened.record.preprocess, opened.tensors()
+        truth = float64.scores(
+            opened.record.network, tensors, preprocess, pixels_of(opened.record, side, CHECKED)
+        )
         task = {
             "model": str(path),
             "onnx": str(graph),
@@ -313,14 +317,6 @@ def _write_onnx(model: ModelFile, path: Path) -> None:
     # MNN's file, and for a moment what it is made from, stand beside it
     _require_room(path.parent, 3 * graph.size_bytes)
     write_onnx(graph, path, beside=False)
-
-
-def _float64(model: ModelFile, side: int) -> np.ndarray:
-    from . import float64
-
-    record = model.record
-    pixels = pixels_of(record, side, CHECKED)
-    return float64.scores(record.network, model.tensors(), record.preprocess, pixels)
 
 
 def _runners(

@@ -55,7 +55,7 @@ def _torch(
     module = _module(model).eval().requires_grad_(False)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     module = module.to(memory_format=layout)
-    if compiled:
+    if compiled:  # when it first runs, with whatever compilers print
         module = torch.compile(module, dynamic=False)
     preprocess = record.preprocess
     low, high = preprocess.range
@@ -98,24 +98,7 @@ def _module(model: ModelFile) -> Any:
     return module
 
 
-def _torch_eager(model: ModelFile, onnx: Path, threads: int) -> Run:  # noqa: ARG001
-    return _torch(model, threads)
-
-
-def _torch_channels_last(model: ModelFile, onnx: Path, threads: int) -> Run:  # noqa: ARG001
-    return _torch(model, threads, channels_last=True)
-
-
-def _torch_compiled(model: ModelFile, onnx: Path, threads: int) -> Run:  # noqa: ARG001
-    with silenced():  # compilers talk
-        return _torch(model, threads, compiled=True)
-
-
-def _torch_bf16(model: ModelFile, onnx: Path, threads: int) -> Run:  # noqa: ARG001
-    return _torch(model, threads, channels_last=True, bf16=True)
-
-
-def _onnxruntime(model: ModelFile, onnx: Path, threads: int) -> Run:  # noqa: ARG001
+def _onnxruntime(onnx: Path, threads: int) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -135,15 +118,7 @@ def _openvino(onnx: Path, threads: int, **config: object) -> Run:
     return lambda pixels: np.array(model(pixels)["scores"])
 
 
-def _openvino_default(model: ModelFile, onnx: Path, threads: int) -> Run:  # noqa: ARG001
-    return _openvino(onnx, threads)
-
-
-def _openvino_f32(model: ModelFile, onnx: Path, threads: int) -> Run:  # noqa: ARG001
-    return _openvino(onnx, threads, INFERENCE_PRECISION_HINT="f32")
-
-
-def _mnn(model: ModelFile, onnx: Path, threads: int) -> Run:  # noqa: ARG001
+def _mnn(onnx: Path, threads: int) -> Run:
     from ..exporting.mnn import convert
 
     with silenced():
@@ -180,13 +155,28 @@ COMPILED = "torch-compiled"
 BASELINE = "plain torch"  # torch eager, the way most people run VGG
 
 PLAIN: dict[str, Plain] = {
-    BASELINE: Plain("torch", "exact", _torch_eager),
-    "plain torch channels-last": Plain("torch", "exact", _torch_channels_last),
+    BASELINE: Plain("torch", "exact", lambda model, _, threads: _torch(model, threads)),
+    "plain torch channels-last": Plain(
+        "torch", "exact", lambda model, _, threads: _torch(model, threads, channels_last=True)
+    ),
     # torch.compile needs a C++ compiler and minutes
-    "plain torch compiled": Plain("torch", "exact", _torch_compiled, apart=COMPILED),
-    "plain onnxruntime": Plain("onnxruntime", "exact", _onnxruntime),
-    "plain openvino f32": Plain("openvino", "exact", _openvino_f32),
-    "plain mnn": Plain("mnn", "fast", _mnn),
-    "plain openvino": Plain("openvino", "half", _openvino_default, bf16=True),
-    "plain torch bf16": Plain("torch", "half", _torch_bf16, bf16=True),
-}
+    "plain torch compiled": Plain(
+        "torch", "exact", lambda model, _, threads: _torch(model, threads, compiled=True),
+        apart=COMPILED,
+    ),
+    "plain onnxruntime": Plain(
+        "onnxruntime", "exact", lambda _, onnx, threads: _onnxruntime(onnx, threads)
+    ),
+    "plain openvino f32": Plain(
+        "openvino", "exact",
+        lambda _, onnx, threads: _openvino(onnx, threads, INFERENCE_PRECISION_HINT="f32"),
+    ),
+    "plain mnn": Plain("mnn", "fast", lambda _, onnx, threads: _mnn(onnx, threads)),
+    "plain openvino": Plain(
+        "openvino", "half", lambda _, onnx, threads: _openvino(onnx, threads), bf16=True
+    ),
+    "plain torch bf16": Plain(
+        "torch", "half",
+        lambda model, _, threads: _torch(model, threads, channels_last=True, bf16=True), bf16=True,
+    ),
+}  # fmt: skip

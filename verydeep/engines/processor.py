@@ -109,46 +109,32 @@ def overflows(engine: str) -> bool:
     EngineError where the engine is unknown, not installed, or takes no int8 graph.
     """
     import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto
 
-    from ..graphs.network import Graph
+    from ..graphs.writer import Writer
     from . import open_engine
 
-    weight = np.full((CHANNELS, CHANNELS, 3, 3), WEIGHT, np.int8)
     total = float(LARGEST * WEIGHT * CHANNELS * 9)
-    constants = {
-        "one": np.float32(1),
-        "zero": np.uint8(0),
-        "weight_q": weight,
-        "weight_scale": np.ones(CHANNELS, np.float32),
-        "weight_zero": np.zeros(CHANNELS, np.int8),
-        "sum_scale": np.float32(total / 200),  # so that the sum is 200 in 8 bits
-    }
-    nodes = [
-        helper.make_node("Transpose", ["pixels"], ["nchw"], perm=[0, 3, 1, 2]),
-        helper.make_node("Cast", ["nchw"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("QuantizeLinear", ["float", "one", "zero"], ["float_q"]),
-        helper.make_node("DequantizeLinear", ["float_q", "one", "zero"], ["input"]),
-        helper.make_node(
-            "DequantizeLinear", ["weight_q", "weight_scale", "weight_zero"], ["weight"], axis=0
-        ),
-        helper.make_node(
-            "Conv", ["input", "weight"], ["sum_float"], kernel_shape=[3, 3], pads=[1] * 4,
-            strides=[1, 1],
-        ),
-        helper.make_node("QuantizeLinear", ["sum_float", "sum_scale", "zero"], ["sum_q"]),
-        helper.make_node("DequantizeLinear", ["sum_q", "sum_scale", "zero"], ["sum"]),
-    ]  # fmt: skip
-    pixels = helper.make_tensor_value_info(
-        "pixels", TensorProto.UINT8, ["batch", "height", "width", CHANNELS]
+    to = Writer(name="overflow")
+    to.input("pixels", TensorProto.UINT8, ["batch", "height", "width", CHANNELS])
+    one = to.constant("one", np.ones((), np.float32))
+    zero = to.constant("zero", np.zeros((), np.uint8))
+    scale = to.constant("sum_scale", np.array(total / 200, np.float32))  # the sum is 200 in 8 bits
+    weight = to.constant("weight_q", np.full((CHANNELS, CHANNELS, 3, 3), WEIGHT, np.int8))
+    scales = to.constant("weight_scale", np.ones(CHANNELS, np.float32))
+    zeros = to.constant("weight_zero", np.zeros(CHANNELS, np.int8))
+    to.node("Transpose", ["pixels"], "nchw", perm=[0, 3, 1, 2])
+    to.node("Cast", ["nchw"], "float", to=TensorProto.FLOAT)
+    to.node("QuantizeLinear", ["float", one, zero], "float_q")
+    to.node("DequantizeLinear", ["float_q", one, zero], "input")
+    to.node("DequantizeLinear", [weight, scales, zeros], "weight", axis=0)
+    to.node(
+        "Conv", ["input", "weight"], "sum_float", kernel_shape=[3, 3], pads=[1] * 4, strides=[1, 1]
     )
-    total_info = helper.make_tensor_value_info(
-        "sum", TensorProto.FLOAT, ["batch", CHANNELS, "sum_height", "sum_width"]
-    )
-    tensors = [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()]
-    graph = helper.make_graph(nodes, "overflow", [pixels], [total_info], tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    opened = open_engine(engine, Graph(model, {}), precision="int8", threads=1)
+    to.node("QuantizeLinear", ["sum_float", scale, zero], "sum_q")
+    to.node("DequantizeLinear", ["sum_q", scale, zero], "sum")
+    to.output("sum", ["batch", CHANNELS, "sum_height", "sum_width"])
+    opened = open_engine(engine, to.graph(), precision="int8", threads=1)
     sums = opened.run(np.full((1, 8, 8, CHANNELS), LARGEST, np.uint8))["sum"]
     return bool(abs(float(sums[0, 0, 4, 4]) / total - 1) > 0.01)
 
