@@ -8,7 +8,6 @@ is for `layouts` to say.
 from __future__ import annotations
 
 import io
-import mmap
 import pickle
 import re
 import zipfile
@@ -173,9 +172,7 @@ def _read_pickle(path: Path) -> Named:
 def _read_caffemodel(path: Path) -> Named:
     from .caffemodel import read_caffemodel
 
-    with open(path, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    yield from read_caffemodel(memoryview(mapped)).items()
+    yield from read_caffemodel(path).items()
 
 
 class _ArraysOnly(pickle.Unpickler):
