@@ -9,8 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..errors import DataError
 from ..files import photo_paths
 from ..files.wording import counted
@@ -19,7 +17,7 @@ from .journal import Journal, finished, journal
 
 if TYPE_CHECKING:
     from ..graphs.pooling import Pooling
-    from ..predictor import Failure, Features, Predictor
+    from ..predictor import Predictor
     from ..preprocess import Size
 
 
@@ -40,24 +38,21 @@ def features(
 ) -> FeatureFile:
     """Write the features of photos to `out`, a .npz or .parquet file, and open it.
 
-    photos: files, folders (searched recursively) and globs. layers: paper names; None for the last ReLU of
-    the convolutions, relu5_3 of VGG-16. pool, size: as for `Predictor.features`; whole maps (pool None)
-    need photos of one size. on_event: called for each photo, in order, with {"event": "photo", "path": ...,
+    photos: files, folders (searched recursively) and globs. layers, pool, size: as for `Predictor.features`;
+    whole maps (pool None) need photos of one size. on_event: called for each photo, in order, with {"event": "photo", "path": ...,
     "error": why it has no features or "", "done": photos that have a row now}.
 
     A photo that cannot be read has a row with its error. Until all is done the rows lie in the folder
     OUT.partial; stopped or killed, the same call goes on from there.
     Raises DataError where there are no photos, or OUT.partial holds the rows of another call.
     """
-    from ..predictor import load
+    from ..predictor import Failure, load
 
     out = Path(out)
     require_format(out)
     given = [photos] if isinstance(photos, str | os.PathLike) else photos
     files, _ = photo_paths.find_some([os.fspath(name) for name in given])
     predictor = load(model, engine=engine, precision=precision, threads=threads, device=device)
-    if layers is None:
-        layers = [tap.name for tap in predictor.record.network.trunk if tap.kind == "relu"][-1:]
     about = describe(predictor, model, layers, pool, size)
     with journal(out, about) as rows:
         stream = predictor.features_stream(
@@ -65,7 +60,8 @@ def features(
         )
         try:
             for item in stream:
-                path, error = _keep(rows, item)
+                path, error = item.path or "", item.error if isinstance(item, Failure) else ""
+                rows.add(path, None if isinstance(item, Failure) else item.values, error)
                 if on_event:
                     on_event({"event": "photo", "path": path, "error": error, "done": rows.rows})
         finally:
@@ -79,7 +75,7 @@ def features(
 def describe(
     predictor: Predictor,
     model: str | os.PathLike[str],
-    layers: str | Sequence[str],
+    layers: str | Sequence[str] | None,
     pool: str | None,
     size: Size,
 ) -> About:
@@ -122,16 +118,3 @@ def _after(rows: Journal, files: Iterator[str]) -> Iterator[str]:
                 "folder to begin again"
             )
     return files
-
-
-def _keep(rows: Journal, item: Features | Failure) -> tuple[str, str]:
-    """Give the photo its row; its path, and why it has no features or ""."""
-    from ..predictor import Failure
-
-    path, error = item.path or "", ""
-    if isinstance(item, Failure):
-        error = item.error
-    elif not all(np.isfinite(value).all() for value in item.values.values()):
-        error = f"{path}: its features are not finite numbers; try --precision exact"
-    rows.add(path, None if error or isinstance(item, Failure) else item.values, error)
-    return path, error

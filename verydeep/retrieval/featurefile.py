@@ -154,10 +154,6 @@ class FeatureFile:
     def __repr__(self) -> str:
         return f"<FeatureFile {self}>"
 
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return tuple(self.about.layers)
-
     @cached_property
     def paths(self) -> list[str]:
         """One a row."""

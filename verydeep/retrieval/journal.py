@@ -119,7 +119,12 @@ def journal(out: Path, about: About) -> Iterator[Journal]:
             record = folder / "about.json"
             text = record.read_text(encoding="utf-8") if record.exists() else ""
             before = About.from_json(text) if text else about
-            _same(folder, before, about)
+            difference = before.difference(about)
+            if difference:
+                raise DataError(
+                    f"{folder} holds the rows of another command ({difference}); give that command again "
+                    "to go on with it, another --out, or delete the folder"
+                )
             opened = Journal(folder, about)
             if opened.rows:
                 opened.about = replace(about, folder=before.folder)  # from where they were seen
@@ -140,15 +145,6 @@ def journal(out: Path, about: About) -> Iterator[Journal]:
 def finished(out: Path) -> None:
     """Remove the journal beside `out`, whose rows have found their place."""
     shutil.rmtree(out.with_name(f"{out.name}.partial"), ignore_errors=True)
-
-
-def _same(folder: Path, before: About, now: About) -> None:
-    difference = before.difference(now)
-    if difference:
-        raise DataError(
-            f"{folder} holds the rows of another command ({difference}); give that command again to go "
-            "on with it, another --out, or delete the folder"
-        )
 
 
 def _refuse_second(out: Path) -> None:

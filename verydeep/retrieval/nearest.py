@@ -153,8 +153,6 @@ def _computed(
     for number, item in enumerate(predictor.features_stream(queries, layer, pool, size=about.size)):
         if isinstance(item, Failure):
             errors[number] = item.error
-        elif not np.isfinite(item[layer]).all():
-            errors[number] = f"{item.path or 'query'}: its features are not finite numbers"
         else:
             rows.append(item[layer])
     return np.stack(rows) if rows else np.zeros((0, about.width(layer)), np.float32), errors
