@@ -138,7 +138,7 @@ def test_the_matrix_is_drawn_as_counted() -> None:
 def test_curves_go_through_their_points() -> None:
     drawn = plots.lines(
         [Line("up", [0, 1, 2], [0.0, 0.5, 1.0]), Line("gap", [0, 1, 2], [0, float("nan"), 1])],
-        x="epoch", y="top-1", percent=True, low=0.0, high=1.0,
+        x="epoch", y="top-1", percent=True, low=0.0,
     )  # fmt: skip
     paths = re.findall(r'class="curve \w" d="([^"]*)"', drawn)
     numbers = [list(map(float, re.findall(r"[\d.]+", path))) for path in paths]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import cycle
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,90 +54,59 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def lines(
-    given: Sequence[Line],
-    *,
-    x: str,
-    y: str,
-    percent: bool = False,
-    low: float | None = None,
-    high: float | None = None,
-    dots: bool = False,
-    log: bool = False,
+    given: Sequence[Line], *, x: str, y: str, percent: bool = False, low: float | None = None
 ) -> str:
-    """Curves over one pair of axes, named at the top.
+    """Curves over one pair of axes, named at the top; a curve of one point is a dot.
 
-    x, y: what the axes are. percent: the ys are fractions. low, high: of the y axis, None for the values'
-    own. dots: mark every point. log: the x axis is logarithmic.
+    x, y: what the axes are. percent: the ys are fractions. low: where the y axis begins, None for the
+    values' own.
     """
     xs = np.array([v for line in given for v in line.xs], float)
-    ys = np.array([v for line in given for v in line.ys], float)
-    good = np.isfinite(ys)
-    if not good.any():
+    ys = np.array([v for line in given for v in line.ys if math.isfinite(v)], float)
+    if not len(ys):
         return ""
-    bottom = float(ys[good].min()) if low is None else low
-    top = float(ys[good].max()) if high is None else high
+    bottom, top = float(ys.min()) if low is None else low, float(ys.max())
     if top <= bottom:
         top, bottom = top + max(abs(top), 1.0) * 0.05, bottom - max(abs(bottom), 1.0) * 0.05
     pad = 0.04 * (top - bottom)
-    bottom, top = (bottom - pad if low is None else low), (top + pad if high is None else high)
-    to = np.log10 if log else np.asarray
-    left, right = float(to(xs.min())), float(to(xs.max()))
+    bottom, top = (bottom - pad if low is None else low), top + pad
+    left, right = float(xs.min()), float(xs.max())
     if right <= left:
         left, right = left - 0.5, right + 0.5
 
-    def at(px: float, py: float) -> tuple[float, float]:
-        across = (float(to(px)) - left) / (right - left)
-        up = (min(max(py, bottom), top) - bottom) / (top - bottom)
-        return (
-            LEFT + across * (WIDTH - LEFT - RIGHT),
-            HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM),
-        )
+    def across(value: float) -> float:
+        return LEFT + (value - left) / (right - left) * (WIDTH - LEFT - RIGHT)
+
+    def down(value: float) -> float:
+        return HEIGHT - BOTTOM - (value - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
 
     parts = [_open(WIDTH, HEIGHT, f"{y} over {x}")]
     for value in ticks(bottom, top):
-        _, py = at(xs[0], value)
         shown = f"{value:.0%}" if percent and top - bottom > 0.05 else _number(value, percent)
-        parts.append(f'<path class="grid" d="M{LEFT} {py:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(_text(LEFT - 7, py + 4, shown, "end"))
-    marks = sorted({*xs.tolist()}) if log or len(set(xs.tolist())) <= 6 else ticks(left, right)
-    for value in marks:
-        px, _ = at(value, bottom)
-        parts.append(_text(px, HEIGHT - BOTTOM + 17, _number(value), "middle"))
-    parts.append(
-        f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>'
-        + _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x, "middle")
-    )
-    for number, line in enumerate(given):
-        colour = COLOURS[number % len(COLOURS)]
-        path, pen_down = [], False
+        parts.append(_level(down(value), shown))
+    marks = sorted({*xs.tolist()})
+    marks = marks if len(marks) <= 6 else ticks(left, right)
+    parts += [_text(across(at), HEIGHT - BOTTOM + 17, _number(at), "middle") for at in marks]
+    parts.append(f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x, "middle"))
+    legend = ""
+    for line, colour in zip(given, cycle(COLOURS), strict=False):
+        points = [(px, py) for px, py in zip(line.xs, line.ys, strict=True) if math.isfinite(py)]
+        path, pen = [], "M"
         for px, py in zip(line.xs, line.ys, strict=True):
-            if not math.isfinite(py):
-                pen_down = False
-                continue
-            sx, sy = at(px, py)
-            path.append(f"{'L' if pen_down else 'M'}{sx:.1f} {sy:.1f}")
-            pen_down = True
-        last = [v for v in line.ys if math.isfinite(v)]
-        shown = f"{last[-1]:.2%}" if percent and last else _number(last[-1]) if last else ""
-        parts.append(
-            f'<path class="curve {colour}" d="{"".join(path)}">'
-            f"<title>{escape(line.name)}, last {shown}</title></path>"
-        )
-        if dots or len(last) == 1:
-            for px, py in zip(line.xs, line.ys, strict=True):
-                if math.isfinite(py):
-                    sx, sy = at(px, py)
-                    told = f"{py:.2%}" if percent else _number(py)
-                    parts.append(
-                        f'<circle class="dot {colour}" cx="{sx:.1f}" cy="{sy:.1f}" r="4">'
-                        f"<title>{_number(px)}: {told}</title></circle>"
-                    )
-    parts.append("</svg>")
-    legend = "".join(
-        f'<span class="key {COLOURS[n % len(COLOURS)]}">{escape(line.name)}</span>'
-        for n, line in enumerate(given)
-    )
-    return f'<div class="legend">{legend}</div>{"".join(parts)}'
+            there = math.isfinite(py)
+            path.append(f"{pen}{across(px):.1f} {down(py):.1f}" if there else "")
+            pen = "L" if there else "M"
+        last = points[-1][1] if points else math.nan
+        shown = f"{last:.2%}" if percent else _number(last)
+        title = f"<title>{escape(line.name)}, last {shown}</title>"
+        parts.append(f'<path class="curve {colour}" d="{"".join(path)}">{title}</path>')
+        if len(points) == 1:
+            cx, cy = across(points[0][0]), down(last)
+            dot = f'<circle class="dot {colour}" cx="{cx:.1f}" cy="{cy:.1f}" r="4">{title}</circle>'
+            parts.append(dot)
+        legend += f'<span class="key {colour}">{escape(line.name)}</span>'
+    return f'<div class="legend">{legend}</div>{"".join(parts)}</svg>'
 
 
 def confusion(table: NDArray[np.int64], names: Sequence[str]) -> str:
@@ -219,8 +189,7 @@ def reliability_diagram(bins: Reliability) -> str:
 
     parts = [_open(WIDTH, height, "reliability diagram")]
     for value in (0, 0.25, 0.5, 0.75, 1):
-        parts.append(f'<path class="grid" d="M{LEFT} {py(value):.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(_text(LEFT - 7, py(value) + 4, f"{value:.0%}", "end"))
+        parts.append(_level(py(value), f"{value:.0%}"))
         parts.append(_text(px(value), low + 17, f"{value:.0%}", "end" if value == 1 else "middle"))
     most = max(1, int(bins.count.max()))
     for at, (answers, mean, accuracy) in enumerate(
@@ -258,6 +227,12 @@ def _open(width: float, height: float, label: str) -> str:
         f'<svg class="plot" viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width:.0f}px" '
         f'role="img" aria-label="{escape(label)}">'
     )
+
+
+def _level(y: float, words: str) -> str:
+    """A line of the grid, and its value at the axis."""
+    line = f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
+    return line + _text(LEFT - 7, y + 4, words, "end")
 
 
 def _text(x: float, y: float, words: str, anchor: str, whole: str = "") -> str:
