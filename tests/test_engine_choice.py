@@ -20,7 +20,7 @@ from verydeep.engines.source import source_of
 from verydeep.errors import EngineError
 from verydeep.files.cache import Cache
 from verydeep.graphs import network as graph
-from verydeep.graphs.network import Graph
+from verydeep.graphs.writer import Graph
 from verydeep.preprocess import TORCHVISION
 
 from .conftest import Outcome

@@ -24,7 +24,7 @@ from verydeep.engines import (
 from verydeep.errors import EngineError, ImageError
 from verydeep.files.cache import Cache
 from verydeep.graphs import network as graph
-from verydeep.graphs.network import Graph
+from verydeep.graphs.writer import Graph
 from verydeep.nets import NETWORKS, network
 from verydeep.preprocess import TORCHVISION, Preprocess
 

@@ -12,7 +12,7 @@ from verydeep import models, nets
 from verydeep.engines import open_engine
 from verydeep.errors import LayerError, NetworkError
 from verydeep.graphs import network as graph
-from verydeep.graphs.network import Graph
+from verydeep.graphs.writer import Graph
 from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE, TORCHVISION, Preprocess
 

@@ -22,7 +22,7 @@ from verydeep.engines import ENGINES, Engine, installed, open_engine, processor
 from verydeep.errors import LayerError, ModelFileError
 from verydeep.graphs import network as graph
 from verydeep.graphs.int8 import build, plan, rounded, weight_scales
-from verydeep.graphs.network import Graph
+from verydeep.graphs.writer import Graph
 from verydeep.modelfile import Activation, Record
 from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE, TORCHVISION, Preprocess

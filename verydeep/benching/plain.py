@@ -119,14 +119,14 @@ def _openvino(onnx: Path, threads: int, **config: object) -> Run:
 
 
 def _mnn(onnx: Path, threads: int) -> Run:
-    from ..exporting.mnn import convert
+    from ..engines.mnn import convert
 
     with silenced():
         import MNN.expr
         import MNN.nn
     file = onnx.with_suffix(".mnn")
     if not file.exists():
-        convert(onnx, file, "MNN")
+        convert(onnx, file, "MNN", 1)
     with silenced():
         manager = MNN.nn.create_runtime_manager(({"backend": "CPU", "numThread": threads},))
         net = MNN.nn.load_module_from_file(

@@ -34,7 +34,7 @@ from .source import Signature, Source
 
 if TYPE_CHECKING:
     from ..files.cache import Cache
-    from ..graphs.network import Graph
+    from ..graphs.writer import Graph
 
 __all__ = [
     "DEVICES",

@@ -74,24 +74,27 @@ def _convert(source: Source, folder: Path) -> None:
 
     graph = folder / "graph.onnx"
     write_onnx(source.graph, graph)
-    words = ["verydeep", "-f", "ONNX", "--modelFile", str(graph), "--MNNModel", str(folder / FILE)]
-    words += ["--bizCode", "verydeep"]
+    options: tuple[str, ...] = ()
     products = {n.output[0] for n in source.graph.model.graph.node if n.op_type == "Gemm"}
     if products & set(source.signature.outputs):
         # made a convolution, an FC layer swallows the ReLU behind it, though its own value is asked for
-        words += ["--convertMatmulToConv", "0"]
+        options = ("--convertMatmulToConv", "0")
+    convert(graph, folder / FILE, "verydeep", source.graph.size_bytes, *options)
+    for file in (graph, graph.with_name(graph.name + ".data")):
+        file.unlink()
+
+
+def convert(onnx: Path, file: Path, text: str, least_bytes: int, *options: str) -> None:
+    """An ONNX file to MNN's. text: what the file says about itself. least_bytes: that it must have."""
+    words = ["verydeep", "-f", "ONNX", "--modelFile", str(onnx), "--MNNModel", str(file)]
     with silenced() as lines:
         import _tools  # MNN's converter; its package gives it no other name
 
-        done = _tools.mnnconvert(words)
-    for file in (graph, graph.with_name(graph.name + ".data")):
-        file.unlink()
-    size = (folder / FILE).stat().st_size if (folder / FILE).exists() else 0
-    expected = source.graph.size_bytes
-    if not done or size < expected:
-        # the converter does not notice that a disk is full
+        done = _tools.mnnconvert([*words, "--bizCode", text, *options])
+    size = file.stat().st_size if file.exists() else 0
+    if not done or size < least_bytes:  # the converter does not notice that a disk is full
         raise EngineError(
-            f"mnn did not take the graph: its converter wrote {size} bytes of at least {expected}; "
+            f"mnn did not take the graph: its converter wrote {size} bytes of at least {least_bytes}; "
             f"{_complaint(lines)}"
         )
 

@@ -19,7 +19,7 @@ from .forks import never_destroy
 from .silence import silenced
 
 if TYPE_CHECKING:
-    from ..graphs.network import Graph
+    from ..graphs.writer import Graph
     from . import Engine, Run, Settings, Source
 
 FEW_IMAGES = 2

@@ -18,7 +18,7 @@ from ..errors import EngineError, NetworkError
 from ..files import hashes
 
 if TYPE_CHECKING:
-    from ..graphs.network import Graph
+    from ..graphs.writer import Graph
     from ..modelfile import ModelFile
 
 _MOVES = ("strides", "kernel_shape", "pads")

@@ -19,7 +19,7 @@ from ..errors import EngineError
 from .forks import Turns
 
 if TYPE_CHECKING:
-    from ..graphs.network import Graph
+    from ..graphs.writer import Graph
     from . import Engine, Run, Settings, Source
 
 _SETTINGS = Turns()  # of torch that are the whole process's

@@ -270,10 +270,10 @@ def _staged(out: Path, size_bytes: int) -> Iterator[Path]:
 def _place(stage: Path, out: Path) -> tuple[Path, ...]:
     """Move what was made beside `out`: what the file needs first, the file itself, its program."""
     order = {out.name: 1, f"{out.name}.py": 2}
-    made = sorted(stage.iterdir(), key=lambda file: (order.get(file.name, 0), file.name))
-    for file in made:
+    files = sorted(stage.iterdir(), key=lambda file: (order.get(file.name, 0), file.name))
+    for file in files:
         with open(file, "rb+") as opened:
             os.fsync(opened.fileno())
-    for file in made:
+    for file in files:
         os.replace(file, out.parent / file.name)
-    return tuple(out.parent / file.name for file in made)
+    return tuple(out.parent / file.name for file in files)

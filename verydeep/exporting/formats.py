@@ -48,8 +48,8 @@ class Format:
 FLOATS = ("exact", "fast", "half")
 
 FORMATS: dict[str, Format] = {
-    made.name: made
-    for made in (
+    form.name: form
+    for form in (
         Format("onnx", ".onnx", "onnxruntime", ("onnxruntime",), (*FLOATS, "int8")),
         Format("openvino", ".xml", "openvino", ("openvino",), (*FLOATS, "int8")),
         Format("mnn", ".mnn", "mnn", ("MNN",), ("fast", "half")),

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..engines.mnn import convert
 from ..engines.silence import silenced
-from ..errors import EngineError
 from ..graphs.writer import Graph, Writer, write_onnx
 from .formats import Job, Program, Run
 
@@ -24,14 +24,11 @@ def write(job: Job, file: Path) -> None:
     graph = file.with_suffix(".onnx")
     write_onnx(_flattened(job.graph), graph)
     half = job.precision == "half"
-    convert(graph, file, json.dumps(job.facts, ensure_ascii=False), half=half)
+    text = json.dumps(job.facts, ensure_ascii=False)
+    size = job.graph.size_bytes // (2 if half else 1)
+    convert(graph, file, text, size, *(["--fp16"] if half else []))
     graph.unlink()
     graph.with_name(f"{graph.name}.data").unlink()
-    size = job.graph.size_bytes // (2 if half else 1)
-    if file.stat().st_size < size:  # the converter does not notice that a disk is full
-        raise EngineError(
-            f"MNN's converter wrote {file.stat().st_size} bytes of at least {size}; is the disk full?"
-        )
 
 
 def _flattened(graph: Graph) -> Graph:
@@ -49,19 +46,6 @@ def _flattened(graph: Graph) -> Graph:
     return writer.graph()
 
 
-def convert(graph: Path, file: Path, text: str, *, half: bool = False) -> None:
-    """An ONNX file to MNN's; text: what the file says about itself."""
-    words = ["mnnconvert", "-f", "ONNX", "--modelFile", os.fspath(graph), "--MNNModel"]
-    words += [os.fspath(file), "--bizCode", text, *(["--fp16"] if half else [])]
-    with silenced() as lines:
-        import _tools  # MNN's converter; its package gives it no other name
-
-        done = _tools.mnnconvert(words)
-    if not done or not file.exists():
-        said = [line for line in lines if "rror" in line or "fail" in line.lower()]
-        raise EngineError(f"MNN's converter did not take the graph: {(said or ['no reason'])[-1]}")
-
-
 def load(file: Path, outputs: tuple[str, ...], precision: str) -> Run:  # noqa: ARG001
     with silenced():
         import MNN.expr
@@ -75,10 +59,10 @@ def load(file: Path, outputs: tuple[str, ...], precision: str) -> Run:  # noqa: 
 
     def run(pixels: np.ndarray, keep: object = manager) -> dict[str, np.ndarray]:  # noqa: ARG001
         given = expr.const(pixels, list(pixels.shape), expr.NCHW, expr.uint8)
-        found = network.forward([given])
         # read() gives a view of memory that MNN uses again
-        values = [np.array(expr.convert(value, expr.NCHW).read()) for value in found]
-        return dict(zip(outputs, values, strict=True))
+        values = network.forward([given])
+        arrays = [np.array(expr.convert(value, expr.NCHW).read()) for value in values]
+        return dict(zip(outputs, arrays, strict=True))
 
     return run
 
@@ -92,6 +76,6 @@ def program(outputs: tuple[str, ...], precision: str) -> Program:  # noqa: ARG00
             f'net = load(__file__[:-3], ["pixels"], {names}, runtime_manager=runtime(({CONFIG},)))',
             'labels = json.loads(json.loads(net.get_info()["bizCode"])["labels"])',
         ),
-        "found = net.forward([expr.const(pixels, list(pixels.shape), expr.NCHW, expr.uint8)]); "
-        f"outputs = {{name: expr.convert(f, expr.NCHW).read() for name, f in zip({names}, found)}}",
+        "values = net.forward([expr.const(pixels, list(pixels.shape), expr.NCHW, expr.uint8)]); "
+        f"outputs = {{name: expr.convert(v, expr.NCHW).read() for name, v in zip({names}, values)}}",
     )

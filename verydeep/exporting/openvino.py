@@ -41,8 +41,8 @@ def load(file: Path, outputs: tuple[str, ...], precision: str) -> Run:
         network = openvino.Core().compile_model(os.fspath(file), "CPU", config)
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
-        found = network(pixels)
-        return {name: np.array(found[name]) for name in outputs}
+        values = network(pixels)
+        return {name: np.array(values[name]) for name in outputs}
 
     return run
 
@@ -56,5 +56,5 @@ def program(outputs: tuple[str, ...], precision: str) -> Program:
             'labels = json.loads(model.get_rt_info(["verydeep", "labels"]).astype(str))',
             f'network = openvino.Core().compile_model(model, "CPU", {config})',
         ),
-        f"found = network(pixels); outputs = {{name: found[name] for name in {list(outputs)}}}",
+        f"values = network(pixels); outputs = {{name: values[name] for name in {list(outputs)}}}",
     )

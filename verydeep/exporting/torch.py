@@ -60,20 +60,20 @@ class PixelsToOutputs(nn.Module):
         x = pixels.permute(0, 3, 1, 2).contiguous().to(torch.float32)
         x = x.flip(1) if self.reverse else x
         x = (x * self.get_buffer("factor") + self.get_buffer("shift")).to(self.dtype)
-        found = walk(self.model.features.children(), x, self.stops)
-        margins = dict.fromkeys(found, 0)
+        values = walk(self.model.features.children(), x, self.stops)
+        margins = dict.fromkeys(values, 0)
         if self.margin:
-            padded = F.pad(found[self.before], (0, 2, 0, 2))
-            found["pool5"], margins["pool5"] = self.model.features[self.last](padded), 1
+            padded = F.pad(values[self.before], (0, 2, 0, 2))
+            values["pool5"], margins["pool5"] = self.model.features[self.last](padded), 1
         if self.reads:
-            averages = [_average(found[name], self.cells, margins[name]) for name in self.reads]
-            found["avgpool"] = torch.cat(averages, 1)
+            averages = [_average(values[name], self.cells, margins[name]) for name in self.reads]
+            values["avgpool"] = torch.cat(averages, 1)
             modules = list(self.model.classifier.children()) or [self.model.classifier]
-            found |= walk(modules, found["avgpool"].flatten(1), self.tops)
+            values |= walk(modules, values["avgpool"].flatten(1), self.tops)
             if "prob" in self.outputs:
-                found["prob"] = torch.softmax(found["fc8"].float(), 1)
+                values["prob"] = torch.softmax(values["fc8"].float(), 1)
         names = {"fc8": "scores"}
-        return {names.get(name, name): found[name].float() for name in self.outputs}
+        return {names.get(name, name): values[name].float() for name in self.outputs}
 
 
 def _average(x: Tensor, cells: int, margin: int) -> Tensor:
@@ -124,8 +124,8 @@ def load(file: Path, outputs: tuple[str, ...], precision: str) -> Run:  # noqa: 
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
         with torch.inference_mode():
-            found = module(torch.from_numpy(pixels))
-        return {name: found[name].numpy() for name in outputs}
+            values = module(torch.from_numpy(pixels))
+        return {name: values[name].numpy() for name in outputs}
 
     return run
 

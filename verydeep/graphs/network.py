@@ -19,8 +19,7 @@ from .. import nets
 from ..errors import NetworkError
 from ..nets import Layer, Network
 from ..preprocess import Preprocess
-from .writer import Graph as Graph
-from .writer import Writer
+from .writer import Graph, Writer
 
 Array = np.ndarray
 

@@ -202,8 +202,8 @@ def _decode_file(file: BinaryIO, range: Range, name: str) -> Image.Image | NDArr
 def _looks_like(start: bytes) -> str:
     head = start.lstrip(b"\xef\xbb\xbf \t\r\n")
     for offset, signature, what in _SIGNATURES:
-        found = (start if offset else head)[offset : offset + len(signature)]
-        if found.lower() == signature.lower():
+        there = (start if offset else head)[offset : offset + len(signature)]
+        if there.lower() == signature.lower():
             return f"it looks like {what}"
     return "expected JPEG, PNG, WebP, TIFF or the like; convert it to one of these"
 

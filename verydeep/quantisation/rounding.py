@@ -35,8 +35,7 @@ def steps(weight: Array, importance: Array) -> Array:
         better = cost < best
         best[better], chosen[better] = cost[better], step[better, 0]
     chosen[largest == 0] = 1  # weights of 0 are 0 on any scale
-    found: Array = chosen.astype(np.float32)
-    return found
+    return np.asarray(chosen, np.float32)
 
 
 def round_weights(weight: Array, step: Array, moments: Array | None = None) -> Array:
@@ -98,10 +97,9 @@ def second_moments(
         picked = []
         for image in windows:
             places = draw.choice(rows * columns, min(patches, rows * columns), replace=False)
-            found = image[
-                :, places // columns, places % columns
-            ]  # (channels, places, kernel, kernel)
-            picked.append(found.transpose(1, 0, 2, 3).reshape(len(places), -1))
+            # (channels, places, kernel, kernel)
+            windows_there = image[:, places // columns, places % columns]
+            picked.append(windows_there.transpose(1, 0, 2, 3).reshape(len(places), -1))
         flat = np.concatenate(picked)
         total = total + (flat.T @ flat).astype(np.float64)
         count += len(flat)
