@@ -38,9 +38,10 @@ def features(
 ) -> FeatureFile:
     """Write the features of photos to `out`, a .npz or .parquet file, and open it.
 
-    photos: files, folders (searched recursively) and globs. layers, pool, size: as for `Predictor.features`;
-    whole maps (pool None) need photos of one size. on_event: called for each photo, in order, with {"event": "photo", "path": ...,
-    "error": why it has no features or "", "done": photos that have a row now}.
+    photos: files, folders (searched recursively) and globs. layers, pool, size: as for
+    `Predictor.features`; whole maps (pool None) need photos of one size. on_event: called for each photo,
+    in order, with {"event": "photo", "path": ..., "error": why it has no features or "", "done": photos
+    that have a row now}.
 
     A photo that cannot be read has a row with its error. Until all is done the rows lie in the folder
     OUT.partial; stopped or killed, the same call goes on from there.
