@@ -85,6 +85,8 @@ def test_a_hash_is_remembered_for_the_file_that_was_opened(tmp_path: Path) -> No
     assert model.sha256 == hashlib.sha256(model.path.read_bytes()).hexdigest()
     assert hashes.remembered(model.stamp) == model.sha256
     assert hashes.remembered(modelfile.read(model.path).stamp) == model.sha256
+    hashes.forget()
+    assert hashes.remembered(model.stamp) is None
 
 
 def replaced(old: Path, new: Path) -> None:
@@ -128,7 +130,7 @@ def test_an_old_models_hash_is_never_a_new_files(
     assert keys[:2] == [right, right]
     assert not set(keys) & set(before)
     # in another process, or without a memory, the keys are the same
-    Notebook("hashes.json").clear()
+    hashes.forget()
     assert uses(verydeep.load(path, engine="onnxruntime")) == keys
 
 

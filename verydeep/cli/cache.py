@@ -61,8 +61,10 @@ def list_cache(as_json: bool) -> None:
 def clear() -> None:
     """Remove the prepared graphs and forget the engines that were chosen."""
     from ..engines.remembered import Memory
+    from ..files import hashes
     from ..files.cache import Cache
 
     freed = Cache().clear()
     Memory().clear()
+    hashes.forget()
     click.echo(f"{freed / 1e6:.0f} MB freed; engines are measured again when needed")

@@ -91,6 +91,11 @@ def sha256_of(known: Stamp, path: Path, read: Callable[[], str]) -> str:
     return digest
 
 
+def forget() -> None:
+    """Forget the hashes of all files; each is read again when it is next asked for."""
+    Notebook(MEMORY).clear()
+
+
 # Seals: what a file must be
 
 

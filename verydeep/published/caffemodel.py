@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, message_factory  # type: ignore[import-untyped]
+from google.protobuf import (  # type: ignore[import-untyped]  # comes with onnx
+    descriptor_pb2,
+    message_factory,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
