@@ -32,7 +32,7 @@ entrant, batch, size, threads, out = sys.argv[1], *map(int, sys.argv[2:5]), sys.
 if threads:
     torch.set_num_threads(threads)
 from verydeep.losses import LPIPS
-loss = LPIPS()
+loss = LPIPS(net="vgg")
 if entrant == "lpips":
     import lpips, torchvision
     features = loss.trunk.body.features.to(memory_format=torch.contiguous_format)

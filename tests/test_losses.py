@@ -6,9 +6,11 @@ import copy
 import gc
 import io
 import pickle
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,16 +22,16 @@ from torch import Tensor, nn
 
 from verydeep import losses, modelfile, models
 from verydeep.distances.metrics import HEADS_FILE, METRICS
-from verydeep.errors import ImageError, VerydeepError
+from verydeep.errors import ImageError, MissingExtraError, VerydeepError
 from verydeep.losses import (
     DISTS,
     LPIPS,
     ContentLoss,
-    LearnedPerceptualImagePatchSimilarity,
     PerceptualLoss,
     StyleLoss,
     TotalVariation,
     distance,
+    dists,
     trunk,
 )
 from verydeep.modelfile import Record
@@ -67,7 +69,7 @@ def _heads() -> dict[str, Tensor]:
 
 
 def _lpips(file: Path, **choices: object) -> LPIPS:
-    return LPIPS(model=file, heads=_heads(), **choices)  # type: ignore[arg-type]
+    return LPIPS(net="vgg", model=file, heads=_heads(), **choices)  # type: ignore[arg-type]
 
 
 def _dists(file: Path, **choices: object) -> DISTS:
@@ -115,7 +117,7 @@ def _gradient(loss: nn.Module, x: Tensor, y: object) -> Tensor:
 
 @pytest.fixture(scope="module")
 def real() -> LPIPS:
-    return LPIPS()
+    return LPIPS(net="vgg")
 
 
 @pytest.fixture
@@ -176,7 +178,15 @@ def test_dists_is_that_of_dists_pytorch() -> None:
     assert (gradients[0] - gradients[1]).norm() < 5e-3 * gradients[1].norm()
 
 
+def _metric() -> Any:
+    with warnings.catch_warnings():  # torchmetrics' own
+        warnings.simplefilter("ignore")
+        pytest.importorskip("torchmetrics")
+        return losses.LearnedPerceptualImagePatchSimilarity
+
+
 def test_the_metric_is_that_of_torchmetrics(monkeypatch: pytest.MonkeyPatch, real: LPIPS) -> None:
+    kind = _metric()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = pytest.importorskip("torchmetrics.functional.image.lpips")
@@ -186,24 +196,71 @@ def test_the_metric_is_that_of_torchmetrics(monkeypatch: pytest.MonkeyPatch, rea
     x, y = _images(3, 32, 40)
     for reduction in ("mean", "sum", "none"):
         reference = package.LearnedPerceptualImagePatchSimilarity("vgg", reduction, normalize=True)
-        metric = LearnedPerceptualImagePatchSimilarity("vgg", reduction, normalize=True)
-        metric.net = copy.copy(real)
-        metric.net.range = "0..1"
+        metric = kind("vgg", reduction, normalize=True)
         for start in (0, 1):
             parts = x[start : start + 2], y[start : start + 2]
-            expected, found = reference(*parts), metric(*parts)
-            assert_allclose(found.detach(), expected.detach(), rtol=1e-5)
-        expected, found = reference.compute(), metric.compute()
-        assert_allclose(found, expected.detach(), rtol=1e-5)
-        assert not found.requires_grad
+            expected, batch = reference(*parts), metric(*parts)
+            assert_allclose(batch.detach(), expected.detach(), rtol=1e-5)
+            assert batch.requires_grad
+        expected, value = reference.compute(), metric.compute()
+        assert_allclose(value, expected.detach(), rtol=1e-5)
         metric.reset()
-        with pytest.raises(VerydeepError, match="no images were given yet"):
-            metric.compute()
         metric.update(x, y)
         reference.reset()
         reference.update(x, y)
         assert_allclose(metric.compute(), reference.compute().detach(), rtol=1e-5)
+        assert not metric.compute().requires_grad
         assert not metric.state_dict()
+
+
+def test_the_metric_in_torchmetrics_ways(file: Path) -> None:
+    """Collections, pickles, several processes; and states without a graph after `forward`."""
+    kind = _metric()
+    from torchmetrics import MetricCollection
+
+    x, y = _images(3)
+    both = {"dist_sync_fn": lambda t, group: [t, t], "distributed_available_fn": lambda: True}  # noqa: ARG005
+    for reduction in ("mean", "sum", "none"):
+        options = {"normalize": True, "model": file, "heads": _heads()}
+        metric = kind("vgg", reduction, **options)
+        collection = MetricCollection({"lpips": metric})
+        collection(x, y)
+        (value,) = collection.compute().values()
+        expected = _value(_lpips(file, range="0..1"), x, y).detach().flatten()
+        expected = {"mean": expected.mean(), "sum": expected.sum(), "none": expected}[reduction]
+        assert_allclose(value.detach(), expected, rtol=1e-4)
+        assert not metric.total.requires_grad
+        assert_allclose(pickle.loads(pickle.dumps(metric)).compute().detach(), expected, rtol=1e-4)
+        twice = kind("vgg", reduction, **options, **both)
+        twice.update(x, y)
+        two = expected if reduction == "mean" else 2 * expected
+        two = torch.cat([expected, expected]) if reduction == "none" else two
+        assert_allclose(twice.compute().detach(), two, rtol=1e-4)
+        empty = kind("vgg", reduction, **options)
+        # torchmetrics says so, too
+        with pytest.warns(UserWarning), pytest.raises(VerydeepError, match="no images were given"):  # noqa: PT030
+            empty.compute()
+        with pytest.raises(ImageError, match="img1 has shape"):
+            metric.update(x, y[:1])
+
+
+def test_the_metric_needs_torchmetrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "verydeep.losses.metric", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'verydeep\[metrics\]'"):
+        losses.LearnedPerceptualImagePatchSimilarity  # noqa: B018
+
+
+@pytest.mark.parametrize("argument", ["net", "net_type"])
+def test_a_net_that_was_not_named_is_warned_of(file: Path, argument: str) -> None:
+    kind = LPIPS if argument == "net" else _metric()
+    with pytest.warns(
+        UserWarning, match=f"^{argument} was not named: .* write {argument}=.vgg"
+    ) as caught:
+        kind(model=file, heads=_heads())
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    lpips_has = (True, "vgg", "0.1", True, False, False, False, True, None, True, False)
+    LPIPS(*lpips_has, model=file, heads=_heads())  # type: ignore[arg-type]
 
 
 def test_content_style_and_variation_are_their_formulas(file: Path) -> None:
@@ -314,11 +371,27 @@ def test_both_images_may_learn(file: Path) -> None:
 # --------------------------------------------------------------- memory: strips, parts, checkpointing
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [(64, 44), (71, 33)])
-@pytest.mark.parametrize("bytes_", [1 << 8, 6000])
+# each kind once; odd and even heights; strips of one image, parts of several; kept and computed again
+@pytest.mark.parametrize(
+    ("kind", "size", "bytes_", "again"),
+    [
+        ("lpips", (71, 33), 1 << 8, None),
+        ("lpips", (64, 44), 6000, True),
+        ("spatial", (71, 33), 6000, False),
+        ("dists", (71, 33), 1 << 8, True),
+        ("l1", (64, 44), 1 << 8, True),
+        ("own", (64, 44), 6000, None),
+        ("content", (71, 33), 6000, True),
+        ("style", (71, 33), 1 << 8, False),
+    ],
+)
 def test_strips_and_parts_change_no_value(
-    monkeypatch: pytest.MonkeyPatch, file: Path, kind: str, size: tuple[int, int], bytes_: int
+    monkeypatch: pytest.MonkeyPatch,
+    file: Path,
+    kind: str,
+    size: tuple[int, int],
+    bytes_: int,
+    again: bool | None,
 ) -> None:
     loss = _all(file)[kind]
     x, y = _images(3, *size)
@@ -334,14 +407,13 @@ def test_strips_and_parts_change_no_value(
     monkeypatch.setattr(trunk.Trunk, "_strip", counting)
     monkeypatch.setitem(trunk.PART_BYTES, "cpu", bytes_)
     monkeypatch.setattr(trunk, "LEAST_ROWS", 8)
-    for again in (None, True, False):
-        loss.trunk.checkpointing = again
-        for target in (y, reference):
-            strips.clear()
-            assert_allclose(_value(loss, x, target).detach(), expected.detach(), rtol=1e-4)
-            assert len(strips) > 8 or kind in ("dists", "own")
-            gradient = _gradient(loss, x, target)
-            assert (gradient - slope).norm() < 1e-4 * slope.norm()
+    loss.trunk.checkpointing = again
+    for target in (y, reference):
+        strips.clear()
+        assert_allclose(_value(loss, x, target).detach(), expected.detach(), rtol=1e-4)
+        assert len(strips) > 8 or kind in ("dists", "own")
+        gradient = _gradient(loss, x, target)
+        assert (gradient - slope).norm() < 1e-4 * slope.norm()
 
 
 def test_checkpointing_keeps_less(file: Path) -> None:
@@ -375,8 +447,8 @@ def test_the_reference_keeps_no_graph(file: Path) -> None:
         assert False in seen  # the reference's pass, and hooks see both
 
 
-def test_a_thousand_calls_leave_nothing(file: Path) -> None:
-    loss = LPIPS(model=file, heads={"relu2_1": torch.ones(8)}, range="0..1")
+def test_many_calls_leave_nothing(file: Path) -> None:
+    loss = LPIPS(net="vgg", model=file, heads={"relu2_1": torch.ones(8)}, range="0..1")
     x, y = _images(1, 16, 16)
 
     def tensors() -> int:
@@ -388,7 +460,7 @@ def test_a_thousand_calls_leave_nothing(file: Path) -> None:
     for _ in range(3):
         _value(loss, x, y).sum().backward()
     before = tensors()
-    for _ in range(1000):
+    for _ in range(60):  # one that stays from each call would show
         _value(loss, x, y).sum().backward()
     assert tensors() <= before
 
@@ -435,8 +507,14 @@ def test_a_style_may_be_of_another_size(file: Path) -> None:
 
 
 def test_ranges(file: Path) -> None:
+    """What `verydeep.lpips` takes, refuses and warns of, see test_perceptual.py."""
     x, y = (t.detach() for t in _images())
     expected = _value(_lpips(file, range="0..1"), x, y)
+    assert torch.equal(_value(_lpips(file, range=(0, 1)), x, y), expected)
+    assert_allclose(_value(_lpips(file, range=(0, 4)), 4 * x, 4 * y), expected, rtol=1e-4)
+    assert _value(_lpips(file, range="0..1"), 1.4 * x - 0.2, y).isfinite().all()
+    with pytest.raises(ImageError, match="in0 goes from"):
+        _lpips(file, range="0..1")(3 * x, y)
     assert_allclose(_value(_lpips(file), 2 * x - 1, 2 * y - 1), expected, rtol=1e-4)
     assert_allclose(_value(_lpips(file), x, y, normalize=True), expected, rtol=1e-5)
     assert_allclose(_value(_lpips(file, range="0..255"), 255 * x, 255 * y), expected, rtol=1e-4)
@@ -458,8 +536,8 @@ def test_weights_have_their_own_preprocessing(tmp_path: Path) -> None:
     fx, fy = (body(255 * t.flip(1) - mean)["relu3_3"] for t in (x, y))
     found = _value(ContentLoss(model=path), x, y)
     assert_allclose(found.item(), (fx - fy).square().mean().item(), rtol=1e-4)
-    same = torch.rand(1, 3, 24, 24)
-    assert_allclose(_dists(path)._plain(_dists(path).trunk.normalised(same, 0, 1)), same, atol=1e-6)
+    same, body_ = torch.rand(1, 3, 24, 24), _dists(path).trunk
+    assert_allclose(dists._plain(body_, body_.normalised(same, 0, 1)), same, atol=1e-6)
 
 
 def test_batch_norm_stays_frozen(tmp_path: Path) -> None:
@@ -495,6 +573,76 @@ def test_float64_and_autocast_and_half(file: Path, kind: str) -> None:
     found = _value(loss, x, y)
     assert found.dtype == torch.float32
     assert_allclose(found.detach().mean(), expected.mean(), rtol=0.1, atol=1e-3)
+
+
+def test_the_finer_of_both_types_counts(file: Path) -> None:
+    """A bfloat16 image does not round its float32 target."""
+    y = torch.rand(1, 3, 32, 32)
+    rough = y.bfloat16()
+    for loss in (_lpips(file, range="0..1"), ContentLoss(model=file)):
+        expected = _value(loss, rough.float(), y)
+        assert expected.item() > 0
+        assert_allclose(_value(loss, rough, y), expected, rtol=1e-5)
+        assert_allclose(_value(loss, y, rough), expected, rtol=1e-5)
+        assert_allclose(_value(loss, rough, loss.remember(y)), expected, rtol=1e-5)
+
+
+def test_nothing_is_moved_inside_forward(file: Path) -> None:
+    """float64 images, also under inference_mode, leave a loss that can be differentiated through."""
+    x, y = _images()
+    for make in (
+        lambda: _lpips(file, range="0..1"),
+        lambda: _dists(file),
+        lambda: StyleLoss(model=file),
+    ):
+        with torch.inference_mode():
+            made = make()
+            _value(made, x.double(), y.double())
+            _value(made, x, y)
+        weight = made.trunk.body.features[0].weight
+        expected, slope = _value(make(), x, y).detach(), _gradient(make(), x, y)
+        assert_allclose(
+            _gradient(made, x.double(), y.double()), slope, atol=1e-4 * slope.abs().max()
+        )
+        assert torch.equal(_gradient(made, x, y), slope)
+        assert torch.equal(_value(made, x, y).detach(), expected)
+        assert made.trunk.body.features[0].weight is weight
+        assert made.trunk.dtype == torch.float32
+
+
+def test_torch_func(file: Path) -> None:
+    x, y = _images(3)
+    x = x.detach()
+    for loss in (_lpips(file, range="0..1"), _dists(file), ContentLoss(model=file)):
+        one = lambda a, b, loss=loss: loss(a[None], b[None]).sum()  # noqa: E731
+        expected = torch.stack([one(a, b) for a, b in zip(x, y, strict=True)])
+        assert_allclose(torch.vmap(one)(x, y), expected, rtol=1e-4)
+        slopes = torch.vmap(torch.func.grad(one))(x, y)
+        slope = _gradient(loss, x[:1].requires_grad_(), y[:1])[0]
+        x = x.detach()
+        assert (slopes[0] - slope).norm() < 1e-3 * slope.norm()
+
+
+def test_layers_of_shorter_networks(tmp_path: Path) -> None:
+    path = _file(tmp_path / "vgg11.safetensors", "vgg11")
+    x, y = _images()
+    for kind, layers in (
+        (ContentLoss, ("relu3_2",)), (PerceptualLoss, ("relu1_1", "relu2_1", "relu3_2", "relu4_2")),
+        (StyleLoss, ("relu1_1", "relu2_1", "relu3_2", "relu4_2")),
+    ):  # fmt: skip
+        loss = kind(model=path, network="vgg11")
+        assert loss.layers == layers
+        assert _value(loss, x, y) > 0
+    assert ContentLoss("relu2_1", model=path, network="vgg11").layers == ("relu2_1",)
+
+
+def test_pickles_of_the_built_in_weights_are_small(real: LPIPS) -> None:
+    x, y = _images(1, 32, 32)
+    data = pickle.dumps(real)
+    assert len(data) < 100_000
+    assert torch.equal(
+        _value(pickle.loads(data), x, y, normalize=True), _value(real, x, y, normalize=True)
+    )
 
 
 def test_it_is_a_constant_of_the_module_that_holds_it(file: Path) -> None:
@@ -589,7 +737,7 @@ def test_images_that_cannot_be_used(file: Path) -> None:
     broken[0, 0, 0, 0] = torch.nan
     assert _raised(loss, broken, y) == "in0 has values that are not numbers (NaN)"
     assert _raised(loss, x, 255 * y).endswith(
-        "and its range was said to be 0..1; scale it, or say which of 0..255, 0..1, -1..1 it is"
+        "range was said to be 0..1; scale it, or say which of 0..255, 0..1, -1..1 or (black, white) it is"
     )
     assert "in0 goes from" in _raised(loss, (255 * x).requires_grad_(), y)
     # what learns may overshoot, and its NaN is the optimiser's to see
@@ -629,9 +777,13 @@ def test_references_that_do_not_fit(file: Path) -> None:
     ("make", "message"),
     [
         (lambda: LPIPS(net="alex"), "net 'alex' is not a VGG; expected \"vgg\""),
-        (lambda: LPIPS(version="0.0"), "version '0.0', pretrained=True: there are the heads of"),
-        (lambda: LPIPS(range="0-1"), "range '0-1' is unknown"),
-        (lambda: LPIPS(heads={"relu1_2": torch.ones(3)}), "the head of relu1_2 has shape (3,); exp"),
+        (lambda: LPIPS(net="vgg", version="0.0"), "version '0.0', pretrained=True: there are the heads"),
+        (lambda: LPIPS(net="vgg", range="0-1"), "the images: range is '0-1'; expected (black, white)"),
+        (lambda: LPIPS(net="vgg", pnet_rand=True), "pnet_rand=True: for a trunk of random weights give"),
+        (lambda: LPIPS(net="vgg", pnet_tune=True), "pnet_tune=True: the trunk is frozen; verydeep.models"),
+        (lambda: LPIPS(net="vgg", model_path="a.pth"), "model_path='a.pth': give the weights of the heads"),
+        (lambda: LPIPS(net="vgg", eval_mode=False), "eval_mode=False: this loss is always in evaluation"),
+        (lambda: LPIPS(net="vgg", heads={"relu1_2": torch.ones(3)}), "the head of relu1_2 has shape (3,)"),
         (lambda: DISTS(alpha=torch.ones(3)), "alpha has shape (3,); expected (1475,)"),
         (lambda: PerceptualLoss(("relu9_1",)), "the trunk of vgg16 has no layer 'relu9_1'; did you"),
         (lambda: PerceptualLoss(("relu1_1",) * 2), "a layer is named twice: relu1_1, relu1_1"),
@@ -639,7 +791,8 @@ def test_references_that_do_not_fit(file: Path) -> None:
         (lambda: PerceptualLoss(criterion="l3"), "criterion 'l3' is unknown; expected one of: l1, l2"),
         (lambda: StyleLoss(reduction="avg"), "reduction 'avg' is unknown"),
         (lambda: TotalVariation(3), "power is 3; expected 1 or 2"),
-        (lambda: LearnedPerceptualImagePatchSimilarity(reduction="max"), "reduction 'max' is unknown"),
+        (lambda: _metric()("vgg", "max"), "reduction 'max' is unknown"),
+        (lambda: _metric()("squeeze"), "net_type 'squeeze' is not a VGG; expected \"vgg\""),
     ],
 )  # fmt: skip
 def test_errors_say_what_to_do(make: object, message: str) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .images import transformed
+
 EPSILON = 1e-10  # added to the norm, outside the root, as lpips 0.1.4 has it
 SMALLEST = (
     1e-38  # of a squared norm; keeps the root's slope finite and no value from being what it is
@@ -27,12 +29,14 @@ def unit_differences(f0: Tensor, f1: Tensor, weights: Tensor) -> Tensor:
     """
     with torch.autocast(f0.device.type, enabled=False):
         f0, f1 = wide(f0), wide(f1)
-        weights = weights.to(f0.dtype)
-        if torch.compiler.is_compiling():  # which fuses it by itself
+        weights = weights.to(f0.device, f0.dtype)
+        if (
+            transformed()
+        ):  # a compiler fuses it by itself, torch.func knows the plain operations alone
             weights = weights[:, None, None]
             return ((_unit(f0, 1) - _unit(f1, 1)).square() * weights).sum(1, keepdim=True)
-        found: Tensor = _Differences.apply(f0, f1.expand_as(f0), weights)
-        return found
+        differences: Tensor = _Differences.apply(f0, f1.expand_as(f0), weights)
+        return differences
 
 
 def wide(f: Tensor) -> Tensor:
@@ -49,10 +53,10 @@ class _Differences(torch.autograd.Function):
     @staticmethod
     def forward(f0: Tensor, f1: Tensor, weights: Tensor) -> Tensor:
         n, _, height, width = f0.shape
-        found = f0.new_empty(n * height * width)
-        for a, b, out in _chunks(f0, f1, found):
+        differences = f0.new_empty(n * height * width)
+        for a, b, out in _chunks(f0, f1, differences):
             torch.mv((_unit(a, 1) - _unit(b, 1)).square_(), weights, out=out)
-        return found.view(n, 1, height, width)
+        return differences.view(n, 1, height, width)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG004
@@ -67,8 +71,8 @@ class _Differences(torch.autograd.Function):
             both = (_slope(f0, f1, w, g, 1), _slope(f1, f0, w, g, 1))
             return (*(d if need else None for d, need in zip(both, needed, strict=True)), None)
         n, channels, height, width = f0.shape
-        found = [f0.new_empty(n * height * width, channels) if need else None for need in needed]
-        outs = [f0 if rows is None else rows for rows in found]
+        slopes = [f0.new_empty(n * height * width, channels) if need else None for need in needed]
+        outs = [f0 if rows is None else rows for rows in slopes]
         for a, b, g, out0, out1 in _chunks(f0, f1, gradient.reshape(-1), *outs):
             g = g[:, None]
             if needed[0]:
@@ -77,7 +81,7 @@ class _Differences(torch.autograd.Function):
                 out1.copy_(_slope(b, a, weights, g, 1))
         maps = [
             None if rows is None else rows.view(n, height, width, channels).permute(0, 3, 1, 2)
-            for rows in found
+            for rows in slopes
         ]
         return (*maps, None)
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from ..distances.metrics import DISTS_C1, DISTS_C2, HEADS_FILE, METRICS
 from ..errors import NetworkError
 from ..models.vgg import WeightsLike
+from ..preprocess import Range
 from .distance import wide
-from .trunk import Look, Looking, Reference, Trunk
+from .trunk import Look, Looking, Reference, Trunk, constant
 
 IMAGE = "image"  # the first layer that is compared: the image itself, 0 to 1
 
@@ -34,7 +35,7 @@ class DISTS(Looking):
         *,
         model: WeightsLike | None = "builtin",
         network: str = "vgg16",
-        range: str = "0..1",
+        range: Range = "0..1",
         alpha: Tensor | None = None,
         beta: Tensor | None = None,
         checkpointing: bool | None = None,
@@ -57,7 +58,7 @@ class DISTS(Looking):
         whole = (alpha.double().sum() + beta.double().sum()).item()
         for name, weights in (("alpha", alpha), ("beta", beta)):
             for layer, part in zip((IMAGE, *layers), torch.split(weights, channels), strict=True):
-                self.register_buffer(f"{name}_{layer}", part / whole, persistent=False)
+                self.register_buffer(f"{name}_{layer}", constant(part / whole), persistent=False)
 
     def forward(
         self,
@@ -74,31 +75,25 @@ class DISTS(Looking):
         with torch.set_grad_enabled(torch.is_grad_enabled() and require_grad):
             if isinstance(y, Tensor) and len(y) == 1 < len(x) and not y.requires_grad:
                 y = self.remember(y)
-            first, second = self._pair(x, y, ("x", "y"))
-            other = second[IMAGE] if isinstance(second, Mapping) else self._plain(second)
-            parts = self.trunk.look(first, second, Look(self._similarity))
-            parts.insert(0, self._similarity(IMAGE, self._plain(first), other))
-            found = 1 - torch.stack(parts).sum(0)
-            return found.mean() if batch_average else found
+            trunk, first, second = self._pair(x, y, ("x", "y"))
+            other = second[IMAGE] if isinstance(second, Mapping) else _plain(trunk, second)
+            parts = trunk.look(first, second, Look(self._similarity))
+            parts.insert(0, self._similarity(IMAGE, _plain(trunk, first), other))
+            distances = 1 - torch.stack(parts).sum(0)
+            return distances.mean() if batch_average else distances
 
     def remember(self, target: Tensor) -> Reference:
         """The features of `target`, to be given as `y`: computed once, without a graph."""
         known = self._remembered(target)
         y, (black, white) = self._seen(target.detach(), "target")
-        image = self._plain(self.trunk.normalised(y, black, white))
+        trunk = self.trunk.at(y)
+        image = _plain(trunk, trunk.normalised(y, black, white))
         return Reference({IMAGE: image, **known.values}, known.size)
 
-    def _plain(self, x: Tensor) -> Tensor:
-        """The image from 0 to 1 that was normalised."""
-        trunk = self.trunk
-        x = x.flip(1) if trunk.flip else x
-        return x * trunk.std + trunk.mean
-
-    def _similarity(self, layer: str, f0: Tensor, f1: Tensor | None) -> Tensor:
+    def _similarity(self, layer: str, f0: Tensor, f1: Tensor) -> Tensor:
         """The weighted texture and structure of one layer, (n,)."""
-        assert f1 is not None
-        alpha: Tensor = getattr(self, f"alpha_{layer}")
-        beta: Tensor = getattr(self, f"beta_{layer}")
+        alpha: Tensor = getattr(self, f"alpha_{layer}").to(f0.device)
+        beta: Tensor = getattr(self, f"beta_{layer}").to(f0.device)
         with torch.autocast(f0.device.type, enabled=False):
             f0, f1 = wide(f0), wide(f1)
             mean0, mean1 = f0.mean((2, 3), keepdim=True), f1.mean((2, 3), keepdim=True)
@@ -109,3 +104,9 @@ class DISTS(Looking):
             texture = (2 * mean0 * mean1 + DISTS_C1) / (squares + DISTS_C1)
             structure = (2 * covariance + DISTS_C2) / (variances + DISTS_C2)
             return (alpha * texture.flatten(1) + beta * structure).sum(1)
+
+
+def _plain(trunk: Trunk, x: Tensor) -> Tensor:
+    """The image from 0 to 1 that was normalised."""
+    x = x.flip(1) if trunk.flip else x
+    return x * trunk.std + trunk.mean

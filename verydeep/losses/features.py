@@ -11,9 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..distances.metrics import METRICS
+from ..distances.metrics import METRICS, chosen
 from ..errors import NetworkError, nearest
 from ..models.vgg import WeightsLike
+from ..nets import network as known
+from ..preprocess import Range
 from .distance import wide
 from .trunk import Look, Looking, Reference, Trunk
 
@@ -26,7 +28,8 @@ NAMED = ("l1", "l2")
 class PerceptualLoss(Looking):
     """The difference of features, averaged over channels and positions, summed over layers.
 
-    layers: paper names, before or after ReLU ("conv3_3", "relu3_3"). weights: of each; by default 1.
+    layers: paper names, one or several, before or after ReLU ("conv3_3", "relu3_3"); by default the last
+    ReLU of each of the first four blocks of VGG-16. weights: of each; by default 1.
     criterion: "l1" (absolute), "l2" (squared difference), or a function of both features, (n, c, h, w)
     each, to one number or to (n,).
     reduction: over the batch: "mean", "sum" or "none", which gives (n,).
@@ -37,7 +40,7 @@ class PerceptualLoss(Looking):
 
     def __init__(
         self,
-        layers: Sequence[str] = ("relu1_2", "relu2_2", "relu3_3", "relu4_3"),
+        layers: str | Sequence[str] | None = None,
         weights: Sequence[float] | None = None,
         criterion: Criterion = "l1",
         *,
@@ -45,11 +48,11 @@ class PerceptualLoss(Looking):
         model: WeightsLike | None = "builtin",
         network: str = "vgg16",
         pool: str | None = None,
-        range: str = "0..1",
+        range: Range = "0..1",
         checkpointing: bool | None = None,
         check: bool = True,
     ) -> None:
-        layers = (layers,) if isinstance(layers, str) else tuple(layers)
+        layers = chosen(layers, METRICS["style"].layers, known(network))
         self_weights = weighted(layers, weights)
         if not callable(criterion) and criterion not in NAMED:
             raise NetworkError(f"criterion {criterion!r} is unknown{nearest(criterion, NAMED)}")
@@ -65,9 +68,9 @@ class PerceptualLoss(Looking):
 
         image, target: (n, 3, h, w), the target also one for all or what `remember` gave.
         """
-        x, y = self._pair(image, target, ("image", "target"))
+        trunk, x, y = self._pair(image, target, ("image", "target"))
         look = Look(self._whole) if callable(self.criterion) else Look(self._map, "rows")
-        parts = self.trunk.look(x, y, look)
+        parts = trunk.look(x, y, look)
         if not callable(self.criterion):
             parts = [part.mean((1, 2, 3)) for part in parts]
         return reduced(parts, self.weights, self.reduction)
@@ -76,17 +79,16 @@ class PerceptualLoss(Looking):
         """The features of `target`, to be given in its place: computed once, without a graph."""
         return self._remembered(target)
 
-    def _map(self, _tap: str, f0: Tensor, f1: Tensor | None) -> Tensor:
-        assert f1 is not None
+    def _map(self, _tap: str, f0: Tensor, f1: Tensor) -> Tensor:
         with torch.autocast(f0.device.type, enabled=False):
             difference = wide(f0) - wide(f1)
             power = difference.abs() if self.criterion == "l1" else difference.square()
             return power.mean(1, keepdim=True)
 
-    def _whole(self, _tap: str, f0: Tensor, f1: Tensor | None) -> Tensor:
-        assert f1 is not None
-        assert callable(self.criterion)
-        return self.criterion(wide(f0), wide(f1).expand_as(f0))
+    def _whole(self, _tap: str, f0: Tensor, f1: Tensor) -> Tensor:
+        return self.criterion(  # type: ignore[operator]
+            wide(f0), wide(f1).expand_as(f0)
+        )
 
 
 class ContentLoss(PerceptualLoss):
@@ -97,17 +99,18 @@ class ContentLoss(PerceptualLoss):
 
     def __init__(
         self,
-        layers: Sequence[str] = METRICS["content"].layers,
+        layers: str | Sequence[str] | None = None,
         weights: Sequence[float] | None = None,
         *,
         reduction: Reduction = "mean",
         model: WeightsLike | None = "builtin",
         network: str = "vgg16",
         pool: str | None = None,
-        range: str = "0..1",
+        range: Range = "0..1",
         checkpointing: bool | None = None,
         check: bool = True,
     ) -> None:
+        layers = chosen(layers, METRICS["content"].layers, known(network))
         super().__init__(
             layers, weights, "l2", reduction=reduction, model=model, network=network, pool=pool,
             range=range, checkpointing=checkpointing, check=check,
@@ -115,13 +118,13 @@ class ContentLoss(PerceptualLoss):
 
 
 def weighted(layers: Sequence[str], weights: Sequence[float] | None) -> tuple[float, ...]:
-    found = (1.0,) * len(layers) if weights is None else tuple(float(w) for w in weights)
-    if len(found) != len(layers):
+    each = (1.0,) * len(layers) if weights is None else tuple(float(w) for w in weights)
+    if len(each) != len(layers):
         raise NetworkError(
-            f"{len(found)} weights were given for {len(layers)} layers ({', '.join(layers)}); "
+            f"{len(each)} weights were given for {len(layers)} layers ({', '.join(layers)}); "
             "expected one for each"
         )
-    return found
+    return each
 
 
 def known_reduction(name: str) -> None:

@@ -11,29 +11,23 @@ import warnings
 import torch
 from torch import Tensor
 
-from ..errors import ImageError, nearest
-from ..preprocess import RANGES
+from ..distances.inputs import OVERSHOOT, range_name, suspicious
+from ..errors import ImageError
+from ..preprocess import RANGES, Range, limits
 
 Span = tuple[float, float]  # black and white
 
 # How far beyond its range an image may go, in widths of the range: what is optimised, or comes out of a
-# network that still learns, overshoots; pictures overshoot by a filter's ringing alone.
-TOLERANCE, TOLERANCE_LEARNING = 0.5, 8.0
-
-
-def span(name: str) -> Span:
-    """Black and white of the range of that name; ImageError where there is none."""
-    if name not in RANGES:
-        raise ImageError(f"range {name!r} is unknown{nearest(name, RANGES)}")
-    return RANGES[name]
+# network that still learns, overshoots by more than a picture does.
+OVERSHOOT_LEARNING = 8.0
 
 
 def checked(
-    image: object, what: str, name: str, *, channels: int, smallest: int, values: bool
+    image: object, what: str, range: Range, *, channels: int, smallest: int, values: bool
 ) -> tuple[Tensor, Span]:
     """The image as floats, with its black and white; ImageError where it cannot be used.
 
-    image: (n, channels, h, w), of floats in the range `name`, or uint8, which is 0..255 whatever `name`.
+    image: (n, channels, h, w), of floats in that range, or uint8, which is 0..255 whatever `range`.
     what: for the message. smallest: side in pixels. values: look at the values too; a contradiction to
     the range is refused, and what only looks like another range is warned of.
     """
@@ -52,15 +46,26 @@ def checked(
         return image.float(), RANGES["0..255"]
     if not image.is_floating_point():
         raise ImageError(f"{what} is of {image.dtype}; expected floats, or uint8")
-    if values and not torch.compiler.is_compiling():
-        _look(image, what, name)
-    return image, span(name)
+    span = limits(range)
+    if values and not transformed():
+        _look(image, what, span, range_name(range))
+    return image, span
 
 
-def _look(image: Tensor, what: str, name: str) -> None:
-    low, high = span(name)
+def in_torch_func() -> bool:
+    """Whether one of torch.func's transforms looks on, such as vmap."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def transformed() -> bool:
+    """Whether torch.compile or torch.func looks on, to whom values are unknown."""
+    return torch.compiler.is_compiling() or in_torch_func()
+
+
+def _look(image: Tensor, what: str, span: Span, name: str) -> None:
+    low, high = span
     learning = image.requires_grad
-    margin = (high - low) * (TOLERANCE_LEARNING if learning else TOLERANCE)
+    margin = (high - low) * (OVERSHOOT_LEARNING if learning else OVERSHOOT)
     least, most = (float(value) for value in image.detach().aminmax())
     if least != least or most != most:
         if learning:
@@ -69,9 +74,9 @@ def _look(image: Tensor, what: str, name: str) -> None:
     if least < low - margin or most > high + margin:
         raise ImageError(
             f"{what} goes from {least:.4g} to {most:.4g}, and its range was said to be {name}; "
-            f"scale it, or say which of {', '.join(RANGES)} it is"
+            f"scale it, or say which of {', '.join(RANGES)} or (black, white) it is"
         )
-    if (name == "-1..1" and least >= 0 and most <= 1) or (name == "0..255" and 0 < most <= 1):
+    if suspicious(least, most, span):
         warnings.warn(
             f"{what} goes from {least:.4g} to {most:.4g} and its range was said to be {name}: "
             "if it is 0..1, say so",

@@ -5,6 +5,7 @@ Zhang et al. 2018, arXiv:1801.03924; values are those of lpips 0.1.4, version 0.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -13,43 +14,78 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..distances.metrics import HEADS_FILE, METRICS
-from ..errors import NetworkError, nearest
+from ..errors import NetworkError
 from ..models.vgg import WeightsLike
+from ..preprocess import Range
 from .distance import unit_differences
-from .trunk import Look, Looking, Reference, Trunk
+from .trunk import Look, Looking, Reference, Trunk, constant
+
+# What to do where an argument of lpips.LPIPS has another than its usual value
+_INSTEAD = {
+    "pnet_rand": "for a trunk of random weights give model=None",
+    "pnet_tune": "the trunk is frozen; verydeep.models.backbone gives one to train",
+    "model_path": "give the weights of the heads as tensors by layer, heads={'relu1_2': ...}",
+    "eval_mode": "this loss is always in evaluation mode; leave eval_mode out",
+}
+
+
+def named(argument: str, net: str | None) -> None:
+    """NetworkError for another net than VGG, and a warning where none was named."""
+    if net is None:
+        warnings.warn(
+            f"{argument} was not named: this is LPIPS of VGG, where lpips and torchmetrics mean AlexNet "
+            f'and give other values; write {argument}="vgg"',
+            stacklevel=3,
+        )
+    elif net not in ("vgg", "vgg16"):
+        raise NetworkError(
+            f'{argument} {net!r} is not a VGG; expected "vgg", whose values are others, or use lpips'
+        )
 
 
 class LPIPS(Looking):
     """The learned perceptual distance between images, differentiable.
 
-    The first five arguments are those of `lpips.LPIPS`; there is net="vgg" alone, in version "0.1".
+    The first eleven arguments are those of `lpips.LPIPS`; there is net="vgg" alone, in version "0.1", and
+    always in evaluation mode, so dropout does nothing and there is nothing to print. lpips' default is
+    another net: one warning says so where `net` is not named.
 
     lpips: False leaves the learned heads out: every channel weighs one. spatial: a map in place of a
     number. model: weights of VGG-16, as for `verydeep.models.backbone`. range: of float images: "-1..1",
-    which is what lpips takes, "0..1" or "0..255"; uint8 images know theirs. heads: weights by layer, (c,)
-    each, in place of the published. checkpointing: compute feature maps again in the backward pass
-    instead of keeping them: True all, False none, None where they are large. check: refuse float images
-    that contradict their range.
+    which is what lpips takes, "0..1", "0..255" or (black, white); uint8 images know theirs. heads:
+    weights by layer, (c,) each, in place of the published. checkpointing: compute feature maps again in
+    the backward pass instead of keeping them: True all, False none, None where they are large. check:
+    refuse float images that contradict their range.
     """
 
     def __init__(
         self,
         pretrained: bool = True,
-        net: str = "vgg",
+        net: str | None = None,
         version: str = "0.1",
         lpips: bool = True,
         spatial: bool = False,
+        pnet_rand: bool = False,
+        pnet_tune: bool = False,
+        use_dropout: bool = True,  # noqa: ARG002
+        model_path: str | None = None,
+        eval_mode: bool = True,
+        verbose: bool = True,  # noqa: ARG002
         *,
         model: WeightsLike | None = "builtin",
         network: str = "vgg16",
-        range: str = "-1..1",
+        range: Range = "-1..1",
         heads: Mapping[str, Tensor] | None = None,
         checkpointing: bool | None = None,
         check: bool = True,
-        verbose: bool = False,  # noqa: ARG002  # lpips prints what it loads; people switch it off
     ) -> None:
-        if net not in ("vgg", "vgg16"):
-            raise NetworkError(f'net {net!r} is not a VGG; expected "vgg"{nearest(net, ["vgg"])}')
+        named("net", net)
+        for name, (given, usual) in {
+            "pnet_rand": (pnet_rand, False), "pnet_tune": (pnet_tune, False),
+            "model_path": (model_path, None), "eval_mode": (eval_mode, True),
+        }.items():  # fmt: skip
+            if given != usual:
+                raise NetworkError(f"{name}={given!r}: {_INSTEAD[name]}")
         if version != "0.1" or not pretrained:
             raise NetworkError(
                 f"version {version!r}, pretrained={pretrained}: there are the heads of version 0.1 alone"
@@ -67,8 +103,8 @@ class LPIPS(Looking):
                     f"the head of {tap} has shape {tuple(weights.shape)}; expected ({channels},), a "
                     f"weight for each of its channels"
                 )
-            made = weights.detach().float().clone() if lpips else torch.ones(channels)
-            self.register_buffer(f"head_{tap}", made, persistent=False)
+            head = constant(weights if lpips else torch.ones(channels))
+            self.register_buffer(f"head_{tap}", head, persistent=False)
 
     def forward(
         self,
@@ -83,8 +119,8 @@ class LPIPS(Looking):
         list of the parts, one a layer. normalize: the images are in 0 to 1, whatever `range` says.
         """
         name = "0..1" if normalize else None
-        x, y = self._pair(in0, in1, ("in0", "in1"), name)
-        maps = self.trunk.look(x, y, Look(self._differences, "rows"))
+        trunk, x, y = self._pair(in0, in1, ("in0", "in1"), name)
+        maps = trunk.look(x, y, Look(self._differences, "rows"))
         if self.spatial:
             size = x.shape[2:]
             parts = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps]
@@ -97,7 +133,6 @@ class LPIPS(Looking):
         """The features of `target`, to be given as `in1`: computed once, without a graph."""
         return self._remembered(target, "0..1" if normalize else None)
 
-    def _differences(self, tap: str, f0: Tensor, f1: Tensor | None) -> Tensor:
-        assert f1 is not None
+    def _differences(self, tap: str, f0: Tensor, f1: Tensor) -> Tensor:
         weights: Tensor = getattr(self, f"head_{tap}")
         return unit_differences(f0, f1, weights)

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..distances.metrics import METRICS
+from ..distances.metrics import METRICS, chosen
 from ..models.vgg import WeightsLike
+from ..nets import network as known
+from ..preprocess import Range
 from .distance import wide
 from .features import Reduction, known_reduction, reduced, weighted
 from .images import size_free
@@ -36,18 +38,18 @@ class StyleLoss(Looking):
 
     def __init__(
         self,
-        layers: Sequence[str] = METRICS["style"].layers,
+        layers: str | Sequence[str] | None = None,
         weights: Sequence[float] | None = None,
         *,
         reduction: Reduction = "mean",
         model: WeightsLike | None = "builtin",
         network: str = "vgg16",
         pool: str | None = None,
-        range: str = "0..1",
+        range: Range = "0..1",
         checkpointing: bool | None = None,
         check: bool = True,
     ) -> None:
-        layers = (layers,) if isinstance(layers, str) else tuple(layers)
+        layers = chosen(layers, METRICS["style"].layers, known(network))
         each = weighted(layers, weights)
         known_reduction(reduction)
         trunk = Trunk(layers, model, network, pool=pool, checkpointing=checkpointing)
@@ -67,7 +69,7 @@ class StyleLoss(Looking):
             other = self._grams(style, "style")
             size_free(None, self.layers, len(style), len(image))
         parts = [
-            (ours - theirs).square().sum((1, 2))
+            (ours - theirs.to(ours.device)).square().sum((1, 2))
             for ours, theirs in zip(self._grams(image, "image"), other, strict=True)
         ]
         return reduced(parts, self.weights, self.reduction)
@@ -80,8 +82,9 @@ class StyleLoss(Looking):
 
     def _grams(self, image: Tensor, what: str) -> list[Tensor]:
         seen, black_white = self._seen(image, what)
-        x = self.trunk.normalised(seen, *black_white)
-        grams = self.trunk.look(x, None, Look(lambda _tap, f, _other: gram(f), "sum"))
+        trunk = self.trunk.at(seen)
+        x = trunk.normalised(seen, *black_white)
+        grams = trunk.look(x, None, Look(lambda _tap, f, _other: gram(f), "sum"))
         rows = {r.layer.name: r.shape for r in self.trunk.body.network.rows(*x.shape[2:])}
         return [
             g / float(torch.Size(rows[tap]).numel())

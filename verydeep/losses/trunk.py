@@ -9,6 +9,7 @@ reference keeps no graph. Values are those of the whole network, to rounding.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,8 +22,8 @@ from ..errors import ImageError, LayerError, NetworkError
 from ..models import Backbone, backbone, layers
 from ..models.layers import L2Pool2d
 from ..models.vgg import WeightsLike
-from ..preprocess import TORCHVISION
-from .images import Span, checked, span
+from ..preprocess import TORCHVISION, Range, limits
+from .images import Span, checked, in_torch_func, transformed
 
 PART_BYTES = {
     "cpu": 1 << 24
@@ -31,7 +32,7 @@ PART_BYTES_ELSEWHERE = 1 << 28
 LEAST_ROWS = 16  # of a strip
 AGAIN_BYTES = 1 << 25  # feature maps of one image larger than this are computed again, not kept
 
-Read = Callable[[str, Tensor, Tensor | None], Tensor]
+Read = Callable[[str, Tensor, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,12 @@ class Trunk(nn.Module):
         super().__init__()
         if len(set(taps)) < len(taps):
             raise LayerError(f"a layer is named twice: {', '.join(taps)}")
-        body = backbone(network, taps, model, pool=pool)
-        body.requires_grad_(False).eval()
-        self.body = body.to(memory_format=torch.channels_last)
+        with torch.inference_mode(False):  # what is made in it can never be differentiated through
+            body = backbone(network, taps, model, pool=pool)
+            body.requires_grad_(False).eval()
+            self.body = body.to(memory_format=torch.channels_last)
+        self._arguments = (taps, model, network, pool) if model == "builtin" else None
+        self._twins: dict[tuple[torch.device, torch.dtype], Trunk] = {}
         self.taps = body.taps
         self.checkpointing = checkpointing
         self.smallest = body.network.minimum_size
@@ -123,8 +127,8 @@ class Trunk(nn.Module):
         self.flip = record.channel_order == "BGR"
         if self.flip:
             mean, std = mean.flip(0), std.flip(0)
-        self.register_buffer("mean", mean.float()[:, None, None])
-        self.register_buffer("std", std.float()[:, None, None])
+        self.register_buffer("mean", constant(mean)[:, None, None])
+        self.register_buffer("std", constant(std)[:, None, None])
         self.mean: Tensor
         self.std: Tensor
 
@@ -136,13 +140,51 @@ class Trunk(nn.Module):
     def device(self) -> torch.device:
         return self.body.features[0].weight.device  # type: ignore[return-value]
 
+    def at(self, image: Tensor) -> Trunk:
+        """The trunk that looks at such an image: itself, or a copy on its device, in its
+        float64 or float32.
+
+        Copies are kept, and nothing of this one is moved.
+        """
+        dtype = self.dtype
+        if {image.dtype, dtype} == {torch.float32, torch.float64}:
+            dtype = image.dtype  # one is exact in the other
+        key = (image.device, dtype)
+        if key == (self.device, self.dtype) or torch.compiler.is_compiling():
+            return self
+        if key not in self._twins:
+            with torch.inference_mode(False), torch.no_grad():
+                twin = copy.deepcopy(self)
+                self._twins.setdefault(key, twin.to(*key).to(memory_format=torch.channels_last))
+        return self._twins[key]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Trunk:
+        self._twins = {}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trunk:
+        twin = Trunk.__new__(Trunk)
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy({**self.__dict__, "_twins": {}}, memo))
+        return twin
+
+    def __reduce__(self) -> Any:
+        """The built-in weights are in every installation, so a pickle has them by name."""
+        state = {**self.__dict__, "_twins": {}}
+        if self._arguments is None:
+            return _restored, (state,)
+        return _rebuilt, (self._arguments, self.checkpointing, self.device, self.dtype)
+
     def normalised(self, image: Tensor, black: float, white: float) -> Tensor:
         """What the network takes of an image whose black and white are these."""
         width = white - black
         mean, std = self.mean * width + black, self.std * width
         x = (image.to(torch.promote_types(image.dtype, mean.dtype)) - mean) / std
         x = x.flip(1) if self.flip else x
-        return x.to(self._dtype(image), memory_format=torch.channels_last)
+        x = x.to(self._dtype(image))
+        # vmap gives tensors an axis of its own, and they cannot be laid out so
+        return x if in_torch_func() else x.contiguous(memory_format=torch.channels_last)
 
     def _dtype(self, image: Tensor) -> torch.dtype:
         """What is computed in: the trunk's own, finer where the image is float64."""
@@ -157,7 +199,7 @@ class Trunk(nn.Module):
         or of one; or None.
         """
         # A compiler finds its own parts; the l2 pool reads beyond the edges of a strip.
-        if look.strips is None or self.body.network.pool == "l2" or torch.compiler.is_compiling():
+        if look.strips is None or self.body.network.pool == "l2" or transformed():
             return self._part(x, y, look, 1 << 62)
         part_bytes = PART_BYTES.get(x.device.type, PART_BYTES_ELSEWHERE)
         part = max(1, part_bytes // max(1, self._staged[0].size(x[:1])))
@@ -255,6 +297,7 @@ class Trunk(nn.Module):
         xs, ys = cut(x, around), cut(y, around) if isinstance(y, Tensor) else None
         if (
             again
+            and not transformed()
             and torch.is_grad_enabled()
             and any(t is not None and t.requires_grad for t in (xs, ys))
         ):
@@ -269,15 +312,15 @@ class Looking(nn.Module):
     """A loss that looks through a trunk.
 
     The trunk is not among the module's children: it is a constant, read from a file, so it stands in no
-    checkpoint, no optimiser and no `train()`. It goes along with `to`, `half` and the like, and follows
-    the device of the images and their float64.
+    checkpoint, no optimiser and no `train()`. It goes along with `to`, `half` and the like. Images on
+    another device, or in float64, are looked at by a copy of it, which is kept.
 
     range: of float images. check: refuse images that contradict it.
     """
 
-    def __init__(self, trunk: Trunk, range: str, *, check: bool) -> None:
+    def __init__(self, trunk: Trunk, range: Range, *, check: bool) -> None:
         super().__init__()
-        span(range)
+        limits(range)
         object.__setattr__(self, "trunk", trunk)
         self.trunk: Trunk
         self.range = range
@@ -289,61 +332,83 @@ class Looking(nn.Module):
         return f"{self.trunk.body.network.name}: {', '.join(self.trunk.taps)}; range={self.range!r}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Looking:
-        self.trunk._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        with torch.inference_mode(False):
+            self.trunk._apply(fn, recurse)
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def _seen(self, image: object, what: str, name: str | None = None) -> tuple[Tensor, Span]:
-        """The image, checked, and its black and white; the loss moves to where it is."""
+    def _seen(self, image: object, what: str, range: Range = None) -> tuple[Tensor, Span]:
+        """The image, checked, and its black and white."""
         # On other devices than the processor a look at the values waits for all work before it, so
         # there it is the first call's alone: the range is a property of the program, not of the batch.
         waits = isinstance(image, Tensor) and image.device.type != "cpu"
         values = self.check and not (waits and self._looked)
         trunk = self.trunk
-        name = name or self.range
-        found, black_white = checked(
-            image, what, name, channels=trunk.in_channels, smallest=trunk.smallest, values=values
-        )
-        dtype = trunk.dtype
-        if {found.dtype, dtype} == {torch.float32, torch.float64}:
-            dtype = found.dtype  # one is exact in the other
-        if found.device != trunk.device or dtype != trunk.dtype:
-            self.to(found.device, dtype)
-        return found, black_white
+        return checked(
+            image, what, range or self.range, channels=trunk.in_channels, smallest=trunk.smallest,
+            values=values,
+        )  # fmt: skip
 
     def _pair(
-        self, image: object, target: object, names: tuple[str, str], name: str | None = None
-    ) -> tuple[Tensor, Tensor | Mapping[str, Tensor]]:
-        """Both normalised; the target's features in its place where it is one for many, or known."""
-        trunk = self.trunk
-        x, black_white = self._seen(image, names[0], name)
+        self, image: object, target: object, names: tuple[str, str], range: Range = None
+    ) -> tuple[Trunk, Tensor, Tensor | Mapping[str, Tensor]]:
+        """The trunk for both, and both normalised, in the finer type of the two; the target's features in
+        its place where it is one for many, or known.
+        """
+        x, black_white = self._seen(image, names[0], range)
         if isinstance(target, Reference):
             fits(target, x, self.layers)
             self._looked = True
-            return trunk.normalised(x, *black_white), target.values
-        y, other = self._seen(target, names[1], name)
+            trunk = self.trunk.at(x)
+            x = trunk.normalised(x, *black_white)
+            return (
+                trunk,
+                x,
+                {tap: value.to(x.device, x.dtype) for tap, value in target.values.items()},
+            )
+        y, other = self._seen(target, names[1], range)
         self._looked = True
         if x.shape[2:] != y.shape[2:] or (len(x) != len(y) and 1 not in (len(x), len(y))):
             raise ImageError(
                 f"{names[0]} has shape {tuple(x.shape)} and {names[1]} {tuple(y.shape)}; expected the "
                 "same, or one image against several"
             )
-        y = trunk.normalised(y.to(x.dtype), *other)
-        x = trunk.normalised(x, *black_white)
+        dtype = torch.promote_types(x.dtype, y.dtype)
+        x, y = x.to(dtype), y.to(x.device, dtype)
+        trunk = self.trunk.at(x)
+        x, y = trunk.normalised(x, *black_white), trunk.normalised(y, *other)
         if len(x) == 1 < len(y):
             x = x.expand(len(y), -1, -1, -1)
         elif len(y) == 1 < len(x):
             if not y.requires_grad:
-                return x, trunk.features(y)
+                return trunk, x, trunk.features(y)
             y = y.expand(len(x), -1, -1, -1)
-        return x, y
+        return trunk, x, y
 
-    def _remembered(self, target: Tensor, name: str | None = None) -> Reference:
+    def _remembered(self, target: Tensor, range: Range = None) -> Reference:
         """The features of `target`, which may be one image for all."""
-        y, black_white = self._seen(target, "target", name)
-        y = y.detach()
-        values = self.trunk.features(self.trunk.normalised(y, *black_white))
+        y, black_white = self._seen(target, "target", range)
+        trunk = self.trunk.at(y)
+        values = trunk.features(trunk.normalised(y.detach(), *black_white))
         return Reference(values, (y.shape[2], y.shape[3]))
+
+
+def constant(values: Tensor) -> Tensor:
+    """A copy in float32, which can stand in a graph though it is made under inference_mode."""
+    with torch.inference_mode(False):
+        return values.detach().float().clone()
+
+
+def _restored(state: dict[str, Any]) -> Trunk:
+    trunk = Trunk.__new__(Trunk)
+    trunk.__dict__.update(state)
+    return trunk
+
+
+def _rebuilt(arguments: Any, checkpointing: bool | None, *place: Any) -> Trunk:
+    taps, model, network, pool = arguments
+    trunk = Trunk(taps, model, network, pool=pool, checkpointing=checkpointing)
+    return trunk.to(*place)
 
 
 def fits(reference: Reference, x: Tensor, taps: Sequence[str]) -> None:
@@ -400,8 +465,8 @@ def _pooled(pool: nn.Module, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):  # its squares overflow in fewer bits
             wide: Tensor = pool(x.float())
             return wide.to(x.dtype)
-    found: Tensor = pool(x)
-    return found
+    pooled: Tensor = pool(x)
+    return pooled
 
 
 def _itself(_tap: str, f: Tensor, _other: Tensor | None) -> Tensor:
