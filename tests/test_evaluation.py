@@ -12,11 +12,12 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, top_k_accuracy_score
 
 import verydeep
+from verydeep import modelfile
 from verydeep.evaluation import calibration_error
 from verydeep.predictor import softmax
 
 from .conftest import Run
-from .tiny import IDS, photo
+from .tiny import IDS, NAMES, photo, tiny, weights
 
 
 @pytest.fixture
@@ -82,3 +83,24 @@ def test_refusals(verydeep: Run, model: Path, tmp_path: Path) -> None:
         outcome = verydeep("evaluate", model, where)
         assert (outcome.status, outcome.out) == (2, "")
         assert message in outcome.err
+
+
+def test_scores_that_are_no_numbers_are_an_error(verydeep: Run, data: Path, tmp_path: Path) -> None:
+    net = tiny()
+    tensors = weights(net)
+    tensors["classifier.bias"][1] = np.nan
+    path = tmp_path / "nan.safetensors"
+    modelfile.write(path, modelfile.Record(network=net, class_names=NAMES, class_ids=IDS), tensors)
+    done = verydeep("evaluate", path, data, "--json", "--engine", "onnxruntime")
+    assert (done.status, done.out) == (2, "")
+    assert "finite" in done.err
+
+
+def test_class_folders_in_either_spelling() -> None:
+    import unicodedata
+
+    from verydeep.evaluation.labelled import class_of, class_table
+
+    table = class_table(["ant", "caf\u00e9"], [])
+    for spelling in ("NFC", "NFD"):
+        assert class_of(unicodedata.normalize(spelling, "Caf\u00e9/1.png"), table) == 1

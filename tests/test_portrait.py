@@ -16,15 +16,15 @@ from numpy.testing import assert_allclose
 from PIL import Image
 
 import verydeep
-from verydeep import models
-from verydeep.errors import DataError, ImageError, ModelFileError, OutputError
+from verydeep import modelfile, models
+from verydeep.errors import DataError, ImageError, ModelFileError, OutputError, VerydeepError
 from verydeep.pictures import text as lettering
 from verydeep.portraits import filter_picture, show
 from verydeep.preprocess import Preprocess
 
 from .conftest import Run
 from .test_imports import BLOCK, python
-from .tiny import model_file, photo, tiny
+from .tiny import model_file, photo, tiny, weights
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = Preprocess(resize_size=40, crop_size=32)
@@ -267,6 +267,22 @@ def test_the_command(verydeep: Run, tmp_path: Path, model: Path) -> None:
         "b.png: expected a name that ends in .html"
         in verydeep(*words, "--html", tmp_path / "b.png").err
     )
+
+
+def test_values_that_are_no_numbers_are_an_error(tmp_path: Path) -> None:
+    net = tiny()
+    tensors = weights(net)
+    tensors["features.3.bias"][:] = np.nan
+    path = tmp_path / "nan.safetensors"
+    modelfile.write(path, modelfile.Record(network=net), tensors)
+    show(path)  # of the filters all is known
+    with pytest.raises(VerydeepError, match="finite"):
+        show(path, photo(tmp_path / "a.png"))
+
+
+def test_one_photo_at_a_time(model: Path) -> None:
+    with pytest.raises(ImageError, match="2 images given; expected one photo"):
+        show(model, np.zeros((2, 40, 40, 3), np.uint8))
 
 
 def test_refusals(tmp_path: Path, model: Path) -> None:

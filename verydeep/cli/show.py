@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @options.number("--strongest", default=8, most=32, help="How many channels of each block to show.")
 @click.option(
     "--size", default="224", show_default=True, metavar="N",
-    help="Pixels a side that the photo is looked at with; or HEIGHTxWIDTH, or own.",
+    help="Pixels a side at which the network sees the photo; or HEIGHTxWIDTH, or own.",
 )  # fmt: skip
 @options.compute
 def show(

@@ -105,9 +105,7 @@ def _blocks(portrait: Portrait) -> Image.Image:
         ]  # fmt: skip
         rows.append(layout.row(layout.column(*said), layout.row(field, *maps, gap=GAP)))
     heading, text = words.CHANNELS
-    text += (
-        f" In front what one unit sees, framed as on the photo: all are {words.place(portrait)}."
-    )
+    text += f" In front, what one unit sees {words.place(portrait)}."
     return layout.column(_text(WIDTH, heading, text), 8, *rows, gap=GAP)
 
 
