@@ -313,6 +313,13 @@ def test_photos_are_checked_too(verydeep: Run, model: Path, tmp_path: Path) -> N
     assert "gone.png" in outcome.err
 
 
+def test_one_layer_and_one_photo_are_lists_of_one(model: Path, tmp_path: Path) -> None:
+    image = photo(tmp_path / "photo.png")
+    done = export.export(model, "onnx", tmp_path / "t.onnx", taps="relu5_2", photos=str(image))
+    assert list(done.errors)[2:] == [str(image)]
+    assert "relu5_2" in done.program.read_text(encoding="utf-8")
+
+
 def test_refusals(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "tiny.onnx"
     with pytest.raises(EngineError, match="format 'onyx' is unknown; did you mean onnx"):

@@ -99,6 +99,8 @@ def test_float_layers_are_those_that_were_named(tmp_path: Path) -> None:
     keys = {layer.name: f"{layer.key}.weight" for layer in model.record.network.layers if layer.key}
     assert whole == {key for name, key in keys.items() if name not in chosen}
     assert set(made.record.activations) == set(plan(model.record.network, chosen).places)
+    one = quantize.quantise_pixels(model, images(16), images(16, 1), floats="fc7", threads=1)
+    assert one.floats == ("fc7",)
     nothing = quantize.quantise_pixels(model, images(16), images(16, 1), floats=(), threads=1)
     assert nothing.floats == ()
     assert "input" in nothing.record.activations

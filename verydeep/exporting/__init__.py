@@ -30,6 +30,8 @@ from ..engines import (
 from ..errors import EngineError, OutputError, log, nearest
 from ..files.atomic import ADVICE
 from ..modelfile import ModelFile, read
+from ..nets import named
+from ..preprocess import several
 from ..published.finding import find_model
 from .formats import FORMATS, Job, program_text
 
@@ -91,8 +93,8 @@ def export(
     out: str | os.PathLike[str],
     *,
     precision: str = "fast",
-    taps: Sequence[str] = (),
-    photos: Sequence[ImageLike] = (),
+    taps: str | Sequence[str] = (),
+    photos: ImageLike | Sequence[ImageLike] = (),
 ) -> Exported:
     """Write the model to `out` as "onnx", "openvino", "mnn" or "torch", and check it there.
 
@@ -126,7 +128,7 @@ def export(
         raise OutputError(f"{out}: expected a name that ends in {form.suffix} for {to}")
     if isinstance(model, str | os.PathLike):
         model = read(find_model(model))
-    taps = tuple(dict.fromkeys(taps))
+    taps = tuple(dict.fromkeys(named(taps)))
     job = Job(model, precision, taps)
     record = model.record
     if not job.outputs:
@@ -135,7 +137,7 @@ def export(
             f"taps, such as {record.network.trunk[-2].name}"
         )
     record.network.cut(taps)  # refuses unknown ones before anything is written
-    batches = dict(_batches(record.preprocess, photos))
+    batches = dict(_batches(record.preprocess, several(photos)[0]))
     module = import_module(f".{to}", __package__)
     weights_bytes = job.graph.size_bytes
     # the file, and for a moment the ONNX file that it is made from

@@ -26,6 +26,7 @@ from ..errors import DataError, ImageError, ModelFileError, NetworkError, Output
 from ..files.photo_paths import find
 from ..graphs.int8 import Plan, plan
 from ..modelfile import Activation, ModelFile, Record, read, write
+from ..nets import named
 from .draft import Draft
 from .ranges import LEVELS, Tally, error_names, probed
 from .rounding import round_weights, second_moments, steps
@@ -92,7 +93,7 @@ def quantize(
     *,
     check: Iterable[str] = (),
     count: int = 512,
-    floats: Collection[str] | None = None,
+    floats: str | Collection[str] | None = None,
     threads: int | None = None,
 ) -> Quantised:
     """Make an int8 model of a float one, and write it to `out`.
@@ -163,7 +164,7 @@ def quantise_pixels(
     calibrate: Sequence[Array],
     check: Sequence[Array],
     *,
-    floats: Collection[str] | None = None,
+    floats: str | Collection[str] | None = None,
     threads: int | None = None,
 ) -> Quantised:
     """The int8 model of a float one.
@@ -183,6 +184,7 @@ def quantise_pixels(
                 f"{len(images)} photos to {purpose}; expected {FEWEST} or more, "
                 "and a few hundred are better"
             )
+    floats = None if floats is None else named(floats)
     network = model.record.network.cut(("prob",))  # all that scores need, and no more
     reference = Draft(network, model.record.preprocess, dict(model.stored), threads=threads)
     plan(network, floats or ())  # refuses what is no layer, before minutes of work
