@@ -210,6 +210,16 @@ def test_names_that_are_not_utf8_are_printed(model: Path, tmp_path: Path) -> Non
     assert os.fsencode(json.loads(done.stdout)[0]["path"]) == name
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device here")
+def test_a_full_disk_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "verydeep", "models"]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "verydeep: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
 def test_a_number_that_is_not_finite_is_no_json(capsys: pytest.CaptureFixture[str]) -> None:
     with output.json_list() as add:
         add({"score": 1.0})

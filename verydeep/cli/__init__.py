@@ -133,6 +133,6 @@ def main() -> None:
         log.error(error)
         status = 2
     except OSError as error:
-        log.error(f"{error.filename}: {error.strerror}" if error.filename else error)
+        log.error(": ".join(map(str, filter(None, (error.filename, error.strerror)))) or error)
         status = 2
     sys.exit(status)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import EngineError, log
-from ..files.wording import counted
 from . import ENGINES, REFERENCE, Engine, Kind, Settings, Source, check, installed, open_engine
 from .forks import Turns
 from .processor import cores, processor
@@ -164,6 +163,7 @@ class Choice:
         return None
 
     def _race(self, kinds: list[Kind], pixels: np.ndarray, about: Mapping[str, Any]) -> Engine:
+        from ..files.wording import counted
         from .race import race
 
         log.info(
