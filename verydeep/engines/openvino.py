@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 FEW_IMAGES = 2
 LARGE_BYTES = 16 << 20  # of FC weights, above which no cache close to a core holds them
 
+PREPARED_LAYERS = 256
+
 HINTS = {"exact": "f32", "fast": "f32", "half": "bf16", "int8": "f32"}
 
 
@@ -67,6 +69,8 @@ def prepare(engine: Engine) -> Run:
             "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
             # threads nailed to cores would fight with whoever else computes here
             "ENABLE_CPU_PINNING": False,
+            # prepared layers, a few for each size of image that comes: its own 5000 fill gigabytes
+            "CPU_RUNTIME_CACHE_CAPACITY": PREPARED_LAYERS,
             # else FC layers with weights of few bits would compute with few bits, too
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
