@@ -11,25 +11,22 @@ import torch
 from numpy.testing import assert_allclose
 from torch import Tensor, nn
 
-from verydeep import modelfile, models
+from verydeep import models
 from verydeep.errors import LayerError, VerydeepError
-from verydeep.modelfile import Record
 from verydeep.models import Backbone, backbone
 from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE
 from verydeep.published import finding
+
+from .tiny import model_file
 
 TINY = 1 / 16
 TAPS = ("relu3_1", "conv2_1", "pool4")  # every network has these; not in order
 
 
 def _write(path: Path, net: Network) -> models.VGG:
-    """A model file of random weights, and the module that they came from."""
-    torch.manual_seed(0)
-    model = models.build(net).eval()
-    tensors = {key: value.numpy() for key, value in model.state_dict().items()}
-    modelfile.write(path, Record(net, preprocess=CAFFE), tensors)
-    return model
+    """A model file of random weights, and the whole module of it."""
+    return models.load(model_file(path, net, preprocess=CAFFE))
 
 
 @pytest.fixture

@@ -354,11 +354,8 @@ def test_activations_are_not_kept_for_nothing() -> None:
         assert not getattr(module, "inplace", False)
 
 
-def _written(path: Path, record: Record, model: nn.Module, **other: np.ndarray) -> None:
+def _written(path: Path, record: Record, model: nn.Module) -> None:
     tensors = {key: value.detach().numpy() for key, value in model.state_dict().items()}
-    for key, value in other.items():
-        del tensors[key.removesuffix(".q").removesuffix(".scale")]
-        tensors[key] = value
     modelfile.write(path, record, tensors)
 
 

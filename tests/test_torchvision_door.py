@@ -28,37 +28,25 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from verydeep import modelfile, models, nets
 from verydeep.errors import NetworkError, VerydeepError, WeightsError
-from verydeep.modelfile import Record
 from verydeep.models import vgg
 from verydeep.models.enums import ENUMS
 from verydeep.models.layers import cfgs, make_layers
-from verydeep.nets import NETWORKS, Network, network
+from verydeep.nets import NETWORKS, network
 from verydeep.preprocess import CAFFE
 from verydeep.published import catalog, finding, supply
+
+from .tiny import model_file
 
 ROOT = Path(__file__).parents[1]
 SHARED = [f"vgg{n}{bn}" for n in (11, 13, 16, 19) for bn in ("", "_bn")]
 TINY = 1 / 16
 
 
-def _write(path: Path, net: Network, **record: Any) -> dict[str, np.ndarray]:
-    """A model file with random weights; returns them."""
-    rng = np.random.default_rng(0)
-    tensors = {
-        key: np.zeros(shape, np.int64)
-        if key.endswith("tracked")
-        else (rng.normal(size=shape) / 8 + key.endswith("var")).astype(np.float32)
-        for key, shape in net.tensors.items()
-    }
-    modelfile.write(path, Record(net, **record), tensors)
-    return tensors
-
-
 @pytest.fixture
 def vgg16_file(tmp_path: Path) -> Path:
     path = tmp_path / "vgg16.safetensors"
     net = network("vgg16", width=TINY, classes=4)
-    _write(path, net, class_names=tuple("abcd"), preprocess=CAFFE, licence="MIT")
+    model_file(path, net, class_names=tuple("abcd"), preprocess=CAFFE, licence="MIT")
     return path
 
 
@@ -72,7 +60,7 @@ def obtained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         entry = catalog.entry(name)
         path = tmp_path / f"{name}.safetensors"
         if not path.exists():
-            _write(path, network(entry.network, width=TINY, classes=entry.classes))
+            model_file(path, network(entry.network, width=TINY, classes=entry.classes))
         return path
 
     monkeypatch.setattr(supply, "obtain", obtain)
@@ -512,7 +500,7 @@ def test_weights_arrive_without_a_copy(kind: str, tmp_path: Path) -> None:
     if kind == "pth":
         torch.save(models.build(net).state_dict(), path)
     else:
-        _write(path, net)
+        model_file(path, net)
     with _Copies() as copies:
         model = models.vgg11(weights=path)
     size = 4 * sum(p.numel() for p in model.parameters())
