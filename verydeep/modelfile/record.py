@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeGuard, cast
 
 import numpy as np
@@ -116,30 +116,17 @@ class Record:
 
     def to_json(self) -> str:
         """The record as canonical JSON: keys sorted, no spaces."""
-        network, head = self.network, self.network.head
+        network = {key: getattr(self.network, key) for key in _NETWORK_KEYS}
+        network["width"] = float(self.network.width)
+        network["head"] = {key: getattr(self.network.head, key) for key in _HEAD_KEYS}
         values: dict[str, object] = {
+            **{key: getattr(self, key) for key in _RECORD_KEYS if key != "format_version"},
             "format_version": FORMAT_VERSION,
-            "network": {
-                "column": network.column,
-                "batch_norm": network.batch_norm,
-                "width": float(network.width),
-                "in_channels": network.in_channels,
-                "pool": network.pool,
-                "head": {"kind": head.kind, "classes": head.classes, "layers": head.layers},
-            },
+            "network": network,
             "preprocess": self.preprocess.to_dict(),
-            "class_ids": self.class_ids,
-            "class_names": self.class_names,
-            "threshold": self.threshold,
-            "licence": self.licence,
-            "provenance": self.provenance,
-            "measured": self.measured,
         }
         if self.activations:
-            values["activations"] = {
-                name: {"scale": a.scale, "zero_point": a.zero_point}
-                for name, a in self.activations.items()
-            }
+            values["activations"] = {name: asdict(how) for name, how in self.activations.items()}
         return strict_json.dumps(values)
 
     @classmethod
