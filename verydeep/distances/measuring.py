@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ from ..engines.choice import Choice
 from ..engines.source import graph_key
 from ..nets import Head
 from .metrics import IMAGE, Metric, dists_of, heads, heads_sha256
-from .tiles import LARGEST, Span, tiles
+from .tiles import LARGEST, Span, shapes, tiles
 
 if TYPE_CHECKING:
     from ..engines import Engine
@@ -64,6 +64,11 @@ class Measure:
         network = model.record.network
         pool: Any = metric.pool or network.pool
         self.trunk = replace(network, head=Head(classes=0), pool=pool).cut(layers)
+        self.smallest = self.trunk.minimum_size
+        # readings of pairs of one size and dtype, in a precision; and how many pairs are known to follow
+        self.read: Callable[[list[Pair], str, int], list[Reading]] = self._maps
+        if name in ("style", "dists"):
+            self.read = self._styles if name == "style" else self._dists
         # written by setdefault alone, which threads may do at once: it needs no lock that a fork could
         # leave closed
         self._choices: dict[tuple[str, str, int, str], Choice] = {}
@@ -75,28 +80,20 @@ class Measure:
             return max(WORTH_A_GROUP, _others(height, width))
         return max(1, LARGEST // (2 * height * width))
 
-    def __call__(self, pairs: list[Pair], precision: str, to_come: int = 0) -> list[Reading]:
-        """Readings of pairs of one size and dtype. to_come: pairs that are known to follow."""
-        if self.name == "style":
-            return self._styles(pairs, precision, to_come)
-        if self.name == "dists":
-            return self._dists(pairs, precision, to_come)
-        return self._maps(pairs, precision, to_come)
-
     # LPIPS and content: the mean of a map for each layer
 
     def _maps(self, pairs: list[Pair], precision: str, to_come: int) -> list[Reading]:
         height, width = pairs[0][0].shape[:2]
-        shapes = self._shapes(height, width)
+        sizes = shapes(self.trunk, self.layers, height, width)
         readings: list[Reading] = []
         for groups, others, engine, passes in self._passes(pairs, precision, to_come):
             maps = {
                 layer: np.empty((groups, others, *size), np.float32)
-                for layer, (_, *size) in shapes.items()
+                for layer, (_, *size) in sizes.items()
             }
             scales = np.full(groups, 0.0 if self.name == "content" else 1.0)
             for (down, across), outputs in passes:
-                for layer, (stride, *size) in shapes.items():
+                for layer, (stride, *size) in sizes.items():
                     rows, own_rows = down.units(stride, size[0])
                     columns, own_columns = across.units(stride, size[1])
                     part = outputs[f"{layer}_map"][:, :, own_rows, own_columns]
@@ -168,7 +165,7 @@ class Measure:
                         rows = features[layer][0].reshape(len(features[layer][0]), -1)
                         total[layer] = total[layer] + (rows @ rows.T).astype(np.float64)
                 grams.append(total)
-        for layer, (_, *size) in self._shapes(height, width).items():
+        for layer, (_, *size) in shapes(self.trunk, self.layers, height, width).items():
             # arXiv:1603.08155, equation 3
             numbers = self.trunk.layer(layer).outputs * size[0] * size[1]
             for gram in grams:
@@ -185,11 +182,6 @@ class Measure:
 
     def _fits(self, image: Array, images: int) -> bool:
         return len(tiles(self.trunk, *image.shape[:2], images)) == 1
-
-    def _shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
-        """Of each layer that is read, (stride, height, width)."""
-        rows = {row.layer.name: row for row in self.trunk.rows(height, width)}
-        return {x: (rows[x].stride, *rows[x].shape[1:]) for x in self.layers}  # type: ignore[misc]
 
     def _passes(
         self, pairs: list[Pair], precision: str, to_come: int
@@ -223,7 +215,7 @@ class Measure:
         width) float32, by layer; by IMAGE their pixels, from 0 to 1.
         """
         height, width = images[0].shape[:2]
-        shapes = {IMAGE: (1, height, width), **self._shapes(height, width)}
+        sizes = {IMAGE: (1, height, width), **shapes(self.trunk, self.layers, height, width)}
         # features that leave the graph take as much memory again
         grid = tiles(self.trunk, height, width, 2 * len(images))
         pixels = np.stack([_cut(image, grid[0]) for image in images])
@@ -235,7 +227,7 @@ class Measure:
                 image = pixels.transpose(0, 3, 1, 2) / np.float32(255)
                 features = {IMAGE: image, **engine.run(pixels)}
                 own = {}
-                for layer, (stride, *size) in shapes.items():
+                for layer, (stride, *size) in sizes.items():
                     rows, columns = down.units(stride, size[0])[1], across.units(stride, size[1])[1]
                     own[layer] = features[layer][:, :, rows, columns]
                 yield own
@@ -279,7 +271,7 @@ class Measure:
         facts = [heads_sha256(), what, self.trunk.pool, " ".join(self.layers), str(others), pixels]
         code = ("graphs/network.py", "nets.py", "graphs/distance.py")
         key = graph_key(self.model, facts, code)
-        signature = Signature(pixels, 3 * (1 + others), self.trunk.minimum_size, tuple(names))
+        signature = Signature(pixels, 3 * (1 + others), self.smallest, tuple(names))
         return Source(build, key, signature)
 
 

@@ -160,9 +160,7 @@ class Perceptual:
             )
         if batch is not None and batch < 1:
             raise DataError(f"batch is {batch}; expected 1 or more")
-        return self._streamed(
-            pairs, Decoder(range, self._measure.trunk.minimum_size), spatial, batch
-        )
+        return self._streamed(pairs, Decoder(range, self._measure.smallest), spatial, batch)
 
     def _streamed(
         self, pairs: Iterable[tuple[ImageLike, ImageLike]], decoder: Decoder, spatial: bool,
@@ -209,7 +207,7 @@ class Perceptual:
         height, width = pairs[0][0].shape[:2]
         least, finer = FINER.get(precision, (0.0, ""))
         distances: list[Distance | None] = []
-        for reading in self._measure(pairs, precision, to_come):
+        for reading in self._measure.read(pairs, precision, to_come):
             engine = reading.engine
             small = not reading.value >= least * reading.scale
             if finer and small and engine.name not in DIRECT[precision]:

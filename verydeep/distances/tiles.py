@@ -58,6 +58,15 @@ def tiles(trunk: Network, height: int, width: int, images: int) -> tuple[tuple[S
     return tuple(product(*min(product(rows, columns), key=cost)))
 
 
+@lru_cache(maxsize=64)
+def shapes(
+    trunk: Network, layers: tuple[str, ...], height: int, width: int
+) -> dict[str, tuple[int, int, int]]:
+    """Of each of the layers, (stride, height, width), for such an image."""
+    rows = {row.layer.name: row for row in trunk.rows(height, width)}
+    return {x: (rows[x].stride, *rows[x].shape[1:]) for x in layers}  # type: ignore[misc]
+
+
 def _splits(size: int, margin: int, stride: int) -> Iterator[list[Span]]:
     """The axis in one span, two, three, ..., all of one length, so that an engine meets one shape."""
     yield [Span(0, size, 0, size)]
