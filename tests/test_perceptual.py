@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -286,6 +287,25 @@ def test_threads_give_what_one_gives(quick: Perceptual) -> None:
         )
         assert len(set(map(float, kept))) == 1
     assert len(distances._kept) <= distances.KEPT
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_after_a_fork() -> None:
+    """A child that was forked after a call gets the same number; openvino alone used to hang."""
+    code = """
+import os, signal, numpy, verydeep
+a = numpy.arange(24 * 24 * 3, dtype=numpy.uint8).reshape(24, 24, 3)
+words = {"layers": "relu1_1", "engine": "openvino", "threads": 1}
+before = float(verydeep.content_distance(a, a[::-1], **words))
+child = os.fork()
+if not child:
+    signal.alarm(60)
+    after = float(verydeep.content_distance(a, a[::-1], **words))
+    os._exit(0 if abs(after - before) <= 1e-3 * before else 3)
+print(os.waitpid(child, 0)[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "0\n", done.stderr
 
 
 def test_pickles(quick: Perceptual) -> None:
