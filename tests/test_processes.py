@@ -95,6 +95,23 @@ def test_a_forked_child_opens_anew(engine: str, threads: int, eighth: Path) -> N
         assert children == ["alike"] * 3
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_child_chooses_another_engine_where_the_best_cannot_work(eighth: Path) -> None:
+    code = FORKING.replace(
+        "stop = threading.Event()",
+        "from verydeep.engines import open_engine\n"
+        "(choice,) = predictor._choices.values()\n"
+        "choice._settled[8] = open_engine('mnn', choice.source, precision='fast', threads=2)\n"
+        "assert predictor([*images])[0].engine == 'mnn'\n"
+        "stop = threading.Event()",
+    )
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, "auto", str(eighth), "2"],
+        capture_output=True, text=True, timeout=120, check=True, cwd=ROOT,
+    )  # fmt: skip
+    assert ran.stdout.splitlines() == ["alike"] * 3 + ["parent True"]
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_pickled(engine: str, eighth: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what it was told; its file is found from another folder, too."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import EngineError, log
 from . import ENGINES, REFERENCE, Engine, Kind, Settings, Source, check, installed, open_engine
-from .forks import Turns
+from .forks import WATCHED, Turns
 from .processor import cores, processor
 
 if TYPE_CHECKING:
@@ -54,6 +54,11 @@ class Choice:
         self._settled: dict[int, Engine] = {}
         self._seen = 0
         self._turns = Turns()
+        WATCHED.add(self)
+
+    def in_child(self) -> None:
+        """Choose anew after a fork, since the best engine may be one that does not live through it."""
+        self._open, self._settled = {}, {}
 
     def engine(self, pixels: np.ndarray, *, batch: int | None = None, to_come: int = 0) -> Engine:
         """The engine to run those pixels with.
