@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import EngineError, ImageError, nearest
-from .forks import WATCHED, Turns, never_destroy
+from .forks import OPENING, WATCHED, Turns, never_destroy
 from .processor import cores
 from .source import Signature, Source
 
@@ -186,7 +186,8 @@ class Engine:
         if run is None or self.kind.takes_turns:
             with self._turns.lock:
                 if self._run is None:
-                    self._run = self.kind.load().prepare(self)
+                    with OPENING:
+                        self._run = self.kind.load().prepare(self)
                 outputs = self._run(given)
         else:
             outputs = run(given)
@@ -268,19 +269,22 @@ def open_engine(
     """
     if name not in ENGINES:
         raise EngineError(f"engine {name!r} is unknown{nearest(name, ENGINES)}")
-    check(name, precision, device, threads)
-    kind = ENGINES[name]
-    if device == "auto":  # the CPU is the last of those that are there, and for most the only one
-        device = kind.load().devices()[0] if kind.name == "torch" else "cpu"
-    return Engine(
-        kind,
-        graph if isinstance(graph, Source) else Source(graph),
-        precision=precision,
-        threads=threads or cores(),
-        device=device,
-        settings=settings,
-        cache=cache,
-    )
+    with OPENING:
+        check(name, precision, device, threads)
+        kind = ENGINES[name]
+        if (
+            device == "auto"
+        ):  # the CPU is the last of those that are there, and for most the only one
+            device = kind.load().devices()[0] if kind.name == "torch" else "cpu"
+        return Engine(
+            kind,
+            graph if isinstance(graph, Source) else Source(graph),
+            precision=precision,
+            threads=threads or cores(),
+            device=device,
+            settings=settings,
+            cache=cache,
+        )
 
 
 def relative_error(output: np.ndarray, reference: np.ndarray, *, scores: bool = True) -> float:

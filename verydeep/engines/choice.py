@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import EngineError, log
 from . import ENGINES, REFERENCE, Engine, Kind, Settings, Source, check, installed, open_engine
-from .forks import WATCHED, Turns
+from .forks import OPENING, WATCHED, Turns
 from .processor import cores, processor
 
 if TYPE_CHECKING:
@@ -175,15 +175,16 @@ class Choice:
             f"measuring {', '.join(about['engines'])} on this model, {counted(len(pixels), 'image')} of "
             f"{about['height']}x{about['width']} at once; this is done once"
         )
-        winner, standings = race(
-            self.source,
-            pixels,
-            kinds,
-            precision=self.precision,
-            threads=about["threads"],
-            devices=about["devices"],
-            cache=self._cache,
-        )
+        with OPENING:
+            winner, standings = race(
+                self.source,
+                pixels,
+                kinds,
+                precision=self.precision,
+                threads=about["threads"],
+                devices=about["devices"],
+                cache=self._cache,
+            )
         self._remembered().remember(about, standings)
         times = ", ".join(f"{row.engine} {row.seconds * 1e3:.1f}" for row in standings)
         log.info(f"chose {winner.name} (milliseconds an image: {times})")

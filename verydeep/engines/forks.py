@@ -16,6 +16,11 @@ from weakref import WeakSet
 WATCHED: WeakSet[Any] = WeakSet()
 
 
+# Held while an engine is opened, or engines are raced. A fork waits for it: the child would find modules
+# half imported, and libraries' own locks locked, for ever.
+OPENING = RLock()
+
+
 class Turns:
     """A lock, for `with turns.lock`, which its holder may take again; in a forked child it is free."""
 
@@ -33,9 +38,12 @@ def never_destroy(thing: object) -> None:
 
 
 def _in_child() -> None:
+    OPENING.release()
     for thing in list(WATCHED):
         thing.in_child()
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(
+        before=OPENING.acquire, after_in_parent=OPENING.release, after_in_child=_in_child
+    )

@@ -11,20 +11,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from threading import RLock
 
-_LOCK = RLock()  # two threads must not restore each other's descriptors
-if hasattr(os, "register_at_fork"):  # nor may a child inherit descriptors that lead into the file
-    os.register_at_fork(
-        before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release
-    )
+from .forks import OPENING
 
 
 @contextmanager
 def silenced() -> Iterator[list[str]]:
     """Nothing reaches stdout or stderr inside; the list holds the lines that tried to, afterwards."""
     lines: list[str] = []
-    with _LOCK, tempfile.TemporaryFile() as caught:
+    # one at a time, since two must not restore each other's descriptors, and none during a fork
+    with OPENING, tempfile.TemporaryFile() as caught:
         for stream in (sys.stdout, sys.stderr):
             with suppress(
                 Exception
