@@ -14,6 +14,7 @@ from PIL import Image
 from sklearn import metrics
 
 from verydeep.errors import DataError
+from verydeep.evaluation import measures
 from verydeep.models import build
 from verydeep.preprocess import PRESETS, Preprocess
 from verydeep.training import draws
@@ -24,7 +25,6 @@ from verydeep.training.images.pictures import Pictures, pictures
 from verydeep.training.images.statistics import colour_shift, statistics
 from verydeep.training.loop import Learner, normaliser
 from verydeep.training.recipes import Config, changed, paper, recipe, small_images
-from verydeep.training.record import measures
 from verydeep.training.schedule import drops_after, rate_at, side_at, still_to_do
 from verydeep.training.stuck import Stuck
 

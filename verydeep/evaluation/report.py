@@ -23,8 +23,7 @@ from ..pictures import charts
 from ..pictures import page as html
 from ..pictures.charts import Line
 from ..pictures.saving import write as write_text
-from ..training.record import measures
-from . import calibration_error
+from . import calibration_error, measures
 
 if TYPE_CHECKING:
     from PIL import Image

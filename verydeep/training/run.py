@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import __version__, modelfile
 from ..errors import DataError, OutputError
+from ..evaluation import measures
 from ..files.atomic import replacing
 from ..preprocess import Preprocess
 from . import draws, heap
@@ -34,7 +35,7 @@ from .precision import decided
 from .profile import Profile, profile
 from .ratetest import RateTest, rate_test
 from .recipes import Config
-from .record import about, checkpoint, folder, measures
+from .record import about, checkpoint, folder
 from .record.checkpoint import Checkpoint
 from .record.log import Log, read
 from .record.result import TrainResult

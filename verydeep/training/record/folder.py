@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from ... import modelfile
 from ...errors import DataError, OutputError
+from ...evaluation import measures
 from ...predictor import Predictor, softmax
 from ..images import data as data_module
 from ..images.data import Data, Sample
-from . import about, measures
+from . import about
 from .result import TrainResult
 
 WITHOUT_EFFECT = ("threads", "checkpoint_minutes")  # settings that change no weight

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ... import modelfile
 from ...errors import DataError
-from ...evaluation import report
+from ...evaluation import measures, report
 from ...files.atomic import replacing
 from ...models import layers as module_layers
 from ...nets import Head, Network
@@ -35,7 +35,7 @@ from ...published.finding import find_model
 from ..images import data as data_module
 from ..images.data import Sample
 from ..loop import Diverged
-from ..record import about, checkpoint, folder, measures
+from ..record import about, checkpoint, folder
 from ..record.log import Log, read
 from ..record.result import TrainResult
 from ..signals import watched

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ... import modelfile
 from ...errors import DataError
-from ...evaluation import report
+from ...evaluation import measures, report
 from ...files.atomic import replacing
 from ...modelfile import ModelFile
 from ...nets import Head, Network
@@ -33,7 +33,7 @@ from ...preprocess import Preprocess
 from ...published.finding import find_model
 from ..images import data as data_module
 from ..images.data import Sample
-from ..record import about, folder, measures
+from ..record import about, folder
 from ..record.log import Log, read
 from ..record.result import TrainResult
 from . import linear_head
