@@ -73,24 +73,28 @@ class Choice:
                 return self._opened(self.name, self.device, {})
             if batch in self._settled:
                 return self._settled[batch]
-            # who has seen many will probably see as many again
-            enough = max(len(pixels) + to_come, self._seen) >= WORTH_A_RACE
-            race = enough and 0 < len(pixels) == batch  # on the batch that its result is kept for
-            known = self.source.has_key and self._remembered().knows(self.source.key)
-            kinds = self._kinds() if race or known else []
-            winner = None
-            if len(kinds) > 1:
-                about = self._about(kinds, pixels, batch)
-                winner = self._winner(about) or (self._race(kinds, pixels, about) if race else None)
-            if winner is None:
-                winner = self._default()
-                if not race:
-                    return winner
-            self._settled[batch] = winner
-            kept = {id(engine) for engine in self._settled.values()}
-            # the others will not be needed: their weights can go
-            self._open = {key: one for key, one in self._open.items() if id(one) in kept}
-            return winner
+            with OPENING:  # nor may a child inherit locks of the files of what is remembered
+                return self._chosen(pixels, batch, to_come)
+
+    def _chosen(self, pixels: np.ndarray, batch: int, to_come: int) -> Engine:
+        # who has seen many will probably see as many again
+        enough = max(len(pixels) + to_come, self._seen) >= WORTH_A_RACE
+        race = enough and 0 < len(pixels) == batch  # on the batch that its result is kept for
+        known = self.source.has_key and self._remembered().knows(self.source.key)
+        kinds = self._kinds() if race or known else []
+        winner = None
+        if len(kinds) > 1:
+            about = self._about(kinds, pixels, batch)
+            winner = self._winner(about) or (self._race(kinds, pixels, about) if race else None)
+        if winner is None:
+            winner = self._default()
+            if not race:
+                return winner
+        self._settled[batch] = winner
+        kept = {id(engine) for engine in self._settled.values()}
+        # the others will not be needed: their weights can go
+        self._open = {key: one for key, one in self._open.items() if id(one) in kept}
+        return winner
 
     def _kinds(self) -> list[Kind]:
         if self.precision == "int8":
@@ -175,16 +179,15 @@ class Choice:
             f"measuring {', '.join(about['engines'])} on this model, {counted(len(pixels), 'image')} of "
             f"{about['height']}x{about['width']} at once; this is done once"
         )
-        with OPENING:
-            winner, standings = race(
-                self.source,
-                pixels,
-                kinds,
-                precision=self.precision,
-                threads=about["threads"],
-                devices=about["devices"],
-                cache=self._cache,
-            )
+        winner, standings = race(
+            self.source,
+            pixels,
+            kinds,
+            precision=self.precision,
+            threads=about["threads"],
+            devices=about["devices"],
+            cache=self._cache,
+        )
         self._remembered().remember(about, standings)
         times = ", ".join(f"{row.engine} {row.seconds * 1e3:.1f}" for row in standings)
         log.info(f"chose {winner.name} (milliseconds an image: {times})")
