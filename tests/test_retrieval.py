@@ -30,7 +30,7 @@ from verydeep.errors import (
 )
 from verydeep.files.lock import locked
 from verydeep.retrieval import About, Neighbours, doubles, featurefile, nearest
-from verydeep.retrieval.journal import journal
+from verydeep.retrieval.extraction import journal
 
 from .conftest import Run
 from .tiny import model_file, photo, pixels, tiny
@@ -233,6 +233,18 @@ def test_bad_requests(folder: Path, model: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"nowhere.* cannot be written: No such file"):
         verydeep.features(folder, tmp_path / "nowhere" / "x.npz", "relu5_2", model=model)
     assert not list(tmp_path.glob("out*"))
+    (tmp_path / "out.npz.partial").write_text("a file of somebody's")
+    with pytest.raises(OutputError, match=r"out\.npz\.partial: cannot be written: File exists$"):
+        verydeep.features(folder, out, "relu5_2", model=model)
+
+
+def test_a_damaged_record_of_a_run_is_named(folder: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.npz"
+    with pytest.raises(KeyboardInterrupt):
+        verydeep.features(folder, out, "relu5_2", model=model, batch=1, on_event=stopping(3, []))
+    (tmp_path / "out.npz.partial" / "about.json").write_text('{"format": 2, "half')
+    with pytest.raises(DataError, match=r"out\.npz\.partial: its record is damaged; delete it"):
+        verydeep.features(folder, out, "relu5_2", model=model)
 
 
 def test_parquet_is_an_extra(
@@ -264,6 +276,28 @@ def test_damaged_and_foreign_files(suffix: str, tmp_path: Path) -> None:
         retrieval.open_features(bad)
     with pytest.raises(DataError, match="there is no such file"):
         retrieval.open_features(tmp_path / f"gone.{suffix}")
+
+
+def test_what_others_saved_is_checked_as_it_is_read(tmp_path: Path) -> None:
+    good, bad = planted(tmp_path / "good.npz", np.eye(5, dtype=np.float32)), tmp_path / "bad.npz"
+    with np.load(good) as archive:
+        columns = dict(archive)
+    layer = columns.pop("relu5_3")
+    for change, words in (
+        ({}, "relu5_3.npy"),
+        ({"relu5_3": layer[:3]}, "relu5_3 has 3 rows, and not 5"),
+        ({"relu5_3": layer[:, :4]}, r"relu5_3 has the shape \(4,\), not \(5,\)"),
+    ):
+        np.savez(bad, **columns, **change)
+        with pytest.raises(
+            DataError, match=rf"bad\.npz: no \.npz file, or a damaged one .*{words}"
+        ):
+            verydeep.duplicates(bad)
+    content = bytearray(good.read_bytes())
+    content[content.index(b"path.npy") + 60] ^= 255  # in what is deflated
+    bad.write_bytes(content)
+    with pytest.raises(DataError, match=r"bad\.npz: no \.npz file, or a damaged one"):
+        verydeep.duplicates(bad)
 
 
 def save_table(path: Path) -> None:

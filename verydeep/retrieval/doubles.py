@@ -10,6 +10,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,15 +60,14 @@ class Group:
 
     members: tuple[Member, ...]
 
-    def to_dict(self) -> list[dict[str, object]]:
+    def to_dict(self) -> list[dict[str, Any]]:
         return [
-            {"path": m.path}
-            if m.of is None
-            else {
-                "path": m.path, "of": m.of, "cosine": round(m.cosine, 6), "identical": m.identical,
-            }
-            for m in self.members
-        ]  # fmt: skip
+            {"path": self.members[0].path},
+            *(
+                {"path": m.path, "of": m.of, "cosine": round(m.cosine, 6), "identical": m.identical}
+                for m in self.members[1:]
+            ),
+        ]
 
     def __str__(self) -> str:
         first, *others = self.members
@@ -139,11 +139,10 @@ def duplicates(
         places = {
             p: file.photo(p) for p, bad in zip(file.paths, file.errors, strict=True) if not bad
         }
-        return _grouped(file, file.about.layer(layer), threshold, _Files(places))
-    files = _Files(
-        {path: path for path in photo_paths.find_some([os.fspath(name) for name in given])[0]}
-    )
-    different = [path for path in files.distinct if path not in files.copies]
+        return _grouped(file, file.about.layer(layer), threshold, *_on_disk(places))
+    paths, _ = photo_paths.find_some([os.fspath(name) for name in given])
+    distinct, copies = _on_disk({path: path for path in paths})
+    different = [path for path in distinct if path not in copies]
 
     def counting(event: Mapping[str, Any]) -> None:
         if on_event:
@@ -154,50 +153,42 @@ def duplicates(
             different, Path(folder) / "features.npz", layer or LAYER, POOL, model=model, engine=engine,
             precision=precision, threads=threads, device=device, batch=batch, on_event=counting,
         )  # fmt: skip
-        return _grouped(file, layer or LAYER, threshold, files)
+        return _grouped(file, layer or LAYER, threshold, distinct, copies)
 
 
-class _Files:
-    """What the disk alone says of photos.
+def _on_disk(places: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """(distinct, copies): what the disk alone says of photos. places: of each path, where the photo is.
 
-    distinct: their paths without links: of several that lead to one file its own path, or the first.
+    distinct: the paths without links: of several that lead to one file its own path, or the first.
     copies: of these, each file whose bytes an earlier one has, and that one.
     """
-
-    def __init__(self, places: Mapping[str, str]) -> None:
-        """places: of each path, where the photo is now."""
-        chosen: dict[object, str] = {}
-        by_size: dict[int, list[str]] = {}
-        for path, place in places.items():
-            key, _ = _identity(place)
-            first = chosen.setdefault(key, path)
-            if first != path and _is_link(places[first]) and not _is_link(place):
-                chosen[key] = path
-        self.distinct = list(chosen.values())
-        for path in self.distinct:
-            by_size.setdefault(_identity(places[path])[1], []).append(path)
-        self.copies: dict[str, str] = {}
-        for size, alike in by_size.items():
-            first_of: dict[bytes, str] = {}
-            for path in alike if len(alike) > 1 and size >= 0 else ():
-                try:
-                    with open(places[path], "rb") as file:
-                        digest = hashlib.file_digest(file, "sha256").digest()
-                except OSError:
-                    continue
+    chosen: dict[tuple[object, object, int], str] = {}
+    for path, place in places.items():
+        key = _identity(place)
+        first = chosen.setdefault(key, path)
+        if first != path and _is_link(places[first]) and not _is_link(place):
+            chosen[key] = path
+    by_size: dict[int, list[str]] = {}
+    for (_, _, size), path in chosen.items():
+        by_size.setdefault(size, []).append(path)
+    copies: dict[str, str] = {}
+    for alike in by_size.values():
+        first_of: dict[bytes, str] = {}
+        for path in alike if len(alike) > 1 else ():
+            with suppress(OSError), open(places[path], "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").digest()
                 if first_of.setdefault(digest, path) != path:
-                    self.copies[path] = first_of[digest]
+                    copies[path] = first_of[digest]
+    return list(chosen.values()), copies
 
 
-def _identity(place: str) -> tuple[object, int]:
-    """What only this file has, and its size in bytes; -1 where it cannot be seen."""
+def _identity(place: str) -> tuple[object, object, int]:
+    """What only this file has, its size in bytes at the end, which is -1 where it cannot be seen."""
     try:
         status = os.stat(place)
     except OSError:
-        return place, -1  # what cannot be read is reported by whoever decodes it
-    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(
-        place
-    ), status.st_size
+        return place, None, -1  # reported by whoever decodes it
+    return status.st_dev, status.st_ino or os.path.realpath(place), status.st_size
 
 
 def _is_link(place: str) -> bool:
@@ -205,9 +196,11 @@ def _is_link(place: str) -> bool:
     return os.path.realpath(place) != os.path.abspath(place)
 
 
-def _grouped(file: FeatureFile, layer: str, threshold: float, files: _Files) -> Duplicates:
+def _grouped(
+    file: FeatureFile, layer: str, threshold: float, distinct: list[str], copies: dict[str, str]
+) -> Duplicates:
     """Groups of the file's rows by their links, with the copies that may have no row of their own."""
-    paths, copies, kept = file.paths, files.copies, set(files.distinct)
+    paths, kept = file.paths, set(distinct)
     rows: dict[str, int] = {}
     for row, path in enumerate(paths):
         if path in kept:
@@ -219,11 +212,11 @@ def _grouped(file: FeatureFile, layer: str, threshold: float, files: _Files) -> 
         if path in rows:
             links.join(np.array([rows[path], rows[first]]))
     members: dict[int, list[Member]] = {}
-    for path in files.distinct:
+    for path in distinct:
         row = rows[path if path in rows else copies[path]]
         group = members.setdefault(int(links.groups[row]), [])
         if path in copies:
-            group.append(Member(path, copies[path], 1.0, identical=True))
+            group.append(Member(path, copies[path], identical=True))
         elif group:
             other, cosine = links.nearest(row)
             group.append(Member(path, paths[other], cosine))

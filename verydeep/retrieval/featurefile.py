@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import math
 import os
+import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,17 +28,12 @@ from ..files.atomic import replacing
 from ..files.wording import counted
 from ..preprocess import Size
 
-if TYPE_CHECKING:
-    from typing import IO
-
-    from .journal import Journal
-
 FORMAT = 2  # of the record; 1 had no folder
 BLOCK_BYTES = 16 << 20  # of numbers that are looked at in one go
 
-# suffix -> the module that reads and writes it: `open_stored(path)` and `write(file, journal)`
-FORMATS: dict[str, str] = {".npz": "npz", ".parquet": "parquet"}
-OLD_FORMATS = frozenset({".safetensors"})
+# suffix -> the module that reads and writes it: `Reader(path)` and `write(file, rows)`
+FORMATS = {".npz": "npz", ".parquet": "parquet"}
+OLD_FORMAT = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -72,20 +70,20 @@ class About:
             raise DataError(f"{asked}; expected one of {', '.join(self.layers)}")
         return name
 
+    def step(self, *layers: str) -> int:
+        """Of how many photos these layers are some megabytes each."""
+        return max(1, BLOCK_BYTES // (4 * max(map(self.width, layers))))
+
     def to_json(self) -> str:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        layers = {name: list(shape) for name, shape in self.layers.items()}
-        order = list(self.layers)  # JSON's keys are sorted
-        return strict_json.dumps({**values, "format": FORMAT, "layers": layers, "order": order})
+        # JSON's keys are sorted, so the order of the layers is told
+        return strict_json.dumps({**asdict(self), "format": FORMAT, "order": list(self.layers)})
 
     @classmethod
     def from_json(cls, text: str) -> About:
         """The inverse of `to_json`; DataError where it is not what that writes."""
-        damaged = DataError("its record is damaged: make it again with `verydeep features`")
         try:
             values: dict[str, Any] = dict(strict_json.loads(text))  # type: ignore[arg-type]
-            number = values.pop("format")
-            if number > FORMAT:
+            if (number := values.pop("format")) > FORMAT:
                 raise DataError(
                     f"written by a newer verydeep: its format is {number}, and this one reads {FORMAT}; "
                     "upgrade with: pip install --upgrade verydeep"
@@ -93,12 +91,14 @@ class About:
             shapes, size = values["layers"], values["size"]
             values["layers"] = {name: tuple(map(int, shapes[name])) for name in values.pop("order")}
             values["size"] = tuple(size) if isinstance(size, list) else size
-            about = cls(**values)  # unknown and missing keys are TypeErrors
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise error if isinstance(error, DataError) else damaged from None
-        if number < 1 or not about.layers or set(shapes) != set(about.layers):
-            raise damaged
-        return about
+            if number < 1 or not shapes or set(shapes) != set(values["layers"]):
+                raise ValueError
+            return cls(**values)  # unknown and missing keys are TypeErrors
+        except DataError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError):
+            again = "delete it, and give the command that made it again"
+            raise DataError(f"its record is damaged; {again}") from None
 
     def difference(self, other: About) -> str:
         """In what the other's command differs, "layer relu5_3, now relu4_3"; empty where in nothing."""
@@ -115,9 +115,8 @@ class About:
 
 
 class Stored(Protocol):
-    """What a format's reader offers. about: the record's JSON. rows: how many photos."""
+    """Rows, as a format's reader has them, and a journal."""
 
-    about: str
     rows: int
 
     def numbers(self, layer: str, rows: int) -> Iterator[np.ndarray]:
@@ -151,28 +150,29 @@ class FeatureFile:
         how = f"{about.network} ({about.engine} {about.precision})"
         return f"{self.path}: {counted(len(self), 'photo')}, {layers}, {how}"
 
-    def __repr__(self) -> str:
-        return f"<FeatureFile {self}>"
+    def _texts(self, column: str) -> Iterator[str]:
+        with damage_named(self.path):
+            yield from self._stored.texts(column)
 
     @cached_property
     def paths(self) -> list[str]:
         """One a row."""
-        return list(self._stored.texts("path"))
+        return list(self._texts("path"))
 
     @cached_property
     def errors(self) -> list[str]:
         """One a row: why the photo could not be read, "" where it could."""
-        return list(self._stored.texts("error"))
+        return list(self._texts("error"))
 
     @cached_property
     def failed(self) -> np.ndarray:
         """(rows,) bool: the photos that could not be read."""
-        return np.fromiter(map(bool, self._stored.texts("error")), bool, len(self))
+        return np.fromiter(map(bool, self._texts("error")), bool, len(self))
 
     def paths_of(self, rows: Collection[int]) -> dict[int, str]:
         """Paths of some rows, without keeping those of all."""
         wanted = set(rows)
-        return {i: path for i, path in enumerate(self._stored.texts("path")) if i in wanted}
+        return {i: path for i, path in enumerate(self._texts("path")) if i in wanted}
 
     def photo(self, path: str) -> str:
         """Where the photo of that path is now: as seen from where the features were made, from here, or
@@ -191,10 +191,8 @@ class FeatureFile:
         read are not numbers (NaN). Raises DataError where another row has such numbers.
         """
         name = self.about.layer(layer)
-        start = 0
-        step = max(1, BLOCK_BYTES // (4 * self.about.width(name)))
-        step = step if rows is None else min(step, rows)
-        for block in self._stored.numbers(name, step):
+        start, step = 0, self.about.step(name)
+        for block in self._numbers(name, step if rows is None else min(step, rows)):
             odd = ~np.isfinite(block.reshape(len(block), -1)).all(1)
             odd &= ~self.failed[start : start + len(block)]
             if odd.any():
@@ -209,49 +207,63 @@ class FeatureFile:
     def numbers(self, layer: str | None = None) -> np.ndarray:
         """The whole layer, (rows, ...) float32: a memory map, except of a .parquet file."""
         name = self.about.layer(layer)
-        blocks = list(self._stored.numbers(name, max(1, len(self))))
+        blocks = list(self._numbers(name, max(1, len(self))))
         if blocks:
             return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         return np.zeros((0, *self.about.layers[name]), np.float32)
 
+    def _numbers(self, layer: str, rows: int) -> Iterator[np.ndarray]:
+        """Blocks of the layer, checked to be what the record says, since others may have saved them."""
+        count, shape = 0, self.about.layers[layer]
+        with damage_named(self.path):
+            for block in self._stored.numbers(layer, rows):
+                count += len(block)
+                if block.shape[1:] != shape:
+                    raise ValueError(f"{layer} has the shape {block.shape[1:]}, not {shape}")
+                yield block
+            if count != len(self):
+                raise ValueError(f"{layer} has {count} rows, and not {len(self)}")
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """DataError, naming the path, where what is there cannot be read."""
+    try:
+        yield
+    except (DataError, PermissionError) as error:
+        raise DataError(f"{path}: {error}") from error
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: no {path.suffix} file, or a damaged one ({error})") from error
+
 
 def is_feature_file(path: str | os.PathLike[str]) -> bool:
     """Whether the name says so; what is inside is seen when it is opened."""
-    return Path(path).suffix.lower() in FORMATS.keys() | OLD_FORMATS
+    return Path(path).suffix.lower() in {*FORMATS, OLD_FORMAT}
 
 
-def require_format(path: str | os.PathLike[str]) -> None:
-    """DataError where the suffix is of no format, MissingExtraError where its library is missing."""
-    _module(Path(path))
+def format_of(path: Path) -> Any:
+    """The module of its suffix: DataError where there is none, MissingExtraError if it lacks a library."""
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise DataError(
+            f"{path}: a file of features ends in {' or '.join(FORMATS)}"
+            + (f", no longer in {suffix}; make it again" if suffix == OLD_FORMAT else "")
+        )
+    return import_module(f"{__package__}.{FORMATS[suffix]}")
 
 
 def open_features(path: str | os.PathLike[str]) -> FeatureFile:
     """Open a file that `features` wrote; DataError, naming it, where it is none or is damaged."""
     path = Path(path)
-    module = _module(path)
+    module = format_of(path)
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; `verydeep features` makes one of photos")
-    try:
-        stored = cast(Stored, module.open_stored(path))
-        about = About.from_json(stored.about)
-        return FeatureFile(path, stored, about)
-    except (DataError, OSError) as error:
-        raise DataError(f"{path}: {error}") from error
+    with damage_named(path):
+        stored = module.Reader(path)
+        return FeatureFile(path, stored, About.from_json(stored.about))
 
 
-def write(path: Path, journal: Journal) -> None:
+def write(path: Path, rows: Stored) -> None:
     """Write the rows of a journal, whole or not at all."""
-    module = _module(path)
-    journal.flush()  # it is read from its files
     with replacing(path) as file:
-        module.write(cast("IO[bytes]", file), journal)
-
-
-def _module(path: Path) -> Any:
-    suffix = path.suffix.lower()
-    if suffix not in FORMATS:
-        raise DataError(
-            f"{path}: a file of features ends in {' or '.join(FORMATS)}"
-            + (f", no longer in {suffix}; make it again" if suffix in OLD_FORMATS else "")
-        )
-    return import_module(f"{__package__}.{FORMATS[suffix]}")
+        format_of(path).write(file, rows)

@@ -7,7 +7,6 @@ go through in seconds, and the answer is exact.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast, overload
 
@@ -93,22 +92,39 @@ def similar(
     ImageError. Raises DataError for a file that is none or has numbers that are not finite, ModelFileError
     where the model is not the one that made the file.
     """
+    from ..predictor import Failure, load
+
     opened = index if isinstance(index, FeatureFile) else open_features(index)
     if top < 1:
         raise DataError(f"top is {top}; expected 1 or more")
     asked, many = several(queries)
-    name = opened.about.layer(layer)
-    values, errors = _computed(opened, asked, name, model, engine, threads, device)
-    if errors and not many:
-        raise ImageError(errors[0])
-    matches = iter(_search(opened, values, top, name) if len(values) else ())
-    answers = [
-        Neighbours(
-            os.fspath(query) if isinstance(query, str | os.PathLike) else None,
-            () if number in errors else next(matches),
-            errors.get(number, ""),
+    about, name = opened.about, opened.about.layer(layer)
+    try:
+        predictor = load(
+            about.model if model is None else model,
+            engine=engine, precision=about.precision, threads=threads, device=device,
+        )  # fmt: skip
+    except ModelFileError as error:
+        raise ModelFileError(
+            f"{opened.path} was made with {error}; if it was moved, name its place with --model"
+        ) from error
+    if predictor.sha256 != about.sha256:
+        raise ModelFileError(
+            f"{opened.path} was made with another model than {predictor.model.path} (SHA-256 "
+            f"{about.sha256[:12]}..., not {predictor.sha256[:12]}...); give that model, or make the file "
+            "again"
         )
-        for number, query in enumerate(asked)
+    pool = cast("Pooling | None", about.pool)
+    items = list(predictor.features_stream(asked, name, pool, size=about.size))
+    values = [item[name] for item in items if not isinstance(item, Failure)]
+    if not many and isinstance(items[0], Failure):
+        raise ImageError(items[0].error)
+    matches = iter(_search(opened, np.stack(values), top, name) if values else ())
+    answers = [
+        Neighbours(item.path, (), item.error)
+        if isinstance(item, Failure)
+        else Neighbours(item.path, next(matches))
+        for item in items
     ]
     return answers if many else answers[0]
 
@@ -122,40 +138,6 @@ def unit_rows(block: np.ndarray) -> np.ndarray:
         flat /= np.where(good, lengths, 1).astype(np.float32)[:, None]
     flat[~good] = 0
     return flat
-
-
-def _computed(
-    index: FeatureFile, queries: Sequence[ImageLike], layer: str,
-    model: str | os.PathLike[str] | None, engine: str, threads: int | None, device: str,
-) -> tuple[np.ndarray, dict[int, str]]:  # fmt: skip
-    """Features of the queries that can be read, a row each; and of the others, by number, why not."""
-    from ..predictor import Failure, load
-
-    about = index.about
-    try:
-        predictor = load(
-            about.model if model is None else model,
-            engine=engine, precision=about.precision, threads=threads, device=device,
-        )  # fmt: skip
-    except ModelFileError as error:
-        raise ModelFileError(
-            f"{index.path} was made with {error}; if it was moved, name its place with --model"
-        ) from error
-    if predictor.sha256 != about.sha256:
-        raise ModelFileError(
-            f"{index.path} was made with another model than {predictor.model.path} (SHA-256 "
-            f"{about.sha256[:12]}..., not {predictor.sha256[:12]}...); give that model, or make the file "
-            "again"
-        )
-    pool = cast("Pooling | None", about.pool)
-    rows: list[np.ndarray] = []
-    errors: dict[int, str] = {}
-    for number, item in enumerate(predictor.features_stream(queries, layer, pool, size=about.size)):
-        if isinstance(item, Failure):
-            errors[number] = item.error
-        else:
-            rows.append(item[layer])
-    return np.stack(rows) if rows else np.zeros((0, about.width(layer)), np.float32), errors
 
 
 def _search(index: FeatureFile, asked: np.ndarray, top: int, layer: str) -> list[tuple[Match, ...]]:

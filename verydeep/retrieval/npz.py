@@ -21,13 +21,13 @@ from numpy.lib import format as npy
 from ..errors import DataError
 
 if TYPE_CHECKING:
-    from .journal import Journal
+    from .extraction import Journal
 
 CHUNK_ROWS = 4096
 LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip's entry: lengths of its name and of what follows
 
 
-class _Npz:
+class Reader:
     def __init__(self, path: Path) -> None:
         self._path = path
         with zipfile.ZipFile(path) as archive:
@@ -67,29 +67,22 @@ class _Npz:
                 yield from np.frombuffer(part, dtype).tolist()
 
 
-def open_stored(path: Path) -> _Npz:
-    try:
-        return _Npz(path)
-    except (zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise DataError(f"it is no .npz file, or a damaged one ({error})") from error
-
-
-def write(file: IO[bytes], journal: Journal) -> None:
+def write(file: IO[bytes], rows: Journal) -> None:
     with zipfile.ZipFile(file, "w") as archive:
-        about = np.array(journal.about.to_json())
+        about = np.array(rows.about.to_json())
         with _member(archive, "about", about.shape, about.dtype) as member:
             member.write(about.tobytes())
-        for layer in journal.about.layers:
-            shape = (journal.rows, *journal.about.layers[layer])
+        for layer in rows.about.layers:
+            shape = (rows.rows, *rows.about.layers[layer])
             with _member(archive, layer, shape, np.dtype("<f4")) as member:
-                for block in journal.numbers(layer):
+                for block in rows.numbers(layer, rows.about.step(layer)):
                     member.write(block.tobytes())
         for column in ("path", "error"):
-            longest = max(map(len, journal.texts(column)), default=1)
+            longest = max(map(len, rows.texts(column)), default=1)
             dtype = np.dtype(f"<U{max(1, longest)}")
-            texts = journal.texts(column)
-            with _member(archive, column, (journal.rows,), dtype, deflate=True) as member:
-                for _ in range(0, journal.rows, CHUNK_ROWS):
+            texts = rows.texts(column)
+            with _member(archive, column, (rows.rows,), dtype, deflate=True) as member:
+                for _ in range(0, rows.rows, CHUNK_ROWS):
                     part = list(islice(texts, CHUNK_ROWS))
                     member.write(np.array(part, dtype).tobytes())
 

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DataError, MissingExtraError
+from .featurefile import About
 
 try:
     import pyarrow as pa
@@ -21,14 +22,13 @@ except ImportError as error:
     raise MissingExtraError("a .parquet file", "parquet") from error
 
 if TYPE_CHECKING:
-    from .journal import Journal
+    from .extraction import Journal
 
 KEY = b"verydeep_features"
-GROUP_BYTES = 16 << 20  # of numbers
 GROUP_ROWS = 8192
 
 
-class _Parquet:
+class Reader:
     def __init__(self, path: Path) -> None:
         self._path = path
         with pq.ParquetFile(path) as file:
@@ -39,8 +39,6 @@ class _Parquet:
             self.rows = file.metadata.num_rows
 
     def numbers(self, layer: str, rows: int) -> Iterator[np.ndarray]:
-        from .featurefile import About
-
         shape = About.from_json(self.about).layers[layer]
         for column in self._column(layer, rows):
             good = np.asarray(column.is_valid())
@@ -62,29 +60,21 @@ class _Parquet:
                         yield chunk.slice(start, rows)
 
 
-def open_stored(path: Path) -> _Parquet:
-    try:
-        return _Parquet(path)
-    except pa.ArrowException as error:
-        raise DataError(f"it is no .parquet file, or a damaged one ({error})") from error
-
-
-def write(file: IO[bytes], journal: Journal) -> None:
-    about = journal.about
+def write(file: IO[bytes], rows: Journal) -> None:
+    about = rows.about
     kinds = [
         pa.field("path", pa.string(), nullable=False),
         pa.field("error", pa.string()),
         *(pa.field(name, pa.list_(pa.float32(), about.width(name))) for name in about.layers),
     ]
     schema = pa.schema(kinds, metadata={KEY: about.to_json().encode()})
-    widest = 4 * max(about.width(name) for name in about.layers)
-    step = max(1, min(GROUP_ROWS, GROUP_BYTES // widest))
-    numbers = {name: journal.numbers(name, step) for name in about.layers}
-    paths, errors = journal.texts("path"), journal.texts("error")
+    step = min(GROUP_ROWS, about.step(*about.layers))
+    numbers = {name: rows.numbers(name, step) for name in about.layers}
+    paths, errors = rows.texts("path"), rows.texts("error")
     # numbers of networks do not repeat: a dictionary of them, or compressing them, is work for nothing
     packed = dict.fromkeys(("path", "error"), "zstd")
     with pq.ParquetWriter(file, schema, use_dictionary=["error"], compression=packed) as writer:
-        for _ in range(0, journal.rows, step):
+        for _ in range(0, rows.rows, step):
             texts = [[_text(t) for t in islice(column, step)] for column in (paths, errors)]
             failed = np.array([bool(text) for text in texts[1]])
             columns = [
