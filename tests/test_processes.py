@@ -50,9 +50,9 @@ for _ in range(3):  # in the middle of whatever the others do
     if not child:
         try:
             alike = np.allclose(predictor.scores(images), scores, rtol=1e-4, atol=1e-4)
-            print("alike" if alike else "WRONG", flush=True)
+            os.write(1, b"alike\\n" if alike else b"WRONG\\n")  # whole lines, as children write at once
         except EngineError as error:
-            print(f"EngineError: {error}", flush=True)
+            os.write(1, f"EngineError: {error}\\n".encode())
         finally:
             os._exit(0)
     children.append(child)
