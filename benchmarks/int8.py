@@ -19,7 +19,7 @@ import numpy as np
 from machine import machine
 
 import verydeep
-from verydeep.evaluation.labelled import class_of, class_table
+from verydeep.evaluation import class_of, class_table
 from verydeep.files.photo_paths import find
 from verydeep.modelfile import Record
 

@@ -13,7 +13,8 @@ from sklearn.metrics import accuracy_score, top_k_accuracy_score
 
 import verydeep
 from verydeep import modelfile
-from verydeep.evaluation import calibration_error
+from verydeep.errors import DataError
+from verydeep.evaluation import calibration_error, class_of, class_table, labelled_photos
 from verydeep.predictor import softmax
 
 from .conftest import Run
@@ -66,6 +67,41 @@ def test_tar_equals_folder(verydeep: Run, model: Path, data: Path, tmp_path: Pat
     assert folder == pytest.approx(tar_file)  # a tar has an order of its own, and so other batches
     assert folder["errors"] == 1
     assert "1 could not be read" in verydeep("evaluate", model, data).out
+
+
+def test_a_tar_has_the_photos_that_its_folder_has(tmp_path: Path) -> None:
+    photo(tmp_path / "data" / "ant" / "a.png")
+    (tmp_path / "data" / "ant" / "hard.png").hardlink_to(tmp_path / "data" / "ant" / "a.png")
+    (tmp_path / "data" / "ant" / "soft.png").symlink_to("a.png")
+    photo(tmp_path / "data" / ".thumbs" / "small.png")
+    (tmp_path / "data" / "folder.png").mkdir()
+    with tarfile.open(tmp_path / "data.tar", "w") as tar:
+        tar.add(tmp_path / "data", arcname=".")
+    photos = {path: Path(str(at)).read_bytes() for path, at in labelled_photos(tmp_path / "data")}
+    assert sorted(photos) == ["ant/a.png", "ant/hard.png", "ant/soft.png"]
+    assert dict(labelled_photos(tmp_path / "data.tar")) == photos
+    (tmp_path / "data" / "ant" / "soft.png").unlink()
+    (tmp_path / "data" / "ant" / "soft.png").symlink_to("gone.png")
+    with tarfile.open(tmp_path / "data.tar", "w") as tar:
+        tar.add(tmp_path / "data" / "ant" / "soft.png", arcname="ant/soft.png")
+    assert dict(labelled_photos(tmp_path / "data.tar")) == {"ant/soft.png": b""}  # no photo
+
+
+@pytest.mark.parametrize("packed", ["gz", "bz2", "xz"])
+def test_a_tar_that_is_cut_short_gives_one_line(packed: str, tmp_path: Path) -> None:
+    photo(tmp_path / "ant" / "a.png", 64, 64)
+    path = tmp_path / "data.tar"
+    with tarfile.open(path, f"w:{packed}") as tar:  # type: ignore[call-overload]
+        tar.add(tmp_path / "ant", "ant")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"data\.tar: neither a folder nor a tar that can be read"):
+        list(labelled_photos(path))
+
+
+def test_classes_that_differ_little_are_told_apart() -> None:
+    table = class_table(["school bus", "School-Bus", "ant"], ["school bus", "School-Bus", "ant"])
+    folders = ("school bus", "School-Bus", "ANT", "bee")
+    assert [class_of(f"{folder}/a.png", table) for folder in folders] == [0, 1, 2, None]
 
 
 def test_refusals(verydeep: Run, model: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import verydeep
 from verydeep import modelfile
 from verydeep.engines.source import source_of
 from verydeep.errors import OutputError, WeightsError
-from verydeep.evaluation.labelled import class_of, class_table
+from verydeep.evaluation import class_of, class_table
 from verydeep.files import folders, hashes, photo_paths
 from verydeep.files.atomic import replacing
 from verydeep.files.hashes import Seal

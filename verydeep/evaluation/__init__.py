@@ -7,15 +7,17 @@ protocols (arXiv:1409.1556, section 3.2) come with a later version.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, nearest
+from ..files.photo_paths import composed, inside, is_photo
 from ..files.wording import counted
-from .labelled import class_of, class_table, labelled_photos, no_class
 
 if TYPE_CHECKING:
     from ..predictor import Predictor
@@ -70,31 +72,29 @@ def evaluate(
     from ..predictor import Answer, Predictor, load
 
     predictor = model if isinstance(model, Predictor) else load(model)
-    labels: list[int] = []
-    names: list[str] = []
+    ids = predictor.record.class_ids or predictor.labels
+    classes = class_table(predictor.labels, ids)
+    asked: list[tuple[str, str]] = []  # path and class of each photo, as the predictor takes them
 
     def photos() -> Iterator[str | bytes]:
-        classes = class_table(predictor.labels, predictor.record.class_ids)
         for path, photo in labelled_photos(data):
             index = class_of(path, classes)
             if index is None:
-                raise no_class(os.fspath(data), path, classes)
-            labels.append(index)
-            names.append(path)
+                raise DataError(f"{os.fspath(data)}: {_stray(path, classes)}")
+            asked.append((path, ids[index]))
             yield photo
 
-    number = {label: index for index, label in enumerate(predictor.record.class_ids)}
-    number = number or {label: index for index, label in enumerate(predictor.labels)}
     ranks, firsts, errors = [], [], 0
     for at, item in enumerate(predictor.stream(photos(), top=5, batch=batch)):
+        path, label = asked[at]
         error = "" if isinstance(item, Answer) else item.error
         if on_event:
-            on_event({"event": "photo", "done": at + 1, "path": names[at], "error": error})
+            on_event({"event": "photo", "done": at + 1, "path": path, "error": error})
         if not isinstance(item, Answer):
             errors += 1
             continue
-        guesses = [number[p.id] for p in item.predictions]
-        ranks.append(guesses.index(labels[at]) if labels[at] in guesses else 5)
+        guesses = [prediction.id for prediction in item.predictions]
+        ranks.append(guesses.index(label) if label in guesses else 5)
         firsts.append(item.probability)
     if not ranks:
         raise DataError(
@@ -120,3 +120,70 @@ def calibration_error(probability: np.ndarray, right: np.ndarray, bins: int = 15
     bin_of = np.minimum((probability * bins).astype(int), bins - 1)
     gap = np.bincount(bin_of, probability - right, bins)
     return float(np.abs(gap).sum() / len(probability))
+
+
+def labelled_photos(data: str | os.PathLike[str]) -> Iterator[tuple[str, str | bytes]]:
+    """(path inside `data`, the photo as a path or as the bytes of the tar's member), sorted for a folder.
+
+    Only names with an image's suffix count; hidden files and folders do not. A link in a tar is the file
+    that it names; one that leads nowhere has no bytes. Raises DataError where `data` is neither a folder
+    nor a tar that can be read.
+    """
+    path = Path(data)
+    if path.is_dir():
+        for photo in inside(path):
+            yield Path(photo).relative_to(path).as_posix(), photo
+        return
+    if not path.exists():
+        raise DataError(
+            f"{path}: no such file or folder; expected a folder or tar of class folders"
+        )
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                name = PurePosixPath(member.name)
+                if not is_photo(name.name) or any(part.startswith(".") for part in name.parts):
+                    continue
+                try:
+                    content = tar.extractfile(member)
+                except KeyError:  # a link to what is not in the tar
+                    yield str(name), b""
+                    continue
+                if content is not None:  # a file, and no folder
+                    yield str(name), content.read()
+    except Exception as error:  # each way to compress has errors of its own
+        raise DataError(
+            f"{path}: neither a folder nor a tar that can be read; expected one of class folders"
+        ) from error
+
+
+def class_table(names: Iterable[str], ids: Iterable[str]) -> dict[str, int]:
+    """Class number by name and by id, also without regard to case, "_" or "-" for a space. Ids win."""
+    given = [(key, index) for keys in (names, ids) for index, key in enumerate(keys)]
+    exact = {composed(key): index for key, index in given}
+    return {_plain(key): index for key, index in given} | exact
+
+
+def class_of(path: str, classes: Mapping[str, int]) -> int | None:
+    """The class of a photo: the first folder on its way down that bears a class's name or id.
+
+    classes: as `class_table` makes it.
+    """
+    for folder in PurePosixPath(path).parts[:-1]:
+        for key in (composed(folder), _plain(folder)):
+            if key in classes:
+                return classes[key]
+    return None
+
+
+def _stray(path: str, classes: Mapping[str, int]) -> str:
+    """What is wrong with a photo that lies in no class folder."""
+    folder, *below = PurePosixPath(path).parts
+    if not below:
+        return f"{path} lies in no folder; expected one folder for each class"
+    known = dict.fromkeys(map(_plain, classes))
+    return f"folder {folder!r} is no class of the model{nearest(_plain(folder), known)}"
+
+
+def _plain(name: str) -> str:
+    return composed(name).strip().lower().replace("_", " ").replace("-", " ")

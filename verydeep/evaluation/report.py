@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, VerydeepError
-from ..files.wording import counted
+from ..files.wording import clock, counted
 from ..pictures import charts
 from ..pictures import page as html
 from ..pictures.charts import Line
@@ -47,7 +47,7 @@ class Report:
     labels: (n,); names: n, of the images. image: gives the picture of number i, for the mistakes; None
     for a page without pictures. model: the model file, for heat maps.
     facts: (name, value) for the head of the page. log: lines of log.jsonl. warnings: of the data.
-    bad: (name, why) of images that could not be read. counts: training images of each class.
+    bad: (name, why) of images that could not be read.
     details: (name, text) at the end, such as the command, versions and settings.
     """
 
@@ -62,8 +62,7 @@ class Report:
     log: tuple[Mapping[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
     bad: tuple[tuple[str, str], ...] = ()
-    counts: Sequence[int] = ()
-    details: tuple[tuple[str, str], ...] = field(default=())
+    details: tuple[tuple[str, str], ...] = ()
 
 
 def of_training(result: TrainResult) -> Report:
@@ -78,7 +77,7 @@ def of_training(result: TrainResult) -> Report:
     facts = [("recipe", str(config.get("recipe", "")))]
     if result.model.exists():
         facts.append(("model file", f"{result.model.stat().st_size / 1e6:.1f} MB"))
-    facts.append(("time", _duration(result.seconds)))
+    facts.append(("time", clock(result.seconds)))
     details = [
         ("Command", str(start.get("command", ""))),
         ("Data", _pairs({k: v for k, v in about.items() if k != "digest"} | {
@@ -89,8 +88,10 @@ def of_training(result: TrainResult) -> Report:
         ("Model", str(result.model)),
     ]  # fmt: skip
     warned = [str(li["text"]) for li in result.log if li.get("event") == "warning"]
+    count = len(result.classes)
+    what = f"{count} classes" if count > 6 else ", ".join(result.classes)
     return Report(
-        title=f"{config.get('recipe', 'training')}: {_listed(result.classes)}",
+        title=f"{config.get('recipe', 'training')}: {what}",
         classes=result.classes, probabilities=result.probabilities, labels=result.labels,
         names=[sample.name for sample in result.val],
         image=lambda number: data.open(result.val[number]), model=result.model, facts=tuple(facts),
@@ -116,37 +117,48 @@ def page(report: Report) -> str:
         raise DataError(
             "the report's probabilities are no finite numbers; the model's weights are damaged"
         )
-    parts = [_head(report)]
+    probabilities = report.probabilities.astype(np.float32)
+    first, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == report.labels
+    table = measures.confusion(probabilities, report.labels)
+    confused = _confused(report, table)
+    parts = [_head(report, first, right, confused)]
     if len(report.labels):
-        table = measures.confusion(report.probabilities.astype(np.float32), report.labels)
-        parts += [_confusion(report, table), _classes(report, table), _calibration(report)]
-        parts.append(_mistakes(report))
+        parts += [
+            _confusion(report, table, confused), _classes(report, table),
+            _calibration(first, right), _mistakes(report),
+        ]  # fmt: skip
     parts += [_curves(report), _tried(report), _data_set(report), _details(report)]
     return html.page(report.title, parts)
 
 
-def _head(report: Report) -> str:
-    labels = report.labels
+def _confused(report: Report, table: NDArray[np.int64]) -> list[tuple[str, str, str]]:
+    """(class, taken for, count of all) of the mistakes, most frequent first."""
+    wrong = table.copy()
+    np.fill_diagonal(wrong, 0)
+    rows = sorted(np.argwhere(wrong).tolist(), key=lambda at: -wrong[*at])
+    names, all_of = report.classes, table.sum(1)
+    return [(names[r], names[c], f"{wrong[r, c]} of {all_of[r]}") for r, c in rows]
+
+
+def _head(
+    report: Report,
+    first: NDArray[np.float32],
+    right: NDArray[np.bool_],
+    confused: list[tuple[str, str, str]],
+) -> str:
     cards = []
     sentence = "There were no images to validate with, so nothing was measured."
-    if len(labels):
-        probabilities = report.probabilities.astype(np.float32)
-        first, right = _first(report)
+    if len(right):
         spread = float(np.sqrt(right.mean() * (1 - right.mean()) / len(right)))
-        top1 = f"{measures.top(probabilities, labels):.2%}"
-        cards.append(("top-1", top1, f"± {spread:.2%} standard error"))
+        cards.append(("top-1", f"{right.mean():.2%}", f"± {spread:.2%} standard error"))
         if len(report.classes) > 5:
-            cards.append(("top-5", f"{measures.top(probabilities, labels, 5):.2%}", ""))
-        error = calibration_error(first, right)
-        cards.append(("calibration error", f"{error:.2%}", "15 bins"))
+            top5 = measures.top(report.probabilities.astype(np.float32), report.labels, 5)
+            cards.append(("top-5", f"{top5:.2%}", ""))
+        cards.append(("calibration error", f"{calibration_error(first, right):.2%}", "15 bins"))
         were = "was" if len(right) == 1 else "were"
         sentence = f"{right.sum()} of {counted(len(right), 'image')} {were} named right."
-        table = measures.confusion(probabilities, labels)
-        for count, row, column in _confused(table)[:1]:
-            sentence += (
-                f" The most frequent mistake: {report.classes[row]} taken for {report.classes[column]}, "
-                f"{count} of {table[row].sum()}."
-            )
+        for is_, taken, count in confused[:1]:
+            sentence += f" The most frequent mistake: {is_} taken for {taken}, {count}."
     cards += [(name, value, "") for name, value in report.facts if value]
     shown = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
@@ -160,23 +172,15 @@ def _head(report: Report) -> str:
     )
 
 
-def _first(report: Report) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Of each image the probability of its first answer, and whether it is right."""
-    probabilities = report.probabilities.astype(np.float32)
-    return probabilities.max(axis=1), probabilities.argmax(axis=1) == report.labels
-
-
-def _confusion(report: Report, table: NDArray[np.int64]) -> str:
-    names = [escape(name) for name in report.classes]
-    rows = [
-        (names[row], names[column], f"{count} of {table[row].sum()}")
-        for count, row, column in _confused(table)[:CONFUSIONS]
-    ]
+def _confusion(
+    report: Report, table: NDArray[np.int64], confused: list[tuple[str, str, str]]
+) -> str:
+    rows = [tuple(map(escape, row)) for row in confused[:CONFUSIONS]]
     listed = "<p>No image was taken for another class.</p>"
     if rows:
         listed = html.table(("is", "was taken for", ""), rows, numbers=(2,))
     drawn = ""
-    if len(names) <= SHOWN_MATRIX:
+    if len(report.classes) <= SHOWN_MATRIX:
         drawn = f'<div class="wide">{charts.confusion(table, report.classes)}</div>'
     return html.section(
         "What is taken for what",
@@ -187,19 +191,16 @@ def _confusion(report: Report, table: NDArray[np.int64]) -> str:
 
 def _classes(report: Report, table: NDArray[np.int64]) -> str:
     figures = measures.class_figures(table)
-    counted_on = ["trained on"] if len(report.counts) else []
     rows = [
         (
             escape(report.classes[index]),
-            *(str(report.counts[index]) for _ in counted_on),
             str(int(figures.support[index])),
             *(_bar(v[index]) for v in (figures.precision, figures.recall, figures.f1)),
         )
         for index in np.argsort(figures.f1, kind="stable").tolist()
     ]
-    head = ("class", *counted_on, "images", "precision", "recall", "F1")
-    numbers = range(1, 2 + len(counted_on))
-    whole = html.table(head, rows, numbers=numbers, kind="classes")
+    head = ("class", "images", "precision", "recall", "F1")
+    whole = html.table(head, rows, numbers=(1,), kind="classes")
     if len(rows) > LISTED:
         whole = f"<details><summary>All {len(rows)} classes</summary>{whole}</details>"
     return html.section(
@@ -214,8 +215,7 @@ def _bar(value: float) -> str:
     return f'{html.bar(value)}<span class="value">{value:.1%}</span>'
 
 
-def _calibration(report: Report) -> str:
-    first, right = _first(report)
+def _calibration(first: NDArray[np.float32], right: NDArray[np.bool_]) -> str:
     gap = float(first.mean() - right.mean())
     verdict = "it is too sure of itself" if gap > 0 else "it is right more often than it says"
     if abs(gap) < 0.02:
@@ -293,13 +293,10 @@ def _pictures(
     with suppress(VerydeepError):
         seen = explainer(image, label=[said, true]) if explainer else None
     if seen is not None:
+        photo = fitted(seen.photo, SMALL)
+        left, top, right, bottom = (side * photo.width / seen.photo.width for side in seen.box)
+        strongest = max(float(heat.upscaled.max()) for heat in seen.maps)
         for heat in seen.maps:
-            photo = fitted(
-                seen.photo, max(SMALL // 2, max(seen.photo.size))
-            )  # tiny ones have no room
-            factor = photo.width / seen.photo.width
-            left, top, right, bottom = (side * factor for side in seen.box)
-            strongest = max(float(one.upscaled.max()) for one in seen.maps)
             picture = overlaid(photo, (left, top, right, bottom), heat.upscaled, strongest)
             shown.append((picture, f"{heat.label}: where"))
     return "".join(f'<img src="{_data(picture)}" alt="{escape(alt)}">' for picture, alt in shown)
@@ -309,8 +306,9 @@ def _data(picture: Image.Image) -> str:
     """A picture as a data URL, at most SMALL pixels; tiny ones stay sharp."""
     from ..pictures.layout import fitted
 
-    times = SMALL // max(picture.size) // 2
-    if times > 1:
+    side = max(picture.size)
+    if 2 * side <= SMALL:
+        times = SMALL // side
         picture = picture.resize((picture.width * times, picture.height * times), 0)  # nearest
     return html.data(fitted(picture, min(SMALL, max(picture.size))), quality=82)
 
@@ -409,14 +407,6 @@ def _details(report: Report) -> str:
     return html.section("To do it again", "", f'<dl class="details">{rows}</dl>')
 
 
-def _confused(table: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """(count, class, taken for) of the mistakes, most frequent first."""
-    wrong = table.copy()
-    np.fill_diagonal(wrong, 0)
-    rows = [(int(wrong[r, c]), int(r), int(c)) for r, c in np.argwhere(wrong)]
-    return sorted(rows, key=lambda one: (-one[0], one[1], one[2]))
-
-
 def _finite(value: Any, otherwise: float = float("nan")) -> float:
     return float(value) if isinstance(value, int | float) and np.isfinite(value) else otherwise
 
@@ -424,14 +414,3 @@ def _finite(value: Any, otherwise: float = float("nan")) -> float:
 def _pairs(values: Mapping[str, Any]) -> str:
     shown = {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
     return "\n".join(f"{key} = {value}" for key, value in shown.items())
-
-
-def _listed(names: Sequence[str]) -> str:
-    return f"{len(names)} classes" if len(names) > 6 else ", ".join(names)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 100 else f"{seconds / 60:.1f} min"
