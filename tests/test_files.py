@@ -264,6 +264,16 @@ def test_names_are_compared_in_one_spelling() -> None:
     assert class_of(f"{other}/1.jpg", table) == class_of(f"{one.upper()}/1.jpg", table) == 0
 
 
+def test_a_glob_gives_each_photo_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("deep/a.png", "deep/er/b.png"):
+        photo(tmp_path / name)
+    Path("-").write_bytes(b"")
+    assert list(photo_paths.find(["deep/**"])) == ["deep/a.png", "deep/er/b.png"]
+    assert list(photo_paths.find(["deep/*"])) == ["deep/a.png", "deep/er/b.png"]
+    assert list(photo_paths.find(["?"])) == ["-"]  # the file of that name, and not stdin
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no names that are no UTF-8")
 def test_names_on_stdin_are_taken_as_the_disk_has_them(tmp_path: Path) -> None:
     names = [b"caf\xe9.png", b" start.png", b"end .png"]

@@ -28,7 +28,7 @@ from verydeep.errors import (
     ModelFileError,
     OutputError,
 )
-from verydeep.files.lock import locked
+from verydeep.files.atomic import locked
 from verydeep.retrieval import About, Neighbours, doubles, featurefile, nearest
 from verydeep.retrieval.extraction import journal
 

@@ -1,17 +1,36 @@
-"""Write a file whole or not at all: a temporary file beside it, fsync, rename."""
+"""Files written whole or not at all, and by one process at a time.
+
+Whole: a temporary file beside it, fsync, rename. One at a time: the operating system holds a lock on an
+open file, and a killed process gives it up, so that none is ever left behind. The empty file stays.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import OutputError
 
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try(handle: int) -> None:
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _try(handle: int) -> None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+POLL_SECONDS = 0.1
 ADVICE = {
     errno.ENOSPC: "free some space and try again",
     errno.EDQUOT: "free some space and try again",
@@ -37,9 +56,8 @@ def replacing(path: str | os.PathLike[str], mode: str = "wb", **options: Any) ->
         # under /dev even a file is one that somebody holds open: the shell's, as /dev/stdout
         whole = before is None or (stat.S_ISREG(before.st_mode) and path.parts[:2] != ("/", "dev"))
         target = Path(os.path.realpath(path))
-        name = (
-            f".{target.name[:50]}.{os.urandom(4).hex()}.part"  # no longer than a file system takes
-        )
+        # no longer than a file system takes
+        name = f".{target.name[:50]}.{os.urandom(4).hex()}.part"
         part = target.with_name(name) if whole else path
         file = open(part, mode.replace("w", "x") if whole else mode, **options)  # noqa: SIM115
     except OSError as error:
@@ -83,3 +101,30 @@ def _refused(path: Path, error: OSError) -> OutputError:
     return OutputError(
         f"{path}: cannot be written: {error.strerror}{'; ' + advice if advice else ''}"
     )
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock file `path`; call `waiting` once if another process holds it, then wait.
+
+    On a file system without locks nothing is held: writers there must be safe by themselves, as an
+    atomic rename is. Raises OSError where the file cannot be made.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if not _taken(handle):
+            waiting()
+            while not _taken(handle):
+                time.sleep(POLL_SECONDS)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _taken(handle: int) -> bool:
+    try:
+        _try(handle)
+    except OSError as error:
+        # held by another process: EWOULDBLOCK from flock, EACCES or EDEADLOCK from Windows
+        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+    return True

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import EngineError, VerydeepError, log, warn_once
-from .atomic import replacing
+from .atomic import locked, replacing
 from .folders import cache_folder, going_without
 from .hashes import Seal, digests_of
-from .lock import locked
 
 LIMIT_BYTES = 2_000_000_000
 FORMAT = 1

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..errors import WeightsError
+from .atomic import replacing
 from .notebook import Notebook
 
 MEMORY = "hashes.json"
@@ -128,8 +129,6 @@ class Seal:
 
 def seal(note: Path, what: Seal) -> None:
     """Keep a seal in the file `note`. OSError where that cannot be written."""
-    from .atomic import replacing
-
     note.parent.mkdir(parents=True, exist_ok=True)
     with replacing(note, "w", encoding="utf-8") as file:
         file.write(json.dumps(asdict(what), indent=1) + "\n")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import warn_once
+from .atomic import locked, replacing
 from .folders import cache_folder, going_without
 
 FORMAT = 1
@@ -43,9 +44,6 @@ class Notebook:
 
     def write(self, key: str, value: Any) -> None:
         """Add a row, or put it in the place of the one with that key."""
-        from .atomic import replacing
-        from .lock import locked
-
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with locked(self.path.with_name(f"{self.path.name}.lock"), lambda: None):

@@ -31,7 +31,9 @@ def find(given: Iterable[str]) -> Iterator[str]:
             yield from inside(name)
         elif not os.path.lexists(name) and glob.has_magic(name):
             matches = sorted(glob.glob(name, recursive=True))
-            yield from find(matches) if matches else [name]
+            # "**" gives folders and what is in them: no path twice
+            photos = (inside(m) if os.path.isdir(m) else [m] for m in matches)
+            yield from dict.fromkeys(chain.from_iterable(photos)) if matches else [name]
         else:
             yield name
 

@@ -8,12 +8,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, Self, TypeVar
 
 from .wording import clock, counted
-
-if TYPE_CHECKING:
-    from rich.live import Live
 
 T = TypeVar("T")
 QUIET_SECONDS = 2.0  # work shorter than this says nothing
@@ -30,10 +27,10 @@ class LiveLine:
 
     def __init__(self) -> None:
         self.terminal = sys.stderr.isatty()
-        self._live: Live | None = None
+        self._live: Any = None  # rich.live.Live, once there is something to show
         self._due = 0.0
 
-    def __enter__(self) -> LiveLine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -72,8 +69,10 @@ class LiveLine:
             self._live.stop()
 
 
-class Progress:
+class Progress(LiveLine):
     """How much of the work is done, told while it lasts: `with Progress() as bar:`, then `bar.advance()`.
+
+    After a `wipe` the next `advance` brings the line back.
 
     unit: what is counted, in the singular; "byte" is told in megabytes. total: how many there are, where
     that is known. done: how many there were before this run. name: of the work.
@@ -82,17 +81,11 @@ class Progress:
     def __init__(
         self, unit: str = "photo", total: int | None = None, *, done: int = 0, name: str = ""
     ) -> None:
+        super().__init__()
         self.unit, self.total, self.done, self.name = unit, total, done, name
-        self._line = LiveLine()
         self._before = done
         self._began = time.monotonic()
         self._due = self._began + QUIET_SECONDS
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.wipe()
 
     def advance(self, count: int = 1) -> None:
         """So many more are done."""
@@ -101,16 +94,11 @@ class Progress:
         if now < self._due:
             return
         text = self._text(now - self._began)
-        if self._line.terminal:
-            self._due = now + TERMINAL_SECONDS
-            self._line.show(text, self.done / self.total if self.total else None)
+        if self.terminal:
+            self.show(text, self.done / self.total if self.total else None)
         else:
             self._due = now + PLAIN_SECONDS
             print(text, file=sys.stderr, flush=True)
-
-    def wipe(self) -> None:
-        """Take the live line away; the next `advance` brings it back."""
-        self._line.wipe()
 
     def _text(self, seconds: float) -> str:
         rate = (self.done - self._before) / seconds

@@ -14,9 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import MissingExtraError, ModelFileError, OutputError, WeightsError, log, nearest
+from ..files.atomic import locked
 from ..files.folders import cache_folder, download_folders
 from ..files.hashes import Seal, beside, digests_of, matches, seal, sealed, unbroken
-from ..files.lock import locked
 from .catalog import ENTRIES, Entry, Published
 
 # what `foreign` needs to read a file of that kind: the package, and the extra that brings it

@@ -21,8 +21,7 @@ import numpy as np
 
 from ..errors import DataError, OutputError
 from ..files import photo_paths
-from ..files.atomic import replacing
-from ..files.lock import locked
+from ..files.atomic import locked, replacing
 from ..files.wording import counted
 from .featurefile import About, FeatureFile, damage_named, format_of, open_features, write
 

@@ -27,9 +27,8 @@ from typing import Any
 from urllib.parse import urlparse
 
 from ...errors import DataError, MissingExtraError, VerydeepError, log
-from ...files.atomic import replacing
+from ...files.atomic import locked, replacing
 from ...files.folders import cache_folder
-from ...files.lock import locked
 from ...files.photo_paths import IMAGE_SUFFIXES
 
 ELSEWHERE = (

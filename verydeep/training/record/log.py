@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import OutputError
-from ...files.atomic import replacing
-from ...files.lock import locked
+from ...files.atomic import locked, replacing
 
 
 def read(path: Path) -> list[dict[str, Any]]:
