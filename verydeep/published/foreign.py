@@ -12,16 +12,17 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import MissingExtraError, WeightsError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+Named: TypeAlias = Iterator[tuple[str, NDArray[Any]]]
 
 # torch.save before 1.6 begins with this number, pickled (torch/serialization.py, MAGIC_NUMBER)
 _TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
@@ -40,23 +41,17 @@ def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with open(path, "rb") as file:
             head = file.read(512)
-        reader = _reader(path, head)
-        tensors = {name: _plain(array) for name, array in reader(path)}
+        tensors = {name: _plain(array) for name, array in _reader(path, head)(path)}
     except (WeightsError, MissingExtraError):
         raise
     except Exception as error:  # readers of seven formats, each with errors of its own
-        if (
-            isinstance(error, OSError) and error.strerror
-        ):  # HDF5's have none: they are about content
+        if isinstance(error, OSError) and error.strerror:  # HDF5's are about content, without it
             raise WeightsError(f"cannot read {path}: {error.strerror}") from error
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise WeightsError(f"{path} cannot be read, it may be damaged: {reason}") from error
     if not tensors:
         raise WeightsError(f"{path} holds no tensors")
     return tensors
-
-
-Named = Iterator[tuple[str, "NDArray[Any]"]]
 
 
 def _reader(path: Path, head: bytes) -> Callable[[Path], Named]:
@@ -111,17 +106,12 @@ def _read_safetensors(path: Path) -> Named:
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
-        names = list(file.keys())
-        narrow = {name for name in names if file.get_slice(name).get_dtype() == "BF16"}
-        for name in names:
-            if name not in narrow:
-                yield name, file.get_tensor(name)
+        narrow = {key for key in file.keys() if file.get_slice(key).get_dtype() == "BF16"}  # noqa: SIM118
+        yield from ((key, file.get_tensor(key)) for key in file.keys() if key not in narrow)  # noqa: SIM118
     if narrow:  # bfloat16, which NumPy does not have
         _needed("torch", path, "torch")
         with safe_open(path, framework="pt") as file:
-            for name in names:
-                if name in narrow:
-                    yield name, file.get_tensor(name).float().numpy()
+            yield from ((key, file.get_tensor(key).float().numpy()) for key in sorted(narrow))
 
 
 def _read_hdf5(path: Path) -> Named:
@@ -154,14 +144,14 @@ def _read_npz(path: Path) -> Named:
 def _read_npy(path: Path) -> Named:
     """A dictionary saved by numpy.save: an array of one object, which is pickled."""
     with open(path, "rb") as file:
-        version = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
-        shape, _, dtype = (header or np.lib.format.read_array_header_2_0)(file)
+        form = np.lib.format
+        old = form.read_magic(file) == (1, 0)
+        header = form.read_array_header_1_0 if old else form.read_array_header_2_0
+        shape, _, dtype = header(file)
         if dtype.kind != "O" or shape not in ((), (1,)):
             raise WeightsError(f"{path} is one array; expected a dictionary of named arrays")
         content = _ArraysOnly(file).load()
-    array = np.asarray(content, dtype=object) if not isinstance(content, np.ndarray) else content
-    yield from _flat(array.reshape(-1)[0], "/")
+    yield from _flat(content.item() if isinstance(content, np.ndarray) else content, "/")
 
 
 def _read_pickle(path: Path) -> Named:
@@ -169,10 +159,56 @@ def _read_pickle(path: Path) -> Named:
         yield from _flat(_unwrapped(_ArraysOnly(file).load()), "/")
 
 
-def _read_caffemodel(path: Path) -> Named:
-    from .caffemodel import read_caffemodel
+# The few fields of Caffe's messages that hold weights, after its src/caffe/proto/caffe.proto: message ->
+# field -> number and type; "*" is repeated. `layers` is the format of 2014, which the Oxford release has,
+# `layer` the one since. Packed floats are read as the bytes that they are.
+_CAFFE = {
+    "Net": {"layers": (2, "Layer2014*"), "layer": (100, "Layer*")},
+    "Layer2014": {"name": (4, "string"), "blobs": (6, "Blob*")},
+    "Layer": {"name": (1, "string"), "blobs": (7, "Blob*")},
+    "Blob": {
+        "num": (1, "int32"), "channels": (2, "int32"), "height": (3, "int32"), "width": (4, "int32"),
+        "data": (5, "bytes*"), "shape": (7, "Shape"), "double_data": (8, "bytes*"),
+    },
+    "Shape": {"dim": (1, "int64*")},
+}  # fmt: skip
 
-    yield from read_caffemodel(path).items()
+
+@cache
+def _caffe_net() -> Any:
+    """protobuf's class for a whole net."""
+    from google.protobuf import (  # type: ignore[import-untyped]  # comes with onnx
+        descriptor_pb2,
+        message_factory,
+    )
+
+    file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", package="caffe", syntax="proto2")
+    for message, fields in _CAFFE.items():
+        described = file.message_type.add(name=message)
+        for name, (number, kind) in fields.items():
+            field = described.field.add(name=name, number=number)
+            field.label = field.LABEL_REPEATED if kind.endswith("*") else field.LABEL_OPTIONAL
+            kind = kind.rstrip("*")
+            if kind in _CAFFE:
+                field.type, field.type_name = field.TYPE_MESSAGE, f".caffe.{kind}"
+            else:
+                field.type = getattr(field, f"TYPE_{kind.upper()}")
+    return message_factory.GetMessages([file])["caffe.Net"]
+
+
+def _read_caffemodel(path: Path) -> Named:
+    """By layer and place, "conv1_1/0" the weights, "conv1_1/1" the biases, in shapes as written.
+
+    FC weights of the old format are (1, 1, out, in), biases (1, 1, 1, out).
+    """
+    net = _caffe_net()()
+    net.ParseFromString(path.read_bytes())
+    for layer in (*net.layers, *net.layer):
+        for place, blob in enumerate(layer.blobs):
+            packed, dtype = (blob.data, "<f4") if blob.data else (blob.double_data, "<f8")
+            shape = [getattr(blob, axis) or 1 for axis in ("num", "channels", "height", "width")]
+            shape = list(blob.shape.dim) if blob.HasField("shape") else shape
+            yield f"{layer.name}/{place}", np.frombuffer(b"".join(packed), dtype).reshape(shape)
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -200,27 +236,22 @@ def _unwrapped(content: object) -> object:
     for _ in range(8):  # deep enough, and a pickle may hold itself
         if not isinstance(content, Mapping):
             break
-        inner = next(
-            (content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None
-        )
-        if inner is None:
+        inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+        if not inner:
             break
-        content = inner
+        content = inner[0]
     return content
 
 
 def _flat(content: object, joint: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Leaves of nested dictionaries and lists, by their joined keys."""
+    if isinstance(content, list | tuple):
+        content = dict(enumerate(content))
     if isinstance(content, Mapping):
-        pairs = [(str(key), value) for key, value in content.items()]
-    elif isinstance(content, list | tuple):
-        pairs = [(str(place), value) for place, value in enumerate(content)]
-    else:
-        if prefix and hasattr(content, "shape"):
-            yield prefix, content
-        return
-    for key, value in pairs:
-        yield from _flat(value, joint, f"{prefix}{joint}{key}" if prefix else key)
+        for key, value in content.items():
+            yield from _flat(value, joint, f"{prefix}{joint}{key}" if prefix else str(key))
+    elif prefix and hasattr(content, "shape"):
+        yield prefix, content
 
 
 def _plain(array: NDArray[Any]) -> NDArray[Any]:
