@@ -823,6 +823,17 @@ def test_convert_command(tmp_path: Path) -> None:
     )
 
 
+def test_a_file_without_labels_gives_one_line(tmp_path: Path) -> None:
+    torch.save(state(small()), tmp_path / "in.pth")
+    (tmp_path / "labels.txt").write_text("\n")
+    result = run(
+        "convert", tmp_path / "in.pth", tmp_path / "out", "--preprocess", "torchvision",
+        "--labels", tmp_path / "labels.txt",
+    )  # fmt: skip
+    assert isinstance(result.exception, WeightsError)
+    assert "there are no labels; expected one for each" in str(result.exception)
+
+
 def test_torchvision_loads_strictly_what_we_write_for_it(tmp_path: Path) -> None:
     net = small("vgg13_bn")
     torch.save(state(net), tmp_path / "in.pth")

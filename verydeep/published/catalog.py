@@ -83,22 +83,22 @@ _ONE_CROP = (
 _KERAS_TABLE = "ImageNet validation; published at keras.io/api/applications"
 
 
-# network, file (and older files), top-1 %, top-5 %. The hex in a name heads the file's SHA-256.
+# network, file (and older files), top-1, top-5. The hex in a name heads the file's SHA-256.
 _TORCHVISION = (
-    ("vgg11", "vgg11-8a719046.pth vgg11-bbd30ac9.pth", 69.020, 88.628),
-    ("vgg11_bn", "vgg11_bn-6002323d.pth", 70.370, 89.810),
-    ("vgg13", "vgg13-19584684.pth vgg13-c768596a.pth", 69.928, 89.246),
-    ("vgg13_bn", "vgg13_bn-abd245e5.pth", 71.586, 90.374),
-    ("vgg16", "vgg16-397923af.pth", 71.592, 90.382),
-    ("vgg16_bn", "vgg16_bn-6c64b313.pth", 73.360, 91.516),
-    ("vgg19", "vgg19-dcbb9e9d.pth", 72.376, 90.876),
-    ("vgg19_bn", "vgg19_bn-c79401a0.pth", 74.218, 91.842),
+    ("vgg11", "vgg11-8a719046.pth vgg11-bbd30ac9.pth", 0.69020, 0.88628),
+    ("vgg11_bn", "vgg11_bn-6002323d.pth", 0.70370, 0.89810),
+    ("vgg13", "vgg13-19584684.pth vgg13-c768596a.pth", 0.69928, 0.89246),
+    ("vgg13_bn", "vgg13_bn-abd245e5.pth", 0.71586, 0.90374),
+    ("vgg16", "vgg16-397923af.pth", 0.71592, 0.90382),
+    ("vgg16_bn", "vgg16_bn-6c64b313.pth", 0.73360, 0.91516),
+    ("vgg19", "vgg19-dcbb9e9d.pth", 0.72376, 0.90876),
+    ("vgg19_bn", "vgg19_bn-c79401a0.pth", 0.74218, 0.91842),
 )
 
-# network, MD5 of the whole, MD5 of the convolutions alone, top-1 %, top-5 %
+# network, MD5 of the whole, MD5 of the convolutions alone, top-1, top-5
 _KERAS = (
-    ("vgg16", "64373286793e3c8b2b4e3219cbf3544b", "6d6bbae143d832006294945121d1f1fc", 71.3, 90.1),
-    ("vgg19", "cbe5617147190e668d6c5d5026f83318", "253f8cb515780f3b799900260a226db6", 71.3, 90.0),
+    ("vgg16", "64373286793e3c8b2b4e3219cbf3544b", "6d6bbae143d832006294945121d1f1fc", 0.713, 0.901),
+    ("vgg19", "cbe5617147190e668d6c5d5026f83318", "253f8cb515780f3b799900260a226db6", 0.713, 0.900),
 )
 
 # network, file, SHA-1
@@ -113,16 +113,12 @@ def _torchvision_file(file: str) -> Published:
     return Published(TORCHVISION_ADDRESS + file, f"sha256:{head}")
 
 
-def _accuracy(top1_percent: float, top5_percent: float, protocol: str) -> Accuracy:
-    return Accuracy(round(top1_percent / 100, 5), round(top5_percent / 100, 5), protocol)
-
-
 def _entries() -> Iterator[Entry]:
     for network, files, top1, top5 in _TORCHVISION:
         published = tuple(_torchvision_file(file) for file in files.split())
         yield Entry(
             network, network, "IMAGENET1K_V1", published, "BSD-3-Clause", "torchvision",
-            accuracy=_accuracy(top1, top5, _ONE_CROP),
+            accuracy=Accuracy(top1, top5, _ONE_CROP),
         )  # fmt: skip
     # The paper's pre-processing in torchvision's terms; the classifier in the file is NaN throughout.
     features = (_torchvision_file("vgg16_features-amdegroot-88682ab5.pth"),)
@@ -134,7 +130,7 @@ def _entries() -> Iterator[Entry]:
         yield Entry(
             f"{network}-keras", network, "imagenet", (Published(f"{stem}.h5", f"md5:{whole}"),),
             "CC-BY-4.0", "caffe",
-            accuracy=_accuracy(top1, top5, _KERAS_TABLE),
+            accuracy=Accuracy(top1, top5, _KERAS_TABLE),
         )  # fmt: skip
         yield Entry(
             f"{network}-keras-features", network, "imagenet, no top",

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import modelfile
 from ..errors import MissingExtraError, ModelFileError, WeightsError, log, nearest
 from ..files.atomic import replacing
+from ..files.strict_json import JSON
 from ..modelfile import Record
 from ..nets import Head, Network
 from ..preprocess import PRESETS, Preprocess
@@ -26,11 +28,6 @@ from .catalog import Entry
 from .foreign import read_tensors
 from .layouts import arrange, to_timm
 from .recognition import by_digest, by_name, by_values, expects
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ..files.strict_json import JSON
 
 
 @dataclass(frozen=True)
@@ -53,55 +50,56 @@ def convert(
     target: str | os.PathLike[str],
     *,
     preprocess: Preprocess | str | None = None,
-    claim: str | None = None,
-    network: str | None = None,
-    layout: str | None = None,
-    trunk: bool = False,
-    averages: tuple[str, ...] = (),
     labels: Iterable[tuple[str, str]] | None = None,
     licence: str = "",
+    **choices: Any,
 ) -> Record:
     """Make the model file `target` of the weights in `source`, and return its record.
 
     preprocess: what the weights expect, a record or a key of preprocess.PRESETS; may be left out only
-    where the catalogue knows the file. claim: the catalogue name that the file must prove to be.
-    network, layout, trunk, averages: as for `layouts.arrange`. labels: (id, name) of each class, in order;
-    ImageNet's for published weights that have them. licence: of the weights, where the catalogue does
-    not know it. What a person should know is logged.
+    where the catalogue knows the file. labels: (id, name) of each class, in order; ImageNet's for published
+    weights that have them. licence: of the weights, where the catalogue does not know it. choices: as for
+    `load_weights`. What a person should know is logged.
 
     Raises WeightsError where the file cannot be read, is no network of the table, is not what its name
     or `claim` says, contradicts `preprocess`, or where nothing says what its pre-processing is;
     MissingExtraError where reading it needs torch or h5py.
     """
     source, target = Path(source), Path(target)
-    given = _preset(preprocess)
-    weights = load_weights(
-        source, claim=claim, network=network, layout=layout, trunk=trunk, averages=averages
-    )
-    right = _preprocess(source, weights, given)
+    if isinstance(preprocess, str):
+        if preprocess not in PRESETS:
+            raise WeightsError(
+                f"pre-processing {preprocess!r} is unknown{nearest(preprocess, PRESETS)}"
+            )
+        preprocess = PRESETS[preprocess]
+    weights = load_weights(source, **choices)
+    right = _preprocess(source, weights, preprocess)
     known = weights.published
     classes = weights.network.head.classes
     if labels is None and known is not None and classes == known.classes == 1000:
         labels = zip(catalog.class_ids(), catalog.class_names(), strict=True)
-    ids, names = zip(*labels, strict=True) if labels is not None else ((), ())
+    named = list(labels or ())
+    if labels is not None and not named:
+        raise WeightsError(f"{source}: there are no labels; expected one for each of {classes} classes")
     provenance: dict[str, JSON] = {
         "file": source.name,
         "sha256": weights.sha256,
         "layout": weights.layout,
         "made_by": "verydeep weights convert",
     }
+    measured: list[dict[str, JSON]] = []
     if known is not None:
         provenance |= {"catalogue": known.name, "weights": known.release, "url": known.url}
+        licence = licence or known.licence
+        if known.accuracy is not None and classes:
+            figures = asdict(known.accuracy)
+            protocol = figures.pop("protocol")
+            measured = [{"what": k, "value": v, "protocol": protocol} for k, v in figures.items()]
     try:
         record = Record(
-            weights.network,
-            right,
-            ids,
-            names,
-            licence=licence or (known.licence if known else ""),
-            provenance=provenance,
-            measured=_measured(known) if known and classes else (),
-        )
+            weights.network, right, tuple(i for i, _ in named), tuple(name for _, name in named),
+            licence=licence, provenance=provenance, measured=tuple(measured),
+        )  # fmt: skip
     except ModelFileError as error:  # labels that do not fit the head
         raise WeightsError(f"{source}: {error}") from error
     modelfile.write(target, record, dict(weights.tensors))
@@ -117,8 +115,10 @@ def load_weights(
     trunk: bool = False,
     averages: tuple[str, ...] = (),
 ) -> Imported:
-    """Read weights of any layout; arguments and errors as for `convert`.
+    """Read weights of any layout; errors as for `convert`.
 
+    claim: the catalogue name that the file must prove to be; its own name claims one too. network, layout,
+    trunk, averages: as for `layouts.arrange`.
     A head whose weights are NaN (torchvision's features-only file of vgg16) is left out.
     """
     source = Path(source)
@@ -137,15 +137,16 @@ def load_weights(
         raise WeightsError(f"{source}: {error}") from error
     if claimed is not None and claimed != published:
         raise WeightsError(_contradiction(source, claimed, net, ours, sha256))
-    heads = [array for key, array in ours.items() if key.startswith("classifier")]
-    if net.head.classes and any(
-        array.dtype.kind == "f" and np.isnan(array).any() for array in heads
-    ):
+    damaged = [
+        key for key, array in ours.items()
+        if array.dtype.kind == "f" and not np.isfinite(array).all()
+    ]  # fmt: skip
+    if any(key.startswith("classifier") and np.isnan(ours[key]).any() for key in damaged):
         net = replace(net, head=Head("classic", 0))
         ours = {key: ours[key] for key in net.tensors}
         log.info("its classifier is NaN and was left out: a trunk that gives features")
     for key, array in ours.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if key in damaged:
             raise WeightsError(f"{source}: {key} holds NaN or infinity; the file is of no use")
         if array.dtype.kind != "f" and not key.endswith("num_batches_tracked"):
             raise WeightsError(f"{source}: {key} is {array.dtype}; expected floating point")
@@ -196,16 +197,6 @@ def export(
     return net
 
 
-def _preset(preprocess: Preprocess | str | None) -> Preprocess | None:
-    if not isinstance(preprocess, str):
-        return preprocess
-    if preprocess not in PRESETS:
-        raise WeightsError(
-            f"pre-processing {preprocess!r} is unknown{nearest(preprocess, PRESETS)}"
-        )
-    return PRESETS[preprocess]
-
-
 def _preprocess(source: Path, weights: Imported, given: Preprocess | None) -> Preprocess:
     """What these weights expect; the reason is logged where nobody said it."""
     known = weights.published
@@ -218,24 +209,23 @@ def _preprocess(source: Path, weights: Imported, given: Preprocess | None) -> Pr
             )
         log.info(f"this is {known.name} by its digest: pre-processing {known.preprocess}")
         return right
-    famous = by_values(weights.network.name, weights.tensors)
-    if weights.network.head.classes not in (0, 1000):
-        # trained further by somebody, perhaps on other input with the first filters left as they were
-        famous = None
+    # with other classes, trained further by somebody, perhaps on other input with the first filters kept
+    untouched = weights.network.head.classes in (0, 1000)
+    famous = by_values(weights.network.name, weights.tensors) if untouched else None
     if given is not None:
-        wrong = expects(*famous, given) if famous else ""
-        if famous and wrong:
+        if famous and (wrong := expects(*famous, given)):
             raise WeightsError(
                 f"{source} holds {famous[0].whose}, by the values of its first filters, and that "
                 f"contradicts the pre-processing given: {wrong}"
             )
         return given
     if famous and not famous[1]:
+        one = famous[0]
         log.info(
-            f"these are {famous[0].whose}, by the values of their first filters: pre-processing "
-            f"{famous[0].preprocess}"
+            f"these are {one.whose}, by the values of their first filters: pre-processing "
+            f"{one.preprocess}"
         )
-        return PRESETS[famous[0].preprocess]
+        return PRESETS[one.preprocess]
     raise WeightsError(
         f"{source} does not say which pre-processing its weights expect, and a wrong one gives wrong "
         f"answers in silence; say it with --preprocess {'|'.join(PRESETS)}"
@@ -259,14 +249,4 @@ def _contradiction(
     return (
         f"{source} claims to be {claimed.name} and is not: {reason}; if you know what it is, give it "
         "another name, and its pre-processing with --preprocess"
-    )
-
-
-def _measured(known: Entry) -> tuple[dict[str, JSON], ...]:
-    if known.accuracy is None:
-        return ()
-    figures = (("top1", known.accuracy.top1), ("top5", known.accuracy.top5))
-    return tuple(
-        {"what": what, "value": value, "protocol": known.accuracy.protocol}
-        for what, value in figures
     )
