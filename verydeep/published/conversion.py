@@ -80,7 +80,9 @@ def convert(
         labels = zip(catalog.class_ids(), catalog.class_names(), strict=True)
     named = list(labels or ())
     if labels is not None and not named:
-        raise WeightsError(f"{source}: there are no labels; expected one for each of {classes} classes")
+        raise WeightsError(
+            f"{source}: there are no labels; expected one for each of {classes} classes"
+        )
     provenance: dict[str, JSON] = {
         "file": source.name,
         "sha256": weights.sha256,
