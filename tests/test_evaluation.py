@@ -130,13 +130,3 @@ def test_scores_that_are_no_numbers_are_an_error(verydeep: Run, data: Path, tmp_
     done = verydeep("evaluate", path, data, "--json", "--engine", "onnxruntime")
     assert (done.status, done.out) == (2, "")
     assert "finite" in done.err
-
-
-def test_class_folders_in_either_spelling() -> None:
-    import unicodedata
-
-    from verydeep.evaluation.labelled import class_of, class_table
-
-    table = class_table(["ant", "caf\u00e9"], [])
-    for spelling in ("NFC", "NFD"):
-        assert class_of(unicodedata.normalize(spelling, "Caf\u00e9/1.png"), table) == 1
