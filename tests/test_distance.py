@@ -14,7 +14,7 @@ from PIL import Image
 from verydeep.distances import About, Distance, lpips, pairing
 from verydeep.distances.picture import draw
 from verydeep.errors import DataError
-from verydeep.pictures.colours import INFERNO
+from verydeep.pictures.layout import INFERNO
 
 from .conftest import Run
 from .tiny import photo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
@@ -18,8 +19,10 @@ from PIL import Image
 import verydeep
 from verydeep import modelfile, models
 from verydeep.errors import DataError, ImageError, ModelFileError, OutputError, VerydeepError
-from verydeep.pictures import text as lettering
-from verydeep.portraits import filter_picture, show
+from verydeep.pictures import layout as lettering
+from verydeep.pictures import saving
+from verydeep.portraits import show
+from verydeep.portraits.views import filter_picture
 from verydeep.preprocess import Preprocess
 
 from .conftest import Run
@@ -202,6 +205,8 @@ def test_without_photo_head_or_colour(tmp_path: Path) -> None:
     assert alone.picture().height < seen.picture().height
     with pytest.raises(DataError, match="made without a photo"):
         _ = alone.photo
+    with pytest.raises(DataError, match="made without a photo"):
+        _ = alone.fields
     assert alone.blocks[0].row.shape == (4, 224, 224)
     grey = model_file(
         tmp_path / "grey.safetensors", tiny(in_channels=1),
@@ -312,3 +317,26 @@ def test_lettering() -> None:
     assert len(rows) > 1
     assert all(lettering.length(line, 16) <= 90 for line in rows)
     assert lettering.shortened("a very long name.jpg", 20, 120, end=True).endswith("name.jpg")
+
+
+def test_long_words_are_cut_and_quickly() -> None:
+    assert lettering.shortened("x" * 1_000_000, 16, 200).endswith("x...")
+    assert all(
+        lettering.length(line, 16) <= 90 for line in lettering.lines("of " + "x" * 99, 16, 90)
+    )
+
+
+def test_a_file_name_that_is_no_utf8(tmp_path: Path, model: Path) -> None:
+    seen = show(model, photo(tmp_path / "a.png"), size=64)
+    odd = dataclasses.replace(seen, path="a\udcff.png")
+    odd.write_page(tmp_path / "a.html")
+    assert "a?.png" in (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert odd.picture().size == seen.picture().size
+
+
+def test_a_picture_too_long_for_jpeg(tmp_path: Path) -> None:
+    tall = Image.new("RGB", (1, 65501))
+    with pytest.raises(OutputError, match=r"a\.jpg: 1x65501 pixels are too many .* name a \.png"):
+        saving.save(tall, tmp_path / "a.jpg")
+    assert not list(tmp_path.iterdir())
+    saving.save(tall, tmp_path / "a.png")

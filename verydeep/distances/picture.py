@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..pictures import layout
-from ..pictures.colours import coloured
+from ..pictures.layout import coloured
 
 if TYPE_CHECKING:
     from .records import Distance

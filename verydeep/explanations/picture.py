@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..pictures import layout
-from ..pictures.colours import coloured
+from ..pictures.layout import coloured
 from .geometry import blurred
 
 if TYPE_CHECKING:

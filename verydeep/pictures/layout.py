@@ -1,30 +1,110 @@
-"""How every picture is put together: tiles, captions and colour scales, in columns, rows and grids.
+"""How every picture is put together: colours for numbers, text, and tiles in columns, rows and grids.
 
 A part is an RGB picture on white paper; parts are joined to larger ones until one is the whole. Their sizes
-follow from what they hold.
+follow from what they hold. Text is in Pillow's own font (Aileron), so that nothing need be installed.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, ImageDraw
-
-from .colours import coloured
-from .text import Colour, length, lines, shortened, write
+from PIL import Image, ImageDraw, ImageFont
 
 MARGIN, GAP = 28, 24
 TITLE, TEXT, SMALL = 25, 16, 14  # font sizes
+SPACE = 0.28  # between words, of the size
 PAPER, INK, FAINT = (255, 255, 255), (24, 26, 30), (110, 116, 124)
-PANEL, NARROWEST = (
-    460,
-    160,
-)  # longest side of a photo under a title; room for the words of a narrow one
+PANEL = 460  # longest side of a photo under a title
+NARROWEST = 160  # room for the words of a narrow one
 
 Part: TypeAlias = "Image.Image | int"  # a number is so much room
+Colour: TypeAlias = tuple[int, int, int]
 Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+# Inferno, by Nathaniel Smith and Stefan van der Walt (CC0), as in matplotlib 3.11: 256 steps from black
+# through purple and orange to pale yellow, in hexadecimal. Equal steps of value look equally far apart; it
+# is read as well in grey, and by people who see fewer colours.
+_INFERNO = (
+    "00000401000501010601010802010a02020c02020e03021004031204031405041706041907051b08051d09061f0a0722"
+    "0b07240c08260d08290e092b10092d110a30120a32140b34150b37160b39180c3c190c3e1b0c411c0c431e0c451f0c48"
+    "210c4a230c4c240c4f260c51280b53290b552b0b572d0b592f0a5b310a5c320a5e340a5f3609613809623909633b0964"
+    "3d09653e0966400a67420a68440a68450a69470b6a490b6a4a0c6b4c0c6b4d0d6c4f0d6c510e6c520e6d540f6d550f6d"
+    "57106e59106e5a116e5c126e5d126e5f136e61136e62146e64156e65156e67166e69166e6a176e6c186e6d186e6f196e"
+    "71196e721a6e741a6e751b6e771c6d781c6d7a1d6d7c1d6d7d1e6d7f1e6c801f6c82206c84206b85216b87216b88226a"
+    "8a226a8c23698d23698f24699025689225689326679526679727669827669a28659b29649d29649f2a63a02a63a22b62"
+    "a32c61a52c60a62d60a82e5fa92e5eab2f5ead305dae305cb0315bb1325ab3325ab43359b63458b73557b93556ba3655"
+    "bc3754bd3853bf3952c03a51c13a50c33b4fc43c4ec63d4dc73e4cc83f4bca404acb4149cc4248ce4347cf4446d04545"
+    "d24644d34743d44842d54a41d74b3fd84c3ed94d3dda4e3cdb503bdd513ade5238df5337e05536e15635e25734e35933"
+    "e45a31e55c30e65d2fe75e2ee8602de9612bea632aeb6429eb6628ec6726ed6925ee6a24ef6c23ef6e21f06f20f1711f"
+    "f1731df2741cf3761bf37819f47918f57b17f57d15f67e14f68013f78212f78410f8850ff8870ef8890cf98b0bf98c0a"
+    "f98e09fa9008fa9207fa9407fb9606fb9706fb9906fb9b06fb9d07fc9f07fca108fca309fca50afca60cfca80dfcaa0f"
+    "fcac11fcae12fcb014fcb216fcb418fbb61afbb81dfbba1ffbbc21fbbe23fac026fac228fac42afac62df9c72ff9c932"
+    "f9cb35f8cd37f8cf3af7d13df7d340f6d543f6d746f5d949f5db4cf4dd4ff4df53f4e156f3e35af3e55df2e661f2e865"
+    "f2ea69f1ec6df1ed71f1ef75f1f179f2f27df2f482f3f586f3f68af4f88ef5f992f6fa96f8fb9af9fc9dfafda1fcffa4"
+)
+
+INFERNO: np.ndarray = np.frombuffer(bytes.fromhex(_INFERNO), np.uint8).reshape(256, 3)
+
+
+def coloured(values: np.ndarray) -> np.ndarray:
+    """Numbers from 0 to 1, of any shape, as colours: the same shape and RGB, uint8.
+
+    What lies outside 0..1 takes the colour of the nearer end.
+    """
+    steps = np.clip(np.nan_to_num(values), 0, 1) * (len(INFERNO) - 1)
+    colours: np.ndarray = INFERNO[np.rint(steps).astype(np.intp)]
+    return colours
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font at that many pixels."""
+    return ImageFont.load_default(size)
+
+
+def length(text: str, size: int) -> float:
+    """How wide text is drawn, in pixels.
+
+    Word by word, since the font's kerning takes the space after a digit nearly away.
+    """
+    words = text.split(" ")
+    return sum(font(size).getlength(word) for word in words) + SPACE * size * (len(words) - 1)
+
+
+def shortened(text: str, size: int, room: float, *, end: bool = False) -> str:
+    """The text as the font can write it, cut to fit in so many pixels; end: its end stays."""
+    text = _writable(text)
+    if length(text, size) <= room:
+        return text
+    most = max(1, int(room))  # no letter is narrower than a pixel
+    text = text[-most:] if end else text[:most]
+    while text and length(text + "...", size) > room:
+        text = text[1:] if end else text[:-1]
+    return f"...{text}" if end else f"{text}..."
+
+
+def lines(text: str, size: int, room: float) -> list[str]:
+    """The text as the font can write it, in lines that fit in so many pixels."""
+    rows = [""]
+    for word in text.split(" "):
+        word = shortened(word, size, room)
+        longer = f"{rows[-1]} {word}".strip()
+        if rows[-1] and length(longer, size) > room:
+            rows.append(word)
+        else:
+            rows[-1] = longer
+    return rows
+
+
+def _writable(text: str) -> str:
+    """The font has ASCII and little else: accents are dropped, what it lacks becomes "?"."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return "".join(c if " " <= c <= "~" or c == "\N{MIDDLE DOT}" else "?" for c in plain)
 
 
 def column(*parts: Part, gap: int = 0, margin: int = 0) -> Image.Image:
@@ -70,20 +150,18 @@ def caption(
     """One line of text with up to three places for words; its height follows from its size."""
     part = Image.new("RGB", (width, height or round(1.4 * size)), PAPER)
     pen = ImageDraw.Draw(part)
-    places = ((0, left, "la"), (width / 2, middle, "ma"), (width, right, "ra"))
-    for (x, words, anchor), colour in zip(places, colours, strict=True):
-        write(pen, (x, 0), words, colour, size, anchor)
+    for words, share, colour in zip((left, middle, right), (0, 0.5, 1), colours, strict=True):
+        x = share * (width - length(words, size))
+        for word in words.split(" "):
+            pen.text((x, 0), word, colour, font(size))
+            x += font(size).getlength(word) + SPACE * size
     return part
 
 
 def paragraph(text: str, width: int, size: int = TEXT, colour: Colour = FAINT) -> Image.Image:
     """Text in as many lines as it needs."""
-    lead = round(1.4 * size)
-    words = lines(text, size, width)
-    part = Image.new("RGB", (width, lead * len(words)), PAPER)
-    for at, line in enumerate(words):
-        write(ImageDraw.Draw(part), (0, lead * at), line, colour, size)
-    return part
+    rows = lines(text, size, width)
+    return column(*(caption(width, line, size=size, colours=(colour,) * 3) for line in rows))
 
 
 def panel(title: str, value: str, picture: Image.Image, *foot: Part) -> Image.Image:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from ..errors import OutputError
 from ..files.atomic import replacing
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 # ending of the name -> how Pillow writes it; a PNG packed half as small would take six times as long
 PICTURES: dict[str, dict[str, object]] = {
@@ -18,6 +16,7 @@ PICTURES: dict[str, dict[str, object]] = {
     ".jpg": {"format": "JPEG", "quality": 92},
     ".jpeg": {"format": "JPEG", "quality": 92},
 }
+LONGEST_JPEG = 65500  # pixels a side, of libjpeg
 PAGES, FIGURES = (".html", ".htm"), (".svg",)
 
 
@@ -37,6 +36,11 @@ def require_picture(path: str | os.PathLike[str]) -> str:
 def save(picture: Image.Image, path: str | os.PathLike[str]) -> None:
     """Write a picture by its name's ending, whole or not at all. OutputError where that cannot be."""
     options = PICTURES[require_picture(path)]
+    if options["format"] == "JPEG" and max(picture.size) > LONGEST_JPEG:
+        raise OutputError(
+            f"{os.fspath(path)}: {picture.width}x{picture.height} pixels are too many for a JPEG; "
+            "name a .png file"
+        )
     with replacing(path) as file:
         picture.save(file, **options)  # type: ignore[arg-type]
 
@@ -44,5 +48,6 @@ def save(picture: Image.Image, path: str | os.PathLike[str]) -> None:
 def write(text: str, path: str | os.PathLike[str], endings: tuple[str, ...] = PAGES) -> None:
     """Write a page, or what else is text, by a name with one of these endings, as `save` does."""
     require_ending(path, endings)
-    with replacing(path, "w", encoding="utf-8", newline="\n") as file:
+    # names of files may hold what is no UTF-8
+    with replacing(path, "w", encoding="utf-8", errors="replace", newline="\n") as file:
         file.write(text)

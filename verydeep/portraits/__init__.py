@@ -11,33 +11,25 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from .. import predictor as predictors
 from ..errors import DataError, ImageError, OutputError
 from ..files.wording import counted
 from ..nets import Network, Row
-from ..pictures.colours import coloured
-from ..pictures.saving import PAGES, require_ending, require_picture, save, write
-from ..predictor import Predictor
-from ..preprocess import decode, several, sized
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from ..pictures.layout import Box
-    from ..predictor import Answer
-    from ..preprocess import ImageLike, Size
+from ..pictures.layout import Box, as_rgb, coloured
+from ..pictures.saving import require_picture, save, write
+from ..predictor import Answer, Predictor
+from ..preprocess import ImageLike, Size, decode, several, sized
+from . import views
 
 __all__ = ["Block", "Channel", "Portrait", "show"]
 
 SIZE = 224  # the paper's, at which receptive fields and photo go well together
 STRONGEST = 8
-
-# Of the units' fields, one a block, from the first: inferno's steps that show on light and dark photos.
-FIELDS = ((252, 255, 164), (251, 165, 10), (238, 85, 50), (201, 60, 140), (120, 70, 220))
+NO_PHOTO = "this portrait was made without a photo; give one to show()"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +49,6 @@ class Channel:
     @property
     def picture(self) -> Image.Image:
         """The map, a pixel a unit: 0 is black, its largest value pale yellow."""
-        from PIL import Image
-
         return Image.fromarray(coloured(self.map / max(float(self.map.max()), 1e-30)))
 
 
@@ -106,11 +96,9 @@ class Portrait:
         if self.pixels is not None:
             height, width = self.pixels.shape[:2]
             text += f", {self.path or 'an image'} at {width}x{height} pixels"
-        return (
-            text
-            if self.answer is None
-            else f"{text}: {self.answer.label} {self.answer.probability:.1%}"
-        )
+        if self.answer is not None:
+            text += f": {self.answer.label} {self.answer.probability:.1%}"
+        return text
 
     __repr__ = __str__
 
@@ -124,10 +112,8 @@ class Portrait:
     @property
     def photo(self) -> Image.Image:
         """What the network looked at, as RGB. DataError where there is no photo."""
-        from ..pictures.layout import as_rgb
-
         if self.pixels is None:
-            raise DataError("this portrait was made without a photo; give one to show()")
+            raise DataError(NO_PHOTO)
         return as_rgb(self.pixels)
 
     @property
@@ -135,17 +121,17 @@ class Portrait:
         """What a unit of each block sees, in pixels of the photo: left, top, right, bottom.
 
         The units lie one behind the other: all have their field's centre where the last block's strongest
-        channel has its strongest unit, as nearly as their grids allow.
+        channel has its strongest unit, as nearly as their grids allow. DataError where there is no photo.
         """
+        if self.pixels is None:
+            raise DataError(NO_PHOTO)
         last = self.blocks[-1]
         y, x = (last.row.position + last.row.stride * unit for unit in last.channels[0].peak)
         return [block.field((x, y)) for block in self.blocks]
 
     def picture(self) -> Image.Image:
         """The photo, the filters, and of each block what a unit sees and its strongest maps, as RGB."""
-        from .contact import draw
-
-        return draw(self)
+        return views.picture(self)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write `picture` to a .png or .jpg file, or as portrait.png into a folder; returns where.
@@ -158,13 +144,10 @@ class Portrait:
 
     def page(self) -> str:
         """One HTML page with all of it, images inside, so that it opens without a network."""
-        from .page import page
-
-        return page(self)
+        return views.page(self)
 
     def write_page(self, path: str | os.PathLike[str]) -> None:
         """Write `page` to a .html file. Raises OutputError where that cannot be."""
-        require_ending(path, PAGES)
         write(self.page(), path)
 
 
@@ -201,7 +184,9 @@ def show(
         raise DataError(f"strongest is {strongest}; expected 1 or more")
     predictor = model if isinstance(model, Predictor) else predictors.load(model)
     network = predictor.record.network
-    last = _last_relus(network)
+    # of each block its last ReLU, which its pool reads
+    relus = (layer.name for layer in network.trunk if layer.kind == "relu")
+    last = list({name.split("_")[0]: name for name in relus}.values())
     pixels = answer = None
     maps: dict[str, np.ndarray] = {}
     if photo is None:
@@ -220,8 +205,7 @@ def show(
             answer = predictor(photo)
     rows = {row.layer.name: row for row in network.rows(height, width)}
     blocks = tuple(
-        Block(rows[name], tuple(_strongest(maps[name][0], strongest)) if maps else ())
-        for name in last
+        Block(rows[name], _strongest(maps[name][0], strongest) if maps else ()) for name in last
     )
     path = os.fspath(photo) if isinstance(photo, str | os.PathLike) else None
     filters = _filters(predictor)
@@ -234,21 +218,14 @@ def show(
     return Portrait(network, predictor.model.path.name, filters, blocks, path, pixels, answer)
 
 
-def _last_relus(network: Network) -> list[str]:
-    """Of each block, its last ReLU: what its pool reads."""
-    relus = (layer.name for layer in network.trunk if layer.kind == "relu")
-    return list({name.split("_")[0]: name for name in relus}.values())
-
-
-def _strongest(maps: np.ndarray, count: int) -> list[Channel]:
+def _strongest(maps: np.ndarray, count: int) -> tuple[Channel, ...]:
     means = maps.mean((1, 2))
-    return [
-        Channel(int(i), float(means[i]), maps[i]) for i in np.argsort(-means, kind="stable")[:count]
-    ]
+    best = np.argsort(-means, kind="stable")[:count]
+    return tuple(Channel(int(i), float(means[i]), maps[i]) for i in best)
 
 
 def _filters(predictor: Predictor) -> np.ndarray:
-    from ..graphs.network import fold_batch_norm
+    from ..graphs.network import fold_batch_norm  # onnx
 
     record = predictor.record
     first = record.network.trunk[0]
@@ -256,13 +233,3 @@ def _filters(predictor: Predictor) -> np.ndarray:
     weight = fold_batch_norm(record.network, tensors, (first.name,))[f"{first.name}.weight"]
     weight = weight / np.asarray(record.preprocess.std, np.float32)[:, None, None]
     return weight[:, ::-1] if record.preprocess.channel_order == "BGR" else weight
-
-
-def filter_picture(weights: np.ndarray) -> Image.Image:
-    """A filter (channels, height, width) as a picture of as many pixels: zero is middle grey."""
-    from PIL import Image
-
-    shown = 0.5 + weights / (2 * max(float(np.abs(weights).max()), 1e-30))
-    if len(shown) != 3:
-        shown = np.repeat(shown.mean(0, keepdims=True), 3, 0)
-    return Image.fromarray(np.rint(shown.transpose(1, 2, 0) * 255).astype(np.uint8))

@@ -15,7 +15,7 @@ from .nearest import Neighbours
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..pictures.text import Colour
+    from ..pictures.layout import Colour
 
 TILE, GAP = 160, 12  # pixels
 ACCENT = (200, 71, 44)
@@ -67,7 +67,7 @@ def _tile(
     from PIL import Image, ImageDraw
 
     from ..pictures import layout
-    from ..pictures.text import shortened
+    from ..pictures.layout import shortened
 
     place = Image.new("RGB", (TILE, TILE), layout.PAPER)
     pen = ImageDraw.Draw(place)
