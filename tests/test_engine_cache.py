@@ -288,7 +288,7 @@ def test_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", '{"format": 2}', '{"format": 1, "rows": []}', "\ud800", "[" * 100_000],
+    ["", "[]", "{", '{"format": 2}', '{"format": 2, "rows": 3}', "\ud800", "[" * 100_000],
 )
 def test_a_memory_that_cannot_be_read(
     tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
@@ -299,6 +299,15 @@ def test_a_memory_that_cannot_be_read(
     assert "cannot be read; what it remembered will be found anew" in capsys.readouterr().err
     Memory(path).remember({"graph": "a"}, [ROW])
     assert Memory(path).standings({"graph": "a"}) == (ROW,)
+
+
+def test_a_memory_of_another_version_is_begun_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "choices.json"
+    path.write_text('{"format": 1, "choices": {}, "digests": {}}')
+    assert Memory(path).standings({"graph": "a"}) == ()
+    assert capsys.readouterr().err == ""
 
 
 def test_standings_that_make_no_sense(tmp_path: Path) -> None:

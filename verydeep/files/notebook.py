@@ -15,7 +15,7 @@ from ..errors import warn_once
 from .atomic import locked, replacing
 from .folders import cache_folder, going_without
 
-FORMAT = 1
+FORMAT = 2  # 1 held races and hashes in one file
 MOST = 500  # rows are kept
 
 
@@ -32,9 +32,8 @@ class Notebook:
             rows: dict[str, Any] = {}
             try:
                 value = json.loads(self.path.read_text(encoding="utf-8"))
-                if value["format"] != FORMAT or not isinstance(value["rows"], dict):
-                    raise ValueError("another program's, or another version's")
-                rows = value["rows"]
+                if value["format"] == FORMAT:  # of another version's nothing need be said
+                    rows = dict(value["rows"])
             except (FileNotFoundError, NotADirectoryError):
                 pass
             except (OSError, ValueError, KeyError, TypeError, RecursionError):
