@@ -16,38 +16,19 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..errors import VerydeepError, log
+from ..errors import MissingExtraError, VerydeepError, log, nearest
 
-# verb -> its one line
-VERBS: dict[str, str] = {
-    "bench": "Race the installed engines on a model, on this machine.",
-    "cache": "List and clear prepared graphs and remembered engine choices.",
-    "check": "Look through a data set before training on it.",
-    "classify": "Name what is on photos.",
-    "distance": "Measure how different photos look: LPIPS and other distances.",
-    "duplicates": "List duplicate photos, even resized or compressed again.",
-    "evaluate": "Measure a model's accuracy on labelled photos.",
-    "explain": "Show where a network sees a class: heat maps over photos.",
-    "export": "Export a model for another runtime, and check it there.",
-    "features": "Write the features of photos to a file, one row per photo.",
-    "models": "List the networks, the built-in models and the published weights.",
-    "quantize": "Make an int8 model from a float one, and measure how often they agree.",
-    "show": "Look inside a network: filters, strongest maps, receptive fields.",
-    "similar": "Find the photos most similar to others, in a file of features.",
-    "summary": "Print the layer table of a network or a model file.",
-    "train": "Train a classifier on labelled images, by a recipe.",
-    "weights": "List, fetch, verify and convert published weights.",
-}
-# where a verb's function of its name is, if not in the module of that name
+# module -> its verbs, which are functions of these names
 MODULES = {
-    "check": "train",
-    "duplicates": "retrieval",
-    "evaluate": "classify",
-    "features": "retrieval",
-    "models": "summary",
-    "quantize": "export",
-    "similar": "retrieval",
+    "classify": "classify evaluate",
+    "compare": "distance duplicates features similar",
+    "explain": "explain",
+    "export": "bench export quantize",
+    "summary": "models show summary",
+    "train": "check train",
+    "weights": "cache weights",
 }
+VERBS = {verb: module for module, verbs in MODULES.items() for verb in verbs.split()}
 
 
 class _Verbs(click.Group):
@@ -58,16 +39,14 @@ class _Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
         if cmd_name not in VERBS:
-            from ..errors import nearest
-
             raise click.UsageError(f"no command {cmd_name!r}{nearest(cmd_name, VERBS)}", ctx)
-        module = import_module(f"{__name__}.{MODULES.get(cmd_name, cmd_name)}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(import_module(f"{__name__}.{VERBS[cmd_name]}"), cmd_name)
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        lines = [(v, self.get_command(ctx, v).get_short_help_str(100)) for v in sorted(VERBS)]
         with formatter.section("Commands"):
-            formatter.write_dl(sorted(VERBS.items()))
+            formatter.write_dl(lines)
 
 
 # for every group: click keeps the help option that a command was first asked for
@@ -99,6 +78,9 @@ class Stderr(logging.Handler):
 
 def main() -> None:
     """Run the command; every error that a person can mend is one line on stderr."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by `>&-`: print() would take the other one
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     log.handlers = [Stderr()]
     log.setLevel(logging.INFO)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -124,8 +106,6 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("torch", "torchvision"):
             raise
-        from ..errors import MissingExtraError
-
         verb = " ".join(["verydeep", *sys.argv[1:2]])
         log.error(MissingExtraError(f"what was asked of {verb}", "torch"))
         status = 2

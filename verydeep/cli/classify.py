@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from ..files import photo_paths
 from . import options
 
 if TYPE_CHECKING:
-    from ..predictor import Answer, Failure, Predictor
+    from ..predictor import Answer, Predictor
 
 BAR_CELLS = 24
 
@@ -54,6 +54,7 @@ def classify(
     """
     files, several = photo_paths.find_some(paths)
     from .. import predictor
+    from .output import Listing, exit_status
 
     loaded = predictor.load(model, **compute)
     began = time.perf_counter()
@@ -62,65 +63,52 @@ def classify(
         from ..files.progress import progress
 
         answers = progress(answers)
-    count = failed = 0
-    with ExitStack() as open_:
-        receivers: list[Callable[[Answer | Failure], None]] = []
-        if as_json:
-            from .output import json_list
-
-            add = open_.enter_context(json_list())
-            receivers.append(lambda answer: add(_record(answer)))
-        if table is not None:
-            receivers.append(open_.enter_context(_table(table)))
+    with Listing(as_json) as listing, nullcontext() if table is None else _table(table) as write:
         for answer in answers:
-            count += 1
             if isinstance(answer, predictor.Failure):
-                failed += 1
-                log.error(answer.error)
-            elif not as_json:
-                _show(answer)
-            for receive in receivers:
-                receive(answer)
+                record = {"path": answer.path, "error": answer.error}
+                listing(record)
+            else:
+                record = _record(answer)
+                listing(record, _bars(answer))
+            if write is not None:
+                write(record)
     if profile:
-        log.info(_profile(loaded, count, time.perf_counter() - began))
-    if not failed:
-        return 0
-    from .output import exit_status
-
-    return exit_status(failed, count)
+        log.info(_profile(loaded, listing.count, time.perf_counter() - began))
+    return exit_status(listing.failed, listing.count)
 
 
-def _show(answer: Answer) -> None:
+def _bars(answer: Answer) -> str:
     """A block of lines: the path, then a bar for each class."""
     full, empty = "█░" if (sys.stdout.encoding or "").lower().startswith("utf") else "#."
     doubt = "" if answer.sure else click.style("  not sure", fg="yellow")
-    click.echo(click.style(answer.path or "", bold=True) + doubt)
+    lines = [click.style(answer.path or "", bold=True) + doubt]
     width = max(len(p.label) for p in answer.predictions)
     for rank, guess in enumerate(answer.predictions):
         cells = round(guess.probability * BAR_CELLS)
         bar = click.style(full * cells, fg="green" if rank == 0 and answer.sure else "cyan")
         bar += click.style(empty * (BAR_CELLS - cells), dim=True)
-        click.echo(f"  {guess.label:<{width}}  {bar} {guess.probability:6.1%}")
+        lines.append(f"  {guess.label:<{width}}  {bar} {guess.probability:6.1%}")
+    return "\n".join(lines)
 
 
 @contextmanager
-def _table(path: Path) -> Iterator[Callable[[Answer | Failure], None]]:
-    """Write answers as CSV, one row a guess. Stopped by Ctrl-C, the rows so far are kept."""
+def _table(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Write records as CSV, one row a guess. Stopped by Ctrl-C, the rows so far are kept."""
     from ..files.atomic import replacing
 
     stopped = False
     with replacing(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "rank", "label", "probability", "sure", "error"])
+        columns = ("path", "rank", "label", "probability", "sure", "error")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
 
-        def write(answer: Answer | Failure) -> None:
-            record = _record(answer)
+        def write(record: Mapping[str, Any]) -> None:
             if "error" in record:
-                writer.writerow([answer.path, "", "", "", "", record["error"]])
-                return
-            for rank, guess in enumerate(record["predictions"], 1):
-                cells = [guess["label"], guess["probability"], record["sure"], ""]
-                writer.writerow([answer.path, rank, *cells])
+                writer.writerow(record)
+            else:
+                for rank, guess in enumerate(record["predictions"], 1):
+                    writer.writerow({**record, **guess, "rank": rank})
 
         try:
             yield write
@@ -130,21 +118,14 @@ def _table(path: Path) -> Iterator[Callable[[Answer | Failure], None]]:
         raise KeyboardInterrupt
 
 
-def _record(answer: Answer | Failure) -> dict[str, Any]:
-    from ..predictor import Failure
-
-    if isinstance(answer, Failure):
-        return {"path": answer.path, "error": answer.error}
+def _record(answer: Answer) -> dict[str, Any]:
     guesses = [
         {"label": p.label, "probability": round(p.probability, 6)} for p in answer.predictions
     ]
     return {
-        "path": answer.path,
-        "predictions": guesses,
-        "sure": answer.sure,
-        "engine": answer.engine,
+        "path": answer.path, "predictions": guesses, "sure": answer.sure, "engine": answer.engine,
         "precision": answer.precision,
-    }
+    }  # fmt: skip
 
 
 def _profile(predictor: Predictor, count: int, seconds: float) -> str:
@@ -175,13 +156,10 @@ def evaluate(model: str, data: str, batch: int, as_json: bool, **compute: Any) -
     a tar of class folders, each named as a class of the model or by its id. One centre crop a photo.
     """
     from .. import evaluation, predictor
-    from .output import photo_events, print_json
+    from .output import photo_events, show
 
     loaded = predictor.load(model, **compute)
     with photo_events() as on_event:
         result = evaluation.evaluate(loaded, data, batch=batch, on_event=on_event)
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        click.echo(str(result))
+    show(result, as_json)
     return 1 if result.errors else 0

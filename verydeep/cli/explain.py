@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ImageError, log
+from ..errors import ImageError
 from ..files import photo_paths
 from ..files.progress import progress
 from . import options
-from .output import exit_status, output_folder, print_json
+from .output import Listing, exit_status, output_folder
 
 if TYPE_CHECKING:
     from ..explanations import Explanation
@@ -75,48 +76,33 @@ def explain(
     explainer = Explainer(predictor.load(model, **compute), method, layer=layer)
     if labels:
         explainer.classes(labels)  # an unknown one is said before the first photo
-    name = _Names(output_folder(out))
-    records: list[dict[str, Any]] = []
-    failed = 0
-    for file in progress(files) if several else files:
-        try:
-            explanation = explainer(file, label=labels or None, top=top)
-        except ImageError as error:
-            failed += 1
-            log.error(error)
-            records.append({"path": file, "error": str(error)})
-            continue
-        picture = name(f"{Path(file).stem}-{method}", ".png")
-        explanation.save(picture)
-        fidelity = explainer.check(explanation) if check else None
-        records.append(_record(explanation, picture, fidelity))
-        if not as_json:
-            _show(explanation, picture, fidelity)
-    if as_json:
-        print_json(records, indent=1)
-    return exit_status(failed, len(records))
+    out = output_folder(out)
+    stems: Counter[str] = Counter()  # photos of two folders may bear the same name
+    with Listing(as_json) as listing:
+        for file in progress(files) if several else files:
+            try:
+                explanation = explainer(file, label=labels or None, top=top)
+            except ImageError as error:
+                listing({"path": file, "error": str(error)})
+                continue
+            stem = Path(file).stem
+            key = photo_paths.composed(stem).casefold()
+            stems[key] += 1
+            again = f"-{stems[key]}" if stems[key] > 1 else ""
+            picture = out / f"{stem}-{method}{again}.png"
+            explanation.save(picture)
+            fidelity = explainer.check(explanation) if check else None
+            record = _record(explanation, picture, fidelity)
+            listing(record, _text(explanation, picture, fidelity))
+    return exit_status(listing.failed, listing.count)
 
 
-class _Names:
-    """Names for files in a folder, each given once: photos of two folders may bear the same name."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._given: dict[str, int] = {}
-
-    def __call__(self, stem: str, suffix: str) -> Path:
-        count = self._given[stem.casefold()] = self._given.get(stem.casefold(), 0) + 1
-        return self.folder / f"{stem}{f'-{count}' if count > 1 else ''}{suffix}"
-
-
-def _show(explanation: Explanation, picture: Path, fidelity: Fidelity | None) -> None:
-    click.echo(click.style(explanation.path or "", bold=True) + f"  {picture}")
+def _text(explanation: Explanation, picture: Path, fidelity: Fidelity | None) -> str:
     width = max(len(heat.label) for heat in explanation.maps)
-    for heat in explanation.maps:
-        click.echo(f"  {heat.label:<{width}}  {heat.probability:6.1%}")
-    if fidelity is not None:
-        for line in str(fidelity).splitlines():
-            click.echo(f"  {line}")
+    lines = [f"{heat.label:<{width}}  {heat.probability:6.1%}" for heat in explanation.maps]
+    lines += str(fidelity).splitlines() if fidelity is not None else []
+    title = click.style(explanation.path or "", bold=True) + f"  {picture}"
+    return "\n  ".join([title, *lines])
 
 
 def _record(explanation: Explanation, picture: Path, fidelity: Fidelity | None) -> dict[str, Any]:

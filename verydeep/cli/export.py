@@ -1,15 +1,14 @@
-"""`verydeep export` and `verydeep quantize`: a model made fit for where it is to run."""
+"""`verydeep export`, `quantize` and `bench`: a model made fit for where it is to run, and raced there."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from . import options
-from .output import print_json
-
-COUNT = 512  # photos to calibrate and to check with, unless told otherwise
+from .output import json_text, show
 
 
 @click.command()
@@ -29,7 +28,7 @@ COUNT = 512  # photos to calibrate and to check with, unless told otherwise
     "`verydeep quantize`.",
 )  # fmt: skip
 @click.option(
-    "--taps", default="", metavar="NAMES",
+    "--taps", default="", callback=options.names, metavar="NAMES",
     help="Layers to give out as well, by paper name: relu4_3,relu5_3.",
 )  # fmt: skip
 @click.option(
@@ -37,15 +36,7 @@ COUNT = 512  # photos to calibrate and to check with, unless told otherwise
     help="Also compare on this photo; may be repeated.",
 )  # fmt: skip
 @options.json_object
-def export(
-    model: str,
-    to: str,
-    out: Path,
-    precision: str,
-    taps: str,
-    photos: tuple[str, ...],
-    as_json: bool,
-) -> None:
+def export(model: str, to: str, out: Path, as_json: bool, **choices: Any) -> None:
     """Export a model for another runtime, and check it there.
 
     MODEL is a built-in model (builtin), a published one by its name, or a model file. The file takes
@@ -54,12 +45,9 @@ def export(
     """
     from .. import exporting
 
-    done = exporting.export(
-        model, to, out, precision=precision, photos=photos,
-        taps=tuple(name.strip() for name in taps.split(",") if name.strip()),
-    )  # fmt: skip
+    done = exporting.export(model, to, out, **choices)
     if as_json:
-        print_json(done.to_dict())
+        show(done, as_json)
         return
     names = ", ".join(str(file) for file in done.files)
     click.echo(f"{names}: {done.size_bytes / 1e6:.1f} MB")
@@ -72,16 +60,16 @@ def export(
 @click.command()
 @click.argument("model", metavar="MODEL")
 @click.option(
-    "--calibrate", "given", required=True, multiple=True, metavar="IMAGES",
+    "--calibrate", required=True, multiple=True, metavar="IMAGES",
     help="A photo, a folder, or a glob in quotes; may be repeated. Labels are not needed.",
 )  # fmt: skip
 @click.option(
-    "--check", "held_out", multiple=True, metavar="IMAGES",
+    "--check", multiple=True, metavar="IMAGES",
     help="Photos to measure the agreement on. [default: every other one of --calibrate]",
 )  # fmt: skip
 @options.path("--out", required=True, help="The model file to write.")
 @options.number(
-    "--count", default=COUNT,
+    "--count", default=512,
     help="At most so many photos of --calibrate, and of --check, evenly spread over the folders.",
 )  # fmt: skip
 @click.option(
@@ -91,14 +79,7 @@ def export(
 @options.threads
 @options.json_object
 def quantize(
-    model: str,
-    given: tuple[str, ...],
-    held_out: tuple[str, ...],
-    out: Path,
-    count: int,
-    floats: tuple[str, ...],
-    threads: int | None,
-    as_json: bool,
+    model: str, calibrate: tuple[str, ...], out: Path, as_json: bool, **choices: Any
 ) -> int:
     """Make an int8 model from a float one, and measure how often they agree.
 
@@ -108,11 +89,46 @@ def quantize(
     """
     from .. import quantisation
 
-    result = quantisation.quantize(
-        model, given, out, check=held_out, count=count, floats=floats or None, threads=threads
-    )
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        click.echo(str(result))
+    result = quantisation.quantize(model, calibrate, out, **choices)
+    show(result, as_json)
     return 1 if result.unreadable else 0
+
+
+def _batches(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise click.BadParameter(f"{text!r} are not batch sizes; write 1,8")
+    return tuple(map(int, parts))
+
+
+@click.command()
+@click.argument("model", metavar="[MODEL]", default="builtin")
+@click.option(
+    "--batch", "batches", callback=_batches, default="1,8", show_default=True, metavar="N,N",
+    help="Images in one pass, one or several numbers.",
+)  # fmt: skip
+@click.option(
+    "--engines", default="all", show_default=True, metavar="NAMES",
+    help="Engines to race, such as auto,openvino; torch-compiled races only if named.",
+)  # fmt: skip
+@click.option(
+    "--precision", "precisions", default="all", show_default=True, metavar="CLASSES",
+    help="exact, fast, half, int8 (of a model of `verydeep quantize`), or several of them.",
+)  # fmt: skip
+@options.number("--rounds", default=7, help="Turns that each one has.")
+@options.number("--size", help="Pixels a side of the images. [default: the model's own]")
+@options.threads
+@options.json_list
+def bench(model: str, as_json: bool, **choices: Any) -> None:
+    """Race the installed engines on a model, on this machine.
+
+    MODEL is a built-in model (builtin), a model file, or a network of the table such as vgg16, which gets
+    random weights where no published ones are at hand.
+
+    Rows named "plain" are the engines as their own documentation runs the network; "x torch" compares
+    with torch eager, "x plain" with the best plain row of that precision. Errors are against float64.
+    """
+    from .. import benching
+
+    rows = benching.bench(model, **choices)
+    click.echo(json_text([row.to_dict() for row in rows]) if as_json else benching.table(rows))

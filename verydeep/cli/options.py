@@ -4,34 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 C = TypeVar("C", bound=Callable[..., Any])
-
-if TYPE_CHECKING:
-
-    class Option(Protocol):
-        """What stands above a command, and gives it an option."""
-
-        def __call__(self, command: C, /) -> C: ...
-
-
-class _Whole(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on, not before
-    name = "N"
-
-    def __init__(self, most: int | None) -> None:
-        self.most = most
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        text = str(value)
-        if not text.isdecimal() or not 1 <= int(text) <= (self.most or int(text)):
-            upto = "or more" if self.most is None else f"to {self.most}"
-            self.fail(f"{text} is not a whole number, 1 {upto}", param, ctx)
-        return int(text)
 
 
 def number(
@@ -40,15 +17,29 @@ def number(
     most: int | None = None,
     metavar: str = "N",
     **words: Any,
-) -> Option:
+) -> Callable[[C], C]:
     """An option that is a whole number, 1 or more."""
+
+    def whole(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+        if text is None:
+            return None
+        if not text.isdecimal() or not 1 <= int(text) <= (most or int(text)):
+            upto = "or more" if most is None else f"to {most}"
+            raise click.BadParameter(f"{text} is not a whole number, 1 {upto}")
+        return int(text)
+
     return click.option(
-        *names, default=default, type=_Whole(most), metavar=metavar,
+        *names, type=str, default=default, callback=whole, metavar=metavar,
         show_default=default is not None, **words,
     )  # fmt: skip
 
 
-def path(*names: str, metavar: str = "FILE", **words: Any) -> Option:
+def names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
+    """The callback of an option that is a list with commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def path(*names: str, metavar: str = "FILE", **words: Any) -> Callable[[C], C]:
     """An option that names a file or folder; given as a Path."""
     return click.option(*names, type=click.Path(path_type=Path), metavar=metavar, **words)
 

@@ -17,37 +17,47 @@ from ..files.progress import Progress
 from ..files.wording import counted
 
 
-def print_json(value: object, **layout: int) -> None:
+def json_text(value: object) -> str:
     """One JSON value. DataError where it holds a number that is not finite: JSON has none."""
-    click.echo(_text(value, **layout))
-
-
-def _text(value: object, **layout: int) -> str:
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, **layout)  # type: ignore[arg-type]
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise DataError(f"the result has a number that is not finite ({error})") from error
     # a file name that is not UTF-8 stays JSON: its odd bytes are escaped, and Python reads them back
     return re.sub("[\ud800-\udfff]", lambda odd: f"\\u{ord(odd[0]):04x}", text)
 
 
-@contextmanager
-def json_list() -> Iterator[Callable[[object], None]]:
-    """One list on stdout, written as it grows, so that a million photos need no memory.
+def show(result: Any, as_json: bool) -> None:
+    """Print a result as one JSON value, or as its own text."""
+    click.echo(json_text(result.to_dict()) if as_json else str(result))
 
-    Yields what adds a value. Stopped in the middle, it is still a list.
+
+class Listing:
+    """Prints records as they come: one JSON list, which is whole even when stopped, or a text for each.
+
+    Records with an "error" go to stderr. count, failed: how many records there were, and how many of these.
     """
-    opening = "["
 
-    def add(value: object) -> None:
-        nonlocal opening
-        click.echo(opening + _text(value))  # a whole line, since progress may be shown below it
-        opening = ","
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+        self.count = self.failed = 0
 
-    try:
-        yield add
-    finally:
-        click.echo("[]" if opening == "[" else "]")
+    def __enter__(self) -> Listing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._as_json:
+            click.echo("]" if self.count else "[]")
+
+    def __call__(self, record: Mapping[str, Any], text: str = "") -> None:
+        if self._as_json:
+            click.echo(("," if self.count else "[") + json_text(record))
+        self.count += 1
+        if "error" in record:
+            self.failed += 1
+            log.error(record["error"])
+        elif not self._as_json:
+            click.echo(text)
 
 
 @contextmanager

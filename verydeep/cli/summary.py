@@ -1,4 +1,4 @@
-"""`verydeep summary` prints the layers of a network; `verydeep models` lists what can be named where."""
+"""`verydeep models`, `summary` and `show`: the networks that there are, their layers, and a look inside."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import log
 from ..files.wording import counted, table
 from . import options
-from .output import print_json
+from .output import json_text, output_file
 
 if TYPE_CHECKING:
     from ..nets import Network
+    from ..portraits import Portrait
 
 COLUMNS = ("layer", "output", "parameters", "multiply-adds", "bytes", "field", "stride", "position")
 FIELDS = ("parameters", "multiply_adds", "size_bytes", "receptive_field", "stride", "position")
@@ -47,7 +49,11 @@ def summary(name: str, size: tuple[int, int], figure: Path | None, as_json: bool
     net = _network(name)
     rows = net.rows(*size)
     if figure is not None:
-        _draw(net, size, figure)
+        from ..pictures.block_figure import block_figure
+        from ..pictures.saving import FIGURES, require_ending, write
+
+        require_ending(figure, FIGURES)  # the next file named here could be the model itself
+        write(block_figure(net, *size, title=describe(net)), figure, FIGURES)
     totals = {
         "parameters": sum(row.parameters for row in rows),
         "features_parameters": sum(layer.parameters for layer in net.trunk),
@@ -64,7 +70,9 @@ def summary(name: str, size: tuple[int, int], figure: Path | None, as_json: bool
             }
             for row in rows
         ]
-        print_json({"network": net.name, "input": size, "layers": layers, "totals": totals})
+        click.echo(
+            json_text({"network": net.name, "input": size, "layers": layers, "totals": totals})
+        )
         return
     click.echo(f"{describe(net)}, input {net.in_channels} x {size[0]} x {size[1]}\n")
     lines = [COLUMNS] + [
@@ -103,14 +111,6 @@ def describe(net: Network) -> str:
         layers = f" on {', '.join(head.layers)}" if head.layers else ""
         parts.append(f"{head.kind} head{layers}, {counted(head.classes, 'class', 'classes')}")
     return ", ".join(parts)
-
-
-def _draw(net: Network, size: tuple[int, int], path: Path) -> None:
-    from ..pictures.block_figure import block_figure
-    from ..pictures.saving import FIGURES, require_ending, write
-
-    require_ending(path, FIGURES)  # the next file named here could be the model itself
-    write(block_figure(net, *size, title=describe(net)), path, FIGURES)
 
 
 def _network(name: str) -> Network:
@@ -166,7 +166,7 @@ def models(as_json: bool) -> None:
         for entry in catalog.ENTRIES.values()
     ]
     if as_json:
-        print_json({"networks": networks, "builtin": builtin, "published": published})
+        click.echo(json_text({"networks": networks, "builtin": builtin, "published": published}))
         return
     click.echo("Built in, no download:")
     click.echo(_indented([
@@ -190,3 +190,67 @@ def models(as_json: bool) -> None:
 
 def _indented(rows: list[tuple[str, ...]], align: str = "<") -> str:
     return indent(table(rows, align), "  ")
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.argument("photo", required=False, metavar="[PHOTO]")
+@options.path(
+    "--out", metavar="FILE|FOLDER",
+    help="Draw it: a .png or .jpg file, or a folder for portrait.png.",
+)  # fmt: skip
+@options.path("--html", help="Write a page with all of it, which opens offline: a .html file.")
+@options.number("--strongest", default=8, most=32, help="How many channels of each block to show.")
+@click.option(
+    "--size", default="224", show_default=True, metavar="N",
+    help="Pixels a side at which the network sees the photo; or HEIGHTxWIDTH, or own.",
+)  # fmt: skip
+@options.compute
+def show(
+    model: str,
+    photo: str | None,
+    out: Path | None,
+    html: Path | None,
+    strongest: int,
+    size: str,
+    **compute: Any,
+) -> None:
+    """Look inside a network: filters, strongest maps, receptive fields.
+
+    MODEL is a built-in model ("builtin"), a published one by its name, or a model file. Without --out and
+    --html the strongest channels are listed.
+    """
+    from ..pictures.saving import PAGES, require_ending
+    from ..preprocess import parse_size
+
+    wanted = parse_size(size)
+
+    if html is not None:
+        require_ending(output_file(html), PAGES)
+    from .. import portraits, predictor
+
+    place = None if out is None else output_file(portraits.picture_place(out))
+
+    portrait = portraits.show(
+        predictor.load(model, **compute), photo, size=wanted, strongest=strongest
+    )
+    click.echo(f"{portrait}\n{table(_rows(portrait))}")
+    if place is not None:
+        portrait.save(place)
+        log.info(f"wrote {place}")
+    if html is not None:
+        portrait.write_page(html)
+        log.info(f"wrote {html}")
+
+
+def _rows(portrait: Portrait) -> list[tuple[str, ...]]:
+    """A line for each block: its maps and units, and the strongest channels where there was a photo."""
+    rows: list[tuple[str, ...]] = [
+        ("layer", "maps", "of units", "a unit sees", "strongest channels")
+    ]
+    for block in portrait.blocks:
+        channels, height, width = block.row.shape
+        side = block.row.receptive_field
+        strongest = " ".join(str(channel.index) for channel in block.channels)
+        rows.append((block.layer, str(channels), f"{width}x{height}", f"{side}x{side}", strongest))
+    return rows if portrait.pixels is not None else [row[:-1] for row in rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from ..errors import log
 from ..files.progress import LiveLine, progress
 from ..files.wording import clock, counted
 from . import options
-from .output import output_folder, print_json
+from .output import json_text, output_folder, show
 
 if TYPE_CHECKING:
     from ..training.recipes import Config
@@ -95,6 +95,7 @@ def train(
     memory=false. Without anything to validate with, a tenth of each class (of the shards, where they are
     streamed) is set aside for it.
     """
+    from ..pictures.saving import FIGURES, write
     from ..training import begin
 
     if find_lr or profile:
@@ -102,12 +103,10 @@ def train(
             output_folder(out)
         look: Any = begin.find_rate if find_lr else begin.profile
         answer = look(recipe, data, val, **chosen)
-        if as_json:
-            print_json(answer.to_dict())
-        else:
-            click.echo(str(answer))
+        show(answer, as_json)
         if find_lr and out is not None:
-            _plot(answer.svg(), out / "rates.svg")
+            write(answer.svg(), out / "rates.svg", FIGURES)
+            log.info(f"wrote {out / 'rates.svg'}")
         return 0
     if out is None:
         raise click.UsageError("--out DIR is missing, where the model goes")
@@ -121,7 +120,7 @@ def train(
             "model": str(result.model), "top1": result.top1, "top5": result.top5,
             "n": len(result.labels), "seconds": round(result.seconds, 1), "bad": len(result.bad),
         }  # fmt: skip
-        print_json({k: None if v != v else v for k, v in figures.items()})
+        click.echo(json_text({k: None if v != v else v for k, v in figures.items()}))
     else:
         click.echo(str(result))
     return 1 if result.bad else 0
@@ -145,23 +144,11 @@ def check(data: str, val: str | None, size: int, strict: bool, as_json: bool) ->
     """
     from ..training.images import check as checking
 
-    def watch(items: Iterable[Any], total: int) -> Iterator[Any]:
-        return progress(items, "image", total)
-
-    result = checking.check(data, val, size=size, watch=watch)
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        click.echo(str(result))
+    result = checking.check(
+        data, val, size=size, watch=lambda items, total: progress(items, "image", total)
+    )
+    show(result, as_json)
     return 0 if not result.findings else 2 if strict else 1
-
-
-def _plot(svg: str, path: Path) -> None:
-    from ..files.atomic import replacing
-
-    with replacing(path, "w", encoding="utf-8") as file:
-        file.write(svg)
-    log.info(f"wrote {path}")
 
 
 class _Teller:

@@ -1,8 +1,9 @@
-"""`verydeep weights`: the published weights listed, fetched, verified and converted."""
+"""`verydeep weights` and `verydeep cache`: published weights, and what was prepared on this machine."""
 
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import click
 from ..errors import VerydeepError, WeightsError, log
 from ..files.wording import counted, table
 from . import CONTEXT, options
-from .output import exit_status, print_json
+from .output import exit_status, json_text
 
 if TYPE_CHECKING:
     from ..published.catalog import Entry
@@ -34,7 +35,7 @@ def list_weights(as_json: bool) -> None:
 
     rows = [_row(entry) for entry in catalog.ENTRIES.values()]
     if as_json:
-        print_json(rows)
+        click.echo(json_text(rows))
         return
     lines = [("name", "MB", "top-1", "top-5", "pre-processing", "here", "file")]
     lines += [
@@ -90,7 +91,7 @@ def verify(files: tuple[str, ...], as_json: bool) -> int:
         except VerydeepError as error:
             answers.append(Verdict(Path(name), False, str(error)))
     if as_json:
-        print_json([{**asdict(one), "file": str(one.file)} for one in answers])
+        click.echo(json_text([{**asdict(one), "file": str(one.file)} for one in answers]))
     for one in [] if as_json else answers:
         click.echo(f"{'ok' if one.ok else 'BAD':<3} {one.file}: {one.what}")
     bad = sum(not one.ok for one in answers)
@@ -120,7 +121,7 @@ def verify(files: tuple[str, ...], as_json: bool) -> int:
 )
 @click.option("--trunk", is_flag=True, help="Leave the classifier out.")
 @click.option(
-    "--averages", metavar="LAYER,...", default="",
+    "--averages", callback=options.names, metavar="LAYER,...", default="",
     help="The layers that a head of one FC layer averages: pool5, or relu4_3,relu5_3.",
 )  # fmt: skip
 @click.option(
@@ -132,9 +133,8 @@ def verify(files: tuple[str, ...], as_json: bool) -> int:
 def convert(
     source: Path,
     target: Path,
-    preprocess: str | None,
     to: str,
-    averages: str,
+    preprocess: str | None,
     labels: str | None,
     licence: str,
     **told: Any,
@@ -146,15 +146,14 @@ def convert(
     """
     from ..published import conversion as converters
 
-    layers = tuple(name.strip() for name in averages.split(",") if name.strip())
     if to != "verydeep":
         if preprocess or labels or licence:
             raise click.UsageError(f"a state dict for {to} has no place for what it expects")
-        net = converters.export(source, target, to, averages=layers, **told)
+        net = converters.export(source, target, to, **told)
         log.info(f"{target}: {net.name} for {to}; a state dict does not say its pre-processing")
     else:
         record = converters.convert(
-            source, target, preprocess=preprocess, averages=layers, labels=_labels(labels),
+            source, target, preprocess=preprocess, labels=_labels(labels),
             licence=licence, **told,
         )  # fmt: skip
         net = record.network
@@ -188,7 +187,66 @@ def _labels(choice: str | None) -> list[tuple[str, str]] | None:
     if choice == "imagenet":
         return list(zip(catalog.class_ids(), catalog.class_names(), strict=True))
     try:
-        lines = Path(choice).read_text(encoding="utf-8").splitlines()
+        lines = Path(choice).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise WeightsError(f"cannot read the labels in {choice}: {error}") from error
     return [(line.partition("\t")[0], line.rpartition("\t")[2]) for line in lines if line.strip()]
+
+
+@click.group(context_settings=CONTEXT)
+def cache() -> None:
+    """List and clear prepared graphs and remembered engine choices.
+
+    Both are made again when they are needed. VERYDEEP_CACHE names the folder, VERYDEEP_CACHE_LIMIT the
+    most that prepared graphs may take (2GB); those used longest ago go first. Published weights are kept
+    apart: see `verydeep weights list`.
+    """
+
+
+@cache.command("list")
+@options.json_object
+def list_cache(as_json: bool) -> None:
+    """List the prepared graphs and the engines that were chosen."""
+    from ..engines.remembered import Memory
+    from ..files.cache import Cache
+
+    graphs, memory = Cache(), Memory()
+    entries, choices = graphs.entries(), memory.choices()
+    total = sum(entry.size_bytes for entry in entries)
+    folder = graphs.folder.parent
+    if as_json:
+        listed = [
+            {"name": e.name, "size_bytes": e.size_bytes, "used": e.used, **e.about} for e in entries
+        ]
+        click.echo(json_text({
+            "folder": str(folder), "limit_bytes": graphs.limit_bytes, "size_bytes": total,
+            "graphs": listed, "choices": choices,
+        }))  # fmt: skip
+        return
+    click.echo(
+        f"{folder}: {counted(len(entries), 'prepared graph')}, {total / 1e6:.0f} of "
+        f"{graphs.limit_bytes / 1e6:.0f} MB; {counted(len(choices), 'engine choice')}"
+    )
+    for entry in entries:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        click.echo(f"  {entry.size_bytes / 1e6:>7.1f} MB  used {used}  {entry.name}")
+    for choice in choices:
+        race, standings = choice["race"], choice["standings"]
+        times = ", ".join(f"{row['engine']} {row['seconds'] * 1e3:.1f}" for row in standings)
+        click.echo(
+            f"  graph {race['graph'][:12]}, {race['precision']}, {race['batch']} of "
+            f"{race['height']}x{race['width']}, {counted(race['threads'], 'thread')}: {times} ms an image"
+        )
+
+
+@cache.command()
+def clear() -> None:
+    """Remove the prepared graphs and forget the engines that were chosen."""
+    from ..engines.remembered import Memory
+    from ..files import hashes
+    from ..files.cache import Cache
+
+    freed = Cache().clear()
+    Memory().clear()
+    hashes.forget()
+    click.echo(f"{freed / 1e6:.0f} MB freed; engines are measured again when needed")

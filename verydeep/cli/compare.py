@@ -1,16 +1,125 @@
-"""`verydeep features`, `similar` and `duplicates`: photos compared by what a network sees in them."""
+"""`verydeep distance`, `features`, `similar` and `duplicates`: photos compared by what a network sees."""
 
 from __future__ import annotations
 
+import statistics
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import log
 from ..files import photo_paths
+from ..files.progress import progress
+from ..files.wording import counted
 from . import options
-from .output import exit_status, output_file, photo_events, print_json
+from .output import Listing, exit_status, json_text, output_file, photo_events, show
+
+if TYPE_CHECKING:
+    from ..distances import Distance
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="A [B...]")
+@click.option(
+    "--metric", default="lpips", show_default=True, metavar="NAME",
+    help="lpips, dists, content or style.",
+)  # fmt: skip
+@click.option(
+    "--layer", "layers", multiple=True, metavar="NAME",
+    help="A layer that content or style compare, by paper name; may be repeated.",
+)  # fmt: skip
+@options.path(
+    "--map",
+    "map_path",
+    help="Also draw where two photos differ (lpips, content): a .png or .jpg file.",
+)
+@options.model
+@options.engine
+@click.option(
+    "--precision", default="fast", show_default=True, metavar="CLASS",
+    help="Largest relative error of the distance: exact (1e-5), fast (1e-3) or half (3e-2). Photos so "
+    "alike that the error would pass 2 % are compared again in a finer one.",
+)  # fmt: skip
+@options.device
+@options.threads
+@options.json_list
+def distance(
+    paths: tuple[str, ...],
+    metric: str,
+    layers: tuple[str, ...],
+    map_path: Path | None,
+    as_json: bool,
+    **compute: Any,
+) -> int:
+    """Measure how different photos look: LPIPS and other distances.
+
+    A and B are two photos; two folders, compared by file name; or a photo and all that it is compared
+    with: photos, folders, globs in quotes. Of one folder alone, every two photos are compared. Photos are
+    neither resized nor cropped, so the two of a pair must have one size.
+
+    Prints the distance and the two names, a line for each pair; how it was computed goes to stderr, and
+    with --json into every record. Pairs that cannot be compared, and files without a partner, are
+    reported: the exit status is then 1, and 2 where nothing could be compared.
+    """
+    from ..distances.pairing import pair
+    from ..errors import DataError
+    from ..pictures.saving import require_picture
+
+    pairing = pair(paths)
+    if map_path is not None:
+        if len(pairing.pairs) != 1:
+            raise DataError(f"--map draws two photos; {len(pairing.pairs)} pairs were given")
+        require_picture(output_file(map_path))
+    from ..distances import Distance, Perceptual
+
+    measure = Perceptual(metric, layers=layers or None, **compute)
+    if pairing.reference is not None and len(pairing.pairs) > 1:
+        from ..preprocess import decode
+
+        decode(pairing.reference)  # one word about it, not one for each of the others
+    for path in pairing.unmatched:
+        log.error(f"{path}: no photo of that name in the other folder")
+    total = len(pairing.pairs)
+    items = measure.stream(pairing.pairs, spatial=map_path is not None)
+    if total > 1:
+        items = progress(items, "pair", total)
+    good: list[float] = []
+    ways: Counter[str] = Counter()
+    with Listing(as_json) as listing:
+        for (a, b), item in zip(pairing.pairs, items, strict=True):
+            if not isinstance(item, Distance):
+                listing({"a": a, "b": b, "error": item.error})
+                continue
+            value = float(item)
+            record = {"distance": value, "layers": item.layers, "about": asdict(item.about)}
+            listing({"a": a, "b": b, **record, "line": str(item.about)}, f"{value:.6g}\t{a}\t{b}")
+            good.append(value)
+            finer = item.about.precision != measure.precision
+            ways[f"{item.about}{' (so alike that it takes this precision)' if finer else ''}"] += 1
+            if map_path is not None:
+                _draw(map_path, a, b, item)
+    for way, count in ways.most_common():
+        log.info(f"{counted(count, 'pair') + ': ' if len(good) > 1 else ''}{way}")
+    if len(good) > 1:
+        log.info(
+            f"mean {statistics.fmean(good):.4g}, median {statistics.median(good):.4g}, "
+            f"from {min(good):.4g} to {max(good):.4g}"
+        )
+    status = exit_status(listing.failed, total, "pair", "could not be compared")
+    return status or int(bool(pairing.unmatched))
+
+
+def _draw(path: Path, a: str, b: str, distance: Distance) -> None:
+    from ..distances.picture import draw
+    from ..pictures.layout import as_rgb
+    from ..pictures.saving import save
+    from ..preprocess import decode
+
+    photos = as_rgb(decode(a)), as_rgb(decode(b))
+    save(draw(*photos, distance, (Path(a).name, Path(b).name)), path)
 
 
 @click.command()
@@ -107,7 +216,7 @@ def similar(
         if row.error:
             log.error(row.error)
     if as_json:
-        print_json([row.to_dict() for row in rows])
+        click.echo(json_text([row.to_dict() for row in rows]))
     elif answers:
         click.echo("\n\n".join(map(str, answers)))
     if sheet is not None and answers:
@@ -146,8 +255,5 @@ def duplicates(
 
     with photo_events() as on_event:
         result = retrieval.duplicates(paths, threshold, layer=layer, on_event=on_event, **compute)
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        click.echo(str(result))
+    show(result, as_json)
     return exit_status(len(result.errors), result.photos)
