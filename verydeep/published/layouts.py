@@ -10,18 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import nets
 from ..errors import NetworkError, WeightsError, nearest
 from ..nets import Head, Network
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Tensors = Mapping[str, NDArray[Any]]
+Tensors = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,6 @@ class Layout:
     counts its inputs by rows, columns, channels instead of channels, rows, columns.
     """
 
-    name: str
     about: str
     rules: tuple[tuple[str, str], ...]
     kernels: tuple[str, ...] = ("OIHW",)
@@ -44,79 +41,66 @@ class Layout:
 _PART = r"\.(?P<part>weight|bias|running_mean|running_var|num_batches_tracked)"
 _END = r"(?:[/._:].*)?"  # "/kernel:0", "_W_1:0", "/vars/0", ".weights": rank tells them apart
 
-LAYOUTS: dict[str, Layout] = {
-    layout.name: layout
-    for layout in (
-        Layout(
-            "torchvision",
-            "features.N and classifier.0, .3, .6, with or without the classifier",
-            ((rf"(features\.\d+|classifier(?:\.[036])?){_PART}", r"\1"),),
+LAYOUTS = {
+    "torchvision": Layout(
+        "features.N and classifier.0, .3, .6, with or without the classifier",
+        ((rf"(features\.\d+|classifier(?:\.[036])?){_PART}", r"\1"),),
+    ),
+    "torchvision-2016": Layout(
+        "as torchvision before 2017, dropout first: classifier.1, .4, .6",
+        (
+            (rf"(features\.\d+){_PART}", r"\1"),
+            (rf"classifier\.1{_PART}", "fc6"),
+            (rf"classifier\.4{_PART}", "fc7"),
+            (rf"classifier\.6{_PART}", "fc8"),
         ),
-        Layout(
-            "torchvision-2016",
-            "as torchvision before 2017, dropout first: classifier.1, .4, .6",
-            (
-                (rf"(features\.\d+){_PART}", r"\1"),
-                (rf"classifier\.1{_PART}", "fc6"),
-                (rf"classifier\.4{_PART}", "fc7"),
-                (rf"classifier\.6{_PART}", "fc8"),
-            ),
+    ),
+    "timm": Layout(
+        "features.N, pre_logits.fc1 and fc2 as convolutions, head.fc",
+        (
+            (rf"(features\.\d+){_PART}", r"\1"),
+            (rf"pre_logits\.fc1{_PART}", "fc6"),
+            (rf"pre_logits\.fc2{_PART}", "fc7"),
+            (rf"head\.fc{_PART}", "fc8"),
         ),
-        Layout(
-            "timm",
-            "features.N, pre_logits.fc1 and fc2 as convolutions, head.fc",
-            (
-                (rf"(features\.\d+){_PART}", r"\1"),
-                (rf"pre_logits\.fc1{_PART}", "fc6"),
-                (rf"pre_logits\.fc2{_PART}", "fc7"),
-                (rf"head\.fc{_PART}", "fc8"),
-            ),
+    ),
+    "features": Layout(
+        "the convolutions alone, as their Sequential or its slices name them: 0, 2, 5, ...",
+        ((rf"(?:(?:slice|stage|block)_?\d+\.)?(\d+){_PART}", r"features.\1"),),
+    ),
+    "keras": Layout(
+        "block1_conv1, fc1, fc2, predictions (.h5), or conv2d_N and dense_N (.weights.h5)",
+        (
+            (rf"(?:.*/)?block(\d)_conv(\d){_END}", r"conv\1_\2"),
+            (rf"(?:.*/)?fc1{_END}", "fc6"),
+            (rf"(?:.*/)?fc2{_END}", "fc7"),
+            (rf"(?:.*/)?predictions{_END}", "fc8"),
+            (r"(?:.*/)?conv2d_(\d+)/.*", r"conv#\1"),
+            (r"(?:.*/)?conv2d/.*", "conv#0"),  # Keras begins to count with the second
+            (r"(?:.*/)?dense_(\d+)/.*", r"fc#\1"),
+            (r"(?:.*/)?dense/.*", "fc#0"),
         ),
-        Layout(
-            "features",
-            "the convolutions alone, as their Sequential or its slices name them: 0, 2, 5, ...",
-            ((rf"(?:(?:slice|stage|block)_?\d+\.)?(\d+){_PART}", r"features.\1"),),
+        ("HWIO",),
+    ),
+    "caffe": Layout(
+        "the paper's names, conv1_1 ... fc8: .caffemodel, .npz, .npy",
+        ((rf"(?:.*/)?(conv\d_\d|fc[678]){_END}", r"\1"),),
+        ("OIHW", "HWIO"),
+    ),
+    "flax": Layout(
+        "Conv_N and Dense_N, counted from 0",
+        (
+            (r"(?:.*/)?Conv_(\d+)/(?:kernel|bias)", r"conv#\1"),
+            (r"(?:.*/)?Dense_(\d+)/(?:kernel|bias)", r"fc#\1"),
         ),
-        Layout(
-            "keras",
-            "block1_conv1, fc1, fc2, predictions (.h5), or conv2d_N and dense_N (.weights.h5)",
-            (
-                (rf"(?:.*/)?block(\d)_conv(\d){_END}", r"conv\1_\2"),
-                (rf"(?:.*/)?fc1{_END}", "fc6"),
-                (rf"(?:.*/)?fc2{_END}", "fc7"),
-                (rf"(?:.*/)?predictions{_END}", "fc8"),
-                (r"(?:.*/)?conv2d_(\d+)/.*", r"conv#\1"),
-                (r"(?:.*/)?conv2d/.*", "conv#0"),  # Keras begins to count with the second
-                (r"(?:.*/)?dense_(\d+)/.*", r"fc#\1"),
-                (r"(?:.*/)?dense/.*", "fc#0"),
-            ),
-            ("HWIO",),
-        ),
-        Layout(
-            "caffe",
-            "the paper's names, conv1_1 ... fc8: .caffemodel, .npz, .npy",
-            (
-                (rf"(?:.*/)?(conv\d_\d){_END}", r"\1"),
-                (rf"(?:.*/)?(fc[678]){_END}", r"\1"),
-            ),
-            ("OIHW", "HWIO"),
-        ),
-        Layout(
-            "flax",
-            "Conv_N and Dense_N, counted from 0",
-            (
-                (r"(?:.*/)?Conv_(\d+)/(?:kernel|bias)", r"conv#\1"),
-                (r"(?:.*/)?Dense_(\d+)/(?:kernel|bias)", r"fc#\1"),
-            ),
-            ("HWIO",),
-        ),
-    )
+        ("HWIO",),
+    ),
 }
 
 # What training code wraps around a network, stripped where every name has it.
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "net.", "vgg.", "vgg16.")
 
-Places = dict[str, dict[str, "NDArray[Any]"]]  # place -> torch's part ("weight") -> array as stored
+Places = dict[str, dict[str, NDArray[Any]]]  # place -> torch's part ("weight") -> array as stored
 
 
 def arrange(
@@ -139,20 +123,21 @@ def arrange(
     """
     if not tensors:
         raise WeightsError("there are no tensors; expected the weights of a network")
-    tensors = _unprefixed(tensors)
-    rules, places = _placed(tensors, layout)
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), ""):
+        tensors = {name.removeprefix(prefix): array for name, array in tensors.items()}
+    layout, places = _placed(tensors, layout)
     tries = []
-    for kernels in rules.kernels:
+    for kernels in LAYOUTS[layout].kernels:
         turned = {place: _turned(parts, kernels) for place, parts in places.items()}
         for net in _candidates(turned, network, trunk, averages):
             ours, problems = _fit(net, turned, kernels, trunk)
             if not problems:
-                return net, ours, rules.name
+                return net, ours, layout
             tries.append((len(problems), net, problems))
     if not tries:
         raise WeightsError(
             f"no network of the table has these {len(tensors)} tensors in layout "
-            f'"{rules.name}" ({", ".join(list(tensors)[:3])}, ...)'
+            f'"{layout}" ({", ".join(list(tensors)[:3])}, ...)'
             + (f" and the layers {', '.join(averages)}" if averages else ": no first convolution")
         )
     count, net, problems = min(tries, key=lambda one: one[0])
@@ -163,33 +148,22 @@ def arrange(
     )
 
 
-def _unprefixed(tensors: Tensors) -> Tensors:
-    while True:
-        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), "")
-        if not prefix:
-            return tensors
-        tensors = {name[len(prefix) :]: array for name, array in tensors.items()}
-
-
-def _placed(tensors: Tensors, name: str | None) -> tuple[Layout, Places]:
+def _placed(tensors: Tensors, only: str | None) -> tuple[str, Places]:
     """The layout that knows all the names, and the tensors by their places."""
-    if name is not None and name not in LAYOUTS:
-        raise WeightsError(f"layout {name!r} is unknown{nearest(name, LAYOUTS)}")
-    choices = [LAYOUTS[name]] if name else list(LAYOUTS.values())
+    if only is not None and only not in LAYOUTS:
+        raise WeightsError(f"layout {only!r} is unknown{nearest(only, LAYOUTS)}")
     matches = {
-        layout.name: {tensor: _match(tensor, layout) for tensor in tensors} for layout in choices
+        name: {tensor: _match(tensor, LAYOUTS[name]) for tensor in tensors}
+        for name in ([only] if only else LAYOUTS)
     }
-    best = min(choices, key=lambda layout: list(matches[layout.name].values()).count(None))
-    unknown = [tensor for tensor, match in matches[best.name].items() if match is None]
-    if unknown:
-        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        raise WeightsError(
-            f'these are not the weights of one of our networks: nearest to layout "{best.name}" '
-            f"({best.about}), but it has no place for {unknown[0]!r}{more}"
-        )
+    best = min(matches, key=lambda name: list(matches[name].values()).count(None))
     places: Places = {}
-    for tensor, match in matches[best.name].items():
-        place, part = match or ("", "")
+    unknown = []
+    for tensor, match in matches[best].items():
+        if match is None:
+            unknown.append(tensor)
+            continue
+        place, part = match
         array = tensors[tensor]
         if tensor.endswith("/1") and array.shape[:-1] == (1, 1, 1):  # a bias in Caffe's old format
             array = array.reshape(-1)
@@ -197,6 +171,12 @@ def _placed(tensors: Tensors, name: str | None) -> tuple[Layout, Places]:
         if part in places.setdefault(place, {}):
             raise WeightsError(f"two tensors are the {part} of {place}; the second is {tensor!r}")
         places[place][part] = array
+    if unknown:
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        raise WeightsError(
+            f'these are not the weights of one of our networks: nearest to layout "{best}" '
+            f"({LAYOUTS[best].about}), but it has no place for {unknown[0]!r}{more}"
+        )
     return best, _counted(places)
 
 
@@ -211,15 +191,15 @@ def _match(tensor: str, layout: Layout) -> tuple[str, str] | None:
 
 def _counted(places: Places) -> Places:
     """Counts that start at 0 without gaps: Keras goes on counting over all models of a session."""
-    counts: dict[str, list[str]] = {}
+    counts: dict[str, list[int]] = {"conv": [], "fc": []}
     for place in places:
         kind, mark, number = place.partition("#")
         if mark:
-            counts.setdefault(kind, []).append(number)
+            counts[kind].append(int(number))
 
     def counted(place: str) -> str:
         kind, mark, number = place.partition("#")
-        return f"{kind}#{sorted(counts[kind], key=int).index(number)}" if mark else place
+        return f"{kind}#{sorted(counts[kind]).index(int(number))}" if mark else place
 
     return {counted(place): parts for place, parts in places.items()}
 
@@ -359,17 +339,17 @@ def to_timm(network: Network, tensors: Tensors) -> dict[str, NDArray[Any]]:
     head = network.head
     if head.classes and head.kind != "classic":
         raise WeightsError(f'timm has no head "{head.kind}"; expected "classic" or a trunk')
+    places = {
+        "classifier.0": "pre_logits.fc1",
+        "classifier.3": "pre_logits.fc2",
+        "classifier.6": "head.fc",
+    }
+    grids = {"classifier.0.weight": network.top[0].kernel, "classifier.3.weight": 1}
     result = {}
-    for layer in network.layers:
-        for key in layer.tensors:
-            name, array = key, tensors[key]
-            if layer.kind == "fc":
-                place = {"fc6": "pre_logits.fc1", "fc7": "pre_logits.fc2", "fc8": "head.fc"}
-                name = f"{place[layer.name]}.{key.rsplit('.', 1)[1]}"
-            if name == "pre_logits.fc1.weight":
-                grid = network.top[0].kernel
-                array = array.reshape(len(array), -1, grid, grid)
-            elif name == "pre_logits.fc2.weight":
-                array = array[:, :, None, None]
-            result[name] = array
+    for key in network.tensors:
+        layer, _, part = key.rpartition(".")
+        array = tensors[key]
+        if grid := grids.get(key):
+            array = array.reshape(len(array), -1, grid, grid)
+        result[f"{places.get(layer, layer)}.{part}"] = array
     return result
