@@ -174,7 +174,7 @@ def path(tmp_path: Path) -> Path:
 
 def whole(path: Path) -> None:
     assert path.read_bytes() == DATA
-    known = hashes.sealed(hashes.beside(path))
+    known = hashes.sealed(path)
     assert known is not None
     assert known.sha256 == SHA256
     assert not path.with_name("file.pth.part").exists()
@@ -317,6 +317,7 @@ def test_a_circle_of_redirects_is_an_error(server: Server, path: Path) -> None:
         ("http://no-such-host.invalid/file.pth", "."),
         ("ht!tp://x", "unknown url type"),
         ("file.pth", "is not an address"),
+        ("http://127.0.0.1/my folder/file.pth", "is not an address: .* control characters"),
     ],
 )
 @pytest.mark.usefixtures("server")

@@ -53,30 +53,30 @@ def test_digests_of_a_file_larger_than_a_block(
 def test_a_seal_holds_as_long_as_the_bytes_do(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(DATA)
-    note = hashes.beside(path)
-    assert hashes.sealed(note) is None
-    assert not hashes.unbroken(note, path)
-    hashes.seal(note, Seal(SHA256, hashes.stamp(path.stat())))
-    assert hashes.unbroken(note, path)
+    note = path.with_name("file.json")
+    assert hashes.sealed(path) is None
+    assert not hashes.unbroken(path)
+    hashes.seal(path, Seal(SHA256, hashes.stamp(path.stat())))
+    assert hashes.unbroken(path)
     path.touch()
-    assert hashes.unbroken(note, path)
-    assert hashes.sealed(note) == Seal(SHA256, hashes.stamp(path.stat()))
+    assert hashes.unbroken(path)
+    assert hashes.sealed(path) == Seal(SHA256, hashes.stamp(path.stat()))
     before = path.stat()
     path.write_bytes(DATA[::-1])
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert not hashes.unbroken(note, path)
+    assert not hashes.unbroken(path)
     for text in ("", "[]", "{}", '{"sha256": 1, "other": 2}', '{"sha256": "0", "stamp": 1}'):
         note.write_text(text)
-        assert hashes.sealed(note) is None
+        assert hashes.sealed(path) is None
 
 
 def test_a_note_of_an_earlier_version_is_a_seal(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(DATA)
     old = {"sha256": SHA256, "size_bytes": len(DATA), "modified_ns": 1, "source": "there"}
-    hashes.beside(path).write_text(json.dumps(old))
-    assert hashes.unbroken(hashes.beside(path), path)
-    assert hashes.sealed(hashes.beside(path)) == Seal(SHA256, hashes.stamp(path.stat()))
+    path.with_name("file.json").write_text(json.dumps(old))
+    assert hashes.unbroken(path)
+    assert hashes.sealed(path) == Seal(SHA256, hashes.stamp(path.stat()))
 
 
 def test_a_hash_is_remembered_for_the_file_that_was_opened(tmp_path: Path) -> None:

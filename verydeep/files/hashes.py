@@ -127,31 +127,30 @@ class Seal:
         return Seal(values["sha256"], tuple(values.get("stamp", ())))
 
 
-def seal(note: Path, what: Seal) -> None:
-    """Keep a seal in the file `note`. OSError where that cannot be written."""
-    note.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(note, "w", encoding="utf-8") as file:
+def seal(path: Path, what: Seal) -> None:
+    """Keep the seal of a file beside it. OSError where that cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(_note(path), "w", encoding="utf-8") as file:
         file.write(json.dumps(asdict(what), indent=1) + "\n")
 
 
-def sealed(note: Path) -> Seal | None:
-    """The seal in the file `note`; None where there is none, or it cannot be read."""
+def sealed(path: Path) -> Seal | None:
+    """The seal of a file; None where there is none, or it cannot be read."""
     try:
-        return Seal.from_dict(json.loads(note.read_text(encoding="utf-8")))
+        return Seal.from_dict(json.loads(_note(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 
-def unbroken(note: Path, path: Path) -> bool:
-    """Whether the file is what its seal says. WeightsError if it cannot be read."""
-    before = sealed(note)
-    after = before.renewed(path) if before is not None else None
+def unbroken(path: Path, copy: Path | None = None) -> bool:
+    """Whether a file, or its copy elsewhere, is what its seal says. WeightsError if it cannot be read."""
+    before = sealed(path)
+    after = before.renewed(copy or path) if before is not None else None
     if after is not None and after is not before:
         with suppress(OSError):  # then it is read again next time
-            seal(note, after)
+            seal(path, after)
     return after is not None
 
 
-def beside(path: Path) -> Path:
-    """Where the seal of a file is kept."""
-    return path.with_name(path.name + ".json")
+def _note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")

@@ -20,7 +20,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from ..errors import WeightsError, log
-from ..files.hashes import Seal, beside, digests_of, matches, seal, stamp
+from ..files.hashes import Seal, digests_of, matches, seal, stamp
 from ..files.progress import Progress
 from .supply import held
 
@@ -62,24 +62,23 @@ def fetch(url: str, path: Path, digest: str, *, progress: bool = True) -> Path:
                 return path
             log.info(f"{path} is not what {digest} promises; fetching it again")
         part = path.with_name(path.name + ".part")
-        resumed = _size(part) > 0
-        _download(url, part, progress)
-        wrong, sha256 = _wrong(part, digest)
-        if wrong and resumed:
-            log.info(f"the resumed {path.name} does not agree with {digest}; starting over")
-            part.unlink()
+        while True:
+            resumed = _size(part) > 0
             _download(url, part, progress)
             wrong, sha256 = _wrong(part, digest)
-        if wrong:
+            if not wrong:
+                break
             part.unlink()
-            raise WeightsError(
-                f"{url} gave a file whose {wrong}; it was thrown away: the address serves another "
-                "file, or something on the way changed it"
-            )
+            if not resumed:
+                raise WeightsError(
+                    f"{url} gave a file whose {wrong}; it was thrown away: the address serves "
+                    "another file, or something on the way changed it"
+                )
+            log.info(f"the resumed {path.name} does not agree with {digest}; starting over")
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-        seal(beside(path), Seal(sha256, stamp(path.stat())))
+        seal(path, Seal(sha256, stamp(path.stat())))
         return path
 
 
@@ -122,7 +121,7 @@ def _receive(url: str, part: Path, start: int, progress: bool) -> None:
         with error:
             _refused(url, part, start, error)
         return
-    except ValueError as error:  # not an address at all
+    except (ValueError, http.client.InvalidURL) as error:  # not an address at all
         raise WeightsError(f"{url!r} is not an address: {error}") from error
     except (OSError, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
@@ -131,15 +130,11 @@ def _receive(url: str, part: Path, start: int, progress: bool) -> None:
             raise UnreachableError(f"cannot fetch {url}: {text}") from error
         raise _BrokenError(text) from error
     with response:
-        if start and response.status == 206:
-            sent = response.headers.get("Content-Range", "")
-            if not sent.startswith(f"bytes {start}-"):
-                part.unlink()
-                raise _BrokenError(
-                    "the server sent another range than was asked for; starting over"
-                )
-        else:
+        if response.status != 206:
             start = 0  # the server ignores ranges
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            part.unlink(missing_ok=True)
+            raise _BrokenError("the server sent another range than was asked for; starting over")
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdecimal() else None
         if total is not None:
@@ -150,10 +145,14 @@ def _receive(url: str, part: Path, start: int, progress: bool) -> None:
         log.info(f"fetching {name}{size} from {url}{since}")
         bar = Progress("byte", total, done=start, name=name) if progress else None
         position = start
+        page = response.headers.get_content_type() in ("text/html", "application/xhtml+xml")
         with bar or nullcontext(), open(part, "ab" if start else "wb") as file:
             while chunk := _read(response):
-                if position == 0:
-                    _refuse_page(url, response.headers.get_content_type(), chunk)
+                if position == 0 and (page or _PAGE.match(chunk)):
+                    raise WeightsError(
+                        f"{url} answered with a web page in place of the file: a login, a proxy or "
+                        "a moved address; open it in a browser to see what it says"
+                    )
                 file.write(chunk)
                 position += len(chunk)
                 if bar:
@@ -181,14 +180,6 @@ def _read(response: http.client.HTTPResponse) -> bytes:
         return response.read1(CHUNK_BYTES)
     except (OSError, http.client.HTTPException) as error:
         raise _BrokenError(f"the connection broke: {_reason(error)}") from error
-
-
-def _refuse_page(url: str, content_type: str, head: bytes) -> None:
-    if content_type in ("text/html", "application/xhtml+xml") or _PAGE.match(head):
-        raise WeightsError(
-            f"{url} answered with a web page in place of the file: a login, a proxy or a moved "
-            "address; open it in a browser to see what it says"
-        )
 
 
 def _room(part: Path, needed: int) -> None:

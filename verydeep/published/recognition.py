@@ -8,43 +8,40 @@ tell them apart, whatever their file is called.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import modelfile
 from ..errors import ModelFileError, WeightsError, nearest
 from ..files.folders import download_folders
-from ..files.hashes import beside, digests_of, matches, sealed
+from ..files.hashes import digests_of, matches, sealed
+from ..preprocess import PRESETS, Preprocess
 from . import supply
 from .catalog import ENTRIES, Entry, Published
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ..preprocess import Preprocess
 
 Known = tuple[Entry, Published]
 
 
+def _files() -> list[Known]:
+    return [(entry, one) for entry in ENTRIES.values() for one in entry.published]
+
+
 def by_name(path: Path) -> Known | None:
     """The published file that has this name."""
-    files = ((entry, one) for entry in ENTRIES.values() for one in entry.published)
-    return next(((entry, one) for entry, one in files if one.file == path.name), None)
+    return next((known for known in _files() if known[1].file == path.name), None)
 
 
 def by_digest(path: Path) -> tuple[dict[str, str], Known | None]:
     """The digests of a file, by algorithm, "sha256" among them, and the published file that has them."""
-    files = [(entry, one) for entry in ENTRIES.values() for one in entry.published]
     # MD5 and SHA-1 only for files of the kinds that were published with those
-    algorithms = {
-        one.digest.partition(":")[0] for _, one in files if Path(one.file).suffix == path.suffix
-    }
-    _, digests = digests_of(path, ("sha256", *sorted(algorithms)))
-    return digests, next((known for known in files if matches(known[1].digest, digests)), None)
+    alike = [one for _, one in _files() if Path(one.file).suffix == path.suffix]
+    _, digests = digests_of(path, ["sha256", *(one.digest.partition(":")[0] for one in alike)])
+    return digests, next((known for known in _files() if matches(known[1].digest, digests)), None)
 
 
 # Of the largest value: float16 and printed digits pass, weights trained further may not.
@@ -111,8 +108,6 @@ def expects(one: Fingerprint, turned: bool, given: Preprocess) -> str:
 
     Only what makes the answer nonsense is compared: the order of the channels, and the scale.
     """
-    from ..preprocess import PRESETS
-
     right = PRESETS[one.preprocess]
     order = right.channel_order[::-1] if turned else right.channel_order
     if given.channel_order != order:
@@ -149,23 +144,17 @@ def verdicts(name: str | os.PathLike[str]) -> tuple[Verdict, ...]:
     Raises WeightsError where there is nothing of that name.
     """
     name = os.fspath(name)
-    entry = ENTRIES.get(name)
-    paths = [Path(name)] if entry is None else list(_at_hand(entry))
-    if entry is not None and not paths:
-        raise WeightsError(
-            f"nothing of {name} is on this machine; get it with: verydeep weights fetch {name}"
-        )
-    if not all(path.is_file() for path in paths):
-        raise WeightsError(
-            f"{name!r} is neither a file nor in the catalogue{nearest(name, ENTRIES)}"
-        )
-    return tuple(_verdict(path) for path in paths)
-
-
-def _at_hand(entry: Entry) -> Iterator[Path]:
-    folders = (supply.weights_folder(), *download_folders())
-    candidates = [folder / one.file for one in entry.published for folder in folders]
-    yield from (path for path in [*candidates, supply.model_path(entry)] if path.is_file())
+    paths = [Path(name)]
+    reason = f"{name!r} is neither a file nor in the catalogue{nearest(name, ENTRIES)}"
+    if entry := ENTRIES.get(name):
+        folders = (supply.weights_folder(), *download_folders())
+        paths = [folder / one.file for one in entry.published for folder in folders]
+        paths.append(supply.model_path(entry))
+        reason = f"nothing of {name} is on this machine; get it with: verydeep weights fetch {name}"
+    judged = tuple(_verdict(path) for path in paths if path.is_file())
+    if not judged:
+        raise WeightsError(reason)
+    return judged
 
 
 def _verdict(path: Path) -> Verdict:
@@ -178,7 +167,7 @@ def _verdict(path: Path) -> Verdict:
     head = f"{record.network.head.classes} classes" if record.network.head.classes else "no head"
     what = f"model file of {record.network.name}, {head}"
     sha256 = digests_of(path)[1]["sha256"]
-    seal = sealed(beside(path))
+    seal = sealed(path)
     if seal is None:
         return Verdict(path, True, f"{what}; it agrees with its record", sha256)
     same = seal.sha256 == sha256
@@ -190,7 +179,7 @@ def _published(path: Path) -> Verdict:
     sha256 = digests["sha256"]
     if known is not None:
         entry, one = known
-        seal = sealed(beside(supply.weights_folder() / one.file))
+        seal = sealed(supply.weights_folder() / one.file)
         if seal is not None and seal.sha256 != sha256:
             what = f"begins as {entry.name} should, but not as it was when it first proved right"
             return Verdict(path, False, what, sha256)

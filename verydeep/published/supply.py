@@ -16,7 +16,7 @@ from pathlib import Path
 from ..errors import MissingExtraError, ModelFileError, OutputError, WeightsError, log, nearest
 from ..files.atomic import locked
 from ..files.folders import cache_folder, download_folders
-from ..files.hashes import Seal, beside, digests_of, matches, seal, sealed, unbroken
+from ..files.hashes import Seal, digests_of, matches, seal, sealed, unbroken
 from .catalog import ENTRIES, Entry, Published
 
 # what `foreign` needs to read a file of that kind: the package, and the extra that brings it
@@ -39,18 +39,23 @@ def obtain(name: str | os.PathLike[str], progress: bool = True) -> Path:
     own names), $VERYDEEP_OFFLINE. Raises WeightsError for an unknown name, weights that cannot be had
     or are not what they claim to be; MissingExtraError where converting needs torch or h5py.
     """
-    known = ENTRIES.get(os.fspath(name))
+    name = os.fspath(name)
+    known = ENTRIES.get(name)
     if known is None:
         path = Path(name)
         if not path.exists():
             raise WeightsError(
-                f"no weights {os.fspath(name)!r}: neither in the catalogue nor a file"
-                f"{nearest(os.fspath(name), ENTRIES)}"
+                f"no weights {name!r}: neither in the catalogue nor a file{nearest(name, ENTRIES)}"
             )
-        return path if _is_model_file(path) else _converted(path, None)
+        from .. import modelfile
+
+        try:
+            return modelfile.read(path).path
+        except ModelFileError:
+            return _converted(path, None)
     target = model_path(known)
-    if target.is_file() and sealed(beside(target)) is not None:
-        if unbroken(beside(target), target):
+    if target.is_file() and sealed(target) is not None:
+        if unbroken(target):
             return target
         log.info(f"{target} has changed since it was made; making it again")
     package, extra = _READERS.get(Path(known.file).suffix, ("", ""))
@@ -109,10 +114,7 @@ def _fetched(known: Entry, mirror: str, progress: bool) -> Path:
 
 
 def _converted(source: Path, known: Entry | None) -> Path:
-    from . import (  # and with them NumPy, only where there is something to do
-        conversion,
-        recognition,
-    )
+    from . import conversion, recognition  # and NumPy, only where there is something to do
 
     if known is None:
         _, published = recognition.by_digest(source)
@@ -124,11 +126,11 @@ def _converted(source: Path, known: Entry | None) -> Path:
         known = published[0]
     target = model_path(known)
     with held(target, "converting"):
-        if not (target.is_file() and unbroken(beside(target), target)):  # made while we waited
+        if not (target.is_file() and unbroken(target)):  # made while we waited
             log.info(f"converting {source.name} to {target}, once")
             conversion.convert(source, target, claim=known.name)
             stamp, digests = digests_of(target)
-            seal(beside(target), Seal(digests["sha256"], stamp))
+            seal(target, Seal(digests["sha256"], stamp))
     return target
 
 
@@ -154,23 +156,15 @@ def held(path: Path, doing: str) -> Iterator[None]:
 
 def _verified(path: Path, published: Published) -> bool:
     """Whether a file is what was published: by its seal, where it has one, else by its digest."""
-    note = beside(weights_folder() / path.name)
-    if sealed(note) is not None:
-        return unbroken(note, path)
+    kept = weights_folder() / path.name
+    if sealed(kept) is not None:
+        return unbroken(kept, path)
     stamp, digests = digests_of(path, ("sha256", published.digest.partition(":")[0]))
     right = matches(published.digest, digests)
     if right:
         with suppress(OSError):  # a cache that cannot be written: it is read again next time
-            seal(note, Seal(digests["sha256"], stamp))
+            seal(kept, Seal(digests["sha256"], stamp))
     return right
-
-
-def _is_model_file(path: Path) -> bool:
-    from .. import modelfile
-
-    with suppress(ModelFileError):
-        return bool(modelfile.read(path))
-    return False
 
 
 def _local(mirror: str) -> Path | None:
