@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn import metrics
 
+from verydeep import evaluation
 from verydeep.errors import DataError
-from verydeep.evaluation import measures
 from verydeep.models import build
 from verydeep.preprocess import PRESETS, Preprocess
 from verydeep.training import draws
@@ -274,18 +274,18 @@ def test_figures_are_scikit_learns() -> None:
     probabilities = draw.dirichlet(np.ones(7), 200).astype(np.float32)
     labels = draw.choice(6, 200)  # the last class has no image
     guesses = probabilities.argmax(1)
-    assert measures.top(probabilities, labels) == metrics.accuracy_score(labels, guesses)
+    assert evaluation.top(probabilities, labels) == metrics.accuracy_score(labels, guesses)
     for k in (2, 5):
-        assert measures.top(probabilities, labels, k) == pytest.approx(
+        assert evaluation.top(probabilities, labels, k) == pytest.approx(
             metrics.top_k_accuracy_score(labels, probabilities, k=k, labels=range(7))
         )
     loss = metrics.log_loss(
         labels, probabilities / probabilities.sum(1, keepdims=True), labels=range(7)
     )
-    assert measures.loss(probabilities, labels) == pytest.approx(loss, rel=1e-4)
-    table = measures.confusion(probabilities, labels)
+    assert evaluation.loss(probabilities, labels) == pytest.approx(loss, rel=1e-4)
+    table = evaluation.confusion(probabilities, labels)
     np.testing.assert_array_equal(table, metrics.confusion_matrix(labels, guesses, labels=range(7)))
-    found = measures.class_figures(table)
+    found = evaluation.class_figures(table)
     theirs = metrics.precision_recall_fscore_support(
         labels, guesses, labels=range(7), zero_division=0
     )
@@ -293,7 +293,7 @@ def test_figures_are_scikit_learns() -> None:
         (found.precision, found.recall, found.f1, found.support), theirs, strict=True
     ):
         np.testing.assert_allclose(ours, other)
-    assert math.isnan(measures.top(probabilities[:0], labels[:0]))
+    assert math.isnan(evaluation.top(probabilities[:0], labels[:0]))
 
 
 # The loop's pieces

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..files.notebook import Notebook
+from ..files.folders import Notebook
 
 
 @dataclass(frozen=True)

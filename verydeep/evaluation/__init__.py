@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DataError, nearest
 from ..files.photo_paths import composed, inside, is_photo
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from ..predictor import Predictor
 
 __all__ = ["Evaluation", "evaluate"]
+
+
+Probabilities = NDArray[np.float32]
+Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,57 @@ def calibration_error(probability: np.ndarray, right: np.ndarray, bins: int = 15
     bin_of = np.minimum((probability * bins).astype(int), bins - 1)
     gap = np.bincount(bin_of, probability - right, bins)
     return float(np.abs(gap).sum() / len(probability))
+
+
+@dataclass(frozen=True, eq=False)
+class ClassFigures:
+    """Of each class, (classes,): precision, recall, f1, 0 where not defined; support, its images."""
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    f1: NDArray[np.float64]
+    support: NDArray[np.int64]
+
+
+def top(probabilities: Probabilities, labels: Labels, k: int = 1) -> float:
+    """The fraction of (n, classes) whose label is among the k most probable; NaN for no images.
+
+    Of equally probable classes the one with the smaller number comes first.
+    """
+    if not len(labels):
+        return float("nan")
+    own = probabilities[np.arange(len(labels)), labels][:, None]
+    if np.isnan(probabilities).any():
+        raise ValueError("probabilities hold NaN")
+    before = np.arange(probabilities.shape[1]) < labels[:, None]
+    rank = (probabilities > own).sum(1) + ((probabilities == own) & before).sum(1)
+    return float((rank < k).mean())
+
+
+def loss(probabilities: Probabilities, labels: Labels) -> float:
+    """Mean cross-entropy, in nats; NaN for no images."""
+    if not len(labels):
+        return float("nan")
+    own = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(np.maximum(own, 1e-30)).mean())
+
+
+def confusion(probabilities: Probabilities, labels: Labels) -> NDArray[np.int64]:
+    """(classes, classes): how many images of the row's class were taken for the column's."""
+    classes = probabilities.shape[1]
+    pairs = labels * classes + probabilities.argmax(1)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def class_figures(table: NDArray[np.int64]) -> ClassFigures:
+    """From a confusion matrix."""
+    hits = np.diag(table).astype(np.float64)
+    answered, support = table.sum(0), table.sum(1)
+    precision = np.divide(hits, answered, out=np.zeros_like(hits), where=answered > 0)
+    recall = np.divide(hits, support, out=np.zeros_like(hits), where=support > 0)
+    both = precision + recall
+    f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(hits), where=both > 0)
+    return ClassFigures(precision, recall, f1, support)
 
 
 def labelled_photos(data: str | os.PathLike[str]) -> Iterator[tuple[str, str | bytes]]:

@@ -23,7 +23,7 @@ from ..pictures import charts
 from ..pictures import page as html
 from ..pictures.charts import Line
 from ..pictures.saving import write as write_text
-from . import calibration_error, measures
+from . import calibration_error, class_figures, confusion, top
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -119,7 +119,7 @@ def page(report: Report) -> str:
         )
     probabilities = report.probabilities.astype(np.float32)
     first, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == report.labels
-    table = measures.confusion(probabilities, report.labels)
+    table = confusion(probabilities, report.labels)
     confused = _confused(report, table)
     parts = [_head(report, first, right, confused)]
     if len(report.labels):
@@ -152,7 +152,7 @@ def _head(
         spread = float(np.sqrt(right.mean() * (1 - right.mean()) / len(right)))
         cards.append(("top-1", f"{right.mean():.2%}", f"± {spread:.2%} standard error"))
         if len(report.classes) > 5:
-            top5 = measures.top(report.probabilities.astype(np.float32), report.labels, 5)
+            top5 = top(report.probabilities.astype(np.float32), report.labels, 5)
             cards.append(("top-5", f"{top5:.2%}", ""))
         cards.append(("calibration error", f"{calibration_error(first, right):.2%}", "15 bins"))
         were = "was" if len(right) == 1 else "were"
@@ -190,7 +190,7 @@ def _confusion(
 
 
 def _classes(report: Report, table: NDArray[np.int64]) -> str:
-    figures = measures.class_figures(table)
+    figures = class_figures(table)
     rows = [
         (
             escape(report.classes[index]),

@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -82,7 +82,11 @@ class Cache:
         if self._has_room(name, size):
             try:
                 with locked(self.folder / f"{name}.lock", partial(log.info, _WAITING, name)):
-                    return self._open_locked(path, about, make, load)
+                    try:
+                        return _load(path, about, load)
+                    except _UnusableError as error:
+                        self._make(path, about, make, error)
+                    return load(path, about)
             except OSError as error:
                 going_without(self.folder.parent, error)
         with tempfile.TemporaryDirectory(prefix="verydeep-", ignore_cleanup_errors=True) as place:
@@ -99,22 +103,15 @@ class Cache:
                 raise EngineError(f"preparing the graph failed: {reason}; {_ELSEWHERE}") from error
             return load(Path(place), about)
 
-    def _open_locked(
-        self,
-        path: Path,
-        about: Mapping[str, Any],
-        make: Callable[[Path], None],
-        load: Callable[[Path, Mapping[str, Any]], T],
-    ) -> T:
-        """As `open`, while no other process is at this entry."""
-        try:
-            return _load(path, about, load)
-        except _UnusableError as error:
-            if path.exists():
-                log.info(
-                    f"the prepared graph {path.name} in the cache cannot be used: {error}; rebuilding it"
-                )
-                shutil.rmtree(path, ignore_errors=True)
+    def _make(
+        self, path: Path, about: Mapping[str, Any], make: Callable[[Path], None], why: Exception
+    ) -> None:
+        """Put a new entry in the place of one that cannot be used."""
+        if path.exists():
+            log.info(
+                f"the prepared graph {path.name} in the cache cannot be used: {why}; rebuilding it"
+            )
+            shutil.rmtree(path, ignore_errors=True)
         part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=self.folder))
         try:
             make(part)
@@ -123,7 +120,6 @@ class Cache:
             os.replace(part, path)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-        return load(path, about)
 
     def _has_room(self, name: str, size: int) -> bool:
         """Whether so much can be kept here; said once where it cannot."""
@@ -152,32 +148,33 @@ class Cache:
         """What is there, used last first. Folders that are no entries are left out."""
         entries = []
         for path in self._folders():
-            if not path.name.endswith(".part"):
-                with suppress(OSError, _UnusableError):
-                    about, _ = _read_manifest(path)
-                    used = (path / MANIFEST).stat().st_mtime
-                    entries.append(Entry(path.name, path, about, _size_bytes(path), used))
+            with suppress(OSError, _UnusableError):
+                about, _ = _read_manifest(path)
+                used = (path / MANIFEST).stat().st_mtime
+                entries.append(Entry(path.name, path, about, _size_bytes(path), used))
         return sorted(entries, key=lambda entry: -entry.used)
 
     def clear(self) -> int:
         """Remove every entry and half-made one; the bytes that this gave back."""
-        total = 0
-        for path in list(self._folders()):
-            total += _size_bytes(path)
+        folders = [*self._folders(), *self._folders(halves=True)]
+        total = sum(map(_size_bytes, folders))
+        for path in folders:
             shutil.rmtree(path, ignore_errors=True)
         return total
 
-    def _folders(self) -> Iterator[Path]:
+    def _folders(self, halves: bool = False) -> list[Path]:
+        """Those of entries, or of half-made ones."""
         with suppress(OSError):
-            yield from sorted(path for path in self.folder.iterdir() if path.is_dir())
+            folders = [path for path in self.folder.iterdir() if path.is_dir()]
+            return sorted(path for path in folders if (path.suffix == ".part") == halves)
+        return []
 
     def _make_room(self, size: int) -> None:
         """Let the entries go that were used longest ago, until `size` more bytes fit."""
-        for path in self._folders():
-            if path.name.endswith(".part"):
-                with suppress(OSError):
-                    if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                        shutil.rmtree(path, ignore_errors=True)
+        for path in self._folders(halves=True):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
         entries = self.entries()
         total = size + sum(entry.size_bytes for entry in entries)
         for entry in reversed(entries):
@@ -197,10 +194,11 @@ def _load(path: Path, about: Mapping[str, Any], load: Callable[[Path, Mapping[st
     if made_for != about:
         raise _UnusableError("it was made for something else")
     try:
-        renewed = {name: seal.renewed(path / name) for name, seal in seals.items()}
-        for name, seal in renewed.items():
-            if seal is None:
+        renewed = {}
+        for name, seal in seals.items():
+            if (now := seal.renewed(path / name)) is None:
                 raise _UnusableError(f"its {name} is damaged")
+            renewed[name] = now
         value = load(path, about)
     except (VerydeepError, OSError) as error:
         raise _UnusableError(str(error)) from error
@@ -223,8 +221,8 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Seal]]:
     raise _UnusableError(f"its {MANIFEST} is missing or damaged")
 
 
-def _write_manifest(path: Path, about: Mapping[str, Any], seals: Mapping[str, Seal | None]) -> None:
-    files = {name: asdict(seal) for name, seal in seals.items() if seal}
+def _write_manifest(path: Path, about: Mapping[str, Any], seals: Mapping[str, Seal]) -> None:
+    files = {name: asdict(seal) for name, seal in seals.items()}
     with replacing(path / MANIFEST, "w", encoding="utf-8") as file:
         json.dump({"about": about, "files": files}, file, indent=1, sort_keys=True)
 
@@ -246,16 +244,15 @@ def _size_bytes(path: Path) -> int:
 
 
 def _limit() -> int:
-    text = os.environ.get("VERYDEEP_CACHE_LIMIT", "")
-    if not text.strip():
+    text = os.environ.get("VERYDEEP_CACHE_LIMIT", "").strip()
+    if not text:
         return LIMIT_BYTES
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?)B?\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text, re.IGNORECASE)
     if match is None:
         raise EngineError(
             f"VERYDEEP_CACHE_LIMIT is {text!r}; expected bytes, or a size such as 500MB or 4GB"
         )
-    unit = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}[match[2].lower()]
-    return int(float(match[1]) * 1000**unit)
+    return int(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " "))
 
 
 def _megabytes(size_bytes: int) -> str:

@@ -22,7 +22,7 @@ from typing import TypeAlias
 
 from ..errors import WeightsError
 from .atomic import replacing
-from .notebook import Notebook
+from .folders import Notebook
 
 MEMORY = "hashes.json"
 BLOCK_BYTES = 4 << 20  # large enough that Python's share of the time vanishes

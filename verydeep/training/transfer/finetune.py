@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ... import modelfile
+from ... import evaluation, modelfile
 from ...errors import DataError
-from ...evaluation import measures, report
+from ...evaluation import report
 from ...files.atomic import replacing
 from ...models import layers as module_layers
 from ...nets import Head, Network
@@ -462,7 +462,7 @@ class _Run:
             upper.head.bias.div_(divide)
         samples, probabilities = self._validate(upper)
         truth = np.array([s.label for s in samples], np.int64)
-        top1, top5 = measures.top(probabilities, truth), measures.top(probabilities, truth, 5)
+        top1, top5 = evaluation.top(probabilities, truth), evaluation.top(probabilities, truth, 5)
         self._write_model(upper, divide, top1, top5, len(truth))
         self.tell({
             "event": "end", "time": about.now(), "seconds": self.seconds,

@@ -22,9 +22,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import modelfile
+from ... import evaluation, modelfile
 from ...errors import DataError
-from ...evaluation import measures, report
+from ...evaluation import report
 from ...files.atomic import replacing
 from ...modelfile import ModelFile
 from ...nets import Head, Network
@@ -315,7 +315,7 @@ class _Run:
         })  # fmt: skip
         samples, probabilities = self._validate(head, size, chosen.columns)
         truth = np.array([s.label for s in samples], np.int64)
-        top1, top5 = measures.top(probabilities, truth), measures.top(probabilities, truth, 5)
+        top1, top5 = evaluation.top(probabilities, truth), evaluation.top(probabilities, truth, 5)
         path = self.folder / "model.safetensors"
         write_model(
             path, model, sizes[size], chosen.layers, head, classes,
