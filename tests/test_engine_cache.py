@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from verydeep.engines import Source, open_engine
-from verydeep.engines.remembered import Memory, Standing
+from verydeep.engines.race import Memory, Standing
 from verydeep.errors import EngineError
 from verydeep.files.cache import MANIFEST, Cache
 from verydeep.graphs import network as graph

@@ -207,7 +207,7 @@ def cache() -> None:
 @options.json_object
 def list_cache(as_json: bool) -> None:
     """List the prepared graphs and the engines that were chosen."""
-    from ..engines.remembered import Memory
+    from ..engines.race import Memory
     from ..files.cache import Cache
 
     graphs, memory = Cache(), Memory()
@@ -242,7 +242,7 @@ def list_cache(as_json: bool) -> None:
 @cache.command()
 def clear() -> None:
     """Remove the prepared graphs and forget the engines that were chosen."""
-    from ..engines.remembered import Memory
+    from ..engines.race import Memory
     from ..files import hashes
     from ..files.cache import Cache
 

@@ -1,7 +1,8 @@
-"""Choose an engine for a graph: the remembered winner, else a race, else ONNX Runtime.
+"""Choose an engine for a graph: ONNX Runtime for a handful of images, else the winner of a race.
 
-A race costs a second or two, so it is held only when enough images are there to win that back, and its
-result is remembered for this graph, processor, engine versions, precision, threads and batch.
+Others start more slowly, and a race costs a second or two, so both wait until enough images are there to
+win that back. A race's result is remembered for this graph, processor, engine versions, precision, threads
+and batch.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from .processor import cores, processor
 
 if TYPE_CHECKING:
     from ..files.cache import Cache
-    from .remembered import Memory
+    from .race import Memory
 
-WORTH_A_RACE = 32  # images, seen or known to come
+# images, seen or known to come: from the one on a winner is remembered, from the other on there is a race
+HANDFUL, WORTH_A_RACE = 8, 32
 
 
 class Choice:
@@ -78,10 +80,12 @@ class Choice:
 
     def _chosen(self, pixels: np.ndarray, batch: int, to_come: int) -> Engine:
         # who has seen many will probably see as many again
-        enough = max(len(pixels) + to_come, self._seen) >= WORTH_A_RACE
-        race = enough and 0 < len(pixels) == batch  # on the batch that its result is kept for
-        known = self.source.has_key and self._remembered().knows(self.source.key)
-        kinds = self._kinds() if race or known else []
+        images = max(len(pixels) + to_come, self._seen)
+        if images < HANDFUL:  # whatever is open, since opening takes longer than they do
+            return next(iter(self._open.values()), None) or self._default()
+        # on the batch that its result is kept for
+        race = images >= WORTH_A_RACE and 0 < len(pixels) == batch
+        kinds = self._kinds()
         winner = None
         if len(kinds) > 1:
             about = self._about(kinds, pixels, batch)
@@ -157,7 +161,7 @@ class Choice:
 
     def _remembered(self) -> Memory:
         if self._memory is None:
-            from .remembered import Memory
+            from .race import Memory
 
             self._memory = Memory()
         return self._memory

@@ -1,4 +1,4 @@
-"""Race the engines on one model, on real pixels, and check each against the reference before trusting it.
+"""Race the engines on one model, on real pixels, check each against the reference, remember who won.
 
 The reference, ONNX Runtime in float32, starts as champion. Each challenger answers the same pixels first:
 one that strays further than the precision allows is left out, said why. Then the two take turns, so that
@@ -8,15 +8,19 @@ time, since each may hold half a gigabyte.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import EngineError, log
+from ..files.folders import Notebook
 from . import REFERENCE, TOLERANCES, Engine, Kind, Settings, open_engine, relative_error
-from .remembered import Standing
 
 if TYPE_CHECKING:
     from ..files.cache import Cache
@@ -27,6 +31,67 @@ CLEAR = 1.5  # a lead of this much is not chance, nor made up for by other setti
 PAUSE_SECONDS = 0.01  # in which the threads of the one before stop waiting for more
 INT8_TOLERANCE = 3e-2  # between two engines that round at the same places: 4e-3 was seen
 RUN_SECONDS = 0.8  # of the reference's run, about: larger batches are cut down to it
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one engine did in a race.
+
+    seconds: of one image, its share of the batch. images: how many it ran at once, which is the whole batch
+    or, of a large one, as many as there was time for. error: against the reference, as `relative_error`
+    has it.
+    """
+
+    engine: str
+    device: str
+    settings: Mapping[str, str | int]
+    seconds: float
+    images: int
+    error: float
+
+
+class Memory:
+    """Results of races. path: None is verydeep's own, "choices.json" in `folders.cache_folder()`."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._notebook = Notebook(path or "choices.json")
+
+    def standings(self, race: Mapping[str, Any]) -> tuple[Standing, ...]:
+        """The result of that race, quickest first; empty where it was not held yet."""
+        row = self._notebook.rows().get(_digest(race), {})
+        try:
+            names = {field.name for field in fields(Standing)}
+            standings = tuple(Standing(**{n: one[n] for n in names}) for one in row["standings"])
+            good = all(
+                isinstance(one.engine, str)
+                and isinstance(one.device, str)
+                and isinstance(one.settings, dict)
+                and one.seconds > 0
+                for one in standings
+            )
+        except (KeyError, TypeError):
+            return ()
+        return standings if good else ()
+
+    def remember(self, race: Mapping[str, Any], standings: Iterable[Standing]) -> None:
+        """Keep the result of a race. What it was about is kept beside it, for people."""
+        rows = [asdict(row) for row in standings]
+        self._notebook.write(_digest(race), {"race": dict(race), "standings": rows})
+
+    def choices(self) -> list[dict[str, Any]]:
+        """Every result, as {"race": ..., "standings": [...]}."""
+        rows = self._notebook.rows().values()
+        return [
+            row for row in rows if isinstance(row, dict) and row.keys() >= {"race", "standings"}
+        ]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._notebook.clear()
+
+
+def _digest(race: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(race, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def race(

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ..errors import EngineError, NetworkError
-from ..files import hashes
 
 if TYPE_CHECKING:
     from ..graphs.writer import Graph
@@ -42,8 +41,8 @@ class Signature:
 class Source:
     """A graph, or the function that builds it.
 
-    key: names the graph in caches: equal keys must mean equal graphs; or the function that finds it.
-    Without one, the graph is built and its weights are read to make one.
+    key: names the graph in caches: equal keys must mean equal graphs; or the function that finds it, which
+    may read a whole file. Without one, the graph is built and its weights are read to make one.
     signature: without one, it is read from the graph.
     """
 
@@ -56,11 +55,6 @@ class Source:
         self._graph = graph
         self._key = key
         self.signature = signature or _signature(self.graph)
-
-    @property
-    def has_key(self) -> bool:
-        """Whether the key is known without reading the weights."""
-        return isinstance(self._key, str)
 
     @property
     def graph(self) -> Graph:
@@ -131,10 +125,8 @@ def source_of(
     return Source(build, graph_key(model, facts, code), signature)
 
 
-def graph_key(
-    model: ModelFile, facts: Sequence[str], code: Sequence[str]
-) -> str | Callable[[], str]:
-    """The key of a graph made of that file, or, where its bytes must be hashed for it, what finds the key.
+def graph_key(model: ModelFile, facts: Sequence[str], code: Sequence[str]) -> Callable[[], str]:
+    """What finds the key of a graph made of that file, whose bytes may have to be hashed for it.
 
     facts: what else the graph depends on. code: the modules that build it, by their path in the package.
     """
@@ -143,7 +135,7 @@ def graph_key(
         texts = [(_PACKAGE / name).read_text(encoding="utf-8") for name in code]
         return hashlib.sha256("\0".join([model.sha256, *facts, *texts]).encode()).hexdigest()
 
-    return key if hashes.remembered(model.stamp) is None else key()
+    return key
 
 
 def _key(graph: Graph) -> str:
