@@ -156,6 +156,17 @@ def test_the_constructor_knows_the_tables_networks() -> None:
         swapped = make_layers(cfgs["A"])
         swapped[1] = nn.Tanh()
         assert vgg.VGG(swapped).network is None
+        for index, change in ((0, "stride"), (3, "dilation"), (6, "padding"), (5, "ceil_mode")):
+            other = make_layers(cfgs["A"])
+            setattr(other[index], change, True if change == "ceil_mode" else (2, 2))
+            assert vgg.VGG(other).network is None, change
+        grouped = make_layers([8, "M"])
+        grouped[0] = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        assert vgg.VGG(grouped).network is None
+        assert vgg.VGG(make_layers([8], in_channels=5000)).network is None
+        in_place = make_layers(cfgs["A"])
+        in_place[1].inplace = True  # the table would name a value that is gone
+        assert vgg.VGG(in_place).network is None
     assert strange.network is None
     assert strange.classifier[0].in_features == 8 * 49  # type: ignore[index]
 

@@ -95,11 +95,11 @@ def test_every_number_in_the_prose_is_computed(language: str) -> None:
 
 def test_what_the_page_says_in_words() -> None:
     torch = pytest.importorskip("torch")
-    from verydeep.models.initialisation import RECIPES
+    from verydeep.models.layers import RECIPES
 
     torch.manual_seed(0)
     layer = torch.nn.Linear(256, 256)
-    RECIPES["torchvision"](layer)
+    RECIPES["torchvision"][1](layer.weight)
     assert layer.weight.std().item() == pytest.approx(DEVIATION, rel=0.05)
     assert len(COLUMNS) == 6  # "all six columns"
     assert set(HEADS) == {"classic", "small", "gap"}  # "three heads"

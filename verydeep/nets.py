@@ -17,16 +17,7 @@ from typing import Literal
 
 from .errors import LayerError, NetworkError, nearest
 
-__all__ = [
-    "COLUMNS",
-    "NETWORKS",
-    "POOLS",
-    "Head",
-    "Layer",
-    "Network",
-    "Row",
-    "network",
-]
+__all__ = ["COLUMNS", "NETWORKS", "POOLS", "Head", "Layer", "Network", "Row", "network"]
 
 Kind = Literal["conv", "relu", "lrn", "pool", "average", "fc", "softmax"]
 
@@ -201,16 +192,17 @@ class Network:
         channels = self.in_channels
         if isinstance(channels, bool) or not isinstance(channels, int) or not 1 <= channels <= 4096:
             raise NetworkError(f"in_channels is {channels!r}; expected a whole number, 1 to 4096")
-        object.__setattr__(self, "trunk", tuple(_trunk(self)))
+        entries = COLUMNS[self.column].split()
+        trunk = convolutions(entries, channels, self.batch_norm, width, self.pool)
+        object.__setattr__(self, "trunk", tuple(trunk))
         object.__setattr__(self, "top", tuple(_top(self)))
 
     @property
     def name(self) -> str:
         """The name people know ("vgg16_bn"), whatever the width, pooling or head."""
-        for name, key in NETWORKS.items():
-            if key == (self.column, self.batch_norm):
-                return name
-        return "vgg11_lrn_bn"  # A-LRN with batch norm: allowed, but nobody has named it
+        known = {key: name for name, key in NETWORKS.items()}
+        # A-LRN with batch norm is allowed, but nobody has named it
+        return known.get((self.column, self.batch_norm), "vgg11_lrn_bn")
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -259,12 +251,19 @@ class Network:
         object.__setattr__(needed, "top", top)
         return needed
 
+    @property
+    def last_relus(self) -> tuple[str, ...]:
+        """Of each block of the trunk its last ReLU, which is what its pool reads."""
+        relus = (layer.name for layer in self.trunk if layer.kind == "relu")
+        return tuple({name.partition("_")[0]: name for name in relus}.values())
+
     def own(self, relus: Iterable[str]) -> tuple[str, ...]:
         """Defaults that are named after VGG-16: where this network has no such ReLU, its block's last."""
-        names = [layer.name for layer in self.trunk if layer.kind == "relu"]
-        last = {name.partition("_")[0]: name for name in names}
-        there = (n if n in names else last.get(n.partition("_")[0], names[-1]) for n in relus)
-        return tuple(dict.fromkeys(there))
+        taps, last = self.taps, {name.partition("_")[0]: name for name in self.last_relus}
+        own = (
+            n if n in taps else last.get(n.partition("_")[0], [*last.values()][-1]) for n in relus
+        )
+        return tuple(dict.fromkeys(own))
 
     @property
     def head_inputs(self) -> tuple[str, ...]:
@@ -334,29 +333,33 @@ def _scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
-def _trunk(net: Network) -> Iterator[Layer]:
-    """Walk the column: one entry gives a convolution with its ReLU, a normalisation or a pool."""
-    channels, block, place, index = net.in_channels, 1, 0, 0
-    for entry in COLUMNS[net.column].split():
+def convolutions(
+    column: Iterable[str],
+    channels: int,
+    batch_norm: bool,
+    width: float = 1.0,
+    pool: str = "max",
+) -> Iterator[Layer]:
+    """Walk a column: one entry gives a convolution with its ReLU, a normalisation or a pool."""
+    block, place, index = 1, 0, 0
+    for entry in column:
         if entry == "M":
-            kernel, stride, padding = POOLS[net.pool]
-            name = f"pool{block}"
-            yield Layer(name, "pool", channels, channels, kernel, stride, padding)
+            yield Layer(f"pool{block}", "pool", channels, channels, *POOLS[pool])
             block, place, index = block + 1, 0, index + 1
         elif entry == "LRN":
             yield Layer(f"lrn{block}", "lrn", channels, channels)
             index += 1
         else:
             number, _, kernel_text = entry.partition(":")
-            outputs, kernel = _scaled(int(number), net.width), int(kernel_text or 3)
+            outputs, kernel = _scaled(int(number), width), int(kernel_text or 3)
             place += 1
-            norm_key = f"features.{index + 1}" if net.batch_norm else ""
+            norm_key = f"features.{index + 1}" if batch_norm else ""
             yield Layer(
                 f"conv{block}_{place}", "conv", channels, outputs, kernel, 1, kernel // 2,
                 f"features.{index}", norm_key,
             )  # fmt: skip
             yield Layer(f"relu{block}_{place}", "relu", outputs, outputs)
-            channels, index = outputs, index + (3 if net.batch_norm else 2)
+            channels, index = outputs, index + (3 if batch_norm else 2)
 
 
 def _top(net: Network) -> Iterator[Layer]:

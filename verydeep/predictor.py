@@ -404,7 +404,7 @@ class Predictor:
 
         network = self.record.network
         if layers is None:
-            layers = [layer.name for layer in network.trunk if layer.kind == "relu"][-1]
+            layers = network.last_relus[-1]
         taps = tuple(dict.fromkeys(nets.named(layers)))
         if not taps:
             raise DataError(f'no layers were named; expected at least one, as "{network.taps[-1]}"')

@@ -98,10 +98,10 @@ def _averaged(network: Network, layer: str | None) -> tuple[str, ...]:
 
 def _before_the_scores(network: Network, layer: str | None) -> str:
     """A layer with a map on which the scores depend; the last ReLU where none was chosen."""
-    read = network.cut(("fc8",)).trunk
-    names = [one.name for one in read]
+    read = network.cut("fc8")
+    names = [one.name for one in read.trunk]
     if layer is None:
-        return [one.name for one in read if one.kind == "relu"][-1]
+        return read.last_relus[-1]
     if layer in names:
         return layer
     if layer in [one.name for one in network.trunk]:

@@ -120,16 +120,10 @@ class Subject:
 
 
 def _assembled(network: Network, tensors: Mapping[str, np.ndarray], device: str) -> VGG:
-    import torch
+    from ..models.loading import Trained, as_torch, assemble
 
-    from ..models.loading import Trained, assemble
-
-    # what is read-only is copied, since torch shares memory
-    own = {
-        key: torch.from_numpy(value if value.flags.writeable else value.copy()).to(device)
-        for key, value in tensors.items()
-    }
-    return assemble(Trained(network, own)).eval().requires_grad_(False)
+    module = assemble(Trained(network, as_torch(tensors))).to(device)
+    return module.eval().requires_grad_(False)
 
 
 def require_gradients(predictor: Predictor) -> None:

@@ -5,8 +5,8 @@ when it is opened, but its weights are not read: `stored` holds views of a memor
 model file is ever executed.
 """
 
-from .reading import ModelFile, read
+from .reading import ModelFile, is_model_file, read
 from .record import FORMAT_VERSION, Activation, Record
 from .writing import write
 
-__all__ = ["FORMAT_VERSION", "Activation", "ModelFile", "Record", "read", "write"]
+__all__ = ["FORMAT_VERSION", "Activation", "ModelFile", "Record", "is_model_file", "read", "write"]

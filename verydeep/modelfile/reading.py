@@ -166,6 +166,17 @@ def read(path: str | os.PathLike[str]) -> ModelFile:
         raise about(path, f"it cannot be read: {error}") from None
 
 
+def is_model_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file claims to be one, or is a .safetensors file so damaged that `read` must say it."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
+            return "verydeep" in (file.metadata() or {})
+    except (OSError, safetensors.SafetensorError):
+        return Path(path).suffix == ".safetensors"
+
+
 def about(path: Path, text: str) -> ModelFileError:
     """The error as a person sees it: one line that names the file, printable and not endless."""
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"{path}: {text}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from . import vgg
 from .adapting import warm_start
 from .backbones import Backbone, backbone
-from .initialisation import initialise
+from .layers import initialise
 from .loading import load
 from .module import build
 from .vgg import *  # noqa: F403  (torchvision's names, and the paper's other networks)

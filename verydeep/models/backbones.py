@@ -18,7 +18,6 @@ from .. import nets
 from ..errors import LayerError, nearest
 from ..nets import Network
 from . import layers, vgg
-from .initialisation import initialise
 from .module import VGG
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ def backbone(
 
     if weights is None:
         model = VGG.of(cut(nets.network(name)))
-        initialise(model)
+        layers.initialise(model)
     else:
         model = vgg.trained(name, weights, cut, taps=taps, progress=progress)
     return Backbone(

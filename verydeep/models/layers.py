@@ -1,4 +1,4 @@
-"""From one entry of the table to the torch layers that compute it.
+"""From one entry of the table to the torch layers that compute it, and the numbers they start from.
 
 The modules stand where torchvision's ``models/vgg.py`` has them, so that keys and indices agree.
 ReLU is not in place, which costs no memory that training would not need anyway: hooks, taps and
@@ -7,17 +7,18 @@ checkpointing then see the values that the paper's names mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import NetworkError
+from ..errors import NetworkError, nearest
 from ..nets import (
     BATCH_NORM_EPSILON,
     COLUMNS,
-    HEADS,
     L2_EPSILON,
     LRN_ALPHA,
     LRN_BETA,
@@ -25,14 +26,19 @@ from ..nets import (
     LRN_SIZE,
     Layer,
     Network,
+    convolutions,
 )
 
-# The table's columns as torchvision's `cfgs` has them, and the two columns that torchvision left
-# out.
+Recipe = Literal["torchvision", "paper", "glorot", "he"]
+
+# The table's columns as torchvision's `cfgs` has them, with the two that torchvision left out.
 cfgs: dict[str, list[str | int]] = {
     column: [int(entry) if entry.isdigit() else entry for entry in entries.split()]
     for column, entries in COLUMNS.items()
 }
+
+
+HIDDEN = ("relu6", "relu7")  # dropout follows these
 
 
 class L2Pool2d(nn.Module):
@@ -62,84 +68,46 @@ def make_layers(
     cfg: output channels, "M" for a 2x2 max-pool, "LRN", or "256:1" for a 1x1 convolution; `cfgs`
     has the paper's columns. Raises NetworkError for any other entry.
     """
-    modules: list[nn.Module] = []
-    for entry in cfg:
-        number, _, kernel = str(entry).partition(":")
-        if entry == "M":
-            modules.append(pooling("max"))
-        elif entry == "LRN":
-            modules.append(response_normalisation())
-        elif number.isdigit() and int(number) and kernel in ("", "1", "3"):
-            channels = int(number)
-            modules += convolution(in_channels, channels, int(kernel or 3), batch_norm)
-            modules.append(nn.ReLU())
-            in_channels = channels
-        else:
+    entries = [str(entry) for entry in cfg]
+    for entry in entries:
+        if not re.fullmatch(r"M|LRN|0*[1-9][0-9]*(:[13])?", entry):
             raise NetworkError(
                 f'cfg has {entry!r}; expected output channels such as 64 or "256:1", "M" or "LRN"'
             )
-    return nn.Sequential(*modules)
-
-
-def convolution(inputs: int, outputs: int, kernel: int, batch_norm: bool) -> list[nn.Module]:
-    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
-    return [conv, nn.BatchNorm2d(outputs, eps=BATCH_NORM_EPSILON)] if batch_norm else [conv]
-
-
-def response_normalisation() -> nn.Module:
-    # torch divides the sum by its size; the paper does not
-    return nn.LocalResponseNorm(LRN_SIZE, LRN_ALPHA * LRN_SIZE, LRN_BETA, LRN_K)
-
-
-def pooling(kind: str) -> nn.Module:
-    """The pool of that name in nets.POOLS."""
-    if kind == "max":
-        return nn.MaxPool2d(2, 2)
-    return nn.AvgPool2d(2, 2) if kind == "avg" else L2Pool2d()
+    return nn.Sequential(*modules(convolutions(entries, in_channels, batch_norm)))
 
 
 def trunk(network: Network) -> nn.Sequential:
     """The layers from conv1_1 to the end of the network's trunk, as torchvision's `features`."""
-    modules: list[nn.Module] = []
-    for layer in network.trunk:
-        if layer.kind == "conv":
-            norm = bool(layer.norm_key)
-            modules += convolution(layer.inputs, layer.outputs, layer.kernel, norm)
-        elif layer.kind == "relu":
-            modules.append(nn.ReLU())
-        elif layer.kind == "lrn":
-            modules.append(response_normalisation())
-        else:
-            modules.append(pooling(network.pool))
-    return nn.Sequential(*modules)
+    return nn.Sequential(*modules(network.trunk, network.pool))
 
 
-def average(network: Network) -> nn.Module:
-    """The average before the first FC layer; nothing for a trunk alone."""
-    grid, _ = HEADS[network.head.kind]
-    return nn.AdaptiveAvgPool2d((grid, grid)) if network.top else nn.Identity()
+def modules(part: Iterable[Layer], pool: str = "max", dropout: float = 0.5) -> Iterator[nn.Module]:
+    """What computes these layers: batch norms with their convolutions, and no soft-max.
 
-
-def classifier(network: Network, dropout: float = 0.5) -> nn.Module:
-    """The FC layers, with dropout after the hidden ones (arXiv:1409.1556, section 3.1).
-
-    One nn.Linear for the "gap" head, nothing for a trunk alone.
+    pool: a key of nets.POOLS. dropout: after the hidden FC layers (arXiv:1409.1556, section 3.1).
     """
-    modules: list[nn.Module] = []
-    for layer in network.top:
-        if layer.kind == "fc":
-            modules.append(nn.Linear(layer.inputs, layer.outputs))
+    for layer in part:
+        if layer.kind == "conv":
+            yield nn.Conv2d(layer.inputs, layer.outputs, layer.kernel, padding=layer.padding)
+            if layer.norm_key:
+                yield nn.BatchNorm2d(layer.outputs, eps=BATCH_NORM_EPSILON)
         elif layer.kind == "relu":
-            modules += [nn.ReLU(), nn.Dropout(dropout)]
-    if network.head.kind == "gap" and modules:
-        return modules[0]
-    return nn.Sequential(*modules) if modules else nn.Identity()
+            yield nn.ReLU()
+            if layer.name in HIDDEN:
+                yield nn.Dropout(dropout)
+        elif layer.kind == "lrn":  # torch divides the sum by its size; the paper does not
+            yield nn.LocalResponseNorm(LRN_SIZE, LRN_ALPHA * LRN_SIZE, LRN_BETA, LRN_K)
+        elif layer.kind == "pool":
+            yield {"max": nn.MaxPool2d(2, 2), "avg": nn.AvgPool2d(2, 2), "l2": L2Pool2d()}[pool]
+        elif layer.kind == "average":
+            yield nn.AdaptiveAvgPool2d((layer.kernel, layer.kernel))
+        elif layer.kind == "fc":
+            yield nn.Linear(layer.inputs, layer.outputs)
 
 
 def positions(layers: Iterable[Layer]) -> dict[str, int]:
-    """For each paper name, the index in `features` (or `classifier`) of the module that computes
-    it.
-    """
+    """For each paper name, the index in `features` (or `classifier`) of what computes it."""
     places: dict[str, int] = {}
     index = -1
     for layer in layers:
@@ -147,8 +115,7 @@ def positions(layers: Iterable[Layer]) -> dict[str, int]:
             continue
         index += 2 if layer.norm_key else 1
         places[layer.name] = index
-        if layer.kind == "relu" and layer.name in ("relu6", "relu7"):
-            index += 1  # its dropout; the tap is the value before it
+        index += layer.name in HIDDEN  # its dropout; the tap is the value before it
     return places
 
 
@@ -164,3 +131,41 @@ def walk(modules: Iterable[nn.Module], x: Tensor, stops: Mapping[str, int]) -> d
         if index in names:
             values[names[index]] = x
     return values
+
+
+# How each recipe draws the weights of a convolution and of an FC layer.
+RECIPES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    # Kaiming normal, fan-out, and N(0, 0.01) for the FC layers: torchvision's ``VGG.__init__``
+    "torchvision": (
+        lambda w: nn.init.kaiming_normal_(w, mode="fan_out", nonlinearity="relu"),
+        lambda w: nn.init.normal_(w, 0, 0.01),
+    ),
+    # N(0, variance 1e-2), which is standard deviation 0.1 (arXiv:1409.1556, section 3.1). Meant for A:
+    # the deeper networks do not learn from this alone, and start from a trained A (`warm_start`).
+    "paper": (lambda w: nn.init.normal_(w, 0, 0.1),) * 2,
+    # Glorot and Bengio 2010, which the paper later found to need no pre-training (section 3.1)
+    "glorot": (lambda w: nn.init.xavier_normal_(w),) * 2,
+    # N(0, 2 / fan-in), which keeps the size of values behind ReLUs (arXiv:1502.01852, section 2.2)
+    "he": (lambda w: nn.init.kaiming_normal_(w, mode="fan_in", nonlinearity="relu"),) * 2,
+}
+
+
+def initialise(model: nn.Module, recipe: Recipe = "torchvision") -> None:
+    """Overwrite every weight of `model` by that recipe, in place.
+
+    Biases become 0, batch norms the identity, in all of them. The order of the draws is
+    torchvision's: after the same `torch.manual_seed` the recipe "torchvision" gives torchvision's
+    very numbers.
+    """
+    if recipe not in RECIPES:
+        raise NetworkError(f"initialisation {recipe!r} is unknown{nearest(recipe, RECIPES)}")
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            RECIPES[recipe][isinstance(module, nn.Linear)](module.weight)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            nn.init.ones_(module.weight)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from torch import Tensor
 
@@ -53,13 +52,13 @@ def read(
     try:
         return _held(modelfile.read(path), taps)
     except ModelFileError:
-        if _is_model_file(path):
+        if modelfile.is_model_file(path):
             raise
     from ..published import foreign, layouts
 
     net, arrays, _ = layouts.arrange(foreign.read_tensors(Path(path)), network=network)
     net = net.cut(taps) if taps else net
-    return Trained(net, _float32({key: arrays[key] for key in net.tensors}))
+    return Trained(net, as_torch({key: arrays[key] for key in net.tensors}))
 
 
 def assemble(trained: Trained, *, dropout: float = 0.5) -> VGG:
@@ -74,22 +73,14 @@ def assemble(trained: Trained, *, dropout: float = 0.5) -> VGG:
 def _held(file: modelfile.ModelFile, taps: tuple[str, ...] = ()) -> Trained:
     """What a model file holds, or what the layers `taps` need of it."""
     network = file.record.network.cut(taps) if taps else file.record.network
-    tensors = _float32(file.tensors(network.tensors, writable=True))
+    tensors = as_torch(file.tensors(network.tensors, writable=True))
     return Trained(network, tensors, file.record)
 
 
-def _float32(arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Tensor]:
+def as_torch(arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Tensor]:
     """Tensors on the memory of the arrays; copies of those that may not be written or are narrower."""
     tensors = {
         key: torch.from_numpy(array if array.flags.writeable else array.copy())
         for key, array in arrays.items()
     }
     return {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
-
-
-def _is_model_file(path: str | os.PathLike[str]) -> bool:
-    try:
-        with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
-            return "verydeep" in (file.metadata() or {})
-    except (OSError, safetensors.SafetensorError):
-        return Path(path).suffix == ".safetensors"  # its reader says best what is wrong

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from itertools import product
+from typing import TypedDict, Unpack
 
 import torch
 import torch.fx
@@ -16,12 +17,10 @@ from torch import Tensor, nn
 
 from .. import nets
 from ..errors import LayerError, NetworkError
+from ..modelfile import Record
 from ..nets import NETWORKS, Network, named
 from . import layers
-from .initialisation import Recipe, initialise
-
-if TYPE_CHECKING:
-    from ..modelfile import Record
+from .layers import Recipe, initialise
 
 
 class Choices(TypedDict, total=False):
@@ -79,7 +78,7 @@ class VGG(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(4096, num_classes),
         )
-        self._know(_recognise(self))
+        self._know(_recognise(features, num_classes, convolutions))
         if init_weights:
             initialise(self)
 
@@ -92,8 +91,9 @@ class VGG(nn.Module):
         model = cls.__new__(cls)
         nn.Module.__init__(model)
         model.features = layers.trunk(network)
-        model.avgpool = layers.average(network)
-        model.classifier = layers.classifier(network, dropout)
+        average, *fc = list(layers.modules(network.top, dropout=dropout)) or [nn.Identity()] * 2
+        model.avgpool = average
+        model.classifier = nn.Sequential(*fc) if len(fc) > 1 else fc[0]
         model._know(network)
         return model
 
@@ -182,8 +182,9 @@ class VGG(nn.Module):
         """`network`; NetworkError where this module is not one of the table."""
         if self.network is None:
             raise NetworkError(
-                "this VGG stands on convolutions that are not in the table, so its layers have no "
-                "paper names; expected one of verydeep.nets.NETWORKS, or take the values by hooks"
+                "this VGG stands on convolutions that are not in the table, or on layers that compute in "
+                "place, so they have no paper names; expected one of verydeep.nets.NETWORKS, or take the "
+                "values by hooks"
             )
         return self.network
 
@@ -225,21 +226,16 @@ def build(
     return model
 
 
-def _recognise(model: VGG) -> Network | None:
-    """The line of the table that `model` is, by its weights and layers, or None."""
-    features = list(model.features.children())
-    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    first = shapes.get("features.0.weight", ())
-    last = shapes["classifier.6.bias"]
-    if len(first) != 4:
+def _recognise(features: nn.Module, classes: int, convs: list[nn.Conv2d]) -> Network | None:
+    """The line of the table that `features` are, layer by layer as they print themselves, or None."""
+    if not classes or not convs or convs[0].in_channels > 4096:
         return None
-    for name in NETWORKS:
-        for pool in nets.POOLS:
-            net = nets.network(name, classes=last[0], in_channels=first[1], pool=pool)
-            if net.tensors == shapes:
-                with torch.device("meta"):
-                    kinds = [type(module) for module in layers.trunk(net)]
-                if kinds == [type(module) for module in features]:
+    shapes = {f"features.{key}": tuple(value.shape) for key, value in features.state_dict().items()}
+    for name, pool in product(NETWORKS, nets.POOLS):
+        net = nets.network(name, classes=classes, in_channels=convs[0].in_channels, pool=pool)
+        if net.cut("pool5").tensors == shapes:
+            with torch.device("meta"):
+                if str(layers.trunk(net)) == str(features):
                     return net
     return None
 

@@ -35,8 +35,7 @@ from .enums import (
     Weights,
     WeightsEnum,
 )
-from .initialisation import initialise
-from .layers import cfgs, make_layers
+from .layers import cfgs, initialise, make_layers
 from .module import VGG
 
 __all__ = [

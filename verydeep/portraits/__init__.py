@@ -184,9 +184,7 @@ def show(
         raise DataError(f"strongest is {strongest}; expected 1 or more")
     predictor = model if isinstance(model, Predictor) else predictors.load(model)
     network = predictor.record.network
-    # of each block its last ReLU, which its pool reads
-    relus = (layer.name for layer in network.trunk if layer.kind == "relu")
-    last = list({name.split("_")[0]: name for name in relus}.values())
+    last = network.last_relus
     pixels = answer = None
     maps: dict[str, np.ndarray] = {}
     if photo is None:

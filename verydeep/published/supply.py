@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..errors import MissingExtraError, ModelFileError, OutputError, WeightsError, log, nearest
+from ..errors import MissingExtraError, OutputError, WeightsError, log, nearest
 from ..files.atomic import locked
 from ..files.folders import cache_folder, download_folders
 from ..files.hashes import Seal, digests_of, matches, seal, sealed, unbroken
@@ -37,7 +37,8 @@ def obtain(name: str | os.PathLike[str], progress: bool = True) -> Path:
 
     Reads $VERYDEEP_CACHE, $VERYDEEP_MIRROR (an address or a folder that holds the files under their
     own names), $VERYDEEP_OFFLINE. Raises WeightsError for an unknown name, weights that cannot be had
-    or are not what they claim to be; MissingExtraError where converting needs torch or h5py.
+    or are not what they claim to be; ModelFileError for a damaged model file; MissingExtraError where
+    converting needs torch or h5py.
     """
     name = os.fspath(name)
     known = ENTRIES.get(name)
@@ -49,10 +50,9 @@ def obtain(name: str | os.PathLike[str], progress: bool = True) -> Path:
             )
         from .. import modelfile
 
-        try:
-            return modelfile.read(path).path
-        except ModelFileError:
+        if not modelfile.is_model_file(path):
             return _converted(path, None)
+        return modelfile.read(path).path
     target = model_path(known)
     if target.is_file() and sealed(target) is not None:
         if unbroken(target):
