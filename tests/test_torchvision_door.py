@@ -753,3 +753,12 @@ def test_the_page_lists_every_name() -> None:
     rows = "".join(line.split(" | ")[0] for line in page.splitlines() if line.startswith("| `"))
     listed = set(re.findall(r"`(\w+)`", rows))
     assert listed == SAME | set(ELSEWHERE) | PYTHON
+
+
+def test_a_damaged_model_file_is_never_sent_to_the_converter(tmp_path: Path) -> None:
+    path = model_file(tmp_path / "m.safetensors")
+    assert supply.obtain(path) == path
+    path.write_bytes(path.read_bytes().replace(b'\\"A\\"', b'\\"Q\\"'))
+    for load in (supply.obtain, lambda p: models.vgg11(weights=p), models.load):
+        with pytest.raises(VerydeepError, match=r"m\.safetensors: .*'Q' is unknown"):
+            load(path)

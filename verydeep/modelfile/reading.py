@@ -295,11 +295,5 @@ def _refuse_foreign(first: bytes) -> None:
         )
 
 
-def _about(path: Path, text: str) -> ModelFileError:
-    """The error as a person sees it: one line that names the file, printable and not endless."""
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"{path}: {text}")
-    return ModelFileError(line if len(line) <= 1000 else f"{line[:999]}…")
-
-
 def _others(names: Sequence[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
