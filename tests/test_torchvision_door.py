@@ -274,7 +274,7 @@ def test_the_file_is_read_once_and_its_memory_shared(
 ) -> None:
     opened, read = [], modelfile.read
     monkeypatch.setattr(modelfile, "read", lambda path: opened.append(path) or read(path))
-    monkeypatch.setattr(models.loading, "safetensors", None)  # for files of others alone
+    monkeypatch.setattr(modelfile, "is_model_file", None)  # for files of others alone
     before = vgg16_file.read_bytes()
     for make in (models.load, models.vgg16, lambda f: models.backbone("vgg16", "relu5_3", f)):
         opened.clear()
