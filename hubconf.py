@@ -1,33 +1,10 @@
 """torch.hub's door: `torch.hub.load(REPOSITORY, "vgg16", weights="builtin")`, as verydeep.models."""
 
-from verydeep.models import (
-    backbone,
-    vgg11,
-    vgg11_bn,
-    vgg11_lrn,
-    vgg13,
-    vgg13_bn,
-    vgg16,
-    vgg16_bn,
-    vgg16c,
-    vgg16c_bn,
-    vgg19,
-    vgg19_bn,
-)
+from verydeep import models
+from verydeep.nets import NETWORKS
 
-__all__ = [
-    "backbone",
-    "vgg11",
-    "vgg11_bn",
-    "vgg11_lrn",
-    "vgg13",
-    "vgg13_bn",
-    "vgg16",
-    "vgg16_bn",
-    "vgg16c",
-    "vgg16c_bn",
-    "vgg19",
-    "vgg19_bn",
-]
+__all__ = [*NETWORKS, "backbone"]  # noqa: F822
+
+globals().update({name: getattr(models, name) for name in __all__})
 
 dependencies = ["torch", "numpy", "PIL", "safetensors"]  # torch.hub looks for these first

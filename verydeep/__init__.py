@@ -16,46 +16,59 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# public name -> the module it comes from
+if TYPE_CHECKING:
+    from .benching import bench
+    from .distances import (
+        Distance,
+        Distances,
+        Perceptual,
+        content_distance,
+        distance,
+        dists,
+        lpips,
+        style_distance,
+    )
+    from .errors import VerydeepError
+    from .evaluation import Evaluation, evaluate
+    from .explanations import Explanation, explain
+    from .exporting import Exported, export
+    from .nets import Head, Network, network
+    from .portraits import Portrait, show
+    from .predictor import Answer, Failure, Features, Prediction, Predictor, load
+    from .preprocess import Preprocess
+    from .quantisation import Quantised, quantize
+    from .retrieval import Duplicates, FeatureFile, Neighbours, duplicates, features, similar
+    from .training.begin import train
+    from .training.record.result import TrainResult
+
+__all__ = [
+    "__version__", "Answer", "Distance", "Distances", "Duplicates", "Evaluation", "Explanation",
+    "Exported", "Failure", "FeatureFile", "Features", "Head", "Neighbours", "Network", "Perceptual",
+    "Portrait", "Prediction", "Predictor", "Preprocess", "Quantised", "TrainResult", "VerydeepError",
+    "bench", "content_distance", "distance", "dists", "duplicates", "evaluate", "explain", "export",
+    "features", "load", "lpips", "network", "quantize", "show", "similar", "style_distance", "train",
+]  # fmt: skip
+
+# the module that each of them comes from
 _HOME = {
-    "Answer": "predictor",
-    "Failure": "predictor",
-    "Features": "predictor",
-    "Prediction": "predictor",
-    "Predictor": "predictor",
-    "load": "predictor",
-    "Preprocess": "preprocess",
-    "bench": "benching",
-    "Evaluation": "evaluation",
-    "evaluate": "evaluation",
-    "Explanation": "explanations",
-    "explain": "explanations",
-    "Portrait": "portraits",
-    "show": "portraits",
-    "Head": "nets",
-    "Network": "nets",
-    "network": "nets",
-    "Duplicates": "retrieval",
-    "FeatureFile": "retrieval",
-    "Neighbours": "retrieval",
-    "duplicates": "retrieval",
-    "features": "retrieval",
-    "similar": "retrieval",
-    "Distance": "distances",
-    "Distances": "distances",
-    "Perceptual": "distances",
-    "content_distance": "distances",
-    "distance": "distances",
-    "dists": "distances",
-    "lpips": "distances",
-    "style_distance": "distances",
-    "TrainResult": "training.record.result",
-    "train": "training.begin",
-    "Exported": "exporting",
-    "export": "exporting",
-    "Quantised": "quantisation",
-    "quantize": "quantisation",
-    "VerydeepError": "errors",
+    name: module
+    for module, names in {
+        "benching": "bench",
+        "distances": "Distance Distances Perceptual content_distance distance dists lpips style_distance",
+        "errors": "VerydeepError",
+        "evaluation": "Evaluation evaluate",
+        "explanations": "Explanation explain",
+        "exporting": "Exported export",
+        "nets": "Head Network network",
+        "portraits": "Portrait show",
+        "predictor": "Answer Failure Features Prediction Predictor load",
+        "preprocess": "Preprocess",
+        "quantisation": "Quantised quantize",
+        "retrieval": "Duplicates FeatureFile Neighbours duplicates features similar",
+        "training.begin": "train",
+        "training.record.result": "TrainResult",
+    }.items()
+    for name in names.split()
 }
 _MODULES = frozenset(
     (
@@ -63,48 +76,6 @@ _MODULES = frozenset(
         "models nets pictures portraits predictor preprocess published quantisation retrieval training"
     ).split()
 )
-
-__all__ = ["__version__", *sorted(_HOME)]
-
-if TYPE_CHECKING:
-    from .benching import bench as bench
-    from .distances import Distance as Distance
-    from .distances import Distances as Distances
-    from .distances import Perceptual as Perceptual
-    from .distances import content_distance as content_distance
-    from .distances import distance as distance
-    from .distances import dists as dists
-    from .distances import lpips as lpips
-    from .distances import style_distance as style_distance
-    from .errors import VerydeepError as VerydeepError
-    from .evaluation import Evaluation as Evaluation
-    from .evaluation import evaluate as evaluate
-    from .explanations import Explanation as Explanation
-    from .explanations import explain as explain
-    from .exporting import Exported as Exported
-    from .exporting import export as export
-    from .nets import Head as Head
-    from .nets import Network as Network
-    from .nets import network as network
-    from .portraits import Portrait as Portrait
-    from .portraits import show as show
-    from .predictor import Answer as Answer
-    from .predictor import Failure as Failure
-    from .predictor import Features as Features
-    from .predictor import Prediction as Prediction
-    from .predictor import Predictor as Predictor
-    from .predictor import load as load
-    from .preprocess import Preprocess as Preprocess
-    from .quantisation import Quantised as Quantised
-    from .quantisation import quantize as quantize
-    from .retrieval import Duplicates as Duplicates
-    from .retrieval import FeatureFile as FeatureFile
-    from .retrieval import Neighbours as Neighbours
-    from .retrieval import duplicates as duplicates
-    from .retrieval import features as features
-    from .retrieval import similar as similar
-    from .training.begin import train as train
-    from .training.record.result import TrainResult as TrainResult
 
 
 def __getattr__(name: str) -> object:

@@ -82,34 +82,26 @@ def _record(trained: Trained, network: Network) -> modelfile.Record | None:
     )
 
 
-def widened(trained: Trained, network: Network) -> Trained:
-    """The weights for `network`, which is theirs with a greater width; its scores are the same.
+def widened(trained: Trained, width: float) -> Trained:
+    """The weights for the same network with a greater `width`, whose scores are the same.
 
     Chen, Goodfellow and Shlens 2015, "Net2Net: Accelerating Learning via Knowledge Transfer",
     arXiv:1511.05641, section 2.2: channels are repeated, and what reads a repeated channel shares its
     weight out among the copies. Shares are drawn from torch's generator, so that copies, equal at
-    first, learn different things. WeightsError where the networks differ in more than the width, or
-    `network` is the narrower one.
+    first, learn different things. WeightsError where `width` is smaller, or there is an LRN.
     """
-    old = trained.network
-    pairs = list(zip(old.layers, network.layers, strict=False))
-    same = (
-        len(old.layers) == len(network.layers)
-        and old.head == network.head
-        and all((a.name, a.kernel, a.norm_key) == (b.name, b.kernel, b.norm_key) for a, b in pairs)
-        and old.in_channels == network.in_channels
-    )
+    old, network = trained.network, replace(trained.network, width=width)
     # response normalisation sums over neighbours, whom repeating channels changes
-    fixed = any(layer.kind == "lrn" for layer in old.trunk) and network.width != old.width
-    if not same or fixed or network.width < old.width:
+    fixed = any(layer.kind == "lrn" for layer in old.trunk) and width != old.width
+    if fixed or width < old.width:
         raise WeightsError(
-            f"{old.name} of width {old.width:g} cannot become {network.name} of width "
-            f"{network.width:g}; expected the same network, wider, and none with LRN"
+            f"{old.name} of width {old.width:g} cannot become one of width {width:g}; expected a greater "
+            "width, and a network without LRN"
         )
     tensors: dict[str, Tensor] = {}
     source = torch.arange(old.in_channels)  # the narrow channel that each is a copy of
     sources: dict[str, Tensor] = {}  # the same by layer, for the head
-    for narrow, wide in pairs:
+    for narrow, wide in zip(old.layers, network.layers, strict=True):
         if narrow.kind == "average":
             source = _averaged(old, sources, narrow.kernel)
         if narrow.kind in ("conv", "fc"):

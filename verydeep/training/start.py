@@ -10,7 +10,6 @@ import os
 import tempfile
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from .. import nets
@@ -104,7 +103,7 @@ def started(
         wider = [
             f"made wider, from {found.network.width:g} to {config.width:g}, with the same answers"
         ]
-        found = widened(found, replace(found.network, width=config.width))
+        found = widened(found, config.width)
     net = network_of(config, classes, found.network)
     adapted, notes = adapt(found, net)
     tensors = {k: t.clone() for k, t in adapted.tensors.items()}
