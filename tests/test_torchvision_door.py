@@ -29,8 +29,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from verydeep import modelfile, models, nets
 from verydeep.errors import NetworkError, VerydeepError, WeightsError
 from verydeep.models import vgg
-from verydeep.models.enums import ENUMS
 from verydeep.models.layers import cfgs, make_layers
+from verydeep.models.vgg import ENUMS
 from verydeep.nets import NETWORKS, network
 from verydeep.preprocess import CAFFE
 from verydeep.published import catalog, finding, supply
@@ -76,9 +76,9 @@ SAME = {
     "Weights",
 }  # fmt: skip
 ELSEWHERE = {
-    "ImageClassification": "verydeep.models.enums.ImageTransform, what .transforms() gives",
+    "ImageClassification": "verydeep.models.vgg.ImageTransform, what .transforms() gives",
     "_IMAGENET_CATEGORIES": "verydeep.published.catalog.class_names()",
-    "_COMMON_META": "the table, the catalogue and the class names, in verydeep.models.enums",
+    "_COMMON_META": "the table, the catalogue and the class names, in verydeep.models.vgg",
     "_vgg": "verydeep.models.build",
     "handle_legacy_interface": "pretrained= is a keyword of every builder",
     "_ovewrite_named_param": "other num_classes than the weights' are not refused here",

@@ -15,19 +15,6 @@ from .layers import initialise
 from .loading import load
 from .module import build
 from .vgg import *  # noqa: F403  (torchvision's names, and the paper's other networks)
-from .vgg import get_model, get_model_builder, get_model_weights, get_weight, list_models
 
-__all__ = [
-    "Backbone",
-    "backbone",
-    "build",
-    "get_model",
-    "get_model_builder",
-    "get_model_weights",
-    "get_weight",
-    "initialise",
-    "list_models",
-    "load",
-    "warm_start",
-]
+__all__ = ["Backbone", "backbone", "build", "initialise", "load", "warm_start"]
 __all__ += vgg.__all__

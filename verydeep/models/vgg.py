@@ -1,7 +1,9 @@
-"""The door that readers of torchvision know: `vgg16(weights=...)`, its ten siblings, and their lists.
+"""The door that readers of torchvision know: `vgg16(weights=...)`, its ten siblings, their weight enums.
 
-`from verydeep.models.vgg import ...` has the names of `torchvision.models.vgg`. What torchvision
-refuses (other classes or channels with trained weights) is done here, and said by one warning.
+`from verydeep.models.vgg import ...` has the names of `torchvision.models.vgg`. Addresses, accuracy,
+licence and class names come from `verydeep.published.catalog`, parameters and operations from the table:
+nothing is written down twice. What torchvision refuses (other classes or channels with trained weights)
+is done here, and said by one warning.
 """
 
 from __future__ import annotations
@@ -9,61 +11,226 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, TypedDict, Unpack
+from typing import Any, Protocol, Self, TypedDict, Unpack
+
+import torch
+from torch import Tensor
 
 from .. import nets
 from ..errors import NetworkError, WeightsError, nearest
 from ..nets import NETWORKS, Network
+from ..preprocess import PRESETS, ImageLike, Preprocess
 from ..published import catalog, supply
 from ..published.finding import builtin_models
 from . import loading
 from .adapting import adapt
-from .enums import (
-    ENUMS,
-    VGG11_BN_Weights,
-    VGG11_Weights,
-    VGG13_BN_Weights,
-    VGG13_Weights,
-    VGG16_BN_Weights,
-    VGG16_Weights,
-    VGG19_BN_Weights,
-    VGG19_Weights,
-    Weights,
-    WeightsEnum,
-)
 from .layers import cfgs, initialise, make_layers
 from .module import VGG
 
 __all__ = [
-    "VGG",
-    "VGG11_BN_Weights",
-    "VGG11_Weights",
-    "VGG13_BN_Weights",
-    "VGG13_Weights",
-    "VGG16_BN_Weights",
-    "VGG16_Weights",
-    "VGG19_BN_Weights",
-    "VGG19_Weights",
-    "Weights",
-    "WeightsEnum",
-    "cfgs",
-    "make_layers",
-    "vgg11",
-    "vgg11_bn",
-    "vgg11_lrn",
-    "vgg13",
-    "vgg13_bn",
-    "vgg16",
-    "vgg16_bn",
-    "vgg16c",
-    "vgg16c_bn",
-    "vgg19",
-    "vgg19_bn",
-]
+    "VGG", "VGG11_BN_Weights", "VGG11_Weights", "VGG13_BN_Weights", "VGG13_Weights", "VGG16_BN_Weights",
+    "VGG16_Weights", "VGG19_BN_Weights", "VGG19_Weights", "Weights", "WeightsEnum", "cfgs",
+    "get_model", "get_model_builder", "get_model_weights", "get_weight", "list_models", "make_layers",
+    "vgg11", "vgg11_bn", "vgg11_lrn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg16c", "vgg16c_bn",
+    "vgg19", "vgg19_bn",
+]  # fmt: skip
+
+_RECIPE = "https://github.com/pytorch/vision/tree/main/references/classification#alexnet-and-vgg"
+_SSD_RECIPE = "https://github.com/amdegroot/ssd.pytorch#training-ssd"
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """What torchvision calls `ImageClassification`: an image to a normalised tensor.
+
+    Calling it on a file, PIL image, array or tensor (channels, height, width) gives float32
+    (channels, crop_size, crop_size); on a batch of tensors (n, channels, height, width), a batch.
+    Float tensors are taken to lie in 0..1, as torchvision takes them. Images are resized by the
+    same code as everywhere in verydeep, which is PIL's.
+    """
+
+    preprocess: Preprocess
+
+    def __call__(self, image: ImageLike) -> Tensor:
+        if isinstance(image, Tensor) and image.dim() == 4:
+            return torch.stack([self(one) for one in image])
+        device, limits = None, None
+        if isinstance(image, Tensor):
+            device, limits = image.device, "0..1" if image.is_floating_point() else None
+            image = image.detach().cpu()
+        pixels = self.preprocess.pixels(image, range=limits)
+        return torch.from_numpy(self.preprocess.normalise(pixels)[0]).to(device=device)
+
+    # the attributes that code written for torchvision reads
+    @property
+    def mean(self) -> list[float]:
+        return list(self.preprocess.mean)
+
+    @property
+    def std(self) -> list[float]:
+        return list(self.preprocess.std)
+
+    @property
+    def crop_size(self) -> list[int | None]:
+        return [self.preprocess.crop_size]
+
+    @property
+    def resize_size(self) -> list[int | None]:
+        return [self.preprocess.resize_size]
+
+    @property
+    def interpolation(self) -> str:
+        return self.preprocess.interpolation
+
+    @property
+    def antialias(self) -> bool:
+        return True
+
+
+def _transform(preset: str, **changes: Any) -> ImageTransform:
+    """The transform of a preset; `changes` are fields of Preprocess, such as crop_size=448."""
+    return ImageTransform(replace(PRESETS[preset], **changes))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The value of an enum member. url: of the published file. transforms: makes the transform.
+
+    meta: torchvision's keys num_params, min_size, categories, recipe, _metrics, _ops (thousand million
+    multiply-adds for one image of 224x224), _file_size (MiB) and _docs, and licence.
+    """
+
+    url: str
+    transforms: Callable[..., ImageTransform] = field(compare=False)
+    meta: dict[str, Any] = field(compare=False)
+    entry: str  # the catalogue's name
+
+
+def _published(name: str) -> Weights:
+    """The enum value of a catalogue entry."""
+    entry = catalog.entry(name)
+    net = nets.network(entry.network)
+    trunk_only = not entry.classes
+    metrics = {}
+    if entry.accuracy is not None:
+        metrics["acc@1"] = round(100 * entry.accuracy.top1, 3)
+        metrics["acc@5"] = round(100 * entry.accuracy.top5, 3)
+    return Weights(
+        entry.url,
+        partial(_transform, entry.preprocess),
+        {
+            "num_params": net.parameters,
+            "min_size": (net.minimum_size, net.minimum_size),
+            "categories": None if trunk_only else list(catalog.class_names()),
+            "recipe": _SSD_RECIPE if trunk_only else _RECIPE,
+            "licence": entry.licence,
+            "_metrics": {"ImageNet-1K": metrics},
+            "_ops": round(sum(row.multiply_adds for row in net.rows(224)) / 1e9, 3),
+            "_file_size": round(4 * net.parameters / 2**20, 3),
+            "_docs": (
+                "The convolutions alone, with the paper's pre-processing: the published file's "
+                "classifier is not a number."
+                if trunk_only
+                else "Trained from scratch by torchvision, by a simplified recipe."
+            ),
+        },
+        entry.name,
+    )
+
+
+class WeightsEnum(Enum):
+    """The parent of the weight enums; its members' values are `Weights`."""
+
+    _value_: Weights
+
+    @classmethod
+    def verify(cls, obj: object) -> Self | None:
+        """The member that `obj` is or names; None for None. Raises WeightsError for anything else."""
+        if obj is None or isinstance(obj, cls):
+            return obj
+        name = str(obj).removeprefix(f"{cls.__name__}.")
+        # torchvision's own member of the same name means the same file
+        if name in cls.__members__ and (isinstance(obj, str) or type(obj).__name__ == cls.__name__):
+            return cls[name]
+        raise WeightsError(f"{obj!s} is not of {cls.__name__}{nearest(name, cls.__members__)}")
+
+    def get_state_dict(self, progress: bool = True, check_hash: bool = True) -> dict[str, Tensor]:
+        """The tensors by key, float32, fetched first where they are not here yet.
+
+        check_hash: accepted for torchvision's sake; the hash is always checked.
+        """
+        del check_hash
+        return loading.read(supply.obtain(self.value.entry, progress)).tensors
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}.{self.name}"
+
+    __str__ = __repr__
+
+    @property
+    def url(self) -> str:
+        return self.value.url
+
+    @property
+    def transforms(self) -> Callable[..., ImageTransform]:
+        return self.value.transforms
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return self.value.meta
+
+
+class VGG11_Weights(WeightsEnum):  # noqa: N801  (torchvision's names)
+    IMAGENET1K_V1 = _published("vgg11")
+    DEFAULT = IMAGENET1K_V1
+
+
+class VGG11_BN_Weights(WeightsEnum):  # noqa: N801
+    IMAGENET1K_V1 = _published("vgg11_bn")
+    DEFAULT = IMAGENET1K_V1
+
+
+class VGG13_Weights(WeightsEnum):  # noqa: N801
+    IMAGENET1K_V1 = _published("vgg13")
+    DEFAULT = IMAGENET1K_V1
+
+
+class VGG13_BN_Weights(WeightsEnum):  # noqa: N801
+    IMAGENET1K_V1 = _published("vgg13_bn")
+    DEFAULT = IMAGENET1K_V1
+
+
+class VGG16_Weights(WeightsEnum):  # noqa: N801
+    IMAGENET1K_V1 = _published("vgg16")
+    IMAGENET1K_FEATURES = _published("vgg16_features")
+    DEFAULT = IMAGENET1K_V1
+
+
+class VGG16_BN_Weights(WeightsEnum):  # noqa: N801
+    IMAGENET1K_V1 = _published("vgg16_bn")
+    DEFAULT = IMAGENET1K_V1
+
+
+class VGG19_Weights(WeightsEnum):  # noqa: N801
+    IMAGENET1K_V1 = _published("vgg19")
+    DEFAULT = IMAGENET1K_V1
+
+
+class VGG19_BN_Weights(WeightsEnum):  # noqa: N801
+    IMAGENET1K_V1 = _published("vgg19_bn")
+    DEFAULT = IMAGENET1K_V1
+
+
+# The networks that somebody published weights of, with their enums.
+ENUMS: dict[str, type[WeightsEnum]] = {
+    enum["DEFAULT"].value.entry: enum for enum in WeightsEnum.__subclasses__()
+}
 
 WeightsLike = WeightsEnum | str | os.PathLike[str]
 
@@ -191,22 +358,18 @@ def _located(name: str, weights: WeightsLike, progress: bool) -> Path:
     text = os.fspath(weights)
     if isinstance(weights, str) and text in builtin_models():
         return builtin_models()[text]
-    members = enum.__members__ if enum else {}
-    member = members.get(text.removeprefix(f"{enum.__name__}.") if enum else text)
-    if member is not None:
-        return supply.obtain(member.value.entry, progress)
-    if text in catalog.ENTRIES:
-        of = catalog.ENTRIES[text].network
-        if of != name:  # said before half a gigabyte is fetched
-            raise WeightsError(f"{name}: weights {text} are those of {of}")
-        return supply.obtain(text, progress)
-    if Path(text).exists():
+    known = {key: one.value.entry for key, one in enum.__members__.items()} if enum else {}
+    known |= {one.name: one.name for one in catalog.ENTRIES.values() if one.network == name}
+    entry = known.get(text.removeprefix(f"{enum.__name__}.") if enum else text)
+    if entry is not None:
+        return supply.obtain(entry, progress)
+    if text in catalog.ENTRIES:  # said before half a gigabyte is fetched
+        raise WeightsError(f"{name}: weights {text} are those of {catalog.ENTRIES[text].network}")
+    if os.path.exists(text):
         return Path(text)
-    entries = [one.name for one in catalog.ENTRIES.values() if one.network == name]
-    known = ", ".join([*members, *entries])
     raise WeightsError(
         f"{name}: there are no weights {text!r}; expected the path of a file"
-        + (f", or one of: {known}" if known else ", since none of this network were published")
+        + (f", or one of: {', '.join(known)}" if known else "; none of this network were published")
     )
 
 
@@ -230,17 +393,9 @@ def _network(name: str, choices: Around, trained: Network | None) -> Network:
     )
 
 
-vgg11 = _builder("vgg11")
-vgg11_bn = _builder("vgg11_bn")
-vgg11_lrn = _builder("vgg11_lrn")
-vgg13 = _builder("vgg13")
-vgg13_bn = _builder("vgg13_bn")
-vgg16c = _builder("vgg16c")
-vgg16c_bn = _builder("vgg16c_bn")
-vgg16 = _builder("vgg16")
-vgg16_bn = _builder("vgg16_bn")
-vgg19 = _builder("vgg19")
-vgg19_bn = _builder("vgg19_bn")
+(
+    vgg11, vgg11_bn, vgg11_lrn, vgg13, vgg13_bn, vgg16c, vgg16c_bn, vgg16, vgg16_bn, vgg19, vgg19_bn,
+) = map(_builder, NETWORKS)  # fmt: skip
 
 
 def list_models(
