@@ -382,6 +382,9 @@ def test_other_channels_repeat_the_filters_rescaled(vgg16_file: Path, channels: 
         ),
         (lambda f: models.vgg16(weights=f, pretrained=True), "weights and pretrained were both"),
         (lambda _: models.get_model("vgg61"), "network 'vgg61' is unknown; did you mean vgg"),
+        (lambda _: models.get_model(None), "network None is unknown; expected one of: vgg11, "),
+        (lambda _: models.get_weight(None), "weights None are unknown"),
+        (lambda _: models.vgg16(weights="x" * 5000), "vgg16: there are no weights 'xxx"),
         (lambda _: models.get_model_weights("vgg16c"), "no weights of vgg16c were published"),
         (
             lambda _: models.get_weight("VGG16_Weights.IMAGENET1K_V2"),

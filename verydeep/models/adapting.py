@@ -21,8 +21,7 @@ LEAST_SHARE = 0.25  # of the largest, before the shares of a repeated channel ar
 
 
 def adapt(trained: Trained, network: Network) -> tuple[Trained, list[str]]:
-    """The weights for a network with other input channels or another head, and what was done, in
-    words.
+    """The weights for a network with other input channels or another head, and in words what was done.
 
     The first convolution's filters are summed over their input channels for one channel (a grey
     image then answers as the same image in three equal channels did), and repeated and scaled by
@@ -140,8 +139,7 @@ def _averaged(network: Network, sources: dict[str, Tensor], grid: int) -> Tensor
 
 
 def warm_start(model: VGG, trained: VGG) -> tuple[str, ...]:
-    """Copy a trained A's first four convolutions and three FC layers into a deeper network, in
-    place.
+    """Copy a trained A's first four convolutions and three FC layers into a deeper network in place.
 
     Layers that the two networks' heads do not share are left as they are. Returns the paper names
     of the layers that were copied. Raises NetworkError where a shape differs (another width, head
@@ -152,18 +150,15 @@ def warm_start(model: VGG, trained: VGG) -> tuple[str, ...]:
     copied = tuple(name for name in WARM_START_LAYERS if name in shared)
     pairs: list[tuple[str, str]] = []
     for name in copied:
-        ours, theirs = net.layer(name), trained_net.layer(name)
-        for key, shape in ours.tensors.items():
-            prefix, part = key.rsplit(".", 1)
-            of = theirs.key if prefix == ours.key else theirs.norm_key
-            if not of:
-                continue  # a trained network without batch norm leaves ours the identity that it is
-            if theirs.tensors[f"{of}.{part}"] != shape:
+        ours, theirs = net.layer(name).tensors.items(), trained_net.layer(name).tensors.items()
+        # Batch norm's come last: one that the trained network lacks is left the identity that it is.
+        for (key, shape), (other, given) in zip(ours, theirs, strict=False):
+            if given != shape:
                 raise NetworkError(
-                    f"{name} is {theirs.tensors[f'{of}.{part}']} in {trained_net.name} and {shape} in "
-                    f"{net.name}; a warm start needs the same width, head and number of classes"
+                    f"{name} is {given} in {trained_net.name} and {shape} in {net.name}; "
+                    "a warm start needs the same width, head and number of classes"
                 )
-            pairs.append((key, f"{of}.{part}"))
+            pairs.append((key, other))
     source, target = trained.state_dict(), model.state_dict()
     with torch.no_grad():
         for key, other in pairs:

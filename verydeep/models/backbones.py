@@ -5,10 +5,9 @@ For detectors, segmentation nets and losses: SSD (arXiv:1512.02325), FCN (arXiv:
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import nets
 from ..errors import LayerError, nearest
+from ..modelfile import Record
 from ..nets import Network
 from . import layers, vgg
 from .module import VGG
-
-if TYPE_CHECKING:
-    from ..modelfile import Record
 
 DEFAULT_TAPS = ("relu3_3", "relu4_3", "relu5_3")
 
@@ -55,9 +52,8 @@ class Backbone(nn.Module):
         self.taps = tuple(taps)
         self.checkpointing = checkpointing
         self.record = record
-        size = max(224, network.minimum_size)
-        rows = {row.layer.name: row for row in network.rows(size)}
-        self.channels = {name: rows[name].layer.outputs for name in self.taps}
+        rows = {row.layer.name: row for row in network.rows()}
+        self.channels = {name: network.layer(name).outputs for name in self.taps}
         self.strides = {name: rows[name].stride for name in self.taps}
         places = layers.positions(network.trunk)
         # pieces of `features` that end at a tap or a pool: (the name of the end, start, end)
@@ -75,7 +71,8 @@ class Backbone(nn.Module):
         for name, start, end in self._pieces:
             piece = modules[start:end]
             if self.checkpointing and torch.is_grad_enabled():
-                contexts = partial(_contexts, piece)
+                # nothing special at first; the second time nothing is counted in the statistics
+                contexts = partial(lambda piece: (nullcontext(), _not_counting(piece)), piece)
                 x = checkpoint(_run, piece, x, use_reentrant=False, context_fn=contexts)
             else:
                 x = _run(piece, x)
@@ -142,12 +139,7 @@ def _run(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
-def _contexts(modules: Sequence[nn.Module]) -> tuple[Any, Any]:
-    """For `checkpoint`: nothing special at first; no second count in the statistics."""
-    return contextlib.nullcontext(), _not_counting(modules)
-
-
-@contextlib.contextmanager
+@contextmanager
 def _not_counting(modules: Sequence[nn.Module]) -> Iterator[None]:
     norms = [m for m in modules if isinstance(m, nn.BatchNorm2d) and m.training]
     momenta = [m.momentum for m in norms]

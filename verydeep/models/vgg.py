@@ -379,7 +379,7 @@ def _network(name: str, choices: Around, trained: Network | None) -> Network:
     if unknown:
         known = ", ".join(Around.__annotations__)
         raise NetworkError(f"{name} takes no {', '.join(sorted(unknown))}; expected: {known}")
-    of = trained if trained is not None else nets.network(name)
+    of = trained or nets.network(name)
     head = of.head if of.head.classes else nets.Head()
     kind = choices.get("head", head.kind)
     return nets.network(
@@ -420,9 +420,10 @@ def list_models(
 
 def get_model_builder(name: str) -> Builder:
     """The function that builds the model of that name, in any case."""
-    if name.lower() not in NETWORKS:
-        raise NetworkError(f"network {name!r} is unknown{nearest(name.lower(), NETWORKS)}")
-    builder: Builder = globals()[name.lower()]
+    key = str(name).lower()
+    if key not in NETWORKS:
+        raise NetworkError(f"network {name!r} is unknown{nearest(key, NETWORKS)}")
+    builder: Builder = globals()[key]
     return builder
 
 
@@ -450,5 +451,5 @@ def get_weight(name: str) -> WeightsEnum:
         for key, member in enum.__members__.items()
     }
     if name not in known:
-        raise WeightsError(f"weights {name!r} are unknown{nearest(name, known)}")
+        raise WeightsError(f"weights {name!r} are unknown{nearest(str(name), known)}")
     return known[name]
