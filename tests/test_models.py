@@ -242,6 +242,16 @@ def test_a_trunk_gives_its_last_map() -> None:
     assert "fc8" not in model.table.taps
 
 
+@pytest.mark.parametrize("tap", ["avgpool", "fc6", "relu6", "fc8"])
+def test_a_network_cut_in_its_head(tap: str) -> None:
+    whole = build("vgg11", width=TINY, head="small", classes=3).eval()
+    part = VGG.of(whole.table.cut(tap)).eval()
+    part.load_state_dict({key: whole.state_dict()[key] for key in part.state_dict()})
+    assert list(part.state_dict()) == list(part.table.tensors)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(part(x).flatten(1), whole.taps(x, tap)[tap].flatten(1))
+
+
 def test_small_images_on_the_classic_head_are_noticed() -> None:
     model = build("vgg11", width=TINY).eval()
     with pytest.warns(UserWarning, match=r'repeats 49 times.*head="small"'):

@@ -91,9 +91,11 @@ class VGG(nn.Module):
         model = cls.__new__(cls)
         nn.Module.__init__(model)
         model.features = layers.trunk(network)
-        average, *fc = list(layers.modules(network.top, dropout=dropout)) or [nn.Identity()] * 2
+        average, *fc = list(layers.modules(network.top, dropout=dropout)) or [nn.Identity()]
         model.avgpool = average
-        model.classifier = nn.Sequential(*fc) if len(fc) > 1 else fc[0]
+        model.classifier = nn.Sequential(*fc) if fc else nn.Identity()
+        if fc and network.head.kind == "gap":
+            model.classifier = fc[0]
         model._know(network)
         return model
 
