@@ -28,7 +28,7 @@ from verydeep.errors import (
 )
 from verydeep.explanations import METHODS, Explainer, Explanation, explain
 from verydeep.explanations.fidelity import check, rank_correlation
-from verydeep.explanations.geometry import centres, interpolation
+from verydeep.explanations.methods import centres, interpolation
 from verydeep.nets import network
 from verydeep.predictor import Predictor
 from verydeep.preprocess import Preprocess
@@ -385,6 +385,11 @@ def test_classes(tmp_path: Path, model: Path) -> None:
         explainer.classes(7)
     with pytest.raises(DataError, match=r"no class was given"):
         explainer.classes([])
+    assert explainer.classes(np.argsort([3.0, 1.0, 2.0])) == [1, 2, 0]  # as numpy gives numbers
+    assert explainer.classes(np.int64(4)) == [4]
+    for wrong in (1.5, True, [None]):
+        with pytest.raises(DataError, match=r"is no class; expected the name of a class, its id"):
+            explainer.classes(wrong)  # type: ignore[arg-type]
 
 
 def test_refusals(tmp_path: Path, model: Path) -> None:
@@ -492,9 +497,7 @@ def test_a_map_that_does_not_change_is_reported(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A method that only looks at the image, as edge detectors do."""
-    from verydeep.explanations import cam
-
-    real = cam.cam
+    real = METHODS["cam"]
 
     def only_the_image(subject: Any, options: Any, pixels: np.ndarray, pick: Any) -> Any:
         answer = real(subject, options, pixels, pick)
@@ -503,7 +506,7 @@ def test_a_map_that_does_not_change_is_reported(
         return answer
 
     image = photo(tmp_path / "a.png")
-    monkeypatch.setattr(cam, "cam", only_the_image)
+    monkeypatch.setitem(METHODS, "cam", only_the_image)
     explainer = Explainer(verydeep.load(model))
     found = explainer.check(explainer(image), steps=2, draws=1)
     assert [step.correlation for step in found.steps] == pytest.approx([1, 1, 1])

@@ -7,7 +7,7 @@ gradcam++    the same with weights for each position (Chattopadhay et al., arXiv
 occlusion    how far the score falls when a patch is covered (Zeiler and Fergus, arXiv:1311.2901)
 ig           gradients summed on the way from a plain image (Sundararajan et al., arXiv:1703.01365)
 
-cam and occlusion run on any engine, without torch; the others, in `gradients`, need torch.
+cam and occlusion, in `methods`, run on any engine, without torch; the others, in `gradients`, need torch.
 
 >>> import verydeep
 >>> seen = verydeep.explain("builtin", "examples/photos/goldfish.jpg")
@@ -22,30 +22,35 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from PIL import Image
 
 from .. import predictor as predictors
 from ..errors import DataError, ImageError, nearest
 from ..files.photo_paths import composed
 from ..files.wording import counted
-from ..pictures.saving import require_picture, save
+from ..pictures.layout import Box, as_rgb, fitted
+from ..pictures.saving import save
 from ..predictor import Predictor, softmax
-from ..preprocess import decode, several
-from .geometry import seen_box, upscaled
-from .methods import GRADIENTS, METHODS, Maps, Options, Pick, layers_read, method_of
+from ..preprocess import ImageLike, Preprocess, decode, several
+from . import gradients, methods, picture
 from .subject import Subject, require_gradients
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from ..pictures.layout import Box
-    from ..preprocess import ImageLike
     from .fidelity import Fidelity
 
 __all__ = ["METHODS", "Explainer", "Explanation", "HeatMap", "explain"]
 
+METHODS = {
+    "cam": methods.cam,
+    "gradcam": gradients.gradcam,
+    "gradcam++": gradients.gradcam_plus,
+    "occlusion": methods.occlusion,
+    "ig": gradients.ig,
+}
+Label: TypeAlias = "str | int | np.integer[Any]"
 LONGEST_SIDE = 1600  # pixels of the photo that are kept to draw on
 FORMS = "the name of a class, its id, or its number"
 
@@ -128,13 +133,10 @@ class Explanation:
 
     def picture(self) -> Image.Image:
         """The photo, and each heat map over it with its scale, class and probability."""
-        from .picture import draw
-
-        return draw(self)
+        return picture.draw(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `picture` to a .png or .jpg file, whole or not at all. OutputError where that cannot be."""
-        require_picture(path)
         save(self.picture(), path)
 
 
@@ -178,30 +180,19 @@ class Explainer:
             )
         self.predictor = predictor
         self.method = method
-        self.options = Options(layers_read(network, method, layer), steps, window, stride)
+        self.run = METHODS[method]
+        self.layers = methods.layers_read(network, method, layer)
+        self.steps, self.window, self.stride = steps, window, stride
         self.model = f"{network.name} ({predictor.model.path.name})"
         self._minimum = network.cut(("fc8",)).minimum_size
-        if method in GRADIENTS:
+        if method not in ("cam", "occlusion"):
             require_gradients(predictor)
-
-    def maps(self, subject: Subject, pixels: np.ndarray, pick: Pick) -> Maps:
-        """The method's maps of what the network saw; DataError where the scores are no numbers."""
-
-        def checked(scores: np.ndarray) -> list[int]:
-            if not np.isfinite(scores).all():
-                raise DataError(
-                    f"{self.model} gives scores that are no finite numbers; its weights are damaged, or "
-                    "this image is beyond them"
-                )
-            return pick(scores)
-
-        return method_of(self.method)(subject, self.options, pixels, checked)
 
     def __call__(
         self,
         image: ImageLike,
         *,
-        label: str | int | Sequence[str | int] | None = None,
+        label: Label | Sequence[Label] | None = None,
         top: int = 1,
     ) -> Explanation:
         """The heat maps of one image, as `explain` says."""
@@ -212,40 +203,49 @@ class Explainer:
         began = time.perf_counter()
 
         def pick(scores: np.ndarray) -> list[int]:
+            if not np.isfinite(scores).all():
+                raise DataError(
+                    f"{self.model} gives scores that are no finite numbers; its weights are damaged, or "
+                    "this image is beyond them"
+                )
             best = np.argsort(-scores, kind="stable")[:top]
             return [int(i) for i in best] if wanted is None else wanted
 
-        answer = self.maps(Subject(self.predictor), pixels, pick)
+        answer = self.run(Subject(self.predictor), self, pixels, pick)
         probabilities = softmax(answer.scores)
         labels = self.predictor.labels
         ids = self.predictor.record.class_ids or labels
         heat = tuple(
             HeatMap(
                 labels[i], ids[i], i, float(answer.scores[i]), float(probabilities[i]), values,
-                upscaled(values, answer.ys, answer.xs, *pixels.shape[:2]),
+                answer.upscaled(values, *pixels.shape[:2]),
             )
             for i, values in zip(answer.classes, answer.maps, strict=True)
         )  # fmt: skip
         path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
         return Explanation(
-            path, self.model, self.method, self.options.layers, heat, answer.engine, answer.precision,
+            path, self.model, self.method, self.layers, heat, answer.engine, answer.precision,
             time.perf_counter() - began, pixels, photo, box,
         )  # fmt: skip
 
-    def classes(self, label: str | int | Sequence[str | int]) -> list[int]:
+    def classes(self, label: Label | Sequence[Label]) -> list[int]:
         """The numbers of classes that are given by name, id or number. DataError for unknown ones."""
-        given = [label] if isinstance(label, str | int) else list(label)
+        if isinstance(label, np.ndarray):
+            label = label.tolist()
+        given = label if isinstance(label, Sequence) and not isinstance(label, str) else [label]
         if not given:
             raise DataError(f"no class was given; expected {FORMS}")
         return list(dict.fromkeys(self._class(one) for one in given))
 
-    def _class(self, given: str | int) -> int:
+    def _class(self, given: Label) -> int:
         names, ids = self.predictor.labels, self.predictor.record.class_ids
         count = len(names)
-        if isinstance(given, int):
+        if isinstance(given, int | np.integer) and not isinstance(given, bool):
             if not 0 <= given < count:
                 raise DataError(f"class {given} does not exist; expected 0 to {count - 1}")
-            return given
+            return int(given)
+        if not isinstance(given, str):
+            raise DataError(f"class {given!r} is no class; expected {FORMS}")
         asked = composed(given)
         known_names = [composed(name) for name in names]
         folded = [name.casefold() for name in known_names]
@@ -269,27 +269,8 @@ class Explainer:
 
         return check(self, explanation, **choices)
 
-    def require_own(self, explanation: Explanation) -> None:
-        """DataError for an explanation that this explainer, or one like it, did not make."""
-        own = (self.model, self.method, self.options.layers)
-        given = (explanation.model, explanation.method, explanation.layers)
-        index = explanation.maps[0].index
-        labels = self.predictor.labels
-        if own != given or labels[index : index + 1] != (explanation.label,):
-            theirs, ours = (
-                " ".join((m, *layers, "of", model)) for model, m, layers in (given, own)
-            )
-            raise DataError(
-                f"the explanation is {theirs}, and this Explainer makes {ours}; check it with the one that "
-                "made it"
-            )
-
     def _read(self, image: ImageLike) -> tuple[Image.Image, np.ndarray, Box]:
         """The photo for drawing, the network's pixels, and which part of the photo they show."""
-        from PIL import Image
-
-        from ..pictures.layout import as_rgb
-
         preprocess = self.predictor.preprocess
         images, many = several(image)
         if many:
@@ -305,15 +286,8 @@ class Explainer:
                 f"it needs at least {self._minimum} a side"
             )
         photo = as_rgb(source)
-        size = photo.size
-        shrink = min(1.0, LONGEST_SIDE / max(size))
-        if shrink < 1:
-            photo = photo.resize(
-                (max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))),
-                Image.Resampling.BILINEAR,
-                reducing_gap=2.0,
-            )
-        return photo, pixels, seen_box(preprocess, size, photo.size, (width, height))
+        drawn = photo if max(photo.size) <= LONGEST_SIDE else fitted(photo, LONGEST_SIDE)
+        return drawn, pixels, _seen_box(preprocess, photo.size, drawn.size, (width, height))
 
 
 def explain(
@@ -321,7 +295,7 @@ def explain(
     image: ImageLike,
     *,
     method: str = "cam",
-    label: str | int | Sequence[str | int] | None = None,
+    label: Label | Sequence[Label] | None = None,
     top: int = 1,
     layer: str | None = None,
     steps: int = 50,
@@ -345,3 +319,23 @@ def _alike(given: str, names: Sequence[str]) -> str:
     words = given.casefold().split()
     alike = [name for name in names if any(word in name.casefold() for word in words)][:3]
     return f"; did you mean {' or '.join(alike)}?" if alike else ""
+
+
+def _seen_box(
+    preprocess: Preprocess, size: tuple[int, int], drawn: tuple[int, int], seen: tuple[int, int]
+) -> Box:
+    """The part of a photo that the network's pixels show, in pixels of the photo as it is drawn.
+
+    size: the photo's width and height. drawn: those of the copy that is drawn on. seen: those of the
+    network's pixels. The box lies partly outside the photo where the crop was padded.
+    """
+    width, height = size
+    resized_height, resized_width = preprocess._resized_size(height, width)
+    scale_x, scale_y = drawn[0] / resized_width, drawn[1] / resized_height
+    left, top = _cut(resized_width - seen[0]), _cut(resized_height - seen[1])
+    return left * scale_x, top * scale_y, (left + seen[0]) * scale_x, (top + seen[1]) * scale_y
+
+
+def _cut(spare: int) -> int:
+    """Pixels that the centre crop takes away before it, less than 0 where it pads; see `preprocess`."""
+    return round(spare / 2) if spare >= 0 else -(-spare // 2)

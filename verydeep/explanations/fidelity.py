@@ -23,8 +23,8 @@ import numpy as np
 from ..errors import DataError
 from ..nets import Network
 from ..predictor import softmax
-from .geometry import blurred
-from .occlusion import mean_colour
+from .methods import mean_colour
+from .picture import blurred
 from .subject import Images, Subject
 
 if TYPE_CHECKING:
@@ -71,23 +71,21 @@ class Fidelity:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
-        values: dict[str, Any] = {}
-        for key, value in asdict(self).items():
-            if isinstance(value, float):
-                values[key] = round(value, 5)
-            elif key in ("deletion", "insertion"):
-                values[key] = [round(number, 5) for number in value]
-        steps = [{"random": s.random, "correlation": round(s.correlation, 4)} for s in self.steps]
-        return {"label": self.label, **values, "steps": steps, "changes": self.changes}
+        values = asdict(self)
+        for key in ("deletion", "insertion"):
+            values[key] = [round(number, 5) for number in values[key]]
+            for area in (f"{key}_area", f"moved_{key}_area"):
+                values[area] = round(values[area], 5)
+        values["steps"] = [
+            {"random": step.random, "correlation": round(step.correlation, 4)}
+            for step in self.steps
+        ]
+        return {**values, "changes": self.changes}
 
     def __str__(self) -> str:
-        def against(area: float, moved: float, better: bool) -> str:
-            return f"{area:.3f} (map moved {moved:.3f}){'' if better else ', which is no better'}"
-
-        fall, moved = self.deletion_area, self.moved_deletion_area
-        deletion = against(fall, moved, fall < moved)
-        rise, moved = self.insertion_area, self.moved_insertion_area
-        insertion = against(rise, moved, rise > moved)
+        fall, moved_fall = self.deletion_area, self.moved_deletion_area
+        rise, moved_rise = self.insertion_area, self.moved_insertion_area
+        worse = ", which is no better"
         steps = ", ".join(f"{step.random} {step.correlation:+.2f}" for step in self.steps)
         verdict = (
             "the map depends on the weights"
@@ -95,7 +93,8 @@ class Fidelity:
             else "THE MAP DOES NOT CHANGE: it shows the image, not what the network learned"
         )
         return (
-            f"deletion area {deletion}, insertion area {insertion}\n"
+            f"deletion area {fall:.3f} (map moved {moved_fall:.3f}){'' if fall < moved_fall else worse}, "
+            f"insertion area {rise:.3f} (map moved {moved_rise:.3f}){'' if rise > moved_rise else worse}\n"
             f"rank correlation with random weights: {steps}: {verdict}"
         )
 
@@ -115,8 +114,15 @@ def check(
     """
     if steps < 1 or draws < 1:
         raise DataError(f"steps is {steps} and draws is {draws}; expected 1 or more of each")
-    explainer.require_own(explanation)
     heat, pixels = explanation.maps[0], explanation.pixels
+    own = (explainer.model, explainer.method, explainer.layers)
+    given = (explanation.model, explanation.method, explanation.layers)
+    if own != given or explainer.predictor.labels[heat.index : heat.index + 1] != (heat.label,):
+        theirs, ours = (" ".join((m, *layers, "of", model)) for model, m, layers in (given, own))
+        raise DataError(
+            f"the explanation is {theirs}, and this Explainer makes {ours}; check it with the one that "
+            "made it"
+        )
     subject = Subject(explainer.predictor)
     half = pixels.shape[0] // 2, pixels.shape[1] // 2
     moved = np.roll(heat.upscaled, half, (0, 1))  # as smooth, but elsewhere
@@ -146,9 +152,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    ranks: np.ndarray = (last - (count - 1) / 2)[place.reshape(-1)]
-    return ranks
+    return np.asarray((np.cumsum(count) - (count - 1) / 2)[place.reshape(-1)])
 
 
 def _mixed(start: np.ndarray, end: np.ndarray, shown: np.ndarray, steps: int) -> Images:
@@ -174,8 +178,8 @@ def _random_steps(
         alike = 0.0
         for _ in range(draws):
             other = Subject(explainer.predictor, _randomised(network, tensors, layers, draw))
-            values = explainer.maps(other, explanation.pixels, lambda _: [heat.index]).maps[0]
-            alike += rank_correlation(heat.map, values)
+            maps = explainer.run(other, explainer, explanation.pixels, lambda _: [heat.index]).maps
+            alike += rank_correlation(heat.map, maps[0])
         yield Step(name, alike / draws)
 
 

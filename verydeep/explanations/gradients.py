@@ -17,29 +17,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .geometry import centres
-from .methods import Maps, Options, Pick
+from .methods import Maps, Pick, centres
 from .subject import Subject
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..models import VGG
+    from . import Explainer
 
 BATCH = 10  # points of the way in one pass
 
 
-def gradcam(subject: Subject, options: Options, pixels: np.ndarray, pick: Pick) -> Maps:
-    return _weighted(subject, options, pixels, pick, lambda gradient, _: gradient.mean((1, 2)))
+def gradcam(subject: Subject, explainer: Explainer, pixels: np.ndarray, pick: Pick) -> Maps:
+    return _weighted(subject, explainer, pixels, pick, lambda gradient, _: gradient.mean((1, 2)))
 
 
-def gradcam_plus(subject: Subject, options: Options, pixels: np.ndarray, pick: Pick) -> Maps:
-    return _weighted(subject, options, pixels, pick, weights_plus)
+def gradcam_plus(subject: Subject, explainer: Explainer, pixels: np.ndarray, pick: Pick) -> Maps:
+    return _weighted(subject, explainer, pixels, pick, weights_plus)
 
 
 def _weighted(
     subject: Subject,
-    options: Options,
+    explainer: Explainer,
     pixels: np.ndarray,
     pick: Pick,
     weights: Callable[[Tensor, Tensor], Tensor],
@@ -47,7 +47,7 @@ def _weighted(
     """The layer's maps, by weights that follow from gradients and maps, (channels, h, w) each."""
     import torch
 
-    (layer,) = options.layers
+    (layer,) = explainer.layers
 
     def compute(module: VGG, x: Tensor) -> tuple[np.ndarray, list[int], list[np.ndarray]]:
         values = module.taps(x.requires_grad_(), [layer, "fc8"])
@@ -79,17 +79,17 @@ def weights_plus(gradient: Tensor, maps: Tensor) -> Tensor:
     return (alpha * gradient.relu()).sum((1, 2))
 
 
-def ig(subject: Subject, options: Options, pixels: np.ndarray, pick: Pick) -> Maps:
+def ig(subject: Subject, explainer: Explainer, pixels: np.ndarray, pick: Pick) -> Maps:
     import torch
 
-    points, weights = np.polynomial.legendre.leggauss(options.steps)
+    points, weights = np.polynomial.legendre.leggauss(explainer.steps)
 
     def compute(module: VGG, x: Tensor) -> tuple[np.ndarray, list[int], list[np.ndarray]]:
         with torch.no_grad():
             scores = module(x)[0].cpu().numpy()
         classes = pick(scores)
         sums = [torch.zeros_like(x[0]) for _ in classes]
-        for start in range(0, options.steps, BATCH):
+        for start in range(0, explainer.steps, BATCH):
             part = slice(start, start + BATCH)
             along = torch.from_numpy((points[part] + 1) / 2).to(x)  # from -1..1 to 0..1
             share = torch.from_numpy(weights[part] / 2).to(x)

@@ -14,11 +14,9 @@ import numpy as np
 from PIL import Image
 
 from ..pictures import layout
-from ..pictures.layout import coloured
-from .geometry import blurred
+from ..pictures.layout import Box, coloured
 
 if TYPE_CHECKING:
-    from ..pictures.layout import Box
     from . import Explanation, HeatMap
 
 DIM = 0.35  # of the contrast outside what the network saw
@@ -107,3 +105,13 @@ def _outside(photo: Image.Image, box: Box) -> Image.Image:
 def _is_inside(box: Box, size: tuple[int, int]) -> bool:
     """Whether there is photo left outside the box."""
     return box[0] > 1 or box[1] > 1 or box[2] < size[0] - 1 or box[3] < size[1] - 1
+
+
+def blurred(values: np.ndarray, deviation: float) -> np.ndarray:
+    """The Gaussian mean around each pixel of (height, width[, channels]), as float64; whole at borders."""
+    for axis in (0, 1):
+        side = np.arange(values.shape[axis])
+        weights = np.exp(-0.5 * (np.subtract.outer(side, side) / deviation) ** 2)
+        weights /= weights.sum(1, keepdims=True)
+        values = np.moveaxis(np.tensordot(weights, values, (1, axis)), 0, axis)
+    return values
