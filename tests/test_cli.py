@@ -311,3 +311,27 @@ def test_closed_streams(model: Path, folder: Path) -> None:
     done = subprocess.run(f"{command} >&-", shell=True, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 1
     assert b"Traceback" not in done.stderr
+
+
+def test_layers_that_were_not_named_are_chosen(
+    verydeep: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quantize(*_: object, **choices: object) -> None:
+        raise VerydeepError(f"{choices}")
+
+    monkeypatch.setattr("verydeep.quantisation.quantize", quantize)
+    words = ("quantize", "builtin", "--calibrate", "photos", "--out", "x")
+    for more, floats in (((), "None"), (("--float", "fc8"), "('fc8',)")):
+        assert f"'floats': {floats}" in verydeep(*words, *more).err
+
+
+def test_labels_with_a_mark_of_their_encoding(verydeep: Run, tmp_path: Path) -> None:
+    """As Notepad writes text; and a file that is none is one line."""
+    from verydeep.cli import weights
+
+    labels = tmp_path / "labels.txt"
+    labels.write_text("n1\ta cat\nn2\ta dog\n", encoding="utf-8-sig")
+    assert weights._labels(None, None, str(labels)) == [("n1", "a cat"), ("n2", "a dog")]  # type: ignore[arg-type]
+    done = verydeep("weights", "convert", "x", "y", "--labels", tmp_path / "gone.txt")
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert "cannot read the labels in" in done.err

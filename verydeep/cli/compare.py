@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -17,9 +17,6 @@ from ..files.wording import counted
 from . import options
 from .output import Listing, exit_status, json_text, output_file, photo_events, show
 
-if TYPE_CHECKING:
-    from ..distances import Distance
-
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="A [B...]")
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
     help="lpips, dists, content or style.",
 )  # fmt: skip
 @click.option(
-    "--layer", "layers", multiple=True, metavar="NAME",
+    "--layer", "layers", multiple=True, callback=options.some, metavar="NAME",
     help="A layer that content or style compare, by paper name; may be repeated.",
 )  # fmt: skip
 @options.path(
@@ -46,14 +43,7 @@ if TYPE_CHECKING:
 @options.device
 @options.threads
 @options.json_list
-def distance(
-    paths: tuple[str, ...],
-    metric: str,
-    layers: tuple[str, ...],
-    map_path: Path | None,
-    as_json: bool,
-    **compute: Any,
-) -> int:
+def distance(paths: tuple[str, ...], map_path: Path | None, as_json: bool, **choices: Any) -> int:
     """Measure how different photos look: LPIPS and other distances.
 
     A and B are two photos; two folders, compared by file name; or a photo and all that it is compared
@@ -66,7 +56,7 @@ def distance(
     """
     from ..distances.pairing import pair
     from ..errors import DataError
-    from ..pictures.saving import require_picture
+    from ..pictures.saving import require_picture, save
 
     pairing = pair(paths)
     if map_path is not None:
@@ -74,11 +64,11 @@ def distance(
             raise DataError(f"--map draws two photos; {len(pairing.pairs)} pairs were given")
         require_picture(output_file(map_path))
     from ..distances import Distance, Perceptual
+    from ..pictures.layout import as_rgb
+    from ..preprocess import decode
 
-    measure = Perceptual(metric, layers=layers or None, **compute)
+    measure = Perceptual(**choices)
     if pairing.reference is not None and len(pairing.pairs) > 1:
-        from ..preprocess import decode
-
         decode(pairing.reference)  # one word about it, not one for each of the others
     for path in pairing.unmatched:
         log.error(f"{path}: no photo of that name in the other folder")
@@ -100,7 +90,10 @@ def distance(
             finer = item.about.precision != measure.precision
             ways[f"{item.about}{' (so alike that it takes this precision)' if finer else ''}"] += 1
             if map_path is not None:
-                _draw(map_path, a, b, item)
+                from ..distances.picture import draw
+
+                photos = as_rgb(decode(a)), as_rgb(decode(b))
+                save(draw(*photos, item, (Path(a).name, Path(b).name)), map_path)
     for way, count in ways.most_common():
         log.info(f"{counted(count, 'pair') + ': ' if len(good) > 1 else ''}{way}")
     if len(good) > 1:
@@ -112,45 +105,28 @@ def distance(
     return status or int(bool(pairing.unmatched))
 
 
-def _draw(path: Path, a: str, b: str, distance: Distance) -> None:
-    from ..distances.picture import draw
-    from ..pictures.layout import as_rgb
-    from ..pictures.saving import save
-    from ..preprocess import decode
-
-    photos = as_rgb(decode(a)), as_rgb(decode(b))
-    save(draw(*photos, distance, (Path(a).name, Path(b).name)), path)
-
-
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @options.path("--out", required=True, help="A .npz or .parquet file.")
 @click.option(
-    "--layer", "layers", multiple=True, metavar="NAME",
+    "--layer", "layers", multiple=True, callback=options.some, metavar="NAME",
     help="A layer by its paper name (conv4_2 is before ReLU, relu4_2 after it); may be repeated. "
     "[default: the last ReLU of the convolutions, relu5_3 of VGG-16]",
 )  # fmt: skip
 @click.option(
     "--pool", type=click.Choice(["avg", "max", "gem", "none"]), default="avg", show_default=True,
-    metavar="HOW",
+    metavar="HOW", callback=lambda _, __, pool: None if pool == "none" else pool,
     help="avg, max or gem make one number of each channel's map; none keeps whole maps.",
 )  # fmt: skip
 @click.option(
-    "--size", metavar="N|HxW|own",
+    "--size", callback=options.pixels, metavar="N|HxW|own",
     help="Pixels a side that photos are cropped to, height and width that they are stretched to, or own "
     "for photos as they are. [default: the model's own]",
 )  # fmt: skip
 @options.model
 @options.batch
 @options.compute
-def features(
-    paths: tuple[str, ...],
-    out: Path,
-    layers: tuple[str, ...],
-    pool: str,
-    size: str | None,
-    **compute: Any,
-) -> int:
+def features(paths: tuple[str, ...], out: Path, **choices: Any) -> int:
     """Write the features of photos to a file, one row per photo.
 
     PATH is a photo, a folder (searched recursively), a glob in quotes, or - for a list of paths on stdin.
@@ -158,15 +134,11 @@ def features(
     read has a row with its error: the exit status is then 1, and 2 where not one could be read.
     """
     from .. import retrieval
-    from ..preprocess import parse_size
 
     output_file(out)
     try:
         with photo_events() as on_event:
-            file = retrieval.features(
-                paths, out, layers or None, None if pool == "none" else pool,  # type: ignore[arg-type]
-                size=parse_size(size), on_event=on_event, **compute,
-            )  # fmt: skip
+            file = retrieval.features(paths, out, on_event=on_event, **choices)
     except KeyboardInterrupt:
         log.info(f"what was done is in {out}.partial; the same command goes on")
         raise
@@ -189,13 +161,7 @@ def features(
 @options.threads
 @options.json_list
 def similar(
-    index: str,
-    queries: tuple[str, ...],
-    top: int,
-    layer: str | None,
-    sheet: Path | None,
-    as_json: bool,
-    **compute: Any,
+    index: str, queries: tuple[str, ...], sheet: Path | None, as_json: bool, **choices: Any
 ) -> int:
     """Find the photos most similar to others, in a file of features.
 
@@ -210,7 +176,7 @@ def similar(
     if sheet is not None:
         require_picture(output_file(sheet))
     photos = list(photo_paths.find_some(queries)[0])
-    rows = retrieval.similar(opened, photos, top, layer=layer, **compute)
+    rows = retrieval.similar(opened, photos, **choices)
     answers = [row for row in rows if not row.error]
     for row in rows:
         if row.error:
@@ -237,13 +203,7 @@ def similar(
 @options.batch
 @options.compute
 @options.json_object
-def duplicates(
-    paths: tuple[str, ...],
-    threshold: float,
-    layer: str | None,
-    as_json: bool,
-    **compute: Any,
-) -> int:
+def duplicates(paths: tuple[str, ...], as_json: bool, **choices: Any) -> int:
     """List duplicate photos, even resized or compressed again.
 
     FOLDER is a folder (searched recursively), a photo, a glob in quotes, or - for a list of paths on
@@ -254,6 +214,6 @@ def duplicates(
     from .. import retrieval
 
     with photo_events() as on_event:
-        result = retrieval.duplicates(paths, threshold, layer=layer, on_event=on_event, **compute)
+        result = retrieval.duplicates(paths, on_event=on_event, **choices)
     show(result, as_json)
     return exit_status(len(result.errors), result.photos)

@@ -73,7 +73,7 @@ def export(model: str, to: str, out: Path, as_json: bool, **choices: Any) -> Non
     help="At most so many photos of --calibrate, and of --check, evenly spread over the folders.",
 )  # fmt: skip
 @click.option(
-    "--float", "floats", multiple=True, metavar="LAYER",
+    "--float", "floats", multiple=True, callback=options.some, metavar="LAYER",
     help="A layer to keep in float32 (conv1_1, fc8); may be repeated. [default: by measurement]",
 )  # fmt: skip
 @options.threads

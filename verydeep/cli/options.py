@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from ..preprocess import Size
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -37,6 +40,18 @@ def number(
 def names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     """The callback of an option that is a list with commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def some(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The callback of an option that may be repeated: None where it was not given at all."""
+    return given or None
+
+
+def pixels(_: click.Context, __: click.Parameter, text: str | None) -> Size:
+    """The callback of a size: N, HxW or own."""
+    from ..preprocess import parse_size
+
+    return parse_size(text)
 
 
 def path(*names: str, metavar: str = "FILE", **words: Any) -> Callable[[C], C]:

@@ -18,6 +18,7 @@ from .output import json_text, output_file
 if TYPE_CHECKING:
     from ..nets import Network
     from ..portraits import Portrait
+    from ..preprocess import Size
 
 COLUMNS = ("layer", "output", "parameters", "multiply-adds", "bytes", "field", "stride", "position")
 FIELDS = ("parameters", "multiply_adds", "size_bytes", "receptive_field", "stride", "position")
@@ -130,8 +131,8 @@ def models(as_json: bool) -> None:
     """List the networks, the built-in models and the published weights."""
     from ..modelfile import read
     from ..nets import NETWORKS, network
-    from ..published import catalog
     from ..published.finding import builtin_models
+    from .weights import published_weights
 
     networks: list[dict[str, Any]] = [
         {
@@ -155,15 +156,9 @@ def models(as_json: bool) -> None:
                 "licence": record.licence,
             }
         )
-    published: list[dict[str, Any]] = [
-        {
-            "name": entry.name,
-            "network": entry.network,
-            "file": entry.file,
-            "top1": entry.accuracy.top1 if entry.accuracy else None,
-            "top5": entry.accuracy.top5 if entry.accuracy else None,
-        }
-        for entry in catalog.ENTRIES.values()
+    published = [
+        {key: row[key] for key in ("name", "network", "file", "top1", "top5")}
+        for row in published_weights()
     ]
     if as_json:
         click.echo(json_text({"networks": networks, "builtin": builtin, "published": published}))
@@ -202,7 +197,7 @@ def _indented(rows: list[tuple[str, ...]], align: str = "<") -> str:
 @options.path("--html", help="Write a page with all of it, which opens offline: a .html file.")
 @options.number("--strongest", default=8, most=32, help="How many channels of each block to show.")
 @click.option(
-    "--size", default="224", show_default=True, metavar="N",
+    "--size", default="224", callback=options.pixels, show_default=True, metavar="N",
     help="Pixels a side at which the network sees the photo; or HEIGHTxWIDTH, or own.",
 )  # fmt: skip
 @options.compute
@@ -212,7 +207,7 @@ def show(
     out: Path | None,
     html: Path | None,
     strongest: int,
-    size: str,
+    size: Size,
     **compute: Any,
 ) -> None:
     """Look inside a network: filters, strongest maps, receptive fields.
@@ -221,9 +216,6 @@ def show(
     --html the strongest channels are listed.
     """
     from ..pictures.saving import PAGES, require_ending
-    from ..preprocess import parse_size
-
-    wanted = parse_size(size)
 
     if html is not None:
         require_ending(output_file(html), PAGES)
@@ -232,7 +224,7 @@ def show(
     place = None if out is None else output_file(portraits.picture_place(out))
 
     portrait = portraits.show(
-        predictor.load(model, **compute), photo, size=wanted, strongest=strongest
+        predictor.load(model, **compute), photo, size=size, strongest=strongest
     )
     click.echo(f"{portrait}\n{table(_rows(portrait))}")
     if place is not None:

@@ -6,18 +6,14 @@ import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..errors import VerydeepError, WeightsError, log
 from ..files.wording import counted, table
 from . import CONTEXT, options
-from .output import exit_status, json_text
-
-if TYPE_CHECKING:
-    from ..published.catalog import Entry
-
+from .output import Listing, exit_status, json_text
 
 FIELDS = "name network file url size_bytes licence preprocess classes".split()  # of an entry
 
@@ -31,9 +27,7 @@ def weights() -> None:
 @options.json_list
 def list_weights(as_json: bool) -> None:
     """List the catalogue: published weights, their accuracy, and what is on this machine."""
-    from ..published import catalog
-
-    rows = [_row(entry) for entry in catalog.ENTRIES.values()]
+    rows = published_weights()
     if as_json:
         click.echo(json_text(rows))
         return
@@ -84,18 +78,35 @@ def verify(files: tuple[str, ...], as_json: bool) -> int:
     """
     from ..published.recognition import Verdict, verdicts
 
-    answers: list[Verdict] = []
-    for name in files:
-        try:
-            answers += verdicts(name)
-        except VerydeepError as error:
-            answers.append(Verdict(Path(name), False, str(error)))
-    if as_json:
-        click.echo(json_text([{**asdict(one), "file": str(one.file)} for one in answers]))
-    for one in [] if as_json else answers:
-        click.echo(f"{'ok' if one.ok else 'BAD':<3} {one.file}: {one.what}")
-    bad = sum(not one.ok for one in answers)
-    return exit_status(bad, len(answers), "file", "not as expected")
+    bad = 0
+    with Listing(as_json) as listing:
+        for name in files:
+            try:
+                answers = verdicts(name)
+            except VerydeepError as error:
+                answers = (Verdict(Path(name), False, str(error)),)
+            for one in answers:
+                bad += not one.ok
+                text = f"{'ok' if one.ok else 'BAD':<3} {one.file}: {one.what}"
+                listing({**asdict(one), "file": str(one.file)}, text)
+    return exit_status(bad, listing.count, "file", "not as expected")
+
+
+def _labels(
+    _: click.Context, __: click.Parameter, choice: str | None
+) -> list[tuple[str, str]] | None:
+    """(id, name) of each class: from ImageNet, or from the lines of a file."""
+    from ..published import catalog
+
+    if choice is None:
+        return None
+    if choice == "imagenet":
+        return list(zip(catalog.class_ids(), catalog.class_names(), strict=True))
+    try:
+        lines = Path(choice).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(f"cannot read the labels in {choice}: {error}") from error
+    return [(line.partition("\t")[0], line.rpartition("\t")[2]) for line in lines if line.strip()]
 
 
 @weights.command()
@@ -125,20 +136,12 @@ def verify(files: tuple[str, ...], as_json: bool) -> int:
     help="The layers that a head of one FC layer averages: pool5, or relu4_3,relu5_3.",
 )  # fmt: skip
 @click.option(
-    "--labels", metavar="imagenet|FILE",
+    "--labels", callback=_labels, metavar="imagenet|FILE",
     help="Names of the classes: ImageNet's, or a file with a line for each, an id and a tab before the "
     "name or not.",
 )  # fmt: skip
 @click.option("--licence", default="", help="The licence of the weights, for the record.")
-def convert(
-    source: Path,
-    target: Path,
-    to: str,
-    preprocess: str | None,
-    labels: str | None,
-    licence: str,
-    **told: Any,
-) -> None:
+def convert(source: Path, target: Path, to: str, **told: Any) -> None:
     """Convert weights that others saved into a model file, or a model file for torchvision or timm.
 
     IN is .pth, .safetensors, .h5, .weights.h5, .npz, .npy, .pkl or .caffemodel, in the layout of
@@ -147,50 +150,31 @@ def convert(
     from ..published import conversion as converters
 
     if to != "verydeep":
-        if preprocess or labels or licence:
+        if any(told.pop(key) for key in ("preprocess", "labels", "licence")):
             raise click.UsageError(f"a state dict for {to} has no place for what it expects")
         net = converters.export(source, target, to, **told)
         log.info(f"{target}: {net.name} for {to}; a state dict does not say its pre-processing")
     else:
-        record = converters.convert(
-            source, target, preprocess=preprocess, labels=_labels(labels),
-            licence=licence, **told,
-        )  # fmt: skip
-        net = record.network
+        net = converters.convert(source, target, **told).network
         head = counted(net.head.classes, "class", "classes") if net.head.classes else "no head"
         log.info(f"{target}: {net.name}, {head}, {net.parameters:,} parameters")
     click.echo(str(target))
 
 
-def _row(entry: Entry) -> dict[str, Any]:
-    from ..published import supply
+def published_weights() -> list[dict[str, Any]]:
+    """What `list` prints of each: its entry of the catalogue, and its model file, if it is here."""
+    from ..published import catalog, supply
 
-    path = supply.model_path(entry)
-    accuracy = entry.accuracy
-    return {
-        **{field: getattr(entry, field) for field in FIELDS},
-        "weights": entry.release,
-        "digest": entry.published[0].digest,
-        "top1": accuracy.top1 if accuracy else None,
-        "top5": accuracy.top5 if accuracy else None,
-        "protocol": accuracy.protocol if accuracy else None,
-        "model_file": str(path) if path.is_file() else None,
-    }
-
-
-def _labels(choice: str | None) -> list[tuple[str, str]] | None:
-    """(id, name) of each class: from ImageNet, or from the lines of a file."""
-    from ..published import catalog
-
-    if choice is None:
-        return None
-    if choice == "imagenet":
-        return list(zip(catalog.class_ids(), catalog.class_names(), strict=True))
-    try:
-        lines = Path(choice).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise WeightsError(f"cannot read the labels in {choice}: {error}") from error
-    return [(line.partition("\t")[0], line.rpartition("\t")[2]) for line in lines if line.strip()]
+    rows = []
+    for entry in catalog.ENTRIES.values():
+        path = supply.model_path(entry)
+        accuracy = {top: getattr(entry.accuracy, top, None) for top in ("top1", "top5", "protocol")}
+        rows.append({
+            **{field: getattr(entry, field) for field in FIELDS},
+            "weights": entry.release, "digest": entry.published[0].digest, **accuracy,
+            "model_file": str(path) if path.is_file() else None,
+        })  # fmt: skip
+    return rows
 
 
 @click.group(context_settings=CONTEXT)

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,10 +28,15 @@ from ..files.atomic import replacing
 from ..files.wording import counted
 from ..preprocess import Size
 
+if TYPE_CHECKING:
+    from .extraction import Journal
+
 FORMAT = 2  # of the record; 1 had no folder
 BLOCK_BYTES = 16 << 20  # of numbers that are looked at in one go
 
-# suffix -> the module that reads and writes it: `Reader(path)` and `write(file, rows)`
+# suffix -> the module that reads and writes it: `write(file, journal)`, and `Reader(path)` with rows, about
+# (the record's JSON), texts(column) of "path" or "error", and numbers(layer, rows): blocks of so many rows,
+# float32, not a number where a photo failed. A journal has the same.
 FORMATS = {".npz": "npz", ".parquet": "parquet"}
 OLD_FORMAT = ".safetensors"
 
@@ -114,32 +119,20 @@ class About:
         return "; ".join(words)
 
 
-class Stored(Protocol):
-    """Rows, as a format's reader has them, and a journal."""
-
-    rows: int
-
-    def numbers(self, layer: str, rows: int) -> Iterator[np.ndarray]:
-        """The layer in blocks of so many rows, (rows, ...) float32, not a number where a photo failed."""
-
-    def texts(self, column: str) -> Iterator[str]:
-        """One column of all rows, "path" or "error"."""
-
-
 class FeatureFile:
     """An open file of features.
 
     path: as given. about: how the features were made.
     """
 
-    def __init__(self, path: Path, stored: Stored, about: About) -> None:
+    def __init__(self, path: Path, stored: Any, about: About) -> None:
         self.path = path
         self.about = about
         self._stored = stored
 
     def __len__(self) -> int:
         """Photos, those that could not be read included."""
-        return self._stored.rows
+        return int(self._stored.rows)
 
     def __str__(self) -> str:
         about = self.about
@@ -263,7 +256,7 @@ def open_features(path: str | os.PathLike[str]) -> FeatureFile:
         return FeatureFile(path, stored, About.from_json(stored.about))
 
 
-def write(path: Path, rows: Stored) -> None:
+def write(path: Path, rows: Journal) -> None:
     """Write the rows of a journal, whole or not at all."""
     with replacing(path) as file:
         format_of(path).write(file, rows)
