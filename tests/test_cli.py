@@ -335,3 +335,18 @@ def test_labels_with_a_mark_of_their_encoding(verydeep: Run, tmp_path: Path) -> 
     done = verydeep("weights", "convert", "x", "y", "--labels", tmp_path / "gone.txt")
     assert (done.status, done.err.count("\n")) == (2, 1)
     assert "cannot read the labels in" in done.err
+
+
+def test_no_input_is_written_over(verydeep: Run, model: Path, folder: Path, tmp_path: Path) -> None:
+    a, b, index = folder / "a.jpg", folder / "b.png", tmp_path / "f.npz"
+    assert verydeep("features", folder, "--model", model, "--out", index).status == 0
+    before = b.read_bytes()
+    for words in (
+        ("classify", b, "--model", model, "--csv"),
+        ("similar", index, folder, "--sheet"),
+        ("show", model, b, "--size", 48, "--out"),
+        ("distance", a, b, "--model", model, "--metric", "content", "--map"),
+    ):
+        done = verydeep(*words, b)
+        assert (done.status, done.out, b.read_bytes()) == (2, "", before)
+        assert "b.png: it is read, and must not be written over; name another file" in done.err

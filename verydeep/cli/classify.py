@@ -54,8 +54,10 @@ def classify(
     """
     files, several = photo_paths.find_some(paths)
     from .. import predictor
-    from .output import Listing, exit_status
+    from .output import Listing, exit_status, output_file
 
+    if table is not None:
+        output_file(table, *paths)
     loaded = predictor.load(model, **compute)
     began = time.perf_counter()
     answers = loaded.stream(files, top=top, batch=batch)

@@ -62,7 +62,7 @@ def distance(paths: tuple[str, ...], map_path: Path | None, as_json: bool, **cho
     if map_path is not None:
         if len(pairing.pairs) != 1:
             raise DataError(f"--map draws two photos; {len(pairing.pairs)} pairs were given")
-        require_picture(output_file(map_path))
+        require_picture(output_file(map_path, *pairing.pairs[0]))
     from ..distances import Distance, Perceptual
     from ..pictures.layout import as_rgb
     from ..preprocess import decode
@@ -173,9 +173,9 @@ def similar(
     from ..pictures.saving import require_picture
 
     opened = retrieval.open_features(index)
-    if sheet is not None:
-        require_picture(output_file(sheet))
     photos = list(photo_paths.find_some(queries)[0])
+    if sheet is not None:
+        require_picture(output_file(sheet, *photos))
     rows = retrieval.similar(opened, photos, **choices)
     answers = [row for row in rows if not row.error]
     for row in rows:

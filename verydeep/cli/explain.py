@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     "gradcam, gradcam++ and ig need torch.",
 )  # fmt: skip
 @click.option(
-    "--class", "labels", multiple=True, metavar="LABEL",
+    "--class", "labels", multiple=True, callback=options.some, metavar="LABEL",
     help="A class by name, id or number, instead of the first answers; may be repeated.",
 )  # fmt: skip
 @options.number(
@@ -56,7 +56,7 @@ def explain(
     out: Path,
     model: str,
     method: str,
-    labels: tuple[str, ...],
+    labels: tuple[str, ...] | None,
     top: int,
     layer: str | None,
     check: bool,
@@ -81,7 +81,7 @@ def explain(
     with Listing(as_json) as listing:
         for file in progress(files) if several else files:
             try:
-                explanation = explainer(file, label=labels or None, top=top)
+                explanation = explainer(file, label=labels, top=top)
             except ImageError as error:
                 listing({"path": file, "error": str(error)})
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -95,13 +96,15 @@ def output_folder(path: Path) -> Path:
     return path
 
 
-def output_file(path: Path) -> Path:
-    """The path of a file to be written. OutputError where its folder does not take one."""
+def output_file(path: Path, *inputs: str) -> Path:
+    """The path of a file to be written. OutputError where its folder takes none, or it is an input."""
     folder = path.parent
     if path.is_dir():
         raise OutputError(f"{path}: a folder, and a file is needed; name one in it")
     if not folder.is_dir():
         raise OutputError(f"{path}: cannot be written: there is no folder {folder}; make it first")
+    if path.is_file() and any(os.path.exists(file) and path.samefile(file) for file in inputs):
+        raise OutputError(f"{path}: it is read, and must not be written over; name another file")
     if not path.exists() or path.is_file():  # a device, such as /dev/null, needs no room beside it
         output_folder(folder)
     return path

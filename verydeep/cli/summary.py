@@ -221,8 +221,8 @@ def show(
         require_ending(output_file(html), PAGES)
     from .. import portraits, predictor
 
-    place = None if out is None else output_file(portraits.picture_place(out))
-
+    inputs = [photo] if photo else []
+    place = None if out is None else output_file(portraits.picture_place(out), *inputs)
     portrait = portraits.show(
         predictor.load(model, **compute), photo, size=size, strongest=strongest
     )
