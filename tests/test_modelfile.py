@@ -267,6 +267,11 @@ def test_pickled_it_opens_its_file_again_and_no_other(
     again = pickle.loads(pickled)
     assert (again.record, again.stamp) == (model.record, model.stamp)
     assert_same_bits(again.stored["features.0.bias"], model.stored["features.0.bias"])
+    small.with_name("copy").write_bytes(small.read_bytes())  # as on another machine
+    small.with_name("copy").replace(small)
+    copied = pickle.loads(pickled)
+    assert copied.stamp != model.stamp
+    assert_same_bits(copied.stored["features.0.bias"], model.stored["features.0.bias"])
     write(small, Record(TRUNK), random_tensors(TRUNK, seed=1))
     with pytest.raises(ModelFileError, match=r"small\.safetensors: it is not the file any more"):
         pickle.loads(pickled)

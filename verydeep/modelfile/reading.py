@@ -69,7 +69,8 @@ class ModelFile:
     stamp: which file was opened: its device, inode, ctime_ns, size in bytes and mtime_ns, as they were
     then. Two that are equal mean the same bytes; whatever remembers something of this file keys it on them.
 
-    It can be pickled: the other process opens the file anew, and refuses one with another stamp.
+    It can be pickled: the other process, on another machine too, opens the file of that path, and refuses
+    one of another size, header, or first numbers of a tensor.
     """
 
     def __init__(
@@ -91,8 +92,17 @@ class ModelFile:
     def __repr__(self) -> str:
         return f"ModelFile({str(self.path)!r}, {self.record.network!r})"
 
-    def __reduce__(self) -> tuple[Callable[..., ModelFile], tuple[Path, Stamp]]:
-        return _reopen, (self._absolute, self.stamp)
+    def __reduce__(self) -> tuple[Callable[..., ModelFile], tuple[Path, str]]:
+        return _reopen, (self._absolute, self._glance())
+
+    def _glance(self) -> str:
+        """What a copy of the file has in common with it and another model has not; little is read."""
+        begin = 8 + int.from_bytes(self._mapped[:8], "little")
+        digest = hashlib.sha256(self._mapped[:begin])
+        digest.update(str(len(self._mapped)).encode())
+        for array in self.stored.values():
+            digest.update(array.ravel()[:16].tobytes())
+        return digest.hexdigest()
 
     def tensors(
         self, keys: Iterable[str] | None = None, *, writable: bool = False
@@ -217,10 +227,10 @@ def _read(path: Path, file: BinaryIO) -> ModelFile:
     return ModelFile(path, record, stored, mapped, stamp)
 
 
-def _reopen(path: Path, stamp: Stamp) -> ModelFile:
+def _reopen(path: Path, glance: str) -> ModelFile:
     """The file of a pickled ModelFile."""
     model = read(path)
-    if model.stamp != stamp:
+    if model._glance() != glance:
         raise about(
             path, "it is not the file any more that was open when this was pickled; pickle again"
         )
