@@ -167,15 +167,21 @@ def test_random_weights_keep_the_signal_alive(name: str, tmp_path: Path) -> None
     assert again.sha256 == model.sha256
 
 
-class Fake:
+class Fake(bench.Worker):
     """A worker that answers from a list of seconds, and notes who was asked when."""
 
-    def __init__(self, name: str, seconds: list[float], calls: list[str]) -> None:
-        self.name, self.seconds, self.calls = name, seconds, calls
+    def __init__(
+        self, name: str, precisions: list[str], answers: list[float], calls: list[str]
+    ) -> None:
+        self.entrant, self.precisions, self.answers, self.calls = name, precisions, answers, calls
+        self.seconds, self.error = {}, 1e-7
+        self.told = {2: {"chosen": None, "load_seconds": 1.5}}
 
-    def ask(self, question: str, **what: object) -> float:  # noqa: ARG002
-        self.calls.append(self.name)
-        return self.seconds.pop(0)
+    def ask(self, question: str, batch: int = 0) -> float:  # noqa: ARG002
+        if question == "peak":
+            return 4
+        self.calls.append(self.entrant)
+        return self.answers.pop(0)
 
 
 def test_rounds_ratios_and_rows(
@@ -188,24 +194,17 @@ def test_rounds_ratios_and_rows(
         plain.BASELINE: [4.0, 40.0, 4.4], "plain onnxruntime": [2.0, 16.0, 2.2],
         "plain mnn": [1.0, 9.0, 1.1], "mnn": [0.8, 8.0, 0.88],
     }  # fmt: skip
-    precision = {"plain mnn": "fast", "mnn": "fast"}
-    told: dict[str, Any] = {"chosen": None, "load_seconds": 1.5}
-    runners = [
-        bench._Runner(
-            bench.Entrant(name, precision.get(name, "exact")),
-            Fake(name, list(given), calls),  # type: ignore[arg-type]
-            {2: told},
-            [precision.get(name, "exact")] if name != "mnn" else ["fast", "half"],
-            1e-7,
-        )
+    precision = {"plain mnn": ["fast"], "mnn": ["fast", "half"]}
+    workers = [
+        Fake(name, precision.get(name, ["exact"]), list(given), calls)
         for name, given in seconds.items()
     ]
-    bench._rounds(runners, 2, 3)
+    bench._rounds(workers, 2, 3)
     names = list(seconds)
     assert calls == [*names, *names[1:], names[0], *names[2:], *names[:2]]
     said = capsys.readouterr().err.splitlines()
     assert said == [f"verydeep: batch 2: round {n} of 3" for n in (1, 2, 3)]
-    rows = {(row.engine, row.precision): row for row in bench._rows(runners, 2, [1, 2, 3, 4])}
+    rows = {(row.engine, row.precision): row for row in bench._rows(workers, 2)}
     mnn = rows["mnn", "fast"]
     pairs = zip(seconds[plain.BASELINE], seconds["mnn"], strict=True)
     assert mnn.speedup_vs_torch == statistics.median(a / b for a, b in pairs) == pytest.approx(5)
@@ -223,10 +222,10 @@ def test_one_that_cannot_run_is_left_out(
     monkeypatch.setattr(bench, "PLAIN", {})
     real = bench.Worker.ask
 
-    def ask(self: Any, question: str, **what: object) -> Any:
-        if self.entrant.precision == "fast":
+    def ask(self: bench.Worker, question: str, batch: int = 0) -> Any:
+        if self.precisions == ["fast"]:
             self.process.kill()
-        return real(self, question, **what)
+        return real(self, question, batch)
 
     monkeypatch.setattr(bench.Worker, "ask", ask)
     choices: dict[str, Any] = {"engines": ["onnxruntime"], "batches": [1], "rounds": 1}
@@ -240,7 +239,7 @@ def test_one_that_cannot_run_is_left_out(
 
 def test_peak_memory_is_the_peak_of_this_program_alone() -> None:
     code = (
-        "import numpy; from verydeep.benching.worker import _peak_bytes; before = _peak_bytes()\n"
+        "import numpy; from verydeep.benching import _peak_bytes; before = _peak_bytes()\n"
         "held = numpy.ones(30_000_000); del held; print(before, _peak_bytes())"
     )
     held = np.ones(100_000_000)  # by the parent, of which the child must not tell

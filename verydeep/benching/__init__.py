@@ -10,34 +10,42 @@ documentation runs the network. Errors are against float64 (`verydeep.benching.f
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import indent
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from ..engines import ENGINES, TOLERANCES, check, installed, relative_error
+from ..engines.choice import Choice
 from ..engines.processor import cores
-from ..errors import EngineError, OutputError, log, nearest
+from ..engines.source import source_of
+from ..errors import EngineError, OutputError, VerydeepError, log, nearest
 from ..files import wording
 from ..modelfile import ModelFile, Record, read, write
 from ..nets import NETWORKS, Network, network
 from . import float64
 from .plain import BASELINE, COMPILED, PLAIN, computes_bf16
-from .worker import CHECKED, Entrant, Worker, pixels_of
 
 __all__ = ["Row", "bench", "random_model", "table"]
 
 ROUNDS = 7
 PAUSE_SECONDS = 0.05  # in which the threads of the one before stop waiting for more
+TURN_SECONDS = 0.25  # of one turn, about: a long run is one turn, of short ones a few are averaged
+MANY = 10**6  # images to come, so that "auto" measures
 SIDE = 224  # pixels, where the model says nothing
 # precision -> largest relative error; int8 keeps first answers, and promises nothing about scores
 ALLOWED = {**TOLERANCES, "int8": float("inf")}
@@ -117,33 +125,31 @@ def bench(
             raise EngineError(
                 f"size {side} is too small for this model; it needs at least {smallest}"
             )
-        # a copy as stored and one as the engine packs it
-        _warn_of_memory(len(entrants) * 8 * opened.record.network.parameters)
         graph = place / "model.onnx"
-        if any(entrant.plain for entrant in entrants):
+        if any(name in PLAIN for name, _ in entrants):
             log.info("writing the ONNX file for the plain engines")
             _write_onnx(opened, graph)
         log.info("computing the scores in float64")
-        preprocess, tensors = opened.record.preprocess, opened.tensors()
         truth = float64.scores(
-            opened.record.network, tensors, preprocess, pixels_of(opened.record, side, CHECKED)
-        )
+            opened.record.network, opened.tensors(), opened.record.preprocess,
+            _pixels(opened.record, side, 1),
+        )  # fmt: skip
         task = {
             "model": str(path),
             "onnx": str(graph),
             "side": side,
             "threads": threads or cores(),
-            "batches": list(batches),
+            "batches": batches,
+            "environment": environment,
         }
         with ExitStack() as stack:
-            runners = list(_runners(entrants, task, environment, truth, stack))
-            if not runners:
+            workers = _workers(entrants, task, truth, stack)
+            if not workers:
                 raise EngineError("no engine could run this model; the reasons are above")
             rows: list[Row] = []
             for batch in batches:
-                _rounds(runners, batch, rounds)
-                peaks = [runner.worker.ask("peak") for runner in runners]
-                rows += _rows(runners, batch, peaks)
+                _rounds(workers, batch, rounds)
+                rows += _rows(workers, batch)
     order = {"exact": 0, "fast": 1, "half": 2, "int8": 3}
     return sorted(rows, key=lambda row: (row.batch, order[row.precision], row.ms_per_image))
 
@@ -191,21 +197,152 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines).rstrip()
 
 
-@dataclass
-class _Runner:
-    """An entrant's process, and what it told. precisions: those for which it does the very same."""
+class Worker:
+    """An entrant's process, asked and answering in lines of JSON, and what it told.
 
-    entrant: Entrant
-    worker: Worker
-    told: dict[int, dict[str, Any]]
-    precisions: list[str]
-    error: float
-    seconds: dict[int, list[float]] = field(default_factory=dict)  # of one batch, by batch size
+    entrant: a key of ENGINES, "auto" or a key of PLAIN. precisions: those for which it does the very same.
+    """
 
-    def ratio(self, other: _Runner, batch: int) -> float:
+    def __init__(self, entrant: str, precision: str, task: dict[str, Any]) -> None:
+        self.entrant, self.precisions = entrant, [precision]
+        self.told: dict[int, dict[str, Any]] = {}  # by batch size
+        self.error = 0.0
+        self.seconds: dict[int, list[float]] = {}  # of one batch, by batch size
+        self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", f"from {__name__} import serve; serve()",
+             json.dumps({**task, "name": entrant, "precision": precision})],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            env={**os.environ, **task["environment"]},
+        )  # fmt: skip
+
+    @property
+    def plain(self) -> bool:
+        return self.entrant in PLAIN
+
+    def ratio(self, other: Worker, batch: int) -> float:
         """How many times as fast as the other: the median over the rounds."""
         pairs = zip(other.seconds[batch], self.seconds[batch], strict=True)
         return statistics.median(theirs / ours for theirs, ours in pairs)
+
+    def ask(self, question: str, batch: int = 0) -> Any:
+        """Its answer. EngineError where it has a reason not to, or died."""
+        process = self.process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(BrokenPipeError):
+            process.stdin.write(json.dumps([question, batch]) + "\n")
+            process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            status = process.wait()
+            self.errors.seek(0)
+            said = self.errors.read().decode("utf-8", "replace").strip().splitlines()
+            last = f": {said[-1]}" if said else ""
+            raise EngineError(f"{self.entrant} died with status {status}{last}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise EngineError(answer["error"])
+        return answer["answer"]
+
+    def close(self) -> None:
+        """Let it go, and wait until its memory is free."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.errors.close()
+
+
+def serve() -> None:
+    """The other end of `Worker`: open the entrant when asked, and run it when asked."""
+    began = time.perf_counter()
+    task = json.loads(sys.argv[1])
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever else prints to stdout goes to stderr
+    runs: dict[int, Callable[[], np.ndarray]] = {}
+
+    def opened() -> dict[int, Any]:
+        model = read(task["model"])
+        opener = _opener(task, model)
+        told = {}
+        for batch in task["batches"]:
+            runs[batch], chosen, settings = opener(_pixels(model.record, task["side"], batch))
+            scores = runs[batch]()
+            told[batch] = {
+                "load_seconds": time.perf_counter() - began,
+                "chosen": chosen,
+                "settings": settings,
+                "scores": scores[:1].tolist(),
+                "digest": hashlib.sha256(np.ascontiguousarray(scores).data).hexdigest(),
+            }
+        return told
+
+    for line in sys.stdin:
+        question, batch = json.loads(line)
+        try:
+            asked = {"open": opened, "turn": lambda: _turn(runs[batch]), "peak": _peak_bytes}  # noqa: B023
+            reply = {"answer": asked[question]()}
+        except (VerydeepError, OSError, RuntimeError, ValueError, ImportError) as error:
+            reply = {"error": (str(error).splitlines() or [type(error).__name__])[0]}
+        answers.write(json.dumps(reply) + "\n")
+        answers.flush()
+
+
+def _opener(
+    task: dict[str, Any], model: ModelFile
+) -> Callable[[np.ndarray], tuple[Callable[[], np.ndarray], str | None, str]]:
+    """What opens the entrant for pixels: how to run them, what "auto" chose, what the engine was told."""
+    name, precision = task["name"], task["precision"]
+    if name in PLAIN:
+        plain = PLAIN[name].open(model, Path(task["onnx"]), task["threads"])
+        return lambda pixels: (lambda: plain(pixels), None, "")
+    source = source_of(model, "uint8", int8=precision == "int8")
+    choice = Choice(source, engine=name, precision=precision, threads=task["threads"], device="cpu")
+
+    def opened(pixels: np.ndarray) -> tuple[Callable[[], np.ndarray], str | None, str]:
+        engine = choice.engine(pixels, to_come=MANY)
+        chosen = engine.name if name == "auto" else None
+        settings = json.dumps(dict(engine.settings), sort_keys=True)
+        return lambda: engine.run(pixels)["scores"], chosen, settings
+
+    return opened
+
+
+def _pixels(record: Record, side: int, count: int) -> np.ndarray:
+    """(count, side, side, channels) uint8, one photo again and again."""
+    from ..exporting import synthetic_photos
+
+    return synthetic_photos(side, side, 1, len(record.preprocess.mean)).repeat(count, axis=0)
+
+
+def _turn(run: Callable[[], np.ndarray]) -> float:
+    """Seconds of one run: the first if it is long, else the median of a few after it."""
+    seconds: list[float] = []
+    while sum(seconds) < TURN_SECONDS:
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:] or seconds)
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process has held. Linux tells it of this program alone."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows has no such thing
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _precisions(given: str | Sequence[str], *, quantised: bool) -> tuple[str, ...]:
@@ -223,7 +360,7 @@ def _precisions(given: str | Sequence[str], *, quantised: bool) -> tuple[str, ..
     return names
 
 
-def _entrants(given: str | Sequence[str], precisions: Sequence[str]) -> list[Entrant]:
+def _entrants(given: str | Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
     names = [*(kind.name for kind in installed()), "auto"] if given == "all" else _listed(given)
     for name in names:
         if name not in ("auto", *ENGINES, COMPILED):
@@ -234,7 +371,7 @@ def _entrants(given: str | Sequence[str], precisions: Sequence[str]) -> list[Ent
         its = ENGINES[engine].precisions if engine in ENGINES else precisions
         check(engine, next((p for p in precisions if p in its), precisions[0]))
     entrants = [
-        Entrant(name, plain.precision)
+        (name, plain.precision)
         for name, plain in PLAIN.items()
         if ENGINES[plain.engine].available
         and (name == BASELINE or plain.called in names or (not plain.apart and "auto" in names))
@@ -243,7 +380,7 @@ def _entrants(given: str | Sequence[str], precisions: Sequence[str]) -> list[Ent
     ]
     for precision in precisions:
         entrants += [
-            Entrant(name, precision)
+            (name, precision)
             for name in names
             if name == "auto" or (name in ENGINES and precision in ENGINES[name].precisions)
         ]
@@ -287,8 +424,6 @@ def _is_norm(net: Network, key: str) -> bool:
 
 
 def _require_room(place: Path, size: int) -> None:
-    import shutil
-
     free = shutil.disk_usage(place).free
     if free < size:
         raise OutputError(
@@ -297,20 +432,7 @@ def _require_room(place: Path, size: int) -> None:
         )
 
 
-def _warn_of_memory(needed_bytes: int) -> None:
-    """All entrants are open at once; only Linux is asked what is free."""
-    with suppress(OSError, ValueError, IndexError):
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        free = int(text.split("MemAvailable:")[1].split()[0]) * 1024
-        if free < needed_bytes:
-            log.info(
-                f"all entrants together may take {needed_bytes / 1e9:.0f} GB of memory, and "
-                f"{free / 1e9:.0f} are free; --engines or --precision names fewer"
-            )
-
-
 def _write_onnx(model: ModelFile, path: Path) -> None:
-    from ..engines.source import source_of
     from ..graphs.writer import write_onnx
 
     graph = source_of(model, "uint8").graph
@@ -319,82 +441,66 @@ def _write_onnx(model: ModelFile, path: Path) -> None:
     write_onnx(graph, path, beside=False)
 
 
-def _runners(
-    entrants: Sequence[Entrant],
-    task: dict[str, Any],
-    environment: dict[str, str],
-    truth: np.ndarray,
-    stack: ExitStack,
-) -> Iterator[_Runner]:
+def _workers(
+    entrants: Sequence[tuple[str, str]], task: dict[str, Any], truth: np.ndarray, stack: ExitStack
+) -> list[Worker]:
     """Open each entrant. One that computes the very same as its own in another precision joins that."""
-    known: dict[tuple[object, ...], _Runner] = {}
-    for number, entrant in enumerate(entrants, 1):
-        log.info(f"opening {entrant.name}, {entrant.precision} ({number} of {len(entrants)})")
+    known: dict[tuple[object, ...], Worker] = {}
+    for number, (name, precision) in enumerate(entrants, 1):
+        log.info(f"opening {name}, {precision} ({number} of {len(entrants)})")
         try:
-            if entrant.keeps_files:
-                with Worker(entrant, task, environment) as worker:
-                    worker.ask("open")
-            worker = Worker(entrant, task, environment)
-            try:
-                told = {int(batch): facts for batch, facts in worker.ask("open").items()}
-            except BaseException:
-                worker.close()
-                raise
+            if name in ("auto", "mnn", "plain mnn"):  # makes files that later openings find
+                with closing(Worker(name, precision, task)) as first:
+                    first.ask("open")
+            worker = Worker(name, precision, task)
+            stack.callback(worker.close)
+            worker.told = {int(batch): facts for batch, facts in worker.ask("open").items()}
         except EngineError as error:
-            log.info(f"{entrant.name} {entrant.precision} is left out: {error}")
+            log.info(f"{name} {precision} is left out: {error}")
             continue
-        same = (
-            entrant.name,
-            *((facts["chosen"], facts["settings"], facts["digest"]) for facts in told.values()),
-        )
+        told = worker.told.values()
+        same = (name, *((facts["chosen"], facts["settings"], facts["digest"]) for facts in told))
         if same in known:
             worker.close()
-            known[same].precisions.append(entrant.precision)
+            known[same].precisions.append(precision)
             continue
-        stack.callback(worker.close)
-        errors = [
-            relative_error(np.array(facts["scores"]), truth[: len(facts["scores"])])
-            for facts in told.values()
-        ]
-        worst = float(np.max(errors))
-        if not worst <= ALLOWED[entrant.precision]:
+        known[same] = worker
+        errors = [relative_error(np.array(facts["scores"]), truth) for facts in told]
+        worker.error = float(np.max(errors))
+        if not worker.error <= ALLOWED[precision]:
             log.info(
-                f"{entrant.name} does not keep {entrant.precision} here: "
-                f"its relative error against float64 is {worst:.1e}"
+                f"{name} does not keep {precision} here: "
+                f"its relative error against float64 is {worker.error:.1e}"
             )
-        known[same] = _Runner(entrant, worker, told, [entrant.precision], worst)
-        yield known[same]
+    return list(known.values())
 
 
-def _rounds(runners: Sequence[_Runner], batch: int, rounds: int) -> None:
+def _rounds(workers: Sequence[Worker], batch: int, rounds: int) -> None:
     for number in range(rounds):
         log.info(f"batch {batch}: round {number + 1} of {rounds}")
-        first = number % len(runners)
-        for runner in (*runners[first:], *runners[:first]):
+        first = number % len(workers)
+        for worker in (*workers[first:], *workers[:first]):
             time.sleep(PAUSE_SECONDS)
-            runner.seconds.setdefault(batch, []).append(runner.worker.ask("turn", batch=batch))
+            worker.seconds.setdefault(batch, []).append(worker.ask("turn", batch))
 
 
-def _rows(runners: Sequence[_Runner], batch: int, peaks: Sequence[int]) -> Iterator[Row]:
-    base = next((runner for runner in runners if runner.entrant.name == BASELINE), None)
-    for runner, peak in zip(runners, peaks, strict=True):
-        told = runner.told[batch]
-        for precision in runner.precisions:
-            plain = [
-                other
-                for other in runners
-                if other.entrant.plain and _covers(other.entrant.precision, precision)
-            ]
-            best = min(plain, key=lambda r: statistics.median(r.seconds[batch]), default=None)
+def _rows(workers: Sequence[Worker], batch: int) -> Iterator[Row]:
+    base = next((worker for worker in workers if worker.entrant == BASELINE), None)
+    plain = [worker for worker in workers if worker.plain]
+    for worker in workers:
+        peak = worker.ask("peak")
+        for precision in worker.precisions:
+            rivals = [one for one in plain if _covers(one.precisions[0], precision)]
+            best = min(rivals, key=lambda one: statistics.median(one.seconds[batch]), default=None)
             yield Row(
-                engine=runner.entrant.name,
+                engine=worker.entrant,
                 precision=precision,
                 batch=batch,
-                ms_per_image=statistics.median(runner.seconds[batch]) / batch * 1e3,
-                speedup_vs_torch=None if base is None else runner.ratio(base, batch),
-                speedup_vs_best_plain=None if best is None else runner.ratio(best, batch),
-                error=runner.error,
-                chosen=told["chosen"],
-                load_seconds=runner.told[min(runner.told)]["load_seconds"],
+                ms_per_image=statistics.median(worker.seconds[batch]) / batch * 1e3,
+                speedup_vs_torch=None if base is None else worker.ratio(base, batch),
+                speedup_vs_best_plain=None if best is None else worker.ratio(best, batch),
+                error=worker.error,
+                chosen=worker.told[batch]["chosen"],
+                load_seconds=worker.told[min(worker.told)]["load_seconds"],
                 peak_bytes=peak,
             )
