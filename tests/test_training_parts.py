@@ -285,13 +285,11 @@ def test_figures_are_scikit_learns() -> None:
     assert evaluation.loss(probabilities, labels) == pytest.approx(loss, rel=1e-4)
     table = evaluation.confusion(probabilities, labels)
     np.testing.assert_array_equal(table, metrics.confusion_matrix(labels, guesses, labels=range(7)))
-    found = evaluation.class_figures(table)
+    figures = evaluation.class_figures(table)
     theirs = metrics.precision_recall_fscore_support(
         labels, guesses, labels=range(7), zero_division=0
     )
-    for ours, other in zip(
-        (found.precision, found.recall, found.f1, found.support), theirs, strict=True
-    ):
+    for ours, other in zip(figures, theirs, strict=True):
         np.testing.assert_allclose(ours, other)
     assert math.isnan(evaluation.top(probabilities[:0], labels[:0]))
 

@@ -6,12 +6,14 @@ protocols (arXiv:1409.1556, section 3.2) come with a later version.
 
 from __future__ import annotations
 
+import io
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,16 +129,6 @@ def calibration_error(probability: np.ndarray, right: np.ndarray, bins: int = 15
     return float(np.abs(gap).sum() / len(probability))
 
 
-@dataclass(frozen=True, eq=False)
-class ClassFigures:
-    """Of each class, (classes,): precision, recall, f1, 0 where not defined; support, its images."""
-
-    precision: NDArray[np.float64]
-    recall: NDArray[np.float64]
-    f1: NDArray[np.float64]
-    support: NDArray[np.int64]
-
-
 def top(probabilities: Probabilities, labels: Labels, k: int = 1) -> float:
     """The fraction of (n, classes) whose label is among the k most probable; NaN for no images.
 
@@ -167,15 +159,12 @@ def confusion(probabilities: Probabilities, labels: Labels) -> NDArray[np.int64]
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def class_figures(table: NDArray[np.int64]) -> ClassFigures:
-    """From a confusion matrix."""
-    hits = np.diag(table).astype(np.float64)
-    answered, support = table.sum(0), table.sum(1)
-    precision = np.divide(hits, answered, out=np.zeros_like(hits), where=answered > 0)
-    recall = np.divide(hits, support, out=np.zeros_like(hits), where=support > 0)
-    both = precision + recall
-    f1 = np.divide(2 * precision * recall, both, out=np.zeros_like(hits), where=both > 0)
-    return ClassFigures(precision, recall, f1, support)
+def class_figures(table: Labels) -> tuple[NDArray[np.float64], ...]:
+    """Of each class precision, recall, F1 (0 where not defined) and support, from a confusion matrix."""
+    hits, answered, support = np.diag(table).astype(np.float64), table.sum(0), table.sum(1)
+    precision, recall = hits / np.maximum(answered, 1), hits / np.maximum(support, 1)
+    f1 = 2 * hits / np.maximum(answered + support, 1)
+    return precision, recall, f1, support
 
 
 def labelled_photos(data: str | os.PathLike[str]) -> Iterator[tuple[str, str | bytes]]:
@@ -200,11 +189,9 @@ def labelled_photos(data: str | os.PathLike[str]) -> Iterator[tuple[str, str | b
                 name = PurePosixPath(member.name)
                 if not is_photo(name.name) or any(part.startswith(".") for part in name.parts):
                     continue
-                try:
+                content: IO[bytes] | None = io.BytesIO()
+                with suppress(KeyError):  # a link to what is not in the tar
                     content = tar.extractfile(member)
-                except KeyError:  # a link to what is not in the tar
-                    yield str(name), b""
-                    continue
                 if content is not None:  # a file, and no folder
                     yield str(name), content.read()
     except Exception as error:  # each way to compress has errors of its own

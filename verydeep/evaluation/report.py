@@ -6,7 +6,6 @@ Whatever trains or measures a model makes a `Report` of it; sections without con
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from ..errors import DataError, VerydeepError
 from ..files.wording import clock, counted
 from ..pictures import charts
 from ..pictures import page as html
-from ..pictures.charts import Line
 from ..pictures.saving import write as write_text
 from . import calibration_error, class_figures, confusion, top
 
@@ -100,15 +98,11 @@ def of_training(result: TrainResult) -> Report:
     )  # fmt: skip
 
 
-def write(what: Report | TrainResult, path: str | os.PathLike[str] | None = None) -> Path:
-    """Write the page and return where: at `path`, or as report.html in a training run's folder."""
-    report = what if isinstance(what, Report) else of_training(what)
-    if path is None:
-        if isinstance(what, Report):
-            raise TypeError("a Report needs a path")
-        path = what.folder / "report.html"
-    write_text(page(report), path)
-    return Path(path)
+def write(result: TrainResult) -> Path:
+    """Write the page of a training run as report.html in its folder, and return where."""
+    path = result.folder / "report.html"
+    write_text(page(of_training(result)), path)
+    return path
 
 
 def page(report: Report) -> str:
@@ -190,14 +184,14 @@ def _confusion(
 
 
 def _classes(report: Report, table: NDArray[np.int64]) -> str:
-    figures = class_figures(table)
+    precision, recall, f1, support = class_figures(table)
     rows = [
         (
             escape(report.classes[index]),
-            str(int(figures.support[index])),
-            *(_bar(v[index]) for v in (figures.precision, figures.recall, figures.f1)),
+            f"{support[index]}",
+            *(_bar(values[index]) for values in (precision, recall, f1)),
         )
-        for index in np.argsort(figures.f1, kind="stable").tolist()
+        for index in np.argsort(f1, kind="stable").tolist()
     ]
     head = ("class", "images", "precision", "recall", "F1")
     whole = html.table(head, rows, numbers=(1,), kind="classes")
@@ -317,30 +311,29 @@ def _curves(report: Report) -> str:
     epochs = [line for line in report.log if line.get("event") == "epoch"]
     if not epochs:
         return ""
-    xs = [float(line["epoch"]) for line in epochs]
     judged = str(epochs[0].get("judged", "validation"))  # or images held out of the training set
     steps = [
         line for line in report.log if line.get("event") == "step" and "images_per_second" in line
     ]
+    xs = [float(line["epoch"]) for line in epochs]
+    minutes = [_finite(line.get("seconds")) / 60 for line in steps]
 
-    def of(key: str, lines: Sequence[Mapping[str, Any]] = epochs) -> list[float]:
-        return [_finite(line.get(key)) for line in lines]
+    def chart(heading: str, keys: Mapping[str, str], x: str = "epoch", **options: Any) -> str:
+        at, lines = (xs, epochs) if x == "epoch" else (minutes, steps)
+        drawn = [
+            charts.Line(name, at, [_finite(line.get(key)) for line in lines])
+            for name, key in keys.items()
+        ]
+        svg = charts.lines([one for one in drawn if np.isfinite(one.ys).any()], x=x, **options)
+        return f'<div class="chart"><h3>{heading}</h3>{svg}</div>' if svg else ""
 
-    def chart(heading: str, given: Sequence[Line], x: str = "epoch", **options: Any) -> str:
-        kept = [line for line in given if np.isfinite(line.ys).any()]
-        drawn = charts.lines(kept, x=x, **options) if kept else ""
-        return f'<div class="chart"><h3>{heading}</h3>{drawn}</div>' if drawn else ""
-
-    minutes = [seconds / 60 for seconds in of("seconds", steps)]
-    speed = [Line("images a second", minutes, of("images_per_second", steps))]
+    speed = {"images a second": "images_per_second"} if len(steps) > 1 else {}
     drawn = [
-        chart("Accuracy", [Line(judged, xs, of("top1")), Line("training", xs, of("train_top1"))],
-              y="top-1", percent=True),
-        chart("Loss", [Line(judged, xs, of("loss")), Line("training", xs, of("train_loss"))],
-              y="cross-entropy"),
-        chart("Learning rate", [Line("rate", xs, of("rate"))], y="rate", low=0.0),
-        chart("Speed", speed, x="minutes", y="images a second", low=0.0) if len(steps) > 1 else "",
-    ]  # fmt: skip
+        chart("Accuracy", {judged: "top1", "training": "train_top1"}, y="top-1", percent=True),
+        chart("Loss", {judged: "loss", "training": "train_loss"}, y="cross-entropy"),
+        chart("Learning rate", {"rate": "rate"}, y="rate", low=0.0),
+        chart("Speed", speed, x="minutes", y="images a second", low=0.0),
+    ]
     best = max(epochs, key=lambda line: _finite(line.get("top1"), -1.0))
     says = ""
     if "top1" in best:

@@ -52,7 +52,7 @@ def replacing(path: str | os.PathLike[str], mode: str = "wb", **options: Any) ->
     """
     path = Path(path)
     try:
-        before = _status(path)
+        before = path.stat() if path.exists() else None
         # under /dev even a file is one that somebody holds open: the shell's, as /dev/stdout
         whole = before is None or (stat.S_ISREG(before.st_mode) and path.parts[:2] != ("/", "dev"))
         target = Path(os.path.realpath(path))
@@ -88,19 +88,9 @@ def replacing(path: str | os.PathLike[str], mode: str = "wb", **options: Any) ->
             os.close(folder)
 
 
-def _status(path: Path) -> os.stat_result | None:
-    """Of what is at the end of all links; None where nothing is there yet."""
-    try:
-        return path.stat()
-    except FileNotFoundError:
-        return None
-
-
 def _refused(path: Path, error: OSError) -> OutputError:
-    advice = ADVICE.get(error.errno or 0, "")
-    return OutputError(
-        f"{path}: cannot be written: {error.strerror}{'; ' + advice if advice else ''}"
-    )
+    reason = "; ".join(filter(None, (error.strerror, ADVICE.get(error.errno or 0))))
+    return OutputError(f"{path}: cannot be written: {reason}")
 
 
 @contextmanager

@@ -191,17 +191,13 @@ def _match(tensor: str, layout: Layout) -> tuple[str, str] | None:
 
 def _counted(places: Places) -> Places:
     """Counts that start at 0 without gaps: Keras goes on counting over all models of a session."""
-    counts: dict[str, list[int]] = {"conv": [], "fc": []}
-    for place in places:
-        kind, mark, number = place.partition("#")
-        if mark:
-            counts[kind].append(int(number))
-
-    def counted(place: str) -> str:
-        kind, mark, number = place.partition("#")
-        return f"{kind}#{sorted(counts[kind]).index(int(number))}" if mark else place
-
-    return {counted(place): parts for place, parts in places.items()}
+    counted = dict(places)
+    for kind in ("conv#", "fc#"):
+        counts = [place for place in places if place.startswith(kind)]
+        for count, place in enumerate(sorted(counts, key=lambda one: int(one.removeprefix(kind)))):
+            del counted[place]
+            counted[f"{kind}{count}"] = places[place]
+    return counted
 
 
 def _turned(parts: dict[str, NDArray[Any]], kernels: str) -> dict[str, NDArray[Any]]:
