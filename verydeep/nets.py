@@ -232,7 +232,8 @@ class Network:
         for layer in self.layers:
             if layer.name == name:
                 return layer
-        raise LayerError(f"{self.name} has no layer {name!r}{nearest(name, self.taps)}")
+        of = self.name if self.head.classes else f"the trunk of {self.name}"
+        raise LayerError(f"{of} has no layer {name!r}{nearest(name, self.taps)}")
 
     def cut(self, taps: str | Iterable[str]) -> Network:
         """The same network without what comes after the last of `taps`.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .. import nets
-from ..errors import LayerError, nearest
+from ..errors import LayerError
 from ..modelfile import Record
 from ..nets import Network
 from . import layers, vgg
@@ -106,13 +106,10 @@ def backbone(
     network.
     """
     whole = nets.network(name, classes=0)
-    trunk = whole.taps
     taps = whole.own(DEFAULT_TAPS) if taps is None else nets.named(taps)
-    for tap in taps:
-        if tap not in trunk:
-            raise LayerError(f"the trunk of {name} has no layer {tap!r}{nearest(tap, trunk)}")
     if not taps:
-        raise LayerError(f'no taps were named; expected at least one, such as "{trunk[-1]}"')
+        raise LayerError('no taps were named; expected at least one, such as "pool5"')
+    whole.cut(taps)  # refuses what is not there before anything is fetched
 
     def cut(of: Network) -> Network:
         return nets.network(

@@ -49,15 +49,11 @@ class L2Pool2d(nn.Module):
     floating dtype.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.epsilon = L2_EPSILON
-
     def forward(self, x: Tensor) -> Tensor:
         # The window (1/4, 1/2, 1/4) is (1/2, 1/2) twice, so two plain averages of 2x2 compute it:
         # no weights to carry along, and no channel count to know.
         squares = F.avg_pool2d(x * x, 2, stride=1, padding=1)
-        return torch.sqrt(F.avg_pool2d(squares, 2, stride=2) + self.epsilon)
+        return torch.sqrt(F.avg_pool2d(squares, 2, stride=2) + L2_EPSILON)
 
 
 def make_layers(
