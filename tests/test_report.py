@@ -117,12 +117,12 @@ def test_figures_are_scikit_learns() -> None:
 def test_bins_are_scikit_learns() -> None:
     probabilities, labels = answers(3, 500)
     first, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    found = plots.reliability(first, right)
+    count, of_bin, right_of_bin = plots.reliability(first, right)
     accuracy, mean = calibration_curve(right, first, n_bins=15)
-    there = found.count > 0
-    assert_allclose(found.accuracy[there], accuracy)
-    assert_allclose(found.probability[there], mean, rtol=1e-6)
-    assert found.count.sum() == 500
+    there = count > 0
+    assert_allclose(right_of_bin[there], accuracy)
+    assert_allclose(of_bin[there], mean, rtol=1e-6)
+    assert count.sum() == 500
 
 
 def test_the_matrix_is_drawn_as_counted() -> None:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from PIL import Image
 
 from ..errors import DataError
 from ..pictures import layout
-from ..pictures.layout import coloured
-
-if TYPE_CHECKING:
-    from .records import Distance
+from .records import Distance
 
 
 def draw(
@@ -30,7 +25,7 @@ def draw(
     # enlarged, a pixel stays a pixel: what the map does not know should not look smooth
     larger = photos[0].width > first.width
     how = Image.Resampling.NEAREST if larger else Image.Resampling.BOX
-    colours = Image.fromarray(coloured(np.asarray(heat.resize(photos[0].size, how))))
+    colours = Image.fromarray(layout.coloured(np.asarray(heat.resize(photos[0].size, how))))
     name = distance.about.metric.split()[0]
     scale = layout.scale(max(layout.NARROWEST, colours.width), f"{top:.3g}", f"{name} at a pixel")
     return layout.under(

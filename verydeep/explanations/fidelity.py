@@ -197,20 +197,14 @@ def _groups(network: Network) -> list[tuple[str, set[str]]]:
 
 
 def _randomised(
-    network: Network,
-    tensors: dict[str, np.ndarray],
-    layers: set[str],
-    draw: np.random.Generator,
+    network: Network, tensors: dict[str, np.ndarray], layers: set[str], draw: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """The weights with those of some layers drawn anew: normal, with He's deviation; biases 0."""
     mixed = dict(tensors)
     for layer in network.layers:
-        if layer.name not in layers:
-            continue
-        for key, shape in layer.tensors.items():
-            if key == f"{layer.key}.weight":
-                deviation = math.sqrt(2 / math.prod(shape[1:]))
-                mixed[key] = draw.normal(0, deviation, shape).astype(np.float32)
-            elif key == f"{layer.key}.bias":
-                mixed[key] = np.zeros(shape, np.float32)
+        if layer.name in layers:
+            shape = layer.tensors[f"{layer.key}.weight"]
+            normal = draw.normal(0, math.sqrt(2 / math.prod(shape[1:])), shape)
+            mixed[f"{layer.key}.weight"] = normal.astype(np.float32)
+            mixed[f"{layer.key}.bias"] = np.zeros(shape[0], np.float32)
     return mixed

@@ -12,9 +12,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax.saxutils import escape
 
-from ..nets import Layer, Network, Row
+from ..nets import Network, Row
 
 WIDTH = 1200  # of the figure, in its own pixels: a width at which every text is readable
 MARGIN = 24
@@ -25,6 +25,8 @@ LEAST_GAP = 7  # between boxes; what room is left is shared out as well
 BAR = 9  # thickness of the FC bars, which means nothing
 
 FONT = "Helvetica, Arial, sans-serif"
+MINOR = 0.22  # share of a box that is its batch norm, or its ReLU
+
 LABEL, TEXT, HEADING = 11, 12, 17  # font sizes
 ANGLE = 60  # of the layers' names, in degrees: they then need little room beside one another
 # The widest common sans-serif (Verdana, DejaVu) needs about this many ems a character.
@@ -60,115 +62,80 @@ def block_figure(
     """
     width = height if width is None else width
     rows = net.rows(height, width)
-    blocks = [_Block("input", (net.in_channels, height, width), (_Part("input", "", 1.0),))]
-    blocks += _blocks(rows)
-    heading, top = _heading(title or net.name)
-    if net.top and net.head.kind == "gap":
-        top += 16  # for the lines over the boxes
-    scale = _scale(blocks, top)
-    places = _arrange(blocks, scale)
-    drawing = [*_leaders(places, scale)]
-    for place, after in zip(places, [*places[1:], None], strict=True):
-        drawing += _solid(place, scale, rows)
-        # the average of a "gap" head reads other layers than the one before it
-        joined = after and after.block.name == "avgpool" and net.head.kind == "gap"
-        if after and not joined:
-            drawing.append(_arrow(place, after, scale))
-    drawing += _readers(net, places, scale)
-    labels, y = _labels(places, scale)
-    legend, y = _legend(net, blocks, y + 22)
-    caption, y = _caption(scale, rows, net, y + 26)
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y:.0f}" '
-        f'width="{WIDTH}" height="{y:.0f}" font-family="{FONT}" role="img">',
-        f"<title>{escape(title or net.name)}, {_shape((net.in_channels, height, width))}</title>",
-        f'<rect width="{WIDTH}" height="{y:.0f}" rx="8" fill="{PAPER}"/>',
-        *heading,
-        *drawing,
-        *labels,
-        *legend,
-        *caption,
-        "</svg>",
+    blocks = [_Block("input", (net.in_channels, height, width), [("input", "")]), *_blocks(rows)]
+    lines = wrap(title or net.name, int((WIDTH - 2 * MARGIN) / (1.1 * EM * HEADING)))
+    gap = net.head.kind == "gap" and any(block.name == "avgpool" for block in blocks)
+    top = 26.0 + 22 * len(lines) + (16 if gap else 0)  # with room for the lines over the boxes
+    pixel, channel = _arrange(blocks, top)
+    names = top + BAND + 14  # where the row of names begins
+    drawing = [
+        *(_text(MARGIN, 32 + 22 * at, line, HEADING, bold=True) for at, line in enumerate(lines)),
+        *_leaders(blocks, names - 4),
     ]
-    return "\n".join(lines) + "\n"
+    for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+        drawing += _solid(block, rows)
+        # the average of a "gap" head reads other layers than the one before it
+        if after and not (gap and after.name == "avgpool"):
+            drawing.append(_arrow(block, after))
+    if gap:
+        drawing += _readers(net, blocks)
+    for block in blocks:
+        drawing.append(
+            f'<text transform="translate({block.label_x:.1f} {names:.1f}) rotate({ANGLE})" '
+            f'y="{0.35 * LABEL:.2f}" font-size="{LABEL}" fill="{INK}">{escape(block.name)} '
+            f'<tspan fill="{FAINT}">{_shape(block.shape)}</tspan></text>'
+        )
+    longest = max(block.label_width for block in blocks)
+    legend, y = _legend(net, blocks, names + longest * math.sin(math.radians(ANGLE)) + 22)
+    caption, y = _caption(pixel, channel, rows, net, y + 26)
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y:.0f}" '
+            f'width="{WIDTH}" height="{y:.0f}" font-family="{FONT}" role="img">',
+            f"<title>{escape(title or net.name)}, {_shape((net.in_channels, height, width))}</title>",
+            f'<rect width="{WIDTH}" height="{y:.0f}" rx="8" fill="{PAPER}"/>',
+            *drawing,
+            *legend,
+            *caption,
+            "</svg>\n",
+        ]
+    )
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A share of a block's thickness: a convolution, its batch norm and its ReLU stand in one box."""
-
-    kind: str
-    layer: str  # paper name; empty for the input
-    share: float
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Block:
-    """One box or bar. shape: (channels, height, width), or (features,) for a bar."""
+    """One box, or bar, with its place in the figure.
+
+    shape: (channels, height, width), or (features,) for a bar. parts: (kind, paper name) from left to
+    right: a convolution, its batch norm and its ReLU stand in one box. x: where it starts along the axis,
+    the line through the middle of every box. slant: length into the page, before it is slanted.
+    """
 
     name: str
     shape: tuple[int, ...]
-    parts: tuple[_Part, ...]
+    parts: list[tuple[str, str]]
+    x: float = 0
+    axis: float = 0
+    depth: float = BAR
+    height: float = 0
+    slant: float = BAR
 
     @property
-    def flat(self) -> bool:
-        return len(self.shape) == 1
-
-    @property
-    def ends_a_group(self) -> bool:
-        """Whether more room follows than between the layers of a group."""
-        return self.parts[0].kind in ("input", "pool", "average")
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """Pixels of the figure for a pixel of a map, and for a channel.
-
-    slant: length into the page of the largest map. top: where the drawing begins.
-    """
-
-    pixel: float
-    channel: float
-    slant: float
-    top: float
-
-    @property
-    def axis(self) -> float:
-        """Height, in the figure, of the line through the middle of every box."""
-        return self.top + BAND / 2
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A block with its size in the figure: it starts at `x`, counted along the axis."""
-
-    block: _Block
-    x: float
-    depth: float
-    height: float
-    slant: float  # length into the page, before it is slanted
+    def label_width(self) -> float:
+        return _text_width(f"{self.name}  {_shape(self.shape)}", LABEL)
 
     @property
     def label_x(self) -> float:
         """The middle of the front face."""
         return self.x + self.depth / 2 - self.slant / 2 * SLANT[0]
 
-    def point(self, scale: _Scale, x: float, y: float, z: float) -> tuple[float, float]:
+    def point(self, x: float, y: float, z: float) -> tuple[float, float]:
         """x along the axis; y up and z into the page, each from -1 to 1."""
         z *= self.slant / 2
-        return x + z * SLANT[0], scale.axis - y * self.height / 2 - z * SLANT[1]
+        return x + z * SLANT[0], self.axis - y * self.height / 2 - z * SLANT[1]
 
-    def top(self, scale: _Scale) -> tuple[float, float]:
-        return self.point(scale, self.x + self.depth / 2, 1, 0)
-
-
-def _heading(words: str) -> tuple[list[str], float]:
-    """The heading in as many lines as it needs; and where the drawing may begin."""
-    lines = wrap(words, int((WIDTH - 2 * MARGIN) / (1.1 * EM * HEADING)))
-    texts = [
-        _text(MARGIN, 32 + 22 * i, line, HEADING, weight="bold") for i, line in enumerate(lines)
-    ]
-    return texts, 26.0 + 22 * len(lines)
+    def top(self) -> tuple[float, float]:
+        return self.point(self.x + self.depth / 2, 1, 0)
 
 
 def _blocks(rows: Sequence[Row]) -> Iterator[_Block]:
@@ -178,154 +145,122 @@ def _blocks(rows: Sequence[Row]) -> Iterator[_Block]:
         if layer.kind == "relu":
             continue
         kind = "conv1x1" if layer.kind == "conv" and layer.kernel == 1 else str(layer.kind)
-        shares = {kind: layer.name}
+        parts = [(kind, layer.name)]
         if layer.norm_key:
-            shares["norm"] = layer.name
+            parts.append(("norm", layer.name))
         if after and after.layer.kind == "relu":
-            shares["relu"] = after.layer.name
-        minor = 0.22
-        parts = [
-            _Part(kind, name, minor if kind in ("norm", "relu") else 1 - minor * (len(shares) - 1))
-            for kind, name in shares.items()
-        ]
-        yield _Block(layer.name, row.shape, tuple(parts))
+            parts.append(("relu", after.layer.name))
+        yield _Block(layer.name, row.shape, parts)
 
 
-def _scale(blocks: Iterable[_Block], top: float) -> _Scale:
-    maps = [block.shape for block in blocks if not block.flat]
+def _arrange(blocks: Sequence[_Block], top: float) -> tuple[float, float]:
+    """Give the blocks their sizes and places, from left to right over the whole width.
+
+    Returns the scales: pixels of the figure for a pixel of a map, and for a channel.
+    """
+    maps = [block.shape for block in blocks if len(block.shape) == 3]
     height, width = max(shape[1] for shape in maps), max(shape[2] for shape in maps)
     pixel = min(BAND / (height + width * SLANT[1]), 300 / (width * SLANT[0]))
     room = WIDTH - 2 * MARGIN - width * pixel * SLANT[0]
-    features = max((block.shape[0] for block in blocks if block.flat), default=1)
+    features = max((block.shape[0] for block in blocks if len(block.shape) == 1), default=1)
     # at most half of the room for the boxes: the rest is for the gaps and the names
     channel = min(BAND / features, 0.5 * room / sum(shape[0] for shape in maps))
-    return _Scale(pixel, channel, width * pixel, top)
-
-
-def _arrange(blocks: Sequence[_Block], scale: _Scale) -> list[_Place]:
-    """From left to right over the whole width, with more room after a pool than within a group."""
-    sized = []
     for block in blocks:
-        thick = max(float(THINNEST), block.shape[0] * scale.channel)
-        if block.flat:
-            sized.append(_Place(block, 0, BAR, thick, BAR))
+        block.axis = top + BAND / 2
+        thick, *sides = (
+            max(float(THINNEST), count * scale)
+            for count, scale in zip(block.shape, (channel, pixel, pixel), strict=False)
+        )
+        if sides:
+            block.depth, (block.height, block.slant) = thick, sides
         else:
-            sides = [max(float(THINNEST), side * scale.pixel) for side in block.shape[1:]]
-            sized.append(_Place(block, 0, thick, sides[0], sides[1]))
-    x = MARGIN + scale.slant / 2 * SLANT[0]
-    overhang = _text_width(_label(blocks[-1]), LABEL) * math.cos(math.radians(ANGLE))
-    room = WIDTH - MARGIN - max(20.0, overhang) - x - sum(place.depth for place in sized)
-    weights = [2.5 if block.ends_a_group else 1.0 for block in blocks[:-1]]
+            block.height = thick
+    x = MARGIN + width * pixel / 2 * SLANT[0]
+    overhang = blocks[-1].label_width * math.cos(math.radians(ANGLE))
+    room = WIDTH - MARGIN - max(20.0, overhang) - x - sum(block.depth for block in blocks)
+    # more room after a pool than within a group
+    weights = [2.5 if b.parts[0][0] in ("input", "pool", "average") else 1.0 for b in blocks[:-1]]
     # what the scale leaves is enough for the names, whatever the network: a test looks at them
     gap = (room - LEAST_GAP * len(weights)) / sum(weights)
-    placed = []
-    for place, weight in zip(sized, [*weights, 0.0], strict=True):
-        placed.append(_Place(place.block, x, place.depth, place.height, place.slant))
-        x += place.depth + LEAST_GAP + weight * gap
-    return placed
+    for block, weight in zip(blocks, [*weights, 0.0], strict=True):
+        block.x = x
+        x += block.depth + LEAST_GAP + weight * gap
+    return pixel, channel
 
 
-def _solid(place: _Place, scale: _Scale, rows: Sequence[Row]) -> Iterator[str]:
+def _solid(block: _Block, rows: Sequence[Row]) -> Iterator[str]:
     """The parts of a block, from left to right, each a group of faces; the last shows its side."""
     known = {row.layer.name: row for row in rows}
-    x = place.x
-    for part in place.block.parts:
-        end = x + part.share * place.depth
-        colour = COLOURS[part.kind]
+    x = block.x
+    for kind, name in block.parts:
+        share = MINOR if kind in ("norm", "relu") else 1 - MINOR * (len(block.parts) - 1)
+        end = x + share * block.depth
+        colour = COLOURS[kind]
         edge = _mixed(colour, "#000000", 0.45)
-        attribute = "data-norm" if part.kind == "norm" else "data-layer"
-        name = part.layer or "input"
-        yield f'<g {attribute}={quoteattr(name)} stroke={quoteattr(edge)} stroke-width="0.6">'
-        yield f"<title>{escape(_tooltip(part, place.block, known.get(name)))}</title>"
+        attribute = "data-norm" if kind == "norm" else "data-layer"
+        yield f'<g {attribute}="{name or "input"}" stroke="{edge}" stroke-width="0.6">'
+        yield f"<title>{escape(_tooltip(kind, name, block, known.get(name)))}</title>"
         faces = [
             ("front", colour, [(x, -1, -1), (end, -1, -1), (end, 1, -1), (x, 1, -1)]),
             ("top", _mixed(colour, "#ffffff", 0.35), [(x, 1, -1), (end, 1, -1), (end, 1, 1), (x, 1, 1)]),
         ]  # fmt: skip
-        if part is place.block.parts[-1]:
+        if (kind, name) == block.parts[-1]:
             side = [(end, -1, -1), (end, -1, 1), (end, 1, 1), (end, 1, -1)]
             faces.append(("side", _mixed(colour, "#000000", 0.12), side))
         for face, fill, corners in faces:
-            points = " ".join(_pair(place.point(scale, *corner)) for corner in corners)
+            points = " ".join(_pair(block.point(*corner)) for corner in corners)
             yield f'<polygon class="{face}" fill="{fill}" points="{points}"/>'
         yield "</g>"
         x = end
 
 
-def _tooltip(part: _Part, block: _Block, row: Row | None) -> str:
+def _tooltip(kind: str, name: str, block: _Block, row: Row | None) -> str:
     if row is None:
         return f"input: {_shape(block.shape)}"
-    if part.kind == "norm":
-        return f"batch normalisation of {part.layer}"
-    words = [f"{part.layer}: {_shape(block.shape)}"]
+    if kind == "norm":
+        return f"batch normalisation of {name}"
+    words = [f"{name}: {_shape(block.shape)}"]
     if row.parameters:
         words.append(f"{row.parameters:,} parameters")
     if row.multiply_adds:
         words.append(f"{row.multiply_adds:,} multiply-adds")
-    words.append(f"sees {row.receptive_field} pixels")
-    return ", ".join(words)
+    return ", ".join([*words, f"sees {row.receptive_field} pixels"])
 
 
-def _arrow(place: _Place, after: _Place, scale: _Scale) -> str:
+def _arrow(block: _Block, after: _Block) -> str:
     """Along the axis from the side of one block to the next, whose front is drawn over its end."""
-    start = place.point(scale, place.x + place.depth, 0, 0)
-    end = after.point(scale, after.x, 0, 0)
-    return f'<path d="M{_pair(start)}H{end[0]:.1f}" stroke="{INK}" stroke-width="1" fill="none"/>'
+    start, end = block.point(block.x + block.depth, 0, 0), after.x
+    return f'<path d="M{_pair(start)}H{end:.1f}" stroke="{INK}" stroke-width="1" fill="none"/>'
 
 
-def _leaders(places: Iterable[_Place], scale: _Scale) -> Iterator[str]:
+def _leaders(blocks: Iterable[_Block], end: float) -> Iterator[str]:
     """From the bottom of each front face to its name, behind everything else."""
     yield f'<g stroke="{FAINT}" stroke-width="0.5" stroke-dasharray="1.5 2.5">'
-    for place in places:
-        x, y = place.point(scale, place.x + place.depth / 2, -1, -1)
-        yield f'<path d="M{x:.1f} {y:.1f}V{_label_top(scale) - 4:.1f}"/>'
+    for block in blocks:
+        start = block.point(block.x + block.depth / 2, -1, -1)
+        yield f'<path d="M{_pair(start)}V{end:.1f}"/>'
     yield "</g>"
 
 
-def _readers(net: Network, places: Sequence[_Place], scale: _Scale) -> Iterator[str]:
+def _readers(net: Network, blocks: Sequence[_Block]) -> Iterator[str]:
     """What a "gap" head averages: lines over the boxes from the layers it reads to the average."""
-    goal = next((place for place in places if place.block.name == "avgpool"), None)
-    if goal is None or net.head.kind != "gap":
-        return
     read = [
-        place
-        for place in places
-        if any(p.kind != "norm" and p.layer in net.head_inputs for p in place.block.parts)
+        block
+        for block in blocks
+        if any(kind != "norm" and name in net.head_inputs for kind, name in block.parts)
     ]
-    level = min(place.point(scale, place.x, 1, 1)[1] for place in read) - 14
-    x, y = goal.top(scale)
+    level = min(block.point(block.x, 1, 1)[1] for block in read) - 14
+    x, y = next(block for block in blocks if block.name == "avgpool").top()
     yield f'<g class="reads" fill="none" stroke="{INK}" stroke-width="1">'
-    for place in read:
-        start = place.top(scale)
-        yield f'<path d="M{_pair(start)}V{level:.1f}H{x:.1f}V{y - 3:.1f}"/>'
+    for block in read:
+        yield f'<path d="M{_pair(block.top())}V{level:.1f}H{x:.1f}V{y - 3:.1f}"/>'
     yield f'<path d="M{x - 3:.1f} {y - 8:.1f}L{x:.1f} {y - 2:.1f}L{x + 3:.1f} {y - 8:.1f}"/></g>'
-
-
-def _label(block: _Block) -> str:
-    return f"{block.name}  {_shape(block.shape)}"
-
-
-def _label_top(scale: _Scale) -> float:
-    return scale.axis + BAND / 2 + 14
-
-
-def _labels(places: Iterable[_Place], scale: _Scale) -> tuple[list[str], float]:
-    """The names and shapes in a row beneath the drawing; and where the row ends."""
-    y, longest, lines = _label_top(scale), 0.0, []
-    for place in places:
-        block = place.block
-        lines.append(
-            f'<text transform="translate({place.label_x:.1f} {y:.1f}) rotate({ANGLE})" '
-            f'y="{0.35 * LABEL:.2f}" font-size="{LABEL}" fill="{INK}">{escape(block.name)} '
-            f'<tspan fill="{FAINT}">{_shape(block.shape)}</tspan></text>'
-        )
-        longest = max(longest, _text_width(_label(block), LABEL))
-    return lines, y + longest * math.sin(math.radians(ANGLE))
 
 
 def _legend(net: Network, blocks: Iterable[_Block], y: float) -> tuple[list[str], float]:
     """A swatch for each kind of part that the figure has; as many rows as they need."""
-    kinds = {part.kind for block in blocks for part in block.parts}
-    average = next((layer for layer in net.top if layer.kind == "average"), None)
+    kinds = {kind for block in blocks for kind, _ in block.parts}
+    averaged = next((layer.kernel for layer in net.top if layer.kind == "average"), 1)
     words = {
         "input": "input image",
         "conv": "convolution 3 × 3",
@@ -334,7 +269,7 @@ def _legend(net: Network, blocks: Iterable[_Block], y: float) -> tuple[list[str]
         "relu": "its ReLU",
         "lrn": "local response normalisation",
         "pool": POOLINGS[net.pool],
-        "average": _average(average),
+        "average": f"average to {averaged} × {averaged}" if averaged > 1 else "global average",
         "fc": "fully connected",
         "softmax": "soft-max",
     }
@@ -354,16 +289,12 @@ def _legend(net: Network, blocks: Iterable[_Block], y: float) -> tuple[list[str]
     return lines, y
 
 
-def _average(layer: Layer | None) -> str:
-    if layer is None or layer.kernel == 1:
-        return "global average"
-    return f"average to {layer.kernel} × {layer.kernel}"
-
-
-def _caption(scale: _Scale, rows: Sequence[Row], net: Network, y: float) -> tuple[list[str], float]:
+def _caption(
+    pixel: float, channel: float, rows: Sequence[Row], net: Network, y: float
+) -> tuple[list[str], float]:
     """The scales as bars, what they measure, and the totals."""
     lines, x = [], float(MARGIN)
-    for unit, name in ((scale.pixel, "pixel"), (scale.channel, "channel")):
+    for unit, name in ((pixel, "pixel"), (channel, "channel")):
         count = _round(90 / unit)
         length = count * unit
         lines.append(
@@ -400,14 +331,9 @@ def _shape(shape: tuple[int, ...]) -> str:
     return " × ".join(map(str, (*shape[1:], shape[0])))
 
 
-def _text(
-    x: float, y: float, words: str, size: int, *, weight: str = "normal", fill: str = INK
-) -> str:
-    bold = f' font-weight="{weight}"' if weight != "normal" else ""
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}"{bold} fill="{fill}">'
-        f"{escape(words)}</text>"
-    )
+def _text(x: float, y: float, words: str, size: int, *, bold: bool = False, fill: str = INK) -> str:
+    weight = ' font-weight="bold"' if bold else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}"{weight} fill="{fill}">{escape(words)}</text>'
 
 
 def _text_width(words: str, size: int) -> float:

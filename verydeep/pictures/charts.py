@@ -30,18 +30,6 @@ class Line:
     ys: Sequence[float]
 
 
-@dataclass(frozen=True, eq=False)
-class Reliability:
-    """First answers in bins of equal width of their probability, (bins,) each.
-
-    count: answers. probability: their mean. accuracy: how often they are right. NaN for empty bins.
-    """
-
-    count: NDArray[np.int64]
-    probability: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
-
-
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers from `low` to `high`, about so many, 1, 2 or 5 times a power of ten apart."""
     if not math.isfinite(low) or not math.isfinite(high) or high <= low:
@@ -91,20 +79,20 @@ def lines(
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x, "middle"))
     legend = ""
     for line, colour in zip(given, cycle(COLOURS), strict=False):
-        points = [(px, py) for px, py in zip(line.xs, line.ys, strict=True) if math.isfinite(py)]
-        path, pen = [], "M"
+        path, pen, points, last = "", "M", 0, math.nan
         for px, py in zip(line.xs, line.ys, strict=True):
-            there = math.isfinite(py)
-            path.append(f"{pen}{across(px):.1f} {down(py):.1f}" if there else "")
-            pen = "L" if there else "M"
-        last = points[-1][1] if points else math.nan
+            if not math.isfinite(py):
+                pen = "M"
+                continue
+            cx, cy, last = across(px), down(py), py
+            path, pen, points = f"{path}{pen}{cx:.1f} {cy:.1f}", "L", points + 1
         shown = f"{last:.2%}" if percent else _number(last)
         title = f"<title>{escape(line.name)}, last {shown}</title>"
-        parts.append(f'<path class="curve {colour}" d="{"".join(path)}">{title}</path>')
-        if len(points) == 1:
-            cx, cy = across(points[0][0]), down(last)
-            dot = f'<circle class="dot {colour}" cx="{cx:.1f}" cy="{cy:.1f}" r="4">{title}</circle>'
-            parts.append(dot)
+        parts.append(f'<path class="curve {colour}" d="{path}">{title}</path>')
+        if points == 1:
+            parts.append(
+                f'<circle class="dot {colour}" cx="{cx:.1f}" cy="{cy:.1f}" r="4">{title}</circle>'
+            )
         legend += f'<span class="key {colour}">{escape(line.name)}</span>'
     return f'<div class="legend">{legend}</div>{"".join(parts)}</svg>'
 
@@ -162,24 +150,27 @@ def confusion(table: NDArray[np.int64], names: Sequence[str]) -> str:
 
 def reliability(
     probability: NDArray[np.floating], right: NDArray[np.bool_], bins: int = 15
-) -> Reliability:
-    """First answers, (n,) probabilities and whether each is right, in bins of equal width."""
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """First answers, (n,) probabilities and whether each is right, in bins of equal width.
+
+    Returns of each bin how many answers it has, their mean probability, and how often they are right; the
+    last two are NaN where it is empty.
+    """
     of = np.minimum((probability * bins).astype(int), bins - 1)
     count = np.bincount(of, minlength=bins)
     with np.errstate(invalid="ignore"):
-        mean = np.bincount(of, probability, bins) / count
-        accuracy = np.bincount(of, right, bins) / count
-    return Reliability(count, mean, accuracy)
+        return count, *(np.bincount(of, x, bins) / count for x in (probability, right))  # type: ignore
 
 
-def reliability_diagram(bins: Reliability) -> str:
-    """How often answers are right against how sure they were; whiskers are one standard error.
+def reliability_diagram(probability: NDArray[np.floating], right: NDArray[np.bool_]) -> str:
+    """How often first answers are right, (n,), against how sure they were; whiskers are one standard error.
 
     Below it how many answers there were. On the dashed line a probability means what it says.
     """
-    count, low, foot = len(bins.count), HEIGHT - BOTTOM + 70, 44
+    bins = reliability(probability, right)
+    low, foot = HEIGHT - BOTTOM + 70, 44
     height, plot = HEIGHT + 70, HEIGHT - BOTTOM - 8
-    across = (WIDTH - LEFT - RIGHT) / count
+    across = (WIDTH - LEFT - RIGHT) / len(bins[0])
 
     def px(value: float) -> float:
         return LEFT + value * (WIDTH - LEFT - RIGHT)
@@ -191,10 +182,8 @@ def reliability_diagram(bins: Reliability) -> str:
     for value in (0, 0.25, 0.5, 0.75, 1):
         parts.append(_level(py(value), f"{value:.0%}"))
         parts.append(_text(px(value), low + 17, f"{value:.0%}", "end" if value == 1 else "middle"))
-    most = max(1, int(bins.count.max()))
-    for at, (answers, mean, accuracy) in enumerate(
-        zip(bins.count.tolist(), bins.probability.tolist(), bins.accuracy.tolist(), strict=True)
-    ):
+    most = max(1, int(bins[0].max()))
+    for at, (answers, mean, accuracy) in enumerate(zip(*(x.tolist() for x in bins), strict=True)):
         if not answers:
             continue
         x = LEFT + at * across

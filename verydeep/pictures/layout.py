@@ -200,6 +200,13 @@ def fitted(photo: Image.Image, side: int = PANEL) -> Image.Image:
     return photo.convert("RGB").resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
+def centred(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A picture in the middle of so much paper."""
+    place = Image.new("RGB", size, PAPER)
+    place.paste(picture, ((size[0] - picture.width) // 2, (size[1] - picture.height) // 2))
+    return place
+
+
 def as_rgb(image: Image.Image | np.ndarray) -> Image.Image:
     """Decoded pixels for drawing: arrays, 0 to 255, have more than 8 bits, or one channel."""
     if isinstance(image, np.ndarray):

@@ -11,12 +11,10 @@ import io
 from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from .. import __version__
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 STYLE = Path(__file__).with_name("page.css")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from ..files.wording import counted
 from ..pictures import layout
@@ -182,24 +182,15 @@ def _block_rows(portrait: Portrait) -> Image.Image:
 
 
 def _field_tile(
-    photo: Image.Image,
-    block: Block,
-    box: layout.Box,
-    colour: tuple[int, int, int],
-    tile: tuple[int, int],
+    photo: Image.Image, block: Block, box: layout.Box, colour: layout.Colour, tile: tuple[int, int]
 ) -> Image.Image:
     """What a unit sees, framed in its colour, in the middle of a tile."""
     seen = Image.new("RGB", (block.row.receptive_field,) * 2, BORDER)
     seen.paste(photo, (-round(box[0]), -round(box[1])))
     side = min(tile)
     how = Image.Resampling.NEAREST if seen.width < side / 2 else Image.Resampling.BICUBIC
-    place = Image.new("RGB", tile, layout.PAPER)
-    left, top = (tile[0] - side) // 2, (tile[1] - side) // 2
-    pen = ImageDraw.Draw(place)
-    pen.rectangle((left, top, left + side - 1, top + side - 1), INK)
-    pen.rectangle((left + 1, top + 1, left + side - 2, top + side - 2), colour)
-    place.paste(seen.resize((max(1, side - 8),) * 2, how), (left + 4, top + 4))
-    return place
+    framed = ImageOps.expand(seen.resize((max(1, side - 8),) * 2, how), 3, colour)
+    return layout.centred(ImageOps.expand(framed, 1, INK), tile)
 
 
 # The page
@@ -209,7 +200,7 @@ def page(portrait: Portrait) -> str:
     """The text of the page, about as many kilobytes as its pictures."""
     parts = [_page_head(portrait), _figure(portrait), _filter_figures(portrait)]
     if portrait.pixels is not None:
-        parts += [_channels(portrait), _fields(portrait)]
+        parts += [html.section(*CHANNELS, *map(_block, portrait.blocks)), _fields(portrait)]
     return html.page(_title(portrait), parts)
 
 
@@ -249,10 +240,6 @@ def _filter_figures(portrait: Portrait) -> str:
         )
     )
     return html.section(*_filters(portrait), f'<div class="filters">{tiles}</div>')
-
-
-def _channels(portrait: Portrait) -> str:
-    return html.section(*CHANNELS, *map(_block, portrait.blocks))
 
 
 def _block(block: Block) -> str:

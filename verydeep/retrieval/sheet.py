@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from PIL import Image, ImageOps
 
 from ..errors import DataError, ImageError, log
 from ..files.wording import counted
+from ..pictures import layout
+from ..pictures.layout import FAINT, INK, SMALL, Colour
 from ..pictures.saving import require_picture, save
 from ..preprocess import decode
 from .nearest import Neighbours
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from ..pictures.layout import Colour
 
 TILE, GAP = 160, 12  # pixels
 ACCENT = (200, 71, 44)
@@ -29,8 +27,6 @@ def contact_sheet(rows: Sequence[Neighbours], out: str | os.PathLike[str]) -> No
     read any more is an empty frame. Raises DataError where there is nothing to draw, or too much, and
     OutputError where the file cannot be written.
     """
-    from ..pictures import layout
-
     require_picture(out)
     if not rows:
         raise DataError("there are no queries to draw; give at least one")
@@ -64,29 +60,21 @@ def _tile(
 
     missing: takes the path where it cannot be read.
     """
-    from PIL import Image, ImageDraw
-
     from ..pictures import layout
-    from ..pictures.layout import shortened
 
-    place = Image.new("RGB", (TILE, TILE), layout.PAPER)
-    pen = ImageDraw.Draw(place)
     try:
         photo = layout.as_rgb(decode(path or ""))
         photo = layout.fitted(photo, min(max(photo.size), TILE - 6 if accent else TILE))
     except ImageError:
         missing += [path] if path else []
-        pen.rectangle((0, 0, TILE - 1, TILE - 1), outline=accent or layout.FAINT)
+        photo = Image.new("RGB", (TILE - 2, TILE - 2), layout.PAPER)
+        photo = ImageOps.expand(photo, 1, accent or FAINT)
     else:
-        left, top = (TILE - photo.width) // 2, (TILE - photo.height) // 2
-        place.paste(photo, (left, top))
-        if accent:
-            edge = (left - 3, top - 3, left + photo.width + 2, top + photo.height + 2)
-            pen.rectangle(edge, outline=accent, width=3)
+        photo = ImageOps.expand(photo, 3, accent) if accent else photo
     # names differ at their ends
-    name = shortened(os.path.basename(path or ""), layout.SMALL, TILE, end=True)
-    colours = (accent or layout.INK, layout.FAINT, layout.FAINT)
+    name = layout.shortened(os.path.basename(path or ""), SMALL, TILE, end=True)
+    colours = (accent or INK, FAINT, FAINT)
     return layout.column(
-        place, 4, layout.caption(TILE, words, size=layout.SMALL, colours=colours),
-        layout.caption(TILE, name, size=layout.SMALL, colours=(layout.FAINT,) * 3),
+        layout.centred(photo, (TILE, TILE)), 4, layout.caption(TILE, words, size=SMALL, colours=colours),
+        layout.caption(TILE, name, size=SMALL, colours=(FAINT,) * 3),
     )  # fmt: skip
