@@ -26,8 +26,7 @@ from verydeep.graphs.writer import Graph
 from verydeep.modelfile import Activation, Record
 from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE, TORCHVISION, Preprocess
-from verydeep.quantisation.ranges import Tally
-from verydeep.quantisation.rounding import LIMIT, round_weights, second_moments, steps
+from verydeep.quantisation.rounding import LIMIT, Tally, round_weights, second_moments, steps
 
 from .tiny import pixels, tiny, weights
 

@@ -1045,7 +1045,7 @@ def test_plain_safetensors_is_told_how_to_become_one(tmp_path: Path) -> None:
         save_file({"x": np.zeros((2, 3))}, tmp_path / "plain.safetensors", metadata)
         assert refused(tmp_path / "plain.safetensors") == (
             "it is a safetensors file, but not a verydeep model file, since its metadata has no "
-            "verydeep record; `verydeep weights convert` makes one of published or trained weights"
+            "verydeep record; `verydeep weights convert` makes a model file of published or trained weights"
         )
 
 
@@ -1075,9 +1075,9 @@ def torch_file(**choices: Any) -> bytes:
             b"version https://git-lfs.github.com/spec/v1\noid",
             r"but a Git LFS pointer.*git lfs pull",
         ),
-        (b"\x89PNG\r\n\x1a\n0000", r"but an image; expected a \.safetensors file$"),
-        (b"\xff\xd8\xff\xe0\0\0JFIF", r"but an image"),
-        (b"\x1f\x8b\x08\0\0\0\0\0\0\x03", r"but compressed; unpack it first$"),
+        (b"\x89PNG\r\n\x1a\n0000", r"but a PNG image; expected a \.safetensors file$"),
+        (b"\xff\xd8\xff\xe0\0\0JFIF", r"but a JPEG image"),
+        (b"\x1f\x8b\x08\0\0\0\0\0\0\x03", r"but a compressed file; unpack it first$"),
         (b"\x89HDF\r\n\x1a\n\0\0", r"but an HDF5 file, as Keras writes them"),
         (b"\x93NUMPY\x01\0v\0{'descr'", r"but a NumPy array"),
         (b"\x08\x0a\x12\x07pytorch:\x80", r"but an ONNX graph"),

@@ -38,6 +38,8 @@ from verydeep.preprocess import (
     TORCHVISION,
     Preprocess,
     decode,
+    decoded,
+    parse_size,
 )
 
 AS_IS = Preprocess(resize="none", resize_size=None, crop_size=None)
@@ -575,12 +577,12 @@ def test_with_size_refuses() -> None:
     [
         (b"", "the file is empty"),
         (b"hello, this is some text", "expected JPEG, PNG"),
-        (b"\n <!DOCTYPE html><html>", "a web page, perhaps a failed download"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG; export it as PNG"),
-        (b"%PDF-1.7 ...", "a PDF; export the page"),
+        (b"\n <!DOCTYPE html><html>", "a web page, probably of a failed download; fetch it again"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG; export it as JPEG or PNG"),
+        (b"%PDF-1.7 ...", "a PDF; export it as JPEG"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "PostScript"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC; convert it to JPEG"),
-        (b"\0\0\0\x18ftypisom\0\0\0\0mp42", "a video; export a frame"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC; export it as JPEG or PNG"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0mp42", "a video; export it as JPEG"),
         (b"PK\x03\x04" + bytes(40), "a zip archive"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"\x93NUMPY\x01\0v\0{'descr'", "numpy.load"),
@@ -614,6 +616,9 @@ def test_paths_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert message(missing / "deeper").startswith(f"{missing}")
     assert message("https://example.org/a.jpg").endswith("no such file; download it first")
     assert message("") == "'': no such file; check the path"
+    assert message(os.devnull) == (
+        f"{os.devnull}: a device or socket, not a file; give an image file"
+    )
     assert message("a\0b").startswith("'a\\x00b': cannot be opened")
     assert message(tmp_path) == f"{tmp_path}: a folder, not an image; give the files in it"
     assert "device" in message("/dev/null")
@@ -855,3 +860,22 @@ import torch
 def test_presets() -> None:
     assert set(PRESETS) == {"torchvision", "features", "caffe", "lpips"}
     assert PRESETS["torchvision"] == Preprocess()
+
+
+class Picture(Image.Image):
+    """As frameworks subclass it, in a module of their own."""
+
+
+def test_an_image_of_a_subclass_is_an_image_and_no_array() -> None:
+    palette = Image.fromarray(noise(8, 8)).quantize(4)
+    mine = palette.copy()
+    mine.__class__ = Picture
+    np.testing.assert_array_equal(decoded(mine), np.asarray(palette.convert("RGB")))
+
+
+def test_sizes_beyond_all_memory_are_one_line() -> None:
+    with pytest.raises(PreprocessError, match='expected "224"'):
+        parse_size("9" * 5000)
+    record = Preprocess(resize="none", resize_size=None, crop_size=10**7)
+    with pytest.raises(ImageError, match=r"not enough memory to resize or crop it; ask for a smal"):
+        record.pixels(noise(4, 4))

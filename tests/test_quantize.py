@@ -27,7 +27,7 @@ from verydeep.modelfile import Activation, ModelFile
 from verydeep.nets import network
 from verydeep.preprocess import CAFFE, TORCHVISION, Preprocess
 from verydeep.quantisation.draft import BATCH, Draft, batches
-from verydeep.quantisation.ranges import error_names, probed
+from verydeep.quantisation.rounding import error_names, probed
 
 from .conftest import Run
 from .tiny import model_file, photo, pixels, tiny, weights
@@ -189,8 +189,9 @@ def test_means_by_hand(tmp_path: Path) -> None:
     pictures = images(11)
     found = draft.means(("conv2_1", "avgpool"), pictures, int8=False)
     taps = ("conv2_1", "avgpool")
-    built = graph.build(draft.network, draft.tensors(), draft.preprocess, taps=taps, scores=False)
-    whole = open_engine("onnxruntime", built, threads=1).run(np.stack(pictures))
+    built = draft.graph(taps, int8=False)
+    floats = np.stack(pictures).astype(np.float32)
+    whole = open_engine("onnxruntime", built, threads=1).run(floats)
     for name in taps:
         assert_allclose(found[name][0], whole[name].mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
         assert_allclose(found[name][1], (whole[name] > 0).mean((0, 2, 3)), atol=1e-3)
@@ -316,6 +317,8 @@ def test_out_is_checked_before_the_work(
     with pytest.raises(OutputError, match=r"none is not a folder that can be written to"):
         quantize.quantize(model, [str(photos)], tmp_path / "none" / "q")
     assert capsys.readouterr().err == ""
+    with pytest.raises(OutputError, match=r"it is a folder; name a file in it"):
+        quantize.quantize(model, [str(photos)], tmp_path)
     with pytest.raises(DataError, match=r"given as ndarray; expected paths"):
         quantize.quantize(model, images(16), tmp_path / "q")  # type: ignore[arg-type]
 

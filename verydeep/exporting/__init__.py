@@ -2,41 +2,43 @@
 
 Beside the file stands a short program that runs it. Everything is made in a folder of its own and moved
 into place at the end, so that a failure leaves what was there before.
+
+Each format is a module with
+
+write(job, file)         the model as that format's file, and files beside it where one cannot hold all
+load(file, outputs, precision)
+                         pixels to outputs, the way that the runtime's own documentation says
+program(outputs, precision)
+                         the same as a person writes it
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ..engines import (
-    ENGINES,
-    REFERENCE,
-    TOLERANCES,
-    Source,
-    open_engine,
-    relative_error,
-)
+from .. import __version__
+from ..engines import ENGINES, REFERENCE, TOLERANCES, Source, open_engine, relative_error
 from ..errors import EngineError, OutputError, log, nearest
 from ..files.atomic import ADVICE
+from ..graphs import int8, network
+from ..graphs.writer import Graph
 from ..modelfile import ModelFile, read
 from ..nets import named
-from ..preprocess import several
+from ..preprocess import ImageLike, Preprocess, several
 from ..published.finding import find_model
-from .formats import FORMATS, Job, program_text
-
-if TYPE_CHECKING:
-    from ..preprocess import ImageLike, Preprocess
 
 __all__ = ["Exported", "export", "synthetic_photos"]
 
@@ -45,6 +47,86 @@ __all__ = ["Exported", "export", "synthetic_photos"]
 ALLOWED = {**TOLERANCES, "int8": 5e-2}
 SPARE_BYTES = 1 << 20
 PHOTO_SIDE = 224  # of synthetic photos, where the model says nothing
+
+
+Run = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """What is known of a format before anything of it is imported.
+
+    suffix: of its file. engine: the key of `engines.ENGINES` that runs it.
+    precisions: the promises that its file can keep.
+    """
+
+    suffix: str
+    engine: str
+    precisions: tuple[str, ...]
+
+
+FLOATS = ("exact", "fast", "half")
+
+FORMATS = {
+    "onnx": Format(".onnx", "onnxruntime", (*FLOATS, "int8")),
+    "openvino": Format(".xml", "openvino", (*FLOATS, "int8")),
+    "mnn": Format(".mnn", "mnn", ("fast", "half")),
+    "torch": Format(".pt2", "torch", FLOATS),
+}
+
+
+@dataclass(frozen=True)
+class Program:
+    """How a person runs the file, in Python. `__file__[:-3]` is its path: the program's, without ".py".
+
+    imports: what is imported. setup: makes `labels`. run: makes `outputs`, name to array, of `pixels`.
+    """
+
+    imports: str
+    setup: tuple[str, ...]
+    run: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model on its way into a format. taps: paper names, outputs beside the scores."""
+
+    model: ModelFile
+    precision: str
+    taps: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        scores = ("scores",) if self.model.record.network.head.classes else ()
+        return (*self.taps, *scores)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """Weights beside it. The int8 graph for "int8": ModelFileError where there is none."""
+        record = self.model.record
+        scores = "scores" in self.outputs
+        if self.precision == "int8":
+            return int8.build(self.model, taps=self.taps, scores=scores)
+        tensors = self.model.tensors()
+        return network.build(
+            record.network, tensors, record.preprocess, taps=self.taps, scores=scores
+        )
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the file says about itself; "labels" and "preprocess" are JSON."""
+        record = self.model.record
+        classes = range(record.network.head.classes)
+        labels = record.class_names or record.class_ids or tuple(f"class {i}" for i in classes)
+        return {
+            "producer": f"verydeep {__version__}",
+            "network": record.network.name,
+            "precision": self.precision,
+            "labels": json.dumps(labels, ensure_ascii=False),
+            "class_ids": json.dumps(record.class_ids, ensure_ascii=False),
+            "preprocess": json.dumps(record.preprocess.to_dict()),
+            "licence": record.licence,
+        }
 
 
 @dataclass(frozen=True)
@@ -73,17 +155,13 @@ class Exported:
         return max(self.errors.values())
 
     def to_dict(self) -> dict[str, Any]:
+        """What `verydeep export --json` prints."""
         return {
+            **vars(self),
             "path": str(self.path),
             "files": [str(file) for file in self.files],
             "program": str(self.program),
-            "to": self.to,
-            "precision": self.precision,
-            "engine": self.engine,
-            "version": self.version,
             "error": self.error,
-            "errors": self.errors,
-            "size_bytes": self.size_bytes,
         }
 
 
@@ -139,14 +217,16 @@ def export(
     record.network.cut(taps)  # refuses unknown ones before anything is written
     batches = dict(_batches(record.preprocess, several(photos)[0]))
     module = import_module(f".{to}", __package__)
-    weights_bytes = job.graph.size_bytes
     # the file, and for a moment the ONNX file that it is made from
-    with _staged(out, 2 * weights_bytes + SPARE_BYTES) as stage:
+    with _staged(out, 2 * job.graph.size_bytes + SPARE_BYTES) as stage:
         log.info(f"writing {out.name}")
         file = stage / out.name
         module.write(job, file)
         log.info("running the model file")
-        reference = _run_reference(job, batches)
+        source = Source(job.graph)
+        kept = "int8" if precision == "int8" else "exact"
+        reference = open_engine(REFERENCE, source, precision=kept, device="cpu")
+        expected = {name: reference.run(pixels) for name, pixels in batches.items()}
         log.info(f"running {out.name} in {engine.package} {engine.version}")
         try:
             run = module.load(file, job.outputs, precision)
@@ -156,7 +236,7 @@ def export(
             raise EngineError(
                 f"{out}: {engine.package} cannot run the file: {line}; nothing was written"
             ) from error
-        errors = {name: _error(answers[name], reference[name]) for name in batches}
+        errors = {name: _error(answers[name], expected[name]) for name in batches}
         for name, off in errors.items():
             if not off <= ALLOWED[precision]:
                 raise EngineError(
@@ -165,17 +245,15 @@ def export(
                     "nothing was written"
                 )
         del run
-        script = stage / f"{out.name}.py"
-        script.write_text(
-            program_text(form, job, script.name, module.program(job.outputs, precision)),
-            encoding="utf-8",
+        text = program_text(
+            engine.distributions[0], job, out, module.program(job.outputs, precision)
         )
-        placed = _place(stage, out)
-    files = tuple(file for file in placed if file.name != script.name)
+        (stage / f"{out.name}.py").write_text(text, encoding="utf-8")
+        *files, program = _place(stage, out)
     return Exported(
         path=out,
-        files=files,
-        program=out.parent / script.name,
+        files=tuple(files),
+        program=program,
         to=to,
         precision=precision,
         engine=form.engine,
@@ -199,9 +277,8 @@ def synthetic_photos(height: int, width: int, count: int = 1, channels: int = 3)
     shape = (count, channels + 1, *frequency.shape)
     spectrum = draw.normal(size=shape) + 1j * draw.normal(size=shape)
     noise = np.fft.irfft2(spectrum / frequency, (height, width))
-    noise = (
-        noise[:, :1] + 0.5 * noise[:, 1:]
-    )  # what the channels share, and what each has of its own
+    # what the channels share, and what each has of its own
+    noise = noise[:, :1] + 0.5 * noise[:, 1:]
     noise /= noise.std(axis=(1, 2, 3), keepdims=True)
     return np.clip(115 + 60 * noise, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1).copy()
 
@@ -224,12 +301,6 @@ def _batches(
         yield path, pixels[None]
 
 
-def _run_reference(job: Job, batches: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    precision = "int8" if job.precision == "int8" else "exact"
-    engine = open_engine(REFERENCE, Source(job.graph), precision=precision, device="cpu")
-    return {name: engine.run(pixels) for name, pixels in batches.items()}
-
-
 def _error(answers: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> float:
     """The worst relative error of any output; nan where one is not finite or of another shape."""
     errors = [
@@ -250,8 +321,7 @@ def _staged(out: Path, size_bytes: int) -> Iterator[Path]:
         free = shutil.disk_usage(out.parent).free
         place = tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent)
     except OSError as error:
-        advice = ADVICE.get(error.errno or 0, "name another")
-        raise OutputError(f"{out}: cannot be written: {error.strerror}; {advice}") from error
+        raise _refused(out, error) from error
     try:
         if free < size_bytes:
             raise OutputError(
@@ -260,22 +330,82 @@ def _staged(out: Path, size_bytes: int) -> Iterator[Path]:
             )
         yield Path(place)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OutputError(
-            f"{out}: cannot be written: {error.strerror}; free some space and try again"
-        ) from error
+        raise _refused(out, error) from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _refused(out: Path, error: OSError) -> OutputError:
+    advice = ADVICE.get(error.errno or 0, "name another")
+    return OutputError(f"{out}: cannot be written: {error.strerror or error}; {advice}")
 
 
 def _place(stage: Path, out: Path) -> tuple[Path, ...]:
     """Move what was made beside `out`: what the file needs first, the file itself, its program."""
     order = {out.name: 1, f"{out.name}.py": 2}
     files = sorted(stage.iterdir(), key=lambda file: (order.get(file.name, 0), file.name))
-    for file in files:
+    places = tuple(out.parent / file.name for file in files)
+    for file, place in zip(files, places, strict=True):
+        if place.is_dir():  # found before anything is moved
+            raise IsADirectoryError(errno.EISDIR, f"{place.name} is a folder")
         with open(file, "rb+") as opened:
             os.fsync(opened.fileno())
-    for file in files:
-        os.replace(file, out.parent / file.name)
-    return tuple(out.parent / file.name for file in files)
+    for file, place in zip(files, places, strict=True):
+        os.replace(file, place)
+    return places
+
+
+def program_text(package: str, job: Job, out: Path, lines: Program) -> str:
+    """The program beside the file `out`. package: what runs the file, as pip calls it."""
+    ending = ["print({name: value.shape for name, value in outputs.items()})"]
+    if "scores" in job.outputs:
+        ending = [
+            'chances = numpy.exp(outputs["scores"][0] - outputs["scores"][0].max())',
+            "chances /= chances.sum()",
+            'for i in chances.argsort()[:-6:-1]: print(f"{chances[i]:6.1%}  {labels[i]}")',
+        ]
+    text = [
+        f"# python {out.name}.py photo.jpg        after: pip install {package} numpy pillow",
+        f"import json, sys, {lines.imports}",
+        "import numpy",
+        "from PIL import Image, ImageOps",
+        "",
+        *preparation(job.model.record.preprocess),
+        "",
+        *lines.setup,
+        lines.run,
+        *ending,
+    ]
+    return "\n".join(text) + "\n"
+
+
+def preparation(preprocess: Preprocess) -> Iterator[str]:
+    """The lines that make `pixels` of the photo named by sys.argv[1], to the last bit those of
+    `Preprocess.pixels`; 16 bits of grey become 8 first.
+    """
+    yield "photo = ImageOps.exif_transpose(Image.open(sys.argv[1]))"
+    yield 'if photo.mode[0] == "I":  # 16 bits of grey'
+    yield '    photo = Image.fromarray(numpy.rint(numpy.array(photo) / 257).astype("uint8"))'
+    yield 'photo = photo.convert("RGB")'
+    if preprocess.channel_order == "L":
+        yield 'photo = photo.convert("L")'
+    size, crop = preprocess.resize_size, preprocess.crop_size
+    how = f"Image.Resampling.{preprocess.interpolation.upper()}"
+    sides = "photo.size"
+    if preprocess.resize == "exact":
+        sides = f"({size}, {size})"
+    elif preprocess.resize == "shorter":
+        sides = f"[int({size} * side / min(photo.size)) for side in photo.size]"
+    if preprocess.detail is not None:
+        yield f"sides, scale = {sides}, {preprocess.detail} / min(photo.size)"
+        yield "if scale < 1:  # no more detail than the network was trained on"
+        yield f"    photo = photo.resize([max(1, round(scale * s)) for s in photo.size], {how})"
+        sides = "sides"
+    if preprocess.resize != "none" or preprocess.detail is not None:
+        yield f"photo = photo.resize({sides}, {how})"
+    if crop is not None:
+        yield "x, y = (  # of the centre; where the photo is smaller, it stands amid black"
+        yield f"    round((s - {crop}) / 2) if s > {crop} else -(({crop} - s) // 2) for s in photo.size"
+        yield ")"
+        yield f"photo = photo.crop((x, y, x + {crop}, y + {crop}))"
+    yield f"pixels = numpy.array(photo)[None{', ..., None' if preprocess.channel_order == 'L' else ''}]"

@@ -15,7 +15,7 @@ import numpy as np
 from ..engines.mnn import convert
 from ..engines.silence import silenced
 from ..graphs.writer import Graph, Writer, write_onnx
-from .formats import Job, Program, Run
+from . import Job, Program, Run
 
 CONFIG = {"backend": "CPU", "precision": "high"}
 

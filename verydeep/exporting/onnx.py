@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from ..graphs.writer import Graph, Writer, write_onnx
-from .formats import Job, Program, Run
+from . import Job, Program, Run
 
 
 def write(job: Job, file: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from ..engines.openvino import package
 from ..engines.silence import silenced
 from ..graphs.writer import write_onnx
-from .formats import Job, Program, Run
+from . import Job, Program, Run
 
 # left alone it computes in bfloat16 wherever it can, so that only `half` leaves it alone
 FLOAT32: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}

@@ -19,9 +19,7 @@ from ..models.layers import positions, walk
 from ..models.module import VGG
 from ..nets import HEADS
 from ..preprocess import Preprocess
-from .formats import Job, Program, Run
-
-SMALLEST = 32  # pixels a side: what five pools need
+from . import Job, Program, Run
 
 
 class PixelsToOutputs(nn.Module):
@@ -97,8 +95,6 @@ def write(job: Job, file: Path) -> None:
     dtype = torch.bfloat16 if job.precision == "half" else torch.float32
     model = models.load(job.model.path).eval().requires_grad_(False)
     module = PixelsToOutputs(model, record.preprocess, job.taps, dtype).eval()
-    size = torch.export.Dim("height", min=SMALLEST)
-    other = torch.export.Dim("width", min=SMALLEST)
     # two images, of no round size: torch takes a 1 to be always a 1
     example = torch.zeros((2, 96, 128, record.network.in_channels), dtype=torch.uint8)
     if "pool5" in job.taps:
@@ -106,11 +102,14 @@ def write(job: Job, file: Path) -> None:
             "torch exports no pool5 as an output, since it would fix the size of the images; "
             f"take {record.network.trunk[-2].name}, and pool that"
         )
+    dim = torch.export.Dim  # 32: what five pools need
     try:
         program = torch.export.export(
             module,
             (example,),
-            dynamic_shapes={"pixels": {0: torch.export.Dim("batch"), 1: size, 2: other}},
+            dynamic_shapes={
+                "pixels": {0: dim("batch"), 1: dim("height", min=32), 2: dim("width", min=32)}
+            },
         )
     except Exception as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]

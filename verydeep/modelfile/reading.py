@@ -6,27 +6,24 @@ import hashlib
 import math
 import mmap
 import os
-import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ModelFileError, nearest
 from ..files import hashes
 from ..files.hashes import Stamp
+from ..files.sniff import sniff
 from ..files.strict_json import shown
-from . import header as safetensors_header
+from ..nets import Network
+from .header import MAX_HEADER_BYTES, parse
 from .record import Record
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ..nets import Network
 
 # safetensors' names of the types that a model file may hold, all little-endian
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -38,24 +35,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 _FLOATS, _QUANTISED, _COUNTS = ("F32", "F16"), ("I8", "I16"), ("I64",)
 
-# What people give by mistake, by its first bytes. Read only where the file is not safetensors.
-_PTH = (
-    "verydeep never opens these, since they can run code; `verydeep weights convert` makes a model"
-)
-_FOREIGN: tuple[tuple[bytes, str], ...] = (
-    (rb"PK\x03\x04", f"a zip archive, probably a .pth from torch.save: {_PTH} file of one"),
-    (rb"\x80[\x02-\x05]", f"a Python pickle, probably a .pth from torch.save: {_PTH} file of one"),
-    (rb"version https://git-lfs", "a Git LFS pointer, not the file itself: run `git lfs pull`"),
-    (rb"(?i)\s*<(!doctype|html)", "a web page, probably of a failed download: fetch it again"),
-    (rb"\x08[\x01-\x20][\x12\x1a\x22\x2a\x32\x3a]", "an ONNX graph; expected a .safetensors file"),
-    (rb"\x89HDF", "an HDF5 file, as Keras writes them; expected a .safetensors file"),
-    (rb"\x93NUMPY", "a NumPy array; expected a .safetensors file"),
-    (rb"GGUF", "a GGUF file; expected a .safetensors file"),
-    (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "compressed; unpack it first"),
-    (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF", "an image; expected a .safetensors file"),
-    (rb"[\t\n\r -~]{8}|[\t\n\r -~]{3,7}\Z", "text; expected a .safetensors file"),
-)
-_CONVERT = "`verydeep weights convert` makes one of published or trained weights"
+_CONVERT = "`verydeep weights convert` makes a model file of published or trained weights"
 
 
 class ModelFile:
@@ -122,7 +102,7 @@ class ModelFile:
                 raise ModelFileError(
                     f"{self.record.network.name} has no tensor {shown(key)}{nearest(key, known)}"
                 )
-            array = self._tensor(key)
+            array = dequantised(self.stored, key)
             if writable and not array.flags.writeable:
                 array = array.view() if self._is_private else array.copy()
                 array.flags.writeable = True
@@ -139,16 +119,17 @@ class ModelFile:
             self.stamp, self.path, lambda: hashlib.sha256(self._mapped).hexdigest()
         )
 
-    def _tensor(self, key: str) -> NDArray[Any]:
-        # Weights may be infinite, or NaNs of any kind: they are handed on, not complained about.
-        with np.errstate(all="ignore"):
-            if f"{key}.q" in self.stored:
-                values = self.stored[f"{key}.q"].astype(np.float32)
-                values *= self.stored[f"{key}.scale"]
-                return values
-            array = self.stored[key]
-            dtype = np.int64 if array.dtype.kind == "i" else np.float32
-            return np.require(array, dtype, "A")  # A: a foreign writer need not align its data
+
+def dequantised(stored: Mapping[str, NDArray[Any]], key: str) -> NDArray[Any]:
+    """A tensor by torchvision's key as float32 (counts int64), without a copy where it is stored so."""
+    # Weights may be infinite, or NaNs of any kind: they are handed on, not complained about.
+    with np.errstate(all="ignore"):
+        if f"{key}.q" in stored:
+            values = stored[f"{key}.q"].astype(np.float32)
+            values *= stored[f"{key}.scale"]
+            return values
+        dtype = np.int64 if stored[key].dtype.kind == "i" else np.float32
+        return np.require(stored[key], dtype, "A")  # A: a foreign writer need not align its data
 
 
 def read(path: str | os.PathLike[str]) -> ModelFile:
@@ -199,12 +180,9 @@ def _read(path: Path, file: BinaryIO) -> ModelFile:
     first = file.read(64)
     if not first:
         raise ModelFileError("the file is empty; expected a model file")
-    if (
-        first[8:9] != b"{"
-        or int.from_bytes(first[:8], "little") > safetensors_header.MAX_HEADER_BYTES
-    ):
+    if first[8:9] != b"{" or int.from_bytes(first[:8], "little") > MAX_HEADER_BYTES:
         _refuse_foreign(first)
-    header = safetensors_header.parse(path, file)
+    header = parse(path, file)
     if "verydeep" not in header.metadata:
         raise ModelFileError(
             "it is a safetensors file, but not a verydeep model file, since its metadata has no "
@@ -240,17 +218,16 @@ def _reopen(path: Path, glance: str) -> ModelFile:
 def check_table(network: Network, given: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
     """Compare names, dtypes, shapes with the table: each tensor once, in one of its two forms."""
     allowed: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
-    for key, shape, is_weight in _table(network):
+    weights = {f"{layer.key}.weight" for layer in network.layers if layer.key}
+    for key, shape in network.tensors.items():
         q, scale = f"{key}.q", f"{key}.scale"
-        if is_weight and (q in given or scale in given):
+        if key in weights and (q in given or scale in given):
             if key in given:
                 raise ModelFileError(f"it has {key} both as floats and quantised; expected one")
             allowed[q] = _QUANTISED, shape
             allowed[scale] = ("F32",), (shape[0], *(1 for _ in shape[1:]))
-        elif key.endswith(".num_batches_tracked"):
-            allowed[key] = _COUNTS, shape
         else:
-            allowed[key] = _FLOATS, shape
+            allowed[key] = _COUNTS if key.endswith(".num_batches_tracked") else _FLOATS, shape
     missing = [name for name in allowed if name not in given]
     extra = [name for name in given if name not in allowed]
     if missing:
@@ -276,13 +253,6 @@ def check_table(network: Network, given: Mapping[str, tuple[str, tuple[int, ...]
             )
 
 
-def _table(network: Network) -> Iterator[tuple[str, tuple[int, ...], bool]]:
-    """Key and shape of every tensor, and whether it is a weight that may be quantised."""
-    for layer in network.layers:
-        for key, shape in layer.tensors.items():
-            yield key, shape, key == f"{layer.key}.weight"
-
-
 def check_scales(stored: Mapping[str, NDArray[Any]]) -> None:
     for name, array in stored.items():
         if name.endswith(".scale"):
@@ -295,9 +265,13 @@ def check_scales(stored: Mapping[str, NDArray[Any]]) -> None:
 
 
 def _refuse_foreign(first: bytes) -> None:
-    for pattern, what in _FOREIGN:
-        if re.match(pattern, first):
-            raise ModelFileError(f"it is not a model file, but {what}")
+    what, advice = sniff(first)
+    if what in ("a zip archive", "a Python pickle"):
+        what += ", probably a .pth from torch.save"
+        advice = f"verydeep never opens these, since they can run code; {_CONVERT}"
+    if what:
+        advice = advice or "expected a .safetensors file"
+        raise ModelFileError(f"it is not a model file, but {what}; {advice}")
     if first[8:9] not in (b"", b"{"):
         raise ModelFileError(
             "it is not a safetensors file: its first eight bytes are not followed by '{' "

@@ -98,9 +98,9 @@ class Preprocess:
         _one_of("resize", self.resize, RESIZES)
         _one_of("interpolation", self.interpolation, INTERPOLATIONS)
         _one_of("channel_order", self.channel_order, CHANNEL_ORDERS)
-        _size("crop_size", self.crop_size)
-        _size("resize_size", self.resize_size)
-        _size("detail", self.detail)
+        for name in ("crop_size", "resize_size", "detail"):
+            if getattr(self, name) is not None:
+                _size(name, getattr(self, name))
         if (self.resize == "none") != (self.resize_size is None):
             raise PreprocessError(
                 f"resize is {self.resize!r} with resize_size {self.resize_size!r}; "
@@ -122,12 +122,10 @@ class Preprocess:
 
         "antialias" is always true: the filter grows with the scale. Old records had a choice.
         """
-        values = {**asdict(self), "antialias": True}
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in values.items()
-            if (key, value) != ("detail", None)
-        }
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        if self.detail is None:
+            del values["detail"]
+        return {**values, "antialias": True}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, object]) -> Preprocess:
@@ -164,17 +162,15 @@ class Preprocess:
         PreprocessError where the record has neither.
         """
         _size("size", size)
-        if size is None or (self.resize_size is None and self.crop_size is None):
+        if self.resize_size is None and self.crop_size is None:
             raise PreprocessError(
                 f"size {size!r} for a record that neither resizes nor crops; "
                 "resize the images, or give a record that does"
             )
         if self.crop_size is None:
             return replace(self, resize_size=size)
-        if self.resize_size is None:
-            return replace(self, crop_size=size)
-        resize_size = max(1, round(self.resize_size * size / self.crop_size))
-        return replace(self, resize_size=resize_size, crop_size=size)
+        in_proportion = self.resize_size and max(1, round(self.resize_size * size / self.crop_size))
+        return replace(self, resize_size=in_proportion, crop_size=size)
 
     def pixels(self, image: ImageLike, *, range: Range = None) -> Pixels:
         """One image, decoded (see `decode` for what is taken), resized and cropped.
@@ -192,12 +188,11 @@ class Preprocess:
             )
         try:
             resized = self._resize(source, name_of(image))
+            return np.array(_centre_crop(resized, self.crop_size))  # PIL's own is read-only
         except MemoryError as error:
             raise ImageError(
-                f"{name_of(image)}: not enough memory to resize it; scale it down first"
+                f"{name_of(image)}: not enough memory to resize or crop it; ask for a smaller size"
             ) from error
-        cropped = _centre_crop(resized, self.crop_size)
-        return np.array(cropped)  # a copy: what comes from PIL is read-only
 
     def _resize(self, source: Image.Image | Pixels, name: str) -> Pixels:
         """(height, width, channels), resized by PIL."""
@@ -274,9 +269,6 @@ class Preprocess:
         return values
 
 
-# Geometry
-
-
 def _as_array(source: Image.Image | Pixels) -> Pixels:
     """(height, width, channels), read-only where it comes from PIL."""
     array = np.asarray(source)
@@ -313,24 +305,21 @@ def _one_of(name: str, value: object, known: Sequence[str] | Mapping[str, int]) 
 
 
 def _size(name: str, value: object) -> None:
-    if not _is_side(value) and (value is not None or name == "size"):
+    if not _is_side(value):
         raise PreprocessError(f"{name} is {value!r}; expected a whole number of pixels, at least 1")
 
 
 def _numbers(name: str, values: object, count: int) -> tuple[float, ...]:
-    problem = PreprocessError(
-        f"{name} is {values!r}; expected {count} finite number{'s'[: count - 1]}"
-    )
-    if not isinstance(values, (tuple, list)) or len(values) != count:
-        raise problem
-    for value in values:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not math.isfinite(value)
-        ):
-            raise problem
-    return tuple(float(value) for value in values)
+    if (
+        not isinstance(values, tuple | list)
+        or len(values) != count
+        or any(isinstance(value, bool) or not isinstance(value, int | float) for value in values)
+        or not all(map(math.isfinite, values))
+    ):
+        raise PreprocessError(
+            f"{name} is {values!r}; expected {count} finite number{'s'[: count - 1]}"
+        )
+    return tuple(map(float, values))
 
 
 # At what size an image is looked at, in one word
@@ -340,10 +329,6 @@ def _numbers(name: str, values: object, count: int) -> tuple[float, ...]:
 # (480, 640)    height and width; the image is stretched to them, nothing is cut away
 # "own"         the image as it is, neither resized nor cropped
 Size: TypeAlias = "int | tuple[int, int] | Literal['own'] | None"
-
-_SIZE_EXPECTED = (
-    'expected pixels a side, (height, width), "own", or None for the model\'s own resize'
-)
 
 
 @dataclass(frozen=True)
@@ -366,7 +351,10 @@ def sized(preprocess: Preprocess, size: Size) -> Preprocess:
         values = {**vars(preprocess), "resize": "exact", "resize_size": max(size)}
         return _Stretched(**{**values, "crop_size": None, "target": (size[0], size[1])})
     if not _is_side(size):
-        raise PreprocessError(f"size is {size!r}; {_SIZE_EXPECTED}")
+        raise PreprocessError(
+            f'size is {size!r}; expected pixels a side, (height, width), "own", or None for the '
+            "model's own resize"
+        )
     return preprocess.with_size(size)
 
 
@@ -374,7 +362,7 @@ def parse_size(text: str | None) -> Size:
     """What a person types: "224", "480x640" (height x width) or "own"."""
     if text is None or text == "own":
         return text  # type: ignore[return-value]  # narrowed by the comparison
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", text):
+    if not re.fullmatch(r"[1-9][0-9]{0,8}(x[1-9][0-9]{0,8})?", text):
         raise PreprocessError(
             f'size is {text!r}; expected "224", "480x640" (height x width) or "own"'
         )

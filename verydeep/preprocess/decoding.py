@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError
+from ..files.sniff import sniff
 
 if TYPE_CHECKING:  # PIL takes 20 ms to load and torch a second
     from PIL import Image
@@ -45,26 +46,11 @@ _TRANSPOSES = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 _NOT_FOR_US = {"EPS", "WMF", "BUFR", "GRIB", "HDF5"}
 _COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")  # what PIL loads at once; the rest costs 20 ms more
 
-# What a file that PIL cannot identify begins with, and what that tells the person.
-_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"\xff\xd8\xff", "a damaged JPEG; fetch or export it again"),
-    (0, b"\x89PNG", "a damaged PNG; fetch or export it again"),
-    (0, b"GIF8", "a damaged GIF; fetch or export it again"),
-    (8, b"WEBP", "a damaged WebP; fetch or export it again"),
-    (4, b"ftyphe", "HEIC; convert it to JPEG or PNG"),
-    (4, b"ftypmif1", "HEIC; convert it to JPEG or PNG"),
-    (4, b"ftyp", "a video; export a frame as JPEG or PNG"),
-    (0, b"%PDF", "a PDF; export the page as PNG"),
-    (0, b"%!PS", "PostScript; export it as PNG"),
-    (0, b"<svg", "SVG; export it as PNG"),
-    (0, b"<?xml", "XML or SVG; export it as PNG"),
-    (0, b"<!doctype html", "a web page, perhaps a failed download; fetch the image again"),
-    (0, b"<html", "a web page, perhaps a failed download; fetch the image again"),
-    (0, b"version https://git-lfs", "a Git LFS pointer; run `git lfs pull`"),
-    (0, b"PK\x03\x04", "a zip archive; unpack it"),
-    (0, b"\x1f\x8b", "a gzip archive; unpack it"),
-    (0, b"\x93NUMPY", "a NumPy array; load it with numpy.load and give the array"),
-)
+# what to do with a file that is no image; else it is exported as one
+_ADVICE = {
+    "a zip archive": "unpack it",
+    "a NumPy array": "load it with numpy.load and give the array",
+}
 
 
 def decode(source: ImageLike, *, range: Range = None) -> Image.Image | NDArray[np.float32]:
@@ -114,9 +100,9 @@ def decoded(source: ImageLike, *, range: Range = None, overshoot: float = 0) -> 
     overshoot: how far the floats of an array may lie outside their range, in widths of it; they are
     then left there.
     """
-    if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
-        return np.array(decode(source, range=range))
-    if type(source).__module__.startswith("PIL."):
+    from PIL import Image
+
+    if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
         return np.array(decode(source, range=range))
     name = name_of(source)
     return _array_pixels(_to_array(source, name), range, name, overshoot)
@@ -134,9 +120,8 @@ def name_of(source: object) -> str:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"image bytes ({len(source)} bytes)"
     if isinstance(source, Image.Image):
-        return (
-            _printable(os.fsdecode(getattr(source, "filename", ""))) or f"PIL image ({source.mode})"
-        )
+        file = os.fsdecode(getattr(source, "filename", ""))
+        return _printable(file) or f"PIL image ({source.mode})"
     shape = getattr(source, "shape", None)
     if shape is not None:
         return f"{type(source).__name__} {tuple(shape)} {getattr(source, 'dtype', '')}".rstrip()
@@ -156,15 +141,15 @@ def _open(path: str | os.PathLike[str], name: str) -> BinaryIO:
             with open(path, "rb") as pipe:
                 return io.BytesIO(pipe.read())
         if stat.S_ISDIR(mode):
-            raise IsADirectoryError
+            raise ImageError(f"{name}: a folder, not an image; give the files in it")
         if not stat.S_ISREG(mode):
             raise ImageError(f"{name}: a device or socket, not a file; give an image file")
         return open(path, "rb")
+    except ImageError:  # which is a ValueError, too
+        raise
     except FileNotFoundError as error:
         advice = "download it first" if "://" in name else "check the path"
         raise ImageError(f"{name}: no such file; {advice}") from error
-    except IsADirectoryError as error:
-        raise ImageError(f"{name}: a folder, not an image; give the files in it") from error
     except PermissionError as error:
         raise ImageError(
             f"{name}: no permission to read it; change its permissions, or give a copy"
@@ -200,12 +185,12 @@ def _decode_file(file: BinaryIO, range: Range, name: str) -> Image.Image | NDArr
 
 
 def _looks_like(start: bytes) -> str:
-    head = start.lstrip(b"\xef\xbb\xbf \t\r\n")
-    for offset, signature, what in _SIGNATURES:
-        there = (start if offset else head)[offset : offset + len(signature)]
-        if there.lower() == signature.lower():
-            return f"it looks like {what}"
-    return "expected JPEG, PNG, WebP, TIFF or the like; convert it to one of these"
+    what, advice = sniff(start)
+    if what in ("", "text"):
+        return "expected JPEG, PNG, WebP, TIFF or the like; convert it to one of these"
+    if what.endswith(" image"):
+        what, advice = f"{what}, but damaged", "fetch or export it again"
+    return f"it looks like {what}; {advice or _ADVICE.get(what, 'export it as JPEG or PNG')}"
 
 
 def _failed(error: Exception, name: str) -> ImageError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingExtraError, WeightsError
+from ..files.sniff import sniff
 
 Named: TypeAlias = Iterator[tuple[str, NDArray[Any]]]
 
@@ -67,10 +67,9 @@ def _reader(path: Path, head: bytes) -> Callable[[Path], Named]:
         return _read_torch if is_torch else _read_npz
     if head[8:9] == b"{":
         return _read_safetensors
-    if re.match(rb"\s*<(!doctype|html|\?xml)", head, re.I):
-        raise WeightsError(f"{path} is a web page, probably of a failed download: fetch it again")
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull`")
+    what, advice = sniff(head)
+    if advice:
+        raise WeightsError(f"{path} is {what}: {advice}")
     if _TORCH_LEGACY in head[:32] or path.suffix in (".pth", ".pt", ".tar"):
         return _read_torch
     if head[0] == 0x80:

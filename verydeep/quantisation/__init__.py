@@ -18,23 +18,20 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import DataError, ImageError, ModelFileError, NetworkError, OutputError, log
 from ..files.photo_paths import find
+from ..files.strict_json import JSON
 from ..graphs.int8 import Plan, plan
 from ..modelfile import Activation, ModelFile, Record, read, write
-from ..nets import named
+from ..modelfile.reading import dequantised
+from ..nets import Layer, named
+from ..preprocess import Preprocess
+from ..published.finding import find_model
 from .draft import Draft
-from .ranges import LEVELS, Tally, error_names, probed
-from .rounding import round_weights, second_moments, steps
-
-if TYPE_CHECKING:
-    from ..files.strict_json import JSON
-    from ..nets import Layer
-    from ..preprocess import Preprocess
+from .rounding import LEVELS, Tally, error_names, probed, round_weights, second_moments, steps
 
 __all__ = ["FEWEST", "Quantised", "quantize"]
 
@@ -69,14 +66,9 @@ class Quantised:
 
     def to_dict(self) -> dict[str, object]:
         """What `verydeep quantize --json` prints."""
-        return {
-            "agreement": self.agreement,
-            "score_error": self.score_error,
-            "calibrated": self.calibrated,
-            "checked": self.checked,
-            "floats": list(self.floats),
-            "unreadable": self.unreadable,
-        }
+        values = {**vars(self), "floats": list(self.floats)}
+        del values["record"], values["tensors"]
+        return values
 
     def __str__(self) -> str:
         kept = f"; {', '.join(self.floats)} in float32" if self.floats else ""
@@ -105,8 +97,6 @@ def quantize(
 
     Raises what `quantise_pixels` does, and OutputError where `out` cannot be written.
     """
-    from ..published.finding import find_model
-
     opened = model if isinstance(model, ModelFile) else read(find_model(model))
     _refuse(opened)
     folder = Path(out).absolute().parent
@@ -114,32 +104,39 @@ def quantize(
         raise OutputError(
             f"{out}: cannot be written: {folder} is not a folder that can be written to"
         )
-    calibrate, check = _as_typed(calibrate), _as_typed(check)
-    first, second = list(find(calibrate)), list(find(check))
-    for paths, given in ((first, calibrate), (second, check)):
-        if given and not paths:
-            raise DataError(f"no photos in {', '.join(given)}")
+    if os.path.isdir(out):
+        raise OutputError(f"{out}: cannot be written: it is a folder; name a file in it")
+    first, second = _photos(calibrate), _photos(check)
     if not second:
         first = _spread(first, count)
         first, second = first[::2], first[1::2]
     preprocess = opened.record.preprocess
-    failures: list[str] = []
-    images = [_pixels(preprocess, _spread(paths, count), failures) for paths in (first, second)]
-    for failure in failures:
-        log.warning(failure)
+    unreadable = 0
+    images: tuple[list[Array], list[Array]] = [], []
+    for paths, pixels in zip((first, second), images, strict=True):
+        for path in _spread(paths, count):
+            try:
+                pixels.append(preprocess.pixels(path))
+            except ImageError as error:
+                unreadable += 1
+                log.warning(error)
     result = quantise_pixels(opened, *images, floats=floats, threads=threads)
     write(out, result.record, result.tensors)
-    return replace(result, unreadable=len(failures))
+    return replace(result, unreadable=unreadable)
 
 
-def _as_typed(paths: Iterable[str] | str) -> list[str]:
-    given = [paths] if isinstance(paths, str | os.PathLike) else [*paths]
-    for path in given:
+def _photos(given: Iterable[str] | str) -> list[str]:
+    """Those in photos, folders and globs, as people type them; DataError where there are none."""
+    typed = [given] if isinstance(given, str | os.PathLike) else [*given]
+    for path in typed:
         if not isinstance(path, str | os.PathLike):
             raise DataError(
                 f"photos are given as {type(path).__name__}; expected paths of photos and folders"
             )
-    return [os.fspath(path) for path in given]
+    paths = list(find([os.fspath(path) for path in typed]))
+    if typed and not paths:
+        raise DataError(f"no photos in {', '.join(map(str, typed))}")
+    return paths
 
 
 def _spread(paths: Sequence[str], count: int) -> list[str]:
@@ -147,16 +144,6 @@ def _spread(paths: Sequence[str], count: int) -> list[str]:
     if len(paths) <= count:
         return list(paths)
     return [paths[i * len(paths) // count] for i in range(count)]
-
-
-def _pixels(preprocess: Preprocess, paths: Sequence[str], failures: list[str]) -> list[Array]:
-    images = []
-    for path in paths:
-        try:
-            images.append(preprocess.pixels(path))
-        except ImageError as error:
-            failures.append(str(error))
-    return images
 
 
 def quantise_pixels(
@@ -199,10 +186,7 @@ def quantise_pixels(
     ours, theirs = draft.scores(check), reference.scores(check, int8=False)
     agreement = float((ours.argmax(1) == theirs.argmax(1)).mean())
     error = score_error(ours, theirs)
-    figures: tuple[dict[str, JSON], ...] = (
-        {"what": "int8_agreement", "value": agreement, "n": len(check), "protocol": _PROTOCOL},
-        {"what": "int8_score_error", "value": error, "n": len(check), "protocol": _PROTOCOL},
-    )
+    figures = {"int8_agreement": agreement, "int8_score_error": error}
     source: dict[str, JSON] = {
         "sha256": model.sha256,
         "measured": [dict(figure) for figure in model.record.measured],
@@ -210,7 +194,10 @@ def quantise_pixels(
     record = replace(
         model.record,
         activations=draft.activations,
-        measured=figures,  # those of the float model are not this one's
+        measured=tuple(  # those of the float model are not this one's
+            {"what": what, "value": value, "n": len(check), "protocol": _PROTOCOL}
+            for what, value in figures.items()
+        ),
         provenance={**model.record.provenance, "quantised_from": source},
     )
     kept = tuple(layer.name for layer in network.layers if layer.name in floats)
@@ -266,12 +253,8 @@ def _ranges(
 
 def input_range(preprocess: Preprocess) -> Activation:
     """The range of the normalised image: what black and white become in any channel."""
-    means, deviations = preprocess.mean, preprocess.std
-    ends = [
-        (end - mean) / std
-        for end in preprocess.range
-        for mean, std in zip(means, deviations, strict=True)
-    ]
+    channels = list(zip(preprocess.mean, preprocess.std, strict=True))
+    ends = [(end - mean) / std for end in preprocess.range for mean, std in channels]
     least, most = min(0.0, *ends), max(0.0, *ends)
     scale = (most - least) / LEVELS
     return Activation(scale, round(-least / scale))
@@ -302,7 +285,7 @@ def _round(draft: Draft, name: str, tally: Tally | None, moments: Array | None =
     key = f"{draft.network.layer(name).key}.weight"
     if _has_integers(draft, name):
         return
-    weight = draft.tensors((key,))[key]
+    weight = dequantised(draft.stored, key)
     flat = weight.reshape(len(weight), -1)
     if moments is not None:
         importance = np.diagonal(moments)
@@ -371,11 +354,11 @@ def _walk(
             moments = None
             if layer.kind == "conv" and name in before:
                 source = before[name]
-                count = -(
-                    -max(PATCHES, PATCHES_EACH * layer.inputs * layer.kernel**2) // len(images)
-                )
+                wished = max(PATCHES, PATCHES_EACH * layer.inputs * layer.kernel**2)
                 maps = (values[source] for values in draft.run(draft.graph((source,)), images))
-                moments = second_moments(maps, layer.kernel, layer.padding, patches=count)
+                moments = second_moments(
+                    maps, layer.kernel, layer.padding, patches=-(-wished // len(images))
+                )
             _round(draft, name, tallies.get(wanted.sources[name]), moments)
         _correct(draft, layer, value, theirs[value][0], images)
 

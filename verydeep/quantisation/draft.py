@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,11 +11,10 @@ from ..engines import Signature, Source, open_engine
 from ..graphs import network as float_graph
 from ..graphs.int8 import rounded, weight_scales
 from ..graphs.writer import Graph
-
-if TYPE_CHECKING:
-    from ..modelfile import Activation
-    from ..nets import Network
-    from ..preprocess import Preprocess
+from ..modelfile import Activation
+from ..modelfile.reading import dequantised
+from ..nets import Network
+from ..preprocess import Preprocess
 
 BATCH = 8  # images in one run
 
@@ -33,28 +31,13 @@ class Draft:
     activations: dict[str, Activation] = field(default_factory=dict)
     threads: int | None = None
 
-    def tensors(self, keys: Iterable[str] | None = None) -> dict[str, Array]:
-        """All of them, or those of `keys`, by torchvision's key, float32."""
-        tensors = {}
-        for key in self.network.tensors if keys is None else keys:
-            if f"{key}.q" in self.stored:
-                tensors[key] = self.stored[f"{key}.q"] * np.float32(self.stored[f"{key}.scale"])
-            else:
-                array = self.stored[key]
-                tensors[key] = array if array.dtype.kind == "i" else np.asarray(array, np.float32)
-        return tensors
-
     def graph(
         self, taps: tuple[str, ...] = (), *, scores: bool = False, int8: bool = True
     ) -> Graph:
         """The graph as it stands, for float32 pixels; without `int8`, nothing in it is rounded."""
+        tensors = {key: dequantised(self.stored, key) for key in self.network.tensors}
         built = float_graph.build(
-            self.network,
-            self.tensors(),
-            self.preprocess,
-            taps=taps,
-            scores=scores,
-            pixels="float32",
+            self.network, tensors, self.preprocess, taps=taps, scores=scores, pixels="float32"
         )
         if not int8:
             return built
@@ -72,8 +55,8 @@ class Draft:
 
     def scores(self, images: Sequence[Array], *, int8: bool = True) -> Array:
         """(images, classes)."""
-        graph = self.graph(scores=True, int8=int8)
-        return np.concatenate([outputs["scores"] for outputs in self.run(graph, images)])
+        outputs = self.run(self.graph(scores=True, int8=int8), images)
+        return np.concatenate([batch["scores"] for batch in outputs])
 
     def means(
         self, names: tuple[str, ...], images: Sequence[Array], *, int8: bool = True

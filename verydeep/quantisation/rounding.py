@@ -1,19 +1,155 @@
-"""Round a layer's weights to 8 bits so that its answers change least on the inputs that it really gets.
+"""Choose what 8 bits stand for, of values and of weights, by what rounding them does on real photos.
 
-Each output channel has its own step, chosen by search. Then the weights are rounded one input at a time,
-and what a rounding does to the answers is made up for by the weights that are not yet rounded: GPTQ
+Where a value's range ends is a trade: beyond its end numbers are cut off, below it they are rounded more
+coarsely the further away the end is. How large a value gets on the photos is counted first, which leaves a
+few candidates (`Tally`). For each of them the layers that follow are computed once more on the rounded
+value, inside one graph (`probed`), and the end that changes their output least is taken.
+
+Of weights, each output channel has its own step, chosen by search. Then they are rounded one input at a
+time, and what a rounding does to the answers is made up for by the weights that are not yet rounded: GPTQ
 (Frantar et al. 2022, arXiv:2210.17323), whose matrix is the inputs' second moments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import onnx
 
-LIMIT = 127  # the largest 8-bit weight, either sign
+from ..graphs.int8 import rounding
+from ..graphs.writer import Graph, Writer
+from ..modelfile import Activation
 
 Array = np.ndarray
+
+LEVELS = 255  # steps from 0 to the largest number that 8 bits hold
+
+_SHIFT = 15  # of 31 bits: 8 of the exponent and 8 of the fraction stay
+_BINS = 1 << (31 - _SHIFT)
+
+_FACTORS = (2**-0.25, 1, 2**0.25, 2**0.5)
+
+
+class Tally:
+    """Counts of one value's numbers, by how large they are, over any number of images.
+
+    The bins are the leading bits of a float32: its exponent and first 8 bits of fraction. So they are as
+    fine for small numbers as for large ones, 1/256 to 1/512 of the number, nothing needs to be known of
+    the range beforehand, and counting takes one pass.
+
+    channels: sums over all images and positions for each channel, float64: `squares`, and how many
+    numbers that were, `positions`.
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(_BINS, np.int64)
+        self.squares: Array = np.zeros(())
+        self.positions = 0
+        self.signed = False  # whether numbers below 0 came, as before a ReLU
+
+    @property
+    def levels(self) -> int:
+        """Steps from 0 to the largest number that 8 bits hold: half of them where some are negative."""
+        return LEVELS // 2 if self.signed else LEVELS
+
+    def activation(self, end: float) -> Activation:
+        """The rounding of a range that ends there."""
+        return Activation(end / self.levels, LEVELS - self.levels if self.signed else 0)
+
+    def add(self, values: Array) -> None:
+        """values: (batch, channels, height, width) or (batch, features) float32."""
+        bits = np.abs(np.ascontiguousarray(values, np.float32)).view(np.uint32) >> _SHIFT
+        self.signed |= bool((values < 0).any())
+        self.counts += np.bincount(bits.reshape(-1), minlength=_BINS)
+        axes = (0, *range(2, values.ndim))
+        self.squares = self.squares + np.square(values, dtype=np.float64).sum(axes)
+        self.positions += values.size // values.shape[1]
+
+    @property
+    def largest(self) -> float:
+        """The largest number, at most half a bin off; 0 where all are."""
+        return float(_MIDDLES[np.flatnonzero(self.counts)[-1]]) if self.counts.any() else 0.0
+
+    def squared_error(self, top: float) -> float:
+        """Mean squared error of rounding to 8 bits, where `top` is the largest number that they hold."""
+        step = top / self.levels
+        used = np.flatnonzero(self.counts)
+        middle = _MIDDLES[used]
+        error = np.minimum(np.rint(middle / step), self.levels) * step - middle
+        return float((self.counts[used] * error * error).sum() / self.counts.sum())
+
+    def ends(self) -> tuple[float, ...]:
+        """Where the range of 8 bits may well end: about where the squared error is least, or at the end.
+
+        Cut-off numbers are the largest ones, and their errors go together, so that a later layer may want
+        the end further out than the squared error does.
+        """
+        largest = self.largest or 1.0
+        grid = largest * 2.0 ** -np.arange(0, 3, 1 / 8)
+        best = min(grid, key=self.squared_error)
+        return tuple(
+            sorted({float(min(best * factor, largest)) for factor in _FACTORS} | {largest})
+        )
+
+
+def _middles() -> Array:
+    """The number in the middle of each bin, float64; bin 0 is 0."""
+    bits = (np.arange(_BINS, dtype=np.uint32) << _SHIFT) + (1 << (_SHIFT - 1))
+    bits[0] = 0
+    bits[0xFF << 8 :] = 0xFF << 23  # infinity, and what is no number
+    return bits.view(np.float32).astype(np.float64)
+
+
+_MIDDLES = _middles()
+
+
+def error_names(place: str, candidates: Sequence[Activation]) -> list[str]:
+    """The outputs that `probed` adds for a place."""
+    return [f"{place}_error_{number}" for number in range(len(candidates))]
+
+
+def probed(graph: Graph, place: str, until: str, candidates: Sequence[Activation]) -> Graph:
+    """The float graph with the squared change of `until` for each way of rounding `place` as its outputs.
+
+    The outputs are those of `error_names`, (batch,) float32 each: the sum over one image of the squared
+    difference between what `until` is with `place` rounded and what it is without.
+    """
+    writer = Writer(graph)
+    for node in graph.model.graph.node:
+        writer.copy(node)
+    nodes = _between(graph.model.graph.node, place, until)
+    values = [place, until, *(node.output[0] for node in nodes)]
+    for number, (how, output) in enumerate(
+        zip(candidates, error_names(place, candidates), strict=True)
+    ):
+        names = {value: f"{value}@{place}@{number}" for value in values}
+        rounding(writer, place, how, f"{names[place]}_q", names[place])
+        for node in nodes:
+            writer.copy(node, names)
+        change = writer.node("Sub", [names[until], until], f"{output}_change")
+        flat = writer.node("Flatten", [change], f"{output}_flat", axis=1)
+        writer.node("ReduceSumSquare", [flat], output, axes=[1], keepdims=0)
+        writer.output(output, ["batch"])
+    return writer.graph()
+
+
+def _between(nodes: Sequence[onnx.NodeProto], start: str, end: str) -> list[onnx.NodeProto]:
+    """The nodes on the ways from one value to another, in order."""
+    reached, after = {start}, []
+    for node in nodes:
+        if reached & set(node.input):
+            after.append(node)
+            reached.update(node.output)
+    needed, between = {end}, []
+    for node in reversed(after):
+        if needed & set(node.output):
+            between.append(node)
+            needed.update(node.input)
+    return between[::-1]
+
+
+LIMIT = 127  # the largest 8-bit weight, either sign
 
 _FRACTIONS = np.linspace(1, 0.5, 11)  # of the largest weight, tried as what LIMIT stands for
 _BLOCK = 128  # columns whose corrections are passed on together
