@@ -9,7 +9,9 @@ write(job, file)         the model as that format's file, and files beside it wh
 load(file, outputs, precision)
                          pixels to outputs, the way that the runtime's own documentation says
 program(outputs, precision)
-                         the same as a person writes it
+                         the same as a person writes it: what is imported, and the lines that make `labels`
+                         and then `outputs`, name to array, of `pixels`; `__file__[:-3]` is the file's path,
+                         the program's without ".py"
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ import numpy as np
 
 from .. import __version__
 from ..engines import ENGINES, REFERENCE, TOLERANCES, Source, open_engine, relative_error
+from ..engines.source import source_of
 from ..errors import EngineError, OutputError, log, nearest
 from ..files.atomic import ADVICE
-from ..graphs import int8, network
 from ..graphs.writer import Graph
 from ..modelfile import ModelFile, read
 from ..nets import named
@@ -76,18 +78,6 @@ FORMATS = {
 
 
 @dataclass(frozen=True)
-class Program:
-    """How a person runs the file, in Python. `__file__[:-3]` is its path: the program's, without ".py".
-
-    imports: what is imported. setup: makes `labels`. run: makes `outputs`, name to array, of `pixels`.
-    """
-
-    imports: str
-    setup: tuple[str, ...]
-    run: str
-
-
-@dataclass(frozen=True)
 class Job:
     """One model on its way into a format. taps: paper names, outputs beside the scores."""
 
@@ -101,16 +91,15 @@ class Job:
         return (*self.taps, *scores)
 
     @cached_property
+    def source(self) -> Source:
+        """LayerError for taps that the network does not have."""
+        scores, int8 = "scores" in self.outputs, self.precision == "int8"
+        return source_of(self.model, "uint8", self.taps, scores, int8=int8)
+
+    @property
     def graph(self) -> Graph:
         """Weights beside it. The int8 graph for "int8": ModelFileError where there is none."""
-        record = self.model.record
-        scores = "scores" in self.outputs
-        if self.precision == "int8":
-            return int8.build(self.model, taps=self.taps, scores=scores)
-        tensors = self.model.tensors()
-        return network.build(
-            record.network, tensors, record.preprocess, taps=self.taps, scores=scores
-        )
+        return self.source.graph
 
     @property
     def facts(self) -> dict[str, str]:
@@ -214,7 +203,6 @@ def export(
             f"{model.path} is a trunk without a head: it has no scores; name the layers to give out as "
             f"taps, such as {record.network.trunk[-2].name}"
         )
-    record.network.cut(taps)  # refuses unknown ones before anything is written
     batches = dict(_batches(record.preprocess, several(photos)[0]))
     module = import_module(f".{to}", __package__)
     # the file, and for a moment the ONNX file that it is made from
@@ -223,9 +211,8 @@ def export(
         file = stage / out.name
         module.write(job, file)
         log.info("running the model file")
-        source = Source(job.graph)
         kept = "int8" if precision == "int8" else "exact"
-        reference = open_engine(REFERENCE, source, precision=kept, device="cpu")
+        reference = open_engine(REFERENCE, job.source, precision=kept, device="cpu")
         expected = {name: reference.run(pixels) for name, pixels in batches.items()}
         log.info(f"running {out.name} in {engine.package} {engine.version}")
         try:
@@ -355,7 +342,7 @@ def _place(stage: Path, out: Path) -> tuple[Path, ...]:
     return places
 
 
-def program_text(package: str, job: Job, out: Path, lines: Program) -> str:
+def program_text(package: str, job: Job, out: Path, program: tuple[str, str]) -> str:
     """The program beside the file `out`. package: what runs the file, as pip calls it."""
     ending = ["print({name: value.shape for name, value in outputs.items()})"]
     if "scores" in job.outputs:
@@ -366,14 +353,13 @@ def program_text(package: str, job: Job, out: Path, lines: Program) -> str:
         ]
     text = [
         f"# python {out.name}.py photo.jpg        after: pip install {package} numpy pillow",
-        f"import json, sys, {lines.imports}",
+        f"import json, sys, {program[0]}",
         "import numpy",
         "from PIL import Image, ImageOps",
         "",
         *preparation(job.model.record.preprocess),
         "",
-        *lines.setup,
-        lines.run,
+        program[1],
         *ending,
     ]
     return "\n".join(text) + "\n"

@@ -15,7 +15,7 @@ import numpy as np
 from ..engines.mnn import convert
 from ..engines.silence import silenced
 from ..graphs.writer import Graph, Writer, write_onnx
-from . import Job, Program, Run
+from . import Job, Run
 
 CONFIG = {"backend": "CPU", "precision": "high"}
 
@@ -67,15 +67,14 @@ def load(file: Path, outputs: tuple[str, ...], precision: str) -> Run:  # noqa: 
     return run
 
 
-def program(outputs: tuple[str, ...], precision: str) -> Program:  # noqa: ARG001
+def program(outputs: tuple[str, ...], precision: str) -> tuple[str, str]:  # noqa: ARG001
     names = list(outputs)
-    return Program(
+    return (
         "MNN.nn, MNN.expr as expr",
-        (
-            "load, runtime = MNN.nn.load_module_from_file, MNN.nn.create_runtime_manager",
-            f'net = load(__file__[:-3], ["pixels"], {names}, runtime_manager=runtime(({CONFIG},)))',
-            'labels = json.loads(json.loads(net.get_info()["bizCode"])["labels"])',
-        ),
-        "values = net.forward([expr.const(pixels, list(pixels.shape), expr.NCHW, expr.uint8)]); "
-        f"outputs = {{name: expr.convert(v, expr.NCHW).read() for name, v in zip({names}, values)}}",
+        f"""\
+load, runtime = MNN.nn.load_module_from_file, MNN.nn.create_runtime_manager
+net = load(__file__[:-3], ["pixels"], {names}, runtime_manager=runtime(({CONFIG},)))
+labels = json.loads(json.loads(net.get_info()["bizCode"])["labels"])
+values = net.forward([expr.const(pixels, list(pixels.shape), expr.NCHW, expr.uint8)])
+outputs = {{name: expr.convert(v, expr.NCHW).read() for name, v in zip({names}, values)}}""",
     )

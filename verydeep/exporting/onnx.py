@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from ..graphs.writer import Graph, Writer, write_onnx
-from . import Job, Program, Run
+from . import Job, Run
 
 
 def write(job: Job, file: Path) -> None:
@@ -42,13 +42,12 @@ def load(file: Path, outputs: tuple[str, ...], precision: str) -> Run:  # noqa: 
     return run
 
 
-def program(outputs: tuple[str, ...], precision: str) -> Program:  # noqa: ARG001
+def program(outputs: tuple[str, ...], precision: str) -> tuple[str, str]:  # noqa: ARG001
     names = list(outputs)
-    return Program(
+    return (
         "onnxruntime",
-        (
-            "session = onnxruntime.InferenceSession(__file__[:-3])",
-            'labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])',
-        ),
-        f'outputs = dict(zip({names}, session.run({names}, {{"pixels": pixels}})))',
+        f"""\
+session = onnxruntime.InferenceSession(__file__[:-3])
+labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
+outputs = dict(zip({names}, session.run({names}, {{"pixels": pixels}})))""",
     )

@@ -14,7 +14,7 @@ import numpy as np
 from ..engines.openvino import package
 from ..engines.silence import silenced
 from ..graphs.writer import write_onnx
-from . import Job, Program, Run
+from . import Job, Run
 
 # left alone it computes in bfloat16 wherever it can, so that only `half` leaves it alone
 FLOAT32: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -47,14 +47,13 @@ def load(file: Path, outputs: tuple[str, ...], precision: str) -> Run:
     return run
 
 
-def program(outputs: tuple[str, ...], precision: str) -> Program:
+def program(outputs: tuple[str, ...], precision: str) -> tuple[str, str]:
     config = {} if precision == "half" else FLOAT32
-    return Program(
+    return (
         "openvino",
-        (
-            "model = openvino.Core().read_model(__file__[:-3])",
-            'labels = json.loads(model.get_rt_info(["verydeep", "labels"]).astype(str))',
-            f'network = openvino.Core().compile_model(model, "CPU", {config})',
-        ),
-        f"values = network(pixels); outputs = {{name: values[name] for name in {list(outputs)}}}",
+        f"""\
+model = openvino.Core().read_model(__file__[:-3])
+labels = json.loads(model.get_rt_info(["verydeep", "labels"]).astype(str))
+network = openvino.Core().compile_model(model, "CPU", {config})
+values = network(pixels); outputs = {{name: values[name] for name in {list(outputs)}}}""",
     )

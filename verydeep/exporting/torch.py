@@ -19,7 +19,7 @@ from ..models.layers import positions, walk
 from ..models.module import VGG
 from ..nets import HEADS
 from ..preprocess import Preprocess
-from . import Job, Program, Run
+from . import Job, Run
 
 
 class PixelsToOutputs(nn.Module):
@@ -129,13 +129,12 @@ def load(file: Path, outputs: tuple[str, ...], precision: str) -> Run:  # noqa: 
     return run
 
 
-def program(outputs: tuple[str, ...], precision: str) -> Program:  # noqa: ARG001
-    return Program(
+def program(outputs: tuple[str, ...], precision: str) -> tuple[str, str]:  # noqa: ARG001
+    return (
         "torch",
-        (
-            'extra = {"labels.txt": ""}',
-            "net = torch.export.load(__file__[:-3], extra_files=extra).module()",
-            'labels = json.loads(extra["labels.txt"])',
-        ),
-        "outputs = {name: f.numpy() for name, f in net(torch.from_numpy(pixels)).items()}",
+        """\
+extra = {"labels.txt": ""}
+net = torch.export.load(__file__[:-3], extra_files=extra).module()
+labels = json.loads(extra["labels.txt"])
+outputs = {name: f.numpy() for name, f in net(torch.from_numpy(pixels)).items()}""",
     )

@@ -25,7 +25,6 @@ from .writer import Graph, Writer
 if TYPE_CHECKING:
     from ..modelfile import Activation, ModelFile
     from ..nets import Network
-    from ..preprocess import Preprocess
 
 Array = np.ndarray
 
@@ -43,25 +42,17 @@ def build(
     taps: tuple[str, ...] = (),
     scores: bool = True,
     pixels: Literal["uint8", "float32"] = "uint8",
-    preprocess: Preprocess | None = None,
 ) -> Graph:
     """The int8 graph of a model file that `verydeep quantize` made; inputs and outputs as `graph.build`.
 
-    preprocess: in place of the record's own. ModelFileError where the file was not quantised.
+    ModelFileError where the file was not quantised.
     """
-    record = model.record
     require_quantised(model)
-    tensors = model.tensors()
+    net, record = model.record.network, model.record
     built = float_graph.build(
-        record.network,
-        tensors,
-        preprocess or record.preprocess,
-        taps=taps,
-        scores=scores,
-        pixels=pixels,
+        net, model.tensors(), record.preprocess, taps=taps, scores=scores, pixels=pixels
     )
-    scales = weight_scales(record.network, model.stored)
-    return rounded(built, record.activations, scales)
+    return rounded(built, record.activations, weight_scales(net, model.stored))
 
 
 def weight_scales(network: Network, stored: Mapping[str, Array]) -> dict[str, Array]:

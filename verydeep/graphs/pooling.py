@@ -42,22 +42,20 @@ def pooled(graph: Graph, pool: str) -> Graph:
         if len(output.type.tensor_type.shape.dim) == 4
     }
     writer = Writer(graph)
-    for (
-        one
-    ) in graph.model.graph.node:  # the outputs bear the layers' names, so the maps give theirs up
-        writer.copy(one, {name: f"{name}_map" for name in channels})
+    # the outputs bear the layers' names, so the maps give theirs up
+    maps = {name: f"{name}_map" for name in channels}
+    for node in graph.model.graph.node:
+        writer.copy(node, maps)
     for output in graph.model.graph.output:
         name = output.name
         if name not in channels:
             writer.outputs.append(output)
             continue
-        value = f"{name}_map"
-        if pool == "max":
-            mean = writer.node("GlobalMaxPool", [value], f"{name}_pooled")
-        elif pool == "avg":
-            mean = writer.node("GlobalAveragePool", [value], f"{name}_pooled")
+        if pool in ("max", "avg"):
+            kind = "GlobalMaxPool" if pool == "max" else "GlobalAveragePool"
+            mean = writer.node(kind, [maps[name]], f"{name}_pooled")
         else:
-            above = writer.node("Relu", [value], f"{name}_above")
+            above = writer.node("Relu", [maps[name]], f"{name}_above")
             power = above
             for _ in range(GEM_POWER - 1):
                 power = writer.node("Mul", [power, above], f"{power}_times")

@@ -106,7 +106,7 @@ class Record:
                     f"the record's threshold is {shown(self.threshold)}; expected 0 to 1, or null"
                 )
             object.__setattr__(self, "threshold", float(self.threshold))
-        if not isinstance(self.licence, str) or not _is_line(self.licence, longest=None):
+        if not _is_line(self.licence):
             raise ModelFileError(
                 f"the record's licence is {shown(self.licence)}; expected one line of text"
             )
@@ -194,17 +194,12 @@ def _measured(figures: object) -> Iterator[dict[str, JSON]]:
         raise ModelFileError(f"the record's measured is {shown(figures)}; expected a list")
     for index, figure in enumerate(figures):
         copy = _json_object(figure, f"measured[{index}]")
-        for key in ("what", "protocol"):
-            if not isinstance(copy.get(key), str) or not copy[key]:
+        for key, expected in (("what", "text"), ("protocol", "text"), ("value", "a number")):
+            value = copy.get(key)
+            if not (_is_number(value) if key == "value" else isinstance(value, str) and value):
                 raise ModelFileError(
-                    f"the record's measured[{index}] has {shown(copy.get(key))} as {key!r}; "
-                    "expected text"
+                    f"the record's measured[{index}] has {shown(value)} as {key!r}; expected {expected}"
                 )
-        if not _is_number(copy.get("value")):
-            raise ModelFileError(
-                f"the record's measured[{index}] has {shown(copy.get('value'))} as 'value'; "
-                "expected a number"
-            )
         yield copy
 
 
@@ -212,7 +207,7 @@ def _read_activations(values: JSON) -> dict[str, Activation]:
     if not isinstance(values, dict) or not values:
         raise ModelFileError(
             f"the record's activations are {shown(values)}; expected a JSON object with one member for "
-            "each rounded value, or none at all for a model that was not quantised"
+            "each rounded value, or no activations at all"
         )
     return {
         name: Activation(**_fields(value, _ACTIVATION_KEYS, f"record's activation {shown(name)}"))
@@ -243,7 +238,7 @@ def _lines(names: object, what: str) -> Iterator[str]:
     if not isinstance(names, list | tuple):
         raise ModelFileError(f"the record's {what} is {shown(names)}; expected a list of names")
     for name in names:
-        if not name or not _is_line(name, _LONGEST_NAME):
+        if not _is_line(name) or not 1 <= len(name) <= _LONGEST_NAME:
             raise ModelFileError(
                 f"the record's {what} has {shown(name)}; expected 1 to {_LONGEST_NAME} characters "
                 "of text without control characters"
@@ -251,12 +246,10 @@ def _lines(names: object, what: str) -> Iterator[str]:
         yield name
 
 
-def _is_line(text: object, longest: int | None) -> bool:
+def _is_line(text: object) -> TypeGuard[str]:
     """Whether it is text that stays on one line: no control characters, surrogates, line breaks."""
-    return (
-        isinstance(text, str)
-        and (longest is None or len(text) <= longest)
-        and not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
+    return isinstance(text, str) and not any(
+        unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text
     )
 
 
