@@ -26,7 +26,7 @@ from verydeep.graphs.int8 import build, plan
 from verydeep.modelfile import Activation, ModelFile
 from verydeep.nets import network
 from verydeep.preprocess import CAFFE, TORCHVISION, Preprocess
-from verydeep.quantisation.draft import BATCH, Draft, batches
+from verydeep.quantisation import BATCH, Draft, batches
 from verydeep.quantisation.rounding import error_names, probed
 
 from .conftest import Run

@@ -60,9 +60,15 @@ def build(
     writer = Writer(name=network.name)
     kind = TensorProto.UINT8 if pixels == "uint8" else TensorProto.FLOAT
     writer.input("pixels", kind, ["batch", "height", "width", network.in_channels])
-    _write(
-        writer, network.cut(wanted), fold_batch_norm(network, tensors, wanted), preprocess, pixels
-    )
+    net, weights = network.cut(wanted), fold_batch_norm(network, tensors, wanted)
+    if preprocess.channel_order == "BGR":
+        # the pixels stay RGB: turning the first filters round is free, turning the image is not
+        first = f"{net.trunk[0].name}.weight"
+        weights[first] = np.ascontiguousarray(weights[first][:, ::-1])
+    # each layer reads the one before it, and its output bears its paper name
+    value = _normalise(writer, preprocess, pixels)
+    for layer in net.layers:
+        value = _layer(writer, net, layer, value, weights)
     trunk = {layer.name for layer in network.trunk}
     for name in taps:
         layer = network.layer(name)
@@ -109,32 +115,6 @@ def norm_factor(layer: Layer, tensors: Mapping[str, Array]) -> Array:
     return np.asarray(gamma / np.sqrt(variance + nets.BATCH_NORM_EPSILON))
 
 
-def _write(
-    writer: Writer, net: Network, weights: dict[str, Array], preprocess: Preprocess, pixels: str
-) -> None:
-    """Walk the table: each layer reads the one before it, and its output bears its paper name."""
-    value = _normalise(writer, preprocess, pixels)
-    if preprocess.channel_order == "BGR":
-        # the pixels stay RGB: turning the first filters round is free, turning the image is not
-        first = net.trunk[0].name
-        weights[f"{first}.weight"] = np.ascontiguousarray(weights[f"{first}.weight"][:, ::-1])
-    for layer in net.trunk:
-        value = _trunk_layer(writer, layer, net.pool, value, weights)
-    for layer in net.top:
-        if layer.kind == "average":
-            value = _average(writer, layer, net.head_inputs)
-        elif layer.kind == "fc":
-            if not value.startswith("relu"):
-                value = writer.node("Flatten", [value], "flat", axis=1)
-            weight = writer.constant(f"{layer.name}.weight", weights[f"{layer.name}.weight"])
-            bias = writer.constant(f"{layer.name}.bias", weights[f"{layer.name}.bias"])
-            value = writer.node("Gemm", [value, weight, bias], layer.name, transB=1)
-        elif layer.kind == "relu":
-            value = writer.node("Relu", [value], layer.name)
-        else:
-            value = writer.node("Softmax", [value], layer.name, axis=1)
-
-
 def _normalise(writer: Writer, preprocess: Preprocess, pixels: str) -> str:
     """(pixels / 255 * (high - low) + low - mean) / std, written as one product and one sum."""
     low, high = preprocess.range
@@ -152,24 +132,32 @@ def _normalise(writer: Writer, preprocess: Preprocess, pixels: str) -> str:
     return writer.node("Add", [value, shifts], "input")
 
 
-def _trunk_layer(
-    writer: Writer, layer: Layer, pool: str, value: str, weights: dict[str, Array]
+def _layer(
+    writer: Writer, net: Network, layer: Layer, value: str, weights: dict[str, Array]
 ) -> str:
     sides = [layer.kernel, layer.kernel]
     moves = {"strides": [layer.stride] * 2, "pads": [layer.padding] * 4, "kernel_shape": sides}
-    if layer.kind == "conv":
-        weight = writer.constant(f"{layer.name}.weight", weights[f"{layer.name}.weight"])
-        bias = writer.constant(f"{layer.name}.bias", weights[f"{layer.name}.bias"])
-        return writer.node("Conv", [value, weight, bias], layer.name, **moves)
+    if layer.key:
+        names = [f"{layer.name}.weight", f"{layer.name}.bias"]
+        constants = [writer.constant(name, weights[name]) for name in names]
+        if layer.kind == "conv":
+            return writer.node("Conv", [value, *constants], layer.name, **moves)
+        if not value.startswith("relu"):
+            value = writer.node("Flatten", [value], "flat", axis=1)
+        return writer.node("Gemm", [value, *constants], layer.name, transB=1)
     if layer.kind == "relu":
         return writer.node("Relu", [value], layer.name)
+    if layer.kind == "average":
+        return _average(writer, layer, net.head_inputs)
+    if layer.kind == "softmax":
+        return writer.node("Softmax", [value], layer.name, axis=1)
     if layer.kind == "lrn":
         # ONNX divides alpha by the size; the paper does not
         return writer.node(
             "LRN", [value], layer.name, size=nets.LRN_SIZE, alpha=nets.LRN_ALPHA * nets.LRN_SIZE,
             beta=nets.LRN_BETA, bias=nets.LRN_K,
         )  # fmt: skip
-    if pool == "l2":
+    if net.pool == "l2":
         window = np.outer(nets.L2_WINDOW, nets.L2_WINDOW).astype(np.float32)
         filters = np.tile(window, (layer.outputs, 1, 1, 1))
         weight = writer.constant(f"l2_window_{layer.outputs}", filters)
@@ -180,7 +168,8 @@ def _trunk_layer(
         )
         value = writer.node("Add", [value, epsilon], f"{layer.name}_positive")
         return writer.node("Sqrt", [value], layer.name)
-    return writer.node("MaxPool" if pool == "max" else "AveragePool", [value], layer.name, **moves)
+    kind = "MaxPool" if net.pool == "max" else "AveragePool"
+    return writer.node(kind, [value], layer.name, **moves)
 
 
 def _average(writer: Writer, layer: Layer, inputs: tuple[str, ...]) -> str:

@@ -287,9 +287,8 @@ def _upright_rgb(image: Image.Image, range: Range, name: str) -> Image.Image | N
         if image.mode != "RGB":
             straight = image.convert("LA") if image.mode == "La" else image  # PIL needs the step
             image = straight.convert("RGB")
-        if range is None or _range(range, None, name) == (0, 255):
-            return image
-        return _on_255(np.asarray(image), _range(range, None, name), name)
+        limits = _range(range, (0, 255), name)
+        return image if limits == (0, 255) else _on_255(np.asarray(image), limits, name)
     except ImageError:
         raise
     except Exception as error:

@@ -14,23 +14,25 @@ better than taking the largest number seen for a range's end:
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from ..engines import Signature, Source, open_engine
 from ..errors import DataError, ImageError, ModelFileError, NetworkError, OutputError, log
 from ..files.photo_paths import find
 from ..files.strict_json import JSON
-from ..graphs.int8 import Plan, plan
+from ..graphs import network as float_graph
+from ..graphs.int8 import Plan, plan, rounded, weight_scales
+from ..graphs.writer import Graph
 from ..modelfile import Activation, ModelFile, Record, read, write
 from ..modelfile.reading import dequantised
-from ..nets import Layer, named
+from ..nets import Layer, Network, named
 from ..preprocess import Preprocess
 from ..published.finding import find_model
-from .draft import Draft
 from .rounding import LEVELS, Tally, error_names, probed, round_weights, second_moments, steps
 
 __all__ = ["FEWEST", "Quantised", "quantize"]
@@ -42,6 +44,7 @@ WORTH_A_FLOAT = 0.1  # share of the squared error that a layer must take off to 
 _LEAST_SHARE = 0.05  # of numbers above 0: a channel that hardly answers tells little of its bias
 PATCHES = 16_384  # on which a convolution's weights are rounded, at least
 PATCHES_EACH = 8  # and for each of its inputs
+BATCH = 8  # images in one run
 
 Array = np.ndarray
 
@@ -387,3 +390,76 @@ def score_error(ours: Array, theirs: Array) -> float:
     a, b = (np.asarray(s, np.float64) - s.mean(1, keepdims=True) for s in (ours, theirs))
     size, off = float(np.linalg.norm(b)), float(np.linalg.norm(a - b))
     return off / size if size else 0.0 if not off else float("inf")
+
+
+@dataclass
+class Draft:
+    """A model on its way to int8: its tensors and ranges as they stand, and what its graphs give on photos.
+
+    stored: as a model file holds them, floats or `.q` with `.scale`. activations: rounded so far.
+    """
+
+    network: Network
+    preprocess: Preprocess
+    stored: dict[str, Array]
+    activations: dict[str, Activation] = field(default_factory=dict)
+    threads: int | None = None
+
+    def graph(
+        self, taps: tuple[str, ...] = (), *, scores: bool = False, int8: bool = True
+    ) -> Graph:
+        """The graph as it stands, for float32 pixels; without `int8`, nothing in it is rounded."""
+        tensors = {key: dequantised(self.stored, key) for key in self.network.tensors}
+        built = float_graph.build(
+            self.network, tensors, self.preprocess, taps=taps, scores=scores, pixels="float32"
+        )
+        if not int8:
+            return built
+        return rounded(built, self.activations, weight_scales(self.network, self.stored))
+
+    def run(self, graph: Graph, images: Sequence[Array]) -> Iterator[dict[str, Array]]:
+        """The outputs of each batch; images: as `batches`."""
+        outputs = tuple(output.name for output in graph.model.graph.output)
+        # said here, since a graph with branches is not what it would be read from
+        signature = Signature("float32", self.network.in_channels, 1, outputs)
+        source = Source(graph, signature=signature)
+        engine = open_engine("onnxruntime", source, precision="int8", threads=self.threads)
+        for batch in batches(images):
+            yield engine.run(batch)
+
+    def scores(self, images: Sequence[Array], *, int8: bool = True) -> Array:
+        """(images, classes)."""
+        outputs = self.run(self.graph(scores=True, int8=int8), images)
+        return np.concatenate([batch["scores"] for batch in outputs])
+
+    def means(
+        self, names: tuple[str, ...], images: Sequence[Array], *, int8: bool = True
+    ) -> dict[str, tuple[Array, Array]]:
+        """Each layer's mean over images and positions, and the share of it above 0, by its name.
+
+        Both are (outputs,) float64.
+        """
+        sums: dict[str, Array] = {name: np.zeros(()) for name in names}
+        above: dict[str, Array] = {name: np.zeros(()) for name in names}
+        count = dict.fromkeys(names, 0)
+        for outputs in self.run(self.graph(names, int8=int8), images):
+            for name in names:
+                value = outputs[name]
+                axes = (0, *range(2, value.ndim))
+                sums[name] = sums[name] + value.sum(axes, dtype=np.float64)
+                above[name] = above[name] + (value > 0).sum(axes)
+                count[name] += value.size // value.shape[1]
+        return {name: (sums[name] / count[name], above[name] / count[name]) for name in names}
+
+
+def batches(images: Sequence[Array]) -> Iterator[Array]:
+    """(batch, height, width, channels) float32; neighbours of one size share a batch.
+
+    images: (height, width, channels) each, uint8 or float32 from 0 to 255.
+    """
+    start = 0
+    for end in range(1, len(images) + 1):
+        full = end - start == BATCH
+        if end == len(images) or full or images[end].shape != images[start].shape:
+            yield np.stack(images[start:end]).astype(np.float32)
+            start = end

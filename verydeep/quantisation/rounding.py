@@ -93,15 +93,11 @@ class Tally:
         )
 
 
-def _middles() -> Array:
-    """The number in the middle of each bin, float64; bin 0 is 0."""
-    bits = (np.arange(_BINS, dtype=np.uint32) << _SHIFT) + (1 << (_SHIFT - 1))
-    bits[0] = 0
-    bits[0xFF << 8 :] = 0xFF << 23  # infinity, and what is no number
-    return bits.view(np.float32).astype(np.float64)
-
-
-_MIDDLES = _middles()
+# the number in the middle of each bin; bin 0 is 0
+_bits = (np.arange(_BINS, dtype=np.uint32) << _SHIFT) + (1 << (_SHIFT - 1))
+_bits[0] = 0
+_bits[0xFF << 8 :] = 0xFF << 23  # infinity, and what is no number
+_MIDDLES = _bits.view(np.float32).astype(np.float64)
 
 
 def error_names(place: str, candidates: Sequence[Activation]) -> list[str]:
@@ -184,9 +180,8 @@ def round_weights(weight: Array, step: Array, moments: Array | None = None) -> A
     if moments is None:
         nearest: Array = np.clip(np.rint(weight / step[:, None]), -LIMIT, LIMIT)
         return nearest.astype(np.int8)
-    order = np.argsort(
-        -np.diagonal(moments), kind="stable"
-    )  # the inputs that matter most come first
+    # the inputs that matter most come first
+    order = np.argsort(-np.diagonal(moments), kind="stable")
     upper = _factor(moments[np.ix_(order, order)])
     rest = np.asarray(weight, np.float64)[:, order]
     q = np.zeros(weight.shape, np.int8)
@@ -212,16 +207,14 @@ def _factor(moments: Array) -> Array:
     return np.asarray(np.linalg.cholesky((inverse + inverse.T) / 2).T)
 
 
-def second_moments(
-    maps: Iterable[Array], kernel: int, padding: int, *, patches: int, seed: int = 0
-) -> Array:
+def second_moments(maps: Iterable[Array], kernel: int, padding: int, *, patches: int) -> Array:
     """The mean of x x' over patches x at random places, (inputs, inputs) float64.
 
     maps: batches of (batch, channels, height, width) float32, padded with 0 as the convolution does. Each
     patch is flattened as the convolution's weight is: (channels * kernel * kernel). patches: how many are
     taken of each image, all where it has fewer.
     """
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(0)
     total: Array = np.zeros(())
     count = 0
     sides = ((0, 0), (0, 0), (padding, padding), (padding, padding))
