@@ -329,6 +329,9 @@ def test_refusals(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(OutputError, match=r"folder\.onnx: cannot be written: it is a folder"):
         export.export(model, "onnx", tmp_path / "folder.onnx")
+    (tmp_path / "folder.onnx" / "link.onnx").symlink_to("file.onnx")
+    with pytest.raises(OutputError, match=r"link\.onnx: .* it is no regular file; name another"):
+        export.export(model, "onnx", tmp_path / "folder.onnx" / "link.onnx")
     if hasattr(os, "mkfifo"):
         pipe = tmp_path / "folder.onnx" / "pipe.onnx"
         os.mkfifo(pipe)

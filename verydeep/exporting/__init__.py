@@ -303,7 +303,8 @@ def _staged(out: Path, size_bytes: int) -> Iterator[Path]:
     try:
         if out.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        if out.exists() and not out.is_file():  # such as /dev/null, which must not be replaced
+        # such as /dev/null, or a link: neither must be replaced
+        if out.is_symlink() or (out.exists() and not out.is_file()):
             raise OSError(errno.EINVAL, "it is no regular file")
         free = shutil.disk_usage(out.parent).free
         place = tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent)

@@ -75,6 +75,6 @@ def program(outputs: tuple[str, ...], precision: str) -> tuple[str, str]:  # noq
 load, runtime = MNN.nn.load_module_from_file, MNN.nn.create_runtime_manager
 net = load(__file__[:-3], ["pixels"], {names}, runtime_manager=runtime(({CONFIG},)))
 labels = json.loads(json.loads(net.get_info()["bizCode"])["labels"])
-values = net.forward([expr.const(pixels, list(pixels.shape), expr.NCHW, expr.uint8)])
+values = net.forward([expr.const(pixels, list(pixels.shape), expr.NCHW, expr.uint8)]); \
 outputs = {{name: expr.convert(v, expr.NCHW).read() for name, v in zip({names}, values)}}""",
     )
