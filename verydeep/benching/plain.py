@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engines.silence import silenced
+from ..engines.forks import silenced
 from ..modelfile import ModelFile
 
 Run = Callable[[np.ndarray], np.ndarray]  # pixels to scores

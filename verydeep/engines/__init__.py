@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -106,8 +106,15 @@ class Kind:
         return f"pip install 'verydeep[{self.extra}]'" if self.extra else "pip install verydeep"
 
     def load(self) -> Any:
-        """Its module here: devices(), variants(source, precision, threads, batch), prepare(engine)."""
+        """Its module here: prepare(engine), devices() beside the CPU, settings worth a race: variants()."""
         return import_module(f"{__name__}.{self.module}")
+
+    def variants(
+        self, source: Source, precision: str, threads: int, batch: int
+    ) -> tuple[Settings, ...]:
+        """The settings worth a race; mostly an engine's own choices serve every batch."""
+        variants = getattr(self.load(), "variants", None)
+        return variants(source, precision, threads, batch) if variants else ({},)
 
 
 ENGINES: dict[str, Kind] = {
@@ -155,7 +162,7 @@ class Engine:
         self.settings: Settings = dict(settings or {})
         self.cache = cache
         self._turns = Turns()
-        self._run: Run | None = kind.load().prepare(self)
+        self._run: Run | None = self._prepared()
         WATCHED.add(self)
 
     def __repr__(self) -> str:
@@ -166,6 +173,17 @@ class Engine:
     def version(self) -> str:
         """Of the engine's package."""
         return self.kind.version
+
+    def _prepared(self) -> Run:
+        try:
+            run: Run = self.kind.load().prepare(self)
+        except (EngineError, OSError):
+            raise
+        except (
+            Exception
+        ) as error:  # each engine raises what it likes, with the reason in many lines
+            raise EngineError(f"{self.name} did not take the graph: {_line(error)}") from error
+        return run
 
     def in_child(self) -> None:
         never_destroy(self._run)
@@ -182,15 +200,17 @@ class Engine:
         pixels = _checked(pixels, self.signature)
         # of none the engine itself says what the other dimensions are
         given = pixels if len(pixels) else np.zeros((1, *pixels.shape[1:]), pixels.dtype)
-        run = self._run
-        if run is None or self.kind.takes_turns:
-            with self._turns.lock:
-                if self._run is None:
-                    with OPENING:
-                        self._run = self.kind.load().prepare(self)
+        with self._turns.lock if self._run is None or self.kind.takes_turns else nullcontext():
+            if self._run is None:
+                with OPENING:
+                    self._run = self._prepared()
+            try:
                 outputs = self._run(given)
-        else:
-            outputs = run(given)
+            except Exception as error:
+                shape = "x".join(map(str, given.shape))
+                raise EngineError(
+                    f"{self.name} failed on {shape} pixels: {_line(error)}"
+                ) from error
         if not len(pixels):
             return {name: value[:0] for name, value in outputs.items()}
         for name, value in outputs.items():
@@ -302,6 +322,14 @@ def relative_error(output: np.ndarray, reference: np.ndarray, *, scores: bool = 
     if size == 0:
         return 0.0 if off == 0 else float("inf")
     return float(off / size)
+
+
+def _line(error: Exception) -> str:
+    """The reason: the last line of those that OpenVINO gives, else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if lines[0].startswith("Exception from src/") else lines[0]
 
 
 def _checked(pixels: np.ndarray | Sequence[np.ndarray], signature: Signature) -> np.ndarray:

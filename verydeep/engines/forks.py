@@ -1,4 +1,4 @@
-"""What threads share, through a fork: locks that are free in the child, engines that are opened anew there.
+"""What is the whole process's: locks that are free after a fork, engines opened anew there, its stdout.
 
 A fork copies the memory of a process and none of its threads. A lock that another thread holds at that
 moment would stay locked in the child for ever, and an engine would wait for threads that it does not have.
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from threading import RLock
 from typing import Any
 from weakref import WeakSet
 
 # their `in_child()` is called in every child that is forked while they live, before all else
 WATCHED: WeakSet[Any] = WeakSet()
-
 
 # Held while an engine is opened, or engines are raced. A fork waits for it: the child would find modules
 # half imported, and libraries' own locks locked, for ever.
@@ -35,6 +38,39 @@ class Turns:
 def never_destroy(thing: object) -> None:
     """Keep it until the process ends, and then as well: its destructor would wait for lost threads."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+@contextmanager
+def silenced() -> Iterator[list[str]]:
+    """Nothing reaches stdout or stderr inside; the list holds the lines that tried to, afterwards.
+
+    C code writes to file descriptors 1 and 2 behind Python's back, so both lead into a temporary file.
+    What other threads print meanwhile goes there too: keep the block short.
+    """
+    lines: list[str] = []
+    # one at a time, since two must not restore each other's descriptors, and none during a fork
+    with OPENING, tempfile.TemporaryFile() as caught:
+        _flush()
+        kept = {}
+        for descriptor in (1, 2):
+            with suppress(OSError):  # a daemon may have closed it
+                kept[descriptor] = os.dup(descriptor)
+                os.dup2(caught.fileno(), descriptor)
+        try:
+            yield lines
+        finally:
+            _flush()
+            for descriptor, original in kept.items():
+                os.dup2(original, descriptor)
+                os.close(original)
+            caught.seek(0)
+            lines += caught.read().decode("utf-8", "replace").splitlines()
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # a stream may be closed, None, or anything a caller put there
+            stream.flush()
 
 
 def _in_child() -> None:

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import EngineError
-from .forks import Turns
-from .silence import silenced
+from .forks import Turns, silenced
 
 if TYPE_CHECKING:
-    from . import Engine, Run, Settings, Source
+    from . import Engine, Run, Source
 
 FILE = "graph.mnn"
 # MNN's hint of that name: 1 allows the smallest Winograd tiles alone, 3, its default, the largest
@@ -30,17 +29,6 @@ SPARE_BYTES = 1 << 20  # beside the weights: the graph itself
 
 _EXECUTOR = Turns()  # all graphs share what evaluates MNN's expressions
 _pool_of = 0  # the process that MNN's one pool of threads was made in
-
-
-def devices() -> tuple[str, ...]:
-    return ("cpu",)
-
-
-def variants(
-    source: Source, precision: str, threads: int, batch: int  # noqa: ARG001
-) -> tuple[Settings, ...]:  # fmt: skip
-    """The settings worth a race: its own choices serve every batch."""
-    return ({},)
 
 
 def prepare(engine: Engine) -> Run:
@@ -122,14 +110,10 @@ def _load(file: Path, engine: Engine) -> Run:
     def run(pixels: np.ndarray, keep: object = manager) -> dict[str, np.ndarray]:  # noqa: ARG001
         # "NCHW" here only means: these dimensions, in this order
         kind = expr.uint8 if pixels.dtype == np.uint8 else expr.float
-        try:
-            with _EXECUTOR.lock:
-                values = module.forward([expr.const(pixels, list(pixels.shape), expr.NCHW, kind)])
-                # read() gives a view of memory that MNN uses again
-                arrays = [np.array(expr.convert(value, expr.NCHW).read()) for value in values]
-        except Exception as error:
-            shape = "x".join(map(str, pixels.shape))
-            raise EngineError(f"mnn failed on {shape} pixels: {error}") from error
+        with _EXECUTOR.lock:
+            values = module.forward([expr.const(pixels, list(pixels.shape), expr.NCHW, kind)])
+            # read() gives a view of memory that MNN uses again
+            arrays = [np.array(expr.convert(value, expr.NCHW).read()) for value in values]
         return dict(zip(outputs, arrays, strict=True))
 
     return run

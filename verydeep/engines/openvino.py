@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import EngineError
-from .forks import never_destroy
-from .silence import silenced
+from .forks import never_destroy, silenced
 
 if TYPE_CHECKING:
     from ..graphs.writer import Graph
@@ -28,10 +26,6 @@ LARGE_BYTES = 16 << 20  # of FC weights, above which no cache close to a core ho
 PREPARED_LAYERS = 256
 
 HINTS = {"exact": "f32", "fast": "f32", "half": "bf16", "int8": "f32"}
-
-
-def devices() -> tuple[str, ...]:
-    return ("cpu",)
 
 
 def variants(source: Source, precision: str, threads: int, batch: int) -> tuple[Settings, ...]:
@@ -74,25 +68,17 @@ def prepare(engine: Engine) -> Run:
             # else FC layers with weights of few bits would compute with few bits, too
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
-        try:
-            model = _model(graph, halved)
-            compiled = core.compile_model(model, "CPU", config)
-        except Exception as error:  # RuntimeError and its kin, with the reason in many lines
-            raise EngineError(f"openvino did not take the graph: {_line(error)}") from error
+        compiled = core.compile_model(_model(graph, halved), "CPU", config)
     names = engine.signature.outputs
     requests = [compiled.create_infer_request() for _ in range(streams)]
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
         parts = np.array_split(pixels, min(streams, len(pixels)))
         used = requests[: len(parts)]
-        try:
-            for request, part in zip(used, parts, strict=True):
-                request.start_async({0: part}, share_inputs=True)
-            for request in used:
-                request.wait()
-        except Exception as error:
-            shape = "x".join(map(str, pixels.shape))
-            raise EngineError(f"openvino failed on {shape} pixels: {_line(error)}") from error
+        for request, part in zip(used, parts, strict=True):
+            request.start_async({0: part}, share_inputs=True)
+        for request in used:
+            request.wait()
         views = [[r.get_output_tensor(i).data for r in used] for i in range(len(names))]
         return {  # copies, since the requests' own memory is written to by the next call
             name: np.concatenate(rows) if len(rows) > 1 else rows[0].copy()
@@ -193,8 +179,3 @@ def _writable(array: np.ndarray) -> np.ndarray:
     memory: Any = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
     memory.owner = array  # lives as long as the view does
     return np.frombuffer(memory, array.dtype).reshape(array.shape)
-
-
-def _line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -54,12 +54,9 @@ def prepare(engine: Engine) -> Run:
     # the session may read the arrays where they are for as long as it lives, so they are kept
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(v) for v in graph.weights.values()]
     options.add_external_initializers(list(graph.weights), values)
-    try:
-        session = onnxruntime.InferenceSession(
-            graph.model.SerializeToString(), options, providers=PROVIDERS[engine.device]
-        )
-    except Exception as error:  # onnxruntime raises a class of its own for every status
-        raise EngineError(f"onnxruntime did not take the graph: {_line(error)}") from error
+    session = onnxruntime.InferenceSession(
+        graph.model.SerializeToString(), options, providers=PROVIDERS[engine.device]
+    )
     used = session.get_providers()
     if engine.device == "cuda" and "CUDAExecutionProvider" not in used:
         raise EngineError(
@@ -70,15 +67,6 @@ def prepare(engine: Engine) -> Run:
     names = [output.name for output in session.get_outputs()]
 
     def run(pixels: np.ndarray, keep: object = values) -> dict[str, np.ndarray]:  # noqa: ARG001
-        try:
-            outputs = session.run(names, {"pixels": pixels})
-        except Exception as error:
-            shape = "x".join(map(str, pixels.shape))
-            raise EngineError(f"onnxruntime failed on {shape} pixels: {_line(error)}") from error
-        return dict(zip(names, outputs, strict=True))
+        return dict(zip(names, session.run(names, {"pixels": pixels}), strict=True))
 
     return run
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -122,7 +122,7 @@ def race(
         for kind in kinds
         for device in devices
         if device in kind.devices
-        for settings in kind.load().variants(source, precision, threads, len(pixels))
+        for settings in kind.variants(source, precision, threads, len(pixels))
     ]
     ours = [entrant for entrant in entrants if entrant[:2] == (REFERENCE, "cpu")][:1]
     judge = opened(*(ours or [(REFERENCE, "cpu", {})])[0])

@@ -20,7 +20,7 @@ from .forks import Turns
 
 if TYPE_CHECKING:
     from ..graphs.writer import Graph
-    from . import Engine, Run, Settings, Source
+    from . import Engine, Run
 
 _SETTINGS = Turns()  # of torch that are the whole process's
 
@@ -33,13 +33,6 @@ def devices() -> tuple[str, ...]:
     return (*(name for name, found in there.items() if found), "cpu")
 
 
-def variants(
-    source: Source, precision: str, threads: int, batch: int  # noqa: ARG001
-) -> tuple[Settings, ...]:  # fmt: skip
-    """The settings worth a race: none."""
-    return ({},)
-
-
 def prepare(engine: Engine) -> Run:
     import torch
 
@@ -50,8 +43,6 @@ def prepare(engine: Engine) -> Run:
         program = thread.submit(_program, engine.source.graph, device, number).result()
     except KeyError as error:
         raise EngineError(f"torch did not take the graph: it has no {error.args[0]}") from error
-    except Exception as error:
-        raise EngineError(f"torch did not take the graph: {_line(error)}") from error
 
     def compute(pixels: np.ndarray) -> list[np.ndarray]:
         with torch.inference_mode(), precise(device, engine.precision):
@@ -60,12 +51,7 @@ def prepare(engine: Engine) -> Run:
             return [np.array(v.to("cpu", torch.float32).contiguous().numpy()) for v in values]
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
-        try:
-            arrays = thread.submit(compute, pixels).result()
-        except Exception as error:
-            shape = "x".join(map(str, pixels.shape))
-            raise EngineError(f"torch failed on {shape} pixels: {_line(error)}") from error
-        return dict(zip(outputs, arrays, strict=True))
+        return dict(zip(outputs, thread.submit(compute, pixels).result(), strict=True))
 
     return run
 
@@ -92,10 +78,6 @@ def precise(device: str, precision: str) -> Iterator[None]:
         return
     with _SETTINGS.lock, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 Value = Any  # a tensor, or a numpy array of a few whole numbers on the way to a mask

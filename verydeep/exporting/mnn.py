@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..engines.forks import silenced
 from ..engines.mnn import convert
-from ..engines.silence import silenced
 from ..graphs.writer import Graph, Writer, write_onnx
 from . import Job, Run
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ..engines.forks import silenced
 from ..engines.openvino import package
-from ..engines.silence import silenced
 from ..graphs.writer import write_onnx
 from . import Job, Run
 
