@@ -110,10 +110,10 @@ def train(
         return 0
     if out is None:
         raise click.UsageError("--out DIR is missing, where the model goes")
-    with LiveLine() as live:
+    with _Teller() as teller:
         result = begin.train(
             recipe, data, val, out=out, resume=resume, strict=strict, tensorboard=tensorboard,
-            event=_Teller(live), **chosen,
+            event=teller, **chosen,
         )  # fmt: skip
     if as_json:
         figures = {
@@ -151,11 +151,11 @@ def check(data: str, val: str | None, size: int, strict: bool, as_json: bool) ->
     return 0 if not result.findings else 2 if strict else 1
 
 
-class _Teller:
+class _Teller(LiveLine):
     """Tells people what happens: a line an epoch, and on a terminal a live one within it."""
 
-    def __init__(self, live: LiveLine) -> None:
-        self.live = live
+    def __init__(self) -> None:
+        super().__init__()
         self.epochs = self.steps = 0
         self.config: Config | None = None  # of a recipe with the loop
         self.before = 0.0  # seconds before the first epoch
@@ -168,7 +168,7 @@ class _Teller:
             self.say(f"{config['recipe']}: a head on {config['model']}, {_data(line, 'photo')}")
         elif kind == "features":
             text = f"features at {line['size']} pixels: {counted(line['done'], 'photo')} {line['what']}"
-            self.live.show(text)
+            self.show(text)
         elif kind == "chosen":
             self.say(
                 f"chosen by cross-validation: {', '.join(line['layers'])} at {line['size']} pixels, l2 "
@@ -193,12 +193,12 @@ class _Teller:
             if self.steps:
                 text += f", {line['images_per_second']:.0f} images/s, "
                 text += f"{self._left(line['step'] / self.steps, line['seconds'])} left"
-            self.live.show(text)
+            self.show(text)
         elif kind == "epoch":
             self.say(self._epoch(line))
 
     def say(self, text: str) -> None:
-        self.live.wipe()
+        self.wipe()
         click.echo(text, err=True)
 
     def _epoch(self, line: Mapping[str, Any]) -> str:
