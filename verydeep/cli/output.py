@@ -86,13 +86,11 @@ def output_folder(path: Path) -> Path:
     """The folder, made where there is none. OutputError where files cannot be written to it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        trouble = f"cannot be written: {error.strerror}"
-        if path.is_file():
-            trouble = "a file, and a folder is needed"
-        raise OutputError(f"{path}: {trouble}; name another folder") from error
+        why = f"cannot be written: {error.strerror}"
+        why = "a file, and a folder is needed" if path.is_file() else why
+        raise OutputError(f"{path}: {why}; name another folder") from error
     return path
 
 

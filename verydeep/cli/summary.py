@@ -144,18 +144,17 @@ def models(as_json: bool) -> None:
         }
         for name, (column, batch_norm) in NETWORKS.items()
     ]
-    builtin: list[dict[str, Any]] = []
-    for name, path in builtin_models().items():
-        record = read(path).record
-        builtin.append(
-            {
-                "name": name,
-                "network": record.network.name,
-                "classes": record.network.head.classes,
-                "size_bytes": path.stat().st_size,
-                "licence": record.licence,
-            }
-        )
+    records = [(name, path, read(path).record) for name, path in builtin_models().items()]
+    builtin: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "network": record.network.name,
+            "classes": record.network.head.classes,
+            "size_bytes": path.stat().st_size,
+            "licence": record.licence,
+        }
+        for name, path, record in records
+    ]
     published = [
         {key: row[key] for key in ("name", "network", "file", "top1", "top5")}
         for row in published_weights()

@@ -91,24 +91,15 @@ class Duplicates:
     errors: dict[str, str]
 
     def to_dict(self) -> dict[str, object]:
-        return {
-            "groups": [group.to_dict() for group in self.groups],
-            "photos": self.photos,
-            "threshold": self.threshold,
-            "errors": self.errors,
-        }
+        return {**vars(self), "groups": [group.to_dict() for group in self.groups]}
 
     def __str__(self) -> str:
         count = sum(len(group.members) - 1 for group in self.groups)
         are = "is a duplicate" if count == 1 else "are duplicates"
         photos, groups = counted(self.photos, "photo"), counted(len(self.groups), "group")
-        summary = (
-            f"{count:,} of {photos} {are}, in {groups}"
-            if count
-            else f"no duplicates among {photos}"
-        )
-        summary += f" (cosine at least {self.threshold:g}, or the same bytes)"
-        return "\n\n".join([*map(str, self.groups), summary])
+        some, none = f"{count:,} of {photos} {are}, in {groups}", f"no duplicates among {photos}"
+        how = f"(cosine at least {self.threshold:g}, or the same bytes)"
+        return "\n\n".join([*map(str, self.groups), f"{some if count else none} {how}"])
 
 
 def duplicates(

@@ -110,12 +110,13 @@ class About:
         words = []
         for name in ("sha256", "layers", "pool", "size", "precision"):
             ours, theirs = getattr(self, name), getattr(other, name)
-            if ours != theirs:
-                what = "model" if name == "sha256" else name
-                shown = (self.model, other.model) if name == "sha256" else (ours, theirs)
-                if name == "layers":
-                    shown = (", ".join(ours), ", ".join(theirs))
-                words.append(f"{what} {shown[0]}, now {shown[1]}")
+            if ours == theirs:
+                continue
+            if name == "sha256":
+                name, ours, theirs = "model", self.model, other.model
+            elif name == "layers":
+                ours, theirs = ", ".join(ours), ", ".join(theirs)
+            words.append(f"{name} {ours}, now {theirs}")
         return "; ".join(words)
 
 
