@@ -20,7 +20,7 @@ from torchvision.models import get_model_weights, get_weight
 import verydeep
 from verydeep import modelfile, nets
 from verydeep.cli.weights import weights as command
-from verydeep.errors import MissingExtraError, ModelFileError, WeightsError
+from verydeep.errors import DataError, MissingExtraError, ModelFileError, WeightsError
 from verydeep.preprocess import PRESETS, TORCHVISION
 from verydeep.published import catalog, supply
 from verydeep.published import fetching as fetch
@@ -351,6 +351,16 @@ def test_a_cache_that_cannot_be_written_gives_one_line(
     monkeypatch.setenv("VERYDEEP_MIRROR", str(published.parent))
     with pytest.raises(WeightsError, match=r"cannot write .*tiny\.safetensors: .*VERYDEEP_CACHE"):
         supply.obtain("tiny", progress=False)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_name_that_no_disk_takes_gives_one_line(name: str) -> None:
+    with pytest.raises(ModelFileError, match="neither a file, nor a built-in"):
+        find_model(name)
+    with pytest.raises(WeightsError, match="neither in the catalogue nor a file"):
+        supply.obtain(name)
+    with pytest.raises(DataError, match="no such file or folder"):
+        verydeep.evaluate("builtin", name)
 
 
 @pytest.mark.parametrize("name", ["tiny", "builtin"])

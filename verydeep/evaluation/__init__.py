@@ -175,11 +175,11 @@ def labelled_photos(data: str | os.PathLike[str]) -> Iterator[tuple[str, str | b
     nor a tar that can be read.
     """
     path = Path(data)
-    if path.is_dir():
+    if os.path.isdir(path):
         for photo in inside(path):
             yield Path(photo).relative_to(path).as_posix(), photo
         return
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(
             f"{path}: no such file or folder; expected a folder or tar of class folders"
         )

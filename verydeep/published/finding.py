@@ -27,14 +27,14 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
     models = builtin_models()
     if name in models:
         return models[name]
-    path = Path(name)
-    if path.suffix or os.path.basename(name) != name or (path.exists() and not path.is_dir()):
+    path, there = Path(name), os.path.exists(name)  # which is False of names that no disk takes
+    if path.suffix or os.path.basename(name) != name or (there and not path.is_dir()):
         return path  # reading it says what is wrong with it
     from . import catalog, supply
 
     if name in catalog.ENTRIES:
         return supply.obtain(name)
-    if path.exists():
+    if there:
         return path
     raise ModelFileError(
         f"no model {name!r}: neither a file, nor a built-in, nor in the catalogue"

@@ -44,7 +44,7 @@ def obtain(name: str | os.PathLike[str], progress: bool = True) -> Path:
     known = ENTRIES.get(name)
     if known is None:
         path = Path(name)
-        if not path.exists():
+        if not os.path.exists(path):
             raise WeightsError(
                 f"no weights {name!r}: neither in the catalogue nor a file{nearest(name, ENTRIES)}"
             )
