@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DataError
-from ..nets import Network
+from ..nets import Layer, Network
 from ..predictor import softmax
 from .methods import mean_colour
 from .picture import blurred
@@ -172,39 +172,38 @@ def _random_steps(
     explainer: Explainer, explanation: Explanation, draws: int, draw: np.random.Generator
 ) -> Iterator[Step]:
     heat = explanation.maps[0]
-    network = explainer.predictor.record.network
     tensors = explainer.predictor.model.tensors()
-    for name, layers in _groups(network):
+    for name, layers in _groups(explainer.predictor.record.network):
         alike = 0.0
         for _ in range(draws):
-            other = Subject(explainer.predictor, _randomised(network, tensors, layers, draw))
+            other = Subject(explainer.predictor, _randomised(tensors, layers, draw))
             maps = explainer.run(other, explainer, explanation.pixels, lambda _: [heat.index]).maps
             alike += rank_correlation(heat.map, maps[0])
         yield Step(name, alike / draws)
 
 
-def _groups(network: Network) -> list[tuple[str, set[str]]]:
+def _groups(network: Network) -> list[tuple[str, list[Layer]]]:
     """Layers with weights, from the head alone to all of them, in three steps."""
-    weighted = [layer.name for layer in network.layers if layer.key]
-    convolutions = [name for name in weighted if name.startswith("conv")]
-    last = [name for name in convolutions if name[:5] == convolutions[-1][:5]]
-    head = [name for name in weighted if name.startswith("fc")]
+    weighted = [layer for layer in network.layers if layer.key]
+    head = [layer for layer in weighted if layer.kind == "fc"]
+    block = weighted[-len(head) - 1].name.split("_")[0]
+    last = [layer for layer in weighted if layer.name.startswith(f"{block}_")] + head
+    names = [f"{group[0].name} to {head[-1].name}" for group in (head, last)]
     return [
-        (head[0] if len(head) == 1 else f"{head[0]} to {head[-1]}", set(head)),
-        (f"{last[0]} to {head[-1]}", {*last, *head}),
-        ("all layers", set(weighted)),
+        (names[0] if len(head) > 1 else head[0].name, head),
+        (names[1], last),
+        ("all layers", weighted),
     ]
 
 
 def _randomised(
-    network: Network, tensors: dict[str, np.ndarray], layers: set[str], draw: np.random.Generator
+    tensors: dict[str, np.ndarray], layers: list[Layer], draw: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """The weights with those of some layers drawn anew: normal, with He's deviation; biases 0."""
     mixed = dict(tensors)
-    for layer in network.layers:
-        if layer.name in layers:
-            shape = layer.tensors[f"{layer.key}.weight"]
-            normal = draw.normal(0, math.sqrt(2 / math.prod(shape[1:])), shape)
-            mixed[f"{layer.key}.weight"] = normal.astype(np.float32)
-            mixed[f"{layer.key}.bias"] = np.zeros(shape[0], np.float32)
+    for layer in layers:
+        shape = layer.tensors[f"{layer.key}.weight"]
+        normal = draw.normal(0, math.sqrt(2 / math.prod(shape[1:])), shape)
+        mixed[f"{layer.key}.weight"] = normal.astype(np.float32)
+        mixed[f"{layer.key}.bias"] = np.zeros(shape[0], np.float32)
     return mixed

@@ -29,20 +29,12 @@ if TYPE_CHECKING:
 BATCH = 10  # points of the way in one pass
 
 
-def gradcam(subject: Subject, explainer: Explainer, pixels: np.ndarray, pick: Pick) -> Maps:
-    return _weighted(subject, explainer, pixels, pick, lambda gradient, _: gradient.mean((1, 2)))
-
-
-def gradcam_plus(subject: Subject, explainer: Explainer, pixels: np.ndarray, pick: Pick) -> Maps:
-    return _weighted(subject, explainer, pixels, pick, weights_plus)
-
-
-def _weighted(
+def gradcam(
     subject: Subject,
     explainer: Explainer,
     pixels: np.ndarray,
     pick: Pick,
-    weights: Callable[[Tensor, Tensor], Tensor],
+    weights: Callable[[Tensor, Tensor], Tensor] = lambda gradient, _: gradient.mean((1, 2)),
 ) -> Maps:
     """The layer's maps, by weights that follow from gradients and maps, (channels, h, w) each."""
     import torch
@@ -63,6 +55,10 @@ def _weighted(
 
     ys, xs = centres(subject.network, layer, *pixels.shape[:2])
     return Maps(*subject.in_torch(pixels, compute), ys, xs, "torch", "exact")
+
+
+def gradcam_plus(subject: Subject, explainer: Explainer, pixels: np.ndarray, pick: Pick) -> Maps:
+    return gradcam(subject, explainer, pixels, pick, weights_plus)
 
 
 def weights_plus(gradient: Tensor, maps: Tensor) -> Tensor:
