@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from verydeep.distances import About, Distance, lpips, pairing
-from verydeep.distances.picture import draw
+from verydeep.distances.records import draw
 from verydeep.errors import DataError
 from verydeep.pictures.layout import INFERNO
 

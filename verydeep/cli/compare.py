@@ -90,7 +90,7 @@ def distance(paths: tuple[str, ...], map_path: Path | None, as_json: bool, **cho
             finer = item.about.precision != measure.precision
             ways[f"{item.about}{' (so alike that it takes this precision)' if finer else ''}"] += 1
             if map_path is not None:
-                from ..distances.picture import draw
+                from ..distances.records import draw
 
                 photos = as_rgb(decode(a)), as_rgb(decode(b))
                 save(draw(*photos, item, (Path(a).name, Path(b).name)), map_path)

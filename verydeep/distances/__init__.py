@@ -11,19 +11,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any
 
 from ..files import hashes
-from ..preprocess import RANGES
+from ..preprocess import RANGES, Range
 from ..published.finding import find_model
 from .metrics import METRICS, Metric
 from .perceptual import Perceptual
 from .records import About, Distance, Distances
-
-if TYPE_CHECKING:
-    from typing import Unpack
-
-    from ..preprocess import Range
 
 __all__ = [
     "METRICS",
@@ -44,19 +39,6 @@ KEPT = 4  # of the metrics that were asked for last, with their engines
 _kept: dict[tuple[Any, ...], Perceptual] = {}
 
 
-class Options(TypedDict, total=False):
-    """What `distance` takes besides the metric."""
-
-    layers: str | Sequence[str] | None
-    spatial: bool
-    range: Range
-    model: str | os.PathLike[str]
-    engine: str
-    precision: str
-    threads: int | None
-    device: str
-
-
 def distance(
     a: Any,
     b: Any,
@@ -74,7 +56,7 @@ def distance(
     """How far `a` is from `b`: "lpips", "dists", "content" or "style".
 
     Two images give a number, several an array, `spatial` maps: see `Perceptual`, of which the last few
-    that were asked for are kept.
+    that were asked for are kept. range: of floats; images of 8 and 16 bits know theirs, whatever it says.
     """
     path = find_model(model)
     named = layers if layers is None or isinstance(layers, str) else tuple(layers)
@@ -93,7 +75,7 @@ def distance(
     return measure(a, b, range=range, spatial=spatial)
 
 
-def lpips(a: Any, b: Any, **options: Unpack[Options]) -> Distance | Distances:
+def lpips(a: Any, b: Any, **options: Any) -> Distance | Distances:
     """LPIPS 0.1 with VGG-16: what `lpips.LPIPS(net="vgg")` gives for the same weights.
 
     Options as for `distance`, without layers.
@@ -101,14 +83,14 @@ def lpips(a: Any, b: Any, **options: Unpack[Options]) -> Distance | Distances:
     return distance(a, b, "lpips", **options)
 
 
-def dists(a: Any, b: Any, **options: Unpack[Options]) -> Distance | Distances:
+def dists(a: Any, b: Any, **options: Any) -> Distance | Distances:
     """DISTS: 0 for images of one texture and structure, near 1 for strangers. Options as for `distance`,
     without layers and spatial.
     """
     return distance(a, b, "dists", **options)
 
 
-def content_distance(a: Any, b: Any, **options: Unpack[Options]) -> Distance | Distances:
+def content_distance(a: Any, b: Any, **options: Any) -> Distance | Distances:
     """Mean squared difference of the features of each layer, summed over `layers` (paper names).
 
     arXiv:1603.08155, equation 2. Options as for `distance`.
@@ -116,7 +98,7 @@ def content_distance(a: Any, b: Any, **options: Unpack[Options]) -> Distance | D
     return distance(a, b, "content", **options)
 
 
-def style_distance(a: Any, b: Any, **options: Unpack[Options]) -> Distance | Distances:
+def style_distance(a: Any, b: Any, **options: Any) -> Distance | Distances:
     """Squared Frobenius norm of the difference of Gram matrices, summed over `layers` (paper names).
 
     A Gram matrix is divided by channels * height * width: arXiv:1603.08155, equations 3 and 4. Options as

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ImageError
+from ..files import hashes
 from ..predictor import Failure
 from ..preprocess import ImageLike, Range, decoded, limits
 
@@ -19,9 +20,17 @@ Array = np.ndarray
 Pair = tuple[Array, Array]
 
 
-def suspicious(least: float, most: float, span: tuple[float, float]) -> bool:
-    """Whether values said to have these black and white look like 0..1."""
-    return 0 < most <= 1 and (span == (0, 255) or (span == (-1, 1) and least >= 0))
+def warn_if_suspicious(
+    what: str, least: float, most: float, range: Range, stacklevel: int = 3
+) -> None:
+    """Of values that look like 0..1 where another range was said."""
+    span = limits(range)
+    if 0 < most <= 1 and (span == (0, 255) or (span == (-1, 1) and least >= 0)):
+        warnings.warn(
+            f"{what} goes from {least:.4g} to {most:.4g} and its range was said to be "
+            f"{range_name(range)}: if it is 0..1, say so",
+            stacklevel=stacklevel,
+        )
 
 
 def range_name(range: Range) -> str:
@@ -38,9 +47,9 @@ class Decoder:
 
     def __init__(self, range: Range, smallest: int) -> None:
         if range is not None:
-            self.span = limits(range)
+            limits(range)
         self.range, self.smallest = range, smallest
-        self._name: object = None
+        self._known: object = None
         self._pixels: Array | None = None
         self._as_float: Array | None = None
 
@@ -60,8 +69,7 @@ class Decoder:
                     f"at least {self.smallest} a side"
                 )
         except ImageError as error:
-            path = second if isinstance(second, str | os.PathLike) else None
-            return Failure(None if path is None else os.fspath(path), str(error))
+            return Failure(_called(second, None), str(error))
         if a.dtype == b.dtype:
             return a, b
         if self._as_float is None:
@@ -76,34 +84,27 @@ class Decoder:
             if self.range is None:
                 raise
         pixels = decoded(image, range=self.range, overshoot=OVERSHOOT)
-        low, high = self.span
+        low, high = limits(self.range)
         least, most = (low + float(v) * (high - low) / 255 for v in (pixels.min(), pixels.max()))
-        if suspicious(least, most, self.span):
-            warnings.warn(
-                f"an image goes from {least:.4g} to {most:.4g} and its range was said to be "
-                f"{range_name(self.range)}: if it is 0..1, say so",
-                stacklevel=2,
-            )
+        warn_if_suspicious("an image", least, most, self.range)
         return pixels
 
     def _reference(self, image: Any) -> Array:
-        """The pixels of the first image: known by its path, else by what is in it."""
-        name = image if isinstance(image, str | os.PathLike | bytes) else None
-        if name is not None and name == self._name and self._pixels is not None:
+        """The pixels of the first image: known by its file as it is now, else by what is in it."""
+        known: object = image if isinstance(image, bytes) else None
+        if isinstance(image, str | os.PathLike) and os.path.exists(image):
+            known = image, hashes.stamp(os.stat(image))
+        if known is not None and known == self._known and self._pixels is not None:
             return self._pixels
-        pixels = self.pixels(image)
+        pixels, old = self.pixels(image), self._pixels
         # an array may be a buffer that was filled anew
-        if self._pixels is None or not _same(pixels, self._pixels):
-            self._pixels, self._as_float = pixels, None
-        self._name = name
-        return self._pixels
+        if old is None or old.dtype != pixels.dtype or not np.array_equal(old, pixels):
+            old, self._as_float = pixels, None
+        self._known, self._pixels = known, old
+        return old
 
 
-def _same(a: Array, b: Array) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b)
-
-
-def _called(image: object, otherwise: str) -> str:
+def _called(image: object, otherwise: Any) -> Any:
     return os.fspath(image) if isinstance(image, str | os.PathLike) else otherwise
 
 

@@ -1,47 +1,125 @@
-"""From pairs of pixels to distances: through an engine in batches, or tile by tile where they are large."""
+"""From pairs of pixels to distances: through an engine in batches, large photos in tiles.
+
+Tiles overlap by what the layers see, so that memory does not grow with a photo. The features inside a tile
+are those of the whole photo, so distances are, too, to rounding; the price is that margins are computed
+twice.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..engines import ENGINES, REFERENCE, Signature, Source
+from .. import __version__
+from ..engines import ENGINES, REFERENCE, Engine, Signature, Source
 from ..engines.choice import Choice
 from ..engines.source import graph_key
-from ..nets import Head
-from .metrics import IMAGE, Metric, dists_of, heads, heads_sha256
-from .tiles import LARGEST, Span, shapes, tiles
+from ..errors import EngineError
+from ..nets import Head, Network
+from .metrics import IMAGE, METRICS, dists_of, heads, heads_sha256
+from .records import About, Distance
 
 if TYPE_CHECKING:
-    from ..engines import Engine
     from ..graphs.writer import Graph
     from ..modelfile import ModelFile
     from .inputs import Pair
 
+LARGEST = 1 << 20  # pixels in one pass, all images together: 16 of 256x256
 MOST_OTHERS = 8  # images that share one computation of their reference
 WORTH_A_GROUP = 5  # images against one reference
 
+# By precision, the distance (relative to the energy of the reference's features where the metric has no
+# scale of its own) below which it would cost more than 2 % of it, and what such a pair is computed in
+# instead. Measured at 96 and 128 pixels a side on graded distortions of photos, docs/log.md: above these,
+# bf16 costs at most 2 % of any of the four distances, and Winograd's float32 at most 0.1 %.
+FINER = {"half": (0.1, "fast"), "fast": (3e-3, "exact")}
+
+# engines that compute in float32 without Winograd's shortcuts though less was asked for: nothing finer
+DIRECT = {"half": ("onnxruntime",), "fast": ("onnxruntime", "openvino", "torch")}
+
 Array = np.ndarray
 Pixels = Literal["uint8", "float32"]
-Tile = tuple[Span, Span]
+# value, engine, the part of each layer, the map of each layer, what a small value is small against
+Reading = tuple[float, Engine, dict[str, float], list[Array], float]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A pair as an engine in some precision sees it.
+class Span:
+    """Pixels `start` to `stop` along one axis, of which the tile answers for `own_start` to `own_stop`.
 
-    layers: the part of each layer, where the value is their sum. maps: of each layer, where there are
-    any. scale: what a small value is small against.
+    Starts are multiples of the trunk's stride.
     """
 
-    value: float
-    engine: Engine
-    layers: Mapping[str, float]
-    maps: tuple[Array, ...] = ()
-    scale: float = 1.0
+    start: int
+    stop: int
+    own_start: int
+    own_stop: int
+
+    def units(self, stride: int, size: int) -> tuple[slice, slice]:
+        """Its own among the `size` units of a layer of that stride: in the whole map, in the tile's."""
+        first, before = self.own_start // stride, self.start // stride
+        # the last tile's map ends where the whole one does, however the pools round
+        last = size if self.own_stop == self.stop else self.own_stop // stride
+        return slice(first, last), slice(first - before, last - before)
+
+    def share(self, stride: int, size: int) -> float:
+        """Of the `size` units that are its own."""
+        own = self.units(stride, size)[0]
+        return float(own.stop - own.start) / size
+
+
+Tile = tuple[Span, Span]  # rows, columns
+
+
+@lru_cache(maxsize=64)
+def tiles(trunk: Network, height: int, width: int, images: int) -> tuple[tuple[Span, Span], ...]:
+    """Rows and columns of each tile of such images, of which `images` go through the trunk together.
+
+    One tile where the whole fits into a pass. Else the grid of tiles that fit with the least overlap, or
+    the smallest tiles that the overlap leaves.
+    """
+    if images * height * width <= LARGEST:
+        return ((Span(0, height, 0, height), Span(0, width, 0, width)),)
+    last = trunk.rows(height, width)[-1]
+    reach = int((last.receptive_field - 1) / 2 - last.position)
+    margin = -(-reach // last.stride) * last.stride
+    rows, columns = (list(_splits(size, margin, last.stride)) for size in (height, width))
+
+    def cost(grid: tuple[list[Span], list[Span]]) -> tuple[int, int]:
+        pixels = grid[0][0].stop * grid[1][0].stop
+        return max(0, int(images * pixels - LARGEST)), len(grid[0]) * len(grid[1]) * pixels
+
+    return tuple(product(*min(product(rows, columns), key=cost)))
+
+
+@lru_cache(maxsize=64)
+def _shapes(
+    trunk: Network, layers: tuple[str, ...], height: int, width: int
+) -> dict[str, tuple[int, int, int]]:
+    """Of each of the layers, (stride, height, width), for such an image."""
+    rows = {row.layer.name: row for row in trunk.rows(height, width)}
+    return {x: (rows[x].stride, *rows[x].shape[1:]) for x in layers}  # type: ignore[misc]
+
+
+def _splits(size: int, margin: int, stride: int) -> Iterator[list[Span]]:
+    """The axis in one span, two, three, ..., all of one length, so that an engine meets one shape."""
+    yield [Span(0, size, 0, size)]
+    odd = size % stride  # which makes the last start a multiple of the stride, too
+    inner = size - odd - 2 * margin
+    for count in range(2, max(inner // stride, 1) + 1):
+        step = -(-inner // (count * stride)) * stride
+        length = step + 2 * margin + odd
+        edges = [0, *range(step + margin, size - odd - margin, step), size]
+        starts = [min(max(edge - margin, 0), size - length) for edge in edges[:-1]]
+        yield [
+            Span(start, start + length, own_start, own_stop)
+            for start, own_start, own_stop in zip(starts, edges, edges[1:], strict=False)
+        ]
 
 
 class Measure:
@@ -53,7 +131,6 @@ class Measure:
     def __init__(
         self,
         name: str,
-        metric: Metric,
         model: ModelFile,
         layers: tuple[str, ...],
         precision: str,
@@ -62,16 +139,11 @@ class Measure:
         self.name, self.model, self.layers = name, model, layers
         self.precision, self.told = precision, told
         network = model.record.network
-        pool: Any = metric.pool or network.pool
+        pool: Any = METRICS[name].pool or network.pool
         self.trunk = replace(network, head=Head(classes=0), pool=pool).cut(layers)
-        self.smallest = self.trunk.minimum_size
-        # readings of pairs of one size and dtype, in a precision; and how many pairs are known to follow
-        self.read: Callable[[list[Pair], str, int], list[Reading]] = self._maps
-        if name in ("style", "dists"):
-            self.read = self._styles if name == "style" else self._dists
         # written by setdefault alone, which threads may do at once: it needs no lock that a fork could
         # leave closed
-        self._choices: dict[tuple[str, str, int, str], Choice] = {}
+        self._choices: dict[tuple[Any, ...], Choice] = {}
 
     def pairs_at_once(self, pairs: list[Pair]) -> int:
         """How many of such pairs go together."""
@@ -80,13 +152,62 @@ class Measure:
             return max(WORTH_A_GROUP, _others(height, width))
         return max(1, LARGEST // (2 * height * width))
 
+    def distances(
+        self,
+        pairs: list[Pair],
+        range: str | None,
+        *,
+        spatial: bool,
+        to_come: int,
+        precision: str = "",
+    ) -> list[Distance]:
+        """Of pairs of one size and dtype; those that the precision would cost too much, in a finer one.
+
+        range: of floats. to_come: how many pairs are known to follow.
+        """
+        precision = precision or self.precision
+        height, width = pairs[0][0].shape[:2]
+        least, finer = FINER.get(precision, (0.0, ""))
+        read = {"dists": self._dists, "style": self._styles}.get(self.name, self._maps)
+        distances: list[Distance | None] = []
+        for value, engine, layers, maps, scale in read(pairs, precision, to_come):
+            small = not value >= least * scale
+            if finer and small and engine.name not in DIRECT[precision]:
+                distances.append(None)
+                continue
+            about = About(
+                metric=METRICS[self.name].name,
+                network=self.model.record.network.name,
+                weights=self.model.sha256[:12],
+                heads=heads_sha256()[:12] if METRICS[self.name].fitted else "",
+                layers=self.layers,
+                engine=engine.name,
+                engine_version=engine.version,
+                precision=precision,
+                height=height,
+                width=width,
+                range="0..255" if pairs[0][0].dtype == np.uint8 else range or "0..65535",
+                version=__version__,
+            )
+            if not np.isfinite(value):
+                raise EngineError(
+                    f"the distance is {value}, not a finite number; the weights in "
+                    f"{self.model.path} may be damaged ({about})"
+                )
+            whole = _enlarged_sum(maps, height, width) if spatial else None
+            distances.append(Distance(value, about, layers, whole))
+        again = [pair for pair, one in zip(pairs, distances, strict=True) if one is None]
+        redone: Iterator[Distance] = iter(())
+        if again:
+            redone = iter(self.distances(again, range, spatial=spatial, to_come=0, precision=finer))
+        return [next(redone) if one is None else one for one in distances]
+
     # LPIPS and content: the mean of a map for each layer
 
     def _maps(self, pairs: list[Pair], precision: str, to_come: int) -> list[Reading]:
-        height, width = pairs[0][0].shape[:2]
-        sizes = shapes(self.trunk, self.layers, height, width)
+        sizes = self._sizes(pairs[0][0])
         readings: list[Reading] = []
-        for groups, others, engine, passes in self._passes(pairs, precision, to_come):
+        for groups, others, engine, passes in self._passes(_grouped(pairs), precision, to_come):
             maps = {
                 layer: np.empty((groups, others, *size), np.float32)
                 for layer, (_, *size) in sizes.items()
@@ -105,174 +226,120 @@ class Measure:
             means = {layer: m.mean((2, 3), dtype=np.float64) for layer, m in maps.items()}
             for group, other in np.ndindex(groups, others):
                 layers = {layer: float(mean[group, other]) for layer, mean in means.items()}
-                own = tuple(m[group, other] for m in maps.values())
-                scale = float(scales[group])
-                readings.append(Reading(sum(layers.values()), engine, layers, own, scale))
+                own = [m[group, other] for m in maps.values()]
+                readings.append((sum(layers.values()), engine, layers, own, float(scales[group])))
         return readings[: len(pairs)]
 
     # DISTS: moments of the image and of the layers
 
     def _dists(self, pairs: list[Pair], precision: str, to_come: int) -> list[Reading]:
-        if self._fits(pairs[0][0], 2):
-            readings: list[Reading] = []
-            for groups, others, engine, passes in self._passes(pairs, precision, to_come):
-                ((_, outputs),) = passes
-                count = groups * others
-                parts = [v.reshape(count, 5, -1).astype(np.float64) for v in outputs.values()]
-                values = dists_of(np.concatenate(parts, 2), heads("dists"))
-                readings += [Reading(float(value), engine, {}) for value in values]
-            return readings[: len(pairs)]
-        return [self._tiled_dists(pair, precision) for pair in pairs]
-
-    def _tiled_dists(self, pair: Pair, precision: str) -> Reading:
-        sums: dict[str, Any] = {}
-        counts: dict[str, int] = {}
-        engine, tiled = self._features(list(pair), precision)
-        for features in tiled:
-            for layer, (one, other) in features.items():
-                sums[layer] = sums.get(layer, 0) + _sums(one, other)
-                counts[layer] = counts.get(layer, 0) + one[0].size
-        parts = [total / counts[layer] for layer, total in sums.items()]
-        mean, other_mean, square, other_square, product = np.concatenate(parts, 1)
-        moments = [mean, square - mean**2, other_mean, other_square - other_mean**2]
-        moments.append(product - mean * other_mean)
-        value = dists_of(np.stack(moments)[None], heads("dists"))
-        return Reading(float(value[0]), engine, {})
+        sizes = self._sizes(pairs[0][0])
+        readings: list[Reading] = []
+        for groups, others, engine, passes in self._passes(_grouped(pairs), precision, to_come):
+            moments, shares = [], []
+            for (down, across), outputs in passes:
+                parts = [
+                    outputs[f"{layer}_moments"].reshape(groups * others, 5, -1) for layer in sizes
+                ]
+                moments.append(np.concatenate(parts, 2).astype(np.float64))
+                share = [down.share(s, h) * across.share(s, w) for s, h, w in sizes.values()]
+                shares.append(np.repeat(share, [part.shape[2] for part in parts]))
+            values = dists_of(_merged(np.stack(moments), np.stack(shares)), heads("dists"))
+            readings += [(float(value), engine, {}, [], 1.0) for value in values]
+        return readings[: len(pairs)]
 
     # Style: Gram matrices, which are an image's own: each goes through the trunk once
 
     def _styles(self, pairs: list[Pair], precision: str, to_come: int) -> list[Reading]:
-        images = list({id(image): image for pair in pairs for image in pair}.values())
-        place = {id(image): index for index, image in enumerate(images)}
-        height, width = images[0].shape[:2]
-        at_once = max(1, LARGEST // (height * width))
+        images = {id(image): image for pair in pairs for image in pair}
         grams: list[dict[str, Array]] = []
-        for start in range(0, len(images), at_once):
-            part = images[start : start + at_once]
-            if self._fits(images[0], 1):
-                stacked = np.stack(part)
-                batch = min(at_once, len(images))
-                engine = self._engine("style", stacked, precision, 0, batch, 2 * to_come)
-                outputs = engine.run(stacked)
-                grams += [
-                    {x: outputs[f"{x}_gram"][i] for x in self.layers} for i in range(len(part))
-                ]
-            else:
-                total: dict[str, Any] = dict.fromkeys(self.layers, 0.0)
-                engine, tiled = self._features(part, precision)
-                for features in tiled:
-                    for layer in self.layers:
-                        rows = features[layer][0].reshape(len(features[layer][0]), -1)
-                        total[layer] = total[layer] + (rows @ rows.T).astype(np.float64)
-                grams.append(total)
-        for layer, (_, *size) in shapes(self.trunk, self.layers, height, width).items():
-            # arXiv:1603.08155, equation 3
-            numbers = self.trunk.layer(layer).outputs * size[0] * size[1]
-            for gram in grams:
-                gram[layer] = gram[layer].astype(np.float64) / numbers
-        readings = []
+        alone = [[image] for image in images.values()]
+        for count, _, engine, passes in self._passes(  # noqa: B007
+            alone, precision, 2 * to_come
+        ):
+            total: dict[str, Any] = dict.fromkeys(self.layers, 0)
+            for _, outputs in passes:
+                for layer, (_, height, width) in self._sizes(pairs[0][0]).items():
+                    # arXiv:1603.08155, equation 3
+                    numbers = self.trunk.layer(layer).outputs * height * width
+                    gram = outputs[f"{layer}_gram"].astype(np.float64) / numbers
+                    total[layer] = total[layer] + gram
+            grams += [{layer: total[layer][i] for layer in self.layers} for i in range(count)]
+        known = dict(zip(images, grams, strict=True))
+        readings: list[Reading] = []
         for pair in pairs:
-            one, other = (grams[place[id(image)]] for image in pair)
+            one, other = (known[id(image)] for image in pair)
             layers = {x: float(((one[x] - other[x]) ** 2).sum()) for x in self.layers}
             scale = sum(float((gram**2).sum()) for gram in one.values())
-            readings.append(Reading(sum(layers.values()), engine, layers, (), scale))
+            readings.append((sum(layers.values()), engine, layers, [], scale))
         return readings
 
     # Passes through an engine
 
-    def _fits(self, image: Array, images: int) -> bool:
-        return len(tiles(self.trunk, *image.shape[:2], images)) == 1
+    def _sizes(self, image: Array) -> dict[str, tuple[int, int, int]]:
+        """(stride, height, width) of what is read of such an image, by layer."""
+        height, width = image.shape[:2]
+        sizes = {IMAGE: (1, height, width)} if self.name == "dists" else {}
+        return {**sizes, **_shapes(self.trunk, self.layers, height, width)}
 
     def _passes(
-        self, pairs: list[Pair], precision: str, to_come: int
+        self, groups: list[list[Array]], precision: str, to_come: int
     ) -> Iterator[tuple[int, int, Engine, Iterator[tuple[Tile, dict[str, Array]]]]]:
-        """How many groups of how many others, the engine, and for each tile what the graph gives."""
-        height, width = pairs[0][0].shape[:2]
-        alike = one_reference(pairs) and len(pairs) >= WORTH_A_GROUP
-        others = _others(height, width) if alike else 1
-        groups = [list(pair) for pair in pairs]
-        if others > 1:  # the last image fills up the last group
-            rest = [pair[1] for pair in pairs] + [pairs[-1][1]] * (-len(pairs) % others)
-            groups = [[pairs[0][0], *rest[i : i + others]] for i in range(0, len(rest), others)]
-        at_once = max(1, LARGEST // ((1 + others) * height * width))
-        grid = tiles(self.trunk, height, width, 2)
+        """How many groups of how many others, the engine, and for each tile what the graph gives.
+
+        groups: of a reference and what is compared with it. to_come: how many others follow.
+        """
+        height, width = groups[0][0].shape[:2]
+        images = len(groups[0])
+        at_once = max(1, LARGEST // (images * height * width))
+        grid = tiles(self.trunk, height, width, min(images, 2))
+        masked = len(grid) > 1 and self.name in ("dists", "style")
         for start in range(0, len(groups), at_once):
             part = groups[start : start + at_once]
-            first = _window(part, grid[0])
-            ahead = (len(part) + to_come // others) * (1 + others) - len(part)
-            batch = min(at_once, len(groups))
-            engine = self._engine(self.name, first, precision, others, batch, ahead)
-            outputs = (
-                (tile, engine.run(first if tile is grid[0] else _window(part, tile)))
-                for tile in grid
-            )
-            yield len(part), others, engine, outputs
-
-    def _features(
-        self, images: list[Array], precision: str
-    ) -> tuple[Engine, Iterator[dict[str, Array]]]:
-        """The engine, and tile by tile what a tile knows of large images: (images, channels, height,
-        width) float32, by layer; by IMAGE their pixels, from 0 to 1.
-        """
-        height, width = images[0].shape[:2]
-        sizes = {IMAGE: (1, height, width), **shapes(self.trunk, self.layers, height, width)}
-        # features that leave the graph take as much memory again
-        grid = tiles(self.trunk, height, width, 2 * len(images))
-        pixels = np.stack([_cut(image, grid[0]) for image in images])
-        engine = self._engine("features", pixels, precision, 0, len(images), 0)
-
-        def parts() -> Iterator[dict[str, Array]]:
-            for down, across in grid:
-                pixels = np.stack([_cut(image, (down, across)) for image in images])
-                image = pixels.transpose(0, 3, 1, 2) / np.float32(255)
-                features = {IMAGE: image, **engine.run(pixels)}
-                own = {}
-                for layer, (stride, *size) in sizes.items():
-                    rows, columns = down.units(stride, size[0])[1], across.units(stride, size[1])[1]
-                    own[layer] = features[layer][:, :, rows, columns]
-                yield own
-
-        return engine, parts()
+            ahead = (len(part) + to_come // max(images - 1, 1)) * images - len(part)
+            engine = self._engine(
+                _window(part, grid[0], masked), precision, images - 1, masked,
+                min(at_once, len(groups)), ahead,
+            )  # fmt: skip
+            outputs = ((tile, engine.run(_window(part, tile, masked))) for tile in grid)
+            yield len(part), images - 1, engine, outputs
 
     def _engine(
-        self, what: str, pixels: Array, precision: str, others: int, batch: int, to_come: int
+        self, pixels: Array, precision: str, others: int, masked: bool, batch: int, to_come: int
     ) -> Engine:
         # what a race is held on: images that differ much, so that its check is of the engine, and not of
         # how alike the images are; it is worth it for so many images, and a group is several
         probe = np.concatenate([pixels[..., :3], pixels[:, ::-1, :, 3:]], axis=3)
-        key = (what, precision, others, pixels.dtype.name)
+        dtype: Any = pixels.dtype.name
+        key = (precision, others, masked, dtype)
         if key not in self._choices:
             told = dict(self.told)
             kind = ENGINES.get(told["engine"])
             if kind and precision != self.precision and precision not in kind.precisions:
                 told["engine"] = REFERENCE  # for pairs that the engine asked for is too coarse for
-            source = self._source(what, others, pixels.dtype.name)  # type: ignore[arg-type]
+            source = self._source(others, masked, dtype)
             self._choices.setdefault(key, Choice(source, precision=precision, **told))
         return self._choices[key].engine(probe, batch=batch, to_come=to_come)
 
-    def _source(self, what: str, others: int, pixels: Pixels) -> Source:
-        names = {
-            "lpips": [f"{layer}_map" for layer in self.layers],
-            "content": [f"{x}_{part}" for x in self.layers for part in ("map", "energy")],
-            "dists": [f"{layer}_moments" for layer in (IMAGE, *self.layers)],
-            "style": [f"{layer}_gram" for layer in self.layers],
-            "features": list(self.layers),
-        }[what]
-
+    def _source(self, others: int, masked: bool, pixels: Pixels) -> Source:
         def build() -> Graph:
             from ..graphs import distance as graph
 
             tensors = self.model.tensors(tuple(self.trunk.tensors))
             return graph.build(
-                what, self.trunk, tensors, self.model.record.preprocess, layers=self.layers,
-                heads=heads(what), others=others, pixels=pixels,
+                self.name, self.trunk, tensors, self.model.record.preprocess, layers=self.layers,
+                heads=heads(self.name), others=others, pixels=pixels, masked=masked,
             )  # fmt: skip
 
-        facts = [heads_sha256(), what, self.trunk.pool, " ".join(self.layers), str(others), pixels]
+        parts = {"content": ("map", "energy"), "dists": ("moments",), "style": ("gram",)}
+        read = (IMAGE, *self.layers) if self.name == "dists" else self.layers
+        outputs = [f"{x}_{part}" for x in read for part in parts.get(self.name, ("map",))]
+        facts = [heads_sha256(), self.name, self.trunk.pool, " ".join(self.layers)]
+        facts += [str(others), pixels, "masked" * masked]
         code = ("graphs/network.py", "nets.py", "graphs/distance.py")
-        key = graph_key(self.model, facts, code)
-        signature = Signature(pixels, 3 * (1 + others), self.smallest, tuple(names))
-        return Source(build, key, signature)
+        channels = 3 * (1 + others) + masked
+        signature = Signature(pixels, channels, self.trunk.minimum_size, tuple(outputs))
+        return Source(build, graph_key(self.model, facts, code), signature)
 
 
 def one_reference(pairs: list[Pair]) -> bool:
@@ -285,22 +352,57 @@ def _others(height: int, width: int) -> int:
     return max(1, min(MOST_OTHERS, LARGEST // (height * width)))
 
 
-def _cut(image: Array, tile: Tile) -> Array:
+def _grouped(pairs: list[Pair]) -> list[list[Array]]:
+    """A reference and the images that share its computation, the last group filled up with the last."""
+    reference, last = pairs[0][0], pairs[-1][1]
+    others = _others(*reference.shape[:2])
+    if others == 1 or len(pairs) < WORTH_A_GROUP or not one_reference(pairs):
+        return [list(pair) for pair in pairs]
+    rest = [pair[1] for pair in pairs] + [last] * (-len(pairs) % others)
+    return [[reference, *rest[i : i + others]] for i in range(0, len(rest), others)]
+
+
+def _window(groups: list[list[Array]], tile: Tile, masked: bool) -> Array:
+    """(groups, height, width, 3 * images) of that tile; masked: and whether a pixel is the tile's own."""
     down, across = tile
-    return image[down.start : down.stop, across.start : across.stop]
+    own = slice(down.start, down.stop), slice(across.start, across.stop)
+    window = np.stack([np.concatenate([image[own] for image in group], axis=2) for group in groups])
+    if not masked:
+        return window
+    mask = np.zeros((*window.shape[:3], 1), window.dtype)
+    mask[:, down.units(1, down.own_stop)[1], across.units(1, across.own_stop)[1]] = 1
+    return np.concatenate([window, mask], axis=3)
 
 
-def _window(groups: list[list[Array]], tile: Tile) -> Array:
-    """(groups, height, width, 3 * images) of that tile."""
-    return np.stack([np.concatenate([_cut(x, tile) for x in group], axis=2) for group in groups])
+def _merged(moments: Array, shares: Array) -> Array:
+    """Moments of the whole, (pairs, 5, channels), from those of its tiles, (tiles, pairs, 5, channels).
 
-
-def _sums(one: Array, other: Array) -> Array:
-    """Of two images' features (channels, height, width): (5, channels) float64, the sums of both, of
-    their squares and of their products.
+    shares: (tiles, channels), of the positions of a layer.
     """
-    sums = np.empty((5, len(one)))
-    for channel, maps in enumerate(zip(one, other, strict=True)):
-        a, b = (np.ravel(each).astype(np.float64) for each in maps)
-        sums[:, channel] = a.sum(), b.sum(), a @ a, b @ b, a @ b
-    return sums
+    mean, variance, other_mean, other_variance, covariance = np.moveaxis(moments, 2, 0)
+
+    def whole(values: Array) -> Array:
+        return np.asarray((values * shares[:, None]).sum(0))
+
+    a, b = mean - whole(mean), other_mean - whole(other_mean)
+    merged = (mean, variance + a * a, other_mean, other_variance + b * b, covariance + a * b)
+    return np.stack([whole(values) for values in merged], 1)
+
+
+def _enlarged_sum(maps: list[Array], height: int, width: int) -> Array:
+    """The sum of maps (h, w) at (height, width): bilinear, the centres of pixels aligned, edges repeated,
+    as torch's ``Upsample(mode="bilinear", align_corners=False)``.
+    """
+    total = np.zeros((height, width), np.float32)
+    for part in maps:
+        for axis, size in ((0, height), (1, width)):
+            old = part.shape[axis]
+            if old == size:
+                continue
+            centre = np.maximum((np.arange(size) + 0.5) * (old / size) - 0.5, 0)
+            low = centre.astype(np.intp)
+            after = (centre - low).astype(np.float32).reshape((-1, 1) if axis == 0 else (1, -1))
+            high = np.minimum(low + 1, old - 1)
+            part = part.take(low, axis) * (1 - after) + part.take(high, axis) * after
+        total += part
+    return total

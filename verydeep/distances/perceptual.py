@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import __version__
-from ..engines import DEVICES, ENGINES
+from ..engines import check
 from ..errors import DataError, EngineError, ImageError, NetworkError, nearest
 from ..modelfile import ModelFile, read
 from ..predictor import Failure
@@ -18,25 +17,14 @@ from ..preprocess import several
 from ..published.finding import find_model
 from .inputs import Decoder, range_name
 from .measuring import WORTH_A_GROUP, Measure, one_reference
-from .metrics import METRICS, chosen, heads_sha256
-from .records import About, Distance, Distances
+from .metrics import METRICS, chosen
+from .records import Distance, Distances
 
 if TYPE_CHECKING:
     from ..preprocess import ImageLike, Range
     from .inputs import Pair
 
 PRECISIONS = ("exact", "fast", "half")
-
-# By precision, the distance (relative to the energy of the reference's features where the metric has no
-# scale of its own) below which it would cost more than 2 % of it, and what such a pair is computed in
-# instead. Measured at 96 and 128 pixels a side on graded distortions of photos, docs/log.md: above these,
-# bf16 costs at most 2 % of any of the four distances, and Winograd's float32 at most 0.1 %.
-FINER = {"half": (0.1, "fast"), "fast": (3e-3, "exact")}
-
-# engines that compute in float32 without Winograd's shortcuts though less was asked for: nothing finer
-DIRECT = {"half": ("onnxruntime",), "fast": ("onnxruntime", "openvino", "torch")}
-
-Array = np.ndarray
 
 
 class Perceptual:
@@ -67,12 +55,7 @@ class Perceptual:
             raise EngineError(
                 f"precision {precision!r} is unknown for distances{nearest(precision, PRECISIONS)}"
             )
-        if engine not in ("auto", *ENGINES):
-            raise EngineError(f"engine {engine!r} is unknown{nearest(engine, ['auto', *ENGINES])}")
-        if device not in DEVICES:
-            raise EngineError(f"device {device!r} is unknown{nearest(device, DEVICES)}")
-        if threads is not None and threads < 1:
-            raise EngineError(f"threads is {threads}; expected 1 or more")
+        check(engine, precision, device, threads)
         self.name, self.metric, self.precision = metric, METRICS[metric], precision
         self.model = model if isinstance(model, ModelFile) else read(find_model(model))
         network = self.model.record.network
@@ -92,7 +75,7 @@ class Perceptual:
                 )
         self.layers = chosen(layers, self.metric.layers, network)
         told = {"engine": engine, "threads": threads, "device": device}
-        self._measure = Measure(metric, self.metric, self.model, self.layers, precision, told)
+        self._measure = Measure(metric, self.model, self.layers, precision, told)
 
     def __repr__(self) -> str:
         return f"<Perceptual {self.metric.name}, {self.precision}, {self.model.path}>"
@@ -160,7 +143,9 @@ class Perceptual:
             )
         if batch is not None and batch < 1:
             raise DataError(f"batch is {batch}; expected 1 or more")
-        return self._streamed(pairs, Decoder(range, self._measure.smallest), spatial, batch)
+        return self._streamed(
+            pairs, Decoder(range, self._measure.trunk.minimum_size), spatial, batch
+        )
 
     def _streamed(
         self, pairs: Iterable[tuple[ImageLike, ImageLike]], decoder: Decoder, spatial: bool,
@@ -172,75 +157,34 @@ class Perceptual:
         good: list[Pair] = []  # those among them that can be compared
 
         def answers() -> Iterator[Distance | Failure]:
-            rows = iter(self._measured(good, self.precision, told, spatial, left) if good else ())
-            for item in waiting:
-                yield item if isinstance(item, Failure) else next(rows)
+            rows: Iterator[Distance] = iter(())
+            if good:
+                measured = self._measure.distances(good, told, spatial=spatial, to_come=left)
+                rows = iter(measured)
+            yield from [item if isinstance(item, Failure) else next(rows) for item in waiting]
+            waiting.clear()
+            good.clear()
 
         for first, second in pairs:
             item = decoder.pair(first, second)
             if not isinstance(item, Failure):
-                ends = good and (
-                    _kind(good[0][0]) != _kind(item[0])
-                    or (
-                        one_reference(good)
-                        and len(good) >= WORTH_A_GROUP
-                        and item[0] is not good[0][0]
-                    )
-                )
-                if ends:
+                if good and not _go_together(good, item):
                     yield from answers()
-                    waiting, good = [], []
                 good.append(item)
             left = max(0, left - 1)
             waiting.append(item)
-            if not good or len(waiting) >= min(
-                self._measure.pairs_at_once(good), batch or len(waiting) + 1
-            ):
+            most = self._measure.pairs_at_once(good) if good else 1
+            if len(waiting) >= min(most, batch or most):
                 yield from answers()
-                waiting, good = [], []
         yield from answers()
 
-    def _measured(
-        self, pairs: list[Pair], precision: str, told: str | None, spatial: bool, to_come: int = 0
-    ) -> list[Distance]:
-        """The pairs in that precision; those that it would cost too much, in a finer one."""
-        height, width = pairs[0][0].shape[:2]
-        least, finer = FINER.get(precision, (0.0, ""))
-        distances: list[Distance | None] = []
-        for reading in self._measure.read(pairs, precision, to_come):
-            engine = reading.engine
-            small = not reading.value >= least * reading.scale
-            if finer and small and engine.name not in DIRECT[precision]:
-                distances.append(None)
-                continue
-            about = About(
-                metric=self.metric.name,
-                network=self.model.record.network.name,
-                weights=self.model.sha256[:12],
-                heads=heads_sha256()[:12] if self.metric.fitted else "",
-                layers=self.layers,
-                engine=engine.name,
-                engine_version=engine.version,
-                precision=precision,
-                height=height,
-                width=width,
-                range="0..255" if pairs[0][0].dtype == np.uint8 else told or "0..65535",
-                version=__version__,
-            )
-            if not np.isfinite(reading.value):
-                raise EngineError(
-                    f"the distance is {reading.value}, not a finite number; the weights in "
-                    f"{self.model.path} may be damaged ({about})"
-                )
-            whole = _enlarged_sum(reading.maps, height, width) if spatial else None
-            distances.append(Distance(reading.value, about, reading.layers, whole))
-        again = [pair for pair, one in zip(pairs, distances, strict=True) if one is None]
-        redone = iter(self._measured(again, finer, told, spatial) if again else ())
-        return [next(redone) if one is None else one for one in distances]
 
-
-def _kind(pixels: Array) -> tuple[object, ...]:
-    return pixels.shape, pixels.dtype
+def _go_together(good: list[Pair], pair: Pair) -> bool:
+    """Whether the pair may join these: one size and type, and no other reference after a group of one."""
+    (known, _), reference = good[0], pair[0]
+    if (known.shape, known.dtype) != (reference.shape, reference.dtype):
+        return False
+    return reference is known or len(good) < WORTH_A_GROUP or not one_reference(good)
 
 
 def _array(distances: list[Distance], *, spatial: bool, many: bool) -> Distances:
@@ -253,22 +197,3 @@ def _array(distances: list[Distance], *, spatial: bool, many: bool) -> Distances
     answer = (array if many else array[0]).view(Distances)
     answer.abouts = tuple(d.about for d in distances)
     return answer
-
-
-def _enlarged_sum(maps: tuple[Array, ...], height: int, width: int) -> Array:
-    """The sum of maps (h, w) at (height, width): bilinear, the centres of pixels aligned, edges repeated,
-    as torch's ``Upsample(mode="bilinear", align_corners=False)``.
-    """
-    total = np.zeros((height, width), np.float32)
-    for part in maps:
-        for axis, size in ((0, height), (1, width)):
-            old = part.shape[axis]
-            if old == size:
-                continue
-            centre = np.maximum((np.arange(size) + 0.5) * (old / size) - 0.5, 0)
-            low = centre.astype(np.intp)
-            after = (centre - low).astype(np.float32).reshape((-1, 1) if axis == 0 else (1, -1))
-            high = np.minimum(low + 1, old - 1)
-            part = part.take(low, axis) * (1 - after) + part.take(high, axis) * after
-        total += part
-    return total

@@ -1,12 +1,17 @@
-"""Answers: numbers and arrays that know where they come from."""
+"""Answers: numbers and arrays that know where they come from, and the picture of one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ..errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -93,3 +98,36 @@ class Distances(np.ndarray):
     def about(self) -> str:
         """The lines of all of them, each once."""
         return "; ".join(dict.fromkeys(map(str, self.abouts)))
+
+
+def draw(
+    first: Image.Image, second: Image.Image, distance: Distance, names: tuple[str, str]
+) -> Image.Image:
+    """An RGB picture: the two photos, where they differ in perceptually uniform colours with the scale, and
+    the line that makes it reproducible.
+
+    distance: with its map, of the photos' size. DataError where it has none.
+    """
+    from PIL import Image
+
+    from ..pictures import layout
+
+    if distance.map is None:
+        raise DataError("the distance has no map; expected one that was computed with spatial=True")
+    photos = [layout.fitted(photo) for photo in (first, second)]
+    top = float(distance.map.max())
+    heat = Image.fromarray(distance.map / top if top > 0 else distance.map)
+    # enlarged, a pixel stays a pixel: what the map does not know should not look smooth
+    larger = photos[0].width > first.width
+    how = Image.Resampling.NEAREST if larger else Image.Resampling.BOX
+    colours = Image.fromarray(layout.coloured(np.asarray(heat.resize(photos[0].size, how))))
+    name = distance.about.metric.split()[0]
+    scale = layout.scale(max(layout.NARROWEST, colours.width), f"{top:.3g}", f"{name} at a pixel")
+    return layout.under(
+        layout.row(
+            *(layout.panel(name, "", photo) for name, photo in zip(names, photos, strict=True)),
+            layout.panel(f"{name} {float(distance):.4g}", "", colours, 12, scale),
+            gap=layout.GAP,
+        ),
+        str(distance.about),
+    )

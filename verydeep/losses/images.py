@@ -6,12 +6,10 @@ was computed on the wrong one (nerfstudio#1424, pixelsplat#19).
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
-from ..distances.inputs import OVERSHOOT, range_name, suspicious
+from ..distances.inputs import OVERSHOOT, range_name, warn_if_suspicious
 from ..errors import ImageError
 from ..preprocess import RANGES, Range, limits
 
@@ -48,7 +46,7 @@ def checked(
         raise ImageError(f"{what} is of {image.dtype}; expected floats, or uint8")
     span = limits(range)
     if values and not transformed():
-        _look(image, what, span, range_name(range))
+        _look(image, what, span, range)
     return image, span
 
 
@@ -62,7 +60,7 @@ def transformed() -> bool:
     return torch.compiler.is_compiling() or in_torch_func()
 
 
-def _look(image: Tensor, what: str, span: Span, name: str) -> None:
+def _look(image: Tensor, what: str, span: Span, range: Range) -> None:
     low, high = span
     learning = image.requires_grad
     margin = (high - low) * (OVERSHOOT_LEARNING if learning else OVERSHOOT)
@@ -73,15 +71,10 @@ def _look(image: Tensor, what: str, span: Span, name: str) -> None:
         raise ImageError(f"{what} has values that are not numbers (NaN)")
     if least < low - margin or most > high + margin:
         raise ImageError(
-            f"{what} goes from {least:.4g} to {most:.4g}, and its range was said to be {name}; "
-            f"scale it, or say which of {', '.join(RANGES)} or (black, white) it is"
+            f"{what} goes from {least:.4g} to {most:.4g}, and its range was said to be "
+            f"{range_name(range)}; scale it, or say which of {', '.join(RANGES)} or (black, white) it is"
         )
-    if suspicious(least, most, span):
-        warnings.warn(
-            f"{what} goes from {least:.4g} to {most:.4g} and its range was said to be {name}: "
-            "if it is 0..1, say so",
-            stacklevel=5,
-        )
+    warn_if_suspicious(what, least, most, range, stacklevel=6)
 
 
 def size_free(values: object, layers: tuple[str, ...], styles: int, images: int) -> None:
