@@ -30,8 +30,8 @@ from verydeep.losses import (
     PerceptualLoss,
     StyleLoss,
     TotalVariation,
-    distance,
     dists,
+    lpips,
     trunk,
 )
 from verydeep.modelfile import Record
@@ -310,7 +310,7 @@ def test_the_fused_distance_by_gradcheck() -> None:
     f0, f1 = (torch.rand(2, 3, 2, 3, generator=draw, dtype=torch.float64) for _ in range(2))
     weights = torch.rand(3, generator=draw, dtype=torch.float64)
     f0, f1 = f0.requires_grad_(), f1.requires_grad_()
-    function = lambda a, b: distance.unit_differences(a, b, weights)  # noqa: E731
+    function = lambda a, b: lpips.unit_differences(a, b, weights)  # noqa: E731
     assert torch.autograd.gradcheck(function, (f0, f1))
     assert torch.autograd.gradgradcheck(function, (f0, f1))
     one = f1.detach()[:1].clone().requires_grad_()
@@ -321,8 +321,8 @@ def test_the_fused_distance_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = torch.rand(2, 8, 5, 7, requires_grad=True), torch.rand(2, 8, 5, 7)
     found = []
     for chunk in (1 << 20, 24):
-        monkeypatch.setattr(distance, "CHUNK", chunk)
-        value = distance.unit_differences(x, y, torch.arange(8.0))
+        monkeypatch.setattr(lpips, "CHUNK", chunk)
+        value = lpips.unit_differences(x, y, torch.arange(8.0))
         found.append((value, *torch.autograd.grad(value.square().sum(), x)))
     for one, other in zip(*found, strict=True):
         assert_allclose(one.detach(), other.detach(), rtol=1e-5)
@@ -348,7 +348,7 @@ def test_features_that_are_all_zero_have_a_finite_gradient() -> None:
     f0[:, :, 1] = 0
     f0 = f0.requires_grad_()
     for f1 in (f0.detach(), torch.rand(1, 4, 3, 3)):
-        value = distance.unit_differences(f0, f1, torch.ones(4))
+        value = lpips.unit_differences(f0, f1, torch.ones(4))
         unit = [f / (f.norm(dim=1, keepdim=True) + 1e-10) for f in (f0.detach(), f1)]
         expected = (unit[0] - unit[1]).square().sum(1, keepdim=True)
         assert_allclose(value.detach(), expected, rtol=1e-5, atol=1e-12)

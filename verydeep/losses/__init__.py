@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import MissingExtraError
 from .dists import DISTS
-from .features import ContentLoss, PerceptualLoss
+from .features import ContentLoss, PerceptualLoss, StyleLoss, TotalVariation
 from .lpips import LPIPS
-from .style import StyleLoss
 from .trunk import Reference
-from .variation import TotalVariation
 
 if TYPE_CHECKING:
     from .metric import LearnedPerceptualImagePatchSimilarity

@@ -11,14 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..distances.metrics import DISTS_C1, DISTS_C2, HEADS_FILE, METRICS
+from ..distances.metrics import DISTS_C1, DISTS_C2, HEADS_FILE, IMAGE, METRICS
 from ..errors import NetworkError
 from ..models.vgg import WeightsLike
 from ..preprocess import Range
-from .distance import wide
-from .trunk import Look, Looking, Reference, Trunk, constant
-
-IMAGE = "image"  # the first layer that is compared: the image itself, 0 to 1
+from .trunk import Look, Looking, Reference, Trunk, constant, wide
 
 
 class DISTS(Looking):

@@ -1,6 +1,8 @@
-"""Losses on features: any layers, any weights, any criterion; content is one of them.
+"""What a picture shows, how it is painted and how smooth it is, as losses: what style transfer adds up.
 
-Johnson et al. 2016, arXiv:1603.08155, section 3.2; Gatys et al. 2015, arXiv:1508.06576.
+Features of any layers, by any criterion, and the products of their channels: Johnson et al. 2016,
+arXiv:1603.08155, section 3.2 and equations 3 and 4; Gatys et al. 2015, arXiv:1508.06576. Total variation:
+Rudin, Osher and Fatemi 1992; as a loss, Mahendran and Vedaldi 2014, arXiv:1412.0035.
 """
 
 from __future__ import annotations
@@ -9,15 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..distances.metrics import METRICS, chosen
-from ..errors import NetworkError, nearest
+from ..errors import ImageError, NetworkError, nearest
 from ..models.vgg import WeightsLike
-from ..nets import network as known
+from ..nets import network as network_of
 from ..preprocess import Range
-from .distance import wide
-from .trunk import Look, Looking, Reference, Trunk
+from .trunk import Look, Looking, Reference, Trunk, wide
 
 Reduction = Literal["mean", "sum", "none"]
 Criterion = Literal["l1", "l2"] | Callable[[Tensor, Tensor], Tensor]
@@ -25,7 +26,41 @@ REDUCTIONS = ("mean", "sum", "none")
 NAMED = ("l1", "l2")
 
 
-class PerceptualLoss(Looking):
+class _Weighted(Looking):
+    """The sum of a number for each layer, weighted, over a batch."""
+
+    def __init__(
+        self,
+        layers: str | Sequence[str] | None,
+        weights: Sequence[float] | None,
+        reduction: Reduction,
+        model: WeightsLike | None,
+        network: str,
+        pool: str | None,
+        range: Range,
+        checkpointing: bool | None,
+        check: bool,
+    ) -> None:
+        layers = chosen(layers, METRICS["style"].layers, network_of(network))
+        each = (1.0,) * len(layers) if weights is None else tuple(map(float, weights))
+        if len(each) != len(layers):
+            raise NetworkError(
+                f"{len(each)} weights were given for {len(layers)} layers ({', '.join(layers)}); "
+                "expected one for each"
+            )
+        known_reduction(reduction)
+        trunk = Trunk(layers, model, network, pool=pool, checkpointing=checkpointing)
+        super().__init__(trunk, range, check=check)
+        self.weights = each
+        self.reduction: Reduction = reduction
+
+    def _reduced(self, parts: Sequence[Tensor]) -> Tensor:
+        """Of (n,) for each layer."""
+        weighted = [part * weight for part, weight in zip(parts, self.weights, strict=True)]
+        return reduced(torch.stack(weighted).sum(0), self.reduction)
+
+
+class PerceptualLoss(_Weighted):
     """The difference of features, averaged over channels and positions, summed over layers.
 
     layers: paper names, one or several, before or after ReLU ("conv3_3", "relu3_3"); by default the last
@@ -52,16 +87,12 @@ class PerceptualLoss(Looking):
         checkpointing: bool | None = None,
         check: bool = True,
     ) -> None:
-        layers = chosen(layers, METRICS["style"].layers, known(network))
-        self_weights = weighted(layers, weights)
         if not callable(criterion) and criterion not in NAMED:
             raise NetworkError(f"criterion {criterion!r} is unknown{nearest(criterion, NAMED)}")
-        known_reduction(reduction)
-        trunk = Trunk(layers, model, network, pool=pool, checkpointing=checkpointing)
-        super().__init__(trunk, range, check=check)
-        self.weights = self_weights
+        super().__init__(
+            layers, weights, reduction, model, network, pool, range, checkpointing, check
+        )
         self.criterion: Criterion = criterion
-        self.reduction: Reduction = reduction
 
     def forward(self, image: Tensor, target: Tensor | Reference) -> Tensor:
         """One number, or (n,) for reduction "none"; float32, or float64 as the images.
@@ -73,7 +104,7 @@ class PerceptualLoss(Looking):
         parts = trunk.look(x, y, look)
         if not callable(self.criterion):
             parts = [part.mean((1, 2, 3)) for part in parts]
-        return reduced(parts, self.weights, self.reduction)
+        return self._reduced(parts)
 
     def remember(self, target: Tensor) -> Reference:
         """The features of `target`, to be given in its place: computed once, without a graph."""
@@ -110,21 +141,112 @@ class ContentLoss(PerceptualLoss):
         checkpointing: bool | None = None,
         check: bool = True,
     ) -> None:
-        layers = chosen(layers, METRICS["content"].layers, known(network))
+        default = network_of(network).own(METRICS["content"].layers)
         super().__init__(
-            layers, weights, "l2", reduction=reduction, model=model, network=network, pool=pool,
-            range=range, checkpointing=checkpointing, check=check,
+            default if layers is None else layers, weights, "l2", reduction=reduction, model=model,
+            network=network, pool=pool, range=range, checkpointing=checkpointing, check=check,
         )  # fmt: skip
 
 
-def weighted(layers: Sequence[str], weights: Sequence[float] | None) -> tuple[float, ...]:
-    each = (1.0,) * len(layers) if weights is None else tuple(float(w) for w in weights)
-    if len(each) != len(layers):
-        raise NetworkError(
-            f"{len(each)} weights were given for {len(layers)} layers ({', '.join(layers)}); "
-            "expected one for each"
+class StyleLoss(_Weighted):
+    """The squared difference of Gram matrices, summed over their entries and over layers.
+
+    A Gram matrix is divided by channels * height * width, so the style may be of another size than the
+    image. pool: "avg" gives smoother pictures (Gatys et al.), "max" is what the network was trained with.
+    The other arguments as for `PerceptualLoss`.
+    """
+
+    def __init__(
+        self,
+        layers: str | Sequence[str] | None = None,
+        weights: Sequence[float] | None = None,
+        *,
+        reduction: Reduction = "mean",
+        model: WeightsLike | None = "builtin",
+        network: str = "vgg16",
+        pool: str | None = None,
+        range: Range = "0..1",
+        checkpointing: bool | None = None,
+        check: bool = True,
+    ) -> None:
+        super().__init__(
+            layers, weights, reduction, model, network, pool, range, checkpointing, check
         )
-    return each
+
+    def forward(self, image: Tensor, style: Tensor | Reference) -> Tensor:
+        """One number, or (n,) for reduction "none"; float32, or float64 as the images.
+
+        image: (n, 3, h, w). style: (n or 1, 3, height, width) of any size, or what `remember` gave.
+        """
+        if isinstance(style, Reference):
+            if set(style.values) != set(self.layers):
+                raise ImageError(
+                    "the style was remembered by another loss, of other layers; expected those of "
+                    f"{', '.join(self.layers)}"
+                )
+            other = [style.values[tap] for tap in self.layers]
+        else:
+            other = self._grams(style, "style")
+        if len(style) not in (1, len(image)):
+            raise ImageError(
+                f"{len(style)} styles were given for {len(image)} images; expected one or as many"
+            )
+        parts = [
+            (ours - theirs.to(ours.device)).square().sum((1, 2))
+            for ours, theirs in zip(self._grams(image, "image"), other, strict=True)
+        ]
+        return self._reduced(parts)
+
+    def remember(self, style: Tensor) -> Reference:
+        """The Gram matrices of `style`, to be given in its place: small, and computed once."""
+        with torch.no_grad():
+            values = dict(zip(self.layers, self._grams(style, "style"), strict=True))
+        return Reference(values, (style.shape[2], style.shape[3]))
+
+    def _grams(self, image: Tensor, what: str) -> list[Tensor]:
+        seen, black_white = self._seen(image, what)
+        trunk = self.trunk.at(seen)
+        x = trunk.normalised(seen, *black_white)
+        grams = trunk.look(x, None, Look(lambda _tap, f, _other: gram(f), "sum"))
+        rows = {r.layer.name: r.shape for r in self.trunk.body.network.rows(*x.shape[2:])}
+        return [
+            g / float(torch.Size(rows[tap]).numel())
+            for tap, g in zip(self.layers, grams, strict=True)
+        ]
+
+
+class TotalVariation(nn.Module):
+    """The differences of vertical and horizontal neighbours, summed, for each value of the image.
+
+    power: 1 takes their absolute values, 2 their squares. reduction: over the batch, as for
+    `PerceptualLoss`.
+    """
+
+    def __init__(self, power: Literal[1, 2] = 1, *, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        if power not in (1, 2):
+            raise NetworkError(f"power is {power!r}; expected 1 or 2")
+        known_reduction(reduction)
+        self.power = power
+        self.reduction: Reduction = reduction
+
+    def forward(self, image: Tensor) -> Tensor:
+        """One number, or (n,) for reduction "none". image: floats (n, c, h, w) in any range."""
+        if image.ndim != 4 or not image.is_floating_point():
+            raise ImageError(
+                f"image is {image.dtype} of shape {tuple(image.shape)}; expected floats (n, c, h, w)"
+            )
+        down, right = image.diff(dim=2), image.diff(dim=3)
+        change = torch.abs if self.power == 1 else torch.square
+        total = change(down).sum((1, 2, 3)) + change(right).sum((1, 2, 3))
+        return reduced(total / image[0].numel(), self.reduction)
+
+
+def gram(features: Tensor) -> Tensor:
+    """Products of each two channels, (n, c, c), of features (n, c, h, w), summed over positions."""
+    with torch.autocast(features.device.type, enabled=False):
+        rows = wide(features).flatten(2)
+        return rows @ rows.transpose(1, 2)
 
 
 def known_reduction(name: str) -> None:
@@ -132,9 +254,8 @@ def known_reduction(name: str) -> None:
         raise NetworkError(f"reduction {name!r} is unknown{nearest(name, REDUCTIONS)}")
 
 
-def reduced(parts: Sequence[Tensor], weights: Sequence[float], reduction: Reduction) -> Tensor:
-    """The weighted sum over layers of (n,) each, reduced over the batch."""
-    total = torch.stack([part * weight for part, weight in zip(parts, weights, strict=True)]).sum(0)
+def reduced(values: Tensor, reduction: Reduction) -> Tensor:
+    """(n,), or over the batch."""
     if reduction == "none":
-        return total
-    return total.mean() if reduction == "mean" else total.sum()
+        return values
+    return values.mean() if reduction == "mean" else values.sum()

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from ..errors import DataError, ImageError
 from ..models.vgg import WeightsLike
@@ -48,12 +49,10 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         known_reduction(self.reduction)
         range = "0..1" if normalize else "-1..1"
         self.net = LPIPS(net="vgg", model=model, network=network, heads=heads, range=range)
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        zero = torch.zeros((), dtype=torch.float64)
+        self.add_state("total", zero, dist_reduce_fx="sum")
+        self.add_state("count", zero, dist_reduce_fx="sum")
         self.add_state("scores", [], dist_reduce_fx="cat")  # for reduction "none" alone
-        self.total: Tensor
-        self.count: Tensor
-        self.scores: list[Tensor] | Tensor
 
     def update(self, img1: Tensor, img2: Tensor) -> None:
         """Gather the distances of these images, (n, 3, h, w) each."""
@@ -62,10 +61,10 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
                 f"img1 has shape {tuple(img1.shape)} and img2 {tuple(img2.shape)}; expected the same"
             )
         distances = self.net(img1, img2).flatten()
-        self.total = self.total + distances.double().sum()
-        self.count = self.count + len(distances)
+        self.total: Tensor = self.total + distances.double().sum()
+        self.count: Tensor = self.count + len(distances)
         if self.reduction == "none":
-            self.scores = [*self.scores, distances]
+            self.scores: list[Tensor] = [*self.scores, distances]
 
     def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
         """`update`, and the value of these images alone, differentiable."""
@@ -77,6 +76,6 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         """The value over everything that was gathered; DataError where that is nothing."""
         if not self.count:
             raise DataError("no images were given yet; call update(img1, img2) first")
-        if self.reduction == "none":  # one tensor already where processes were synchronised
-            return self.scores if isinstance(self.scores, Tensor) else torch.cat(self.scores)
+        if self.reduction == "none":
+            return dim_zero_cat(self.scores)
         return (self.total / (self.count if self.reduction == "mean" else 1)).float()

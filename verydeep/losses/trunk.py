@@ -12,25 +12,29 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..distances.inputs import OVERSHOOT, range_name, warn_if_suspicious
 from ..errors import ImageError, LayerError, NetworkError
 from ..models import Backbone, backbone, layers
 from ..models.layers import L2Pool2d
 from ..models.vgg import WeightsLike
-from ..preprocess import TORCHVISION, Range, limits
-from .images import Span, checked, in_torch_func, transformed
+from ..preprocess import RANGES, TORCHVISION, Range, limits
 
-PART_BYTES = {
-    "cpu": 1 << 24
-}  # of the largest feature map of one part; other devices: the next line
+PART_BYTES = {"cpu": 1 << 24}  # of the largest feature map of one part
 PART_BYTES_ELSEWHERE = 1 << 28
 LEAST_ROWS = 16  # of a strip
 AGAIN_BYTES = 1 << 25  # feature maps of one image larger than this are computed again, not kept
+
+Span = tuple[float, float]  # black and white
+
+# How far beyond its range an image may go, in widths of the range: what is optimised, or comes out of a
+# network that still learns, overshoots by more than a picture does.
+OVERSHOOT_LEARNING = 8.0
 
 Read = Callable[[str, Tensor, Any], Tensor]
 
@@ -203,13 +207,13 @@ class Trunk(nn.Module):
             return self._part(x, y, look, 1 << 62)
         part_bytes = PART_BYTES.get(x.device.type, PART_BYTES_ELSEWHERE)
         part = max(1, part_bytes // max(1, self._staged[0].size(x[:1])))
-        found = [
+        parts = [
             self._part(xs, _batch(y, start, start + part), look, part_bytes)
             for start, xs in zip(range(0, len(x), part), torch.split(x, part), strict=True)
         ]
         return [
             torch.cat(values) if len(values) > 1 else values[0]
-            for values in zip(*found, strict=True)
+            for values in zip(*parts, strict=True)
         ]
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
@@ -222,7 +226,7 @@ class Trunk(nn.Module):
         self, x: Tensor, y: Tensor | Mapping[str, Tensor] | None, look: Look, part_bytes: int
     ) -> list[Tensor]:
         """What `look` reads of these few images, in strips where a feature map would be larger."""
-        found: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
         images = 2 if isinstance(y, Tensor) else 1
         for stage in self._staged:
             size, height = stage.size(x), x.shape[2]
@@ -240,15 +244,14 @@ class Trunk(nn.Module):
                     end = height
                 strips.append(self._strip(stage, x, y, look, start, end, again=again))
                 start = end
-            parts = [_joined(values, "rows") for values in zip(*strips, strict=True)][:images]
-            readings = [
-                _joined(values, look.strips) for values in list(zip(*strips, strict=True))[images:]
-            ]
+            columns = list(zip(*strips, strict=True))
+            parts = [_joined(column, "rows") for column in columns[:images]]
+            readings = [_joined(column, look.strips) for column in columns[images:]]
             x = parts[0]
             if images == 2:
                 y = parts[1]
-            found.update(zip(stage.among(self.taps), readings, strict=True))
-        return [found[tap] for tap in self.taps]
+            values.update(zip(stage.among(self.taps), readings, strict=True))
+        return [values[tap] for tap in self.taps]
 
     def _strip(
         self,
@@ -357,15 +360,12 @@ class Looking(nn.Module):
         """
         x, black_white = self._seen(image, names[0], range)
         if isinstance(target, Reference):
-            fits(target, x, self.layers)
+            _fits(target, x, self.layers)
             self._looked = True
             trunk = self.trunk.at(x)
             x = trunk.normalised(x, *black_white)
-            return (
-                trunk,
-                x,
-                {tap: value.to(x.device, x.dtype) for tap, value in target.values.items()},
-            )
+            values = {tap: value.to(x.device, x.dtype) for tap, value in target.values.items()}
+            return trunk, x, values
         y, other = self._seen(target, names[1], range)
         self._looked = True
         if x.shape[2:] != y.shape[2:] or (len(x) != len(y) and 1 not in (len(x), len(y))):
@@ -393,6 +393,11 @@ class Looking(nn.Module):
         return Reference(values, (y.shape[2], y.shape[3]))
 
 
+def wide(f: Tensor) -> Tensor:
+    """The features in float32 at least."""
+    return f.float() if f.dtype in (torch.float16, torch.bfloat16) else f
+
+
 def constant(values: Tensor) -> Tensor:
     """A copy in float32, which can stand in a graph though it is made under inference_mode."""
     with torch.inference_mode(False):
@@ -411,7 +416,7 @@ def _rebuilt(arguments: Any, checkpointing: bool | None, *place: Any) -> Trunk:
     return trunk.to(*place)
 
 
-def fits(reference: Reference, x: Tensor, taps: Sequence[str]) -> None:
+def _fits(reference: Reference, x: Tensor, taps: Sequence[str]) -> None:
     """ImageError where what was remembered is of other layers, another size or number of images."""
     if set(reference.values) != set(taps):
         raise ImageError(
@@ -463,11 +468,71 @@ def _joined(values: Sequence[Tensor], how: str | None) -> Tensor:
 def _pooled(pool: nn.Module, x: Tensor) -> Tensor:
     if isinstance(pool, L2Pool2d) and x.dtype in (torch.float16, torch.bfloat16):
         with torch.autocast(x.device.type, enabled=False):  # its squares overflow in fewer bits
-            wide: Tensor = pool(x.float())
-            return wide.to(x.dtype)
-    pooled: Tensor = pool(x)
-    return pooled
+            return cast(Tensor, pool(x.float())).to(x.dtype)
+    return cast(Tensor, pool(x))
 
 
 def _itself(_tap: str, f: Tensor, _other: Tensor | None) -> Tensor:
     return f
+
+
+# The images of a loss: their range is said, never guessed. LPIPS takes -1 to 1, nearly everything else 0
+# to 1, and a network takes both without a word; published work was computed on the wrong one
+# (nerfstudio#1424, pixelsplat#19).
+
+
+def checked(
+    image: object, what: str, range: Range, *, channels: int, smallest: int, values: bool
+) -> tuple[Tensor, Span]:
+    """The image as floats, with its black and white; ImageError where it cannot be used.
+
+    image: (n, channels, h, w), of floats in that range, or uint8, which is 0..255 whatever `range`.
+    what: for the message. smallest: side in pixels. values: look at the values too; a contradiction to
+    the range is refused, and what only looks like another range is warned of.
+    """
+    if not isinstance(image, Tensor):
+        raise ImageError(f"{what} is a {type(image).__name__}; expected a tensor (n, c, h, w)")
+    shape = tuple(image.shape)
+    if image.ndim != 4 or shape[1] != channels or shape[0] == 0:
+        hint = "; add a batch axis: image[None]" if image.ndim == 3 else ""
+        raise ImageError(f"{what} has shape {shape}; expected (n, {channels}, height, width){hint}")
+    if min(shape[2:]) < smallest:
+        raise ImageError(
+            f"{what} is {shape[2]}x{shape[3]} pixels, too small for the layers that are read: "
+            f"expected at least {smallest}x{smallest}"
+        )
+    if image.dtype == torch.uint8:
+        return image.float(), RANGES["0..255"]
+    if not image.is_floating_point():
+        raise ImageError(f"{what} is of {image.dtype}; expected floats, or uint8")
+    span = limits(range)
+    if values and not transformed():
+        _look(image, what, span, range)
+    return image, span
+
+
+def in_torch_func() -> bool:
+    """Whether one of torch.func's transforms looks on, such as vmap."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def transformed() -> bool:
+    """Whether torch.compile or torch.func looks on, to whom values are unknown."""
+    return torch.compiler.is_compiling() or in_torch_func()
+
+
+def _look(image: Tensor, what: str, span: Span, range: Range) -> None:
+    low, high = span
+    learning = image.requires_grad
+    margin = (high - low) * (OVERSHOOT_LEARNING if learning else OVERSHOOT)
+    least, most = (float(value) for value in image.detach().aminmax())
+    if least != least or most != most:
+        if learning:
+            return  # a step that went wrong: its NaN belongs to the optimiser, or the loss scaler
+        raise ImageError(f"{what} has values that are not numbers (NaN)")
+    if least < low - margin or most > high + margin:
+        raise ImageError(
+            f"{what} goes from {least:.4g} to {most:.4g}, and its range was said to be "
+            f"{range_name(range)}; scale it, or say which of {', '.join(RANGES)} or (black, white) it is"
+        )
+    warn_if_suspicious(what, least, most, range, stacklevel=6)
