@@ -14,6 +14,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from PIL import Image
 
 from .. import __version__
 from ..engines import ENGINES, REFERENCE, Engine, Signature, Source
@@ -395,14 +396,7 @@ def _enlarged_sum(maps: list[Array], height: int, width: int) -> Array:
     """
     total = np.zeros((height, width), np.float32)
     for part in maps:
-        for axis, size in ((0, height), (1, width)):
-            old = part.shape[axis]
-            if old == size:
-                continue
-            centre = np.maximum((np.arange(size) + 0.5) * (old / size) - 0.5, 0)
-            low = centre.astype(np.intp)
-            after = (centre - low).astype(np.float32).reshape((-1, 1) if axis == 0 else (1, -1))
-            high = np.minimum(low + 1, old - 1)
-            part = part.take(low, axis) * (1 - after) + part.take(high, axis) * after
-        total += part
+        total += np.asarray(
+            Image.fromarray(part).resize((width, height), Image.Resampling.BILINEAR)
+        )
     return total
