@@ -90,14 +90,14 @@ def test_stream_keeps_order_and_goes_on(model: Path, tmp_path: Path) -> None:
         load(model)([tmp_path / "a.png", tmp_path / "bad.jpg"])
 
 
-def test_stopwatch(model: Path, tmp_path: Path) -> None:
+def test_seconds(model: Path, tmp_path: Path) -> None:
     predictor = load(model)
-    assert predictor.stopwatch.seconds == {"decode": 0, "engine": 0}
+    assert predictor.seconds == {"decode": 0, "engine": 0}
     began = time.perf_counter()
     predictor([photo(tmp_path / "a.png"), photo(tmp_path / "b.png", seed=1)])
     passed = time.perf_counter() - began
-    assert 0 < predictor.stopwatch.seconds["engine"] < passed
-    assert 0 < predictor.stopwatch.seconds["decode"] < 2 * passed
+    assert 0 < predictor.seconds["engine"] < passed
+    assert 0 < predictor.seconds["decode"] < 2 * passed
 
 
 def test_stream_reads_no_more_than_it_needs(model: Path, tmp_path: Path) -> None:

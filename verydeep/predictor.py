@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from queue import SimpleQueue
 from threading import Event, Semaphore, Thread
-from typing import TYPE_CHECKING, Any, Never, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 
@@ -40,17 +40,14 @@ __all__ = [
     "Features",
     "Prediction",
     "Predictor",
-    "Stopwatch",
     "builtin_models",
     "load",
 ]
 
-T = TypeVar("T")
-F = TypeVar("F")
-Failed: TypeAlias = Callable[["str | None", ImageError], F]
 Values: TypeAlias = "dict[str, np.ndarray]"  # of one image, by output
+Computed: TypeAlias = "tuple[str | None, Values, str]"  # path, values, the engine's name
 Prepared: TypeAlias = (
-    "tuple[str | None, np.ndarray | ImageError]"  # path, and pixels or why there are none
+    "tuple[str | None, np.ndarray | Failure]"  # path, and pixels or why there are none
 )
 
 DEFAULT_BATCH = 8
@@ -93,23 +90,6 @@ class Answer:
         guesses = ", ".join(f"{p.label} {p.probability:.1%}" for p in self.predictions)
         doubt = "" if self.sure else "not sure: "
         return f"{self.path + ': ' if self.path else ''}{doubt}{guesses}"
-
-
-class Stopwatch:
-    """Seconds spent so far in each stage of a predictor: "decode", all threads together, and "engine"."""
-
-    def __init__(self) -> None:
-        self.seconds = {"decode": 0.0, "engine": 0.0}
-        self._turns = Turns()
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            with self._turns.lock:  # decoding threads add to one sum
-                self.seconds[name] += time.perf_counter() - began
 
 
 @dataclass(frozen=True)
@@ -196,6 +176,8 @@ class Predictor:
     cannot work there raises an EngineError that says so. Pickled, it opens its file again in the other
     process, and refuses one that has changed.
 
+    seconds: spent so far in "decode", all threads together, and in "engine".
+
     The few graphs used last are kept open. `close()`, or the end of a `with`, lets all of them go, with
     their memory; a predictor that is used again opens what it needs again.
     """
@@ -210,8 +192,9 @@ class Predictor:
         threads: int | None = None,
         device: str = "auto",
     ) -> None:
-        self._asked = {
-            "size": size, "engine": engine, "precision": precision, "threads": threads, "device": device,
+        self._size = size
+        self._told: dict[str, Any] = {
+            "engine": engine, "precision": precision, "threads": threads, "device": device,
         }  # fmt: skip
         check(engine, precision, device, threads)
         record = model.record
@@ -220,10 +203,7 @@ class Predictor:
         self.model = model
         self.preprocess = record.preprocess if size is None else record.preprocess.with_size(size)
         self.engine, self.precision = engine, precision
-        self._told = {
-            "engine": engine, "precision": precision, "threads": threads, "device": device,
-        }  # fmt: skip
-        self.stopwatch = Stopwatch()
+        self.seconds = {"decode": 0.0, "engine": 0.0}
         self._turns = Turns()
         self._choices: dict[tuple[object, ...], Choice] = {}  # the one used last is last
         self._scores = _Pass((), True, None, self.preprocess, 0, "this model")
@@ -238,7 +218,7 @@ class Predictor:
                 )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (self.model, self._asked)
+        return partial(Predictor, size=self._size, **self._told), (self.model,)
 
     def __enter__(self) -> Predictor:
         return self
@@ -298,16 +278,13 @@ class Predictor:
         ImageError where one cannot be read, EngineError where scores are not finite.
         """
         given, many = several(images)
-        answers = list(self._answers(given, top, DEFAULT_BATCH, range, _refused))
+        answers = [self._answer(top, *one) for one in _good(self._scored(given, top, range))]
         return answers if many else answers[0]
 
     def scores(self, images: ImageLike | Sequence[ImageLike], *, range: Range = None) -> np.ndarray:
         """Logits, (images, classes) float32, of one image or of several, as a call takes them."""
-        self._needs_head()
-        given, asked = several(images)[0], replace(self._scores, range=range)
-        rows = list(
-            self._run(given, asked, DEFAULT_BATCH, lambda _, values, __: values["scores"], _refused)
-        )
+        run = self._scored(several(images)[0], 1, range)
+        rows = [values["scores"] for _, values, _ in _good(run)]
         classes = self.record.network.head.classes
         return np.stack(rows) if rows else np.zeros((0, classes), np.float32)
 
@@ -325,7 +302,8 @@ class Predictor:
         their own, at most one batch ahead of that; a generator may fill one array or tensor again and
         again. An image that cannot be read gives a `Failure` and stops nothing.
         """
-        return self._answers(_each(images), top, batch, range, _failure)
+        run = self._scored(_each(images), top, range, batch)
+        return (one if isinstance(one, Failure) else self._answer(top, *one) for one in run)
 
     def features(
         self,
@@ -353,9 +331,8 @@ class Predictor:
         given, _ = several(images)
         asked = self._pass(layers, pool, size, range)
         values: dict[str, np.ndarray] = {}
-        items = self._run(given, asked, DEFAULT_BATCH, lambda _, values, __: values, _refused)
-        for at, item in enumerate(items):
-            for name, value in item.items():
+        for at, (_, taps, _) in enumerate(_good(self._run(given, asked, DEFAULT_BATCH))):
+            for name, value in taps.items():
                 if name not in values:
                     values[name] = np.empty((len(given), *value.shape), np.float32)
                 if values[name].shape[1:] != value.shape:
@@ -389,7 +366,8 @@ class Predictor:
             taps = {name: values[name] for name in asked.taps}
             return Features(path, taps, answer, engine, self.precision)
 
-        return self._run(_each(images), asked, batch, features, _failure)
+        run = self._run(_each(images), asked, batch)
+        return (one if isinstance(one, Failure) else features(*one) for one in run)
 
     def _pass(
         self,
@@ -441,19 +419,13 @@ class Predictor:
         if not self.record.network.head.classes:
             raise DataError(f"{self.model.path} is a trunk without a head: it cannot classify")
 
-    def _answers(
-        self,
-        images: Iterable[ImageLike],
-        top: int,
-        batch: int,
-        range: Range,
-        failed: Failed[F],
-    ) -> Iterator[Answer | F]:
+    def _scored(
+        self, images: Iterable[ImageLike], top: int, range: Range, batch: int = DEFAULT_BATCH
+    ) -> Iterator[Computed | Failure]:
         self._needs_head()
         if top < 1 or batch < 1:
             raise DataError(f"top is {top} and batch is {batch}; expected 1 or more of each")
-        asked = replace(self._scores, range=range)
-        return self._run(images, asked, batch, lambda *one: self._answer(top, *one), failed)
+        return self._run(images, replace(self._scores, range=range), batch)
 
     def _answer(self, top: int, path: str | None, values: Values, engine: str) -> Answer:
         labels, ids = self.labels, self.record.class_ids or self.labels
@@ -465,17 +437,10 @@ class Predictor:
         return Answer(path, predictions, sure, engine, self.precision)
 
     def _run(
-        self,
-        images: Iterable[ImageLike],
-        asked: _Pass,
-        batch: int,
-        finish: Callable[[str | None, Values, str], T],
-        failed: Failed[F],
-    ) -> Iterator[T | F]:
-        """Each image's answer, in order, as soon as its batch is complete.
+        self, images: Iterable[ImageLike], asked: _Pass, batch: int
+    ) -> Iterator[Computed | Failure]:
+        """What is computed of each image, in order, as soon as its batch is complete.
 
-        finish: makes it of the image's path, its outputs by name and the engine's. failed: makes it of the
-        path and the reason why the image cannot be read, unless it raises that.
         Neighbours of one shape and dtype share a batch; those that cannot be read join any.
         """
         total = len(images) if isinstance(images, Sized) else None
@@ -490,29 +455,26 @@ class Predictor:
         shape: tuple[object, ...] | None = None
         done = 0
 
-        def computed(size: int) -> list[T | F]:
+        def computed(size: int) -> Iterator[Computed | Failure]:
             """The group through the engine. size: of most groups, 0 where this one stands for itself."""
-            pixels = [image for _, image in group if not isinstance(image, ImageError)]
-            outputs: dict[str, np.ndarray] = {}
-            name = ""
+            pixels = [image for _, image in group if isinstance(image, np.ndarray)]
+            outputs: Values = {}
             if pixels:
-                with self.stopwatch.stage("engine"):
-                    stacked = np.stack(pixels)
-                    choice = self._choice(stacked.dtype.name, asked)
-                    to_come = max(0, (total or 0) - done)
-                    engine = choice.engine(stacked, batch=size or None, to_come=to_come)
-                    outputs = engine.run(stacked)
-                self.engine = name = engine.name
-            answers: list[T | F] = []
+                began = time.perf_counter()
+                stacked = np.stack(pixels)
+                choice = self._choice(stacked.dtype.name, asked)
+                to_come = max(0, (total or 0) - done)
+                engine = choice.engine(stacked, batch=size or None, to_come=to_come)
+                outputs = engine.run(stacked)
+                self.engine = engine.name
+                self._spent("engine", began)
             row = 0
             for path, image in group:
-                if isinstance(image, ImageError):
-                    answers.append(failed(path, image))
+                if isinstance(image, Failure):
+                    yield image
                 else:
-                    values = {key: value[row] for key, value in outputs.items()}
-                    answers.append(finish(path, values, name))
+                    yield path, {key: value[row] for key, value in outputs.items()}, engine.name
                     row += 1
-            return answers
 
         while True:
             try:
@@ -521,11 +483,8 @@ class Predictor:
                 if group:
                     yield from computed(batch)
                 raise
-            own = (
-                None
-                if item is None or isinstance(item[1], ImageError)
-                else (item[1].shape, item[1].dtype)
-            )
+            image = item[1] if item else None
+            own = (image.shape, image.dtype) if isinstance(image, np.ndarray) else None
             other = bool(own and shape and own != shape)
             if group and (item is None or other):
                 yield from computed(0 if other else batch)
@@ -578,9 +537,9 @@ class Predictor:
 
     def _prepared(self, image: ImageLike, asked: _Pass) -> Prepared:
         path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+        began = time.perf_counter()
         try:
-            with self.stopwatch.stage("decode"):
-                pixels = asked.preprocess.pixels(image, range=asked.range)
+            pixels = asked.preprocess.pixels(image, range=asked.range)
             if min(pixels.shape[:2]) < asked.minimum:
                 raise ImageError(
                     f"{path or 'image'}: {pixels.shape[1]}x{pixels.shape[0]} pixels is too "
@@ -588,7 +547,13 @@ class Predictor:
                 )
             return path, pixels
         except ImageError as error:
-            return path, error
+            return path, Failure(path, str(error))
+        finally:
+            self._spent("decode", began)
+
+    def _spent(self, stage: str, began: float) -> None:
+        with self._turns.lock:  # decoding threads add to one sum
+            self.seconds[stage] += time.perf_counter() - began
 
     def _choice(self, dtype: str, asked: _Pass) -> Choice:
         """What picks the engine for pixels of that dtype and for those outputs: a graph of their own."""
@@ -600,23 +565,19 @@ class Predictor:
                     self.model, dtype, asked.taps, asked.scores,  # type: ignore[arg-type]
                     pool=asked.pool, int8=self.precision == "int8",
                 )  # fmt: skip
-                choice = Choice(source, **self._told)  # type: ignore[arg-type]
+                choice = Choice(source, **{**self._told, "precision": self.precision})
             self._choices[key] = choice
             while len(self._choices) > OPEN_GRAPHS:
                 del self._choices[next(iter(self._choices))]
         return choice
 
 
-def _refused(_path: str | None, error: ImageError) -> Never:
-    raise error
-
-
-def _failure(path: str | None, error: ImageError) -> Failure:
-    return Failure(path, str(error))
-
-
-def _again(model: ModelFile, asked: dict[str, Any]) -> Predictor:
-    return Predictor(model, **asked)
+def _good(run: Iterator[Computed | Failure]) -> Iterator[Computed]:
+    """What was computed; the first image that cannot be read is an ImageError."""
+    for one in run:
+        if isinstance(one, Failure):
+            raise ImageError(one.error)
+        yield one
 
 
 def _each(images: Iterable[ImageLike]) -> Iterable[ImageLike]:

@@ -135,7 +135,7 @@ def _profile(predictor: Predictor, count: int, seconds: float) -> str:
     from ..files.wording import counted
     from ..predictor import DECODING_THREADS
 
-    spent = predictor.stopwatch.seconds
+    spent = predictor.seconds
     return (
         f"{counted(count, 'photo')} in {seconds:.2f} s, {count / seconds:.1f} a second; "
         f"decoding {spent['decode']:.2f} s ({spent['decode'] / seconds:.0%}, in {DECODING_THREADS} threads "
