@@ -132,12 +132,14 @@ def labels(predictor: verydeep.Predictor, images: np.ndarray) -> list[str]:
     return [answer.label for answer in predictor(list(images))]
 
 
-def test_sent_to_a_spawned_process(eighth: Path) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of threads beside a fork
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_sent_to_a_pool(method: str, eighth: Path) -> None:
     predictor = verydeep.load(eighth)
     images = pixels(64, 64, 3)
     expected = labels(predictor, images)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(labels, (predictor, images)) == expected
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert pool.apply_async(labels, (predictor, images)).get(60) == expected
 
 
 def test_a_file_that_has_changed_is_not_the_same_predictor(eighth: Path) -> None:

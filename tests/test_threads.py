@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import itertools
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -193,3 +197,63 @@ def test_what_a_generator_raises_is_raised(model: Path) -> None:
         assert isinstance(next(stream), Answer)
     with pytest.raises(OSError, match="the camera is gone"):
         next(stream)
+
+
+def test_closing_while_others_call(model: Path) -> None:
+    """Eight threads, one of which closes all the time; a predictor is used again after each `with`."""
+    predictor = verydeep.load(model, engine="openvino", threads=1)
+    images = pixels(32, 32, 3)
+    expected = predictor.scores(images)
+
+    def task(number: int) -> None:
+        for _ in range(10):
+            if number:
+                assert_allclose(predictor.scores(images), expected, rtol=1e-4, atol=1e-5)
+            else:
+                predictor.close()
+
+    at_once(task)
+    for _ in range(2):
+        with predictor as same:
+            assert_allclose(same.scores(images), expected, rtol=1e-4, atol=1e-5)
+    assert_allclose(pickle.loads(pickle.dumps(predictor)).scores(images), expected, rtol=1e-4)
+
+
+def test_in_asyncio(model: Path) -> None:
+    predictor = verydeep.load(model)
+    images = pixels(32, 32, 6)
+    labels = [answer.label for answer in predictor(list(images))]
+
+    async def ask() -> list[Answer]:
+        calls = [asyncio.to_thread(predictor, image) for image in images]
+        return await asyncio.gather(*calls)
+
+    assert [answer.label for answer in asyncio.run(ask())] == labels
+
+
+@pytest.mark.parametrize("end", ["dropped", "closed", "interrupted"])
+@pytest.mark.filterwarnings("error")
+def test_a_stream_left_half_way_ends_its_threads(model: Path, end: str) -> None:
+    predictor = verydeep.load(model, engine="onnxruntime", threads=1)
+    before = set(threading.enumerate())
+    ended = threading.Event()
+
+    def frames() -> Iterator[np.ndarray]:
+        try:
+            yield from itertools.cycle(pixels(32, 32, 4))
+        finally:
+            ended.set()
+
+    stream = predictor.stream(frames(), batch=2)
+    next(stream)
+    if end == "closed":
+        stream.close()  # type: ignore[attr-defined]
+    elif end == "interrupted":
+        with pytest.raises(KeyboardInterrupt):
+            stream.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
+    del stream
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
+    gc.collect()
+    assert ended.wait(10)

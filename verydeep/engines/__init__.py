@@ -161,7 +161,7 @@ class Engine:
         self.precision, self.threads, self.device = precision, threads, device
         self.settings: Settings = dict(settings or {})
         self.cache = cache
-        self._turns = Turns()
+        self._turns = Turns(running=True)
         self._run: Run | None = self._prepared()
         WATCHED.add(self)
 
@@ -200,10 +200,10 @@ class Engine:
         pixels = _checked(pixels, self.signature)
         # of none the engine itself says what the other dimensions are
         given = pixels if len(pixels) else np.zeros((1, *pixels.shape[1:]), pixels.dtype)
-        with self._turns.lock if self._run is None or self.kind.takes_turns else nullcontext():
-            if self._run is None:
-                with OPENING:
-                    self._run = self._prepared()
+        if self._run is None:  # in a child
+            with OPENING:
+                self._run = self._run or self._prepared()
+        with self._turns.lock if self.kind.takes_turns else nullcontext():
             try:
                 outputs = self._run(given)
             except Exception as error:

@@ -25,10 +25,14 @@ OPENING = RLock()
 
 
 class Turns:
-    """A lock, for `with turns.lock`, which its holder may take again; in a forked child it is free."""
+    """A lock, for `with turns.lock`, which its holder may take again; in a forked child it is free.
 
-    def __init__(self) -> None:
-        self.lock = RLock()
+    running: an engine computes while it is held, so a fork waits for it: what the engine's own threads have
+    locked would stay so in the child. Who needs OPENING as well takes that first.
+    """
+
+    def __init__(self, *, running: bool = False) -> None:
+        self.lock, self.running = RLock(), running
         WATCHED.add(self)
 
     def in_child(self) -> None:
@@ -73,13 +77,28 @@ def _flush() -> None:
             stream.flush()
 
 
-def _in_child() -> None:
+_waited_for: list[Any] = []  # locks that a fork holds
+
+
+def _before() -> None:
+    OPENING.acquire()
+    for thing in list(WATCHED):
+        if isinstance(thing, Turns) and thing.running:
+            thing.lock.acquire()
+            _waited_for.append(thing.lock)
+
+
+def _in_parent() -> None:
+    while _waited_for:
+        _waited_for.pop().release()
     OPENING.release()
+
+
+def _in_child() -> None:
+    _in_parent()
     for thing in list(WATCHED):
         thing.in_child()
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
-    os.register_at_fork(
-        before=OPENING.acquire, after_in_parent=OPENING.release, after_in_child=_in_child
-    )
+    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
