@@ -31,14 +31,14 @@ import numpy as np
 
 from ..engines import ENGINES, TOLERANCES, check, installed, relative_error
 from ..engines.choice import Choice
-from ..engines.processor import cores
+from ..engines.processor import computes_bf16, cores
 from ..engines.source import source_of
 from ..errors import EngineError, OutputError, VerydeepError, log, nearest
 from ..files import wording
 from ..modelfile import ModelFile, Record, read, write
 from ..nets import NETWORKS, Network, network
 from . import float64
-from .plain import BASELINE, COMPILED, PLAIN, computes_bf16
+from .plain import BASELINE, COMPILED, PLAIN
 
 __all__ = ["Row", "bench", "random_model", "table"]
 

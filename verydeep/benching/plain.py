@@ -141,16 +141,6 @@ def _mnn(onnx: Path, threads: int) -> Run:
     return run
 
 
-def computes_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 numbers itself; only Linux is asked."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    words = set(text.split())
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
 COMPILED = "torch-compiled"
 BASELINE = "plain torch"  # torch eager, the way most people run VGG
 

@@ -84,17 +84,27 @@ def multiplies_fast() -> bool | None:
     Without them int8 is no faster than float32.
     """
     if CPUINFO.exists():
-        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
-        words = {
-            word
-            for line in text.splitlines()
-            if line.partition(":")[0].strip() in ("flags", "Features")
-            for word in line.partition(":")[2].split()
-        }
-        return bool(words & FAST) if words else None
+        return bool(_flags() & FAST) if _flags() else None
     if sys.platform == "darwin":
         return any(word in _sysctl(name).split() for name, word in MACOS.items())
     return None
+
+
+def computes_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 numbers itself; only Linux is asked."""
+    return bool(_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def _flags() -> set[str]:
+    """What the processor can compute, in Linux' words; none where that is not told."""
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    facts = (line.partition(":") for line in lines)
+    return {
+        w for key, _, text in facts if key.strip() in ("flags", "Features") for w in text.split()
+    }
 
 
 def adds_up(engine: str) -> bool:

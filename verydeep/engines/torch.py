@@ -7,10 +7,9 @@ new ones, where the calling thread would wait for those that it lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,16 +82,6 @@ def precise(device: str, precision: str) -> Iterator[None]:
 Value = Any  # a tensor, or a numpy array of a few whole numbers on the way to a mask
 
 
-@dataclass(frozen=True)
-class Step:
-    """One node: what it computes, from which values or constants, and the name of what comes out."""
-
-    operation: Callable[..., Value]
-    inputs: tuple[str, ...]
-    options: Mapping[str, Any]
-    output: str
-
-
 def _program(graph: Graph, device: str, number: Any) -> Callable[[Any], list[Any]]:
     """The graph as a function of (batch, height, width, channels) pixels on the device: its outputs.
 
@@ -116,24 +105,24 @@ def _program(graph: Graph, device: str, number: Any) -> Callable[[Any], list[Any
         four = value.ndim == 4
         constants[tensor.name] = value.to(memory_format=torch.channels_last) if four else value
     operations = _operations(number, device)
-    steps = []
+    steps = []  # what computes, from which values or constants, with which options, to which name
     for node in nodes:
         options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "Split":  # a step a part, since a step has one output
             for part, output in enumerate(node.output):
                 told = {**options, "parts": len(node.output), "part": part}
-                steps.append(Step(operations["Split"], tuple(node.input), told, output))
+                steps.append((operations["Split"], node.input, told, output))
             continue
-        steps.append(Step(operations[node.op_type], tuple(node.input), options, node.output[0]))
+        steps.append((operations[node.op_type], node.input, options, node.output[0]))
     outputs = [output.name for output in graph.model.graph.output]
-    last = {name: i for i, step in enumerate(steps) for name in step.inputs}
+    last = {name: i for i, (_, inputs, *_) in enumerate(steps) for name in inputs}
 
     def program(pixels: Any) -> list[Any]:
         values: dict[str, Value] = {"pixels": pixels}
-        for index, step in enumerate(steps):
-            arguments = [values[i] if i in values else constants[i] for i in step.inputs]
-            values[step.output] = step.operation(*arguments, **step.options)
-            for name in step.inputs:
+        for index, (operation, inputs, options, output) in enumerate(steps):
+            arguments = [values[i] if i in values else constants[i] for i in inputs]
+            values[output] = operation(*arguments, **options)
+            for name in inputs:
                 if last[name] == index and name not in outputs:
                     values.pop(name, None)  # nobody reads it any more
         return [values[name] for name in outputs]
