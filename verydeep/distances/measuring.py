@@ -21,14 +21,14 @@ from ..engines import ENGINES, REFERENCE, Engine, Signature, Source
 from ..engines.choice import Choice
 from ..engines.source import graph_key
 from ..errors import EngineError
+from ..modelfile import ModelFile
 from ..nets import Head, Network
+from .inputs import Pair
 from .metrics import IMAGE, METRICS, dists_of, heads, heads_sha256
 from .records import About, Distance
 
 if TYPE_CHECKING:
     from ..graphs.writer import Graph
-    from ..modelfile import ModelFile
-    from .inputs import Pair
 
 LARGEST = 1 << 20  # pixels in one pass, all images together: 16 of 256x256
 MOST_OTHERS = 8  # images that share one computation of their reference

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,16 +13,12 @@ from ..engines import check
 from ..errors import DataError, EngineError, ImageError, NetworkError, nearest
 from ..modelfile import ModelFile, read
 from ..predictor import Failure
-from ..preprocess import several
+from ..preprocess import ImageLike, Range, several
 from ..published.finding import find_model
-from .inputs import Decoder, range_name
+from .inputs import Decoder, Pair, range_name
 from .measuring import WORTH_A_GROUP, Measure, one_reference
 from .metrics import METRICS, chosen
 from .records import Distance, Distances
-
-if TYPE_CHECKING:
-    from ..preprocess import ImageLike, Range
-    from .inputs import Pair
 
 PRECISIONS = ("exact", "fast", "half")
 

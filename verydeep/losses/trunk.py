@@ -341,16 +341,36 @@ class Looking(nn.Module):
         return self
 
     def _seen(self, image: object, what: str, range: Range = None) -> tuple[Tensor, Span]:
-        """The image, checked, and its black and white."""
+        """The image as floats, with its black and white; ImageError where it cannot be used.
+
+        image: (n, channels, h, w), of floats in that range, or uint8, which is 0..255 whatever `range`.
+        what: for the message. A contradiction to the range is refused, and what only looks like another
+        range is warned of. The range is said, never guessed: LPIPS takes -1 to 1, nearly everything else
+        0 to 1, and published work was computed on the wrong one (nerfstudio#1424, pixelsplat#19).
+        """
+        if not isinstance(image, Tensor):
+            raise ImageError(f"{what} is a {type(image).__name__}; expected a tensor (n, c, h, w)")
+        shape, channels, smallest = tuple(image.shape), self.trunk.in_channels, self.trunk.smallest
+        if image.ndim != 4 or shape[1] != channels or shape[0] == 0:
+            hint = "; add a batch axis: image[None]" if image.ndim == 3 else ""
+            raise ImageError(
+                f"{what} has shape {shape}; expected (n, {channels}, height, width){hint}"
+            )
+        if min(shape[2:]) < smallest:
+            raise ImageError(
+                f"{what} is {shape[2]}x{shape[3]} pixels, too small for the layers that are read: "
+                f"expected at least {smallest}x{smallest}"
+            )
+        if image.dtype == torch.uint8:
+            return image.float(), RANGES["0..255"]
+        if not image.is_floating_point():
+            raise ImageError(f"{what} is of {image.dtype}; expected floats, or uint8")
         # On other devices than the processor a look at the values waits for all work before it, so
         # there it is the first call's alone: the range is a property of the program, not of the batch.
-        waits = isinstance(image, Tensor) and image.device.type != "cpu"
-        values = self.check and not (waits and self._looked)
-        trunk = self.trunk
-        return checked(
-            image, what, range or self.range, channels=trunk.in_channels, smallest=trunk.smallest,
-            values=values,
-        )  # fmt: skip
+        again = image.device.type != "cpu" and self._looked
+        if self.check and not again and not transformed():
+            _look(image, what, range or self.range)
+        return image, limits(range or self.range)
 
     def _pair(
         self, image: object, target: object, names: tuple[str, str], range: Range = None
@@ -476,41 +496,6 @@ def _itself(_tap: str, f: Tensor, _other: Tensor | None) -> Tensor:
     return f
 
 
-# The images of a loss: their range is said, never guessed. LPIPS takes -1 to 1, nearly everything else 0
-# to 1, and a network takes both without a word; published work was computed on the wrong one
-# (nerfstudio#1424, pixelsplat#19).
-
-
-def checked(
-    image: object, what: str, range: Range, *, channels: int, smallest: int, values: bool
-) -> tuple[Tensor, Span]:
-    """The image as floats, with its black and white; ImageError where it cannot be used.
-
-    image: (n, channels, h, w), of floats in that range, or uint8, which is 0..255 whatever `range`.
-    what: for the message. smallest: side in pixels. values: look at the values too; a contradiction to
-    the range is refused, and what only looks like another range is warned of.
-    """
-    if not isinstance(image, Tensor):
-        raise ImageError(f"{what} is a {type(image).__name__}; expected a tensor (n, c, h, w)")
-    shape = tuple(image.shape)
-    if image.ndim != 4 or shape[1] != channels or shape[0] == 0:
-        hint = "; add a batch axis: image[None]" if image.ndim == 3 else ""
-        raise ImageError(f"{what} has shape {shape}; expected (n, {channels}, height, width){hint}")
-    if min(shape[2:]) < smallest:
-        raise ImageError(
-            f"{what} is {shape[2]}x{shape[3]} pixels, too small for the layers that are read: "
-            f"expected at least {smallest}x{smallest}"
-        )
-    if image.dtype == torch.uint8:
-        return image.float(), RANGES["0..255"]
-    if not image.is_floating_point():
-        raise ImageError(f"{what} is of {image.dtype}; expected floats, or uint8")
-    span = limits(range)
-    if values and not transformed():
-        _look(image, what, span, range)
-    return image, span
-
-
 def in_torch_func() -> bool:
     """Whether one of torch.func's transforms looks on, such as vmap."""
     return torch._C._functorch.peek_interpreter_stack() is not None
@@ -521,8 +506,8 @@ def transformed() -> bool:
     return torch.compiler.is_compiling() or in_torch_func()
 
 
-def _look(image: Tensor, what: str, span: Span, range: Range) -> None:
-    low, high = span
+def _look(image: Tensor, what: str, range: Range) -> None:
+    low, high = limits(range)
     learning = image.requires_grad
     margin = (high - low) * (OVERSHOOT_LEARNING if learning else OVERSHOOT)
     least, most = (float(value) for value in image.detach().aminmax())
@@ -535,4 +520,4 @@ def _look(image: Tensor, what: str, span: Span, range: Range) -> None:
             f"{what} goes from {least:.4g} to {most:.4g}, and its range was said to be "
             f"{range_name(range)}; scale it, or say which of {', '.join(RANGES)} or (black, white) it is"
         )
-    warn_if_suspicious(what, least, most, range, stacklevel=6)
+    warn_if_suspicious(what, least, most, range, stacklevel=5)
