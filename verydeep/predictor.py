@@ -197,7 +197,8 @@ class Predictor:
             "engine": engine, "precision": precision, "threads": threads, "device": device,
         }  # fmt: skip
         check(engine, precision, device, threads)
-        record = model.record
+        self.record: Record = model.record
+        record = self.record
         if precision == "int8":
             precision = _int8_or_better(model, engine)
         self.model = model
@@ -230,10 +231,6 @@ class Predictor:
         """Let all open engines go. What is running ends as it would; the next call opens anew."""
         with self._turns.lock:
             self._choices.clear()
-
-    @property
-    def record(self) -> Record:
-        return self.model.record
 
     @property
     def sha256(self) -> str:

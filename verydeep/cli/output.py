@@ -14,8 +14,6 @@ from typing import Any
 import click
 
 from ..errors import DataError, OutputError, log
-from ..files.progress import Progress
-from ..files.wording import counted
 
 
 def json_text(value: object) -> str:
@@ -64,6 +62,8 @@ class Listing:
 @contextmanager
 def photo_events() -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Yields the `on_event` of work on photos: shows its progress, says which cannot be read."""
+    from ..files.progress import Progress
+
     with Progress() as bar:
 
         def on_event(event: Mapping[str, Any]) -> None:
@@ -78,6 +78,8 @@ def photo_events() -> Iterator[Callable[[Mapping[str, Any]], None]]:
 def exit_status(failed: int, total: int, what: str = "file", how: str = "could not be read") -> int:
     """0 where nothing failed, 1 where some did, 2 where all did; says how many of several did."""
     if failed and total > 1:
+        from ..files.wording import counted
+
         log.error(f"{failed:,} of {counted(total, what)} {how}")
     return 0 if not failed else 1 if failed < total else 2
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from ..errors import ModelFileError, nearest
 from ..files import hashes
 from ..files.hashes import Stamp
-from ..files.sniff import sniff
 from ..files.strict_json import shown
 from ..nets import Network
 from .header import MAX_HEADER_BYTES, parse
@@ -265,6 +264,8 @@ def check_scales(stored: Mapping[str, NDArray[Any]]) -> None:
 
 
 def _refuse_foreign(first: bytes) -> None:
+    from ..files.sniff import sniff  # only where it is not what it should be
+
     what, advice = sniff(first)
     if what in ("a zip archive", "a Python pickle"):
         what += ", probably a .pth from torch.save"
