@@ -46,7 +46,6 @@ def test_a_room_imports_only_from_those_above_it(room: str) -> None:
     path = HOUSE / room
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
     above = {*rooms()[: rooms().index(room) + 1], "__version__"}
-    above |= {"training"} if room == "evaluation" else set()  # the report of a run, says the page
     for file in files:
         place = file.relative_to(HOUSE).parts[:-1]
         assert imported(file.read_text(encoding="utf-8"), place) <= above, file

@@ -473,7 +473,7 @@ def _writable(folder: Path) -> None:
 
 
 def _report(result: TrainResult) -> None:
-    from ..evaluation import report
+    from .record import report
 
     report.write(result)
 

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from ... import evaluation, modelfile
 from ...errors import DataError
-from ...evaluation import report
 from ...files.atomic import replacing
 from ...models import layers as module_layers
 from ...nets import Head, Network
@@ -35,7 +34,7 @@ from ...published.finding import find_model
 from ..images import data as data_module
 from ..images.data import Sample
 from ..loop import Diverged
-from ..record import about, checkpoint, folder
+from ..record import about, checkpoint, folder, report
 from ..record.log import Log, read
 from ..record.result import TrainResult
 from ..signals import watched

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from ... import evaluation, modelfile
 from ...errors import DataError
-from ...evaluation import report
 from ...files.atomic import replacing
 from ...modelfile import ModelFile
 from ...nets import Head, Network
@@ -33,7 +32,7 @@ from ...preprocess import Preprocess
 from ...published.finding import find_model
 from ..images import data as data_module
 from ..images.data import Sample
-from ..record import about, folder
+from ..record import about, folder, report
 from ..record.log import Log, read
 from ..record.result import TrainResult
 from . import linear_head

@@ -1,6 +1,6 @@
 """One HTML page about what a model was measured to do: figures, charts, mistakes, and how it came about.
 
-Whatever trains or measures a model makes a `Report` of it; sections without content are left out.
+Sections without content are left out.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, VerydeepError
-from ..files.wording import clock, counted
-from ..pictures import charts
-from ..pictures import page as html
-from ..pictures.saving import write as write_text
-from . import calibration_error, class_figures, confusion, top
+from ...errors import DataError, VerydeepError
+from ...evaluation import calibration_error, class_figures, confusion, top
+from ...files.wording import clock, counted
+from ...pictures import charts
+from ...pictures import page as html
+from ...pictures.saving import write as write_text
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..explanations import Explainer
-    from ..preprocess import ImageLike
-    from ..training.record.result import TrainResult
+    from ...explanations import Explainer
+    from ...preprocess import ImageLike
+    from .result import TrainResult
 
 MISTAKES = 12  # shown with their pictures
 CONFUSIONS = 12  # pairs of classes that are listed
@@ -65,7 +65,7 @@ class Report:
 
 def of_training(result: TrainResult) -> Report:
     """What a training run has to say."""
-    from ..training.images import data
+    from ..images import data
 
     start: Mapping[str, Any] = next(
         (line for line in result.log if line.get("event") == "start"), result.config
@@ -258,8 +258,8 @@ def _explainer(report: Report) -> Explainer | None:
     """What explains the model's answers, where anything can."""
     if report.model is None or not report.model.exists():
         return None
-    from ..explanations import Explainer
-    from ..predictor import load
+    from ...explanations import Explainer
+    from ...predictor import load
 
     try:
         predictor = load(report.model)
@@ -273,9 +273,9 @@ def _pictures(
     report: Report, number: int, said: int, true: int, explainer: Explainer | None
 ) -> str:
     """The image, and where the network saw its answer and the true class."""
-    from ..explanations.picture import overlaid
-    from ..pictures.layout import as_rgb, fitted
-    from ..preprocess import decode
+    from ...explanations.picture import overlaid
+    from ...pictures.layout import as_rgb, fitted
+    from ...preprocess import decode
 
     assert report.image is not None
     try:
@@ -298,7 +298,7 @@ def _pictures(
 
 def _data(picture: Image.Image) -> str:
     """A picture as a data URL, at most SMALL pixels; tiny ones stay sharp."""
-    from ..pictures.layout import fitted
+    from ...pictures.layout import fitted
 
     side = max(picture.size)
     if 2 * side <= SMALL:
