@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -297,6 +298,28 @@ def test_refusals(built: Graph) -> None:
         Choice(Source(built), precision="exakt")
     with pytest.raises(EngineError, match="device 'gpu' is unknown"):
         Choice(Source(built), device="gpu")
+
+
+def test_a_key_depends_on_all_that_builds_its_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph that was prepared by older code must not be found again."""
+    model = modelfile.read(model_file(tmp_path / "m.safetensors"))
+    house = tmp_path / "verydeep"
+    shutil.copytree(
+        Path(verydeep.__file__).parent,
+        house,
+        ignore=lambda _, names: [n for n in names if n == "builtin"],
+    )
+    monkeypatch.setattr("verydeep.engines.source._PACKAGE", house)
+    whole = {"taps": ("relu5_2",), "scores": False, "pool": "avg", "int8": True}
+    before = source_of(model, "uint8", **whole).key  # type: ignore[arg-type]
+    for name in ("nets", "graphs/network", "graphs/writer", "graphs/pooling", "graphs/int8"):
+        file = house / f"{name}.py"
+        text = file.read_text(encoding="utf-8")
+        file.write_text(f"{text}\n", encoding="utf-8")
+        assert source_of(model, "uint8", **whole).key != before, name  # type: ignore[arg-type]
+        file.write_text(text, encoding="utf-8")
 
 
 def test_the_key_of_a_file(tmp_path: Path) -> None:

@@ -514,10 +514,8 @@ class Predictor:
                     taken.put(pool.submit(self._prepared, image if listed else _kept(image), asked))
             except StopIteration:
                 taken.put(None)
-            except (
-                BaseException
-            ) as error:  # of the caller's generator: raised where it is waited for
-                taken.put(error)
+            except BaseException as error:
+                taken.put(error)  # of the caller's generator: raised where it is waited for
 
         Thread(target=take, daemon=True).start()
         try:

@@ -337,10 +337,9 @@ class Measure:
         outputs = [f"{x}_{part}" for x in read for part in parts.get(self.name, ("map",))]
         facts = [heads_sha256(), self.name, self.trunk.pool, " ".join(self.layers)]
         facts += [str(others), pixels, "masked" * masked]
-        code = ("graphs/network.py", "nets.py", "graphs/distance.py")
         channels = 3 * (1 + others) + masked
         signature = Signature(pixels, channels, self.trunk.minimum_size, tuple(outputs))
-        return Source(build, graph_key(self.model, facts, code), signature)
+        return Source(build, graph_key(self.model, facts, ["graphs/distance.py"]), signature)
 
 
 def one_reference(pairs: list[Pair]) -> bool:

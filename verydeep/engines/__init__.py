@@ -179,9 +179,8 @@ class Engine:
             run: Run = self.kind.load().prepare(self)
         except (EngineError, OSError):
             raise
-        except (
-            Exception
-        ) as error:  # each engine raises what it likes, with the reason in many lines
+        except Exception as error:
+            # each engine raises what it likes, with the reason in many lines
             raise EngineError(f"{self.name} did not take the graph: {_line(error)}") from error
         return run
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _MOVES = ("strides", "kernel_shape", "pads")
 _PACKAGE = Path(__file__).parent.parent
+_BUILDERS = ("nets.py", "graphs/network.py", "graphs/writer.py")  # of every graph
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,7 @@ def source_of(
 
         return pooled(built, pool)
 
-    code = ["graphs/network.py", "nets.py", *(["graphs/pooling.py"] if pool else [])]
-    code += ["graphs/int8.py"] if int8 else []
+    code = [*(["graphs/pooling.py"] if pool else []), *(["graphs/int8.py"] if int8 else [])]
     outputs = (*taps, *(("scores",) if scores else ()))
     facts = [pixels, *outputs, f"pool {pool}"]
     signature = Signature(pixels, network.in_channels, cut.minimum_size, outputs)
@@ -128,11 +128,12 @@ def source_of(
 def graph_key(model: ModelFile, facts: Sequence[str], code: Sequence[str]) -> Callable[[], str]:
     """What finds the key of a graph made of that file, whose bytes may have to be hashed for it.
 
-    facts: what else the graph depends on. code: the modules that build it, by their path in the package.
+    facts: what else the graph depends on. code: the modules that build it beside those of every graph, by
+    their path in the package.
     """
 
     def key() -> str:
-        texts = [(_PACKAGE / name).read_text(encoding="utf-8") for name in code]
+        texts = [(_PACKAGE / name).read_text(encoding="utf-8") for name in (*_BUILDERS, *code)]
         return hashlib.sha256("\0".join([model.sha256, *facts, *texts]).encode()).hexdigest()
 
     return key

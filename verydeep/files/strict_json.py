@@ -35,9 +35,8 @@ def loads(text: str | bytes) -> JSON:
         value = json.loads(
             text.decode("utf-8") if isinstance(text, bytes) else text,
             object_pairs_hook=_object,
-            parse_int=lambda digits: int(
-                digits[:21]
-            ),  # already too large; thousands would take long
+            # 21 digits are too large already, and thousands of them would take long
+            parse_int=lambda digits: int(digits[:21]),
         )
     except RecursionError:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels") from None
