@@ -43,7 +43,7 @@ if entrant == "lpips":
         torch.set_num_threads(threads)
     import lpips, torchvision
     from verydeep import modelfile
-    from verydeep.published.finding import find_model
+    from verydeep.published import find_model
     tensors = modelfile.read(find_model("builtin")).tensors()
     layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])
     layers.load_state_dict({

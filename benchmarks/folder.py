@@ -97,7 +97,7 @@ def write_script(folder: Path, size: int) -> list[str]:
     import torch
 
     from verydeep import models
-    from verydeep.published.finding import find_model
+    from verydeep.published import find_model
 
     net = models.load(find_model("builtin"))
     assert net.record is not None

@@ -24,7 +24,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from verydeep import Perceptual, modelfile
 from verydeep.files.photo_paths import find
 from verydeep.nets import Head, network
-from verydeep.published.finding import find_model
+from verydeep.published import find_model
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))

@@ -93,7 +93,7 @@ def usual(args: argparse.Namespace, folder: Path) -> dict[str, object]:
     import torch
 
     from verydeep import models
-    from verydeep.published.finding import find_model
+    from verydeep.published import find_model
 
     torch.save(models.load(find_model("builtin")).features.state_dict(), folder / "weights.pth")
     (folder / "script.py").write_text(SCRIPT)

@@ -11,12 +11,11 @@ import torch
 from numpy.testing import assert_allclose
 from torch import Tensor, nn
 
-from verydeep import models
+from verydeep import models, published
 from verydeep.errors import LayerError, VerydeepError
 from verydeep.models import Backbone, backbone
 from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE
-from verydeep.published import finding
 
 from .tiny import model_file
 
@@ -69,7 +68,7 @@ def test_it_holds_no_more_than_the_taps_need(file: tuple[Path, models.VGG]) -> N
 def test_defaults_are_vgg16s(
     monkeypatch: pytest.MonkeyPatch, file: tuple[Path, models.VGG]
 ) -> None:
-    monkeypatch.setattr(finding, "BUILTIN", file[0].rename(file[0].with_stem("vgg16")).parent)
+    monkeypatch.setattr(published, "BUILTIN", file[0].rename(file[0].with_stem("vgg16")).parent)
     found = backbone()
     assert isinstance(found, Backbone)
     assert found.taps == ("relu3_3", "relu4_3", "relu5_3")

@@ -22,11 +22,10 @@ from verydeep import modelfile, nets
 from verydeep.cli.weights import weights as command
 from verydeep.errors import DataError, MissingExtraError, ModelFileError, WeightsError
 from verydeep.preprocess import PRESETS, TORCHVISION
-from verydeep.published import catalog, supply
+from verydeep.published import catalog, find_model, supply
 from verydeep.published import fetching as fetch
 from verydeep.published.catalog import Accuracy, Entry, Published
 from verydeep.published.fetching import GoneError
-from verydeep.published.finding import find_model
 from verydeep.published.recognition import verdicts
 
 TORCHVISION_ENTRIES = [
@@ -387,7 +386,7 @@ def test_a_folder_does_not_hide_a_name(
 
 def test_a_model_that_is_there_needs_no_catalogue(tmp_path: Path) -> None:
     program = (
-        "import sys\nfrom verydeep.published.finding import find_model\n"
+        "import sys\nfrom verydeep.published import find_model\n"
         "find_model('builtin'), find_model(sys.argv[1])\n"
         "print('verydeep.published.catalog' in sys.modules)\n"
         "try:\n    find_model('no-such')\nexcept Exception:\n"

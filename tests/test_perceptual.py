@@ -25,7 +25,7 @@ from verydeep.distances import METRICS, Distance, Perceptual, measuring, metrics
 from verydeep.engines import Engine
 from verydeep.errors import DataError, EngineError, ImageError, NetworkError, VerydeepError
 from verydeep.predictor import Failure
-from verydeep.published.finding import find_model
+from verydeep.published import find_model
 
 from .tiny import model_file, photo, pixels, tiny
 

@@ -17,10 +17,9 @@ from numpy.testing import assert_allclose
 from PIL import Image
 
 import verydeep
-from verydeep import modelfile, models
+from verydeep import modelfile, models, pictures
 from verydeep.errors import DataError, ImageError, ModelFileError, OutputError, VerydeepError
 from verydeep.pictures import layout as lettering
-from verydeep.pictures import saving
 from verydeep.portraits import show
 from verydeep.portraits.views import filter_picture
 from verydeep.preprocess import Preprocess
@@ -337,6 +336,6 @@ def test_a_file_name_that_is_no_utf8(tmp_path: Path, model: Path) -> None:
 def test_a_picture_too_long_for_jpeg(tmp_path: Path) -> None:
     tall = Image.new("RGB", (1, 65501))
     with pytest.raises(OutputError, match=r"a\.jpg: 1x65501 pixels are too many .* name a \.png"):
-        saving.save(tall, tmp_path / "a.jpg")
+        pictures.save(tall, tmp_path / "a.jpg")
     assert not list(tmp_path.iterdir())
-    saving.save(tall, tmp_path / "a.png")
+    pictures.save(tall, tmp_path / "a.png")

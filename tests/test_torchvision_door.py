@@ -26,14 +26,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from verydeep import modelfile, models, nets
+from verydeep import modelfile, models, nets, published
 from verydeep.errors import NetworkError, VerydeepError, WeightsError
 from verydeep.models import vgg
 from verydeep.models.layers import cfgs, make_layers
 from verydeep.models.vgg import ENUMS
 from verydeep.nets import NETWORKS, network
 from verydeep.preprocess import CAFFE
-from verydeep.published import catalog, finding, supply
+from verydeep.published import catalog, supply
 
 from .tiny import model_file
 
@@ -262,7 +262,7 @@ def test_weights_from_torchs_own_files(old: bool, tmp_path: Path) -> None:
 
 def test_builtin(vgg16_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.vgg16_bn(weights="builtin/cifar10").record.class_names[0] == "airplane"
-    monkeypatch.setattr(finding, "BUILTIN", vgg16_file.parent)
+    monkeypatch.setattr(published, "BUILTIN", vgg16_file.parent)
     assert models.vgg16(weights="builtin").record == modelfile.read(vgg16_file).record
     assert models.get_model("VGG16", weights="builtin").record is not None
     with pytest.raises(WeightsError, match="vgg19: weights builtin are those of vgg16"):

@@ -28,7 +28,7 @@ from .engines.source import source_of
 from .errors import DataError, EngineError, ImageError, NetworkError, warn_once
 from .modelfile import ModelFile, Record, read
 from .preprocess import several, sized
-from .published.finding import builtin_models, find_model
+from .published import builtin_models, find_model
 
 if TYPE_CHECKING:
     from .graphs.pooling import Pooling

@@ -399,8 +399,7 @@ def _listed(given: str | Sequence[str]) -> tuple[str, ...]:
 
 def _model(given: str | os.PathLike[str], place: Path) -> tuple[Path, dict[str, str]]:
     """The model file, and the environment for processes that run it."""
-    from ..published import catalog, supply
-    from ..published.finding import find_model
+    from ..published import catalog, find_model, supply
 
     name = os.fspath(given)
     if name not in NETWORKS or os.path.isfile(name):

@@ -56,7 +56,7 @@ def distance(paths: tuple[str, ...], map_path: Path | None, as_json: bool, **cho
     """
     from ..distances.pairing import pair
     from ..errors import DataError
-    from ..pictures.saving import require_picture, save
+    from ..pictures import require_picture, save
 
     pairing = pair(paths)
     if map_path is not None:
@@ -170,7 +170,7 @@ def similar(
     cannot be read is reported: the exit status is then 1, and 2 where not one could be read.
     """
     from .. import retrieval
-    from ..pictures.saving import require_picture
+    from ..pictures import require_picture
 
     opened = retrieval.open_features(index)
     photos = list(photo_paths.find_some(queries)[0])

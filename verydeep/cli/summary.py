@@ -50,8 +50,8 @@ def summary(name: str, size: tuple[int, int], figure: Path | None, as_json: bool
     net = _network(name)
     rows = net.rows(*size)
     if figure is not None:
+        from ..pictures import FIGURES, require_ending, write
         from ..pictures.block_figure import block_figure
-        from ..pictures.saving import FIGURES, require_ending, write
 
         require_ending(figure, FIGURES)  # the next file named here could be the model itself
         write(block_figure(net, *size, title=describe(net)), figure, FIGURES)
@@ -120,7 +120,7 @@ def _network(name: str) -> Network:
     if name in NETWORKS and not os.path.isfile(name):
         return network(name)
     from ..modelfile import read
-    from ..published.finding import find_model
+    from ..published import find_model
 
     return read(find_model(name)).record.network
 
@@ -131,7 +131,7 @@ def models(as_json: bool) -> None:
     """List the networks, the built-in models and the published weights."""
     from ..modelfile import read
     from ..nets import NETWORKS, network
-    from ..published.finding import builtin_models
+    from ..published import builtin_models
     from .weights import published_weights
 
     networks: list[dict[str, Any]] = [
@@ -214,7 +214,7 @@ def show(
     MODEL is a built-in model ("builtin"), a published one by its name, or a model file. Without --out and
     --html the strongest channels are listed.
     """
-    from ..pictures.saving import PAGES, require_ending
+    from ..pictures import PAGES, require_ending
 
     if html is not None:
         require_ending(output_file(html), PAGES)

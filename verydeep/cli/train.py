@@ -95,7 +95,7 @@ def train(
     memory=false. Without anything to validate with, a tenth of each class (of the shards, where they are
     streamed) is set aside for it.
     """
-    from ..pictures.saving import FIGURES, write
+    from ..pictures import FIGURES, write
     from ..training import begin
 
     if find_lr or profile:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..files import hashes
 from ..preprocess import RANGES, Range
-from ..published.finding import find_model
+from ..published import find_model
 from .metrics import METRICS, Metric
 from .perceptual import Perceptual
 from .records import About, Distance, Distances

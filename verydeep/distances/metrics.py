@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import NetworkError
 from ..nets import Network, named
-from ..published.finding import BUILTIN
+from ..published import BUILTIN
 
 HEADS_FILE = BUILTIN / "heads" / "perceptual.safetensors"
 

@@ -14,7 +14,7 @@ from ..errors import DataError, EngineError, ImageError, NetworkError, nearest
 from ..modelfile import ModelFile, read
 from ..predictor import Failure
 from ..preprocess import ImageLike, Range, several
-from ..published.finding import find_model
+from ..published import find_model
 from .inputs import Decoder, Pair, range_name
 from .measuring import WORTH_A_GROUP, Measure, one_reference
 from .metrics import METRICS, chosen

@@ -31,8 +31,8 @@ from .. import predictor as predictors
 from ..errors import DataError, ImageError, nearest
 from ..files.photo_paths import composed
 from ..files.wording import counted
+from ..pictures import save
 from ..pictures.layout import Box, as_rgb, fitted
-from ..pictures.saving import save
 from ..predictor import Predictor, softmax
 from ..preprocess import ImageLike, Preprocess, decode, several
 from . import gradients, methods, picture

@@ -40,7 +40,7 @@ from ..graphs.writer import Graph
 from ..modelfile import ModelFile, read
 from ..nets import named
 from ..preprocess import ImageLike, Preprocess, several
-from ..published.finding import find_model
+from ..published import find_model
 
 __all__ = ["Exported", "export", "synthetic_photos"]
 

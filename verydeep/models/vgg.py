@@ -26,8 +26,7 @@ from .. import nets
 from ..errors import NetworkError, WeightsError, nearest
 from ..nets import NETWORKS, Network
 from ..preprocess import PRESETS, ImageLike, Preprocess
-from ..published import catalog, supply
-from ..published.finding import builtin_models
+from ..published import builtin_models, catalog, supply
 from . import loading
 from .adapting import adapt
 from .layers import cfgs, initialise, make_layers

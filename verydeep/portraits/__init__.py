@@ -19,8 +19,8 @@ from .. import predictor as predictors
 from ..errors import DataError, ImageError, OutputError
 from ..files.wording import counted
 from ..nets import Network, Row
+from ..pictures import require_picture, save, write
 from ..pictures.layout import Box, as_rgb, coloured
-from ..pictures.saving import require_picture, save, write
 from ..predictor import Answer, Predictor
 from ..preprocess import ImageLike, Size, decode, several, sized
 from . import views

@@ -1,1 +1,46 @@
-"""Published weights: where they are, how they arrive whole, whose they are, how they are read."""
+"""Published weights: where they are, how they arrive whole, whose they are, how they are read.
+
+Here is the way from what a person calls a model to its file: one that ships in the package, a published
+one, a path.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import ModelFileError, nearest
+
+BUILTIN = Path(__file__).parents[1] / "builtin"
+
+
+def builtin_models() -> dict[str, Path]:
+    """The models that ship in the package, by the name `load` takes: "builtin" is the VGG-16."""
+    files = BUILTIN.glob("*.safetensors")
+    models = {"builtin" if f.stem == "vgg16" else f"builtin/{f.stem}": f for f in files}
+    return dict(sorted(models.items()))
+
+
+def find_model(name_or_path: str | os.PathLike[str]) -> Path:
+    """The model file of a built-in's name, a catalogue name, or a path. ModelFileError where none is.
+
+    A catalogue name means the published weights, fetched and converted where that is needed, unless a file
+    has that name; a folder of that name changes nothing. With a separator ("./vgg16") it is a path.
+    """
+    name = os.fspath(name_or_path)
+    models = builtin_models()
+    if name in models:
+        return models[name]
+    path, there = Path(name), os.path.exists(name)  # which is False of names that no disk takes
+    if path.suffix or os.path.basename(name) != name or (there and not path.is_dir()):
+        return path  # reading it says what is wrong with it
+    from . import catalog, supply
+
+    if name in catalog.ENTRIES:
+        return supply.obtain(name)
+    if there:
+        return path
+    raise ModelFileError(
+        f"no model {name!r}: neither a file, nor a built-in, nor in the catalogue"
+        f"{nearest(name, [*models, *catalog.ENTRIES])}"
+    )

@@ -32,7 +32,7 @@ from ..modelfile import Activation, ModelFile, Record, read, write
 from ..modelfile.reading import dequantised
 from ..nets import Layer, Network, named
 from ..preprocess import Preprocess
-from ..published.finding import find_model
+from ..published import find_model
 from .rounding import LEVELS, Tally, error_names, probed, round_weights, second_moments, steps
 
 __all__ = ["FEWEST", "Quantised", "quantize"]

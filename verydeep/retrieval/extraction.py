@@ -87,7 +87,7 @@ def _described(
 ) -> About:
     """What a file of such features says of itself; the errors of `Predictor.features`, beforehand."""
     from .. import __version__
-    from ..published.finding import builtin_models
+    from ..published import builtin_models
 
     none = predictor.features([], layers, pool, size=size)  # type: ignore[arg-type]
     shapes = {name: value.shape[1:] for name, value in none.items()}

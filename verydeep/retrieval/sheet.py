@@ -9,9 +9,8 @@ from PIL import Image, ImageOps
 
 from ..errors import DataError, ImageError, log
 from ..files.wording import counted
-from ..pictures import layout
+from ..pictures import layout, require_picture, save
 from ..pictures.layout import FAINT, INK, SMALL, Colour
-from ..pictures.saving import require_picture, save
 from ..preprocess import decode
 from .nearest import Neighbours
 

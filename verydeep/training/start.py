@@ -20,7 +20,7 @@ from ..models.adapting import adapt, widened
 from ..nets import Network
 from ..preprocess import Preprocess
 from ..published import conversion as convert
-from ..published.finding import find_model
+from ..published import find_model
 from .recipes import Config
 from .record import checkpoint
 from .record import folder as run_folder

@@ -21,7 +21,7 @@ from ...evaluation import calibration_error, class_figures, confusion, top
 from ...files.wording import clock, counted
 from ...pictures import charts
 from ...pictures import page as html
-from ...pictures.saving import write as write_text
+from ...pictures import write as write_text
 
 if TYPE_CHECKING:
     from PIL import Image

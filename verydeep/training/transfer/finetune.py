@@ -30,7 +30,7 @@ from ...files.atomic import replacing
 from ...models import layers as module_layers
 from ...nets import Head, Network
 from ...predictor import Predictor
-from ...published.finding import find_model
+from ...published import find_model
 from ..images import data as data_module
 from ..images.data import Sample
 from ..loop import Diverged

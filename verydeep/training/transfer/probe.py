@@ -29,7 +29,7 @@ from ...modelfile import ModelFile
 from ...nets import Head, Network
 from ...predictor import Predictor, softmax
 from ...preprocess import Preprocess
-from ...published.finding import find_model
+from ...published import find_model
 from ..images import data as data_module
 from ..images.data import Sample
 from ..record import about, folder, report
