@@ -196,6 +196,17 @@ def test_sizes(classic: Path, tmp_path: Path) -> None:
             sized(Preprocess(), wrong)  # type: ignore[arg-type]
 
 
+def test_a_size_replaces_the_one_before(tmp_path: Path) -> None:
+    file = photo(tmp_path / "a.png", 30, 50)
+    stretched = sized(TORCHVISION, (40, 64))
+    assert stretched.sides == (40, 64)
+    assert Preprocess.from_dict(stretched.to_dict()) == stretched
+    assert sized(stretched, 32).pixels(file).shape == (32, 32, 3)
+    assert sized(stretched, (20, 10)).pixels(file).shape == (20, 10, 3)
+    assert sized(stretched, "own").pixels(file).shape == (30, 50, 3)
+    assert sized(TORCHVISION, "own").sides is None
+
+
 def test_images_of_mixed_sizes(classic: Path, tmp_path: Path) -> None:
     files = [photo(tmp_path / f"{i}.png", 40 + 8 * i, 64, seed=i) for i in range(3)]
     predictor = verydeep.load(classic)
@@ -239,7 +250,7 @@ def test_bad_requests(classic: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no layers were named"):
         predictor.features(file, [])
     with pytest.raises(
-        NetworkError, match=r"size 8x40 is too small: relu5_2 .* at least 16 pixels"
+        NetworkError, match=r"size 8x40 is too small for relu5_2; .* at least 16 pixels"
     ):
         predictor.features(file, "relu5_2", size=(8, 40))
     small = photo(tmp_path / "small.png", 12, 40)

@@ -1009,7 +1009,7 @@ def test_huge_scales_overflow_in_silence(tmp_path: Path) -> None:
             r"^its record does not make sense: head names a layer twice: relu5_2, .*…$",
         ),
         (lambda r: r.update(network=[]), r"the record's network is \[\]; expected a JSON object"),
-        (lambda r: r.update(preprocess=3), r"pre-processing record is a int; expected an object"),
+        (lambda r: r.update(preprocess=3), r"pre-processing record is 3; expected a JSON object"),
         (lambda r: r["preprocess"].update(crop=3), r"^its record does not make sense: .*'crop'"),
         (lambda r: r["preprocess"].pop("mean"), r"^its record does not make sense: .*mean"),
         (lambda r: r["preprocess"].update(mean=[1]), r"^its record does not make sense: .*mean"),

@@ -138,7 +138,9 @@ def test_size(model: Path, tmp_path: Path) -> None:
     file = photo(tmp_path / "a.png", 100, 100)
     assert load(model, size=64).preprocess == Preprocess(resize_size=64, crop_size=64)
     assert load(model, size=64)(file) != load(model)(file)
-    with pytest.raises(NetworkError, match=r"size 8 is too small: .* at least 16 pixels a side"):
+    with pytest.raises(
+        NetworkError, match=r"size 8 is too small for this model; .* at least 16 pixels a side"
+    ):
         load(model, size=8)
 
 

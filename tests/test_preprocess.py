@@ -474,9 +474,9 @@ def test_unknown_and_missing_keys_are_refused() -> None:
     with pytest.raises(PreprocessError, match=r"'crop_sise'.*did you mean crop_size"):
         Preprocess.from_dict({**record, "crop_sise": 224})
     del record["mean"], record["std"]
-    with pytest.raises(PreprocessError, match="lacks mean, std"):
+    with pytest.raises(PreprocessError, match="has no 'mean'"):
         Preprocess.from_dict(record)
-    with pytest.raises(PreprocessError, match="is a list; expected an object"):
+    with pytest.raises(PreprocessError, match=r"is \[\]; expected a JSON object"):
         Preprocess.from_dict([])  # type: ignore[arg-type]
 
 
@@ -516,7 +516,7 @@ def test_values_that_make_no_sense_are_refused(key: str, value: object) -> None:
         Preprocess.from_dict({**TORCHVISION.to_dict(), key: value})
     assert str(caught.value).isprintable()
     assert key in str(caught.value) or key == "channel_order"
-    assert "expected" in str(caught.value)
+    assert "expected" in str(caught.value) or "; did you mean " in str(caught.value)
 
 
 def test_a_record_of_no_antialiasing_is_refused_in_one_line() -> None:

@@ -1,6 +1,6 @@
 """Every error that verydeep raises on purpose, and the log to which it says everything else.
 
-An error says what was given, what was expected, what to do.
+An error says what was given, what was expected, what to do. Below them is what checks of values share.
 
 VerydeepError                 catch this one to catch them all
 ├── NetworkError              a network, head, width or pooling that the table does not have
@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 from collections.abc import Iterable
 from functools import cache
+from typing import TypeGuard
 
 __all__ = [
     "DataError",
@@ -97,6 +99,27 @@ class MissingExtraError(VerydeepError, ImportError):
             f"{purpose} needs an optional dependency; install it with: "
             f"pip install 'verydeep[{extra}]'"
         )
+
+
+def is_number(
+    value: object, least: float = -math.inf, most: float = math.inf
+) -> TypeGuard[int | float]:
+    """Whether it is a finite number within those bounds; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return least <= value <= most and abs(value) < math.inf
+
+
+def is_whole(value: object, least: float = -math.inf, most: float = math.inf) -> TypeGuard[int]:
+    """Whether it is an int within those bounds."""
+    return isinstance(value, int) and is_number(value, least, most)
+
+
+def require(what: str, name: object, known: Iterable[str], error: type[VerydeepError]) -> None:
+    """Raise that error, with a hint, where a name is none of those that are known."""
+    known = tuple(known)
+    if not isinstance(name, str) or name not in known:
+        raise error(f"{what} {name!r} is unknown{nearest(str(name), known)}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

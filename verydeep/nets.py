@@ -11,11 +11,11 @@ Plain Python: importing this module imports nothing outside the standard library
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
-from .errors import LayerError, NetworkError, nearest
+from .errors import LayerError, NetworkError, is_number, is_whole, nearest, require
 
 __all__ = ["COLUMNS", "NETWORKS", "POOLS", "Head", "Layer", "Network", "Row", "network"]
 
@@ -47,6 +47,7 @@ NETWORKS: dict[str, tuple[str, bool]] = {
     "vgg19": ("E", False),
     "vgg19_bn": ("E", True),
 }
+_NAMES = dict(zip(NETWORKS.values(), NETWORKS, strict=True))
 
 # kernel, stride, padding. "max" is the paper's (section 2.1); "avg" is Gatys et al. 2015
 # (arXiv:1508.06576, section 2); "l2" is the Hann-weighted root of summed squares of DISTS
@@ -71,17 +72,12 @@ HEADS: dict[str, tuple[int, int]] = {"classic": (7, 4096), "small": (1, 512), "g
 
 def named(layers: str | Iterable[str]) -> tuple[str, ...]:
     """Paper names of layers; a text alone names one layer."""
-    names = (
-        (layers,) if isinstance(layers, str) or not isinstance(layers, Iterable) else tuple(layers)
-    )
-    if not all(isinstance(name, str) for name in names):
-        raise NetworkError(f"layers are {layers!r}; expected names of layers")
+    alone = isinstance(layers, str) or not isinstance(layers, Iterable)
+    names: tuple[Any, ...] = (layers,) if alone else tuple(layers)
+    for name in names:
+        if not isinstance(name, str):
+            raise NetworkError(f"layers are {layers!r}; expected names of layers")
     return names
-
-
-def _known(what: str, name: object, table: Mapping[str, object]) -> None:
-    if not isinstance(name, str) or name not in table:
-        raise NetworkError(f"{what} {name!r} is unknown{nearest(str(name), table)}")
 
 
 @dataclass(frozen=True)
@@ -100,9 +96,9 @@ class Head:
     layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", named(self.layers))
-        _known("head", self.kind, HEADS)
-        if not isinstance(self.classes, int) or isinstance(self.classes, bool) or self.classes < 0:
+        vars(self)["layers"] = named(self.layers)
+        require("head", self.kind, HEADS, NetworkError)
+        if not is_whole(self.classes, 0):
             raise NetworkError(f"classes is {self.classes!r}; expected a whole number of 0 or more")
         if self.kind == "gap" and self.classes and not self.layers:
             raise NetworkError('head "gap" needs the layers it averages, such as ("relu5_3",)')
@@ -169,7 +165,9 @@ class Network:
     width: multiplies the channels of every convolution and hidden FC layer (rounded, at least 1).
     in_channels: of the image. pool: a key of POOLS. head: what stands on top.
 
-    trunk: the layers from conv1_1 to pool5. top: the head's layers, empty for a trunk alone.
+    name: the one people know ("vgg16_bn"), whatever the width, pooling or head. trunk: the layers from
+    conv1_1 to pool5. top: the head's layers, empty for a trunk alone. head_inputs: the trunk layers that
+    the head averages.
     """
 
     column: str
@@ -178,31 +176,31 @@ class Network:
     in_channels: int = 3
     pool: Literal["max", "avg", "l2"] = "max"
     head: Head = Head()
+    name: str = field(init=False, repr=False)
+    head_inputs: tuple[str, ...] = field(init=False, repr=False)
     trunk: tuple[Layer, ...] = field(init=False, repr=False)
     top: tuple[Layer, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _known("column", self.column, COLUMNS)
-        _known("pool", self.pool, POOLS)
+        require("column", self.column, COLUMNS, NetworkError)
+        require("pool", self.pool, POOLS, NetworkError)
         if not isinstance(self.batch_norm, bool):
             raise NetworkError(f"batch_norm is {self.batch_norm!r}; expected true or false")
-        width = self.width
-        if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= 16:
+        width, channels = self.width, self.in_channels
+        if not is_number(width, 0, 16) or not width:
             raise NetworkError(f"width is {width!r}; expected a number above 0, at most 16")
-        channels = self.in_channels
-        if isinstance(channels, bool) or not isinstance(channels, int) or not 1 <= channels <= 4096:
+        if not is_whole(channels, 1, 4096):
             raise NetworkError(f"in_channels is {channels!r}; expected a whole number, 1 to 4096")
         entries = COLUMNS[self.column].split()
-        trunk = convolutions(entries, channels, self.batch_norm, width, self.pool)
-        object.__setattr__(self, "trunk", tuple(trunk))
-        object.__setattr__(self, "top", tuple(_top(self)))
-
-    @property
-    def name(self) -> str:
-        """The name people know ("vgg16_bn"), whatever the width, pooling or head."""
-        known = {key: name for name, key in NETWORKS.items()}
-        # A-LRN with batch norm is allowed, but nobody has named it
-        return known.get((self.column, self.batch_norm), "vgg11_lrn_bn")
+        # past the frozen fields' guard; the top comes last, since it is made from the others
+        vars(self).update(
+            # A-LRN with batch norm is allowed, but nobody has named it
+            name=_NAMES.get((self.column, self.batch_norm), "vgg11_lrn_bn"),
+            head_inputs=self.head.layers if self.head.kind == "gap" else ("pool5",),
+            trunk=tuple(convolutions(entries, channels, self.batch_norm, width, self.pool)),
+            top=(),
+        )
+        vars(self)["top"] = tuple(_top(self))
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -216,7 +214,10 @@ class Network:
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of a checkpoint, by torchvision's key, with its shape, in torch's order."""
-        return {key: shape for layer in self.layers for key, shape in layer.tensors.items()}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in self.layers:
+            shapes |= layer.tensors
+        return shapes
 
     @property
     def parameters(self) -> int:
@@ -243,13 +244,15 @@ class Network:
         taps = named(taps)
         for name in taps:
             self.layer(name)
+        trunk, top = self.trunk, self.top
+        while top and top[-1].name not in taps:
+            top = top[:-1]
+        if top:
+            taps += self.head_inputs
+        while trunk and trunk[-1].name not in taps:
+            trunk = trunk[:-1]
         needed = replace(self)
-        in_top = [i for i, layer in enumerate(self.top) if layer.name in taps]
-        top = self.top[: in_top[-1] + 1] if in_top else ()
-        wanted = set(taps) | set(self.head_inputs if top else ())
-        last = max((i for i, layer in enumerate(self.trunk) if layer.name in wanted), default=-1)
-        object.__setattr__(needed, "trunk", self.trunk[: last + 1])
-        object.__setattr__(needed, "top", top)
+        vars(needed).update(trunk=trunk, top=top)
         return needed
 
     @property
@@ -265,11 +268,6 @@ class Network:
             n if n in taps else last.get(n.partition("_")[0], [*last.values()][-1]) for n in relus
         )
         return tuple(dict.fromkeys(own))
-
-    @property
-    def head_inputs(self) -> tuple[str, ...]:
-        """The trunk layers that the head averages."""
-        return self.head.layers if self.head.kind == "gap" else ("pool5",)
 
     @property
     def minimum_size(self) -> int:
@@ -324,7 +322,7 @@ def network(
 
     `head`, `classes` and `layers` are those of `Head`, the rest those of `Network`.
     """
-    _known("network", name, NETWORKS)
+    require("network", name, NETWORKS, NetworkError)
     column, batch_norm = NETWORKS[name]
     top = Head(head, classes, named(layers))  # type: ignore[arg-type]  # checked by Head itself
     return Network(column, batch_norm, width, in_channels, pool, top)  # type: ignore[arg-type]
@@ -365,14 +363,11 @@ def convolutions(
 
 def _top(net: Network) -> Iterator[Layer]:
     """The head's layers. Dropout computes nothing at inference: the torch module adds it."""
-    head = net.head
-    channels = {layer.name: layer.outputs for layer in net.trunk}
+    head, inputs = net.head, 0
     for name in net.head_inputs:
-        if name not in channels:
-            raise LayerError(f"{net.name} has no layer {name!r}{nearest(name, channels)}")
+        inputs += net.layer(name).outputs
     if not head.classes:
         return
-    inputs = sum(channels[name] for name in net.head_inputs)
     grid, hidden = HEADS[head.kind]
     yield Layer("avgpool", "average", inputs, inputs, grid)
     if head.kind == "gap":

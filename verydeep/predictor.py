@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
 from threading import Event, Semaphore, Thread
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 
@@ -44,8 +44,9 @@ __all__ = [
     "load",
 ]
 
+T = TypeVar("T")
 Values: TypeAlias = "dict[str, np.ndarray]"  # of one image, by output
-Computed: TypeAlias = "tuple[str | None, Values, str]"  # path, values, the engine's name
+Give: TypeAlias = "Callable[[str | None, Values, str], T]"  # of path, values, the engine's name
 Prepared: TypeAlias = (
     "tuple[str | None, np.ndarray | Failure]"  # path, and pixels or why there are none
 )
@@ -207,16 +208,8 @@ class Predictor:
         self.seconds = {"decode": 0.0, "engine": 0.0}
         self._turns = Turns()
         self._choices: dict[tuple[object, ...], Choice] = {}  # the one used last is last
-        self._scores = _Pass((), True, None, self.preprocess, 0, "this model")
-        if record.network.head.classes:
-            minimum = record.network.cut(("fc8",)).minimum_size
-            self._scores = replace(self._scores, minimum=minimum)
-            side = self.preprocess.crop_size
-            if side is not None and side < minimum:
-                raise NetworkError(
-                    f"size {side} is too small: {record.network.name} with this head needs at least "
-                    f"{minimum} pixels a side"
-                )
+        # a trunk alone gives features and no labels
+        self._labelling = self._pass((), scores=True) if record.network.head.classes else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Predictor, size=self._size, **self._told), (self.model,)
@@ -275,13 +268,13 @@ class Predictor:
         ImageError where one cannot be read, EngineError where scores are not finite.
         """
         given, many = several(images)
-        answers = [self._answer(top, *one) for one in _good(self._scored(given, top, range))]
+        answers = list(_good(self._scored(given, top, range, partial(self._answer, top))))
         return answers if many else answers[0]
 
     def scores(self, images: ImageLike | Sequence[ImageLike], *, range: Range = None) -> np.ndarray:
         """Logits, (images, classes) float32, of one image or of several, as a call takes them."""
-        run = self._scored(several(images)[0], 1, range)
-        rows = [values["scores"] for _, values, _ in _good(run)]
+        run = self._scored(several(images)[0], 1, range, lambda _, values, __: values["scores"])
+        rows = list(_good(run))
         classes = self.record.network.head.classes
         return np.stack(rows) if rows else np.zeros((0, classes), np.float32)
 
@@ -299,8 +292,7 @@ class Predictor:
         their own, at most one batch ahead of that; a generator may fill one array or tensor again and
         again. An image that cannot be read gives a `Failure` and stops nothing.
         """
-        run = self._scored(_each(images), top, range, batch)
-        return (one if isinstance(one, Failure) else self._answer(top, *one) for one in run)
+        return self._scored(_each(images), top, range, partial(self._answer, top), batch)
 
     def features(
         self,
@@ -326,9 +318,10 @@ class Predictor:
         EngineError where a value is not finite.
         """
         given, _ = several(images)
-        asked = self._pass(layers, pool, size, range)
+        asked = self._pass(self._named(layers), pool, size, range)
         values: dict[str, np.ndarray] = {}
-        for at, (_, taps, _) in enumerate(_good(self._run(given, asked, DEFAULT_BATCH))):
+        run = self._run(given, asked, DEFAULT_BATCH, lambda _, taps, __: taps)
+        for at, taps in enumerate(_good(run)):
             for name, value in taps.items():
                 if name not in values:
                     values[name] = np.empty((len(given), *value.shape), np.float32)
@@ -356,143 +349,124 @@ class Predictor:
         """
         if top < 0 or batch < 1:
             raise DataError(f"top is {top} and batch is {batch}; expected 0 or more, and 1 or more")
-        asked = self._pass(layers, pool, size, range, scores=top > 0)
+        asked = self._pass(self._named(layers), pool, size, range, scores=top > 0)
 
         def features(path: str | None, values: Values, engine: str) -> Features:
             answer = self._answer(top, path, values, engine) if top else None
             taps = {name: values[name] for name in asked.taps}
             return Features(path, taps, answer, engine, self.precision)
 
-        run = self._run(_each(images), asked, batch)
-        return (one if isinstance(one, Failure) else features(*one) for one in run)
+        return self._run(_each(images), asked, batch, features)
 
-    def _pass(
-        self,
-        layers: str | Sequence[str] | None,
-        pool: str | None,
-        size: Size,
-        range: Range,
-        scores: bool = False,
-    ) -> _Pass:
-        """What `features` is asked for, checked before anything is read."""
-        from .graphs import pooling
-
+    def _named(self, layers: str | Sequence[str] | None) -> tuple[str, ...]:
+        """The layers that are asked for, each once; LayerError where the network has no such one."""
         network = self.record.network
-        if layers is None:
-            layers = network.last_relus[-1]
+        layers = network.last_relus[-1] if layers is None else layers
         taps = tuple(dict.fromkeys(nets.named(layers)))
         if not taps:
             raise DataError(f'no layers were named; expected at least one, as "{network.taps[-1]}"')
         for name in taps:
             network.layer(name)
-        if scores:
-            self._needs_head()
-        pooling.check(pool)
+        return taps
+
+    def _pass(
+        self,
+        taps: tuple[str, ...],
+        pool: str | None = None,
+        size: Size = None,
+        range: Range = None,
+        *,
+        scores: bool = False,
+    ) -> _Pass:
+        """What is asked for, checked before anything is read."""
+        network = self.record.network
+        if scores and not network.head.classes:
+            raise DataError(f"{self.model.path} is a trunk without a head: it cannot classify")
+        if pool is not None:
+            from .graphs import pooling
+
+            pooling.check(pool)
         preprocess = self.preprocess if size is None else sized(self.record.preprocess, size)
-        cut = network.cut((*taps, *(("fc8",) if scores else ())))
-        needs = cut.layers[-1].name
-        height, width = _sides(preprocess)
-        if height is not None and width is not None and min(height, width) < cut.minimum_size:
+        cut = network.cut((*taps, "fc8") if scores else taps)
+        what = cut.layers[-1].name if taps else "this model"
+        sides = preprocess.sides
+        if sides is not None and min(sides) < cut.minimum_size:
+            height, width = sides
             raise NetworkError(
-                f"size {height}{'' if height == width else f'x{width}'} is too small: {needs} of "
-                f"{network.name} needs at least {cut.minimum_size} pixels a side"
+                f"size {height}{'' if height == width else f'x{width}'} is too small for {what}; it needs "
+                f"at least {cut.minimum_size} pixels a side"
             )
-        return _Pass(taps, scores, pool, preprocess, cut.minimum_size, needs, range)
+        return _Pass(taps, scores, pool, preprocess, cut.minimum_size, what, range)
 
     def _no_features(self, asked: _Pass) -> dict[str, np.ndarray]:
         """The features of no images, in the shape that those of some would have."""
-        height, width = _sides(asked.preprocess)
+        sides = asked.preprocess.sides
         cut = self.record.network.cut(asked.taps)
-        shapes = {row.layer.name: row.shape for row in cut.rows(height or 224, width or 224)}
-        known = height is not None and width is not None
         values = {}
-        for name in asked.taps:
-            channels, *sides = shapes[name]
-            sides = [] if asked.pool else sides if known else [0] * len(sides)
-            values[name] = np.zeros((0, channels, *sides), np.float32)
-        return values
-
-    def _needs_head(self) -> None:
-        if not self.record.network.head.classes:
-            raise DataError(f"{self.model.path} is a trunk without a head: it cannot classify")
+        for row in cut.rows(*(sides or (224, 224))):
+            channels, *rest = row.shape
+            rest = [] if asked.pool else rest if sides else [0] * len(rest)
+            values[row.layer.name] = np.zeros((0, channels, *rest), np.float32)
+        return {name: values[name] for name in asked.taps}
 
     def _scored(
-        self, images: Iterable[ImageLike], top: int, range: Range, batch: int = DEFAULT_BATCH
-    ) -> Iterator[Computed | Failure]:
-        self._needs_head()
+        self,
+        images: Iterable[ImageLike],
+        top: int,
+        range: Range,
+        give: Give[T],
+        batch: int = DEFAULT_BATCH,
+    ) -> Iterator[T | Failure]:
+        """As `_run`, for the scores of the labels."""
         if top < 1 or batch < 1:
             raise DataError(f"top is {top} and batch is {batch}; expected 1 or more of each")
-        return self._run(images, replace(self._scores, range=range), batch)
+        asked = self._labelling or self._pass((), scores=True)
+        return self._run(images, replace(asked, range=range), batch, give)
 
     def _answer(self, top: int, path: str | None, values: Values, engine: str) -> Answer:
         labels, ids = self.labels, self.record.class_ids or self.labels
         probabilities = softmax(values["scores"])
-        best = np.argsort(-probabilities, kind="stable")[:top]
-        predictions = tuple(Prediction(labels[i], ids[i], float(probabilities[i])) for i in best)
+        predictions = []
+        for index in np.argsort(-probabilities, kind="stable")[:top]:
+            likely = float(probabilities[index])
+            predictions.append(Prediction(labels[index], ids[index], likely))
         threshold = self.record.threshold
         sure = threshold is None or predictions[0].probability >= threshold
-        return Answer(path, predictions, sure, engine, self.precision)
+        return Answer(path, tuple(predictions), sure, engine, self.precision)
 
     def _run(
-        self, images: Iterable[ImageLike], asked: _Pass, batch: int
-    ) -> Iterator[Computed | Failure]:
-        """What is computed of each image, in order, as soon as its batch is complete.
-
-        Neighbours of one shape and dtype share a batch; those that cannot be read join any.
-        """
+        self, images: Iterable[ImageLike], asked: _Pass, batch: int, give: Give[T]
+    ) -> Iterator[T | Failure]:
+        """What `give` makes of each image's path, outputs and engine, in order, batch after batch."""
         total = len(images) if isinstance(images, Sized) else None
         batch = min(batch, total) if total else batch
         # one image is not worth a thread
+        one = total == 1
         prepared = (
-            iter([self._prepared(image, asked) for image in images])
-            if total == 1
-            else self._ahead(images, asked, batch)
+            map(self._prepared, images, [asked]) if one else self._ahead(images, asked, batch)
         )
-        group: list[Prepared] = []
-        shape: tuple[object, ...] | None = None
         done = 0
-
-        def computed(size: int) -> Iterator[Computed | Failure]:
-            """The group through the engine. size: of most groups, 0 where this one stands for itself."""
+        for group, whole in _batches(prepared, batch):
+            done += len(group)
             pixels = [image for _, image in group if isinstance(image, np.ndarray)]
-            outputs: Values = {}
             if pixels:
                 began = time.perf_counter()
                 stacked = np.stack(pixels)
                 choice = self._choice(stacked.dtype.name, asked)
-                to_come = max(0, (total or 0) - done)
-                engine = choice.engine(stacked, batch=size or None, to_come=to_come)
+                # only a batch that is as large as most tells which engine suits most
+                engine = choice.engine(
+                    stacked, batch=batch if whole else None, to_come=max(0, (total or 0) - done)
+                )
                 outputs = engine.run(stacked)
                 self.engine = engine.name
-                self._spent("engine", began)
-            row = 0
+                rows = zip(*outputs.values(), strict=True)
+                with self._turns.lock:
+                    self.seconds["engine"] += time.perf_counter() - began
             for path, image in group:
                 if isinstance(image, Failure):
                     yield image
                 else:
-                    yield path, {key: value[row] for key, value in outputs.items()}, engine.name
-                    row += 1
-
-        while True:
-            try:
-                item = next(prepared, None)
-            except Exception:  # of the caller's generator: what it gave before is answered first
-                if group:
-                    yield from computed(batch)
-                raise
-            image = item[1] if item else None
-            own = (image.shape, image.dtype) if isinstance(image, np.ndarray) else None
-            other = bool(own and shape and own != shape)
-            if group and (item is None or other):
-                yield from computed(0 if other else batch)
-                group, shape = [], None
-            if item is None:
-                return
-            group.append(item)
-            shape, done = own or shape, done + 1
-            if len(group) == batch:
-                yield from computed(batch)
-                group, shape = [], None
+                    yield give(path, dict(zip(outputs, next(rows), strict=True)), engine.name)
 
     def _ahead(self, images: Iterable[ImageLike], asked: _Pass, batch: int) -> Iterator[Prepared]:
         """The images prepared, in order, beside the engine and at most one batch ahead of it.
@@ -544,11 +518,8 @@ class Predictor:
         except ImageError as error:
             return path, Failure(path, str(error))
         finally:
-            self._spent("decode", began)
-
-    def _spent(self, stage: str, began: float) -> None:
-        with self._turns.lock:  # decoding threads add to one sum
-            self.seconds[stage] += time.perf_counter() - began
+            with self._turns.lock:  # decoding threads add to one sum
+                self.seconds["decode"] += time.perf_counter() - began
 
     def _choice(self, dtype: str, asked: _Pass) -> Choice:
         """What picks the engine for pixels of that dtype and for those outputs: a graph of their own."""
@@ -567,7 +538,39 @@ class Predictor:
         return choice
 
 
-def _good(run: Iterator[Computed | Failure]) -> Iterator[Computed]:
+def _batches(prepared: Iterator[Prepared], batch: int) -> Iterator[tuple[list[Prepared], bool]]:
+    """Neighbours of one shape and dtype, each group as soon as it is complete; Failures join any.
+
+    With each, whether it is as large as most will be, or the last one, not cut short by another shape.
+    """
+    group: list[Prepared] = []
+    shape: tuple[object, ...] | None = None
+    broken = None
+    while True:
+        try:
+            item = next(prepared, None)
+        except (
+            Exception
+        ) as error:  # of the caller's generator: what it gave before is answered first
+            item, broken = None, error
+        image = item[1] if item else None
+        own = (image.shape, image.dtype) if isinstance(image, np.ndarray) else None
+        other = bool(own and shape and own != shape)
+        if group and (item is None or other):
+            yield group, not other
+            group, shape = [], None
+        if broken:
+            raise broken
+        if item is None:
+            return
+        group.append(item)
+        shape = own or shape
+        if len(group) == batch:
+            yield group, True
+            group, shape = [], None
+
+
+def _good(run: Iterator[T | Failure]) -> Iterator[T]:
     """What was computed; the first image that cannot be read is an ImageError."""
     for one in run:
         if isinstance(one, Failure):
@@ -616,15 +619,6 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     shifted = np.asarray(scores, np.float64)
     shifted = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
-
-
-def _sides(preprocess: Preprocess) -> tuple[int | None, int | None]:
-    """Height and width of every image that the record prepares, None where images keep their own."""
-    if preprocess.crop_size is not None:
-        return preprocess.crop_size, preprocess.crop_size
-    if preprocess.resize == "exact":
-        return preprocess._resized_size(1, 1)
-    return None, None
 
 
 def _differ(name: str, first: tuple[int, ...], other: tuple[int, ...]) -> DataError:

@@ -380,7 +380,8 @@ def preparation(preprocess: Preprocess) -> Iterator[str]:
     how = f"Image.Resampling.{preprocess.interpolation.upper()}"
     sides = "photo.size"
     if preprocess.resize == "exact":
-        sides = f"({size}, {size})"
+        height, width = size if isinstance(size, tuple) else (size, size)
+        sides = f"({width}, {height})"
     elif preprocess.resize == "shorter":
         sides = f"[int({size} * side / min(photo.size)) for side in photo.size]"
     if preprocess.detail is not None:

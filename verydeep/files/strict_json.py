@@ -13,7 +13,10 @@ import json
 import math
 import reprlib
 from collections import Counter
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from ..errors import VerydeepError, nearest
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
@@ -59,7 +62,11 @@ def checked(value: object, depth: int = 0) -> JSON:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return _text(value)
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"it has a lone surrogate in {value[:40]!a}") from None
+        return str(value)
     if isinstance(value, int):
         if not -(2**63) <= value < 2**63:
             raise ValueError("it has an integer that does not fit in 64 bits")
@@ -73,18 +80,32 @@ def checked(value: object, depth: int = 0) -> JSON:
     if isinstance(value, list | tuple):
         return [checked(item, depth + 1) for item in value]
     if isinstance(value, dict):
-        return {_text(key): checked(item, depth + 1) for key, item in value.items()}
+        result = {}
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"it has the key {shown(key)}; expected text")
+            result[str(checked(key))] = checked(item, depth + 1)
+        return result
     raise ValueError(f"it has a {type(value).__name__}, which JSON does not have")
 
 
-def _text(text: object) -> str:
-    if not isinstance(text, str):
-        raise ValueError(f"it has the key {shown(text)}; expected text")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"it has a lone surrogate in {text[:40]!a}") from None
-    return str(text)
+def members(
+    value: object,
+    keys: Sequence[str],
+    what: str,
+    error: type[VerydeepError],
+    optional: Sequence[str] = (),
+) -> dict[str, Any]:
+    """A JSON object's members, which must be all of `keys`, without some of the optional ones perhaps."""
+    if not isinstance(value, Mapping):
+        raise error(f"the {what} is {shown(value)}; expected a JSON object")
+    for key in value:
+        if key not in keys:
+            raise error(f"the {what} has an unknown key {shown(key)}{nearest(str(key), keys)}")
+    for key in keys:
+        if key not in value and key not in optional:
+            raise error(f"the {what} has no {key!r}")
+    return dict(value)
 
 
 def _object(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:

@@ -69,10 +69,10 @@ def build(
     value = _normalise(writer, preprocess, pixels)
     for layer in net.layers:
         value = _layer(writer, net, layer, value, weights)
-    trunk = {layer.name for layer in network.trunk}
     for name in taps:
         layer = network.layer(name)
-        sides: list[str | int] = [f"{name}_height", f"{name}_width"] if name in trunk else []
+        is_map = layer in network.trunk
+        sides: list[str | int] = [f"{name}_height", f"{name}_width"] if is_map else []
         if layer.kind == "average":
             sides = [layer.kernel, layer.kernel]
         writer.output(name, ["batch", layer.outputs, *sides])
@@ -138,13 +138,14 @@ def _layer(
     sides = [layer.kernel, layer.kernel]
     moves = {"strides": [layer.stride] * 2, "pads": [layer.padding] * 4, "kernel_shape": sides}
     if layer.key:
-        names = [f"{layer.name}.weight", f"{layer.name}.bias"]
-        constants = [writer.constant(name, weights[name]) for name in names]
+        weight, bias = f"{layer.name}.weight", f"{layer.name}.bias"
+        writer.constant(weight, weights[weight])
+        writer.constant(bias, weights[bias])
         if layer.kind == "conv":
-            return writer.node("Conv", [value, *constants], layer.name, **moves)
+            return writer.node("Conv", [value, weight, bias], layer.name, **moves)
         if not value.startswith("relu"):
             value = writer.node("Flatten", [value], "flat", axis=1)
-        return writer.node("Gemm", [value, *constants], layer.name, transB=1)
+        return writer.node("Gemm", [value, weight, bias], layer.name, transB=1)
     if layer.kind == "relu":
         return writer.node("Relu", [value], layer.name)
     if layer.kind == "average":

@@ -61,8 +61,10 @@ class Writer:
         self.outputs: list[onnx.ValueInfoProto] = []
         self.nodes: list[onnx.NodeProto] = []
         self._old_outputs = list(old.output)
-        self._constants = {tensor.name: tensor for tensor in old.initializer}
         self._weights = {} if base is None else dict(base.weights)
+        self._constants: dict[str, TensorProto] = {}
+        for tensor in old.initializer:
+            self._constants[tensor.name] = tensor
 
     def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: object) -> str:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
@@ -114,14 +116,18 @@ class Writer:
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
     def graph(self) -> Graph:
-        read = {name for node in self.nodes for name in node.input}
-        read -= {name for node in self.nodes for name in node.output}
+        constants, weights = dict(self._constants), dict(self._weights)
+        read: set[str] = set()
+        for node in self.nodes:
+            read.update(node.input)
+        for node in self.nodes:  # a value of a constant's name has come into its place
+            read.difference_update(node.output)
+        for name in self._constants.keys() - read:
+            del constants[name]
+            weights.pop(name, None)
+        outputs = self.outputs or self._old_outputs
         body = helper.make_graph(
-            self.nodes,
-            self.name,
-            self.inputs,
-            self.outputs or self._old_outputs,
-            [tensor for name, tensor in self._constants.items() if name in read],
+            self.nodes, self.name, self.inputs, outputs, list(constants.values())
         )
         model = helper.make_model(
             body,
@@ -129,7 +135,7 @@ class Writer:
             ir_version=IR_VERSION,
             producer_name="verydeep",
         )
-        return Graph(model, {name: v for name, v in self._weights.items() if name in read})
+        return Graph(model, weights)
 
 
 def write_onnx(

@@ -5,17 +5,23 @@
 
 from __future__ import annotations
 
-import math
-import unicodedata
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeGuard, cast
+from typing import TypeGuard, cast
 
 import numpy as np
 
-from ..errors import ModelFileError, NetworkError, PreprocessError, nearest
+from ..errors import (
+    ModelFileError,
+    NetworkError,
+    PreprocessError,
+    is_number,
+    is_whole,
+    nearest,
+)  # fmt: skip
 from ..files import strict_json
-from ..files.strict_json import JSON, shown
+from ..files.strict_json import JSON, members, shown
 from ..nets import Head, Network
 from ..preprocess import TORCHVISION, Preprocess
 
@@ -25,13 +31,14 @@ _RECORD_KEYS = (
     "format_version", "network", "preprocess", "class_ids", "class_names", "threshold", "licence",
     "provenance", "measured",
 )  # fmt: skip
-_OPTIONAL_RECORD_KEYS = ("activations",)  # there only where it says something
 _ROUNDED_KINDS = ("relu", "lrn", "pool", "average")  # what a convolution or FC layer may read
 _ACTIVATION_KEYS = ("scale", "zero_point")
 _NETWORK_KEYS = ("column", "batch_norm", "width", "in_channels", "pool", "head")
 _HEAD_KEYS = ("kind", "classes", "layers")
 _SCALES = (2.0**-100, 2.0**100)  # well within float32, and so are products with a weight's scale
 _LONGEST_NAME = 1000  # characters, of a class id or name
+# Unicode's categories Cc, Cs, Zl and Zp: control characters, lone surrogates, line breaks
+_BREAKING = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,12 @@ class Activation:
 
     def __post_init__(self) -> None:
         scale, zero = self.scale, self.zero_point
-        if not _is_number(scale) or not _SCALES[0] <= scale <= _SCALES[1]:
+        if not is_number(scale, *_SCALES):
             raise ModelFileError(
                 f"an activation's scale is {shown(scale)}; expected a number from "
                 f"{_SCALES[0]:.4g} to {_SCALES[1]:.4g}"
             )
-        if not _is_integer(zero) or not 0 <= zero <= 255:
+        if not is_whole(zero, 0, 255):
             raise ModelFileError(
                 f"an activation's zero_point is {shown(zero)}; expected a whole number, 0 to 255"
             )
@@ -91,17 +98,27 @@ class Record:
             )
         classes = self.network.head.classes
         for what in ("class_ids", "class_names"):
-            names = tuple(_lines(getattr(self, what), what))
+            names = getattr(self, what)
+            if not isinstance(names, list | tuple):
+                raise ModelFileError(
+                    f"the record's {what} is {shown(names)}; expected a list of names"
+                )
+            for name in names:
+                if not _is_line(name) or not 1 <= len(name) <= _LONGEST_NAME:
+                    raise ModelFileError(
+                        f"the record's {what} has {shown(name)}; expected 1 to {_LONGEST_NAME} characters "
+                        "of text without control characters"
+                    )
             if names and len(names) != classes:
                 raise ModelFileError(
                     f"the record has {len(names)} {what}, but the head has {classes} classes"
                 )
-            object.__setattr__(self, what, names)
+            object.__setattr__(self, what, tuple(names))
         if len(set(self.class_ids)) != len(self.class_ids):
             twice = next(name for name in self.class_ids if self.class_ids.count(name) > 1)
             raise ModelFileError(f"the record has the class id {shown(twice)} twice")
         if self.threshold is not None:
-            if not _is_number(self.threshold) or not 0 <= self.threshold <= 1:
+            if not is_number(self.threshold, 0, 1):
                 raise ModelFileError(
                     f"the record's threshold is {shown(self.threshold)}; expected 0 to 1, or null"
                 )
@@ -112,7 +129,9 @@ class Record:
             )
         object.__setattr__(self, "provenance", _json_object(self.provenance, "provenance"))
         object.__setattr__(self, "measured", tuple(_measured(self.measured)))
-        object.__setattr__(self, "activations", _activations(self.activations, self.network))
+        if self.activations:
+            _check_activations(self.activations, self.network)
+        object.__setattr__(self, "activations", dict(self.activations or {}))
 
     def to_json(self) -> str:
         """The record as canonical JSON: keys sorted, no spaces."""
@@ -137,19 +156,20 @@ class Record:
         except ValueError as error:
             raise ModelFileError(f"its record cannot be read as JSON: {error}") from None
         version = record.get("format_version") if isinstance(record, dict) else None
-        if _is_integer(version) and version > FORMAT_VERSION:
+        if is_whole(version, FORMAT_VERSION + 1):
             raise ModelFileError(
                 f"written by a newer verydeep: its format version is {version}, and this verydeep "
                 f"reads {FORMAT_VERSION}; upgrade with: pip install --upgrade verydeep"
             )
-        values = _fields(record, _RECORD_KEYS, "record", _OPTIONAL_RECORD_KEYS)
-        if not _is_integer(version) or version != FORMAT_VERSION:
+        keys = (*_RECORD_KEYS, "activations")  # which are there only where they say something
+        values = members(record, keys, "record", ModelFileError, optional=keys[-1:])
+        if not is_whole(version, FORMAT_VERSION):
             raise ModelFileError(
                 f"the record's format_version is {shown(version)}; expected {FORMAT_VERSION}"
             )
         del values["format_version"]
-        network = _fields(values["network"], _NETWORK_KEYS, "record's network")
-        head = _fields(network["head"], _HEAD_KEYS, "record's network's head")
+        network = members(values["network"], _NETWORK_KEYS, "record's network", ModelFileError)
+        head = members(network["head"], _HEAD_KEYS, "record's network's head", ModelFileError)
         if not isinstance(head["layers"], list):
             raise ModelFileError(f"the head's layers are {shown(head['layers'])}; expected a list")
         if "activations" in values:
@@ -160,22 +180,6 @@ class Record:
         except (NetworkError, PreprocessError) as error:
             raise ModelFileError(f"its record does not make sense: {error}") from None
         return cls(**values)
-
-
-def _fields(
-    value: JSON, keys: tuple[str, ...], what: str, optional: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """A JSON object that has exactly these keys, and perhaps some of the optional ones."""
-    if not isinstance(value, dict):
-        raise ModelFileError(f"the {what} is {shown(value)}; expected a JSON object")
-    known = (*keys, *optional)
-    for key in value:
-        if key not in known:
-            raise ModelFileError(f"the {what} has an unknown key {shown(key)}{nearest(key, known)}")
-    for key in keys:
-        if key not in value:
-            raise ModelFileError(f"the {what} has no {key!r}")
-    return value
 
 
 def _json_object(value: object, what: str) -> dict[str, JSON]:
@@ -196,7 +200,7 @@ def _measured(figures: object) -> Iterator[dict[str, JSON]]:
         copy = _json_object(figure, f"measured[{index}]")
         for key, expected in (("what", "text"), ("protocol", "text"), ("value", "a number")):
             value = copy.get(key)
-            if not (_is_number(value) if key == "value" else isinstance(value, str) and value):
+            if not (is_number(value) if key == "value" else isinstance(value, str) and value):
                 raise ModelFileError(
                     f"the record's measured[{index}] has {shown(value)} as {key!r}; expected {expected}"
                 )
@@ -210,13 +214,15 @@ def _read_activations(values: JSON) -> dict[str, Activation]:
             "each rounded value, or no activations at all"
         )
     return {
-        name: Activation(**_fields(value, _ACTIVATION_KEYS, f"record's activation {shown(name)}"))
+        name: Activation(
+            **members(value, _ACTIVATION_KEYS, f"record's activation {shown(name)}", ModelFileError)
+        )
         for name, value in values.items()
     }
 
 
-def _activations(given: object, network: Network) -> dict[str, Activation]:
-    """A copy, checked against the table: only layers that have maps or features can be rounded."""
+def _check_activations(given: object, network: Network) -> None:
+    """Against the table: only layers that have maps or features can be rounded."""
     if not isinstance(given, Mapping):
         raise ModelFileError(f"the record's activations are {shown(given)}; expected a mapping")
     known = ["input", *(layer.name for layer in network.layers if layer.kind in _ROUNDED_KINDS)]
@@ -231,31 +237,8 @@ def _activations(given: object, network: Network) -> dict[str, Activation]:
             raise ModelFileError(
                 f"the record's activation {shown(name)} is {shown(value)}; expected an Activation"
             )
-    return dict(given)
-
-
-def _lines(names: object, what: str) -> Iterator[str]:
-    if not isinstance(names, list | tuple):
-        raise ModelFileError(f"the record's {what} is {shown(names)}; expected a list of names")
-    for name in names:
-        if not _is_line(name) or not 1 <= len(name) <= _LONGEST_NAME:
-            raise ModelFileError(
-                f"the record's {what} has {shown(name)}; expected 1 to {_LONGEST_NAME} characters "
-                "of text without control characters"
-            )
-        yield name
 
 
 def _is_line(text: object) -> TypeGuard[str]:
     """Whether it is text that stays on one line: no control characters, surrogates, line breaks."""
-    return isinstance(text, str) and not any(
-        unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text
-    )
-
-
-def _is_integer(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(text, str) and not _BREAKING.search(text)

@@ -80,7 +80,7 @@ class ImageTransform:
         return [self.preprocess.crop_size]
 
     @property
-    def resize_size(self) -> list[int | None]:
+    def resize_size(self) -> list[int | tuple[int, int] | None]:
         return [self.preprocess.resize_size]
 
     @property

@@ -8,16 +8,16 @@ image, to the last bit.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ImageError, PreprocessError, nearest
+from ..errors import ImageError, PreprocessError, is_number, is_whole, require
+from ..files.strict_json import members
 from .decoding import (
     RANGES,
     ImageLike,
@@ -68,8 +68,8 @@ class Preprocess:
     The defaults are those of torchvision's ImageNet weights (``torchvision.models.VGG16_Weights``).
 
     resize: "shorter" makes the shorter side `resize_size` and the longer ``int(resize_size * longer
-        / shorter)``, torchvision's truncation; "exact" makes both sides `resize_size`; "none"
-        resizes nothing, and then `resize_size` is None.
+        / shorter)``, torchvision's truncation; "exact" makes both sides `resize_size`, or height and
+        width where it is two numbers; "none" resizes nothing, and then `resize_size` is None.
     crop_size: side of the centre crop, with torchvision's rounding. Where the image is smaller, it
         is padded with black. None: no crop.
     interpolation: PIL's filter of that name.
@@ -85,7 +85,7 @@ class Preprocess:
     """
 
     resize: Literal["shorter", "exact", "none"] = "shorter"
-    resize_size: int | None = 256
+    resize_size: int | tuple[int, int] | None = 256
     crop_size: int | None = 224
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     channel_order: Literal["RGB", "BGR", "L"] = "RGB"
@@ -95,12 +95,18 @@ class Preprocess:
     detail: int | None = None
 
     def __post_init__(self) -> None:
-        _one_of("resize", self.resize, RESIZES)
-        _one_of("interpolation", self.interpolation, INTERPOLATIONS)
-        _one_of("channel_order", self.channel_order, CHANNEL_ORDERS)
+        require("resize", self.resize, RESIZES, PreprocessError)
+        require("interpolation", self.interpolation, INTERPOLATIONS, PreprocessError)
+        require("channel_order", self.channel_order, CHANNEL_ORDERS, PreprocessError)
+        stretched = self.resize == "exact" and self.crop_size is None
         for name in ("crop_size", "resize_size", "detail"):
-            if getattr(self, name) is not None:
-                _size(name, getattr(self, name))
+            value = getattr(self, name)
+            if name == "resize_size" and stretched and _is_pair(value):
+                object.__setattr__(self, name, tuple(value))
+            elif value is not None and not is_whole(value, 1):
+                raise PreprocessError(
+                    f"{name} is {value!r}; expected a whole number of pixels, at least 1"
+                )
         if (self.resize == "none") != (self.resize_size is None):
             raise PreprocessError(
                 f"resize is {self.resize!r} with resize_size {self.resize_size!r}; "
@@ -108,8 +114,17 @@ class Preprocess:
             )
         channels = CHANNEL_ORDERS[self.channel_order]
         for name, count in (("range", 2), ("mean", channels), ("std", channels)):
+            values = getattr(self, name)
+            if (
+                not isinstance(values, tuple | list)
+                or len(values) != count
+                or not all(map(is_number, values))
+            ):
+                raise PreprocessError(
+                    f"{name} is {values!r}; expected {count} finite number{'s'[: count - 1]}"
+                )
             # A frozen record that came from JSON has lists; equality and hashing want tuples.
-            object.__setattr__(self, name, _numbers(name, getattr(self, name), count))
+            object.__setattr__(self, name, tuple(map(float, values)))
         if self.range[0] >= self.range[1]:
             raise PreprocessError(
                 f"range is {self.range}; expected (what 0 becomes, what 255 becomes)"
@@ -130,30 +145,14 @@ class Preprocess:
     @classmethod
     def from_dict(cls, record: Mapping[str, object]) -> Preprocess:
         """The inverse of `to_dict`. PreprocessError for unknown or missing keys, wrong values."""
-        if not isinstance(record, Mapping):
-            raise PreprocessError(
-                f"the pre-processing record is a {type(record).__name__}; expected an object with "
-                "the keys that Preprocess.to_dict() writes"
-            )
-        names = [*(field.name for field in fields(cls)), "antialias"]
-        for key in record:
-            if key not in names:
-                raise PreprocessError(
-                    f"unknown key {key!r} in the pre-processing record{nearest(str(key), names)}"
-                )
-        missing = [name for name in names if name not in record and name != "detail"]
-        if missing:
-            raise PreprocessError(
-                f"the pre-processing record lacks {', '.join(missing)}; "
-                "write it with Preprocess.to_dict(), which gives every key"
-            )
-        values = {**record}
+        keys = (*cls.__dataclass_fields__, "antialias")
+        values = members(record, keys, "pre-processing record", PreprocessError, ("detail",))
         if values.pop("antialias") is not True:
             raise PreprocessError(
                 f"antialias is {record['antialias']!r}; expected true, since the filter always grows "
                 "with the scale: this verydeep has no resize without"
             )
-        return cls(**values)  # type: ignore[arg-type]  # __post_init__ checks them
+        return cls(**values)
 
     def with_size(self, size: int) -> Preprocess:
         """The record for inputs of `size` pixels: `crop_size`, with `resize_size` in proportion.
@@ -161,13 +160,16 @@ class Preprocess:
         256 and 224 with size 448 become 512 and 448. Without a crop, `resize_size` becomes `size`.
         PreprocessError where the record has neither.
         """
-        _size("size", size)
+        if not is_whole(size, 1):
+            raise PreprocessError(
+                f"size is {size!r}; expected a whole number of pixels, at least 1"
+            )
         if self.resize_size is None and self.crop_size is None:
             raise PreprocessError(
                 f"size {size!r} for a record that neither resizes nor crops; "
                 "resize the images, or give a record that does"
             )
-        if self.crop_size is None:
+        if self.crop_size is None or isinstance(self.resize_size, tuple):
             return replace(self, resize_size=size)
         in_proportion = self.resize_size and max(1, round(self.resize_size * size / self.crop_size))
         return replace(self, resize_size=in_proportion, crop_size=size)
@@ -210,12 +212,18 @@ class Preprocess:
             scale = self.detail / min(height, width)
             small = max(1, round(scale * height)), max(1, round(scale * width))
             return self._scaled(self._scaled(source, small), new)
-        return _as_array(source) if new == (height, width) else self._scaled(source, new)
+        return self._scaled(source, new)
 
     def _scaled(self, source: Image.Image | Pixels, new: tuple[int, int]) -> Pixels:
+        """(height, width, channels) of that size; read-only where it comes from PIL."""
         how = INTERPOLATIONS[self.interpolation]
         if not isinstance(source, np.ndarray):
-            return _as_array(source.resize(new[::-1], how))
+            array = np.asarray(
+                source if source.size == new[::-1] else source.resize(new[::-1], how)
+            )
+            return array if array.ndim == 3 else array[..., None]
+        if source.shape[:2] == new:
+            return source
         from PIL import Image
 
         # PIL resizes floats one channel at a time. In 8 bits it resizes the width, clips, and then
@@ -229,12 +237,19 @@ class Preprocess:
 
     def _resized_size(self, height: int, width: int) -> tuple[int, int]:
         size = self.resize_size
-        if size is None:
-            return height, width
+        if size is None or isinstance(size, tuple):
+            return size or (height, width)
         if self.resize == "exact":
             return size, size
         longer = int(size * max(height, width) / min(height, width))  # torchvision truncates
         return (size, longer) if height < width else (longer, size)
+
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """Height and width of every image that this prepares; None where images keep their own."""
+        if self.crop_size is not None:
+            return self.crop_size, self.crop_size
+        return self._resized_size(1, 1) if self.resize == "exact" else None
 
     def normalise(self, pixels: Pixels) -> NDArray[np.float32]:
         """Pixels (n, h, w, c) or (h, w, c) to the network's input (n, c, h, w), float32.
@@ -269,12 +284,6 @@ class Preprocess:
         return values
 
 
-def _as_array(source: Image.Image | Pixels) -> Pixels:
-    """(height, width, channels), read-only where it comes from PIL."""
-    array = np.asarray(source)
-    return array if array.ndim == 3 else array[..., None]
-
-
 def _centre_crop(pixels: Pixels, size: int | None) -> Pixels:
     """The middle size x size of (h, w, c), or the whole amid zeros where it is smaller.
 
@@ -296,32 +305,6 @@ def _centre_crop(pixels: Pixels, size: int | None) -> Pixels:
     return pixels
 
 
-# Checks of the record
-
-
-def _one_of(name: str, value: object, known: Sequence[str] | Mapping[str, int]) -> None:
-    if not isinstance(value, str) or value not in known:
-        raise PreprocessError(f"{name} is {value!r}; expected one of: {', '.join(known)}")
-
-
-def _size(name: str, value: object) -> None:
-    if not _is_side(value):
-        raise PreprocessError(f"{name} is {value!r}; expected a whole number of pixels, at least 1")
-
-
-def _numbers(name: str, values: object, count: int) -> tuple[float, ...]:
-    if (
-        not isinstance(values, tuple | list)
-        or len(values) != count
-        or any(isinstance(value, bool) or not isinstance(value, int | float) for value in values)
-        or not all(map(math.isfinite, values))
-    ):
-        raise PreprocessError(
-            f"{name} is {values!r}; expected {count} finite number{'s'[: count - 1]}"
-        )
-    return tuple(map(float, values))
-
-
 # At what size an image is looked at, in one word
 
 # None          as the model's record says: its resize, its crop
@@ -331,26 +314,15 @@ def _numbers(name: str, values: object, count: int) -> tuple[float, ...]:
 Size: TypeAlias = "int | tuple[int, int] | Literal['own'] | None"
 
 
-@dataclass(frozen=True)
-class _Stretched(Preprocess):
-    """A record that makes every image `target` pixels, (height, width)."""
-
-    target: tuple[int, int] = (1, 1)
-
-    def _resized_size(self, height: int, width: int) -> tuple[int, int]:  # noqa: ARG002
-        return self.target
-
-
 def sized(preprocess: Preprocess, size: Size) -> Preprocess:
     """The record for images of that size; PreprocessError where it is none."""
     if size is None:
         return preprocess
     if size == "own":
         return replace(preprocess, resize="none", resize_size=None, crop_size=None, detail=None)
-    if isinstance(size, tuple | list) and len(size) == 2 and all(map(_is_side, size)):
-        values = {**vars(preprocess), "resize": "exact", "resize_size": max(size)}
-        return _Stretched(**{**values, "crop_size": None, "target": (size[0], size[1])})
-    if not _is_side(size):
+    if _is_pair(size):
+        return replace(preprocess, resize="exact", resize_size=size, crop_size=None)
+    if not is_whole(size, 1):
         raise PreprocessError(
             f'size is {size!r}; expected pixels a side, (height, width), "own", or None for the '
             "model's own resize"
@@ -370,8 +342,11 @@ def parse_size(text: str | None) -> Size:
     return (int(height), int(width)) if width else int(height)
 
 
-def _is_side(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _is_pair(value: object) -> TypeGuard[tuple[int, int]]:
+    """Whether it is a height and a width."""
+    return (
+        isinstance(value, tuple | list) and len(value) == 2 and all(is_whole(v, 1) for v in value)
+    )
 
 
 # Records of published weights, below the checks that they pass through
