@@ -195,7 +195,7 @@ def test_gradcam_plus_is_the_papers(tmp_path: Path) -> None:
 
 
 def explain_scaled(gradient: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    from verydeep.explanations.gradients import weights_plus
+    from verydeep.explanations.methods import weights_plus
 
     return weights_plus(torch.from_numpy(gradient), torch.from_numpy(maps)).numpy()
 

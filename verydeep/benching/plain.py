@@ -2,20 +2,19 @@
 
 No setting but the number of threads, and where the name says so the precision; the pre-processing is done
 as those documents do it. torch runs torchvision's module where torchvision has the network, the others
-run the ONNX file, MNN after its converter.
+run the ONNX file as an export is run where it is checked, MNN after its converter.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..engines.forks import silenced
 from ..modelfile import ModelFile
 
 Run = Callable[[np.ndarray], np.ndarray]  # pixels to scores
@@ -25,19 +24,36 @@ Run = Callable[[np.ndarray], np.ndarray]  # pixels to scores
 class Plain:
     """One way to run the network. engine: a key of ENGINES, of the package that it needs.
 
-    precision: the class that it belongs to. open(model, onnx, threads): model: for torch. onnx: the file.
-    apart: a name of its own, by which alone it is asked for; "" where the engine's name brings it along.
+    precision: the class that it belongs to. told: what torch is told besides. bf16: only where the
+    processor computes in bfloat16. apart: a name of its own, by which alone it is asked for; "" where the
+    engine's name brings it along.
     """
 
     engine: str
     precision: str
-    open: Callable[[ModelFile, Path, int], Run]
-    bf16: bool = False  # only where the processor computes in bfloat16
+    told: Mapping[str, bool] = field(default_factory=dict)
+    bf16: bool = False
     apart: str = ""
 
     @property
     def called(self) -> str:
         return self.apart or self.engine
+
+    def open(self, model: ModelFile, onnx: Path, threads: int) -> Run:
+        """onnx: the model as an ONNX file, for all but torch."""
+        if self.engine == "torch":
+            return _torch(model, threads, bf16=self.bf16, **self.told)
+        file = onnx
+        if self.engine == "mnn":
+            from ..engines.mnn import convert
+
+            file = onnx.with_suffix(".mnn")
+            if not file.exists():
+                convert(onnx, file, "MNN", 1)
+        name = "onnx" if self.engine == "onnxruntime" else self.engine
+        form = import_module(f"..exporting.{name}", __package__)
+        run = form.load(file, ("scores",), self.precision, threads)
+        return lambda pixels: np.asarray(run(pixels)["scores"])
 
 
 def _torch(
@@ -98,75 +114,18 @@ def _module(model: ModelFile) -> Any:
     return module
 
 
-def _onnxruntime(onnx: Path, threads: int) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(
-        os.fspath(onnx), options, providers=["CPUExecutionProvider"]
-    )
-    return lambda pixels: np.asarray(session.run(["scores"], {"pixels": pixels})[0])
-
-
-def _openvino(onnx: Path, threads: int, **config: object) -> Run:
-    import openvino
-
-    model = openvino.Core().compile_model(
-        os.fspath(onnx), "CPU", {"INFERENCE_NUM_THREADS": threads, **config}
-    )
-    return lambda pixels: np.array(model(pixels)["scores"])
-
-
-def _mnn(onnx: Path, threads: int) -> Run:
-    from ..engines.mnn import convert
-
-    with silenced():
-        import MNN.expr
-        import MNN.nn
-    file = onnx.with_suffix(".mnn")
-    if not file.exists():
-        convert(onnx, file, "MNN", 1)
-    with silenced():
-        manager = MNN.nn.create_runtime_manager(({"backend": "CPU", "numThread": threads},))
-        net = MNN.nn.load_module_from_file(
-            os.fspath(file), ["pixels"], ["scores"], runtime_manager=manager
-        )
-    expr: Any = MNN.expr
-
-    def run(pixels: np.ndarray, keep: object = manager) -> np.ndarray:  # noqa: ARG001
-        given = expr.const(pixels, list(pixels.shape), expr.NCHW, expr.uint8)
-        return np.array(expr.convert(net.forward([given])[0], expr.NCHW).read())
-
-    return run
-
-
 COMPILED = "torch-compiled"
 BASELINE = "plain torch"  # torch eager, the way most people run VGG
+QUICKER = {"channels_last": True}
 
 PLAIN: dict[str, Plain] = {
-    BASELINE: Plain("torch", "exact", lambda model, _, threads: _torch(model, threads)),
-    "plain torch channels-last": Plain(
-        "torch", "exact", lambda model, _, threads: _torch(model, threads, channels_last=True)
-    ),
+    BASELINE: Plain("torch", "exact"),
+    "plain torch channels-last": Plain("torch", "exact", QUICKER),
     # torch.compile needs a C++ compiler and minutes
-    "plain torch compiled": Plain(
-        "torch", "exact", lambda model, _, threads: _torch(model, threads, compiled=True),
-        apart=COMPILED,
-    ),
-    "plain onnxruntime": Plain(
-        "onnxruntime", "exact", lambda _, onnx, threads: _onnxruntime(onnx, threads)
-    ),
-    "plain openvino f32": Plain(
-        "openvino", "exact",
-        lambda _, onnx, threads: _openvino(onnx, threads, INFERENCE_PRECISION_HINT="f32"),
-    ),
-    "plain mnn": Plain("mnn", "fast", lambda _, onnx, threads: _mnn(onnx, threads)),
-    "plain openvino": Plain(
-        "openvino", "half", lambda _, onnx, threads: _openvino(onnx, threads), bf16=True
-    ),
-    "plain torch bf16": Plain(
-        "torch", "half",
-        lambda model, _, threads: _torch(model, threads, channels_last=True, bf16=True), bf16=True,
-    ),
-}  # fmt: skip
+    "plain torch compiled": Plain("torch", "exact", {"compiled": True}, apart=COMPILED),
+    "plain onnxruntime": Plain("onnxruntime", "exact"),
+    "plain openvino f32": Plain("openvino", "exact"),
+    "plain mnn": Plain("mnn", "fast"),
+    "plain openvino": Plain("openvino", "half", bf16=True),
+    "plain torch bf16": Plain("torch", "half", QUICKER, bf16=True),
+}

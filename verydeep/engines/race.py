@@ -144,7 +144,7 @@ def race(
             continue
         try:
             challenger = opened(name, device, settings)
-            error = _error(challenger.run(pixels), reference)
+            error = worst_error(challenger.run(pixels), reference)
             allowed = TOLERANCES.get(precision, INT8_TOLERANCE)
             if not error <= allowed:
                 raise EngineError(
@@ -198,7 +198,7 @@ def timed(engine: Engine, pixels: np.ndarray) -> float:
     return time.perf_counter() - began
 
 
-def _error(outputs: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> float:
+def worst_error(outputs: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> float:
     """The largest relative error of any output; nan where one is missing or not finite."""
     errors = [
         relative_error(outputs[name], value, scores=name == "scores") if name in outputs else np.nan

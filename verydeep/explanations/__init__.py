@@ -7,7 +7,7 @@ gradcam++    the same with weights for each position (Chattopadhay et al., arXiv
 occlusion    how far the score falls when a patch is covered (Zeiler and Fergus, arXiv:1311.2901)
 ig           gradients summed on the way from a plain image (Sundararajan et al., arXiv:1703.01365)
 
-cam and occlusion, in `methods`, run on any engine, without torch; the others, in `gradients`, need torch.
+cam and occlusion run on any engine, without torch; the others need torch.
 
 >>> import verydeep
 >>> seen = verydeep.explain("builtin", "examples/photos/goldfish.jpg")
@@ -35,7 +35,7 @@ from ..pictures import save
 from ..pictures.layout import Box, as_rgb, fitted
 from ..predictor import Predictor, softmax
 from ..preprocess import ImageLike, Preprocess, decode, several
-from . import gradients, methods, picture
+from . import methods, picture
 from .subject import Subject, require_gradients
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ __all__ = ["METHODS", "Explainer", "Explanation", "HeatMap", "explain"]
 
 METHODS = {
     "cam": methods.cam,
-    "gradcam": gradients.gradcam,
-    "gradcam++": gradients.gradcam_plus,
+    "gradcam": methods.gradcam,
+    "gradcam++": methods.gradcam_plus,
     "occlusion": methods.occlusion,
-    "ig": gradients.ig,
+    "ig": methods.ig,
 }
 Label: TypeAlias = "str | int | np.integer[Any]"
 LONGEST_SIDE = 1600  # pixels of the photo that are kept to draw on

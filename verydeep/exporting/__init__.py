@@ -6,8 +6,9 @@ into place at the end, so that a failure leaves what was there before.
 Each format is a module with
 
 write(job, file)         the model as that format's file, and files beside it where one cannot hold all
-load(file, outputs, precision)
-                         pixels to outputs, the way that the runtime's own documentation says
+load(file, outputs, precision[, threads])
+                         pixels to outputs, the way that the runtime's own documentation says; without
+                         a number of threads with the runtime's own
 program(outputs, precision)
                          the same as a person writes it: what is imported, and the lines that make `labels`
                          and then `outputs`, name to array, of `pixels`; `__file__[:-3]` is the file's path,
@@ -32,7 +33,8 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..engines import ENGINES, REFERENCE, TOLERANCES, Source, open_engine, relative_error
+from ..engines import ENGINES, REFERENCE, TOLERANCES, Source, open_engine
+from ..engines.race import worst_error
 from ..engines.source import source_of
 from ..errors import EngineError, OutputError, log, nearest
 from ..files.atomic import ADVICE
@@ -223,7 +225,7 @@ def export(
             raise EngineError(
                 f"{out}: {engine.package} cannot run the file: {line}; nothing was written"
             ) from error
-        errors = {name: _error(answers[name], expected[name]) for name in batches}
+        errors = {name: worst_error(answers[name], expected[name]) for name in batches}
         for name, off in errors.items():
             if not off <= ALLOWED[precision]:
                 raise EngineError(
@@ -286,15 +288,6 @@ def _batches(
             pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
         path = os.fspath(photo) if isinstance(photo, str | os.PathLike) else f"photo {number}"
         yield path, pixels[None]
-
-
-def _error(answers: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> float:
-    """The worst relative error of any output; nan where one is not finite or of another shape."""
-    errors = [
-        relative_error(np.asarray(answers[name]), value, scores=name == "scores")
-        for name, value in reference.items()
-    ]
-    return float(np.max(errors))  # numpy's max hands nan on
 
 
 @contextmanager

@@ -46,12 +46,12 @@ def _flattened(graph: Graph) -> Graph:
     return writer.graph()
 
 
-def load(file: Path, outputs: tuple[str, ...], precision: str) -> Run:  # noqa: ARG001
+def load(file: Path, outputs: tuple[str, ...], precision: str, threads: int = 4) -> Run:  # noqa: ARG001
     with silenced():
         import MNN.expr
         import MNN.nn
 
-        manager = MNN.nn.create_runtime_manager((CONFIG,))
+        manager = MNN.nn.create_runtime_manager(({**CONFIG, "numThread": threads},))
         network = MNN.nn.load_module_from_file(
             os.fspath(file), ["pixels"], list(outputs), runtime_manager=manager
         )

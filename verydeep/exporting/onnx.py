@@ -31,10 +31,14 @@ def _halved(graph: Graph) -> Graph:
     return writer.graph()
 
 
-def load(file: Path, outputs: tuple[str, ...], precision: str) -> Run:  # noqa: ARG001
+def load(file: Path, outputs: tuple[str, ...], precision: str, threads: int = 0) -> Run:  # noqa: ARG001
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(os.fspath(file), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        os.fspath(file), options, providers=["CPUExecutionProvider"]
+    )
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip(outputs, session.run(list(outputs), {"pixels": pixels}), strict=True))

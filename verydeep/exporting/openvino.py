@@ -34,11 +34,13 @@ def write(job: Job, file: Path) -> None:
     graph.with_name(f"{graph.name}.data").unlink()
 
 
-def load(file: Path, outputs: tuple[str, ...], precision: str) -> Run:
+def load(file: Path, outputs: tuple[str, ...], precision: str, threads: int = 0) -> Run:
     openvino = package()
     config = {} if precision == "half" else FLOAT32
     with silenced():
-        network = openvino.Core().compile_model(os.fspath(file), "CPU", config)
+        network = openvino.Core().compile_model(
+            os.fspath(file), "CPU", {**config, "INFERENCE_NUM_THREADS": threads}
+        )
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
         values = network(pixels)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from .doubles import Duplicates, Group, Member, duplicates
 from .extraction import features
 from .featurefile import About, FeatureFile, open_features
-from .nearest import Match, Neighbours, similar
-from .sheet import contact_sheet
+from .nearest import Match, Neighbours, contact_sheet, similar
 
 __all__ = [
     "About",
