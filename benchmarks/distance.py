@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine
+from machine import report
 from PIL import Image
 
 from verydeep.engines.openvino import computes_bf16
@@ -200,15 +200,20 @@ def main() -> None:
         for child in children.values():
             child.close()
     result = {
-        "benchmark": "distance",
-        "machine": machine("onnxruntime", "openvino", "MNN", "torch", "torchvision", "lpips"),
         "rounds": args.rounds,
         "results": results,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    report(
+        "distance",
+        result,
+        args.out,
+        "onnxruntime",
+        "openvino",
+        "MNN",
+        "torch",
+        "torchvision",
+        "lpips",
+    )
 
 
 if __name__ == "__main__":

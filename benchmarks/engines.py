@@ -11,13 +11,12 @@ here. `--engines all` also races each engine alone, in twice the time.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from machine import machine
+from machine import report
 
 from verydeep.benching import ALLOWED, Row, bench, table
 
@@ -61,17 +60,12 @@ def main() -> None:
             raise SystemExit(f"{row.engine} is not {row.precision}: {row.error}; no figures for it")
     print(table(rows), file=sys.stderr)
     result = {
-        "benchmark": "engines",
         "model": args.model,
-        "machine": machine("onnxruntime", "openvino", "MNN", "torch", "torchvision"),
         "rounds": args.rounds,
         "auto": auto(rows),
         "rows": [asdict(row) for row in rows],
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    report("engines", result, args.out, "onnxruntime", "openvino", "MNN", "torch", "torchvision")
 
 
 if __name__ == "__main__":

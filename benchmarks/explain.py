@@ -10,12 +10,11 @@ imported.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
 
-from machine import machine
+from machine import report
 from startup import PHOTO, run
 
 CHECK = """
@@ -52,16 +51,11 @@ def main() -> None:
                 seconds.setdefault(name, []).append(run(words)[0])
         assert (Path(folder) / "goldfish-cam.png").exists()
     result = {
-        "benchmark": "explain",
-        "machine": machine("onnxruntime", "onnx", "pillow", "click"),
         "rounds": args.rounds,
         **{f"{name}_seconds": round(statistics.median(s), 4) for name, s in seconds.items()},
         "explain_seconds_range": [round(f(seconds["explain"]), 4) for f in (min, max)],
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    report("explain", result, args.out, "onnxruntime", "onnx", "pillow", "click")
 
 
 if __name__ == "__main__":

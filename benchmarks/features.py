@@ -13,7 +13,6 @@ before, as it has on a person's machine from the second folder on.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from folder import make_photos, timed
-from machine import machine
+from machine import report
 
 LAYER, PLACE = "relu5_3", "features.29"  # by the paper, by torchvision
 SIZE = 224
@@ -128,8 +127,6 @@ def main() -> None:
             print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
         engine = open_features(ours).about.engine
     result = {
-        "benchmark": "features",
-        "machine": machine("onnxruntime", "openvino", "MNN", "torch", "torchvision", "pillow"),
         "photos": args.photos,
         "layer": f"{LAYER}, avg, {SIZE}x{SIZE}",
         "precision": args.precision,
@@ -140,10 +137,17 @@ def main() -> None:
         "features_seconds": round(statistics.median(after for _, after, _ in rounds), 2),
         "times_as_fast": round(statistics.median(b / a for b, a, _ in rounds), 3),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    report(
+        "features",
+        result,
+        args.out,
+        "onnxruntime",
+        "openvino",
+        "MNN",
+        "torch",
+        "torchvision",
+        "pillow",
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from machine import machine
+from machine import report
 
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "bee.jpg"
 
@@ -121,17 +121,14 @@ def main() -> None:
 
     figures = ("seconds", "process_seconds", "peak_mib")
     result = {
-        "benchmark": "first answer",
-        "machine": machine("onnxruntime", "openvino", "MNN", "torch", "torchvision"),
         "precision": args.precision,
         "rounds": args.rounds,
         **{way: {what: median(way, what) for what in figures} for way in WAYS},
         "ratios": {what: ratio(what) for what in figures},
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    report(
+        "first answer", result, args.out, "onnxruntime", "openvino", "MNN", "torch", "torchvision"
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from machine import machine
+from machine import report
 from PIL import Image
 
 PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
@@ -164,8 +164,6 @@ def main() -> None:
             print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
     pairs = zip(seconds["script"], seconds["classify"], strict=True)
     result = {
-        "benchmark": "folder",
-        "machine": machine("onnxruntime", "openvino", "MNN", "torch", "torchvision", "pillow"),
         "photos": args.photos,
         "size": args.size,
         "precision": args.precision,
@@ -176,10 +174,17 @@ def main() -> None:
         "classify_seconds": round(statistics.median(seconds["classify"]), 2),
         "times_as_fast": round(statistics.median(theirs / ours for theirs, ours in pairs), 3),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    report(
+        "folder",
+        result,
+        args.out,
+        "onnxruntime",
+        "openvino",
+        "MNN",
+        "torch",
+        "torchvision",
+        "pillow",
+    )
 
 
 if __name__ == "__main__":

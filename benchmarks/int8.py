@@ -10,13 +10,12 @@ the photos may have been used for calibration.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-from machine import machine
+from machine import report
 
 import verydeep
 from verydeep.evaluation import class_of, class_table
@@ -69,8 +68,6 @@ def main() -> None:
     theirs, _, slow = answers(args.float_model, "exact", paths)
     ours, engine, quick = answers(args.int8_model, "int8", paths)
     result = {
-        "benchmark": "int8",
-        "machine": machine("onnxruntime", "openvino"),
         "photos": len(paths),
         "engine": engine,
         "agreement": round(float((ours == theirs).mean()), 5),
@@ -79,10 +76,7 @@ def main() -> None:
         "photos a second, exact": round(slow, 1),
         "photos a second, int8": round(quick, 1),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    report("int8", result, args.out, "onnxruntime", "openvino")
 
 
 if __name__ == "__main__":

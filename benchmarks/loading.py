@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from machine import machine
+from machine import report
 
 COMMON = """
 import json, resource, sys, time
@@ -91,8 +91,6 @@ def main() -> None:
         )
 
     result = {
-        "benchmark": "loading",
-        "machine": machine("torch", "torchvision"),
         "rounds": args.rounds,
         "torchvision": {
             what: round(statistics.median(float(str(r[what])) for r in runs["torchvision"]), 3)
@@ -105,10 +103,7 @@ def main() -> None:
         },
         "units": "seconds; MiB beyond the imports: loaded, and after the first answer",
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    report("loading", result, args.out, "torch", "torchvision")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine
+from machine import report
 
 CHILD = """
 import json, resource, sys, time, warnings
@@ -154,15 +154,10 @@ def main() -> None:
     if args.large:
         results.append(race(1, args.large, 1, args.threads))
     result = {
-        "benchmark": "losses",
-        "machine": machine("torch", "torchvision", "lpips"),
         "rounds": args.rounds,
         "results": results,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    report("losses", result, args.out, "torch", "torchvision", "lpips")
 
 
 if __name__ == "__main__":

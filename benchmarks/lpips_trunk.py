@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from machine import machine
+from machine import report
 from PIL import Image, ImageEnhance, ImageFilter
 
 from verydeep import Perceptual, modelfile
@@ -116,8 +115,6 @@ def main() -> None:
     apart = np.abs(ours - theirs) / theirs
     correlation = float(np.corrcoef(ranks(ours), ranks(theirs))[0, 1])
     result = {
-        "benchmark": "lpips_trunk",
-        "machine": machine("onnxruntime", "Pillow"),
         "metric": args.metric,
         "pairs": len(pairs),
         "photos": len(set(chosen)),
@@ -127,10 +124,7 @@ def main() -> None:
         "largest": round(float(apart.max()), 6),
         "rank correlation": round(correlation, 7),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    report("lpips_trunk", result, args.out, "onnxruntime", "Pillow")
 
 
 if __name__ == "__main__":

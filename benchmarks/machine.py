@@ -1,9 +1,11 @@
-"""What a figure was measured on: it stands beside every result."""
+"""A result, and what it was measured on, which stands beside every figure."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -31,3 +33,12 @@ def machine(*packages: str) -> dict[str, object]:
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def report(benchmark: str, result: Mapping[str, object], out: Path | None, *packages: str) -> None:
+    """Print a result as JSON, and write it to `out`; with its machine and these packages' versions."""
+    whole = {"benchmark": benchmark, "machine": machine(*packages), **result}
+    text = json.dumps(whole, indent=1)
+    print(text)
+    if out:
+        out.write_text(text + "\n")

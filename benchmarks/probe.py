@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import machine
+from machine import report
 
 NEAR = 0.005  # of the script's last accuracy counts as reached
 
@@ -148,8 +148,6 @@ def main() -> None:
         again = probed(args, folder, "again")
         script = usual(args, folder)
     result = {
-        "benchmark": "probe",
-        "machine": machine("onnxruntime", "openvino", "MNN", "torch", "torchvision", "pillow"),
         "photos": {
             k: sum(1 for _ in Path(p).glob("*/*"))
             for k, p in (("train", args.train), ("val", args.val))
@@ -159,10 +157,17 @@ def main() -> None:
         "probe_again": again,
         "times_as_fast": round(float(str(script["seconds"])) / float(str(first["seconds"])), 2),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    report(
+        "probe",
+        result,
+        args.out,
+        "onnxruntime",
+        "openvino",
+        "MNN",
+        "torch",
+        "torchvision",
+        "pillow",
+    )
 
 
 if __name__ == "__main__":

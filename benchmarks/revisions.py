@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import machine
+from machine import report
 
 HERE = Path(__file__).parent.parent
 PHOTOS = sorted((HERE / "examples" / "photos").glob("*.jpg"))
@@ -251,16 +251,11 @@ def main() -> None:
             print(json.dumps(row), file=sys.stderr, flush=True)
     ratios = [float(row["ratio"]) for row in rows]
     result = {
-        "benchmark": "revisions",
-        "machine": machine("onnxruntime", "openvino", "MNN", "torch"),
         "rounds": args.rounds,
         "geometric_mean": round(math.exp(statistics.mean(map(math.log, ratios))), 3),
         "jobs": rows,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    report("revisions", result, args.out, "onnxruntime", "openvino", "MNN", "torch")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from machine import machine
+from machine import report
 
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "goldfish.jpg"
 PROGRAMS = {
@@ -48,18 +48,13 @@ def main() -> None:
             seconds[name].append(run(words)[0])
     imports = [a - b for a, b in zip(seconds["import"], seconds["python"], strict=True)]
     result = {
-        "benchmark": "startup",
-        "machine": machine("onnxruntime", "onnx", "pillow", "click"),
         "rounds": args.rounds,
         "classify_seconds": round(statistics.median(seconds["classify"]), 4),
         "classify_seconds_range": [round(f(seconds["classify"]), 4) for f in (min, max)],
         "import_seconds_beyond_python": round(statistics.median(imports), 4),
         "python_seconds": round(statistics.median(seconds["python"]), 4),
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    report("startup", result, args.out, "onnxruntime", "onnx", "pillow", "click")
 
 
 if __name__ == "__main__":

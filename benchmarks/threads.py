@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from machine import machine
+from machine import report
 
 import verydeep
 from verydeep.benching import random_model
@@ -97,15 +97,10 @@ def main() -> None:
                 )
                 print(json.dumps(results[-1]), file=sys.stderr, flush=True)
     result = {
-        "benchmark": "threads",
-        "machine": machine("onnxruntime", "openvino", "MNN", "torch"),
         "threads": args.threads,
         "results": results,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    report("threads", result, args.out, "onnxruntime", "openvino", "MNN", "torch")
     sys.exit(any(row["wrong"] or row["errors"] for row in results))
 
 

@@ -19,7 +19,7 @@ import statistics
 from collections import Counter
 from pathlib import Path
 
-from machine import machine
+from machine import report
 from training import Child
 
 from verydeep.training.record.log import read
@@ -157,8 +157,6 @@ def main() -> None:
     for child in children.values():
         child.close()
     result = {
-        "benchmark": "time to accuracy",
-        "machine": machine("torch", "torchvision"),
         "accuracy": args.accuracy,
         "epochs": {
             "common": EPOCHS,
@@ -171,9 +169,7 @@ def main() -> None:
         },
         "times_faster": round(statistics.median(c / o for c, o in rounds), 2),
     }
-    print(json.dumps(result, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    report("time to accuracy", result, args.out, "torch", "torchvision")
 
 
 if __name__ == "__main__":

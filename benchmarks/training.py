@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from machine import machine
+from machine import report
 
 CHILD = """
 import json, sys, time, warnings
@@ -176,8 +176,6 @@ def main() -> None:
         child.close()
     images = args.batch * args.steps
     result = {
-        "benchmark": "training",
-        "machine": machine("torch", "torchvision"),
         "network": f"vgg16_bn, width {args.width:g}, 32x32, batch {args.batch}",
         "rounds": args.rounds,
         "images_per_second": {n: round(images / statistics.median(t)) for n, t in times.items()},
@@ -189,9 +187,7 @@ def main() -> None:
             for name in ENTRANTS[1:]
         },
     }  # fmt: skip
-    print(json.dumps(result, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    report("training", result, args.out, "torch", "torchvision")
 
 
 if __name__ == "__main__":
