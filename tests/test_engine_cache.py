@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from verydeep.engines import Source, open_engine
+from verydeep.engines import Engine, Source
 from verydeep.engines.race import Memory, Standing
 from verydeep.errors import EngineError
 from verydeep.files.cache import MANIFEST, Cache
+from verydeep.files.folders import cache_folder
 from verydeep.graphs import network as graph
 from verydeep.preprocess import TORCHVISION
 
@@ -246,12 +247,12 @@ def test_two_processes_prepare_at_once(tmp_path: Path) -> None:
     assert sum("another process is preparing toy-1" in err for _, err in told) == 1
 
 
-def test_mnn_keeps_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mnn_keeps_its_file(capsys: pytest.CaptureFixture[str]) -> None:
     """The real thing: made once, found without building the graph, rebuilt when damaged."""
     net = tiny(head="small")
     built = graph.build(net, weights(net), TORCHVISION)
-    cache = Cache(tmp_path, 10**8)
-    first = open_engine("mnn", built, precision="fast", threads=1, cache=cache)
+    cache = Cache()
+    first = Engine("mnn", built, precision="fast", threads=1)
     (entry,) = cache.entries()
     assert [p.name for p in sorted(entry.path.iterdir())] == [MANIFEST, "graph.mnn"]
 
@@ -260,27 +261,27 @@ def test_mnn_keeps_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
     whole = Source(built)
     lazy = Source(never, whole.key, whole.signature)  # type: ignore[arg-type]
-    again = open_engine("mnn", lazy, precision="fast", threads=1, cache=cache)
+    again = Engine("mnn", lazy, precision="fast", threads=1)
     image = pixels(32, 32)
     np.testing.assert_array_equal(again.run(image)["scores"], first.run(image)["scores"])
     file = entry.path / "graph.mnn"
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
-    rebuilt = open_engine("mnn", whole, precision="fast", threads=1, cache=cache)
+    rebuilt = Engine("mnn", whole, precision="fast", threads=1)
     np.testing.assert_array_equal(rebuilt.run(image)["scores"], first.run(image)["scores"])
     assert file.stat().st_size == len(content)
     assert "rebuilding it" in capsys.readouterr().err
 
 
-def test_memory(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "choices.json"
+def test_memory() -> None:
+    path = cache_folder() / "choices.json"
     race = {"graph": "a", "batch": 8}
-    assert Memory(path).standings(race) == ()
-    Memory(path).remember(race, [ROW])
-    assert Memory(path).standings(race) == (ROW,)
-    assert Memory(path).standings({**race, "batch": 1}) == ()
-    assert [row["race"] for row in Memory(path).choices()] == [race]
-    memory = Memory(path)
+    assert Memory().standings(race) == ()
+    Memory().remember(race, [ROW])
+    assert Memory().standings(race) == (ROW,)
+    assert Memory().standings({**race, "batch": 1}) == ()
+    assert [row["race"] for row in Memory().choices()] == [race]
+    memory = Memory()
     memory.clear()
     assert memory.standings(race) == ()
     assert not path.exists()
@@ -290,40 +291,37 @@ def test_memory(tmp_path: Path) -> None:
     "text",
     ["", "[]", "{", '{"format": 2}', '{"format": 2, "rows": 3}', "\ud800", "[" * 100_000],
 )
-def test_a_memory_that_cannot_be_read(
-    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "choices.json"
+def test_a_memory_that_cannot_be_read(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = cache_folder() / "choices.json"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    assert Memory(path).standings({"graph": "a"}) == ()
+    assert Memory().standings({"graph": "a"}) == ()
     assert "cannot be read; what it remembered will be found anew" in capsys.readouterr().err
-    Memory(path).remember({"graph": "a"}, [ROW])
-    assert Memory(path).standings({"graph": "a"}) == (ROW,)
+    Memory().remember({"graph": "a"}, [ROW])
+    assert Memory().standings({"graph": "a"}) == (ROW,)
 
 
-def test_a_memory_of_another_version_is_begun_anew(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "choices.json"
+def test_a_memory_of_another_version_is_begun_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    path = cache_folder() / "choices.json"
     path.write_text('{"format": 1, "choices": {}, "digests": {}}')
-    assert Memory(path).standings({"graph": "a"}) == ()
+    assert Memory().standings({"graph": "a"}) == ()
     assert capsys.readouterr().err == ""
 
 
-def test_standings_that_make_no_sense(tmp_path: Path) -> None:
-    path = tmp_path / "choices.json"
+def test_standings_that_make_no_sense() -> None:
+    path = cache_folder() / "choices.json"
     for change in ({"seconds": 0}, {"seconds": "x"}, {"engine": 1}, {"settings": None}):
-        Memory(path).remember({"graph": "a"}, [ROW])
+        Memory().remember({"graph": "a"}, [ROW])
         value = json.loads(path.read_text())
         (row,) = value["rows"].values()
         row["standings"][0].update(change)
         path.write_text(json.dumps(value))
-        assert Memory(path).standings({"graph": "a"}) == (), change
+        assert Memory().standings({"graph": "a"}) == (), change
 
 
 def test_a_memory_that_cannot_be_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    Memory(tmp_path / "file" / "choices.json").remember({"graph": "a"}, [ROW])
+    monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path / "file"))
+    Memory().remember({"graph": "a"}, [ROW])
     assert "cannot be written (File exists); going on without it" in capsys.readouterr().err

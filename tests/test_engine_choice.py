@@ -19,7 +19,6 @@ from verydeep.engines.choice import Choice
 from verydeep.engines.race import Memory, Standing
 from verydeep.engines.source import source_of
 from verydeep.errors import EngineError
-from verydeep.files.cache import Cache
 from verydeep.graphs import network as graph
 from verydeep.graphs.writer import Graph
 from verydeep.preprocess import TORCHVISION
@@ -37,14 +36,13 @@ class Planted:
         self._patch = monkeypatch
         self._kinds: dict[str, Kind] = {"onnxruntime": ENGINES["onnxruntime"]}
         monkeypatch.setattr(choice, "installed", lambda: tuple(self._kinds.values()))
-        real = engines.open_engine
 
-        def open_engine(name: str, *args: Any, **told: Any) -> Engine:
+        def opened(name: str, *args: Any, **told: Any) -> Engine:
             self.opened.append(name)
-            return real(name, *args, **told)
+            return Engine(name, *args, **told)
 
-        monkeypatch.setattr(choice, "open_engine", open_engine)
-        monkeypatch.setattr(race, "open_engine", open_engine)
+        monkeypatch.setattr(choice, "Engine", opened)
+        monkeypatch.setattr(race, "Engine", opened)
 
     def add(
         self, name: str, *, seconds: float = 0.0, factor: float = 1.0, fails: bool = False,
@@ -87,35 +85,30 @@ def built() -> Graph:
     return graph.build(net, weights(net), TORCHVISION)
 
 
-@pytest.fixture
-def memory(tmp_path: Path) -> Memory:
-    return Memory(tmp_path / "choices.json")
-
-
-def choose(built: Graph, memory: Memory, **told: Any) -> Choice:
-    return Choice(Source(built), threads=1, memory=memory, device="cpu", **told)
+def choose(built: Graph, **told: Any) -> Choice:
+    return Choice(Source(built), threads=1, device="cpu", **told)
 
 
 BATCH = pixels(32, 32, 8)
 
 
 def test_the_quickest_wins(
-    planted: Planted, built: Graph, memory: Memory, capsys: pytest.CaptureFixture[str]
+    planted: Planted, built: Graph, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planted.add("slow", seconds=0.2)
     planted.add("slower", seconds=1.0)
-    engine = choose(built, memory).engine(BATCH, to_come=100)
+    engine = choose(built).engine(BATCH, to_come=100)
     assert engine.name == "onnxruntime"
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
     assert "measuring onnxruntime, slow, slower on this model, 8 images of 32x32" in said[0]
     assert said[1].startswith("verydeep: chose onnxruntime (milliseconds an image: onnxruntime ")
-    (row,) = memory.choices()
+    (row,) = Memory().choices()
     assert [r["engine"] for r in row["standings"]] == ["onnxruntime", "slow", "slower"]
 
 
 def test_a_wrong_engine_is_left_out(
-    planted: Planted, built: Graph, memory: Memory, monkeypatch: pytest.MonkeyPatch,
+    planted: Planted, built: Graph, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """However quick: wrong by a little, by not being a number, or by not working at all."""
@@ -130,7 +123,7 @@ def test_a_wrong_engine_is_left_out(
     planted.add("infinite", value=np.inf)
     planted.add("broken", fails=True)
     monkeypatch.setattr(ort, "prepare", prepare)  # the reference is the slowest of all
-    engine = choose(built, memory).engine(BATCH, to_come=100)
+    engine = choose(built).engine(BATCH, to_come=100)
     assert engine.name == "onnxruntime"
     said = capsys.readouterr().err
     assert (
@@ -140,65 +133,63 @@ def test_a_wrong_engine_is_left_out(
     assert "engine nan is left out: nan fast gave scores that are not finite" in said
     assert "engine infinite is left out: infinite fast gave scores that are not finite" in said
     assert "engine broken is left out: broken did not take the graph: it is on fire" in said
-    (row,) = memory.choices()
+    (row,) = Memory().choices()
     assert [r["engine"] for r in row["standings"]] == ["onnxruntime"]
 
 
 @pytest.mark.parametrize(("precision", "stays"), [("exact", False), ("fast", True), ("half", True)])
 def test_the_check_is_the_precision_s(
-    planted: Planted, built: Graph, memory: Memory, precision: str, stays: bool
+    planted: Planted, built: Graph, precision: str, stays: bool
 ) -> None:
     planted.add("near", factor=1.0005)
-    choose(built, memory, precision=precision).engine(BATCH, to_come=100)
-    (row,) = memory.choices()
+    choose(built, precision=precision).engine(BATCH, to_come=100)
+    (row,) = Memory().choices()
     assert ("near" in [r["engine"] for r in row["standings"]]) == stays
 
 
-def test_a_handful_is_not_worth_a_race(planted: Planted, built: Graph, memory: Memory) -> None:
+def test_a_handful_is_not_worth_a_race(planted: Planted, built: Graph) -> None:
     planted.add("other")
-    chosen = choose(built, memory)
+    chosen = choose(built)
     for _ in range(3):
         assert chosen.engine(BATCH, batch=8).name == "onnxruntime"
     assert planted.opened == ["onnxruntime"]
-    assert memory.choices() == []
+    assert Memory().choices() == []
     chosen.engine(BATCH, batch=8)  # the 32nd image: who has seen many will see many
-    assert len(memory.choices()) == 1
+    assert len(Memory().choices()) == 1
 
 
-def test_a_winner_that_starts_slowly_waits_for_a_handful(
-    planted: Planted, built: Graph, memory: Memory
-) -> None:
+def test_a_winner_that_starts_slowly_waits_for_a_handful(planted: Planted, built: Graph) -> None:
     """Neither it nor what is remembered is touched for a few; open already, it serves one as well."""
     planted.add("quick")
     kinds = [ENGINES["onnxruntime"], ENGINES["quick"]]
-    about = choose(built, memory)._about(kinds, BATCH, 8)
+    about = choose(built)._about(kinds, BATCH, 8)
     for batch in (1, 8):
-        memory.remember({**about, "batch": batch}, [Standing("quick", "cpu", {}, 0.01, 8, 0.0)])
+        Memory().remember({**about, "batch": batch}, [Standing("quick", "cpu", {}, 0.01, 8, 0.0)])
 
     def never() -> str:
         raise AssertionError("the model file was hashed")
 
     source = Source(built, never)
-    few = Choice(source, threads=1, memory=memory, device="cpu")
+    few = Choice(source, threads=1, device="cpu")
     for _ in range(choice.HANDFUL - 1):
         assert few.engine(BATCH[:1]).name == "onnxruntime"
     source._key = Source(built).key
     assert few.engine(BATCH[:1]).name == "quick"  # who has seen a handful
-    many = Choice(source, threads=1, memory=memory, device="cpu")
+    many = Choice(source, threads=1, device="cpu")
     assert many.engine(BATCH).name == "quick"
-    alone = Choice(source, threads=1, memory=memory, device="cpu")
+    alone = Choice(source, threads=1, device="cpu")
     assert alone.engine(BATCH[:1], to_come=choice.HANDFUL - 1).name == "quick"
     assert alone.engine(BATCH[:2]).name == "quick"
 
 
 def test_the_winner_is_remembered(
-    planted: Planted, built: Graph, memory: Memory, monkeypatch: pytest.MonkeyPatch
+    planted: Planted, built: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planted.add("slow", seconds=0.05)
     source = Source(built, "k" * 64)
-    told: dict[str, Any] = {"threads": 1, "memory": memory, "device": "cpu"}
+    told: dict[str, Any] = {"threads": 1, "device": "cpu"}
     Choice(source, **told).engine(BATCH, to_come=100)
-    assert len(memory.choices()) == 1
+    assert len(Memory().choices()) == 1
     planted.opened.clear()
     assert Choice(source, **told).engine(BATCH, to_come=100).name == "onnxruntime"
     assert planted.opened == ["onnxruntime"]
@@ -218,70 +209,69 @@ def test_the_winner_is_remembered(
                 batch = BATCH[:4]
             else:
                 key = "l" * 64
-            before = len(memory.choices())
+            before = len(Memory().choices())
             Choice(Source(built, key), **told_now).engine(batch, to_come=100)
-            assert len(memory.choices()) == before + 1, change
+            assert len(Memory().choices()) == before + 1, change
 
 
 def test_what_was_raced_is_what_is_remembered(
-    planted: Planted, built: Graph, memory: Memory, monkeypatch: pytest.MonkeyPatch
+    planted: Planted, built: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One image tells nothing of eight. Of a large batch as many run as time allows, and it says so."""
     planted.add("other", seconds=0.05)
-    chosen = choose(built, memory)
+    chosen = choose(built)
     assert chosen.engine(BATCH[:1], batch=8, to_come=100).name == "onnxruntime"
-    assert memory.choices() == []
+    assert Memory().choices() == []
     monkeypatch.setattr(race, "timed", lambda _engine, pixels: 0.4 * len(pixels))
     chosen.engine(BATCH, batch=8, to_come=100)
-    (row,) = memory.choices()
+    (row,) = Memory().choices()
     assert row["race"]["batch"] == 8
     assert {one["images"] for one in row["standings"]} == {2}
 
 
-def test_threads_that_come_first_race_once(planted: Planted, built: Graph, memory: Memory) -> None:
+def test_threads_that_come_first_race_once(planted: Planted, built: Graph) -> None:
     planted.add("slow", seconds=0.02)
-    chosen = choose(built, memory)
+    chosen = choose(built)
     with ThreadPoolExecutor(8) as pool:
         engines = list(pool.map(lambda _: chosen.engine(BATCH, to_come=100), range(8)))
     assert len(set(map(id, engines))) == 1
     assert planted.opened == ["onnxruntime", "slow"]
-    alone = choose(built, memory, engine="slow")
+    alone = choose(built, engine="slow")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: alone.engine(BATCH), range(8)))
     assert planted.opened == ["onnxruntime", "slow", "slow"]
 
 
 def test_an_engine_that_broke_since(
-    planted: Planted, built: Graph, memory: Memory, capsys: pytest.CaptureFixture[str]
+    planted: Planted, built: Graph, capsys: pytest.CaptureFixture[str]
 ) -> None:
     planted.add("gone", fails=True)
     source = Source(built, "k" * 64)
-    told: dict[str, Any] = {"threads": 1, "memory": memory, "device": "cpu"}
+    told: dict[str, Any] = {"threads": 1, "device": "cpu"}
     about = Choice(source, **told)._about([ENGINES["onnxruntime"], ENGINES["gone"]], BATCH, 8)
     rows = [
         Standing("gone", "cpu", {}, 0.01, 8, 0.0),
         Standing("onnxruntime", "cpu", {}, 0.02, 8, 0.0),
     ]
-    memory.remember(about, rows)
+    Memory().remember(about, rows)
     assert Choice(source, **told).engine(BATCH, to_come=100).name == "onnxruntime"
     assert "engine gone is left out: gone did not take the graph" in capsys.readouterr().err
 
 
-def test_one_engine_needs_no_race(planted: Planted, built: Graph, memory: Memory) -> None:
-    assert choose(built, memory).engine(BATCH, to_come=1000).name == "onnxruntime"
-    assert memory.choices() == []
+def test_one_engine_needs_no_race(planted: Planted, built: Graph) -> None:
+    assert choose(built).engine(BATCH, to_come=1000).name == "onnxruntime"
+    assert Memory().choices() == []
     assert planted.opened == ["onnxruntime"]
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast", "half"])
-def test_the_real_engines(built: Graph, memory: Memory, tmp_path: Path, precision: str) -> None:
+def test_the_real_engines(built: Graph, precision: str) -> None:
     chosen = Choice(
-        Source(built), precision=precision, threads=1, memory=memory, device="cpu",
-        cache=Cache(tmp_path, 10**8),
+        Source(built), precision=precision, threads=1, device="cpu",
     )  # fmt: skip
     winner = chosen.engine(BATCH, to_come=100)
     assert winner.precision == precision
-    (row,) = memory.choices()
+    (row,) = Memory().choices()
     ran = {r["engine"] for r in row["standings"]}
     assert {"onnxruntime", "openvino", "mnn"} <= ran
     assert all(r["error"] <= engines.TOLERANCES[precision] for r in row["standings"])

@@ -15,9 +15,9 @@ from verydeep import nets
 from verydeep.engines import (
     ENGINES,
     TOLERANCES,
+    Engine,
     Source,
     installed,
-    open_engine,
     ort,
     relative_error,
 )
@@ -37,11 +37,6 @@ PROMISES = [(name, precision) for name in HERE for precision in TOLERANCES
             if precision in ENGINES[name].precisions]  # fmt: skip
 
 
-@pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "prepared", 10**9)
-
-
 @pytest.fixture(scope="module")
 def built() -> Graph:
     net = tiny(head="small")
@@ -57,17 +52,21 @@ def test_declared_engines_are_installed(name: str) -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_parity(name: str, head: str, cache: Cache) -> None:
+def test_parity(name: str, head: str) -> None:
     """Each engine, in each precision that it offers, keeps its promise on each network and head."""
     net = tiny(name, head)
     built = graph.build(net, weights(net), TORCHVISION, taps=("relu2_1",))
     source = Source(built)
     images = {size: pixels(*size) for size in SIZES}
-    judge = open_engine("onnxruntime", source, threads=1)
+    judge = Engine("onnxruntime", source, threads=1)
     reference = {size: judge.run(image) for size, image in images.items()}
     for engine, precision in PROMISES:
-        ours = open_engine(
-            engine, source, precision=precision, threads=1, device="cpu", cache=cache
+        ours = Engine(
+            engine,
+            source,
+            precision=precision,
+            threads=1,
+            device="cpu",
         )
         assert (ours.name, ours.precision) == (engine, precision)
         for size, image in images.items():
@@ -83,33 +82,31 @@ def test_parity(name: str, head: str, cache: Cache) -> None:
 
 @pytest.mark.parametrize("pool", nets.POOLS)
 @pytest.mark.parametrize("name", HERE)
-def test_every_tap(name: str, pool: str, cache: Cache) -> None:
+def test_every_tap(name: str, pool: str) -> None:
     net = tiny("vgg11_lrn", "classic", pool=pool)
     built = graph.build(net, weights(net), TORCHVISION, taps=net.taps)
     image = pixels(64, 97, 3)
-    theirs = open_engine("onnxruntime", built, threads=1).run(image)
-    ours = open_engine(name, built, precision="fast", threads=1, device="cpu", cache=cache).run(
-        image
-    )
+    theirs = Engine("onnxruntime", built, threads=1).run(image)
+    ours = Engine(name, built, precision="fast", threads=1, device="cpu").run(image)
     assert list(ours) == [*net.taps, "scores"]
     for tap in net.taps:
         assert relative_error(ours[tap], theirs[tap], scores=False) <= 1e-5, tap
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_full_width(name: str, cache: Cache) -> None:
+def test_full_width(name: str) -> None:
     """At full width Winograd and long sums show what they cost."""
     net = network("vgg16", head="gap", layers=("relu4_3", "relu5_3"), classes=10)
     built = graph.build(net, weights(net), TORCHVISION)
     image = pixels(96, 64, count=1)
-    theirs = open_engine("onnxruntime", built, threads=1).run(image)["scores"]
-    ours = open_engine(name, built, precision="fast", threads=1, device="cpu", cache=cache)
+    theirs = Engine("onnxruntime", built, threads=1).run(image)["scores"]
+    ours = Engine(name, built, precision="fast", threads=1, device="cpu")
     assert relative_error(ours.run(image)["scores"], theirs) <= TOLERANCES["fast"]
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_protocol(name: str, built: Graph, cache: Cache) -> None:
-    engine = open_engine(name, built, precision="fast", threads=2, device="cpu", cache=cache)
+def test_protocol(name: str, built: Graph) -> None:
+    engine = Engine(name, built, precision="fast", threads=2, device="cpu")
     assert (engine.name, engine.precision, engine.device) == (name, "fast", "cpu")
     assert engine.version == ENGINES[name].version
     outputs = engine.run(pixels(32, 40, 3))
@@ -130,12 +127,12 @@ def test_protocol(name: str, built: Graph, cache: Cache) -> None:
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_float_pixels(name: str, cache: Cache) -> None:
+def test_float_pixels(name: str) -> None:
     net = tiny(head="small")
     built = graph.build(net, weights(net), TORCHVISION, pixels="float32")
     image = pixels(32, 40).astype(np.float32) + np.float32(0.45)
-    theirs = open_engine("onnxruntime", built, threads=1).run(image)["scores"]
-    engine = open_engine(name, built, precision="fast", threads=1, device="cpu", cache=cache)
+    theirs = Engine("onnxruntime", built, threads=1).run(image)["scores"]
+    engine = Engine(name, built, precision="fast", threads=1, device="cpu")
     assert relative_error(engine.run(image)["scores"], theirs) <= 1e-5
     floor = engine.run(np.floor(image))["scores"]
     assert relative_error(floor, theirs) > 1e-5  # the fractions were not lost
@@ -147,21 +144,21 @@ def test_float_pixels(name: str, cache: Cache) -> None:
         engine.run(image)
 
 
-def test_other_channel_counts(cache: Cache) -> None:
+def test_other_channel_counts() -> None:
     net = tiny("vgg11", "small", in_channels=1)
     record = Preprocess(channel_order="L", mean=(0.5,), std=(0.25,))
     built = graph.build(net, weights(net), record)
     image = pixels(40, 32, channels=1)
-    theirs = open_engine("onnxruntime", built, threads=1).run(image)["scores"]
+    theirs = Engine("onnxruntime", built, threads=1).run(image)["scores"]
     for name in HERE:
-        engine = open_engine(name, built, precision="fast", threads=1, device="cpu", cache=cache)
+        engine = Engine(name, built, precision="fast", threads=1, device="cpu")
         assert relative_error(engine.run(image)["scores"], theirs) <= 1e-5, name
 
 
 def test_streams_share_a_batch(built: Graph) -> None:
     image = pixels(32, 40, 5)
-    alone = open_engine("openvino", built, threads=2).run(image)
-    shared = open_engine("openvino", built, threads=2, settings={"streams": 2})
+    alone = Engine("openvino", built, threads=2).run(image)
+    shared = Engine("openvino", built, threads=2, settings={"streams": 2})
     for count in (5, 1, 2):
         ours = shared.run(image[:count])
         for name in ("relu1_1", "scores"):
@@ -173,8 +170,8 @@ def test_fc_weights_in_16_bits() -> None:
     net = tiny("vgg11", "classic")
     built = graph.build(net, weights(net), TORCHVISION)
     image = pixels(64, 64)
-    theirs = open_engine("onnxruntime", built, threads=1).run(image)["scores"]
-    engine = open_engine("openvino", built, precision="fast", threads=1, settings={"fc": "f16"})
+    theirs = Engine("onnxruntime", built, threads=1).run(image)["scores"]
+    engine = Engine("openvino", built, precision="fast", threads=1, settings={"fc": "f16"})
     assert 1e-5 < relative_error(engine.run(image)["scores"], theirs) <= TOLERANCES["fast"]
 
 
@@ -183,12 +180,12 @@ def test_cuda_where_there_is_one(built: Graph) -> None:
 
     if not torch.cuda.is_available():
         with pytest.raises(EngineError, match=r"torch finds no CUDA device here; .* --device cpu"):
-            open_engine("torch", built, device="cuda")
+            Engine("torch", built, device="cuda")
         pytest.skip("no CUDA device")
     image = pixels(32, 40)
-    theirs = open_engine("onnxruntime", built, threads=1).run(image)["scores"]
+    theirs = Engine("onnxruntime", built, threads=1).run(image)["scores"]
     for precision in TOLERANCES:
-        ours = open_engine("torch", built, precision=precision, device="cuda").run(image)["scores"]
+        ours = Engine("torch", built, precision=precision, device="cuda").run(image)["scores"]
         assert relative_error(ours, theirs) <= TOLERANCES[precision]
 
 
@@ -201,17 +198,17 @@ def test_onnxruntime_does_not_fall_back_to_the_cpu(
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this build has CUDA")
     with pytest.raises(EngineError, match="onnxruntime finds no CUDA device here"):
-        open_engine("onnxruntime", built, device="cuda")
+        Engine("onnxruntime", built, device="cuda")
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
     monkeypatch.setitem(ort.PROVIDERS, "cuda", ["CPUExecutionProvider"])  # what becomes of it then
     with pytest.raises(EngineError, match=r"cannot use CUDA here .* use --device cpu"):
-        open_engine("onnxruntime", built, device="cuda")
+        Engine("onnxruntime", built, device="cuda")
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_bad_pixels(name: str, built: Graph, cache: Cache) -> None:
-    engine = open_engine(name, built, precision="fast", threads=1, device="cpu", cache=cache)
+def test_bad_pixels(name: str, built: Graph) -> None:
+    engine = Engine(name, built, precision="fast", threads=1, device="cpu")
     none = engine.run(pixels(32, 40, 1)[:0])
     assert {k: v.shape for k, v in none.items()} == {"relu1_1": (0, 4, 32, 40), "scores": (0, 7)}
     assert engine.run([])["scores"].shape == (0, 7)
@@ -231,39 +228,39 @@ def test_refusals(built: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         EngineError, match=r"engine 'onyx' is unknown; did you mean mnn|onnxruntime"
     ):
-        open_engine("onyx", built)
+        Engine("onyx", built)
     with pytest.raises(
         EngineError, match="mnn computes in precision exact or fast or half; 'int8' was asked"
     ):
-        open_engine("mnn", built, precision="int8")
+        Engine("mnn", built, precision="int8")
     with pytest.raises(EngineError, match="precision 'fats' is unknown; did you mean fast"):
-        open_engine("onnxruntime", built, precision="fats")
+        Engine("onnxruntime", built, precision="fats")
     with pytest.raises(EngineError, match="openvino runs on cpu; 'cuda' was asked for"):
-        open_engine("openvino", built, device="cuda")
+        Engine("openvino", built, device="cuda")
     with pytest.raises(EngineError, match=r"device 'gpu' is unknown; .*cpu"):
-        open_engine("torch", built, device="gpu")
+        Engine("torch", built, device="gpu")
     with pytest.raises(EngineError, match="threads is 0; expected 1 or more"):
-        open_engine("onnxruntime", built, threads=0)
+        Engine("onnxruntime", built, threads=0)
     with pytest.raises(EngineError, match="not a graph that verydeep built"):
-        open_engine("onnxruntime", Graph(onnx.ModelProto(), {}))
+        Engine("onnxruntime", Graph(onnx.ModelProto(), {}))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     for name in ENGINES:
         assert not ENGINES[name].available
         with pytest.raises(
             EngineError, match=f"{name} is not installed; install it with: pip install"
         ):
-            open_engine(name, built, precision="fast")
+            Engine(name, built, precision="fast")
     assert ENGINES["mnn"].install == "pip install 'verydeep[mnn]'"
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_a_graph_that_an_engine_does_not_take(name: str, built: Graph, cache: Cache) -> None:
+def test_a_graph_that_an_engine_does_not_take(name: str, built: Graph) -> None:
     model = onnx.ModelProto()
     model.CopyFrom(built.model)
     next(node for node in model.graph.node if node.op_type == "Conv").op_type = "Twist"
     with pytest.raises(EngineError, match=f"{name.split('-')[0]} did not take the graph: .+"):
-        open_engine(name, Graph(model, built.weights), precision="fast", cache=cache)
-    assert cache.entries() == []
+        Engine(name, Graph(model, built.weights), precision="fast")
+    assert Cache().entries() == []
 
 
 @pytest.mark.parametrize("name", HERE)
@@ -272,7 +269,7 @@ def test_silence(name: str, tmp_path: Path) -> None:
     code = (
         "from tests.test_engines import *\n"
         "net = tiny(head='small'); built = graph.build(net, weights(net), TORCHVISION)\n"
-        f"open_engine({name!r}, built, precision='fast', threads=1, device='cpu').run(pixels(32, 40))"
+        f"Engine({name!r}, built, precision='fast', threads=1, device='cpu').run(pixels(32, 40))"
     )
     environment = {**os.environ, "VERYDEEP_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

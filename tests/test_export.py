@@ -152,10 +152,10 @@ def test_int8_computes_what_the_int8_graph_computes(to: str, tmp_path: Path) -> 
     done = export.export(model, to, tmp_path / f"tiny{SUFFIX[to]}", precision="int8")
     images = export.synthetic_photos(64, 96, 2)
     built = qdq.build(model)
-    expected = engines.open_engine("onnxruntime", built, precision="int8", threads=1).run(images)
+    expected = engines.Engine("onnxruntime", built, precision="int8", threads=1).run(images)
     found = LOAD[to](done.path, ("scores",), "int8")(images)["scores"]
     assert engines.relative_error(found, expected["scores"]) < (1e-6 if to == "onnx" else 5e-2)
-    plain = engines.open_engine("onnxruntime", export.Job(model, "exact").graph)
+    plain = engines.Engine("onnxruntime", export.Job(model, "exact").graph)
     # it is the int8 graph: the float one is nearby, and is another
     assert 1e-3 < engines.relative_error(found, plain.run(images)["scores"]) < 0.5
     float_file = model_file(tmp_path / "float.safetensors")
@@ -179,7 +179,7 @@ def test_taps(to: str, tmp_path: Path) -> None:
     run = LOAD[to](done.path, (*taps, "scores"), "fast")
     record = modelfile.read(model).record
     built = graph.build(net, weights(net), record.preprocess, taps=taps)
-    engine = engines.open_engine("onnxruntime", built, threads=1)
+    engine = engines.Engine("onnxruntime", built, threads=1)
     for height, width, count in ((32, 32, 1), (50, 33, 3), (64, 96, 2)):
         images = pixels(height, width, count)
         answers, expected = run(images), engine.run(images)

@@ -9,7 +9,7 @@ import torch
 from numpy.testing import assert_allclose
 
 from verydeep import models, nets
-from verydeep.engines import open_engine
+from verydeep.engines import Engine
 from verydeep.errors import LayerError, NetworkError
 from verydeep.graphs import network as graph
 from verydeep.graphs.writer import Graph
@@ -24,7 +24,7 @@ SIZES = ((224, 224), (260, 301))
 
 def run(built: Graph, image: np.ndarray) -> dict[str, np.ndarray]:
     onnx.checker.check_model(built.inline(), full_check=True)
-    return open_engine("onnxruntime", built, threads=1).run(image)
+    return Engine("onnxruntime", built, threads=1).run(image)
 
 
 def torch_taps(

@@ -18,7 +18,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from onnx.reference import ReferenceEvaluator
 
 from verydeep import modelfile
-from verydeep.engines import ENGINES, Engine, installed, open_engine, processor
+from verydeep.engines import ENGINES, Engine, installed, processor
 from verydeep.errors import LayerError, ModelFileError
 from verydeep.graphs import network as graph
 from verydeep.graphs.int8 import build, plan, rounded, weight_scales
@@ -61,7 +61,7 @@ def ranges(net: Network, floats: tuple[str, ...], image: np.ndarray) -> dict[str
     """Each value's own largest number on those pixels as its range's end."""
     places = [name for name in plan(net, floats).places if name != "input"]
     built = graph.build(net, weights(net), TORCHVISION, taps=tuple(places), scores=False)
-    found = open_engine("onnxruntime", built, threads=1).run(image)
+    found = Engine("onnxruntime", built, threads=1).run(image)
     made = {name: Activation(float(found[name].max()) / 255) for name in places}
     if "input" in plan(net, floats).places:
         made["input"] = Activation(0.0187, 114)
@@ -77,7 +77,7 @@ def int8_file(
 
 
 def run(engine: str, built: Graph, image: np.ndarray) -> dict[str, np.ndarray]:
-    return open_engine(engine, built, precision="int8", threads=1).run(image)
+    return Engine(engine, built, precision="int8", threads=1).run(image)
 
 
 # The model file
@@ -101,7 +101,7 @@ def test_golden_file_computes_what_the_specification_says(engine: str) -> None:
         image = pixels(32, 41, 1, channels=1, seed=seed)
         expected = MAKE["scores"](image[0, :, :, 0].tolist())
         assert_allclose(run(engine, build(model), image)["scores"][0], expected, rtol=1e-6)
-    rounded_off = open_engine("onnxruntime", graph.build(
+    rounded_off = Engine("onnxruntime", graph.build(
         model.record.network, model.tensors(), model.record.preprocess), threads=1)  # fmt: skip
     assert np.abs(rounded_off.run(image)["scores"][0] / expected - 1).max() > 1e-3
 
@@ -214,7 +214,7 @@ def test_engines_agree_with_onnx_own_arithmetic(
     expected = ReferenceEvaluator(inlined).run(None, {"pixels": image})[0]
     ours = run(engine, built, image)["scores"]
     exact = graph.build(net, modelfile.read(tmp_path / "m").tensors(), TORCHVISION)
-    floats = open_engine("onnxruntime", exact, threads=1).run(image)["scores"]
+    floats = Engine("onnxruntime", exact, threads=1).run(image)["scores"]
     rounding = np.abs(expected - floats).max()
     assert 0 < rounding < 0.1 * np.abs(floats).max()
     # where two ways of adding up fall on two sides of a half, a value differs by one step; OpenVINO
@@ -334,7 +334,7 @@ def test_nothing_rounded_is_the_float_graph() -> None:
     net = tiny("vgg11_bn", "classic")
     image = pixels(40, 32)
     built = graph.build(net, weights(net), TORCHVISION)
-    expected = open_engine("onnxruntime", built, threads=1).run(image)["scores"]
+    expected = Engine("onnxruntime", built, threads=1).run(image)["scores"]
     assert_array_equal(run("onnxruntime", rounded(built, {}, {}), image)["scores"], expected)
 
 
@@ -471,7 +471,7 @@ def test_processor_without_a_list_of_flags(
 @pytest.mark.parametrize("engine", ENGINES_HERE)
 def test_overflow_is_found_where_it_is(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an engine gives that adds pairs of products in 16 bits, as x86 without VNNI does."""
-    opened = open_engine
+    opened = Engine
 
     def saturating(*arguments: Any, **options: Any) -> Engine:
         real = opened(*arguments, **options)
@@ -485,7 +485,7 @@ def test_overflow_is_found_where_it_is(engine: str, monkeypatch: pytest.MonkeyPa
     assert isinstance(honest, bool)
     if processor.multiplies_fast():
         assert not honest
-        monkeypatch.setattr("verydeep.engines.open_engine", saturating)
+        monkeypatch.setattr("verydeep.engines.Engine", saturating)
         assert processor.overflows.__wrapped__(engine)
 
 

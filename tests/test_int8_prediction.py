@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import verydeep
-from verydeep.engines import installed, open_engine, processor
+from verydeep.engines import Engine, installed, processor
 from verydeep.errors import EngineError, ModelFileError
 from verydeep.graphs import int8 as qdq
 from verydeep.modelfile import ModelFile
@@ -27,7 +27,7 @@ def quantised(tmp_path: Path) -> ModelFile:
 
 def integers(model: ModelFile, images: np.ndarray) -> np.ndarray:
     built = qdq.build(model)
-    return open_engine("onnxruntime", built, precision="int8", threads=1).run(images)["scores"]
+    return Engine("onnxruntime", built, precision="int8", threads=1).run(images)["scores"]
 
 
 def test_int8_is_computed_in_integers(quantised: ModelFile, tmp_path: Path) -> None:

@@ -99,9 +99,9 @@ def test_a_forked_child_opens_anew(engine: str, threads: int, eighth: Path) -> N
 def test_a_child_chooses_another_engine_where_the_best_cannot_work(eighth: Path) -> None:
     code = FORKING.replace(
         "stop = threading.Event()",
-        "from verydeep.engines import open_engine\n"
+        "from verydeep.engines import Engine\n"
         "(choice,) = predictor._choices.values()\n"
-        "choice._settled[8] = open_engine('mnn', choice.source, precision='fast', threads=2)\n"
+        "choice._settled[8] = Engine('mnn', choice.source, precision='fast', threads=2)\n"
         "assert predictor([*images])[0].engine == 'mnn'\n"
         "stop = threading.Event()",
     )

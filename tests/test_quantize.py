@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 
 from verydeep import modelfile
 from verydeep import quantisation as quantize
-from verydeep.engines import installed, open_engine
+from verydeep.engines import Engine, installed
 from verydeep.errors import (
     DataError,
     EngineError,
@@ -54,7 +54,7 @@ def opened(path: Path, name: str = "vgg11", head: str = "gap", **choices: object
 
 
 def scores(model: ModelFile, engine: str, pictures: list[np.ndarray]) -> np.ndarray:
-    made = open_engine(engine, build(model), precision="int8", threads=1)
+    made = Engine(engine, build(model), precision="int8", threads=1)
     return made.run(np.stack(pictures))["scores"]
 
 
@@ -72,7 +72,7 @@ def test_int8_answers_as_float(name: str, head: str, pool: str, tmp_path: Path) 
     modelfile.write(tmp_path / "q", made.record, made.tensors)
     again = modelfile.read(tmp_path / "q")
     exact = graph.build(net, model.tensors(), model.record.preprocess)
-    theirs = open_engine("onnxruntime", exact, threads=1).run(np.stack(checked))["scores"]
+    theirs = Engine("onnxruntime", exact, threads=1).run(np.stack(checked))["scores"]
     for engine in ENGINES_HERE:
         ours = scores(again, engine, checked)
         error = quantize.score_error(ours, theirs)
@@ -191,7 +191,7 @@ def test_means_by_hand(tmp_path: Path) -> None:
     taps = ("conv2_1", "avgpool")
     built = draft.graph(taps, int8=False)
     floats = np.stack(pictures).astype(np.float32)
-    whole = open_engine("onnxruntime", built, threads=1).run(floats)
+    whole = Engine("onnxruntime", built, threads=1).run(floats)
     for name in taps:
         assert_allclose(found[name][0], whole[name].mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
         assert_allclose(found[name][1], (whole[name] > 0).mean((0, 2, 3)), atol=1e-3)

@@ -16,7 +16,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import verydeep
-from verydeep.engines import choice, installed, open_engine
+from verydeep.engines import Engine, choice, installed
 from verydeep.engines.source import Source
 from verydeep.graphs import network as graph
 from verydeep.predictor import OPEN_GRAPHS, Answer
@@ -50,7 +50,7 @@ def eighth() -> Source:
 @pytest.mark.parametrize("name", ENGINES)
 def test_one_engine_in_eight_threads(name: str, eighth: Source) -> None:
     """Each thread has images of its own, of its own size and number: a mixed-up row cannot be right."""
-    engine = open_engine(name, eighth, precision="fast", threads=2, device="cpu")
+    engine = Engine(name, eighth, precision="fast", threads=2, device="cpu")
     given = [pixels(64, 64 + 16 * (n % 3), 1 + n % 2, seed=n) for n in range(THREADS)]
     alone = [{k: v.copy() for k, v in engine.run(images).items()} for images in given]
 
@@ -72,8 +72,8 @@ def test_one_predictor_in_eight_threads(
     files = [photo(tmp_path / f"{n}.png", seed=n) for n in range(5)]
     alone = verydeep.load(model, engine=name, device="cpu").scores(files)
     opened = []
-    real = choice.open_engine
-    monkeypatch.setattr(choice, "open_engine", lambda *a, **k: (opened.append(1), real(*a, **k))[1])
+    real = choice.Engine
+    monkeypatch.setattr(choice, "Engine", lambda *a, **k: (opened.append(1), real(*a, **k))[1])
     predictor = verydeep.load(model, engine=name, device="cpu")
 
     def task(number: int) -> None:
@@ -105,9 +105,9 @@ def test_torch_leaves_the_number_of_threads_alone(eighth: Source) -> None:
     before = torch.get_num_threads()
     image = pixels(64, 64, 1)
     at_once(
-        lambda n: open_engine(
-            "torch", eighth, precision="fast", threads=1 + n % 3, device="cpu"
-        ).run(image),
+        lambda n: Engine("torch", eighth, precision="fast", threads=1 + n % 3, device="cpu").run(
+            image
+        ),
         4,
     )
     assert torch.get_num_threads() == before
@@ -117,9 +117,9 @@ def test_torch_leaves_the_number_of_threads_alone(eighth: Source) -> None:
 def test_open_engines_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Features of layer after layer: the last few engines are kept, others opened again when needed."""
     model = model_file(tmp_path / "m.safetensors", tiny("vgg16"))
-    real = choice.open_engine
+    real = choice.Engine
     opened = []
-    monkeypatch.setattr(choice, "open_engine", lambda *a, **k: (opened.append(1), real(*a, **k))[1])
+    monkeypatch.setattr(choice, "Engine", lambda *a, **k: (opened.append(1), real(*a, **k))[1])
     predictor = verydeep.load(model, threads=1)
     image = pixels(32, 32, 1)[0]
     layers = [layer.name for layer in predictor.record.network.trunk if layer.kind == "relu"]

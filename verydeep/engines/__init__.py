@@ -27,13 +27,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import EngineError, ImageError, nearest
+from ..errors import EngineError, ImageError, require
 from .forks import OPENING, WATCHED, Turns, never_destroy
 from .processor import cores
 from .source import Signature, Source
 
 if TYPE_CHECKING:
-    from ..files.cache import Cache
     from ..graphs.writer import Graph
 
 __all__ = [
@@ -47,7 +46,6 @@ __all__ = [
     "Source",
     "check",
     "installed",
-    "open_engine",
     "relative_error",
 ]
 
@@ -135,34 +133,43 @@ ENGINES: dict[str, Kind] = {
 
 
 class Engine:
-    """One prepared graph, for any thread: calls take turns where the engine has one set of buffers.
+    """One graph, prepared in the engine of that name, for any thread.
 
-    In a forked child it is opened anew when it is first used there. EngineError, with the word fork in it,
-    where the engine cannot be used in a child at all.
+    Calls take turns where the engine has one set of buffers. In a forked child it is opened anew when it is
+    first used there; where it cannot be used in a child at all, an EngineError has the word fork in it.
 
-    kind: what is known of the engine, with its name. source: the graph. precision: what it was told, and
-    promises. settings: choices of its own, one of those that its module's `variants` names.
-    cache: where prepared graphs are kept; None is verydeep's own.
+    precision: exact, fast, half, or int8 for a graph that was quantised. threads: how many the engine may
+    use; None means one for each physical core that this process may use. device: cpu, cuda or mps; auto
+    is the cpu, except for torch where there is a GPU. settings: choices of the engine's own, one of those
+    that its module's `variants` names.
+
+    Raises EngineError where the engine is unknown, not installed, or does not take the graph, the
+    precision or the device.
     """
 
     def __init__(
         self,
-        kind: Kind,
-        source: Source,
+        name: str,
+        graph: Graph | Source,
         *,
-        precision: str,
-        threads: int,
-        device: str = "cpu",
+        precision: str = "exact",
+        threads: int | None = None,
+        device: str = "auto",
         settings: Settings | None = None,
-        cache: Cache | None = None,
     ) -> None:
-        self.kind, self.name = kind, kind.name
-        self.source, self.signature = source, source.signature
-        self.precision, self.threads, self.device = precision, threads, device
+        require("engine", name, ENGINES, EngineError)
+        self.kind, self.name = ENGINES[name], name
+        self.precision, self.threads = precision, threads or cores()
         self.settings: Settings = dict(settings or {})
-        self.cache = cache
         self._turns = Turns(running=True)
-        self._run: Run | None = self._prepared()
+        with OPENING:
+            check(name, precision, device, threads)
+            self.source = graph if isinstance(graph, Source) else Source(graph)
+            self.signature = self.source.signature
+            if device == "auto":  # the quickest of torch's devices; others have their GPUs by name
+                device = self.kind.load().devices()[0] if name == "torch" else "cpu"
+            self.device = device
+            self._run: Run | None = self._prepared()
         WATCHED.add(self)
 
     def __repr__(self) -> str:
@@ -233,14 +240,9 @@ def check(engine: str, precision: str, device: str = "auto", threads: int | None
 
     engine: "auto" or a key of ENGINES. A GPU is looked for only where one is asked for by name.
     """
-    if engine != "auto" and engine not in ENGINES:
-        raise EngineError(f"engine {engine!r} is unknown{nearest(engine, ['auto', *ENGINES])}")
-    if precision not in (*TOLERANCES, "int8"):
-        raise EngineError(
-            f"precision {precision!r} is unknown{nearest(precision, [*TOLERANCES, 'int8'])}"
-        )
-    if device not in DEVICES:
-        raise EngineError(f"device {device!r} is unknown{nearest(device, DEVICES)}")
+    require("engine", engine, ["auto", *ENGINES], EngineError)
+    require("precision", precision, [*TOLERANCES, "int8"], EngineError)
+    require("device", device, DEVICES, EngineError)
     if threads is not None and threads < 1:
         raise EngineError(f"threads is {threads}; expected 1 or more")
     if engine != "auto":
@@ -264,46 +266,6 @@ def check(engine: str, precision: str, device: str = "auto", threads: int | None
                 f"{who} finds {'no' if kinds else 'a'} {DEVICE_NAMES[device]} here; expected one, "
                 "or --device cpu"
             )
-
-
-def open_engine(
-    name: str,
-    graph: Graph | Source,
-    *,
-    precision: str = "exact",
-    threads: int | None = None,
-    device: str = "auto",
-    settings: Settings | None = None,
-    cache: Cache | None = None,
-) -> Engine:
-    """Prepare the graph in the engine of that name.
-
-    precision: exact, fast, half, or int8 for a graph that was quantised. threads: how many the engine may
-    use; None means one for each physical core that this process may use. device: cpu, cuda or mps; auto
-    is the cpu, except for torch where there is a GPU. settings: of the engine's own, see its module.
-    cache: where prepared graphs are kept; None is verydeep's own.
-
-    Raises EngineError where the engine is unknown, not installed, or does not take the graph, the
-    precision or the device.
-    """
-    if name not in ENGINES:
-        raise EngineError(f"engine {name!r} is unknown{nearest(name, ENGINES)}")
-    with OPENING:
-        check(name, precision, device, threads)
-        kind = ENGINES[name]
-        if (
-            device == "auto"
-        ):  # the CPU is the last of those that are there, and for most the only one
-            device = kind.load().devices()[0] if kind.name == "torch" else "cpu"
-        return Engine(
-            kind,
-            graph if isinstance(graph, Source) else Source(graph),
-            precision=precision,
-            threads=threads or cores(),
-            device=device,
-            settings=settings,
-            cache=cache,
-        )
 
 
 def relative_error(output: np.ndarray, reference: np.ndarray, *, scores: bool = True) -> float:

@@ -8,20 +8,19 @@ and batch.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import EngineError, log
-from . import ENGINES, REFERENCE, Engine, Kind, Settings, Source, check, installed, open_engine
+from . import ENGINES, REFERENCE, Engine, Kind, Settings, Source, check, installed
 from .forks import OPENING, WATCHED, Turns
 from .processor import cores, processor
 
 if TYPE_CHECKING:
-    from ..files.cache import Cache
-    from .race import Memory
+    from .race import Memory, Standing
 
 # images, seen or known to come: from the one on a winner is remembered, from the other on there is a race
 HANDFUL, WORTH_A_RACE = 8, 32
@@ -30,7 +29,7 @@ HANDFUL, WORTH_A_RACE = 8, 32
 class Choice:
     """The engines of one graph, opened as they are needed; for any thread: each is opened, and raced, once.
 
-    engine: "auto" or a name. The other arguments are those of `open_engine`.
+    engine: "auto" or a name. The other arguments are those of `Engine`.
     """
 
     def __init__(
@@ -41,8 +40,6 @@ class Choice:
         precision: str = "fast",
         threads: int | None = None,
         device: str = "auto",
-        cache: Cache | None = None,
-        memory: Memory | None = None,
     ) -> None:
         check(engine, precision, device, threads)
         self.source = source
@@ -50,8 +47,10 @@ class Choice:
         self.precision = precision
         self.threads = threads
         self.device = device
-        self._cache = cache
-        self._memory = memory
+        self._devices: tuple[str, ...] = (device,)  # where to race, the first one for a handful
+        if device == "auto":
+            there = {"cuda": Path("/dev/nvidiactl").exists(), "mps": sys.platform == "darwin"}
+            self._devices = ("cpu", *filter(there.get, there))
         self._open: dict[tuple[object, ...], Engine] = {}
         self._settled: dict[int, Engine] = {}
         self._seen = 0
@@ -75,21 +74,27 @@ class Choice:
                 return self._opened(self.name, self.device, {})
             if batch in self._settled:
                 return self._settled[batch]
+            # who has seen many will probably see as many again
+            images = max(len(pixels) + to_come, self._seen)
+            if images < HANDFUL:  # whatever is open, since opening takes longer than they do
+                return next(iter(self._open.values()), None) or self._default()
             with OPENING:  # nor may a child inherit locks of the files of what is remembered
-                return self._chosen(pixels, batch, to_come)
+                return self._remembered(pixels, batch, images)
 
-    def _chosen(self, pixels: np.ndarray, batch: int, to_come: int) -> Engine:
-        # who has seen many will probably see as many again
-        images = max(len(pixels) + to_come, self._seen)
-        if images < HANDFUL:  # whatever is open, since opening takes longer than they do
-            return next(iter(self._open.values()), None) or self._default()
+    def _remembered(self, pixels: np.ndarray, batch: int, images: int) -> Engine:
+        """The winner of a race, held now or earlier; the default where there was none."""
+        from .race import Memory
+
+        memory = Memory()
         # on the batch that its result is kept for
         race = images >= WORTH_A_RACE and 0 < len(pixels) == batch
         kinds = self._kinds()
         winner = None
         if len(kinds) > 1:
             about = self._about(kinds, pixels, batch)
-            winner = self._winner(about) or (self._race(kinds, pixels, about) if race else None)
+            winner = self._winner(memory.standings(about))
+            if winner is None and race:
+                winner = self._race(kinds, pixels, about, memory)
         if winner is None:
             winner = self._default()
             if not race:
@@ -108,21 +113,14 @@ class Choice:
             for kind in installed()
             if self.precision in kind.precisions
             and (self.precision != "int8" or adds_up(kind.name))
-            and set(kind.devices) & set(self._devices())
+            and set(kind.devices) & set(self._devices)
             # torch on the CPU only where it is loaded: importing it takes longer than a race brings
-            and (kind.name != "torch" or "torch" in sys.modules or self._devices() != ("cpu",))
+            and (kind.name != "torch" or "torch" in sys.modules or self._devices != ("cpu",))
         ]
-
-    def _devices(self) -> tuple[str, ...]:
-        if self.device != "auto":
-            return (self.device,)
-        if Path("/dev/nvidiactl").exists():
-            return ("cpu", "cuda")
-        return ("cpu", "mps") if sys.platform == "darwin" else ("cpu",)
 
     def _default(self) -> Engine:
         """ONNX Runtime: always there, and quick to start. On a GPU that is asked for by name, torch."""
-        device = self._devices()[0]
+        device = self._devices[0]
         name = REFERENCE
         if device != "cpu" and ENGINES["torch"].available:
             name = "torch"
@@ -133,15 +131,10 @@ class Choice:
     def _opened(self, name: str, device: str, settings: Settings) -> Engine:
         key = (name, device, *sorted(settings.items()))
         if key not in self._open:
-            self._open[key] = open_engine(
-                name,
-                self.source,
-                precision=self.precision,
-                threads=self.threads,
-                device=device,
+            self._open[key] = Engine(
+                name, self.source, precision=self.precision, threads=self.threads, device=device,
                 settings=settings,
-                cache=self._cache,
-            )
+            )  # fmt: skip
         return self._open[key]
 
     def _about(self, kinds: list[Kind], pixels: np.ndarray, batch: int) -> dict[str, Any]:
@@ -152,30 +145,25 @@ class Choice:
             "processor": processor(),
             "engines": {kind.name: kind.version for kind in kinds},
             "precision": self.precision,
-            "devices": list(self._devices()),
+            "devices": list(self._devices),
             "threads": self.threads or cores(),
             "batch": batch,
             "height": height,
             "width": width,
         }
 
-    def _remembered(self) -> Memory:
-        if self._memory is None:
-            from .race import Memory
-
-            self._memory = Memory()
-        return self._memory
-
-    def _winner(self, about: Mapping[str, Any]) -> Engine | None:
-        """The quickest engine of that race that can still be opened; None where it was not held."""
-        for row in self._remembered().standings(about):
+    def _winner(self, standings: Iterable[Standing]) -> Engine | None:
+        """The quickest engine of a race that can still be opened; None where it was not held."""
+        for row in standings:
             try:
                 return self._opened(row.engine, row.device, row.settings)
             except EngineError as error:
                 log.info(f"engine {row.engine} is left out: {error}")
         return None
 
-    def _race(self, kinds: list[Kind], pixels: np.ndarray, about: Mapping[str, Any]) -> Engine:
+    def _race(
+        self, kinds: list[Kind], pixels: np.ndarray, about: Mapping[str, Any], memory: Memory
+    ) -> Engine:
         from ..files.wording import counted
         from .race import race
 
@@ -190,9 +178,8 @@ class Choice:
             precision=self.precision,
             threads=about["threads"],
             devices=about["devices"],
-            cache=self._cache,
         )
-        self._remembered().remember(about, standings)
+        memory.remember(about, standings)
         times = ", ".join(f"{row.engine} {row.seconds * 1e3:.1f}" for row in standings)
         log.info(f"chose {winner.name} (milliseconds an image: {times})")
         return winner

@@ -43,10 +43,9 @@ def prepare(engine: Engine) -> Run:
                 "give threads=1"
             )
         _pool_of = os.getpid()
-    cache = engine.cache if engine.cache is not None else Cache()
     source, version = engine.source, engine.version
     about = {"engine": "mnn", "version": version, "graph": source.key}
-    return cache.open(
+    return Cache().open(
         f"mnn-{version}-{source.key[:24]}",
         about,
         make=lambda folder: _convert(source, folder),

@@ -122,7 +122,7 @@ def overflows(engine: str) -> bool:
     from onnx import TensorProto
 
     from ..graphs.writer import Writer
-    from . import open_engine
+    from . import Engine
 
     total = float(LARGEST * WEIGHT * CHANNELS * 9)
     to = Writer(name="overflow")
@@ -144,7 +144,7 @@ def overflows(engine: str) -> bool:
     to.node("QuantizeLinear", ["sum_float", scale, zero], "sum_q")
     to.node("DequantizeLinear", ["sum_q", scale, zero], "sum")
     to.output("sum", ["batch", CHANNELS, "sum_height", "sum_width"])
-    opened = open_engine(engine, to.graph(), precision="int8", threads=1)
+    opened = Engine(engine, to.graph(), precision="int8", threads=1)
     sums = opened.run(np.full((1, 8, 8, CHANNELS), LARGEST, np.uint8))["sum"]
     return bool(abs(float(sums[0, 0, 4, 4]) / total - 1) > 0.01)
 

@@ -13,17 +13,15 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import EngineError, log
 from ..files.folders import Notebook
-from . import REFERENCE, TOLERANCES, Engine, Kind, Settings, open_engine, relative_error
+from . import REFERENCE, TOLERANCES, Engine, Kind, Settings, relative_error
 
 if TYPE_CHECKING:
-    from ..files.cache import Cache
     from . import Source
 
 MOST_PAIRS = 7
@@ -51,10 +49,10 @@ class Standing:
 
 
 class Memory:
-    """Results of races. path: None is verydeep's own, "choices.json" in `folders.cache_folder()`."""
+    """Results of races, in verydeep's cache."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        self._notebook = Notebook(path or "choices.json")
+    def __init__(self) -> None:
+        self._notebook = Notebook("choices.json")
 
     def standings(self, race: Mapping[str, Any]) -> tuple[Standing, ...]:
         """The result of that race, quickest first; empty where it was not held yet."""
@@ -102,7 +100,6 @@ def race(
     precision: str,
     threads: int,
     devices: Sequence[str] = ("cpu",),
-    cache: Cache | None = None,
     seconds: float = 2.0,
 ) -> tuple[Engine, tuple[Standing, ...]]:
     """The winner, open, and how each did, quickest first. Those that were left out have no standing.
@@ -112,10 +109,9 @@ def race(
     """
 
     def opened(name: str, device: str, settings: Settings) -> Engine:
-        return open_engine(
-            name, source, precision=precision, threads=threads, device=device, settings=settings,
-            cache=cache,
-        )  # fmt: skip
+        return Engine(
+            name, source, precision=precision, threads=threads, device=device, settings=settings
+        )
 
     entrants = [
         (kind.name, device, settings)

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..engines import REFERENCE, Source, check, open_engine
+from ..engines import REFERENCE, Engine, Source, check
 from ..engines.forks import Turns
 from ..errors import ImageError, MissingExtraError
 from ..predictor import Failure, Features, Predictor
@@ -82,7 +82,7 @@ class Subject:
             self.network, self._tensors, self.preprocess, taps=taps, scores=False,
             pixels=dtype.name,  # type: ignore[arg-type]
         )  # fmt: skip
-        engine = open_engine(REFERENCE, Source(built))
+        engine = Engine(REFERENCE, Source(built))
         for image in images:
             rows = engine.run(image[None])
             yield Features(None, {name: rows[name][0] for name in taps}, None, REFERENCE, "exact")

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..engines import ENGINES, REFERENCE, TOLERANCES, Source, open_engine
+from ..engines import ENGINES, REFERENCE, TOLERANCES, Engine, Source
 from ..engines.race import worst_error
 from ..engines.source import source_of
 from ..errors import EngineError, OutputError, log, nearest
@@ -214,7 +214,7 @@ def export(
         module.write(job, file)
         log.info("running the model file")
         kept = "int8" if precision == "int8" else "exact"
-        reference = open_engine(REFERENCE, job.source, precision=kept, device="cpu")
+        reference = Engine(REFERENCE, job.source, precision=kept, device="cpu")
         expected = {name: reference.run(pixels) for name, pixels in batches.items()}
         log.info(f"running {out.name} in {engine.package} {engine.version}")
         try:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engines import Signature, Source, open_engine
+from ..engines import Engine, Signature, Source
 from ..errors import DataError, ImageError, ModelFileError, NetworkError, OutputError, log
 from ..files.photo_paths import find
 from ..files.strict_json import JSON
@@ -423,7 +423,7 @@ class Draft:
         # said here, since a graph with branches is not what it would be read from
         signature = Signature("float32", self.network.in_channels, 1, outputs)
         source = Source(graph, signature=signature)
-        engine = open_engine("onnxruntime", source, precision="int8", threads=self.threads)
+        engine = Engine("onnxruntime", source, precision="int8", threads=self.threads)
         for batch in batches(images):
             yield engine.run(batch)
 
