@@ -35,7 +35,8 @@ from verydeep.losses import LPIPS
 loss = LPIPS(net="vgg")
 if entrant == "lpips":
     import lpips, torchvision
-    features = loss.trunk.body.features.to(memory_format=torch.contiguous_format)
+    features = torch.nn.Sequential(*(layer for part in loss.net.values() for layer in part))
+    features.to(memory_format=torch.contiguous_format)
     for module in features:
         if isinstance(module, torch.nn.ReLU):
             module.inplace = True  # as torchvision has it

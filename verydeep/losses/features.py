@@ -8,17 +8,15 @@ Rudin, Osher and Fatemi 1992; as a loss, Mahendran and Vedaldi 2014, arXiv:1412.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..distances.metrics import METRICS, chosen
 from ..errors import ImageError, NetworkError, nearest
-from ..models.vgg import WeightsLike
 from ..nets import network as network_of
-from ..preprocess import Range
-from .trunk import Look, Looking, Reference, Trunk, wide
+from .trunk import Looking, Reference, fits, wide
 
 Reduction = Literal["mean", "sum", "none"]
 Criterion = Literal["l1", "l2"] | Callable[[Tensor, Tensor], Tensor]
@@ -29,19 +27,18 @@ NAMED = ("l1", "l2")
 class _Weighted(Looking):
     """The sum of a number for each layer, weighted, over a batch."""
 
+    usual = METRICS["style"].layers
+
     def __init__(
         self,
-        layers: str | Sequence[str] | None,
-        weights: Sequence[float] | None,
-        reduction: Reduction,
-        model: WeightsLike | None,
-        network: str,
-        pool: str | None,
-        range: Range,
-        checkpointing: bool | None,
-        check: bool,
+        layers: str | Sequence[str] | None = None,
+        weights: Sequence[float] | None = None,
+        *,
+        reduction: Reduction = "mean",
+        network: str = "vgg16",
+        **options: Any,
     ) -> None:
-        layers = chosen(layers, METRICS["style"].layers, network_of(network))
+        layers = chosen(layers, self.usual, network_of(network))
         each = (1.0,) * len(layers) if weights is None else tuple(map(float, weights))
         if len(each) != len(layers):
             raise NetworkError(
@@ -49,8 +46,7 @@ class _Weighted(Looking):
                 "expected one for each"
             )
         known_reduction(reduction)
-        trunk = Trunk(layers, model, network, pool=pool, checkpointing=checkpointing)
-        super().__init__(trunk, range, check=check)
+        super().__init__(layers, network=network, **options)
         self.weights = each
         self.reduction: Reduction = reduction
 
@@ -67,10 +63,10 @@ class PerceptualLoss(_Weighted):
     ReLU of each of the first four blocks of VGG-16. weights: of each; by default 1.
     criterion: "l1" (absolute), "l2" (squared difference), or a function of both features, (n, c, h, w)
     each, to one number or to (n,).
-    reduction: over the batch: "mean", "sum" or "none", which gives (n,).
-    model, network: as for `verydeep.models.backbone`. pool: "max" or "avg" in place of the network's.
-    range: of float images: "0..1", "-1..1" or "0..255"; uint8 images know theirs. checkpointing, check:
-    as for `LPIPS`.
+    options: reduction: over the batch: "mean", the default, "sum" or "none", which gives (n,).
+    model ("builtin"), network ("vgg16"): as for `verydeep.models.backbone`. pool: "max" or "avg" in place
+    of the network's. range: of float images: "0..1", the default, "-1..1", "0..255" or (black, white);
+    uint8 images know theirs. checkpointing, check: as for `LPIPS`.
     """
 
     def __init__(
@@ -78,20 +74,11 @@ class PerceptualLoss(_Weighted):
         layers: str | Sequence[str] | None = None,
         weights: Sequence[float] | None = None,
         criterion: Criterion = "l1",
-        *,
-        reduction: Reduction = "mean",
-        model: WeightsLike | None = "builtin",
-        network: str = "vgg16",
-        pool: str | None = None,
-        range: Range = "0..1",
-        checkpointing: bool | None = None,
-        check: bool = True,
+        **options: Any,
     ) -> None:
         if not callable(criterion) and criterion not in NAMED:
             raise NetworkError(f"criterion {criterion!r} is unknown{nearest(criterion, NAMED)}")
-        super().__init__(
-            layers, weights, reduction, model, network, pool, range, checkpointing, check
-        )
+        super().__init__(layers, weights, **options)
         self.criterion: Criterion = criterion
 
     def forward(self, image: Tensor, target: Tensor | Reference) -> Tensor:
@@ -99,24 +86,23 @@ class PerceptualLoss(_Weighted):
 
         image, target: (n, 3, h, w), the target also one for all or what `remember` gave.
         """
-        trunk, x, y = self._pair(image, target, ("image", "target"))
-        look = Look(self._whole) if callable(self.criterion) else Look(self._map, "rows")
-        parts = trunk.look(x, y, look)
-        if not callable(self.criterion):
-            parts = [part.mean((1, 2, 3)) for part in parts]
-        return self._reduced(parts)
+        x, y = self._pair(image, target, ("image", "target"))
+        if callable(self.criterion):
+            return self._reduced(self.look(x, y, self._whole))
+        maps = self.look(x, y, self._map, "rows")
+        return self._reduced([part.mean((1, 2, 3)) for part in maps])
 
     def remember(self, target: Tensor) -> Reference:
         """The features of `target`, to be given in its place: computed once, without a graph."""
         return self._remembered(target)
 
-    def _map(self, _tap: str, f0: Tensor, f1: Tensor) -> Tensor:
+    def _map(self, _layer: str, f0: Tensor, f1: Tensor) -> Tensor:
         with torch.autocast(f0.device.type, enabled=False):
             difference = wide(f0) - wide(f1)
             power = difference.abs() if self.criterion == "l1" else difference.square()
             return power.mean(1, keepdim=True)
 
-    def _whole(self, _tap: str, f0: Tensor, f1: Tensor) -> Tensor:
+    def _whole(self, _layer: str, f0: Tensor, f1: Tensor) -> Tensor:
         return self.criterion(  # type: ignore[operator]
             wide(f0), wide(f1).expand_as(f0)
         )
@@ -125,27 +111,18 @@ class PerceptualLoss(_Weighted):
 class ContentLoss(PerceptualLoss):
     """The squared difference of the features of one layer, or a few: what a picture shows.
 
-    Arguments as for `PerceptualLoss`.
+    Arguments as for `PerceptualLoss`; by default relu3_3.
     """
+
+    usual = METRICS["content"].layers
 
     def __init__(
         self,
         layers: str | Sequence[str] | None = None,
         weights: Sequence[float] | None = None,
-        *,
-        reduction: Reduction = "mean",
-        model: WeightsLike | None = "builtin",
-        network: str = "vgg16",
-        pool: str | None = None,
-        range: Range = "0..1",
-        checkpointing: bool | None = None,
-        check: bool = True,
+        **options: Any,
     ) -> None:
-        default = network_of(network).own(METRICS["content"].layers)
-        super().__init__(
-            default if layers is None else layers, weights, "l2", reduction=reduction, model=model,
-            network=network, pool=pool, range=range, checkpointing=checkpointing, check=check,
-        )  # fmt: skip
+        super().__init__(layers, weights, "l2", **options)
 
 
 class StyleLoss(_Weighted):
@@ -153,25 +130,8 @@ class StyleLoss(_Weighted):
 
     A Gram matrix is divided by channels * height * width, so the style may be of another size than the
     image. pool: "avg" gives smoother pictures (Gatys et al.), "max" is what the network was trained with.
-    The other arguments as for `PerceptualLoss`.
+    Arguments as for `PerceptualLoss`, but for the criterion.
     """
-
-    def __init__(
-        self,
-        layers: str | Sequence[str] | None = None,
-        weights: Sequence[float] | None = None,
-        *,
-        reduction: Reduction = "mean",
-        model: WeightsLike | None = "builtin",
-        network: str = "vgg16",
-        pool: str | None = None,
-        range: Range = "0..1",
-        checkpointing: bool | None = None,
-        check: bool = True,
-    ) -> None:
-        super().__init__(
-            layers, weights, reduction, model, network, pool, range, checkpointing, check
-        )
 
     def forward(self, image: Tensor, style: Tensor | Reference) -> Tensor:
         """One number, or (n,) for reduction "none"; float32, or float64 as the images.
@@ -179,21 +139,18 @@ class StyleLoss(_Weighted):
         image: (n, 3, h, w). style: (n or 1, 3, height, width) of any size, or what `remember` gave.
         """
         if isinstance(style, Reference):
-            if set(style.values) != set(self.layers):
-                raise ImageError(
-                    "the style was remembered by another loss, of other layers; expected those of "
-                    f"{', '.join(self.layers)}"
-                )
+            fits(style, self.layers)
             other = [style.values[tap] for tap in self.layers]
         else:
             other = self._grams(style, "style")
-        if len(style) not in (1, len(image)):
+        grams = self._grams(image, "image")
+        if len(other[0]) not in (1, len(grams[0])):
             raise ImageError(
-                f"{len(style)} styles were given for {len(image)} images; expected one or as many"
+                f"{len(other[0])} styles were given for {len(grams[0])} images; expected one or as many"
             )
         parts = [
             (ours - theirs.to(ours.device)).square().sum((1, 2))
-            for ours, theirs in zip(self._grams(image, "image"), other, strict=True)
+            for ours, theirs in zip(grams, other, strict=True)
         ]
         return self._reduced(parts)
 
@@ -201,14 +158,13 @@ class StyleLoss(_Weighted):
         """The Gram matrices of `style`, to be given in its place: small, and computed once."""
         with torch.no_grad():
             values = dict(zip(self.layers, self._grams(style, "style"), strict=True))
-        return Reference(values, (style.shape[2], style.shape[3]))
+        return Reference(values, (style.shape[-2], style.shape[-1]))
 
     def _grams(self, image: Tensor, what: str) -> list[Tensor]:
         seen, black_white = self._seen(image, what)
-        trunk = self.trunk.at(seen)
-        x = trunk.normalised(seen, *black_white)
-        grams = trunk.look(x, None, Look(lambda _tap, f, _other: gram(f), "sum"))
-        rows = {r.layer.name: r.shape for r in self.trunk.body.network.rows(*x.shape[2:])}
+        x = self._normalised(seen, *black_white)
+        grams = self.look(x, None, lambda _layer, f: gram(f), "sum")
+        rows = {r.layer.name: r.shape for r in self.table.rows(*x.shape[2:])}
         return [
             g / float(torch.Size(rows[tap]).numel())
             for tap, g in zip(self.layers, grams, strict=True)

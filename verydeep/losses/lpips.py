@@ -11,33 +11,29 @@ the ReLU before it is.
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..distances.metrics import HEADS_FILE, METRICS
-from ..errors import NetworkError
+from ..errors import NetworkError, WeightsError
 from ..models.vgg import WeightsLike
 from ..preprocess import Range
-from .trunk import Look, Looking, Reference, Trunk, constant, transformed, wide
+from ..published.foreign import read_tensors
+from .trunk import Looking, Reference, constant, transformed, wide
 
 EPSILON = 1e-10  # added to the norm, outside the root, as lpips 0.1.4 has it
 # of a squared norm; keeps the root's slope finite and no value from being what it is
 SMALLEST = 1e-38
 CHUNK = 1 << 17  # numbers in one piece, so that a few of them stay in cache
-
-# What to do where an argument of lpips.LPIPS has another than its usual value
-_INSTEAD = {
-    "pnet_rand": "for a trunk of random weights give model=None",
-    "pnet_tune": "the trunk is frozen; verydeep.models.backbone gives one to train",
-    "model_path": "give the weights of the heads as tensors by layer, heads={'relu1_2': ...}",
-    "eval_mode": "this loss is always in evaluation mode; leave eval_mode out",
-}
 
 
 def named(argument: str, net: str | None) -> None:
@@ -50,23 +46,28 @@ def named(argument: str, net: str | None) -> None:
         )
     elif net not in ("vgg", "vgg16"):
         raise NetworkError(
-            f'{argument} {net!r} is not a VGG; expected "vgg", whose values are others, or use lpips'
+            f"Argument `{argument}` must be one of ('vgg', 'vgg16'), but got {net}: other nets have other "
+            "values; for those use lpips"
         )
 
 
 class LPIPS(Looking):
     """The learned perceptual distance between images, differentiable.
 
-    The first eleven arguments are those of `lpips.LPIPS`; there is net="vgg" alone, in version "0.1", and
-    always in evaluation mode, so dropout does nothing and there is nothing to print. lpips' default is
-    another net: one warning says so where `net` is not named.
+    The first eleven arguments are those of `lpips.LPIPS`, and mean the same, but that there is net="vgg"
+    alone, in version "0.1"; that it is frozen and stays in evaluation mode whatever holds it, unless
+    `pnet_tune` (trunk and heads learn) or eval_mode=False (the heads learn, with dropout) is asked for; and
+    that nothing is printed. lpips' default is another net: one warning says so where `net` is not named.
+    Parameters, buffers and keys of `state_dict` are those of `lpips.LPIPS`.
 
-    lpips: False leaves the learned heads out: every channel weighs one. spatial: a map in place of a
-    number. model: weights of VGG-16, as for `verydeep.models.backbone`. range: of float images: "-1..1",
-    which is what lpips takes, "0..1", "0..255" or (black, white); uint8 images know theirs. heads:
-    weights by layer, (c,) each, in place of the published. checkpointing: compute feature maps again in
-    the backward pass instead of keeping them: True all, False none, None where they are large. check:
-    refuse float images that contradict their range.
+    lpips: False leaves the learned heads out: every channel weighs one. pretrained: False draws them.
+    spatial: a map in place of a number. pnet_rand: a trunk of random weights. model_path: a file of heads
+    as lpips has them, or of the whole. model: weights of VGG-16, as for `verydeep.models.backbone`. heads:
+    weights by layer, (c,) each, in place of the published.
+    options: network. range: of float images: "-1..1", the default, which is what lpips takes, "0..1",
+    "0..255" or (black, white); uint8 images know theirs. checkpointing: compute feature maps again in
+    the backward pass instead of keeping them: True all, False none, None, the default, where they are
+    large. check: refuse float images that contradict their range, by default True.
     """
 
     def __init__(
@@ -78,44 +79,53 @@ class LPIPS(Looking):
         spatial: bool = False,
         pnet_rand: bool = False,
         pnet_tune: bool = False,
-        use_dropout: bool = True,  # noqa: ARG002
-        model_path: str | None = None,
+        use_dropout: bool = True,
+        model_path: str | os.PathLike[str] | None = None,
         eval_mode: bool = True,
         verbose: bool = True,  # noqa: ARG002
         *,
         model: WeightsLike | None = "builtin",
-        network: str = "vgg16",
         range: Range = "-1..1",
         heads: Mapping[str, Tensor] | None = None,
-        checkpointing: bool | None = None,
-        check: bool = True,
+        **options: Any,
     ) -> None:
         named("net", net)
-        for name, (given, usual) in {
-            "pnet_rand": (pnet_rand, False), "pnet_tune": (pnet_tune, False),
-            "model_path": (model_path, None), "eval_mode": (eval_mode, True),
-        }.items():  # fmt: skip
-            if given != usual:
-                raise NetworkError(f"{name}={given!r}: {_INSTEAD[name]}")
-        if version != "0.1" or not pretrained:
+        if version != "0.1":
             raise NetworkError(
-                f"version {version!r}, pretrained={pretrained}: there are the heads of version 0.1 alone"
+                f'version {version!r} is not here; expected "0.1", whose values are others, or use lpips'
             )
-        if heads is None:
-            stored = load_file(HEADS_FILE)
-            heads = {tap: stored[f"lpips.{tap}"] for tap in METRICS["lpips"].layers}
-        trunk = Trunk(tuple(heads), model, network, checkpointing=checkpointing)
-        super().__init__(trunk, range, check=check)
-        self.spatial = spatial
-        for tap, weights in heads.items():
-            channels = trunk.body.channels[tap]
-            if weights.shape != (channels,):
-                raise NetworkError(
-                    f"the head of {tap} has shape {tuple(weights.shape)}; expected ({channels},), a "
-                    f"weight for each of its channels"
-                )
-            head = constant(weights if lpips else torch.ones(channels))
-            self.register_buffer(f"head_{tap}", head, persistent=False)
+        layers = tuple(heads or METRICS["lpips"].layers)
+        super().__init__(layers, model=None if pnet_rand else model, range=range, **options)
+        self.lpips, self.spatial, self.eval_mode = lpips, spatial, eval_mode
+        self.net.requires_grad_(pnet_tune)
+        if lpips:
+            if heads is None and pretrained and model_path is None:
+                stored = load_file(HEADS_FILE)
+                heads = {layer: stored[f"lpips.{layer}"] for layer in layers}
+            lins = [
+                _lin(layer, self.channels[layer], heads[layer] if heads else None, use_dropout)
+                for layer in layers
+            ]
+            for number, lin in enumerate(lins):
+                self.add_module(f"lin{number}", lin.requires_grad_(pnet_tune or not eval_mode))
+            self.lins = nn.ModuleList(lins)  # as in lpips, by both names
+        if model_path is not None:
+            self._load(Path(model_path))
+        self.train(not eval_mode)
+
+    def _load(self, path: Path) -> None:
+        """Heads from a file, and the trunk where it is there."""
+        own = self.state_dict()
+        state = {key: torch.from_numpy(values) for key, values in read_tensors(path).items()}
+        needed = [key for key in own if key.startswith("lin") and not key.startswith("lins.")]
+        missing = [key for key in needed if key not in state]
+        foreign = [k for k, value in state.items() if k not in own or own[k].shape != value.shape]
+        if missing or foreign:
+            problem = f"lacks {missing[0]}" if missing else f"has {foreign[0]}, which does not fit"
+            raise WeightsError(
+                f"{path} {problem}; expected heads of vgg as lpips has them: {', '.join(needed)}"
+            )
+        self.load_state_dict(state, strict=False)
 
     def forward(
         self,
@@ -130,8 +140,8 @@ class LPIPS(Looking):
         list of the parts, one a layer. normalize: the images are in 0 to 1, whatever `range` says.
         """
         name = "0..1" if normalize else None
-        trunk, x, y = self._pair(in0, in1, ("in0", "in1"), name)
-        maps = trunk.look(x, y, Look(self._differences, "rows"))
+        x, y = self._pair(in0, in1, ("in0", "in1"), name)
+        maps = self.look(x, y, self._differences, "rows")
         if self.spatial:
             size = x.shape[2:]
             parts = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps]
@@ -144,9 +154,32 @@ class LPIPS(Looking):
         """The features of `target`, to be given as `in1`: computed once, without a graph."""
         return self._remembered(target, "0..1" if normalize else None)
 
-    def _differences(self, tap: str, f0: Tensor, f1: Tensor) -> Tensor:
-        weights: Tensor = getattr(self, f"head_{tap}")
-        return unit_differences(f0, f1, weights)
+    def _differences(self, layer: str, f0: Tensor, f1: Tensor) -> Tensor:
+        if not self.lpips:
+            return unit_differences(f0, f1, f0.new_ones(f0.shape[1]))
+        lin: Any = self.lins[self.layers.index(layer)]
+        weight: Tensor = lin.model[-1].weight
+        if not (weight.requires_grad or self.training):
+            return unit_differences(f0, f1, weight.flatten())
+        with torch.autocast(f0.device.type, enabled=False):
+            return cast(Tensor, lin((_unit(wide(f0)) - _unit(wide(f1))).square()))
+
+
+def _lin(layer: str, channels: int, weights: Tensor | None, use_dropout: bool) -> nn.Module:
+    """A head, under the names that it has in lpips."""
+    with torch.inference_mode(False):
+        convolution = nn.Conv2d(channels, 1, 1, bias=False, device="meta").to_empty(device="cpu")
+    if weights is None:
+        convolution.reset_parameters()
+    elif weights.shape == (channels,):
+        convolution.weight.data = constant(weights).view(1, -1, 1, 1)
+    else:
+        raise NetworkError(
+            f"the head of {layer} has shape {tuple(weights.shape)}; expected ({channels},), a "
+            f"weight for each of its channels"
+        )
+    dropout = [nn.Dropout()] if use_dropout else []
+    return nn.Sequential(OrderedDict(model=nn.Sequential(*dropout, convolution)))
 
 
 def unit_differences(f0: Tensor, f1: Tensor, weights: Tensor) -> Tensor:
@@ -160,13 +193,13 @@ def unit_differences(f0: Tensor, f1: Tensor, weights: Tensor) -> Tensor:
         # a compiler fuses it by itself, torch.func knows the plain operations alone
         if transformed():
             weights = weights[:, None, None]
-            return ((_unit(f0, 1) - _unit(f1, 1)).square() * weights).sum(1, keepdim=True)
+            return ((_unit(f0) - _unit(f1)).square() * weights).sum(1, keepdim=True)
         differences: Tensor = _Differences.apply(f0, f1.expand_as(f0), weights)
         return differences
 
 
-def _unit(f: Tensor, dim: int) -> Tensor:
-    norm = f.square().sum(dim, keepdim=True).clamp_min(SMALLEST).sqrt()
+def _unit(f: Tensor) -> Tensor:
+    norm = f.square().sum(1, keepdim=True).clamp_min(SMALLEST).sqrt()
     return f / (norm + EPSILON)
 
 
@@ -176,7 +209,7 @@ class _Differences(torch.autograd.Function):
         n, _, height, width = f0.shape
         differences = f0.new_empty(n * height * width)
         for a, b, out in _chunks(f0, f1, differences):
-            torch.mv((_unit(a, 1) - _unit(b, 1)).square_(), weights, out=out)
+            torch.mv((_unit(a) - _unit(b)).square_(), weights, out=out)
         return differences.view(n, 1, height, width)
 
     @staticmethod
@@ -189,7 +222,7 @@ class _Differences(torch.autograd.Function):
         needed = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():  # to be differentiated once more
             g, w = gradient, weights[:, None, None]
-            both = (_slope(f0, f1, w, g, 1), _slope(f1, f0, w, g, 1))
+            both = (_slope(f0, f1, w, g), _slope(f1, f0, w, g))
             return (*(d if need else None for d, need in zip(both, needed, strict=True)), None)
         n, channels, height, width = f0.shape
         slopes = [f0.new_empty(n * height * width, channels) if need else None for need in needed]
@@ -197,9 +230,9 @@ class _Differences(torch.autograd.Function):
         for a, b, g, out0, out1 in _chunks(f0, f1, gradient.reshape(-1), *outs):
             g = g[:, None]
             if needed[0]:
-                out0.copy_(_slope(a, b, weights, g, 1))
+                out0.copy_(_slope(a, b, weights, g))
             if needed[1]:
-                out1.copy_(_slope(b, a, weights, g, 1))
+                out1.copy_(_slope(b, a, weights, g))
         maps = [
             None if rows is None else rows.view(n, height, width, channels).permute(0, 3, 1, 2)
             for rows in slopes
@@ -207,13 +240,13 @@ class _Differences(torch.autograd.Function):
         return (*maps, None)
 
 
-def _slope(a: Tensor, b: Tensor, weights: Tensor, gradient: Tensor, dim: int) -> Tensor:
+def _slope(a: Tensor, b: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
     """d/da of gradient * sum of weights * (unit(a) - unit(b))^2; zero where a is."""
-    squared = a.square().sum(dim, keepdim=True)
+    squared = a.square().sum(1, keepdim=True)
     norm = squared.clamp_min(SMALLEST).sqrt()
     unit = a / (norm + EPSILON)
-    outer = (unit - _unit(b, dim)) * weights
-    along = (outer * a).sum(dim, keepdim=True) / norm
+    outer = (unit - _unit(b)) * weights
+    along = (outer * a).sum(1, keepdim=True) / norm
     scale = torch.where(squared > 0, 2 * gradient / (norm + EPSILON), 0)
     return (outer - unit * along) * scale
 
