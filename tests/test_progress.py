@@ -1,105 +1,329 @@
-"""Progress: silent when quick, plain lines off a terminal, one wiped line on it; and wording."""
+"""Progress: what stands on a terminal's screen while each verb works, lines elsewhere; wording."""
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
-from verydeep.errors import log
 from verydeep.files import progress
-from verydeep.files.progress import LiveLine, Progress
+from verydeep.files.progress import Progress, stage
 from verydeep.files.wording import clock, counted, table
+
+from .tiny import model_file, photo
+
+
+class Screen:
+    """A terminal's screen, of what verydeep needs of one: new lines, and a line that is wiped."""
+
+    def __init__(self) -> None:
+        self.lines = [""]
+        self.shown: list[str] = []  # the last line, each time that it changed
+
+    def write(self, text: str) -> None:
+        for part in re.findall(r"\x1b\[[\d;?]*[a-zA-Z]|\r|\n|[^\x1b\r\n]+", text):
+            if part == "\n":
+                self.lines.append("")
+            elif part == "\r":
+                self._column = 0
+            elif part == "\x1b[2K":
+                self.lines[-1] = ""
+            elif part[0] != "\x1b":
+                self.lines[-1] += part
+            else:
+                assert part.endswith("m"), f"{part!r} moves the cursor"
+        if self.lines[-1] and self.shown[-1:] != self.lines[-1:]:
+            self.shown.append(self.lines[-1])
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+
+class Terminal(io.StringIO):
+    """A stream that calls itself a terminal, with its screen."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__()
+        self.screen = screen
+
+    encoding = "utf-8"  # type: ignore[assignment]
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self.screen.write(text)
+        return len(text)
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 70) -> Screen:
+    """stdout and stderr are one terminal from now on, where nothing is drawn but by `tick`."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress, "FIRST_SECONDS", 1e6)
+    screen = Screen()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Terminal(screen))
+    return screen
 
 
 @pytest.fixture
-def step(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that each reading moves on by the first number of the list."""
-    step, now = [1.0], [0.0]
-
-    def read() -> float:
-        now[0] += step[0]
-        return now[0]
-
-    monkeypatch.setattr(progress.time, "monotonic", read)
-    return step
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which the test moves."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "FIRST_SECONDS", 1e6)
+    return now
 
 
-def be_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "60")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+def tick() -> None:
+    assert progress._Line.standing is not None
+    progress._Line.standing.tick()
 
 
-def shown(text: str) -> list[str]:
-    """The lines that stood on the terminal, without what moves the cursor and gives colours."""
-    return re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", text).replace("\r", "\n").split("\n")
-
-
-def test_quick_work_says_nothing(step: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    step[0] = 0.01
-    assert list(progress.progress(range(50))) == list(range(50))
-    assert capsys.readouterr().err == ""
-
-
-def test_plain_lines(step: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(progress.progress(range(40), total=40)) == list(range(40))
-    assert step == [1.0]
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "2 of 40 photos, 1.0 a second, 0:00:38 left"
-    assert lines[1:] == ["32 of 40 photos, 1.0 a second, 0:00:08 left"]
-
-
-@pytest.mark.usefixtures("step")
-def test_a_terminal_has_one_line_that_is_wiped(
+def test_quick_work_says_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    be_a_terminal(monkeypatch)
-
-    def work() -> Iterator[int]:
-        for number in range(4):
-            if number == 3:
-                log.info("said while the line stands")
-            yield number
-
-    for number in progress.progress(work(), "file"):
-        print(f"<{number}>", file=sys.stderr)
-    text = capsys.readouterr().err
-    words = [line.strip() for line in shown(text) if line.strip()]
-    assert words[:3] == ["<0>", "<1>", "2 files so far, 1.0 a second"]
-    # results and notes begin a line: the live one was wiped before them
-    for said in ("<2>", "verydeep: said while the line stands", "<3>"):
-        assert said in words
-    assert text.endswith("\x1b[2K")
-    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") >= 2  # the cursor is there again
+    assert list(progress.progress(range(50), "counting")) == list(range(50))
+    assert capsys.readouterr() == ("", "")
+    screen = terminal(monkeypatch)
+    assert list(progress.progress(range(50), "counting")) == list(range(50))
+    assert screen.text == ""
 
 
-def test_a_live_line_goes_when_its_work_fails(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_off_a_terminal_there_is_a_line_every_ten_seconds(
+    now: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    be_a_terminal(monkeypatch)
+    with Progress("classifying", total=40) as bar:
+        for second in range(1, 30):
+            now[0] = second
+            if second > 4:
+                bar.advance()
+            tick()
+    assert capsys.readouterr().err.splitlines() == [
+        "classifying: 0 of 40 photos, 0:00:02",
+        "classifying: 8 of 40 photos, 1.0/s, 0:00:32 left",
+        "classifying: 18 of 40 photos, 1.0/s, 0:00:22 left",
+    ]
+
+
+def test_what_comes_first_slowly_does_not_spoil_the_rate(now: list[float]) -> None:
+    bar = Progress("classifying", total=100, done=10)
+    now[0] = 50
+    bar.advance(10)
+    assert bar.text() == "20 of 100 photos, 0.2/s, 0:06:40 left"
+    now[0] = 60
+    bar.advance(20)
+    assert bar.text() == "40 of 100 photos, 2.0/s, 0:00:30 left"
+    bar.begin("training", "")
+    now[0] = 65
+    assert bar.text() == "0:00:05"
+    slow = Progress("explaining", total=3)
+    now[0] = 165
+    slow.advance()
+    assert slow.text() == "1 of 3 photos, 100 s each, 0:03:20 left"
+    fetched = Progress("vgg16", "byte", 528_000_000, done=100_000_000)
+    now[0] = 167
+    fetched.advance(4_000_000)
+    assert fetched.text() == "104.0 of 528.0 MB, 2.0 MB/s, 0:03:32 left"
+
+
+def test_a_line_stands_below_what_is_printed(
+    now: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = terminal(monkeypatch)
+    for number in progress.progress(range(3), "classifying", total=3):
+        now[0] += 1
+        tick()
+        assert re.search(rf"classifying [━╺╸]+ {number} of 3 photos, .*", screen.lines[-1])
+        print(f"<{number}>", file=sys.stdout if number else sys.stderr)
+        assert "classifying" in screen.lines[-1], "it is there again at once"
+        assert screen.lines[-2] == f"<{number}>"
+    assert screen.text == "<0>\n<1>\n<2>\n"
+    assert isinstance(sys.stdout, Terminal)
+
+
+def test_a_line_that_is_begun_is_not_drawn_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal(monkeypatch)
+    with Progress("thinking", ""):
+        tick()
+        print("one ", end="")
+        tick()
+        print("line")
+        assert screen.lines[-2] == "one line"
+        assert "thinking" in screen.lines[-1]
+    with pytest.raises(TypeError), Progress("thinking", ""):
+        sys.stdout.write(b"no")  # type: ignore[arg-type]  # by this click tells text from bytes
+
+
+def test_stages_take_the_line_and_give_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal(monkeypatch)
+    assert list(stage(range(3), "unwatched")) == [0, 1, 2]
+    with Progress("quantising", ""):
+        for number in stage(range(2), "rounding weights", "layer"):
+            tick()
+            assert f" {number} of 2 layers" in screen.lines[-1]
+        tick()
+        assert "quantising" in screen.lines[-1]
+    assert screen.text == ""
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 200])
+def test_it_is_one_line_on_any_terminal(
+    columns: int, now: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = terminal(monkeypatch, columns)
+    with Progress("x" * 30, total=1_000_000, done=500_000) as bar:
+        now[0] = 5
+        bar.advance(500)
+        tick()
+        assert len(screen.lines) == 1
+        assert 10 < len(screen.lines[0]) < columns
+
+
+def test_it_goes_when_its_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal(monkeypatch)
 
     def work() -> None:
-        with LiveLine() as line:
-            line.show("x" * 100)  # longer than the terminal is wide: one line all the same
+        with Progress("working"):
+            tick()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         work()
-    text = capsys.readouterr().err
-    assert max(len(line) for line in shown(text)) <= 60
-    assert text.endswith("\x1b[2K")
-    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1
+    assert screen.text == ""
+    assert progress._Line.standing is None
 
 
-@pytest.mark.usefixtures("step")
-def test_bytes_that_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("byte", 528_000_000, done=100_000_000, name="vgg16") as bar:
-        bar.advance(2_000_000)
-        bar.advance(2_000_000)
-    assert capsys.readouterr().err == ("vgg16: 104.0 of 528.0 MB, 2.0 MB a second, 0:03:32 left\n")
+def test_what_is_counted_in_a_thread_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal(monkeypatch)
+    counted = threading.Event()
+
+    def count() -> int:
+        counted.set()
+        return 7
+
+    with Progress("classifying", total=count) as bar:
+        assert counted.wait(60)
+        while bar.total is None:
+            time.sleep(0.001)
+        tick()
+        assert "0 of 7 photos" in screen.lines[-1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_leaves_the_line_to_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal(monkeypatch)
+    with Progress("working"):
+        tick()
+        with progress._Line._lock:  # held at the fork
+            child = os.fork()
+            if not child:
+                try:
+                    with Progress("of the child"):
+                        print("said")
+                    os._exit(0 if screen.text.endswith("said\n") else 1)
+                except BaseException:
+                    os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# What stands on the screen of a real pseudo-terminal, for each verb that works for long
+
+SLOW = """
+import sys, time
+from importlib import import_module
+from verydeep import cli
+from verydeep.files.progress import _Line
+
+def slowly(function, calls=[0]):
+    def slow(*words, **more):
+        calls[0] += 1
+        if calls[0] <= 2:  # these two wait until the line has moved three times
+            seen, until = set(), time.monotonic() + 60
+            while len(seen) < 3 and time.monotonic() < until:
+                seen |= {_Line.standing._drawn} - {""} if _Line.standing else set()
+                time.sleep(0.02)
+        return function(*words, **more)
+    return slow
+
+module, _, name = sys.argv[1].rpartition(".")
+module, _, owner = module.partition(":")
+holder = getattr(import_module(module), owner) if owner else import_module(module)
+setattr(holder, name, slowly(getattr(holder, name)))
+sys.argv = ["verydeep", *sys.argv[2:]]
+cli.main()
+"""
+PIXELS = "verydeep.preprocess:Preprocess.pixels"
+VERBS = {  # verb: what is made slow, the words, what the line must have said
+    "classify": (PIXELS, "P --model M --engine onnxruntime", "classifying .* 0 of 40 photos"),
+    "features": (PIXELS, "P --model M --out f.npz --engine onnxruntime", "features .* 0 of 40 photos"),
+    "distance": (
+        "verydeep.distances.inputs:Decoder.pair", "P P --model M --metric content",
+        "comparing .* 0 of 40 pairs",
+    ),
+    "duplicates": (PIXELS, "P --model M --engine onnxruntime", "duplicates .*"),
+    "evaluate": (PIXELS, "M P", "evaluating .*"),
+    "check": ("verydeep.training.images.check._look", "P", "looking at images .* of 40 images"),
+    "quantize": (PIXELS, "M --calibrate P --out q.safetensors", "reading photos .* 0 of 20 photos"),
+    "export": ("verydeep.exporting.onnx.write", "M --to onnx --out m.onnx", "exporting .* 0:00:0"),
+    "train": (
+        PIXELS, "P --recipe probe --model M --set sizes=32 --set layers=relu4_2 --set engine=onnxruntime "
+        "--set precision=exact --out run", "computing features .* of 36 photos",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    for number in range(40):
+        photo(folder / "P" / ("ant", "bee")[number % 2] / f"{number}.png", seed=number)
+    model_file(folder / "M.safetensors")
+    return folder
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals of this kind")
+@pytest.mark.parametrize("verb", VERBS)
+def test_on_a_terminal_a_verb_shows_how_far_it_is(
+    verb: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pty
+    import subprocess
+
+    slow, words, said = VERBS[verb]
+    paths = {"P": str(place / "P"), "M": str(place / "M.safetensors")}
+    command = [sys.executable, "-c", SLOW, slow, verb, *(paths.get(w, w) for w in words.split())]
+    ours, theirs = pty.openpty()
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in [os.getcwd(), *sys.path] if p))
+    run = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=place)
+    os.close(theirs)
+    screen = Screen()
+    with open(ours, "rb", buffering=0) as reader:
+        while True:
+            try:
+                read = reader.read(2**16)
+            except OSError:  # of a terminal, this is its end
+                break
+            if not read:
+                break
+            screen.write(read.decode("utf-8", "replace").replace("\r\n", "\n"))
+    assert run.wait() in (0, 1), screen.text
+    lines = [line for line in screen.shown if re.search(said, line)]
+    assert lines, (screen.shown, screen.text)
+    moved = [line for line in screen.shown if re.search(r"[⠀-⣿] ", line)]
+    assert len(set(moved)) >= 3, moved
+    assert not re.search("[⠀-⣿]", screen.text), "nothing of it is left"
 
 
 def test_wording() -> None:

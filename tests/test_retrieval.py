@@ -672,7 +672,7 @@ def test_ctrl_c_says_how_to_go_on(
 
     count = 0
 
-    def interrupted(_: Progress) -> None:
+    def interrupted(_: Progress, __: int) -> None:
         nonlocal count
         count += 1
         if count == 3:

@@ -35,6 +35,7 @@ from ..engines.processor import computes_bf16, cores
 from ..engines.source import source_of
 from ..errors import EngineError, OutputError, VerydeepError, log, nearest
 from ..files import wording
+from ..files.progress import stage
 from ..modelfile import ModelFile, Record, read, write
 from ..nets import NETWORKS, Network, network
 from . import float64
@@ -127,9 +128,7 @@ def bench(
             )
         graph = place / "model.onnx"
         if any(name in PLAIN for name, _ in entrants):
-            log.info("writing the ONNX file for the plain engines")
             _write_onnx(opened, graph)
-        log.info("computing the scores in float64")
         truth = float64.scores(
             opened.record.network, opened.tensors(), opened.record.preprocess,
             _pixels(opened.record, side, 1),
@@ -445,8 +444,7 @@ def _workers(
 ) -> list[Worker]:
     """Open each entrant. One that computes the very same as its own in another precision joins that."""
     known: dict[tuple[object, ...], Worker] = {}
-    for number, (name, precision) in enumerate(entrants, 1):
-        log.info(f"opening {name}, {precision} ({number} of {len(entrants)})")
+    for name, precision in stage(entrants, "opening engines", "engine"):
         try:
             if name in ("auto", "mnn", "plain mnn"):  # makes files that later openings find
                 with closing(Worker(name, precision, task)) as first:
@@ -475,8 +473,9 @@ def _workers(
 
 
 def _rounds(workers: Sequence[Worker], batch: int, rounds: int) -> None:
-    for number in range(rounds):
-        log.info(f"batch {batch}: round {number + 1} of {rounds}")
+    for number in stage(
+        range(rounds), f"racing {wording.counted(batch, 'image')} at once", "round"
+    ):
         first = number % len(workers)
         for worker in (*workers[first:], *workers[:first]):
             time.sleep(PAUSE_SECONDS)

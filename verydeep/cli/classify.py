@@ -6,7 +6,7 @@ import csv
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,20 +53,24 @@ def classify(
     could be read.
     """
     files, several = photo_paths.find_some(paths)
-    from .. import predictor
-    from .output import Listing, exit_status, output_file
+    with ExitStack() as opened:
+        bar = None
+        if several:
+            from ..files.progress import Progress
 
-    if table is not None:
-        output_file(table, *paths)
-    loaded = predictor.load(model, **compute)
-    began = time.perf_counter()
-    answers = loaded.stream(files, top=top, batch=batch)
-    if several:
-        from ..files.progress import progress
+            bar = opened.enter_context(Progress("classifying", total=photo_paths.counter(paths)))
+        from .. import predictor
+        from .output import Listing, exit_status, output_file
 
-        answers = progress(answers)
-    with Listing(as_json) as listing, nullcontext() if table is None else _table(table) as write:
-        for answer in answers:
+        if table is not None:
+            output_file(table, *paths)
+        loaded = predictor.load(model, **compute)
+        began = time.perf_counter()
+        listing = opened.enter_context(Listing(as_json))
+        write = None if table is None else opened.enter_context(_table(table))
+        for answer in loaded.stream(files, top=top, batch=batch):
+            if bar is not None:
+                bar.advance()
             if isinstance(answer, predictor.Failure):
                 record = {"path": answer.path, "error": answer.error}
                 listing(record)
@@ -157,11 +161,12 @@ def evaluate(model: str, data: str, batch: int, as_json: bool, **compute: Any) -
     MODEL is a built-in model (builtin), a published one by its name, or a model file. DATA is a folder or
     a tar of class folders, each named as a class of the model or by its id. One centre crop a photo.
     """
-    from .. import evaluation, predictor
     from .output import photo_events, show
 
-    loaded = predictor.load(model, **compute)
-    with photo_events() as on_event:
+    with photo_events("evaluating") as on_event:
+        from .. import evaluation, predictor
+
+        loaded = predictor.load(model, **compute)
         result = evaluation.evaluate(loaded, data, batch=batch, on_event=on_event)
     show(result, as_json)
     return 1 if result.errors else 0

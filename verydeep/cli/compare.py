@@ -12,7 +12,7 @@ import click
 
 from ..errors import log
 from ..files import photo_paths
-from ..files.progress import progress
+from ..files.progress import Progress
 from ..files.wording import counted
 from . import options
 from .output import Listing, exit_status, json_text, output_file, photo_events, show
@@ -63,23 +63,22 @@ def distance(paths: tuple[str, ...], map_path: Path | None, as_json: bool, **cho
         if len(pairing.pairs) != 1:
             raise DataError(f"--map draws two photos; {len(pairing.pairs)} pairs were given")
         require_picture(output_file(map_path, *pairing.pairs[0]))
-    from ..distances import Distance, Perceptual
-    from ..pictures.layout import as_rgb
-    from ..preprocess import decode
-
-    measure = Perceptual(**choices)
-    if pairing.reference is not None and len(pairing.pairs) > 1:
-        decode(pairing.reference)  # one word about it, not one for each of the others
-    for path in pairing.unmatched:
-        log.error(f"{path}: no photo of that name in the other folder")
     total = len(pairing.pairs)
-    items = measure.stream(pairing.pairs, spatial=map_path is not None)
-    if total > 1:
-        items = progress(items, "pair", total)
     good: list[float] = []
     ways: Counter[str] = Counter()
-    with Listing(as_json) as listing:
+    with Progress("comparing", "pair", total) as bar, Listing(as_json) as listing:
+        from ..distances import Distance, Perceptual
+        from ..pictures.layout import as_rgb
+        from ..preprocess import decode
+
+        measure = Perceptual(**choices)
+        if pairing.reference is not None and total > 1:
+            decode(pairing.reference)  # one word about it, not one for each of the others
+        for path in pairing.unmatched:
+            log.error(f"{path}: no photo of that name in the other folder")
+        items = measure.stream(pairing.pairs, spatial=map_path is not None)
         for (a, b), item in zip(pairing.pairs, items, strict=True):
+            bar.advance()
             if not isinstance(item, Distance):
                 listing({"a": a, "b": b, "error": item.error})
                 continue
@@ -133,11 +132,11 @@ def features(paths: tuple[str, ...], out: Path, **choices: Any) -> int:
     Stopped, it keeps what it has in FILE.partial, and the same command goes on. A photo that cannot be
     read has a row with its error: the exit status is then 1, and 2 where not one could be read.
     """
-    from .. import retrieval
-
     output_file(out)
     try:
-        with photo_events() as on_event:
+        with photo_events("computing features", photo_paths.counter(paths)) as on_event:
+            from .. import retrieval
+
             file = retrieval.features(paths, out, on_event=on_event, **choices)
     except KeyboardInterrupt:
         log.info(f"what was done is in {out}.partial; the same command goes on")
@@ -169,14 +168,15 @@ def similar(
     features are computed as they were for INDEX, and compared by cosine with every row. A query that
     cannot be read is reported: the exit status is then 1, and 2 where not one could be read.
     """
-    from .. import retrieval
     from ..pictures import require_picture
 
-    opened = retrieval.open_features(index)
     photos = list(photo_paths.find_some(queries)[0])
     if sheet is not None:
         require_picture(output_file(sheet, *photos))
-    rows = retrieval.similar(opened, photos, **choices)
+    with Progress("searching", "", None):
+        from .. import retrieval
+
+        rows = retrieval.similar(retrieval.open_features(index), photos, **choices)
     answers = [row for row in rows if not row.error]
     for row in rows:
         if row.error:
@@ -211,9 +211,9 @@ def duplicates(paths: tuple[str, ...], as_json: bool, **choices: Any) -> int:
     cosine is at least the threshold: other sizes and qualities of one photo, slight crops and edits.
     Links to a file are that file, and no duplicates of it.
     """
-    from .. import retrieval
+    with photo_events("looking for duplicates") as on_event:
+        from .. import retrieval
 
-    with photo_events() as on_event:
         result = retrieval.duplicates(paths, on_event=on_event, **choices)
     show(result, as_json)
     return exit_status(len(result.errors), result.photos)

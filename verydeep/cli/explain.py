@@ -69,7 +69,7 @@ def explain(
     stdin. Files that cannot be read are reported and skipped: the exit status is then 1, and 2 where not
     one could be read.
     """
-    files, several = photo_paths.find_some(paths)
+    files, _ = photo_paths.find_some(paths)
     from .. import predictor
     from ..explanations import Explainer
 
@@ -79,7 +79,7 @@ def explain(
     out = output_folder(out)
     stems: Counter[str] = Counter()  # photos of two folders may bear the same name
     with Listing(as_json) as listing:
-        for file in progress(files) if several else files:
+        for file in progress(files, "explaining", total=photo_paths.counter(paths)):
             try:
                 explanation = explainer(file, label=labels, top=top)
             except ImageError as error:

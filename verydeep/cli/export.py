@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..files.progress import Progress
 from . import options
 from .output import json_text, show
 
@@ -43,9 +44,10 @@ def export(model: str, to: str, out: Path, as_json: bool, **choices: Any) -> Non
     pixels, any number of images of any size that the network takes; normalisation and labels are inside.
     It is run in its real engine before it is handed over, and must agree with the model.
     """
-    from .. import exporting
+    with Progress("exporting", ""):
+        from .. import exporting
 
-    done = exporting.export(model, to, out, **choices)
+        done = exporting.export(model, to, out, **choices)
     if as_json:
         show(done, as_json)
         return
@@ -87,9 +89,10 @@ def quantize(
     The int8 model is as small as weights of 8 bits are, and several times as quick with `--precision
     int8` where the processor multiplies such numbers (x86 with VNNI, ARM with dot product). Takes minutes.
     """
-    from .. import quantisation
+    with Progress("quantising", ""):
+        from .. import quantisation
 
-    result = quantisation.quantize(model, calibrate, out, **choices)
+        result = quantisation.quantize(model, calibrate, out, **choices)
     show(result, as_json)
     return 1 if result.unreadable else 0
 
@@ -128,7 +131,8 @@ def bench(model: str, as_json: bool, **choices: Any) -> None:
     Rows named "plain" are the engines as their own documentation runs the network; "x torch" compares
     with torch eager, "x plain" with the best plain row of that precision. Errors are against float64.
     """
-    from .. import benching
+    with Progress("racing the engines", ""):
+        from .. import benching
 
-    rows = benching.bench(model, **choices)
+        rows = benching.bench(model, **choices)
     click.echo(json_text([row.to_dict() for row in rows]) if as_json else benching.table(rows))

@@ -60,15 +60,17 @@ class Listing:
 
 
 @contextmanager
-def photo_events() -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def photo_events(
+    doing: str, total: Callable[[], int] | None = None
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Yields the `on_event` of work on photos: shows its progress, says which cannot be read."""
     from ..files.progress import Progress
 
-    with Progress() as bar:
+    with Progress(doing, total=total) as bar:
 
         def on_event(event: Mapping[str, Any]) -> None:
-            bar.total = event.get("total")
-            bar.advance()
+            bar.total = event.get("total", bar.total)
+            bar.advance(event["done"] - bar.done)
             if event["error"]:
                 log.error(event["error"])
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import log
-from ..files.progress import LiveLine, progress
+from ..files.progress import Progress
 from ..files.wording import clock, counted
 from . import options
 from .output import json_text, output_folder, show
@@ -96,13 +96,15 @@ def train(
     streamed) is set aside for it.
     """
     from ..pictures import FIGURES, write
-    from ..training import begin
 
     if find_lr or profile:
         if find_lr and out is not None:
             output_folder(out)
-        look: Any = begin.find_rate if find_lr else begin.profile
-        answer = look(recipe, data, val, **chosen)
+        with Progress("trying learning rates" if find_lr else "measuring", ""):
+            from ..training import begin
+
+            look: Any = begin.find_rate if find_lr else begin.profile
+            answer = look(recipe, data, val, **chosen)
         show(answer, as_json)
         if find_lr and out is not None:
             write(answer.svg(), out / "rates.svg", FIGURES)
@@ -111,6 +113,8 @@ def train(
     if out is None:
         raise click.UsageError("--out DIR is missing, where the model goes")
     with _Teller() as teller:
+        from ..training import begin
+
         result = begin.train(
             recipe, data, val, out=out, resume=resume, strict=strict, tensorboard=tensorboard,
             event=teller, **chosen,
@@ -142,20 +146,19 @@ def check(data: str, val: str | None, size: int, strict: bool, as_json: bool) ->
     that are also there to train on, or duplicates of such; classes that are empty, rare or not in both
     parts; and images smaller than the network's input. The exit status is 1 where anything was found.
     """
-    from ..training.images import check as checking
+    with Progress("looking for images", ""):
+        from ..training.images import check as checking
 
-    result = checking.check(
-        data, val, size=size, watch=lambda items, total: progress(items, "image", total)
-    )
+        result = checking.check(data, val, size=size)
     show(result, as_json)
     return 0 if not result.findings else 2 if strict else 1
 
 
-class _Teller(LiveLine):
-    """Tells people what happens: a line an epoch, and on a terminal a live one within it."""
+class _Teller(Progress):
+    """Tells people what happens: a line an epoch, and how far it is within it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__("training", "")
         self.epochs = self.steps = 0
         self.config: Config | None = None  # of a recipe with the loop
         self.before = 0.0  # seconds before the first epoch
@@ -166,9 +169,6 @@ class _Teller(LiveLine):
             config = line["config"]
             self.epochs = config["epochs"]
             self.say(f"{config['recipe']}: a head on {config['model']}, {_data(line, 'photo')}")
-        elif kind == "features":
-            text = f"features at {line['size']} pixels: {counted(line['done'], 'photo')} {line['what']}"
-            self.show(text)
         elif kind == "chosen":
             self.say(
                 f"chosen by cross-validation: {', '.join(line['layers'])} at {line['size']} pixels, l2 "
@@ -189,16 +189,15 @@ class _Teller(LiveLine):
         elif kind in ("note", "warning"):
             self.say(f"{'warning: ' if kind == 'warning' else ''}{line['text']}")
         elif kind == "step":
-            text = f"epoch {line['epoch']} of {self.epochs}, step {line['step']}: loss {line['loss']:.3f}"
+            doing = f"epoch {line['epoch']} of {self.epochs}, loss {line['loss']:.3f}"
             if self.steps:
-                text += f", {line['images_per_second']:.0f} images/s, "
-                text += f"{self._left(line['step'] / self.steps, line['seconds'])} left"
-            self.show(text)
+                doing += f", {line['images_per_second']:.0f} images/s"
+            self.doing, self.unit = doing, "step"
+            self.total, self.done = self.steps * self.epochs or None, line["step"]
         elif kind == "epoch":
             self.say(self._epoch(line))
 
     def say(self, text: str) -> None:
-        self.wipe()
         click.echo(text, err=True)
 
     def _epoch(self, line: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import EngineError, log
 from ..files.folders import Notebook
+from ..files.progress import stage
 from . import REFERENCE, TOLERANCES, Engine, Kind, Settings, relative_error
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def race(
     del judge  # where it does not run itself, its half gigabyte is free again
     out: set[str] = set()
     rest = [entrant for entrant in entrants if entrant not in ours]
-    for name, device, settings in rest:
+    for name, device, settings in stage(rest, "measuring engines", "engine"):
         if name in out:
             continue
         try:

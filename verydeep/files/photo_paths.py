@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 
 from ..errors import DataError
@@ -56,6 +56,11 @@ def find_some(given: Sequence[str]) -> tuple[Iterable[str], bool]:
             f"no photos in {', '.join(given)}; expected photos or folders that hold some"
         )
     return (chain(first, paths), True) if len(first) > 1 else (first, False)
+
+
+def counter(given: Sequence[str]) -> Callable[[], int] | None:
+    """What counts the photos that `find` gives; None where they come on stdin, and can be read but once."""
+    return None if "-" in given else lambda: sum(1 for _ in find(given))
 
 
 def inside(folder: str | os.PathLike[str]) -> Iterator[str]:

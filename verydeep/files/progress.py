@@ -1,122 +1,248 @@
-"""Progress on stderr for long work: a live line on a terminal, a plain line now and then elsewhere.
+"""Progress on stderr for long work: a live line on a terminal, a plain line every ten seconds elsewhere.
 
-Work that is done within two seconds says nothing. Results may go to the same terminal.
+A door says what is being done: `with Progress("computing features", total=400) as bar: bar.advance()`.
+What it calls may say how far its own part is by `stage`, which is silent where nobody watches. A thread
+keeps the line alive, so that it moves while the work does not. Whether stderr is a terminal decides, and
+nothing else; on one, whatever is printed meanwhile, results too, goes above the line.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import suppress
+from typing import Any, Self, TextIO, TypeVar
 
 from .wording import clock, counted
 
 T = TypeVar("T")
-QUIET_SECONDS = 2.0  # work shorter than this says nothing
-TERMINAL_SECONDS, PLAIN_SECONDS = 0.2, 30.0  # between two lines
-BAR_CELLS = 24
+FIRST_SECONDS, TICK_SECONDS = 0.3, 0.2  # on a terminal; work shorter than the first says nothing
+PLAIN_FIRST_SECONDS, PLAIN_SECONDS = 2.0, 10.0  # elsewhere
+BAR_CELLS = 30  # at most
 MEGABYTE = 1_000_000
+WIPE = "\r\x1b[2K"
 
 
-class LiveLine:
-    """A line at the foot of a terminal, drawn over by the next one; elsewhere it is never seen.
+class Progress:
+    """Work that is watched while it lasts. Within another such work it takes the line over for a while.
 
-    `with LiveLine() as line:` takes it away at the end, whatever happens.
-    """
-
-    def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
-        self._live: Any = None  # rich.live.Live, once there is something to show
-        self._due = 0.0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.wipe()
-
-    def show(self, text: str, share: float | None = None) -> None:
-        """Draw it, a few times a second at most. share: of the work that is done, 0 to 1, as a bar."""
-        now = time.monotonic()
-        if not self.terminal or now < self._due:
-            return
-        self._due = now + TERMINAL_SECONDS
-        from rich.console import Console  # imported only here: it takes longer than most commands
-        from rich.live import Live
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
-        if self._live is None:
-            self._live = Live(
-                console=Console(stderr=True), auto_refresh=False, transient=True,
-                redirect_stdout=False,  # results stay results; what is said on stderr goes above the line
-            )  # fmt: skip
-        line = Table.grid(padding=(0, 1))
-        words = Text(text, no_wrap=True, overflow="ellipsis")
-        if share is None:
-            line.add_row(words)
-        else:
-            bar = ProgressBar(1.0, share, width=BAR_CELLS, complete_style="green")
-            line.add_row(bar, words)
-        self._live.start()
-        self._live.update(line, refresh=True)
-
-    def wipe(self) -> None:
-        """Take it away, so that results can be printed where it stood."""
-        if self._live is not None:
-            self._live.stop()
-
-
-class Progress(LiveLine):
-    """How much of the work is done, told while it lasts: `with Progress() as bar:`, then `bar.advance()`.
-
-    After a `wipe` the next `advance` brings the line back.
-
-    unit: what is counted, in the singular; "byte" is told in megabytes. total: how many there are, where
-    that is known. done: how many there were before this run. name: of the work.
+    doing: what is being done. unit: what is counted, in the singular; "byte" is told in megabytes. total:
+    how many there are, or what counts them, in a thread of its own; None where nobody knows. done: how many
+    there were before. All may be changed at any time.
     """
 
     def __init__(
-        self, unit: str = "photo", total: int | None = None, *, done: int = 0, name: str = ""
-    ) -> None:
-        super().__init__()
-        self.unit, self.total, self.done, self.name = unit, total, done, name
-        self._before = done
-        self._began = time.monotonic()
-        self._due = self._began + QUIET_SECONDS
+        self, doing: str, unit: str = "photo", total: int | Callable[[], int] | None = None, *,
+        done: int = 0,
+    ) -> None:  # fmt: skip
+        self._count = total if callable(total) else None
+        self.begin(doing, unit, None if callable(total) else total, done=done)
+
+    def begin(self, doing: str, unit: str, total: int | None = None, *, done: int = 0) -> None:
+        """From now on it is this that is being done."""
+        self.doing, self.unit, self.total, self.done = doing, unit, total, done
+        # from where on the rate is counted: later the moment of the first result, since opening takes time
+        self._since = time.monotonic(), done
+        self._began = self._since
+
+    def __enter__(self) -> Self:
+        if self._count:
+            threading.Thread(target=self._counted, daemon=True).start()
+        _Line.watch(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _Line.leave(self)
 
     def advance(self, count: int = 1) -> None:
         """So many more are done."""
         self.done += count
-        now = time.monotonic()
-        if now < self._due:
-            return
-        text = self._text(now - self._began)
-        if self.terminal:
-            self.show(text, self.done / self.total if self.total else None)
-        else:
-            self._due = now + PLAIN_SECONDS
-            print(text, file=sys.stderr, flush=True)
 
-    def _text(self, seconds: float) -> str:
-        rate = (self.done - self._before) / seconds
+    def _counted(self) -> None:
+        with suppress(Exception):  # whoever does the work says it
+            assert self._count is not None
+            self.total = self._count()
+
+    def text(self) -> str:
+        """How many of how many, how many a second, how long still; without a unit, how long so far."""
+        now, (start, before) = time.monotonic(), self._began
+        if self.done > before and self._since == self._began:
+            self._since = now, self.done
+        if self.done > self._since[1]:
+            start, before = self._since
+        rate = (self.done - before) / max(now - start, 1e-3)
+        size = MEGABYTE if self.unit == "byte" else 1
         if self.unit == "byte":
-            whole = "" if self.total is None else f" of {self.total / MEGABYTE:,.1f}"
-            counts = f"{self.done / MEGABYTE:,.1f}{whole} MB, {rate / MEGABYTE:.1f} MB"
+            whole = "" if self.total is None else f" of {self.total / size:,.1f}"
+            words = [f"{self.done / size:,.1f}{whole} MB"]
         elif self.total is None:
-            counts = f"{counted(self.done, self.unit)} so far, {rate:.1f}"
+            words = [counted(self.done, self.unit)] if self.unit and self.done else []
         else:
-            counts = f"{self.done:,} of {counted(self.total, self.unit)}, {rate:.1f}"
-        left = f", {clock((self.total - self.done) / rate)} left" if self.total and rate else ""
-        return f"{self.name}{': ' if self.name else ''}{counts} a second{left}"
+            words = [f"{self.done:,} of {counted(self.total, self.unit)}"]
+        if rate:
+            each = f"{rate / size:.1f}{' MB' if size > 1 else ''}/s"
+            words.append(each if rate >= 0.1 else f"{1 / rate:.0f} s each")
+        if rate and self.total:
+            words.append(f"{clock((self.total - self.done) / rate)} left")
+        else:
+            words.append(clock(now - self._began[0]))
+        return ", ".join(words)
 
 
-def progress(items: Iterable[T], unit: str = "photo", total: int | None = None) -> Iterator[T]:
-    """Pass items on, telling how far they are. No live line stands where a result might be printed."""
-    with Progress(unit, total) as bar:
+def progress(
+    items: Iterable[T], doing: str, unit: str = "photo",
+    total: int | Callable[[], int] | None = None,
+) -> Iterator[T]:  # fmt: skip
+    """Pass items on, telling how far they are. total: where they do not know it themselves."""
+    total = len(items) if total is None and isinstance(items, Sized) else total
+    with Progress(doing, unit, total) as bar:
         for item in items:
-            bar.wipe()
             yield item
             bar.advance()
+
+
+def stage(
+    items: Iterable[T], doing: str, unit: str = "step", total: int | None = None
+) -> Iterator[T]:
+    """The same for a part of what is watched; where nothing is, only the items."""
+    return progress(items, doing, unit, total) if _Line.standing else iter(items)
+
+
+class _Line:
+    """The line at the foot of the terminal, and the thread that keeps it alive; there is one at most."""
+
+    standing: _Line | None = None
+    _lock = threading.RLock()
+
+    def __init__(self) -> None:
+        self.work: list[Progress] = []  # the last is told of
+        self.stream: TextIO = sys.stderr
+        self.terminal = self.stream.isatty()
+        self._drawn = ""
+        self._rich: tuple[Any, Any] | None = (
+            None  # its console and spinner, once something is drawn
+        )
+        self.midline = False  # somebody has begun a line, and not ended it
+        self._due = time.monotonic() + PLAIN_FIRST_SECONDS
+        self._end = threading.Event()
+        self._redirected: list[tuple[str, Any, _Above]] = []
+        for name in ("stdout", "stderr") if self.terminal else ():
+            there = getattr(sys, name)
+            if there.isatty():
+                above = _Above(there, self)
+                self._redirected.append((name, there, above))
+                setattr(sys, name, above)
+        threading.Thread(target=self._live, daemon=True, name="progress").start()
+
+    @classmethod
+    def watch(cls, work: Progress) -> None:
+        with cls._lock:
+            cls.standing = cls.standing or cls()
+            cls.standing.work.append(work)
+
+    @classmethod
+    def leave(cls, work: Progress) -> None:
+        with cls._lock:
+            line = cls.standing
+            if line is None or work not in line.work:
+                return
+            line.work.remove(work)
+            if line.work:
+                return
+            cls.standing = None
+            line._end.set()
+            if line.shown:
+                line.stream.write(WIPE)
+                line.stream.flush()
+            for name, there, above in line._redirected:
+                if getattr(sys, name) is above:
+                    setattr(sys, name, there)
+
+    @classmethod
+    def in_child(cls) -> None:
+        """After a fork the line is the parent's, and so may be whoever holds the lock."""
+        if cls.standing:
+            cls.standing._drawn = ""
+        cls._lock, cls.standing = threading.RLock(), None
+
+    def _live(self) -> None:
+        seconds = FIRST_SECONDS
+        while not self._end.wait(seconds):
+            with suppress(OSError, ValueError, IndexError):  # nobody reads it, or it has just ended
+                self.tick()
+            seconds = TICK_SECONDS
+
+    def tick(self) -> None:
+        """Draw it anew, or print it where that is due."""
+        work = self.work[-1]
+        text = self._rendered(work) if self.terminal else f"{work.doing}: {work.text()}"
+        with self._lock:
+            if self._end.is_set():
+                return
+            if self.terminal:
+                self._drawn = text
+                self.draw()
+            elif time.monotonic() >= self._due:
+                self._due = time.monotonic() + PLAIN_SECONDS
+                self.stream.write(f"{text}\n")  # at once: others write to the same place
+                self.stream.flush()
+
+    def _rendered(self, work: Progress) -> str:
+        from rich.console import Console  # imported only here: it takes longer than most commands
+        from rich.progress_bar import ProgressBar
+        from rich.spinner import Spinner
+        from rich.table import Table
+        from rich.text import Text
+
+        if self._rich is None:
+            console = Console(file=self.stream, force_terminal=True)
+            unicode = console.encoding.lower().startswith("utf")
+            self._rich = console, Spinner("dots" if unicode else "line", style="green")
+        console, spinner = self._rich
+        doing = Text(work.doing, no_wrap=True, overflow="ellipsis")
+        words = Text(work.text(), no_wrap=True, overflow="ellipsis")
+        room = console.width - 6 - doing.cell_len - words.cell_len
+        bar = ProgressBar(work.total or None, work.done, width=max(4, min(BAR_CELLS, room)))
+        line = Table.grid(padding=(0, 1))
+        line.add_row(spinner, doing, bar, words)
+        with console.capture() as captured:
+            console.print(line, end="", width=console.width - 1, height=1)
+        return str(captured.get()).partition("\n")[0]
+
+    @property
+    def shown(self) -> str:
+        """What stands there now."""
+        return "" if self.midline else self._drawn
+
+    def draw(self) -> None:
+        if self.shown:
+            self.stream.write(f"{WIPE}{self.shown}")
+            self.stream.flush()
+
+
+class _Above:
+    """A stream to the terminal on which a line stands: what is written goes above it."""
+
+    def __init__(self, stream: TextIO, line: _Line) -> None:
+        self._stream, self._line = stream, line
+
+    def write(self, text: str) -> int:
+        if not isinstance(text, str):
+            raise TypeError(f"expected a str, got {type(text).__name__}")  # by which click tells
+        line = self._line
+        with line._lock:
+            before = WIPE if line.shown else ""
+            line.midline = not text.endswith("\n") if text else line.midline
+            self._stream.write(f"{before}{text}{line.shown}")  # at once, so that nothing flickers
+            self._stream.flush()
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_Line.in_child)

@@ -143,7 +143,7 @@ def _receive(url: str, part: Path, start: int, progress: bool) -> None:
         since = f", from byte {start:,} on" if start else ""
         name = part.name.removesuffix(".part")
         log.info(f"fetching {name}{size} from {url}{since}")
-        bar = Progress("byte", total, done=start, name=name) if progress else None
+        bar = Progress(name, "byte", total, done=start) if progress else None
         position = start
         page = response.headers.get_content_type() in ("text/html", "application/xhtml+xml")
         with bar or nullcontext(), open(part, "ab" if start else "wb") as file:

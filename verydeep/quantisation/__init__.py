@@ -24,6 +24,7 @@ import numpy as np
 from ..engines import Engine, Signature, Source
 from ..errors import DataError, ImageError, ModelFileError, NetworkError, OutputError, log
 from ..files.photo_paths import find
+from ..files.progress import stage
 from ..files.strict_json import JSON
 from ..graphs import network as float_graph
 from ..graphs.int8 import Plan, plan, rounded, weight_scales
@@ -117,7 +118,7 @@ def quantize(
     unreadable = 0
     images: tuple[list[Array], list[Array]] = [], []
     for paths, pixels in zip((first, second), images, strict=True):
-        for path in _spread(paths, count):
+        for path in stage(_spread(paths, count), "reading photos", "photo"):
             try:
                 pixels.append(preprocess.pixels(path))
             except ImageError as error:
@@ -178,14 +179,12 @@ def quantise_pixels(
     network = model.record.network.cut(("prob",))  # all that scores need, and no more
     reference = Draft(network, model.record.preprocess, dict(model.stored), threads=threads)
     plan(network, floats or ())  # refuses what is no layer, before minutes of work
-    log.info(f"counting {network.name}'s values on {len(calibrate)} photos")
     tallies = _tallies(reference, plan(network), calibrate)
     activations = _ranges(reference, tallies, calibrate)
     if floats is None:
         floats = _sensitive(reference, activations, tallies, calibrate)
     draft = _draft(reference, activations, floats)
     _walk(draft, reference, tallies, floats, calibrate)
-    log.info(f"checking on {len(check)} other photos")
     ours, theirs = draft.scores(check), reference.scores(check, int8=False)
     agreement = float((ours.argmax(1) == theirs.argmax(1)).mean())
     error = score_error(ours, theirs)
@@ -228,7 +227,8 @@ def _tallies(reference: Draft, wanted: Plan, images: Sequence[Array]) -> dict[st
     """How large each value gets on the photos, by place; the input's range needs none."""
     names = tuple(name for name in wanted.places if name != "input")
     tallies = {name: Tally() for name in names}
-    for values in reference.run(reference.graph(names), images):
+    outputs = reference.run(reference.graph(names), images)
+    for values in stage(outputs, "counting values", "batch", -(-len(images) // BATCH)):
         for name, tally in tallies.items():
             tally.add(values[name])
     return tallies
@@ -241,8 +241,7 @@ def _ranges(
     chosen = {"input": input_range(reference.preprocess)}
     graph = reference.graph(scores=True)
     some = images[:: len(images) // PROBED]
-    for number, (name, tally) in enumerate(tallies.items(), 1):
-        log.info(f"choosing the range of {name} ({number} of {len(tallies)})")
+    for name, tally in stage(tallies.items(), "choosing ranges", "layer"):
         candidates = [tally.activation(end) for end in tally.ends()]
         outputs = error_names(name, candidates)
         probe = probed(graph, name, "scores", candidates)
@@ -350,8 +349,7 @@ def _walk(
             names[layer.name] = following.name if following.kind == "relu" else layer.name
     theirs = reference.means(tuple(names.values()), images, int8=False)
     before = {after.name: layer.name for layer, after in pairwise(network.layers)}
-    for number, (name, value) in enumerate(names.items(), 1):
-        log.info(f"rounding {name} ({number} of {len(names)})")
+    for name, value in stage(names.items(), "rounding weights", "layer"):
         layer = network.layer(name)
         if name in wanted.layers and not _has_integers(draft, name):
             moments = None
@@ -430,7 +428,8 @@ class Draft:
     def scores(self, images: Sequence[Array], *, int8: bool = True) -> Array:
         """(images, classes)."""
         outputs = self.run(self.graph(scores=True, int8=int8), images)
-        return np.concatenate([batch["scores"] for batch in outputs])
+        watched = stage(outputs, "comparing answers", "batch", -(-len(images) // BATCH))
+        return np.concatenate([batch["scores"] for batch in watched])
 
     def means(
         self, names: tuple[str, ...], images: Sequence[Array], *, int8: bool = True

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import photo_paths
+from ..files.progress import stage
 from ..files.wording import counted
 from .extraction import features
 from .featurefile import FeatureFile, is_feature_file, open_features
@@ -163,7 +164,7 @@ def _on_disk(places: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     for (_, _, size), path in chosen.items():
         by_size.setdefault(size, []).append(path)
     copies: dict[str, str] = {}
-    for alike in by_size.values():
+    for alike in stage(by_size.values(), "comparing files", "size"):
         first_of: dict[bytes, str] = {}
         for path in alike if len(alike) > 1 else ():
             with suppress(OSError), open(places[path], "rb") as file:
@@ -270,7 +271,8 @@ def _links(file: FeatureFile, layer: str, threshold: float, left_out: np.ndarray
         return rows
 
     links = _Links(len(file), threshold)
-    for later, block in file.blocks(layer, BLOCK_ROWS):
+    blocks = file.blocks(layer, BLOCK_ROWS)
+    for later, block in stage(blocks, "comparing photos", "block", -(-len(file) // BLOCK_ROWS)):
         ours = units(later, block)
         for earlier, other in file.blocks(layer, BLOCK_ROWS):
             if earlier > later:

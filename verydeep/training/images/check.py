@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,13 @@ from PIL import Image, UnidentifiedImageError
 
 from ...engines.processor import cores
 from ...errors import DataError, ImageError
+from ...files.progress import stage
 from ...preprocess import decode
 from . import data
 from .data import Data, Sample
 from .listing import Member, Streamed
 from .shards import is_stream
 
-Watch = Callable[[Iterable[Any], int], Iterator[Any]]
 NAMED = 5  # of many are named in a line
 IMBALANCE = 20.0  # times as many images in the largest class as in the smallest
 NEAR_BITS, NEAR_LEVELS = 6, 6.0  # of the hash; mean difference of thumbnails, of 255
@@ -82,12 +82,11 @@ def check(
     *,
     size: int = 224,
     strict: bool = False,
-    watch: Watch | None = None,
 ) -> Check:
     """Every image is decoded and compared; source and val are as for `verydeep.training.images.data.find`.
 
     size: pixels a side of the network's input; smaller images are told of. strict: what is found is an
-    error. watch: is given what is iterated over, and how many there are, to show progress.
+    error.
     Raises DataError as `find` does, and where `strict` finds anything.
     """
     if is_stream(source) or is_stream(val):
@@ -98,7 +97,7 @@ def check(
     found = data.find(source, val)
     result = Check(
         found.classes, len(found.train), len(found.val),
-        (*_warned(found), *_findings(found, size, thorough=True, watch=watch)),
+        (*_warned(found), *_findings(found, size, thorough=True)),
     )  # fmt: skip
     if strict and result.findings:
         raise DataError("; ".join(f.text for f in result.findings))
@@ -128,13 +127,11 @@ class _Seen:
     error: str = ""
 
 
-def _findings(
-    found: Data, size: int, *, thorough: bool, watch: Watch | None = None
-) -> Iterator[Finding]:
+def _findings(found: Data, size: int, *, thorough: bool) -> Iterator[Finding]:
     samples = (*found.train, *found.val)
     with ThreadPoolExecutor(cores()) as pool:
-        results: Iterable[_Seen] = pool.map(lambda s: _look(s, thorough), samples)
-        seen = list(watch(results, len(samples)) if watch else results)
+        results = pool.map(lambda s: _look(s, thorough), samples)
+        seen = list(stage(results, "looking at images", "image", len(samples)))
     broken = [(s, one.error) for s, one in zip(samples, seen, strict=True) if one.error]
     if broken:
         yield Finding(
@@ -250,7 +247,8 @@ def _near_doubles(found: Data, train: list[_Seen], val: list[_Seen]) -> Iterator
         return
     bits = np.array([one.bits for one in train], np.uint64)
     near = []
-    for sample, one in zip(found.val, val, strict=True):
+    pairs = zip(found.val, val, strict=True)
+    for sample, one in stage(pairs, "comparing images", "image", len(val)):
         if one.thumb is None:
             continue
         close = np.flatnonzero(np.bitwise_count(bits ^ np.uint64(one.bits)) <= NEAR_BITS)

@@ -25,6 +25,7 @@ from ...engines.source import source_of
 from ...errors import EngineError
 from ...files.cache import Cache
 from ...files.folders import cache_folder
+from ...files.progress import stage
 from ...predictor import DECODING_THREADS, Failure, Predictor
 from ...preprocess import sized
 from ..images import data
@@ -89,7 +90,8 @@ def averages(
         _Files(photos, list(new.values())), layers, "avg", size=size, batch=batch
     )
     try:
-        for digest, item in zip(new, stream, strict=True):
+        pairs = zip(new, stream, strict=True)
+        for digest, item in stage(pairs, "computing features", "photo", len(new)):
             passed(1)
             computed += 1
             if isinstance(item, Failure):
@@ -155,7 +157,9 @@ def digests_of(photos: Sequence[data.Sample], faults: dict[int, str]) -> list[st
 
     found = []
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
-        for at, made in enumerate(pool.map(digest, photos)):
+        for at, made in enumerate(
+            stage(pool.map(digest, photos), "reading photos", "photo", len(photos))
+        ):
             if isinstance(made, OSError):
                 faults[at] = made.strerror or str(made)
             found.append("" if isinstance(made, OSError) else made)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ...engines.source import source_of
 from ...errors import EngineError, ImageError
 from ...files.cache import Cache
+from ...files.progress import stage
 from ...predictor import DECODING_THREADS, Failure, Predictor
 from ...preprocess import decode
 from ..images import data
@@ -90,7 +91,7 @@ def frozen(
         images = _Images(photos, view, seed)
         stream = predictor.features_stream(images, taps, size=(size, size), batch=batch)
         most = np.finfo(np.float16).max
-        for number, item in enumerate(stream):
+        for number, item in enumerate(stage(stream, "computing features", "photo", count)):
             passed(1)
             if isinstance(item, Failure):
                 faults[number] = item.error

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ... import evaluation, modelfile
 from ...errors import DataError
 from ...files.atomic import replacing
+from ...files.progress import stage
 from ...modelfile import ModelFile
 from ...nets import Head, Network
 from ...predictor import Predictor, softmax
@@ -167,7 +168,7 @@ def choose(
     def tried_with(layers: tuple[str, ...], penalty: float) -> _Tried:
         part = scaled[:, sets[layers]] if len(sets) > 1 else scaled
         scores = np.zeros((len(labels), classes), np.float32)
-        for number in range(int(fold.max()) + 1):
+        for number in stage(range(int(fold.max()) + 1), f"trying l2 {penalty:g}", "fold"):
             mine = fold == number
             made = linear_head.solve(
                 part[~mine], labels[~mine], classes, l2=penalty, start=heads.get((layers, number)),
