@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from verydeep.engines import Engine, Source
+from verydeep.engines import Engine
 from verydeep.engines.race import Memory, Standing
 from verydeep.errors import EngineError
 from verydeep.files.cache import MANIFEST, Cache
 from verydeep.files.folders import cache_folder
+from verydeep.graphs import Source
 from verydeep.graphs import network as graph
 from verydeep.preprocess import TORCHVISION
 

@@ -14,11 +14,11 @@ import pytest
 
 import verydeep
 from verydeep import engines, modelfile
-from verydeep.engines import ENGINES, Engine, Kind, Run, Source, choice, ort, processor, race
+from verydeep.engines import ENGINES, Engine, Kind, Run, choice, ort, processor, race
 from verydeep.engines.choice import Choice
 from verydeep.engines.race import Memory, Standing
-from verydeep.engines.source import source_of
 from verydeep.errors import EngineError
+from verydeep.graphs import Source, source_of
 from verydeep.graphs import network as graph
 from verydeep.graphs.writer import Graph
 from verydeep.preprocess import TORCHVISION
@@ -301,7 +301,7 @@ def test_a_key_depends_on_all_that_builds_its_graph(
         house,
         ignore=lambda _, names: [n for n in names if n == "builtin"],
     )
-    monkeypatch.setattr("verydeep.engines.source._PACKAGE", house)
+    monkeypatch.setattr("verydeep.graphs._PACKAGE", house)
     whole = {"taps": ("relu5_2",), "scores": False, "pool": "avg", "int8": True}
     before = source_of(model, "uint8", **whole).key  # type: ignore[arg-type]
     for name in ("nets", "graphs/network", "graphs/writer", "graphs/pooling", "graphs/int8"):

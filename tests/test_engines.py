@@ -16,13 +16,13 @@ from verydeep.engines import (
     ENGINES,
     TOLERANCES,
     Engine,
-    Source,
     installed,
     ort,
     relative_error,
 )
 from verydeep.errors import EngineError, ImageError
 from verydeep.files.cache import Cache
+from verydeep.graphs import Source
 from verydeep.graphs import network as graph
 from verydeep.graphs.writer import Graph
 from verydeep.nets import NETWORKS, network

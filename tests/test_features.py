@@ -15,8 +15,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import verydeep
 from verydeep import engines, modelfile, models
-from verydeep.engines.source import source_of
 from verydeep.errors import DataError, ImageError, LayerError, NetworkError, PreprocessError
+from verydeep.graphs import source_of
 from verydeep.predictor import Failure, Features
 from verydeep.preprocess import TORCHVISION, Preprocess, parse_size, sized
 

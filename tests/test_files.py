@@ -17,13 +17,13 @@ import pytest
 
 import verydeep
 from verydeep import modelfile
-from verydeep.engines.source import source_of
 from verydeep.errors import OutputError, WeightsError
 from verydeep.evaluation import class_of, class_table
 from verydeep.files import folders, hashes, photo_paths
 from verydeep.files.atomic import replacing
 from verydeep.files.folders import MOST, Notebook
 from verydeep.files.hashes import Seal
+from verydeep.graphs import source_of
 from verydeep.training.transfer.features import _space
 
 from .tiny import model_file, photo, pixels, tiny, weights

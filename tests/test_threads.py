@@ -17,7 +17,7 @@ from numpy.testing import assert_allclose
 
 import verydeep
 from verydeep.engines import Engine, choice, installed
-from verydeep.engines.source import Source
+from verydeep.graphs import Source
 from verydeep.graphs import network as graph
 from verydeep.predictor import OPEN_GRAPHS, Answer
 from verydeep.preprocess import TORCHVISION

@@ -50,26 +50,24 @@ __all__ = [
 ]  # fmt: skip
 
 # the module that each of them comes from
-_HOME = {
-    name: module
-    for module, names in {
-        "benching": "bench",
-        "distances": "Distance Distances Perceptual content_distance distance dists lpips style_distance",
-        "errors": "VerydeepError",
-        "evaluation": "Evaluation evaluate",
-        "explanations": "Explanation explain",
-        "exporting": "Exported export",
-        "nets": "Head Network network",
-        "portraits": "Portrait show",
-        "predictor": "Answer Failure Features Prediction Predictor load",
-        "preprocess": "Preprocess",
-        "quantisation": "Quantised quantize",
-        "retrieval": "Duplicates FeatureFile Neighbours duplicates features similar",
-        "training.begin": "train",
-        "training.record.result": "TrainResult",
-    }.items()
-    for name in names.split()
-}
+_HOME: dict[str, str] = {}
+for _module, _names in {
+    "benching": "bench",
+    "distances": "Distance Distances Perceptual content_distance distance dists lpips style_distance",
+    "errors": "VerydeepError",
+    "evaluation": "Evaluation evaluate",
+    "explanations": "Explanation explain",
+    "exporting": "Exported export",
+    "nets": "Head Network network",
+    "portraits": "Portrait show",
+    "predictor": "Answer Failure Features Prediction Predictor load",
+    "preprocess": "Preprocess",
+    "quantisation": "Quantised quantize",
+    "retrieval": "Duplicates FeatureFile Neighbours duplicates features similar",
+    "training.begin": "train",
+    "training.record.result": "TrainResult",
+}.items():
+    _HOME |= dict.fromkeys(_names.split(), _module)
 _MODULES = frozenset(
     (
         "benching distances engines errors evaluation explanations exporting files graphs losses modelfile "

@@ -24,8 +24,8 @@ from . import nets
 from .engines import check
 from .engines.choice import Choice
 from .engines.forks import Turns
-from .engines.source import source_of
 from .errors import DataError, EngineError, ImageError, NetworkError, warn_once
+from .graphs import source_of
 from .modelfile import ModelFile, Record, read
 from .preprocess import several, sized
 from .published import builtin_models, find_model

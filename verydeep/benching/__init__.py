@@ -32,10 +32,10 @@ import numpy as np
 from ..engines import ENGINES, TOLERANCES, check, installed, relative_error
 from ..engines.choice import Choice
 from ..engines.processor import computes_bf16, cores
-from ..engines.source import source_of
 from ..errors import EngineError, OutputError, VerydeepError, log, nearest
 from ..files import wording
 from ..files.progress import stage
+from ..graphs import source_of
 from ..modelfile import ModelFile, Record, read, write
 from ..nets import NETWORKS, Network, network
 from . import float64

@@ -28,7 +28,9 @@ MODULES = {
     "train": "check train",
     "weights": "cache weights",
 }
-VERBS = {verb: module for module, verbs in MODULES.items() for verb in verbs.split()}
+VERBS: dict[str, str] = {}
+for _module, _verbs in MODULES.items():
+    VERBS |= dict.fromkeys(_verbs.split(), _module)
 
 
 class _Verbs(click.Group):

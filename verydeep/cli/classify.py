@@ -59,19 +59,19 @@ def classify(
             from ..files.progress import Progress
 
             bar = opened.enter_context(Progress("classifying", total=photo_paths.counter(paths)))
-        from .. import predictor
+        from ..predictor import Failure, load
         from .output import Listing, exit_status, output_file
 
         if table is not None:
             output_file(table, *paths)
-        loaded = predictor.load(model, **compute)
+        loaded = load(model, **compute)
         began = time.perf_counter()
         listing = opened.enter_context(Listing(as_json))
         write = None if table is None else opened.enter_context(_table(table))
         for answer in loaded.stream(files, top=top, batch=batch):
             if bar is not None:
                 bar.advance()
-            if isinstance(answer, predictor.Failure):
+            if isinstance(answer, Failure):
                 record = {"path": answer.path, "error": answer.error}
                 listing(record)
             else:

@@ -7,7 +7,8 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,31 +32,29 @@ def show(result: Any, as_json: bool) -> None:
     click.echo(json_text(result.to_dict()) if as_json else str(result))
 
 
-class Listing:
+@dataclass
+class Listing(AbstractContextManager["Listing"]):
     """Prints records as they come: one JSON list, which is whole even when stopped, or a text for each.
 
     Records with an "error" go to stderr. count, failed: how many records there were, and how many of these.
     """
 
-    def __init__(self, as_json: bool) -> None:
-        self._as_json = as_json
-        self.count = self.failed = 0
-
-    def __enter__(self) -> Listing:
-        return self
+    as_json: bool
+    count: int = 0
+    failed: int = 0
 
     def __exit__(self, *_: object) -> None:
-        if self._as_json:
+        if self.as_json:
             click.echo("]" if self.count else "[]")
 
     def __call__(self, record: Mapping[str, Any], text: str = "") -> None:
-        if self._as_json:
+        if self.as_json:
             click.echo(("," if self.count else "[") + json_text(record))
         self.count += 1
         if "error" in record:
             self.failed += 1
             log.error(record["error"])
-        elif not self._as_json:
+        elif not self.as_json:
             click.echo(text)
 
 

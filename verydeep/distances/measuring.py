@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from .. import __version__
-from ..engines import ENGINES, REFERENCE, Engine, Signature, Source
+from ..engines import ENGINES, REFERENCE, Engine
 from ..engines.choice import Choice
-from ..engines.source import graph_key
 from ..errors import EngineError
+from ..graphs import Signature, Source, graph_key
 from ..modelfile import ModelFile
 from ..nets import Head, Network
 from .inputs import Pair

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import EngineError, ImageError, require
+from ..graphs import Signature, Source
 from .forks import OPENING, WATCHED, Turns, never_destroy
 from .processor import cores
-from .source import Signature, Source
 
 if TYPE_CHECKING:
     from ..graphs.writer import Graph
@@ -42,8 +42,6 @@ __all__ = [
     "TOLERANCES",
     "Engine",
     "Kind",
-    "Signature",
-    "Source",
     "check",
     "installed",
     "relative_error",

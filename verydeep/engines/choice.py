@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import EngineError, log
-from . import ENGINES, REFERENCE, Engine, Kind, Settings, Source, check, installed
+from ..graphs import Source
+from . import ENGINES, REFERENCE, Engine, Kind, Settings, check, installed
 from .forks import OPENING, WATCHED, Turns
 from .processor import cores, processor
 

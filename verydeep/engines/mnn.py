@@ -20,7 +20,8 @@ from ..errors import EngineError
 from .forks import Turns, silenced
 
 if TYPE_CHECKING:
-    from . import Engine, Run, Source
+    from ..graphs import Source
+    from . import Engine, Run
 
 FILE = "graph.mnn"
 # MNN's hint of that name: 1 allows the smallest Winograd tiles alone, 3, its default, the largest

@@ -17,8 +17,9 @@ import numpy as np
 from .forks import never_destroy, silenced
 
 if TYPE_CHECKING:
+    from ..graphs import Source
     from ..graphs.writer import Graph
-    from . import Engine, Run, Settings, Source
+    from . import Engine, Run, Settings
 
 FEW_IMAGES = 2
 LARGE_BYTES = 16 << 20  # of FC weights, above which no cache close to a core holds them

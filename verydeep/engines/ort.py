@@ -9,7 +9,8 @@ import numpy as np
 from ..errors import EngineError
 
 if TYPE_CHECKING:
-    from . import Engine, Run, Settings, Source
+    from ..graphs import Source
+    from . import Engine, Run, Settings
 
 PACKED_FROM = 4  # images in a batch
 

@@ -23,7 +23,7 @@ from ..files.progress import stage
 from . import REFERENCE, TOLERANCES, Engine, Kind, Settings, relative_error
 
 if TYPE_CHECKING:
-    from . import Source
+    from ..graphs import Source
 
 MOST_PAIRS = 7
 CLEAR = 1.5  # a lead of this much is not chance, nor made up for by other settings

@@ -13,9 +13,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..engines import REFERENCE, Engine, Source, check
+from ..engines import REFERENCE, Engine, check
 from ..engines.forks import Turns
 from ..errors import ImageError, MissingExtraError
+from ..graphs import Source
 from ..predictor import Failure, Features, Predictor
 
 if TYPE_CHECKING:

@@ -33,11 +33,11 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..engines import ENGINES, REFERENCE, TOLERANCES, Engine, Source
+from ..engines import ENGINES, REFERENCE, TOLERANCES, Engine
 from ..engines.race import worst_error
-from ..engines.source import source_of
 from ..errors import EngineError, OutputError, log, nearest
 from ..files.atomic import ADVICE
+from ..graphs import Source, source_of
 from ..graphs.writer import Graph
 from ..modelfile import ModelFile, read
 from ..nets import named

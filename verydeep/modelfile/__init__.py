@@ -7,6 +7,7 @@ model file is ever executed. `write` makes one: whole or not at all, the same by
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +18,21 @@ from numpy.typing import NDArray
 
 from ..errors import ModelFileError
 from ..files.strict_json import shown
-from .header import Header, Tensor, encode
-from .reading import DTYPES, ModelFile, about, check_scales, check_table, is_model_file, read
+from .reading import (
+    DTYPES,
+    MAX_HEADER_BYTES,
+    ModelFile,
+    Tensor,
+    about,
+    check_scales,
+    check_table,
+    is_model_file,
+    read,
+)  # fmt: skip
 from .record import FORMAT_VERSION, Activation, Record
+
+# The data begins at a multiple of this, counted from the file's first byte: the size of I64 and F64.
+_ALIGNMENT = 8
 
 __all__ = ["FORMAT_VERSION", "Activation", "ModelFile", "Record", "is_model_file", "read", "write"]
 
@@ -40,15 +53,15 @@ def write(
     path = Path(path)
     try:
         arrays = {name: _little_endian(name, array) for name, array in tensors.items()}
-        check_table(record.network, {name: (_dtype(a), a.shape) for name, a in arrays.items()})
-        check_scales(arrays)
         # Widest elements first, so that each tensor lies at a multiple of its element's size.
         names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
         layout, end = {}, 0
         for name in names:
             begin, end = end, end + arrays[name].nbytes
             layout[name] = Tensor(_dtype(arrays[name]), arrays[name].shape, begin, end)
-        header = encode(Header({"verydeep": record.to_json()}, layout))
+        check_table(record.network, layout)
+        check_scales(arrays)
+        header = encode({"verydeep": record.to_json()}, layout)
     except ModelFileError as error:
         raise about(path, str(error)) from None
     from ..files.atomic import replacing  # not needed to read
@@ -60,6 +73,30 @@ def write(
                 file.write(arrays[name].reshape(-1).view(np.uint8).data)
     except ValueError as error:  # a path with a zero byte
         raise about(path, f"it cannot be written: {error}") from None
+
+
+def encode(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bytes:
+    """The file up to its data: eight bytes of length, and the header, in the order of `tensors`.
+
+    Spaces fill it up so that the data begins at a multiple of eight bytes.
+    """
+    entries: dict[str, object] = {}
+    if metadata:
+        entries["__metadata__"] = dict(metadata)
+    for name, tensor in tensors.items():
+        entries[name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [tensor.start, tensor.stop],
+        }
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % _ALIGNMENT)
+    if len(text) > MAX_HEADER_BYTES:
+        raise ModelFileError(
+            f"the header would be {len(text)} bytes long; at most {MAX_HEADER_BYTES} are allowed: "
+            "keep less in the record"
+        )
+    return len(text).to_bytes(8, "little") + text
 
 
 def _dtype(array: NDArray[Any]) -> str:

@@ -1,4 +1,8 @@
-"""Open a model file: its header is checked against the table, its weights are mapped and not read."""
+"""Open a model file: its header is checked against the table, its weights are mapped and not read.
+
+The file's form: https://github.com/huggingface/safetensors#format. Eight bytes give the header's length;
+then come the header, a JSON object, and the tensors' bytes without gaps.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +12,23 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelFileError, nearest
-from ..files import hashes
-from ..files.hashes import Stamp
+from ..files import strict_json
 from ..files.strict_json import shown
 from ..nets import Network
-from .header import MAX_HEADER_BYTES, parse
 from .record import Record
+
+if TYPE_CHECKING:
+    from ..files.hashes import Stamp
 
 # safetensors' names of the types that a model file may hold, all little-endian
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -34,7 +40,22 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 _FLOATS, _QUANTISED, _COUNTS = ("F32", "F16"), ("I8", "I16"), ("I64",)
 
+# vgg19_bn's tensors take 15 kB, the names of ImageNet-21k's classes 1 MB. Parsed JSON takes up to
+# some sixty times its size in memory, so this also bounds what a hostile file can make us allocate.
+MAX_HEADER_BYTES = 8 * 2**20
+
+_AGAIN = "it was cut short, added to or damaged: fetch or write it again"
 _CONVERT = "`verydeep weights convert` makes a model file of published or trained weights"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor: `dtype` is the format's name of its type; `start` and `stop` count bytes of the data."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
 
 
 class ModelFile:
@@ -58,12 +79,12 @@ class ModelFile:
         record: Record,
         stored: Mapping[str, NDArray[Any]],
         mapped: mmap.mmap,
-        stamp: Stamp,
+        status: os.stat_result,
     ) -> None:
         self.path = path
         self.record = record
         self.stored: Mapping[str, NDArray[Any]] = MappingProxyType(dict(stored))
-        self.stamp = stamp
+        self._status = status
         self._absolute = path.absolute()  # the working folder may be another one tomorrow
         self._mapped = mapped
         self._is_private = not memoryview(mapped).readonly
@@ -109,11 +130,19 @@ class ModelFile:
         return result
 
     @cached_property
+    def stamp(self) -> Stamp:
+        from ..files import hashes  # not needed to read
+
+        return hashes.stamp(self._status)
+
+    @cached_property
     def sha256(self) -> str:
         """Of the whole file as it was when opened: 64 hexadecimal digits.
 
         Reads all of it, unless that was done before, by any process, and is still in verydeep's cache.
         """
+        from ..files import hashes
+
         return hashes.sha256_of(
             self.stamp, self.path, lambda: hashlib.sha256(self._mapped).hexdigest()
         )
@@ -175,33 +204,82 @@ def about(path: Path, text: str) -> ModelFileError:
 
 def _read(path: Path, file: BinaryIO) -> ModelFile:
     status = os.fstat(file.fileno())  # of the file that is open, whatever has its name by now
-    stamp = hashes.stamp(status)
     first = file.read(64)
     if not first:
         raise ModelFileError("the file is empty; expected a model file")
     if first[8:9] != b"{" or int.from_bytes(first[:8], "little") > MAX_HEADER_BYTES:
         _refuse_foreign(first)
-    header = parse(path, file)
-    if "verydeep" not in header.metadata:
+    metadata, tensors, begin = _parse(path, file)
+    if "verydeep" not in metadata:
         raise ModelFileError(
             "it is a safetensors file, but not a verydeep model file, since its metadata has no "
             f"verydeep record; {_CONVERT}"
         )
-    record = Record.from_json(header.metadata["verydeep"])
-    check_table(record.network, {n: (t.dtype, t.shape) for n, t in header.tensors.items()})
+    record = Record.from_json(metadata["verydeep"])
+    check_table(record.network, tensors)
     # Copy-on-write, though nothing here writes, so that torch can take the very same pages.
     try:
         mapped = mmap.mmap(file.fileno(), status.st_size, access=mmap.ACCESS_COPY)
     except OSError:  # not where a system promises no more memory than it has; reading needs none
         mapped = mmap.mmap(file.fileno(), status.st_size, access=mmap.ACCESS_READ)
     stored: dict[str, NDArray[Any]] = {}
-    for name, tensor in header.tensors.items():
-        count, offset = math.prod(tensor.shape), header.begin + tensor.start
-        array = np.frombuffer(mapped, DTYPES[tensor.dtype], count, offset).reshape(tensor.shape)
+    for name, tensor in tensors.items():
+        count = math.prod(tensor.shape)
+        array = np.frombuffer(mapped, DTYPES[tensor.dtype], count, begin + tensor.start)
+        array = array.reshape(tensor.shape)
         array.flags.writeable = False
         stored[name] = array
     check_scales(stored)
-    return ModelFile(path, record, stored, mapped, stamp)
+    return ModelFile(path, record, stored, mapped, status)
+
+
+def _parse(path: Path, file: BinaryIO) -> tuple[dict[str, str], dict[str, Tensor], int]:
+    """What a file's header says: metadata, tensors, and where the data begins.
+
+    The safetensors library checks that it fits the file. Here it is read more strictly, so that nothing is
+    left that two programs could understand differently: no key twice, no member that the format lacks.
+    """
+    import safetensors
+
+    file.seek(0)
+    first = file.read(8)
+    length, file_bytes = int.from_bytes(first, "little"), os.fstat(file.fileno()).st_size
+    if length > MAX_HEADER_BYTES:
+        raise ModelFileError(
+            f"its first eight bytes say that the header is {length} bytes long; expected at most "
+            f"{MAX_HEADER_BYTES}: the file is damaged, or not a safetensors file"
+        )
+    if len(first) < 8 or length > file_bytes - 8:
+        needed = (
+            f"its header alone takes {8 + length}" if len(first) == 8 else "a header takes more"
+        )
+        raise ModelFileError(f"the file ends after {file_bytes} bytes, but {needed}; {_AGAIN}")
+    text = file.read(length)
+    try:
+        entries: Any = strict_json.loads(text)
+    except ValueError as error:
+        raise ModelFileError(f"its header cannot be read as JSON: {error}") from None
+    if not isinstance(entries, dict) or not text.startswith(b"{"):
+        raise ModelFileError(f"its header begins with {shown(text[:1])}; expected '{{'")
+    try:
+        with safetensors.safe_open(os.fspath(path), framework="numpy") as checked:
+            names = checked.offset_keys()
+    except safetensors.SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise ModelFileError(f"its header does not fit the file: {reason}; {_AGAIN}") from None
+    metadata = entries.pop("__metadata__", None) or {}
+    if set(names) != set(entries):
+        raise ModelFileError("another file took its place while it was read; try again")
+    tensors = {}
+    for name in names:  # in the order of their bytes
+        entry = entries[name]
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise ModelFileError(
+                f"tensor {shown(name)} is described by {shown(entry)}; "
+                "expected dtype, shape and data_offsets"
+            )
+        tensors[name] = Tensor(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
+    return metadata, tensors, 8 + length
 
 
 def _reopen(path: Path, glance: str) -> ModelFile:
@@ -214,19 +292,35 @@ def _reopen(path: Path, glance: str) -> ModelFile:
     return model
 
 
-def check_table(network: Network, given: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+def check_table(network: Network, given: Mapping[str, Tensor]) -> None:
     """Compare names, dtypes, shapes with the table: each tensor once, in one of its two forms."""
     allowed: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
-    weights = {f"{layer.key}.weight" for layer in network.layers if layer.key}
     for key, shape in network.tensors.items():
         q, scale = f"{key}.q", f"{key}.scale"
-        if key in weights and (q in given or scale in given):
+        # weights of layers alone have several dimensions
+        if len(shape) > 1 and (q in given or scale in given):
             if key in given:
                 raise ModelFileError(f"it has {key} both as floats and quantised; expected one")
             allowed[q] = _QUANTISED, shape
-            allowed[scale] = ("F32",), (shape[0], *(1 for _ in shape[1:]))
+            allowed[scale] = ("F32",), (shape[0], *[1] * (len(shape) - 1))
         else:
             allowed[key] = _COUNTS if key.endswith(".num_batches_tracked") else _FLOATS, shape
+    if allowed.keys() != given.keys():
+        _refuse_names(network, allowed, given)
+    for name, (dtypes, shape) in allowed.items():
+        tensor = given[name]
+        if tensor.dtype not in dtypes:
+            raise ModelFileError(
+                f"the tensor {name} has the dtype {tensor.dtype}; expected {' or '.join(dtypes)}"
+            )
+        if tensor.shape != shape:
+            raise ModelFileError(
+                f"the tensor {name} has the shape {shown(list(tensor.shape))}, but {network.name} with the "
+                f"record's choices has {list(shape)}"
+            )
+
+
+def _refuse_names(network: Network, allowed: Iterable[str], given: Iterable[str]) -> NoReturn:
     missing = [name for name in allowed if name not in given]
     extra = [name for name in given if name not in allowed]
     if missing:
@@ -234,22 +328,10 @@ def check_table(network: Network, given: Mapping[str, tuple[str, tuple[int, ...]
             f"the tensor {missing[0]}, which {network.name} needs, is missing{_others(missing)}"
             + (f"; it has {shown(extra[0])}, which is unknown{_others(extra)}" if extra else "")
         )
-    if extra:
-        raise ModelFileError(
-            f"it has a tensor {shown(extra[0])}, which {network.name} does not"
-            f"{_others(extra)}{nearest(extra[0], network.tensors)}"
-        )
-    for name, (dtypes, shape) in allowed.items():
-        dtype, given_shape = given[name]
-        if dtype not in dtypes:
-            raise ModelFileError(
-                f"the tensor {name} has the dtype {dtype}; expected {' or '.join(dtypes)}"
-            )
-        if given_shape != shape:
-            raise ModelFileError(
-                f"the tensor {name} has the shape {shown(list(given_shape))}, but {network.name} with the "
-                f"record's choices has {list(shape)}"
-            )
+    raise ModelFileError(
+        f"it has a tensor {shown(extra[0])}, which {network.name} does not"
+        f"{_others(extra)}{nearest(extra[0], network.tensors)}"
+    )
 
 
 def check_scales(stored: Mapping[str, NDArray[Any]]) -> None:
@@ -264,7 +346,7 @@ def check_scales(stored: Mapping[str, NDArray[Any]]) -> None:
 
 
 def _refuse_foreign(first: bytes) -> None:
-    from ..files.sniff import sniff  # only where it is not what it should be
+    from ..files.photo_paths import sniff  # only where it is not what it should be
 
     what, advice = sniff(first)
     if what in ("a zip archive", "a Python pickle"):

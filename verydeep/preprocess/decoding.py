@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError
-from ..files.sniff import sniff
 
 if TYPE_CHECKING:  # PIL takes 20 ms to load and torch a second
     from PIL import Image
@@ -185,6 +184,8 @@ def _decode_file(file: BinaryIO, range: Range, name: str) -> Image.Image | NDArr
 
 
 def _looks_like(start: bytes) -> str:
+    from ..files.photo_paths import sniff  # only where it is not what it should be
+
     what, advice = sniff(start)
     if what in ("", "text"):
         return "expected JPEG, PNG, WebP, TIFF or the like; convert it to one of these"

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingExtraError, WeightsError
-from ..files.sniff import sniff
+from ..files.photo_paths import sniff
 
 Named: TypeAlias = Iterator[tuple[str, NDArray[Any]]]
 

@@ -21,11 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engines import Engine, Signature, Source
+from ..engines import Engine
 from ..errors import DataError, ImageError, ModelFileError, NetworkError, OutputError, log
 from ..files.photo_paths import find
 from ..files.progress import stage
 from ..files.strict_json import JSON
+from ..graphs import Signature, Source
 from ..graphs import network as float_graph
 from ..graphs.int8 import Plan, plan, rounded, weight_scales
 from ..graphs.writer import Graph

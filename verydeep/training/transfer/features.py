@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engines.source import source_of
 from ...errors import EngineError
 from ...files.cache import Cache
 from ...files.folders import cache_folder
 from ...files.progress import stage
+from ...graphs import source_of
 from ...predictor import DECODING_THREADS, Failure, Predictor
 from ...preprocess import sized
 from ..images import data

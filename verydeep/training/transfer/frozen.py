@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engines.source import source_of
 from ...errors import EngineError, ImageError
 from ...files.cache import Cache
 from ...files.progress import stage
+from ...graphs import source_of
 from ...predictor import DECODING_THREADS, Failure, Predictor
 from ...preprocess import decode
 from ..images import data
