@@ -1,9 +1,8 @@
 """torch.hub's door: `torch.hub.load(REPOSITORY, "vgg16", weights="builtin")`, as verydeep.models."""
 
 from verydeep import models
-from verydeep.nets import NETWORKS
 
-__all__ = [*NETWORKS, "backbone"]  # noqa: F822
+__all__ = [*models.list_models(), "backbone", "get_model_weights", "get_weight"]  # noqa: F822
 
 globals().update({name: getattr(models, name) for name in __all__})
 

@@ -169,6 +169,23 @@ def test_fx_export_and_compile() -> None:
             assert_allclose(value.detach(), expected[tap].detach(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.*is deprecated", "ignore:The TorchScript type system"
+)
+def test_script() -> None:
+    model = backbone(
+        "vgg16_bn", ("relu5_3", "relu2_2"), None, width=TINY, checkpointing=True
+    ).eval()
+    x = torch.randn(1, 3, 64, 64)
+    expected = model(x)
+    model.checkpointing = False
+    for other in (model, torch.fx.symbolic_trace(model)):
+        found = torch.jit.script(other)(x)
+        assert list(found) == list(expected) == ["relu5_3", "relu2_2"]
+        for tap, value in found.items():
+            assert_allclose(value.detach(), expected[tap].detach(), rtol=1e-5, atol=1e-6)
+
+
 def test_it_trains_inside_another_network() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import inspect
+import os
 import pickle
 import re
 import subprocess
@@ -79,7 +81,7 @@ ELSEWHERE = {
     "ImageClassification": "verydeep.models.vgg.ImageTransform, what .transforms() gives",
     "_IMAGENET_CATEGORIES": "verydeep.published.catalog.class_names()",
     "_COMMON_META": "the table, the catalogue and the class names, in verydeep.models.vgg",
-    "_vgg": "verydeep.models.build",
+    "_vgg": "verydeep.models.vgg._vgg, which takes the words of before 0.13 too",
     "handle_legacy_interface": "pretrained= is a keyword of every builder",
     "_ovewrite_named_param": "other num_classes than the weights' are not refused here",
     "register_model": "verydeep.nets.NETWORKS",
@@ -539,11 +541,215 @@ def test_torch_hub() -> None:
     assert spec.loader is not None
     hubconf = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hubconf)
-    assert sorted(hubconf.__all__) == sorted([*NETWORKS, "backbone"])
+    assert sorted(hubconf.__all__) == sorted(
+        [*NETWORKS, "backbone", "get_model_weights", "get_weight"]
+    )
+    enum = torch.hub.load(str(ROOT), "get_model_weights", source="local", name="vgg13")
+    member = torch.hub.load(
+        str(ROOT), "get_weight", source="local", name="VGG13_Weights.IMAGENET1K_V1"
+    )
+    assert member is enum.DEFAULT is models.VGG13_Weights.DEFAULT
     model = torch.hub.load(
         str(ROOT), "vgg13", source="local", trust_repo=True, width=TINY, num_classes=2
     )
     assert model.network == network("vgg13", width=TINY, classes=2)
+
+
+# -- the names of torchvision's file until its 0.13
+# ------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick_draws")
+def test_a_listing_of_the_old_file_runs(obtained: list[str]) -> None:
+    from verydeep.models.vgg import (
+        VGG,
+        _vgg,
+        cfgs,
+        load_state_dict_from_url,
+        make_layers,
+        model_urls,
+    )
+
+    assert [*model_urls] == SHARED
+    for name, url in model_urls.items():
+        assert url == torchvision.models.get_model_weights(name).DEFAULT.url
+    plain = VGG(make_layers(cfgs["D"]), num_classes=7, init_weights=True)
+    assert plain.network == network("vgg16", classes=7)
+    # CRAFT and the ports of Faster R-CNN
+    model_urls["vgg13_bn"] = model_urls["vgg13_bn"].replace("https://", "http://")
+    for words in ((), (None, "cpu", False, True)):
+        state = load_state_dict_from_url(model_urls["vgg13_bn"], *words)
+        models.vgg13_bn(width=TINY).load_state_dict(state)
+    assert obtained == ["vgg13_bn", "vgg13_bn quietly"]
+    assert load_state_dict_from_url(model_urls["vgg11"].replace("8a719046", "bbd30ac9"))
+    assert load_state_dict_from_url(model_urls["vgg11"], map_location="meta")[
+        "features.0.bias"
+    ].is_meta
+    obtained.clear()
+    for name, cfg, batch_norm in (("vgg11", "A", False), ("vgg16_bn", "D", True)):
+        for words in ((name, cfg, batch_norm, True, False), (cfg, batch_norm, "DEFAULT", False)):
+            assert _vgg(*words).network == network(name, width=TINY)
+        for words in ((name, cfg, batch_norm, False, True), (cfg, batch_norm, None, True)):
+            torch.manual_seed(2)
+            built = _vgg(*words, num_classes=5)
+            torch.manual_seed(2)
+            expected = getattr(torchvision.models, name)(num_classes=5)
+            assert torch.equal(built.features[0].weight, expected.features[0].weight)
+            assert torch.equal(built.classifier[6].weight, expected.classifier[6].weight)
+    assert obtained == ["vgg11 quietly"] * 2 + ["vgg16_bn quietly"] * 2
+    cfgs["mine"] = [8, "M", 512, "M"]
+    try:
+        assert _vgg("vgg_mine", "mine", False, False, True, num_classes=2).network is None
+    finally:
+        del cfgs["mine"]
+    with pytest.raises(
+        TypeError, match="_vgg takes cfg, batch_norm, weights, progress, and perhaps"
+    ):
+        _vgg("A", False)
+
+
+def test_an_address_that_the_catalogue_does_not_have_is_torch_hubs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: asked.append((a, k)))
+    vgg.load_state_dict_from_url("https://example.org/mine.pth", "there", check_hash=True)
+    assert asked == [
+        (("https://example.org/mine.pth", "there", None, True), {"check_hash": True}),
+    ]
+
+
+def test_subclasses_of_vgg() -> None:
+    class Mine(vgg.VGG):
+        def _initialize_weights(self) -> None:
+            super()._initialize_weights()
+            nn.init.ones_(self.features[0].bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(2 * x)
+
+    with torch.device("meta"):  # the classifier of a hundred million weights is never filled
+        meta = Mine(make_layers([8, "M", 16, "M"]), num_classes=3)
+    assert meta.classifier[6].out_features == 3
+    model = Mine.of(network("vgg11", width=TINY, classes=3)).eval()
+    model._initialize_weights()
+    assert (model.features[0].bias == 1).all()
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model(x), vgg.VGG.forward(model, 2 * x))
+
+
+def test_the_last_layer_is_replaced_on_the_builtin_trunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = network("vgg16", width=TINY, classes=4, head="gap", layers=("relu5_3",))
+    model_file(tmp_path / "vgg16.safetensors", net)
+    monkeypatch.setattr(finding, "BUILTIN", tmp_path)
+    with pytest.warns(UserWarning, match="vgg16: fc6, fc7, fc8 are new and untrained"):
+        model = models.vgg16(weights="builtin", head="classic", num_classes=1000)
+    assert model.network == network("vgg16", width=TINY)
+    model.classifier[6] = nn.Linear(model.classifier[6].in_features, 2)
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 2)
+    trunk = models.vgg16(weights="builtin", num_classes=0)
+    for key, value in trunk.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key])
+
+
+def test_torchvisions_registry_knows_our_builders() -> None:
+    for name in SHARED:
+        theirs = torchvision.models.get_model_weights(name)
+        assert torchvision.models.get_model_weights(models.get_model_builder(name)) is theirs
+        assert (
+            models.get_model_weights(getattr(torchvision.models, name)).__name__ == theirs.__name__
+        )
+    with pytest.raises(ValueError, match="WeightsEnum class"):
+        torchvision.models.get_model_weights(models.vgg16c)
+    shown = inspect.signature(models.vgg16)
+    assert [*shown.parameters] == ["weights", "progress", "pretrained", "choices"]
+    assert repr(models.vgg16) == "<function vgg16>"
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda m: m.vgg11(nclasses=5), TypeError),
+        (lambda m: m.get_model("vgg11", nclasses=5), TypeError),
+        (lambda m: m.get_model("vgg61"), ValueError),
+        (lambda m: m.get_model_builder("vgg61"), ValueError),
+        (lambda m: m.get_weight("VGG16"), ValueError),
+        (lambda m: m.get_weight("VGG61_Weights.DEFAULT"), ValueError),
+        (lambda m: m.get_weight("VGG16_Weights.IMAGENET1K_V9"), KeyError),
+        (lambda m: m.VGG16_Weights.verify("IMAGENET1K_V9"), KeyError),
+        (lambda m: m.VGG16_Weights.verify(m.VGG19_Weights.DEFAULT), TypeError),
+        (lambda m: m.VGG16_Weights.verify(5), TypeError),
+        (lambda m: m.vgg16(weights="IMAGENET1K_V9"), KeyError),
+        (lambda m: m.vgg16(weights=m.VGG19_Weights.DEFAULT), TypeError),
+        (lambda m: m.VGG(m.vgg.make_layers([8]), classes=5), TypeError),
+    ],
+)
+def test_an_errors_type_is_torchvisions(call: Callable[[ModuleType], object], error: type) -> None:
+    for door in (torchvision.models, models):
+        with pytest.raises(error) as caught:
+            call(door)
+    assert not str(caught.value).startswith(("'", '"'))
+
+
+_A_ROW = """
+import sys, types
+from pathlib import Path
+import verydeep
+
+source = Path(verydeep.__file__).with_name("nets.py").read_text(encoding="utf-8")
+column, row = '"Z": "4 M 8:1 M 8 M 8 M 8 M"', '"vgg8": ("Z", False)'
+for table, row in (("COLUMNS: dict[str, str] = {", column), ("bool]] = {", row)):
+    assert source.count(table) == 1
+    source = source.replace(table, f"{table} {row},")
+nets = types.ModuleType("verydeep.nets")
+sys.modules[nets.__name__] = verydeep.nets = nets
+exec(compile(source, "nets.py", "exec"), nets.__dict__)
+
+import numpy as np
+import torch
+from verydeep import models
+from verydeep.cli import main
+from verydeep.modelfile import Record, write
+from verydeep.preprocess import Preprocess
+
+assert models.list_models(include="vgg8") == ["vgg8"] and "vgg8" in models.__all__
+root, sys.argv = sys.argv[1], ["verydeep", "summary", "vgg8"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+for builder in (models.vgg8, models.vgg.vgg8, models.get_model_builder("VGG8")):
+    model = builder(num_classes=5, head="small", width=0.5).eval()
+    assert model.network == nets.network("vgg8", classes=5, head="small", width=0.5)
+assert models.vgg.VGG(models.make_layers(models.cfgs["Z"]), num_classes=3).network.name == "vgg8"
+write("m.safetensors", Record(model.network, Preprocess(resize_size=32, crop_size=32)),
+      {key: value.numpy() for key, value in model.state_dict().items()})
+assert models.vgg8("m.safetensors").network == model.network
+pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+record = models.load("m.safetensors").record
+found = verydeep.load("m.safetensors", engine="onnxruntime", precision="exact").scores(pixels)
+with torch.no_grad():
+    expected = model(torch.from_numpy(record.preprocess.normalise(pixels)))
+np.testing.assert_allclose(found.reshape(-1), expected[0], rtol=1e-4, atol=1e-5)
+hub = torch.hub.load(root, "vgg8", source="local", num_classes=0)
+assert hub(torch.zeros(1, 3, 32, 32)).shape == (1, 8, 1, 1)
+taps = models.backbone("vgg8", ("relu2_1", "pool3"), "m.safetensors")
+assert taps.channels == {"relu2_1": 4, "pool3": 4}
+print("all the way")
+"""
+
+
+def test_a_network_is_a_row(tmp_path: Path) -> None:
+    """A row more in the table is a network in the summary, the graph, torch, the file and the hub."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _A_ROW, str(ROOT)],
+        capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout.endswith("all the way\n"), done.stderr
+    assert "conv2_1" in done.stdout
 
 
 # -- graphs of all kinds
@@ -569,6 +775,49 @@ def tiny(request: pytest.FixtureRequest) -> tuple[models.VGG, Tensor]:
 def test_fx(tiny: tuple[models.VGG, Tensor]) -> None:
     model, x = tiny
     assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.*is deprecated", "ignore:The TorchScript type system"
+)
+def test_script(tiny: tuple[models.VGG, Tensor]) -> None:
+    model, x = tiny
+    traced = torch.fx.symbolic_trace(model)
+    node = model.module_names[model.table.trunk[1].name]
+    extractor = create_feature_extractor(model, {node: "first"})
+    for one in (model, traced, extractor):
+        expected, found = one(x), torch.jit.script(one)(x)
+        if isinstance(expected, dict):
+            expected, found = expected["first"], found["first"]
+        assert_allclose(found.detach(), expected.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.*is deprecated", "ignore:The TorchScript type system"
+)
+@pytest.mark.parametrize("kind", ["cfg", "module"])
+@pytest.mark.usefixtures("quick_draws")
+def test_convolutions_of_ones_own(kind: str) -> None:
+    class Own(nn.Module):  # no Sequential
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 512, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).relu()
+
+    features = Own() if kind == "module" else make_layers([8, "M", 512, "M"])
+    model = vgg.VGG(features, num_classes=3).eval()
+    assert model.network is None
+    assert not hasattr(model, "table")
+    assert not hasattr(model, "module_names")
+    assert "classifier" in dict(inspect.getmembers(model))
+    with pytest.raises(NetworkError, match="this VGG stands on convolutions that are not in the"):
+        model.taps(torch.zeros(1, 3, 32, 32), "relu1_1")
+    with pytest.raises(NetworkError, match="this VGG stands on convolutions that are not in the"):
+        models.warm_start(model, model)
+    x = torch.randn(1, 3, 32, 32)
+    assert_allclose(torch.jit.script(model)(x).detach(), model(x).detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_torchvisions_feature_extractor(tiny: tuple[models.VGG, Tensor]) -> None:

@@ -11,6 +11,8 @@ VerydeepError                 catch this one to catch them all
 ├── EngineError               an engine that is missing, failed or does not agree with the reference
 ├── DataError                 a data set that cannot be used: no images, classes that do not match
 ├── WeightsError              published weights that cannot be had, or are not what they claim to be
+│   └── UnknownWeightsError   a name of weights that nobody published
+├── ArgumentError             a keyword that a function does not take, or an argument of another type
 ├── OutputError               a file that cannot be written: no space, no permission, no folder
 └── MissingExtraError         an optional dependency is not installed
 """
@@ -25,6 +27,7 @@ from functools import cache
 from typing import TypeGuard
 
 __all__ = [
+    "ArgumentError",
     "DataError",
     "EngineError",
     "ImageError",
@@ -34,6 +37,7 @@ __all__ = [
     "NetworkError",
     "OutputError",
     "PreprocessError",
+    "UnknownWeightsError",
     "VerydeepError",
     "WeightsError",
 ]
@@ -85,6 +89,16 @@ class DataError(VerydeepError, ValueError):
 
 class WeightsError(VerydeepError, RuntimeError):
     """Published weights that cannot be fetched, or whose bytes or values are not what they claim."""
+
+
+class UnknownWeightsError(WeightsError, KeyError, ValueError):
+    """A name that no published weights have; all that torchvision raises for one."""
+
+    __str__ = Exception.__str__  # KeyError's own puts the message in quotes
+
+
+class ArgumentError(VerydeepError, TypeError):
+    """A keyword that a function does not take, or an argument of a type that it does not take."""
 
 
 class OutputError(VerydeepError, OSError):

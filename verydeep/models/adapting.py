@@ -11,7 +11,7 @@ from .. import modelfile
 from ..errors import NetworkError, WeightsError
 from ..nets import Network
 from .loading import Trained
-from .module import VGG
+from .module import VGG, tabled
 
 # The first four convolutions of A and the three FC layers (arXiv:1409.1556, section 3.1). Matched
 # by the paper's names: the k-th convolution of a deeper network has other channels than A's k-th.
@@ -145,7 +145,7 @@ def warm_start(model: VGG, trained: VGG) -> tuple[str, ...]:
     of the layers that were copied. Raises NetworkError where a shape differs (another width, head
     size or number of classes), before anything is changed.
     """
-    net, trained_net = model.table, trained.table
+    net, trained_net = tabled(model), tabled(trained)
     shared = set(net.taps) & set(trained_net.taps)
     copied = tuple(name for name in WARM_START_LAYERS if name in shared)
     pairs: list[tuple[str, str]] = []

@@ -1,9 +1,8 @@
 """VGG as the first part of other people's networks: named layers out, with channels and strides.
 
 For detectors, segmentation nets and losses: SSD (arXiv:1512.02325), FCN (arXiv:1411.4038), U-Net.
+Annotations are evaluated here, as in `module`.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -56,29 +55,35 @@ class Backbone(nn.Module):
         self.channels = {name: network.layer(name).outputs for name in self.taps}
         self.strides = {name: rows[name].stride for name in self.taps}
         places = layers.positions(network.trunk)
-        # pieces of `features` that end at a tap or a pool: (the name of the end, start, end)
-        self._pieces: list[tuple[str, int, int]] = []
-        start = 0
-        for layer in network.trunk:
-            if layer.name in self.taps or layer.kind == "pool":
-                end = places[layer.name] + 1
-                self._pieces.append((layer.name, start, end))
-                start = end
+        # indices in `features`: of the taps, and where its pieces end, at a tap or a pool
+        self._names = {places[name]: name for name in self.taps}
+        ends = [n.name for n in network.trunk if n.name in self.taps or n.kind == "pool"]
+        self._ends = [places[name] for name in ends]
+        self._order = list(dict.fromkeys(self.taps))  # torch.jit.script walks no tuple
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
-        modules = list(self.features.children())
-        for name, start, end in self._pieces:
-            piece = modules[start:end]
-            if self.checkpointing and torch.is_grad_enabled():
-                # nothing special at first; the second time nothing is counted in the statistics
-                contexts = partial(lambda piece: (nullcontext(), _not_counting(piece)), piece)
-                x = checkpoint(_run, piece, x, use_reentrant=False, context_fn=contexts)
-            else:
-                x = _run(piece, x)
-            if name in self.taps:
-                values[name] = x
-        return {name: values[name] for name in self.taps}
+        if not torch.jit.is_scripting() and self.checkpointing and torch.is_grad_enabled():  # type: ignore[attr-defined]
+            values = self._in_pieces(x)
+        else:
+            for index, module in enumerate(self.features):
+                x = module(x)
+                if index in self._names:
+                    values[self._names[index]] = x
+        return {name: values[name] for name in self._order}
+
+    def _in_pieces(self, x: Tensor) -> dict[str, Tensor]:
+        """The same, of which the backward pass finds only what stands between the pieces."""
+        values: dict[str, Tensor] = {}
+        modules, start = list(self.features.children()), 0
+        for last in self._ends:
+            piece, start = modules[start : last + 1], last + 1
+            # nothing special at first; the second time nothing is counted in the statistics
+            contexts = partial(lambda piece: (nullcontext(), _not_counting(piece)), piece)
+            x = checkpoint(_run, piece, x, use_reentrant=False, context_fn=contexts)
+            if last in self._names:
+                values[self._names[last]] = x
+        return values
 
 
 def backbone(

@@ -49,11 +49,14 @@ class L2Pool2d(nn.Module):
     floating dtype.
     """
 
+    __constants__ = ("epsilon",)
+    epsilon = L2_EPSILON  # torch.jit.script sees no global number
+
     def forward(self, x: Tensor) -> Tensor:
         # The window (1/4, 1/2, 1/4) is (1/2, 1/2) twice, so two plain averages of 2x2 compute it:
         # no weights to carry along, and no channel count to know.
         squares = F.avg_pool2d(x * x, 2, stride=1, padding=1)
-        return torch.sqrt(F.avg_pool2d(squares, 2, stride=2) + L2_EPSILON)
+        return torch.sqrt(F.avg_pool2d(squares, 2, stride=2) + self.epsilon)
 
 
 def make_layers(

@@ -79,8 +79,8 @@ def _held(file: modelfile.ModelFile, taps: tuple[str, ...] = ()) -> Trained:
 
 def as_torch(arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Tensor]:
     """Tensors on the memory of the arrays; copies of those that may not be written or are narrower."""
-    tensors = {
-        key: torch.from_numpy(array if array.flags.writeable else array.copy())
-        for key, array in arrays.items()
-    }
-    return {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
+    tensors = {}
+    for key, array in arrays.items():
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+        tensors[key] = tensor.float() if tensor.is_floating_point() else tensor
+    return tensors

@@ -2,14 +2,14 @@
 
 `features`, `avgpool` and `classifier` are torchvision's, with its keys and indices; so a checkpoint
 of either loads into the other, strictly, for the eight networks that both have.
-"""
 
-from __future__ import annotations
+Annotations are evaluated here, since torch.fx writes them into its code, which torch.jit.script reads.
+"""
 
 import warnings
 from collections.abc import Iterable
 from itertools import product
-from typing import TypedDict, Unpack
+from typing import Self, TypedDict, Unpack
 
 import torch
 import torch.fx
@@ -45,11 +45,13 @@ class VGG(nn.Module):
 
     features, avgpool, classifier: the parts, under torchvision's keys.
     network: what this is, in the table's words; None where its convolutions are not in the table.
+    table: the same; a module whose convolutions are not in the table has no such attribute.
     record: the record of the model file it was loaded from; None for random weights.
     """
 
-    # for torch.jit.script, which neither needs nor understands the table
-    __jit_unused_properties__ = ("module_names", "table")
+    __jit_unused_properties__ = (
+        "module_names",
+    )  # torch.jit.script neither needs nor understands it
 
     def __init__(
         self,
@@ -80,10 +82,14 @@ class VGG(nn.Module):
         )
         self._know(_recognise(features, num_classes, convolutions))
         if init_weights:
-            initialise(self)
+            self._initialize_weights()
+
+    def _initialize_weights(self) -> None:
+        """torchvision's name of it, until its 0.13, which subclasses call and override."""
+        initialise(self)
 
     @classmethod
-    def of(cls, network: Network, *, dropout: float = 0.5) -> VGG:
+    def of(cls, network: Network, *, dropout: float = 0.5) -> Self:
         """The module of that network, with each layer's own default weights.
 
         Under `torch.device("meta")` it takes neither time nor memory.
@@ -103,16 +109,17 @@ class VGG(nn.Module):
         self.network = network
         self.record: Record | None = None
         self._trunk_only = network is not None and not network.top
-        # what a "gap" head averages, as indices in `features`, in the order of joining; for the other
-        # heads [-1], since torch.jit.script cannot tell the type of an empty list
-        self._averaged = [-1]
-        if network is not None and network.top and network.head.kind == "gap":
-            places = layers.positions(network.trunk)
-            self._averaged = [places[name] for name in network.head.layers]
+        # what a "gap" head averages, as indices in `features`, in the order of joining
+        self._averaged: list[int] | None = None
+        if network is not None:
+            self.table: Network = network
+            if network.top and network.head.kind == "gap":
+                places = layers.positions(network.trunk)
+                self._averaged = [places[name] for name in network.head.layers]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._averaged[0] >= 0:
-            x = self._averages(x)
+        if self._averaged is not None:
+            x = self._averages(x, self._averaged)
         else:
             x = self.features(x)
             if self._trunk_only:
@@ -123,16 +130,16 @@ class VGG(nn.Module):
         scores: Tensor = self.classifier(torch.flatten(x, 1))
         return scores
 
-    def _averages(self, x: Tensor) -> Tensor:
+    def _averages(self, x: Tensor, averaged: list[int]) -> Tensor:
         """The global averages of the layers that a "gap" head reads, (n, channels, 1, 1)."""
-        last = max(self._averaged)
+        last = max(averaged)
         maps = [x] * (last + 1)
         for index, module in enumerate(self.features):
             if index <= last:
                 x = module(x)
-                if index in self._averaged:
+                if index in averaged:
                     maps[index] = x
-        return torch.cat([self.avgpool(maps[index]) for index in self._averaged], 1)
+        return torch.cat([self.avgpool(maps[index]) for index in averaged], 1)
 
     def taps(self, x: Tensor, names: str | Iterable[str]) -> dict[str, Tensor]:
         """The values of the named layers, in the order asked, from one pass that ends at the last.
@@ -142,7 +149,7 @@ class VGG(nn.Module):
         before ReLU and, in networks with batch norm, after it; "prob" the soft-max. Raises
         LayerError for a name that the network does not have.
         """
-        net, names = self.table, named(names)
+        net, names = tabled(self), named(names)
         if not names:
             raise LayerError(f'no taps were named; expected at least one, such as "{net.taps[-1]}"')
         needed = net.cut(names)
@@ -179,16 +186,16 @@ class VGG(nn.Module):
                 names[name] = "classifier" if net.head.kind == "gap" else f"classifier.{index}"
         return names
 
-    @property
-    def table(self) -> Network:
-        """`network`; NetworkError where this module is not one of the table."""
-        if self.network is None:
-            raise NetworkError(
-                "this VGG stands on convolutions that are not in the table, or on layers that compute in "
-                "place, so they have no paper names; expected one of verydeep.nets.NETWORKS, or take the "
-                "values by hooks"
-            )
-        return self.network
+
+def tabled(model: VGG) -> Network:
+    """`model.network`; NetworkError where that is not one of the table."""
+    if model.network is None:
+        raise NetworkError(
+            "this VGG stands on convolutions that are not in the table, or on layers that compute in "
+            "place, so they have no paper names; expected one of verydeep.nets.NETWORKS, or take the "
+            "values by hooks"
+        )
+    return model.network
 
 
 def build(

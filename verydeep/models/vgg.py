@@ -9,21 +9,23 @@ is done here, and said by one warning.
 from __future__ import annotations
 
 import os
+import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from fnmatch import fnmatchcase
 from functools import partial
+from inspect import Signature, signature
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor
 
 from .. import nets
-from ..errors import NetworkError, WeightsError, nearest
+from ..errors import ArgumentError, NetworkError, UnknownWeightsError, WeightsError, nearest
 from ..nets import NETWORKS, Network
 from ..preprocess import PRESETS, ImageLike, Preprocess
 from ..published import builtin_models, catalog, supply
@@ -35,7 +37,8 @@ from .module import VGG
 __all__ = [
     "VGG", "VGG11_BN_Weights", "VGG11_Weights", "VGG13_BN_Weights", "VGG13_Weights", "VGG16_BN_Weights",
     "VGG16_Weights", "VGG19_BN_Weights", "VGG19_Weights", "Weights", "WeightsEnum", "cfgs",
-    "get_model", "get_model_builder", "get_model_weights", "get_weight", "list_models", "make_layers",
+    "get_model", "get_model_builder", "get_model_weights", "get_weight", "list_models",
+    "load_state_dict_from_url", "make_layers", "model_urls",
     "vgg11", "vgg11_bn", "vgg11_lrn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg16c", "vgg16c_bn",
     "vgg19", "vgg19_bn",
 ]  # fmt: skip
@@ -150,14 +153,18 @@ class WeightsEnum(Enum):
 
     @classmethod
     def verify(cls, obj: object) -> Self | None:
-        """The member that `obj` is or names; None for None. Raises WeightsError for anything else."""
+        """The member that `obj` is or names; None for None.
+
+        Raises UnknownWeightsError for another name, ArgumentError for anything else.
+        """
         if obj is None or isinstance(obj, cls):
             return obj
         name = str(obj).removeprefix(f"{cls.__name__}.")
         # torchvision's own member of the same name means the same file
         if name in cls.__members__ and (isinstance(obj, str) or type(obj).__name__ == cls.__name__):
             return cls[name]
-        raise WeightsError(f"{obj!s} is not of {cls.__name__}{nearest(name, cls.__members__)}")
+        error = UnknownWeightsError if isinstance(obj, str) else ArgumentError
+        raise error(f"{obj!s} is not of {cls.__name__}{nearest(name, cls.__members__)}")
 
     def get_state_dict(self, progress: bool = True, check_hash: bool = True) -> dict[str, Tensor]:
         """The tensors by key, float32, fetched first where they are not here yet.
@@ -185,51 +192,24 @@ class WeightsEnum(Enum):
         return self.value.meta
 
 
-class VGG11_Weights(WeightsEnum):  # noqa: N801  (torchvision's names)
-    IMAGENET1K_V1 = _published("vgg11")
-    DEFAULT = IMAGENET1K_V1
+def _enums() -> Iterator[tuple[str, type[WeightsEnum]]]:
+    """For each network that torchvision published weights of, the enum of them, the default first."""
+    for network in NETWORKS:
+        members = [
+            (one.release, _published(name))
+            for name, one in catalog.ENTRIES.items()
+            if one.network == network and one.release.startswith("IMAGENET1K_")
+        ]
+        if members:
+            members.append(("DEFAULT", members[0][1]))
+            made: Any = WeightsEnum  # mypy knows no enum that is made by a call of its parent
+            yield network, made(f"{network.upper()}_Weights", members, module=__name__)
 
 
-class VGG11_BN_Weights(WeightsEnum):  # noqa: N801
-    IMAGENET1K_V1 = _published("vgg11_bn")
-    DEFAULT = IMAGENET1K_V1
+ENUMS = dict(_enums())
 
-
-class VGG13_Weights(WeightsEnum):  # noqa: N801
-    IMAGENET1K_V1 = _published("vgg13")
-    DEFAULT = IMAGENET1K_V1
-
-
-class VGG13_BN_Weights(WeightsEnum):  # noqa: N801
-    IMAGENET1K_V1 = _published("vgg13_bn")
-    DEFAULT = IMAGENET1K_V1
-
-
-class VGG16_Weights(WeightsEnum):  # noqa: N801
-    IMAGENET1K_V1 = _published("vgg16")
-    IMAGENET1K_FEATURES = _published("vgg16_features")
-    DEFAULT = IMAGENET1K_V1
-
-
-class VGG16_BN_Weights(WeightsEnum):  # noqa: N801
-    IMAGENET1K_V1 = _published("vgg16_bn")
-    DEFAULT = IMAGENET1K_V1
-
-
-class VGG19_Weights(WeightsEnum):  # noqa: N801
-    IMAGENET1K_V1 = _published("vgg19")
-    DEFAULT = IMAGENET1K_V1
-
-
-class VGG19_BN_Weights(WeightsEnum):  # noqa: N801
-    IMAGENET1K_V1 = _published("vgg19_bn")
-    DEFAULT = IMAGENET1K_V1
-
-
-# The networks that somebody published weights of, with their enums.
-ENUMS: dict[str, type[WeightsEnum]] = {
-    enum["DEFAULT"].value.entry: enum for enum in WeightsEnum.__subclasses__()
-}
+# The addresses by name, which torchvision had here until its 0.13.
+model_urls = {name: enum["DEFAULT"].url for name, enum in ENUMS.items()}
 
 WeightsLike = WeightsEnum | str | os.PathLike[str]
 
@@ -253,10 +233,32 @@ class Around(TypedDict, total=False):
     init_weights: bool
 
 
-class Builder(Protocol):
-    """A function of the door."""
+class Builder:
+    """The function of the door that builds the network `name`.
 
-    __name__: str
+    It has what torchvision's functions have: a name, a docstring, a signature; and is pickled by name.
+    """
+
+    def __init__(self, name: str) -> None:
+        column, batch_norm = NETWORKS[name]
+        enum = ENUMS.get(name)
+        published = f"a member of {enum.__name__} or its name, " if enum else ""
+        builtin = '"builtin" (the real convolutions, with a "gap" head of its own classes), '
+        self.__name__ = self.__qualname__ = name
+        about = f"column {column}{' with batch norm' * batch_norm}"
+        self.__doc__ = f"""The paper's {about} (arXiv:1409.1556, table 1).
+
+    weights: {published}the path of a model file or of weights in any layout that verydeep reads,
+    {builtin * (name == "vgg16")}or None for random ones.
+    progress: a bar on stderr while weights are fetched.
+    pretrained: the old spelling of weights="DEFAULT"; deprecated.
+    choices: see `verydeep.models.vgg.Around`. With weights, other `num_classes`, `in_channels` or
+    `head` than theirs make new FC layers or adapt the first filters, and a warning says so.
+
+    Returns the module in training mode, as torchvision does: call `.eval()` before inference.
+    Raises NetworkError for what the table does not have, WeightsError for weights that are not this
+    network's, ArgumentError for a keyword that is none of these.
+    """
 
     def __call__(
         self,
@@ -265,21 +267,8 @@ class Builder(Protocol):
         *,
         pretrained: bool | None = None,
         **choices: Unpack[Around],
-    ) -> VGG: ...
-
-
-def _builder(name: str) -> Builder:
-    column, batch_norm = NETWORKS[name]
-    about = f"column {column}{' with batch norm' if batch_norm else ''}"
-    enum = ENUMS.get(name)
-
-    def builder(
-        weights: WeightsLike | bool | None = None,
-        progress: bool = True,
-        *,
-        pretrained: bool | None = None,
-        **choices: Unpack[Around],
     ) -> VGG:
+        name = self.__name__
         if isinstance(weights, bool):  # torchvision's old first argument
             weights, pretrained = None, weights
         if pretrained is not None:
@@ -294,32 +283,43 @@ def _builder(name: str) -> Builder:
                 stacklevel=2,
             )
             weights = "DEFAULT" if pretrained else None
-        network, dropout = partial(_network, name, choices), choices.get("dropout", 0.5)
+        wanted, dropout = partial(_chosen, name, choices), choices.get("dropout", 0.5)
         if weights is not None:
-            return trained(name, weights, network, progress=progress, dropout=dropout)
-        model = VGG.of(network(None), dropout=dropout)
+            return trained(name, weights, wanted, progress=progress, dropout=dropout)
+        model = VGG.of(wanted(nets.network(name)), dropout=dropout)
         if choices.get("init_weights", True):
             initialise(model)
         return model
 
-    builder.__name__ = builder.__qualname__ = name
-    published = f"a member of {enum.__name__} or its name, " if enum else ""
-    builtin = '"builtin" (the real convolutions, with a "gap" head of its own classes), '
-    builtin = builtin if name == "vgg16" else ""
-    builder.__doc__ = f"""The paper's {about} (arXiv:1409.1556, table 1).
+    def __repr__(self) -> str:
+        return f"<function {self.__name__}>"
 
-    weights: {published}the path of a model file or of weights in any layout that verydeep reads,
-    {builtin}or None for random ones.
-    progress: a bar on stderr while weights are fetched.
-    pretrained: the old spelling of weights="DEFAULT"; deprecated.
-    choices: see `verydeep.models.vgg.Around`. With weights, other `num_classes`, `in_channels` or
-    `head` than theirs make new FC layers or adapt the first filters, and a warning says so.
+    def __reduce__(self) -> str:
+        return self.__name__
 
-    Returns the module in training mode, as torchvision does: call `.eval()` before inference.
-    Raises NetworkError for what the table does not have, WeightsError for weights that are not this
-    network's.
-    """
-    return builder
+    @property
+    def __signature__(self) -> Signature:
+        """That of a call. Its weights are torchvision's own enum where torchvision is imported, because its
+        `get_model_weights` looks there and takes no other."""
+        name = getattr(ENUMS.get(self.__name__), "__name__", "")
+        enum = getattr(sys.modules.get("torchvision.models"), name, ENUMS.get(self.__name__))
+        call = signature(self.__call__)
+        one = call.parameters["weights"].replace(annotation=enum | str | os.PathLike | bool | None)
+        return call.replace(parameters=[one, *[*call.parameters.values()][1:]])
+
+
+def _chosen(name: str, choices: Around, of: Network) -> Network:
+    """The network that was asked for: what was not chosen is as in `of`, or as in the paper."""
+    unknown = set(choices) - set(Around.__annotations__)
+    if unknown:
+        known = ", ".join(Around.__annotations__)
+        raise ArgumentError(f"{name} takes no {', '.join(sorted(unknown))}; expected: {known}")
+    head = of.head if of.head.classes else nets.Head()
+    kind: Any = choices.get("head", head.kind)
+    layers = choices.get("layers", head.layers if kind == head.kind else ())
+    changes: Any = {key: choices[key] for key in ("width", "in_channels", "pool") if key in choices}
+    top = nets.Head(kind, choices.get("num_classes", head.classes), nets.named(layers))
+    return replace(of, head=top, **changes)
 
 
 def trained(
@@ -340,10 +340,12 @@ def trained(
     given = loading.read(_located(name, weights, progress), name, taps=taps)
     if given.network.name != name:
         raise WeightsError(f"{name}: weights {weights!s} are those of {given.network.name}")
-    fitting, notes = adapt(given, network(given.network))
-    if notes:
-        warnings.warn(f"{name}: {'; '.join(notes)}", stacklevel=3)
-    return loading.assemble(fitting, dropout=dropout)
+    wanted = network(given.network)
+    if wanted != given.network:
+        given, notes = adapt(given, wanted)
+        if notes:
+            warnings.warn(f"{name}: {'; '.join(notes)}", stacklevel=3)
+    return loading.assemble(given, dropout=dropout)
 
 
 def _located(name: str, weights: WeightsLike, progress: bool) -> Path:
@@ -352,7 +354,7 @@ def _located(name: str, weights: WeightsLike, progress: bool) -> Path:
     if not isinstance(weights, str | os.PathLike):
         member = enum.verify(weights) if enum else None
         if member is None:
-            raise WeightsError(f"no weights of {name} were published; give a path, or None")
+            raise UnknownWeightsError(f"no weights of {name} were published; give a path, or None")
         return supply.obtain(member.value.entry, progress)
     text = os.fspath(weights)
     if isinstance(weights, str) and text in builtin_models():
@@ -366,35 +368,71 @@ def _located(name: str, weights: WeightsLike, progress: bool) -> Path:
         raise WeightsError(f"{name}: weights {text} are those of {catalog.ENTRIES[text].network}")
     if os.path.exists(text):
         return Path(text)
-    raise WeightsError(
+    raise UnknownWeightsError(
         f"{name}: there are no weights {text!r}; expected the path of a file"
         + (f", or one of: {', '.join(known)}" if known else "; none of this network were published")
     )
 
 
-def _network(name: str, choices: Around, trained: Network | None) -> Network:
-    """The network that was asked for: what was not chosen is as in the weights, or as in the paper."""
-    unknown = set(choices) - set(Around.__annotations__)
-    if unknown:
-        known = ", ".join(Around.__annotations__)
-        raise NetworkError(f"{name} takes no {', '.join(sorted(unknown))}; expected: {known}")
-    of = trained or nets.network(name)
-    head = of.head if of.head.classes else nets.Head()
-    kind = choices.get("head", head.kind)
-    return nets.network(
-        name,
-        classes=choices.get("num_classes", head.classes),
-        head=kind,
-        layers=choices.get("layers", head.layers if kind == head.kind else ()),
-        width=choices.get("width", of.width),
-        in_channels=choices.get("in_channels", of.in_channels),
-        pool=choices.get("pool", of.pool),
+def load_state_dict_from_url(
+    url: str,
+    model_dir: str | None = None,
+    map_location: Any = None,
+    progress: bool = True,
+    *words: Any,
+    **choices: Any,
+) -> dict[str, Tensor]:
+    """The tensors of the file at an address, float32 by torchvision's key.
+
+    A file of the catalogue is known by its name; it is fetched, verified and kept as all of them are,
+    wherever `model_dir` is, and `map_location` is a device or its name. Any other address is left to
+    torch.hub's function of this name, with all arguments.
+    """
+    for one in catalog.ENTRIES.values():
+        if url.rpartition("/")[2] in [published.file for published in one.published]:
+            tensors = loading.read(supply.obtain(one.name, progress)).tensors
+            device = map_location if isinstance(map_location, str | torch.device) else None
+            return {key: tensor.to(device) for key, tensor in tensors.items()}
+    state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
+        url, model_dir, map_location, progress, *words, **choices
+    )
+    return state
+
+
+def _vgg(*words: Any, **choices: Any) -> VGG:
+    """torchvision's builder of builders: `_vgg(cfg, batch_norm, weights, progress, **choices)`.
+
+    Until its 0.13 a name stood before these, and `weights` was whether there are any. `cfg` is a key of
+    `cfgs`, one's own too.
+    """
+    if len(words) not in (4, 5):
+        raise ArgumentError(
+            "_vgg takes cfg, batch_norm, weights, progress, and perhaps a name first"
+        )
+    cfg, batch_norm, weights, progress = words[-4:]
+    if not weights:
+        return VGG(make_layers(cfgs[cfg], batch_norm), **choices)
+    names = {key: name for name, key in NETWORKS.items()}
+    return get_model(
+        names[cfg, batch_norm],
+        weights="DEFAULT" if weights is True else weights,
+        progress=progress,
+        **choices,
     )
 
 
-(
-    vgg11, vgg11_bn, vgg11_lrn, vgg13, vgg13_bn, vgg16c, vgg16c_bn, vgg16, vgg16_bn, vgg19, vgg19_bn,
-) = map(_builder, NETWORKS)  # fmt: skip
+BUILDERS = {name: Builder(name) for name in NETWORKS}
+
+# Both tables are names of this module.
+globals().update({**BUILDERS, **{enum.__name__: enum for enum in ENUMS.values()}})
+__all__ += [
+    name for name in (*BUILDERS, *(enum.__name__ for enum in ENUMS.values())) if name not in __all__
+]
+if TYPE_CHECKING:
+    vgg11 = vgg11_bn = vgg11_lrn = vgg13 = vgg13_bn = vgg16c = vgg16c_bn = Builder("")
+    vgg16 = vgg16_bn = vgg19 = vgg19_bn = vgg11
+    VGG11_Weights = VGG11_BN_Weights = VGG13_Weights = VGG13_BN_Weights = cast("Any", None)
+    VGG16_Weights = VGG16_BN_Weights = VGG19_Weights = VGG19_BN_Weights = cast("Any", None)
 
 
 def list_models(
@@ -422,8 +460,7 @@ def get_model_builder(name: str) -> Builder:
     key = str(name).lower()
     if key not in NETWORKS:
         raise NetworkError(f"network {name!r} is unknown{nearest(key, NETWORKS)}")
-    builder: Builder = globals()[key]
-    return builder
+    return BUILDERS.get(key) or Builder(key)  # a row that was added since
 
 
 def get_model(name: str, **config: Any) -> VGG:
@@ -434,11 +471,11 @@ def get_model(name: str, **config: Any) -> VGG:
 def get_model_weights(name: str | Builder) -> type[WeightsEnum]:
     """The enum of a model's published weights, by its name or its builder.
 
-    Raises WeightsError where none were published.
+    Raises UnknownWeightsError where none were published.
     """
     name = get_model_builder(name if isinstance(name, str) else name.__name__).__name__
     if name not in ENUMS:
-        raise WeightsError(f"no weights of {name} were published")
+        raise UnknownWeightsError(f"no weights of {name} were published")
     return ENUMS[name]
 
 
@@ -450,5 +487,5 @@ def get_weight(name: str) -> WeightsEnum:
         for key, member in enum.__members__.items()
     }
     if name not in known:
-        raise WeightsError(f"weights {name!r} are unknown{nearest(str(name), known)}")
+        raise UnknownWeightsError(f"weights {name!r} are unknown{nearest(str(name), known)}")
     return known[name]
