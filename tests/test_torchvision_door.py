@@ -643,7 +643,7 @@ def test_the_last_layer_is_replaced_on_the_builtin_trunk(
 ) -> None:
     net = network("vgg16", width=TINY, classes=4, head="gap", layers=("relu5_3",))
     model_file(tmp_path / "vgg16.safetensors", net)
-    monkeypatch.setattr(finding, "BUILTIN", tmp_path)
+    monkeypatch.setattr(published, "BUILTIN", tmp_path)
     with pytest.warns(UserWarning, match="vgg16: fc6, fc7, fc8 are new and untrained"):
         model = models.vgg16(weights="builtin", head="classic", num_classes=1000)
     assert model.network == network("vgg16", width=TINY)
