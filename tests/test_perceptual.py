@@ -21,7 +21,7 @@ from torchvision.models.vgg import cfgs, make_layers
 
 import verydeep
 from verydeep import distances
-from verydeep.distances import METRICS, Distance, Perceptual, measuring, metrics
+from verydeep.distances import METRICS, Distance, Perceptual, metrics, tiles
 from verydeep.engines import Engine
 from verydeep.errors import DataError, EngineError, ImageError, NetworkError, VerydeepError
 from verydeep.predictor import Failure
@@ -206,8 +206,8 @@ def test_tiles_change_no_value(
     measure = Perceptual(metric, layers=layers, **exact)  # type: ignore[arg-type]
     spatial = metric in ("lpips", "content")
     (whole,) = measure.stream([(a, b)], spatial=spatial)
-    monkeypatch.setattr(measuring, "LARGEST", largest)
-    measuring.tiles.cache_clear()
+    monkeypatch.setattr(tiles, "LARGEST", largest)
+    tiles.grid.cache_clear()
     passes: list[int] = []
     inner = Engine.run
 
@@ -217,7 +217,7 @@ def test_tiles_change_no_value(
 
     monkeypatch.setattr(Engine, "run", run)
     (tiled,) = Perceptual(metric, layers=layers, **exact).stream([(a, b)], spatial=spatial)  # type: ignore[arg-type]
-    measuring.tiles.cache_clear()
+    tiles.grid.cache_clear()
     assert len(passes) > 1
     assert max(passes) <= largest
     assert isinstance(whole, Distance)
@@ -230,13 +230,13 @@ def test_tiles_change_no_value(
 
 def test_no_more_is_computed_twice_than_memory_asks_for() -> None:
     """Of photos: how much of one is not tiled at all, and what tiles cost that are as large as a pass."""
-    trunk = Perceptual("lpips")._measure.trunk
-    assert len(measuring.tiles(trunk, 480, 640, 2)) == 1
-    assert len(measuring.tiles(trunk, 683, 767, 2)) == 1
+    trunk = Perceptual("lpips")._trunk
+    assert len(tiles.grid(trunk, 480, 640, 2)) == 1
+    assert len(tiles.grid(trunk, 683, 767, 2)) == 1
     for (height, width), most in (((768, 1024), 1.2), ((1000, 1500), 1.4), ((3000, 4000), 1.71)):
-        grid = measuring.tiles(trunk, height, width, 2)
+        grid = tiles.grid(trunk, height, width, 2)
         pixels = [(down.stop - down.start) * (across.stop - across.start) for down, across in grid]
-        assert 2 * max(pixels) <= measuring.LARGEST
+        assert 2 * max(pixels) <= tiles.LARGEST
         assert sum(pixels) <= most * height * width
 
 
@@ -505,7 +505,7 @@ def test_one_against_many_is_worth_a_race(monkeypatch: pytest.MonkeyPatch) -> No
 
     counted = []
 
-    def race(self: Choice, kinds: Any, given: np.ndarray, batch: int) -> Any:  # noqa: ARG001
+    def race(self: Choice, kinds: Any, given: np.ndarray, *_: Any) -> Any:  # noqa: ARG001
         counted.append(given.shape)
         return self._opened("onnxruntime", "cpu", {})
 

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 KEPT = 4  # of the metrics that were asked for last, with their engines
-_kept: dict[tuple[Any, ...], Perceptual] = {}
+_kept: dict[str, Perceptual] = {}
 
 
 def distance(
@@ -44,31 +44,25 @@ def distance(
     b: Any,
     metric: str = "lpips",
     *,
-    layers: str | Sequence[str] | None = None,
-    spatial: bool = False,
     range: Range = None,
+    spatial: bool = False,
     model: str | os.PathLike[str] = "builtin",
-    engine: str = "auto",
-    precision: str = "fast",
-    threads: int | None = None,
-    device: str = "auto",
+    layers: str | Sequence[str] | None = None,
+    **options: Any,
 ) -> Distance | Distances:
     """How far `a` is from `b`: "lpips", "dists", "content" or "style".
 
     Two images give a number, several an array, `spatial` maps: see `Perceptual`, of which the last few
     that were asked for are kept. range: of floats; images of 8 and 16 bits know theirs, whatever it says.
+    options: engine, precision, threads and device, as for `Perceptual`.
     """
     path = find_model(model)
-    named = layers if layers is None or isinstance(layers, str) else tuple(layers)
     # a file that changed is another model
     stamp = hashes.stamp(os.stat(path)) if os.path.exists(path) else None
-    key = (metric, path, stamp, named, engine, precision, threads, device)
+    key = repr((metric, path, stamp, layers, sorted(options.items())))
     measure = _kept.get(key)
     if measure is None:
-        measure = Perceptual(
-            metric, model=path, layers=named, engine=engine, precision=precision, threads=threads,
-            device=device,
-        )  # fmt: skip
+        measure = Perceptual(metric, model=path, layers=layers, **options)
         measure = _kept.setdefault(key, measure)  # threads that ask at once share one
         for oldest in list(_kept)[:-KEPT]:
             _kept.pop(oldest, None)

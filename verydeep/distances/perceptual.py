@@ -1,26 +1,50 @@
-"""A metric on a model, for as many images as one likes."""
+"""A metric on a model, for as many images as one likes: through an engine in batches."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..engines import check
+from .. import __version__
+from ..engines import ENGINES, REFERENCE, check
+from ..engines.choice import Choice
 from ..errors import DataError, EngineError, ImageError, NetworkError, nearest
+from ..files import hashes
+from ..graphs import Signature, Source, graph_key
 from ..modelfile import ModelFile, read
+from ..nets import Head
 from ..predictor import Failure
-from ..preprocess import ImageLike, Range, several
+from ..preprocess import ImageLike, Range, decoded, limits, several
 from ..published import find_model
-from .inputs import Decoder, Pair, range_name
-from .measuring import WORTH_A_GROUP, Measure, one_reference
-from .metrics import METRICS, chosen
-from .records import Distance, Distances
+from . import tiles
+from .metrics import IMAGE, METRICS, chosen, dists_of, heads, heads_sha256
+from .records import About, Distance, Distances
+from .tiles import Pair
+
+if TYPE_CHECKING:
+    from ..graphs.writer import Graph
 
 PRECISIONS = ("exact", "fast", "half")
+
+# How far beyond its range a picture may go, in widths of the range: filters ring at edges.
+OVERSHOOT = 0.5
+
+# By precision, the distance (relative to the energy of the reference's features where the metric has no
+# scale of its own) below which it would cost more than 2 % of it, and what such a pair is computed in
+# instead. Measured at 96 and 128 pixels a side on graded distortions of photos, docs/log.md: above these,
+# bf16 costs at most 2 % of any of the four distances, and Winograd's float32 at most 0.1 %.
+FINER = {"half": (0.1, "fast"), "fast": (3e-3, "exact")}
+
+# engines that compute in float32 without Winograd's shortcuts though less was asked for: nothing finer
+DIRECT = {"half": ("onnxruntime",), "fast": ("onnxruntime", "openvino", "torch")}
+
+Array = np.ndarray
 
 
 class Perceptual:
@@ -70,15 +94,20 @@ class Perceptual:
                     "fitted to the features of vgg16 and needs that"
                 )
         self.layers = chosen(layers, self.metric.layers, network)
-        told = {"engine": engine, "threads": threads, "device": device}
-        self._measure = Measure(metric, self.model, self.layers, precision, told)
+        self._told: dict[str, Any] = {"engine": engine, "threads": threads, "device": device}
+        pool: Any = self.metric.pool or network.pool
+        self._trunk = replace(network, head=Head(classes=0), pool=pool).cut(self.layers)
+        self._read = (IMAGE, *self.layers) if metric == "dists" else self.layers
+        # written by setdefault alone, which threads may do at once: it needs no lock that a fork could
+        # leave closed
+        self._choices: dict[tuple[Any, ...], Choice] = {}
 
     def __repr__(self) -> str:
         return f"<Perceptual {self.metric.name}, {self.precision}, {self.model.path}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        told: dict[str, Any] = {"precision": self.precision, **self._measure.told}
-        told["layers"] = None if self.metric.fitted else self.layers
+        layers = None if self.metric.fitted else self.layers
+        told = {"precision": self.precision, "layers": layers, **self._told}
         return partial(Perceptual, self.name, model=self.model, **told), ()
 
     def __call__(
@@ -139,12 +168,10 @@ class Perceptual:
             )
         if batch is not None and batch < 1:
             raise DataError(f"batch is {batch}; expected 1 or more")
-        return self._streamed(
-            pairs, Decoder(range, self._measure.trunk.minimum_size), spatial, batch
-        )
+        return self._streamed(pairs, _Decoder(range, self._trunk.minimum_size), spatial, batch)
 
     def _streamed(
-        self, pairs: Iterable[tuple[ImageLike, ImageLike]], decoder: Decoder, spatial: bool,
+        self, pairs: Iterable[tuple[ImageLike, ImageLike]], decoder: _Decoder, spatial: bool,
         batch: int | None,
     ) -> Iterator[Distance | Failure]:  # fmt: skip
         told = None if decoder.range is None else range_name(decoder.range)
@@ -153,10 +180,7 @@ class Perceptual:
         good: list[Pair] = []  # those among them that can be compared
 
         def answers() -> Iterator[Distance | Failure]:
-            rows: Iterator[Distance] = iter(())
-            if good:
-                measured = self._measure.distances(good, told, spatial=spatial, to_come=left)
-                rows = iter(measured)
+            rows = iter(self._distances(good, told, spatial, left, self.precision) if good else ())
             yield from [item if isinstance(item, Failure) else next(rows) for item in waiting]
             waiting.clear()
             good.clear()
@@ -164,23 +188,253 @@ class Perceptual:
         for first, second in pairs:
             item = decoder.pair(first, second)
             if not isinstance(item, Failure):
-                if good and not _go_together(good, item):
+                if good and not tiles.go_together(good, item):
                     yield from answers()
                 good.append(item)
             left = max(0, left - 1)
             waiting.append(item)
-            most = self._measure.pairs_at_once(good) if good else 1
+            most = tiles.at_once(good) if good else 1
             if len(waiting) >= min(most, batch or most):
                 yield from answers()
         yield from answers()
 
+    def _distances(
+        self, pairs: list[Pair], range: str | None, spatial: bool, to_come: int, precision: str
+    ) -> list[Distance]:
+        """Of pairs of one size and dtype; those that the precision would cost too much, in a finer one.
 
-def _go_together(good: list[Pair], pair: Pair) -> bool:
-    """Whether the pair may join these: one size and type, and no other reference after a group of one."""
-    (known, _), reference = good[0], pair[0]
-    if (known.shape, known.dtype) != (reference.shape, reference.dtype):
-        return False
-    return reference is known or len(good) < WORTH_A_GROUP or not one_reference(good)
+        range: of floats. to_come: how many pairs are known to follow.
+        """
+        height, width = pairs[0][0].shape[:2]
+        about = About(
+            metric=self.metric.name,
+            network=self.model.record.network.name,
+            weights=self.model.sha256[:12],
+            heads=heads_sha256()[:12] if self.metric.fitted else "",
+            layers=self.layers,
+            engine="",
+            engine_version="",
+            precision=precision,
+            height=height,
+            width=width,
+            range="0..255" if pairs[0][0].dtype == np.uint8 else range or "0..65535",
+            version=__version__,
+        )
+        least, finer = FINER.get(precision, (0.0, ""))
+        read = {"dists": self._dists, "style": self._styles}.get(self.name, self._maps)
+        distances: list[Distance | None] = []
+        # a group that was filled up has more answers than there are pairs
+        for _, (distance, scale) in zip(pairs, read(pairs, about, to_come, spatial), strict=False):
+            small = not distance >= least * scale
+            if finer and small and distance.about.engine not in DIRECT[precision]:
+                distances.append(None)
+            elif np.isfinite(distance):
+                distances.append(distance)
+            else:
+                raise EngineError(
+                    f"the distance is {distance}, not a finite number; the weights in "
+                    f"{self.model.path} may be damaged ({distance.about})"
+                )
+        again = [pair for pair, one in zip(pairs, distances, strict=True) if one is None]
+        redone = iter(self._distances(again, range, spatial, 0, finer) if again else ())
+        return [next(redone) if one is None else one for one in distances]
+
+    # Of LPIPS and content the mean of a map for each layer, of DISTS moments, of style Gram matrices: a
+    # distance and what a small one is small against
+
+    def _maps(
+        self, pairs: list[Pair], about: About, to_come: int, spatial: bool
+    ) -> Iterator[tuple[Distance, float]]:
+        sizes = tiles.shapes(self._trunk, self._read, about.height, about.width)
+        for groups, others, made, passes in self._passes(tiles.grouped(pairs), about, to_come):
+            maps = {
+                layer: np.empty((groups, others, *size), np.float32)
+                for layer, (_, *size) in sizes.items()
+            }
+            scales = np.full(groups, 0.0 if self.name == "content" else 1.0)
+            for (down, across), outputs in passes:
+                for layer, (stride, *size) in sizes.items():
+                    rows, own_rows = down.units(stride, size[0])
+                    columns, own_columns = across.units(stride, size[1])
+                    part = outputs[f"{layer}_map"][:, :, own_rows, own_columns]
+                    maps[layer][:, :, rows, columns] = part
+                    if self.name == "content":
+                        share = part[0, 0].size / (size[0] * size[1])
+                        energy = outputs[f"{layer}_energy"].mean((1, 2, 3), dtype=np.float64)
+                        scales += share * energy
+            means = {layer: m.mean((2, 3), dtype=np.float64) for layer, m in maps.items()}
+            for group, other in np.ndindex(groups, others):
+                layers = {layer: float(mean[group, other]) for layer, mean in means.items()}
+                whole = None
+                if spatial:
+                    own = [m[group, other] for m in maps.values()]
+                    whole = tiles.enlarged_sum(own, about.height, about.width)
+                yield Distance(sum(layers.values()), made, layers, whole), float(scales[group])
+
+    def _dists(
+        self, pairs: list[Pair], about: About, to_come: int, _spatial: bool
+    ) -> Iterator[tuple[Distance, float]]:
+        sizes = tiles.shapes(self._trunk, self._read, about.height, about.width)
+        for groups, others, made, passes in self._passes(tiles.grouped(pairs), about, to_come):
+            moments, shares = [], []
+            for (down, across), outputs in passes:
+                parts = [
+                    outputs[f"{layer}_moments"].reshape(groups * others, 5, -1) for layer in sizes
+                ]
+                moments.append(np.concatenate(parts, 2).astype(np.float64))
+                share = [down.share(s, h) * across.share(s, w) for s, h, w in sizes.values()]
+                shares.append(np.repeat(share, [part.shape[2] for part in parts]))
+            whole = tiles.merged(np.stack(moments), np.stack(shares))
+            for value in dists_of(whole, heads("dists")):
+                yield Distance(float(value), made), 1.0
+
+    def _styles(
+        self, pairs: list[Pair], about: About, to_come: int, _spatial: bool
+    ) -> Iterator[tuple[Distance, float]]:
+        sizes = tiles.shapes(self._trunk, self._read, about.height, about.width)
+        # a Gram matrix is an image's own: each goes through the trunk once
+        images = {id(image): image for pair in pairs for image in pair}
+        grams: list[dict[str, Array]] = []
+        alone = [[image] for image in images.values()]
+        for count, _, made, passes in self._passes(alone, about, 2 * to_come):  # noqa: B007
+            total: dict[str, Any] = dict.fromkeys(self.layers, 0)
+            for _, outputs in passes:
+                for layer, (_, height, width) in sizes.items():
+                    # arXiv:1603.08155, equation 3
+                    numbers = self._trunk.layer(layer).outputs * height * width
+                    gram = outputs[f"{layer}_gram"].astype(np.float64) / numbers
+                    total[layer] = total[layer] + gram
+            grams += [{layer: total[layer][i] for layer in self.layers} for i in range(count)]
+        known = dict(zip(images, grams, strict=True))
+        for pair in pairs:
+            one, other = (known[id(image)] for image in pair)
+            layers = {x: float(((one[x] - other[x]) ** 2).sum()) for x in self.layers}
+            scale = sum(float((gram**2).sum()) for gram in one.values())
+            yield Distance(sum(layers.values()), made, layers), scale
+
+    def _passes(
+        self, groups: list[list[Array]], about: About, to_come: int
+    ) -> Iterator[tuple[int, int, About, Iterator[tuple[tiles.Tile, dict[str, Array]]]]]:
+        """How many groups of how many others, by which engine, and for each tile what the graph gives.
+
+        groups: of a reference and what is compared with it. to_come: how many others follow.
+        """
+        images = len(groups[0])
+        at_once = max(1, tiles.LARGEST // (images * about.height * about.width))
+        grid = tiles.grid(self._trunk, about.height, about.width, min(images, 2))
+        masked = len(grid) > 1 and self.name in ("dists", "style")
+        for start in range(0, len(groups), at_once):
+            part = groups[start : start + at_once]
+            ahead = (len(part) + to_come // max(images - 1, 1)) * images - len(part)
+            first = tiles.window(part, grid[0], masked)
+            # what a race is held on: images that differ much, so that its check is of the engine, and not
+            # of how alike the images are; it is worth it for so many images, and a group is several
+            probe = np.concatenate([first[..., :3], first[:, ::-1, :, 3:]], axis=3)
+            choice = self._choice(about.precision, images - 1, masked, first.dtype.name)
+            engine = choice.engine(probe, batch=min(at_once, len(groups)), to_come=ahead)
+            outputs = ((tile, engine.run(tiles.window(part, tile, masked))) for tile in grid)
+            made = replace(about, engine=engine.name, engine_version=engine.version)
+            yield len(part), images - 1, made, outputs
+
+    def _choice(self, precision: str, others: int, masked: bool, pixels: str) -> Choice:
+        key = (precision, others, masked, pixels)
+        if key not in self._choices:
+            told = dict(self._told)
+            kind = ENGINES.get(told["engine"])
+            if kind and precision != self.precision and precision not in kind.precisions:
+                told["engine"] = REFERENCE  # for pairs that the engine asked for is too coarse for
+            source = self._source(others, masked, pixels)
+            self._choices.setdefault(key, Choice(source, precision=precision, **told))
+        return self._choices[key]
+
+    def _source(self, others: int, masked: bool, pixels: Any) -> Source:
+        def build() -> Graph:
+            from ..graphs import distance as graph
+
+            tensors = self.model.tensors(tuple(self._trunk.tensors))
+            return graph.build(
+                self.name, self._trunk, tensors, self.model.record.preprocess, layers=self.layers,
+                heads=heads(self.name), others=others, pixels=pixels, masked=masked,
+            )  # fmt: skip
+
+        parts = {"content": ("map", "energy"), "dists": ("moments",), "style": ("gram",)}
+        outputs = [f"{x}_{part}" for x in self._read for part in parts.get(self.name, ("map",))]
+        facts = [heads_sha256(), self.name, self._trunk.pool, " ".join(self.layers)]
+        facts += [str(others), pixels, "masked" * masked]
+        channels = 3 * (1 + others) + masked
+        signature = Signature(pixels, channels, self._trunk.minimum_size, tuple(outputs))
+        return Source(build, graph_key(self.model, facts, ["graphs/distance.py"]), signature)
+
+
+class _Decoder:
+    """Images to pixels. The pixels of a first image that comes again are those that came before, so that
+    who shares its computation can ask with `is`.
+
+    range: of floats; images of 8 and 16 bits know theirs. smallest: side in pixels.
+    """
+
+    def __init__(self, range: Range, smallest: int) -> None:
+        if range is not None:
+            limits(range)
+        self.range, self.smallest = range, smallest
+        self._known: object = None
+        self._pixels: Array | None = None
+
+    def pair(self, first: ImageLike, second: ImageLike) -> Pair | Failure:
+        """Two (height, width, 3) arrays of one size and dtype, uint8 or float32 from 0 to 255."""
+        try:
+            a, b = self._reference(first), self.pixels(second)
+            if a.shape != b.shape:
+                raise ImageError(
+                    f"{_called(first, 'the first image')} is {_size(a)} and "
+                    f"{_called(second, 'the second')} {_size(b)} pixels; a distance needs images of one "
+                    "size: crop or resize one of them"
+                )
+            if min(a.shape[:2]) < self.smallest:
+                raise ImageError(
+                    f"{_called(first, 'the images')}: {_size(a)} pixels are too few; this distance needs "
+                    f"at least {self.smallest} a side"
+                )
+        except ImageError as error:
+            return Failure(_called(second, None), str(error))
+        if a.dtype != b.dtype:
+            a, b = a.astype(np.float32), b.astype(np.float32)
+        return a, b
+
+    def pixels(self, image: Any) -> Array:
+        """A new array."""
+        try:
+            return decoded(image)
+        except ImageError:  # a scale that is not known, unless it was told
+            if self.range is None:
+                raise
+        pixels = decoded(image, range=self.range, overshoot=OVERSHOOT)
+        low, high = limits(self.range)
+        least, most = (low + float(v) * (high - low) / 255 for v in (pixels.min(), pixels.max()))
+        warn_if_suspicious("an image", least, most, self.range)
+        return pixels
+
+    def _reference(self, image: Any) -> Array:
+        """The pixels of the first image: known by its file as it is now, else by what is in it."""
+        known: object = image if isinstance(image, bytes) else None
+        if isinstance(image, str | os.PathLike) and os.path.exists(image):
+            known = image, hashes.stamp(os.stat(image))
+        if known is not None and known == self._known and self._pixels is not None:
+            return self._pixels
+        pixels, old = self.pixels(image), self._pixels
+        # an array may be a buffer that was filled anew
+        if old is not None and old.dtype == pixels.dtype and np.array_equal(old, pixels):
+            pixels = old
+        self._known, self._pixels = known, pixels
+        return pixels
+
+
+def _called(image: object, otherwise: Any) -> Any:
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else otherwise
+
+
+def _size(pixels: Array) -> str:
+    return f"{pixels.shape[1]}x{pixels.shape[0]}"
 
 
 def _array(distances: list[Distance], *, spatial: bool, many: bool) -> Distances:
@@ -193,3 +447,21 @@ def _array(distances: list[Distance], *, spatial: bool, many: bool) -> Distances
     answer = (array if many else array[0]).view(Distances)
     answer.abouts = tuple(d.about for d in distances)
     return answer
+
+
+def warn_if_suspicious(
+    what: str, least: float, most: float, range: Range, stacklevel: int = 3
+) -> None:
+    """Of values that look like 0..1 where another range was said."""
+    span = limits(range)
+    if 0 < most <= 1 and (span == (0, 255) or (span == (-1, 1) and least >= 0)):
+        warnings.warn(
+            f"{what} goes from {least:.4g} to {most:.4g} and its range was said to be "
+            f"{range_name(range)}: if it is 0..1, say so",
+            stacklevel=stacklevel,
+        )
+
+
+def range_name(range: Range) -> str:
+    """As a person writes it: "0..1"."""
+    return range if isinstance(range, str) else "{:g}..{:g}".format(*limits(range))

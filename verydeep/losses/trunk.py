@@ -19,13 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..distances.inputs import OVERSHOOT, range_name, warn_if_suspicious
-from ..errors import ImageError, LayerError, NetworkError
+from ..distances.perceptual import OVERSHOOT, range_name, warn_if_suspicious
+from ..errors import ImageError, NetworkError
 from ..models import backbone
-from ..models import layers as torch_layers
-from ..models.layers import L2Pool2d
+from ..models.layers import L2Pool2d, positions
 from ..models.vgg import WeightsLike
-from ..nets import Network
+from ..nets import Layer, Network
 from ..preprocess import RANGES, TORCHVISION, Preprocess, Range, limits
 
 PART_BYTES = {"cpu": 1 << 24}  # of the largest feature map of one part
@@ -41,6 +40,7 @@ OVERSHOOT_LEARNING = 8.0
 
 Read = Callable[..., Tensor]  # of a layer's name, the image's features, and the reference's
 Strips = Literal["rows", "sum"] | None
+Stage = tuple[Layer, ...]  # of the table, from one pool to the next, that one included
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,28 +55,6 @@ class Reference:
 
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A layer of the table."""
-
-    name: str  # of the paper
-    place: slice  # among the children: a convolution has its batch norm with it
-    stride: int
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """The layers from one pool to the next, that one included."""
-
-    parts: tuple[_Part, ...]
-    channels: int  # of its feature maps
-    reach: int  # rows that one output sees above and below its own, before the pool
-
-    def size(self, x: Tensor) -> int:
-        """Bytes of a feature map of this stage, for its input x."""
-        return x[:, :1].numel() * self.channels * x.element_size()
 
 
 class Scaling(nn.Module):
@@ -136,8 +114,6 @@ class Looking(nn.Module):
     ) -> None:
         super().__init__()
         limits(range)
-        if len(set(layers)) < len(layers):
-            raise LayerError(f"a layer is named twice: {', '.join(layers)}")
         with torch.inference_mode(False):  # what is made in it can never be differentiated through
             body = backbone(network, layers, model, pool=pool)
             body.requires_grad_(False).to(memory_format=torch.channels_last)
@@ -152,8 +128,12 @@ class Looking(nn.Module):
             )
         self.scaling_layer = Scaling(record)
         self._stages = tuple(_stages(self.table))
-        parts = [part for stage in self._stages for part in stage.parts]
-        ends = [part.place.stop for part in parts if part.name in self.layers]
+        # among the children of the trunk: a convolution has its batch norm with it
+        stops = {name: place + 1 for name, place in positions(self.table.trunk).items()}
+        self._places = dict(
+            zip(stops, map(slice, [0, *stops.values()], stops.values()), strict=True)
+        )
+        ends = sorted(stops[layer] for layer in self.layers)
         children = list(body.features.named_children())
         self.net = nn.ModuleDict(
             {
@@ -204,7 +184,7 @@ class Looking(nn.Module):
         if strips is None or self.table.pool == "l2" or transformed():
             return self._part(images, known, read, strips, 1 << 62)
         part_bytes = PART_BYTES.get(x.device.type, PART_BYTES_ELSEWHERE)
-        part = max(1, part_bytes // max(1, self._stages[0].size(x[:1])))
+        part = max(1, part_bytes // max(1, _size(self._stages[0], x[:1])))
         parts = []
         for start in range(0, len(x), part):
             some = slice(start, start + part)
@@ -226,7 +206,7 @@ class Looking(nn.Module):
         """What `read` makes of these few images, in strips where a feature map would be larger."""
         values: dict[str, Tensor] = {}
         for stage in self._stages:
-            size, height = stage.size(images[0]), images[0].shape[2]
+            size, height = _size(stage, images[0]), images[0].shape[2]
             again = self.checkpointing
             if again is None:
                 again = size > AGAIN_BYTES * len(images[0])
@@ -240,8 +220,8 @@ class Looking(nn.Module):
                 for start, end in zip(starts, [*starts[1:], height], strict=True)
             ]
             columns = list(zip(*pieces, strict=True))
-            read_here = [part.name for part in stage.parts if part.name in self.layers]
-            for layer, column in zip(read_here, columns[len(images) :], strict=True):
+            here = [layer.name for layer in stage if layer.name in self.layers]
+            for layer, column in zip(here, columns[len(images) :], strict=True):
                 values[layer] = (
                     _joined(column, 2) if strips == "rows" else sum(column[1:], column[0])
                 )
@@ -249,13 +229,15 @@ class Looking(nn.Module):
         return [values[layer] for layer in self.layers]
 
     def _strip(
-        self, stage: _Stage, images: list[Tensor], known: Mapping[str, Tensor], read: Read, start: int,
+        self, stage: Stage, images: list[Tensor], known: Mapping[str, Tensor], read: Read, start: int,
         end: int, *, again: bool,
     ) -> list[Tensor]:  # fmt: skip
         """Rows start to end: the stage's output for the images, then the readings."""
         height = images[0].shape[2]
-        top = min(start, stage.reach)
-        around = slice(start - top, end + min(height - end, stage.reach))
+        # what one output sees above and below its own row, before the pool
+        reach = sum(layer.padding for layer in stage if layer.kind == "conv")
+        top = min(start, reach)
+        around = slice(start - top, end + min(height - end, reach))
         own = slice(top, top + end - start)
         # asked for anew, since they are others in a replica of this loss
         modules = [module for part in self.net.children() for module in part.children()]
@@ -266,17 +248,17 @@ class Looking(nn.Module):
         def run(*images: Tensor) -> list[Tensor]:
             readings: list[Tensor] = []
             inside = own
-            for part in stage.parts:
-                if part.stride > 1:
+            for layer in stage:
+                if layer.kind == "pool":
                     images, inside = tuple(cut(f, own) for f in images), slice(None)
-                for module in modules[part.place]:
+                for module in modules[self._places[layer.name]]:
                     images = tuple(_run(module, f) for f in images)
-                if part.name in self.layers:
+                if layer.name in self.layers:
                     seen = [cut(f, inside) for f in images]
                     if known:
-                        rows = slice(start // part.stride, end // part.stride)
-                        seen.append(cut(known[part.name], rows))
-                    readings.append(read(part.name, *seen))
+                        rows = slice(start // layer.stride, end // layer.stride)
+                        seen.append(cut(known[layer.name], rows))
+                    readings.append(read(layer.name, *seen))
             return [*(cut(f, inside) for f in images), *readings]
 
         images = [cut(f, around) for f in images]
@@ -395,21 +377,18 @@ def fits(reference: Reference, layers: Sequence[str]) -> None:
         )
 
 
-def _stages(table: Network) -> Iterator[_Stage]:
-    """The trunk cut after each pool."""
-    places = torch_layers.positions(table.trunk)
-    parts: list[_Part] = []
-    channels = reach = start = 0
+def _stages(table: Network) -> Iterator[Stage]:
+    stage: list[Layer] = []
     for layer in table.trunk:
-        pool = layer.kind == "pool"
-        parts.append(_Part(layer.name, slice(start, places[layer.name] + 1), 1 + pool))
-        start = places[layer.name] + 1
-        if layer.kind == "conv":
-            channels = layer.outputs
-            reach += layer.kernel // 2
-        if pool or layer is table.trunk[-1]:
-            yield _Stage(tuple(parts), channels, reach)
-            parts, reach = [], 0
+        stage.append(layer)
+        if layer.kind == "pool" or layer is table.trunk[-1]:
+            yield tuple(stage)
+            stage = []
+
+
+def _size(stage: Stage, x: Tensor) -> int:
+    """Bytes of a feature map of this stage, for its input x."""
+    return x[:, :1].numel() * stage[0].outputs * x.element_size()
 
 
 def _joined(values: tuple[Tensor, ...], axis: int) -> Tensor:
