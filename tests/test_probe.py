@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from verydeep.training.transfer import features as features_module
 from verydeep.training.transfer.features import averages
 from verydeep.training.transfer.probe import ProbeConfig, candidates, choose, run
 
+from .conftest import Outcome, Run
 from .tiny import model_file, tiny
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 160, 60), "blue": (40, 60, 200)}
@@ -270,6 +273,89 @@ def test_resuming_a_finished_run_changes_nothing(
     (tmp_path / "out" / "model.safetensors").unlink()
     third = run(config(trunk), flowers, out=tmp_path / "out", resume=True)
     assert_allclose(third.probabilities, first.probabilities, rtol=1e-6)
+
+
+def begun(verydeep: Run, trunk: Path, data: object, out: object) -> Outcome:
+    few = ("sizes=32", "layers=relu4_2", "engine=onnxruntime", "precision=exact")
+    words = [word for one in few for word in ("--set", one)]
+    return verydeep("train", data, "--recipe", "probe", "--model", trunk, *words, "--out", out)
+
+
+def test_a_run_is_taken_wherever_a_model_is(
+    trunk: Path, flowers: Path, tmp_path: Path, verydeep: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = begun(verydeep, trunk, flowers, "a run")
+    assert done.status == 0, done.err
+    *_, report, next_one = done.out.splitlines()
+    assert report == f"report: {Path('a run', 'report.html')}"
+    program, *words = shlex.split(next_one.removeprefix("try it: "))
+    photo = str(flowers / "val" / "red" / "0.png")
+    assert program == "verydeep"
+    words[words.index("photo.jpg")] = photo
+    assert "red" in verydeep(*words).out
+    for words in (
+        ("evaluate", "a run", flowers / "val"), ("summary", "a run"),
+        ("export", "a run", "--to", "onnx", "--out", "a.onnx"),
+        ("explain", photo, "--model", "a run", "--out", "seen"),
+        ("features", photo, "--model", "a run", "--out", "f.npz"),
+        ("duplicates", flowers / "val", "--model", "a run", "--layer", "relu1_1"),
+        ("distance", photo, photo, "--model", "a run", "--metric", "content"),
+        ("quantize", "a run", "--calibrate", flowers, "--count", "32", "--out", "q.safetensors"),
+        ("train", flowers, "--recipe", "probe", "--init", "a run", "--out", "b", "--set", "sizes=32"),
+        ("bench", "a run", "--rounds", "1", "--batch", "1", "--engines", "onnxruntime",
+         "--precision", "exact"),
+    ):  # fmt: skip
+        done = verydeep(*words)
+        assert done.status == 0, (words, done.err)
+    (tmp_path / "a run" / "model.safetensors").unlink()
+    done = verydeep("classify", "--model", "a run", photo)
+    assert done.status == 2
+    program, *words = shlex.split(done.err.partition("finish it with: ")[2])
+    assert verydeep(*words).status == 0  # the advice works
+    assert verydeep("classify", "--model", "a run", photo).status == 0
+
+
+def test_a_run_goes_on_with_nothing_said_again(
+    trunk: Path, flowers: Path, tmp_path: Path, verydeep: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    here = os.path.relpath(flowers)
+    first = begun(verydeep, trunk, here, "out")
+    assert first.status == 0, first.err
+    before = json.loads(Path("out", "config.json").read_text())
+    Path("out", "model.safetensors").unlink()
+    Path("out").rename(tmp_path / "there" / "moved")
+    for _ in range(2):
+        monkeypatch.chdir(tmp_path / "there")
+        done = verydeep("train", "--resume", "--out", "moved")
+        assert done.status == 0, done.err
+        Path(tmp_path, "there", "moved", "model.safetensors").unlink()
+    after = json.loads((tmp_path / "there" / "moved" / "config.json").read_text())
+    assert after["config"] == before["config"]
+    out = tmp_path / "there" / "moved"
+    assert after["command"] == f"{before['command']} --resume --out {out}"
+
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ("--resume", "--out", "none"),
+        (here, "--recipe", "probe", "--resume", "--out", "none"),
+    ):
+        done = verydeep("train", *words)
+        assert (done.status, done.out) == (2, "")
+        assert "--resume: there is no folder none" in done.err
+        assert not Path("none").exists()
+    (tmp_path / "empty").mkdir()
+    done = verydeep("train", "--resume", "--out", "empty")
+    assert done.status == 2
+    assert "does not say by which command it was begun; give DATA and --recipe" in done.err
+    for words, missing in (((), "DATA"), ((here,), "--recipe"), (("--resume",), "DATA")):
+        assert (
+            f"Missing {'option' if '-' in missing else 'argument'} '{missing}'"
+            in verydeep("train", *words).err
+        )
 
 
 def test_a_quantised_trunk_stays_as_it_is_stored(tmp_path: Path, flowers: Path) -> None:

@@ -247,6 +247,9 @@ def test_a_run_is_not_written_over(unbroken: Path, data: Path) -> None:
 
 def test_nothing_to_resume_begins_anew(unbroken: Path, data: Path, tmp_path: Path) -> None:
     log = At(0, None)
+    with pytest.raises(DataError, match=r"--resume: there is no folder .*run"):
+        trained(data, tmp_path / "run", resume=True, event=log)
+    (tmp_path / "run").mkdir()
     trained(data, tmp_path / "run", resume=True, event=log)
     assert "no checkpoint in" in log.lines[1]["text"]
     assert_same(tmp_path / "run", unbroken)

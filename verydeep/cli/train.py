@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import log
+from ..errors import DataError, log
 from ..files.progress import Progress
 from ..files.wording import clock, counted
 from . import options
@@ -35,11 +38,9 @@ def _recipes(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 @click.command()
-@click.argument("data", metavar="DATA")
+@click.argument("data", metavar="DATA", required=False)
 @click.option("--val", metavar="DATA", help="A second data set to validate with.")
-@click.option(
-    "--recipe", required=True, metavar="NAME", help="probe, finetune, small-images or paper."
-)
+@click.option("--recipe", metavar="NAME", help="probe, finetune, small-images or paper.")
 @click.option(
     "--recipes", is_flag=True, is_eager=True, expose_value=False, callback=_recipes,
     help="Show each recipe, how long it takes, and its settings; then exit.",
@@ -58,7 +59,9 @@ def _recipes(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     metavar="DIR",
     help="Where model.safetensors, report.html, log.jsonl and checkpoints go.",
 )
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in DIR.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with the run in DIR; nothing else need be said."
+)
 @options.device
 @click.option(
     "--strict", is_flag=True,
@@ -75,9 +78,9 @@ def _recipes(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 )  # fmt: skip
 @options.json_object
 def train(
-    data: str,
+    data: str | None,
     val: str | None,
-    recipe: str,
+    recipe: str | None,
     out: Path | None,
     resume: bool,
     strict: bool,
@@ -95,6 +98,11 @@ def train(
     memory=false. Without anything to validate with, a tenth of each class (of the shards, where they are
     streamed) is set aside for it.
     """
+    if data is None and resume and out is not None:
+        return int(train.main(_again(out), standalone_mode=False))
+    if data is None or recipe is None:
+        missing = "argument 'DATA'" if data is None else "option '--recipe'"
+        raise click.UsageError(f"Missing {missing}", click.get_current_context())
     from ..pictures import FIGURES, write
 
     if find_lr or profile:
@@ -126,8 +134,33 @@ def train(
         }  # fmt: skip
         click.echo(json_text({k: None if v != v else v for k, v in figures.items()}))
     else:
-        click.echo(str(result))
+        place = shlex.quote(str(out))
+        click.echo(
+            f"{result}\nreport: {out / 'report.html'}\ntry it: verydeep classify --model {place} photo.jpg"
+        )
     return 1 if result.bad else 0
+
+
+def _again(out: Path) -> list[str]:
+    """The words that began the run in that folder, and --resume: as if they were typed again, and there."""
+    from ..training.record.folder import begun
+
+    if not out.is_dir():
+        raise DataError(f"--resume: there is no folder {out}; name the --out of a run")
+    known = begun(out)
+    words = shlex.split(known.get("command", ""))[1:]
+    if words[:1] != ["train"]:
+        raise DataError(
+            f"--resume: {out} does not say by which command it was begun; give DATA and --recipe as they "
+            "were then"
+        )
+    out, there = out.absolute(), str(known.get("folder", ""))
+    more = ["--resume", "--out", str(out)]
+    words = words[1:] if words[-3:] == more else [*words[1:], *more]
+    if os.path.isdir(there):
+        os.chdir(there)  # its data may be named from there
+    sys.argv[1:] = ["train", *words]  # what is recorded
+    return words
 
 
 @click.command()

@@ -22,10 +22,11 @@ def builtin_models() -> dict[str, Path]:
 
 
 def find_model(name_or_path: str | os.PathLike[str]) -> Path:
-    """The model file of a built-in's name, a catalogue name, or a path. ModelFileError where none is.
+    """The model file of a built-in's or catalogue name, a run's folder, or a path; else ModelFileError.
 
-    A catalogue name means the published weights, fetched and converted where that is needed, unless a file
-    has that name; a folder of that name changes nothing. With a separator ("./vgg16") it is a path.
+    A run's folder stands for the model that `verydeep train` left in it. A catalogue name means the
+    published weights, fetched and converted where that is needed, unless a file has that name; a folder of
+    that name changes nothing. With a separator ("./vgg16") it is a path.
     """
     name = os.fspath(name_or_path)
     models = builtin_models()
@@ -33,14 +34,29 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
         return models[name]
     path, there = Path(name), os.path.exists(name)  # which is False of names that no disk takes
     if path.suffix or os.path.basename(name) != name or (there and not path.is_dir()):
-        return path  # reading it says what is wrong with it
+        return _in_run(path)
     from . import catalog, supply
 
     if name in catalog.ENTRIES:
         return supply.obtain(name)
     if there:
-        return path
+        return _in_run(path)
     raise ModelFileError(
         f"no model {name!r}: neither a file, nor a built-in, nor in the catalogue"
         f"{nearest(name, [*models, *catalog.ENTRIES])}"
     )
+
+
+def _in_run(path: Path) -> Path:
+    """The model of a run's folder; any other path is itself: reading it says what is wrong with it."""
+    if not os.path.isfile(path / "config.json"):
+        return path
+    model = path / "model.safetensors"
+    if not os.path.isfile(model):
+        import shlex
+
+        raise ModelFileError(
+            f"{path}: the run in this folder has no model yet; finish it with: "
+            f"verydeep train --resume --out {shlex.quote(str(path))}"
+        )
+    return model

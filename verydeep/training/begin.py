@@ -55,6 +55,11 @@ def train(
     with what was given; `verydeep.training.loop.Diverged` where the loss is no number any more. Ctrl-C and
     SIGTERM write a checkpoint and then do what they always do.
     """
+    if resume and not os.path.isdir(out):
+        raise DataError(
+            f"--resume: there is no folder {os.fspath(out)}; name the --out of a run, or begin one without "
+            "--resume"
+        )
     config, asked = _chosen(recipe, model, width, settings)
     if not isinstance(config, Config) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise DataError(

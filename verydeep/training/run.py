@@ -265,8 +265,8 @@ class _Run:
         self.log = Log(self.folder / "log.jsonl", step)
         whole = {
             "verydeep": __version__, **self.inputs, "config": self.config.to_dict(),
-            "preprocess": self.preprocess.to_dict(), "command": about.command(),
-            "versions": about.versions(), "device": str(self.device), "processes": self.group.world,
+            "preprocess": self.preprocess.to_dict(), **about.asked(),
+            "device": str(self.device), "processes": self.group.world,
         }  # fmt: skip
         if before is None:
             with replacing(self.folder / "config.json", "w", encoding="utf-8") as file:

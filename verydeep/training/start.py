@@ -67,7 +67,7 @@ def started(
     """The network, the pre-processing that its weights expect (None: any), and notes for people.
 
     init: a built-in's or catalogue name, a model file, weights in a layout that `weights convert` knows, or
-    the folder of a run, whose last checkpoint is taken.
+    the folder of a run, whose last checkpoint is taken, or its model where it has none of the loop.
     named: settings that were asked for, and are not only the recipe's defaults. Of "model": the weights
     must be of that network, but for the paper's warm start. Of "width": narrower weights are made wider.
     Random weights are drawn from torch's generator. WeightsError or NetworkError where the weights are of
@@ -135,6 +135,10 @@ def _of_run(folder: Path) -> loading.Trained:
     notes: list[str] = []
     found = checkpoint.latest(folder / "checkpoints", notes.append)
     begun = run_folder.begun(folder)
+    if (found is None or "position" not in found.facts) and os.path.isfile(
+        folder / "model.safetensors"
+    ):  # of another recipe, or a finished one whose checkpoints were deleted
+        return loading.read(folder / "model.safetensors")
     if found is None or "position" not in found.facts or "preprocess" not in begun:
         raise WeightsError(
             f"{'; '.join([*notes, str(folder)])}: no run of the loop with a checkpoint in it; expected a "

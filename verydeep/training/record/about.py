@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shlex
 import sys
@@ -23,6 +24,11 @@ def command() -> str:
     program = "verydeep" if program == "__main__.py" else program  # python -m verydeep
     typed = shlex.join([program, *sys.argv[1:]])
     return typed.encode("utf-8", "backslashreplace").decode()  # names of files may be any bytes
+
+
+def asked() -> dict[str, Any]:
+    """What began a run, and where, for whoever goes on with it; and with what."""
+    return {"command": command(), "folder": os.getcwd(), "versions": versions()}
 
 
 def versions() -> dict[str, str]:

@@ -42,8 +42,11 @@ class TrainResult:
     seconds: float
 
     def __str__(self) -> str:
+        top5 = (
+            f", top-5 {self.top5:.2%}" if len(self.classes) > 5 else ""
+        )  # of five, it is all of them
         figures = (
-            f"top-1 {self.top1:.2%}, top-5 {self.top5:.2%} of {len(self.labels)} images"
+            f"top-1 {self.top1:.2%}{top5} of {len(self.labels)} images"
             if len(self.labels)
             else "no images to validate with"
         )

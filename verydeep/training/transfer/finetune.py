@@ -559,7 +559,7 @@ class _Run:
         self.log = Log(self.folder / "log.jsonl", found.facts["step"] if found else 0)
         whole = {
             "config": self.config.to_dict(), "data": inputs, "init": self.config.model,
-            "command": about.command(), "versions": about.versions(), "device": self.device,
+            **about.asked(), "device": self.device,
         }  # fmt: skip
         if found is None:
             with replacing(self.folder / "config.json", "w", encoding="utf-8") as file:

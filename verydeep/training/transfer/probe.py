@@ -454,7 +454,7 @@ class _Run:
         self.log = Log(self.folder / "log.jsonl")
         whole = {
             "config": self.config.to_dict(), "data": about.described(self.data), "init": self.config.model,
-            "command": about.command(), "versions": about.versions(), "device": self.device,
+            **about.asked(), "device": self.device,
         }  # fmt: skip
         with replacing(self.folder / "config.json", "w", encoding="utf-8") as file:
             json.dump(whole, file, indent=1)
