@@ -27,10 +27,10 @@ def labels(paths: list[str], record: Record, table: Path | None) -> np.ndarray:
     """The class of each photo; -1 where it has none."""
     classes = class_table(record.class_names, record.class_ids)
     if table is None:
-        found = [class_of(path, classes) for path in paths]
+        found = [class_of(Path(path).parent.name, classes) for path in paths]
     else:
         rows = (line.split("\t") for line in table.read_text().splitlines() if line)
-        by_name = {row[0]: class_of(f"{row[1]}/x", classes) for row in rows}
+        by_name = {row[0]: class_of(row[1], classes) for row in rows}
         found = [by_name.get(Path(path).name) for path in paths]
     return np.array([-1 if label is None else label for label in found])
 

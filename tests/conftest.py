@@ -45,7 +45,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture(autouse=True)
 def heard() -> Iterator[None]:
     """What the package says to its log is on stderr, as on the command line; once is once a test."""
-    errors.warn_once.cache_clear()
+    errors._said.clear()
     handlers, level = errors.log.handlers, errors.log.level
     errors.log.handlers = [*handlers, cli.Stderr()]
     errors.log.setLevel("INFO")

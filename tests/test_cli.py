@@ -99,6 +99,7 @@ def test_classify_csv(verydeep: Run, model: Path, folder: Path, tmp_path: Path) 
 def test_profile(verydeep: Run, model: Path, folder: Path) -> None:
     outcome = verydeep("classify", folder, "--model", model, "--profile", "--engine", "onnxruntime")
     assert re.fullmatch(
+        r"verydeep: \S+: 1 file is not used: 1 \.txt\n"
         r"verydeep: 3 photos in [\d.]+ s, [\d.]+ a second; decoding [\d.]+ s \(\d+%, in \d threads beside "
         r"the engine\), engine onnxruntime fast [\d.]+ s \(\d+%, opening and choosing it included\)\n",
         outcome.err,
@@ -266,7 +267,7 @@ def test_broken_pipe_is_quiet(model: Path, folder: Path) -> None:
     command = f"{sys.executable} -m verydeep classify {folder} --model {model} | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(folder / "a.jpg")
-    assert done.stderr == ""
+    assert done.stderr == f"verydeep: {folder}: 1 file is not used: 1 .txt\n"
 
 
 @pytest.mark.parametrize(

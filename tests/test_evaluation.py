@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, top_k_accuracy_score
 
 import verydeep
 from verydeep import modelfile
 from verydeep.errors import DataError
-from verydeep.evaluation import calibration_error, class_of, class_table, labelled_photos
+from verydeep.evaluation import class_of, class_table
 from verydeep.predictor import softmax
+from verydeep.training.images.data import find
+from verydeep.training.images.data import open as content
+from verydeep.training.images.listing import listed
+from verydeep.training.record.figures import calibration_error
 
 from .conftest import Run
 from .tiny import IDS, NAMES, photo, tiny, weights
@@ -75,16 +83,22 @@ def test_a_tar_has_the_photos_that_its_folder_has(tmp_path: Path) -> None:
     (tmp_path / "data" / "ant" / "soft.png").symlink_to("a.png")
     photo(tmp_path / "data" / ".thumbs" / "small.png")
     (tmp_path / "data" / "folder.png").mkdir()
-    with tarfile.open(tmp_path / "data.tar", "w") as tar:
-        tar.add(tmp_path / "data", arcname=".")
-    photos = {path: Path(str(at)).read_bytes() for path, at in labelled_photos(tmp_path / "data")}
+    for packed in ("", ".gz"):
+        with tarfile.open(tmp_path / f"data.tar{packed}", f"w:{packed[1:]}") as tar:  # type: ignore[call-overload]
+            tar.add(tmp_path / "data", arcname=".")
+    photos = {item.name: item for item in listed(tmp_path / "data").items}
     assert sorted(photos) == ["ant/a.png", "ant/hard.png", "ant/soft.png"]
-    assert dict(labelled_photos(tmp_path / "data.tar")) == photos
+    bytes_of = {name: Path(str(content(item))).read_bytes() for name, item in photos.items()}
+    for packed in ("", ".gz"):
+        found = listed(tmp_path / f"data.tar{packed}").items
+        assert {item.name: content(item) for item in found} == bytes_of
     (tmp_path / "data" / "ant" / "soft.png").unlink()
     (tmp_path / "data" / "ant" / "soft.png").symlink_to("gone.png")
     with tarfile.open(tmp_path / "data.tar", "w") as tar:
         tar.add(tmp_path / "data" / "ant" / "soft.png", arcname="ant/soft.png")
-    assert dict(labelled_photos(tmp_path / "data.tar")) == {"ant/soft.png": b""}  # no photo
+    assert [(i.name, content(i)) for i in listed(tmp_path / "data.tar").items] == [
+        ("ant/soft.png", b"")
+    ]
 
 
 @pytest.mark.parametrize("packed", ["gz", "bz2", "xz"])
@@ -94,14 +108,89 @@ def test_a_tar_that_is_cut_short_gives_one_line(packed: str, tmp_path: Path) -> 
     with tarfile.open(path, f"w:{packed}") as tar:  # type: ignore[call-overload]
         tar.add(tmp_path / "ant", "ant")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(DataError, match=r"data\.tar: neither a folder nor a tar that can be read"):
-        list(labelled_photos(path))
+    with pytest.raises(DataError, match=r"data\.tar: (cannot be read: |not a data set)"):
+        listed(path)
 
 
 def test_classes_that_differ_little_are_told_apart() -> None:
     table = class_table(["school bus", "School-Bus", "ant"], ["school bus", "School-Bus", "ant"])
     folders = ("school bus", "School-Bus", "ANT", "bee")
-    assert [class_of(f"{folder}/a.png", table) for folder in folders] == [0, 1, 2, None]
+    assert [class_of(folder, table) for folder in folders] == [0, 1, 2, None]
+    assert class_of("a b", class_table(["a-b", "a_b"], [])) is None  # of which of the two?
+
+
+def named(path: Path, classes: list[str]) -> Path:
+    """A tiny model of those classes."""
+    net = tiny(classes=len(classes))
+    record = modelfile.Record(network=net, class_names=tuple(classes))
+    modelfile.write(path, record, weights(net))
+    return path
+
+
+def test_what_is_held_out_is_measured(model: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for number, part in enumerate(("train", "train", "valid")):
+        photo(root / part / NAMES[number] / f"{number}.png", seed=number)
+    photo(root / "train" / ".thumbs" / "0.png")
+    with tarfile.open(tmp_path / "data.tar", "w") as tar:
+        tar.add(root, ".")
+    for where in (root, tmp_path / "data.tar"):
+        result = verydeep.evaluate(model, where)
+        assert (result.n, result.protocol.endswith(", the set's own val")) == (1, True)
+    (root / "valid").rename(tmp_path / "elsewhere")
+    result = verydeep.evaluate(model, root)
+    assert (result.n, result.protocol.endswith(", includes train/")) == (2, True)
+
+
+def test_it_takes_what_train_takes(model: Path, tmp_path: Path) -> None:
+    for number in range(4):
+        photo(tmp_path / "data" / NAMES[number % 2] / f"{number}.png", seed=number)
+    paths = sorted((tmp_path / "data").rglob("*.png"))
+    expected = verydeep.evaluate(model, tmp_path / "data").to_dict()
+    table = tmp_path / "data.csv"
+    table.write_text("".join(f"{p.relative_to(tmp_path)},{p.parent.name}\n" for p in paths))
+    shutil.make_archive(str(tmp_path / "data"), "zip", tmp_path / "data")
+    images = np.stack([np.asarray(Image.open(path)) for path in paths])
+    labels = [p.parent.name for p in paths]
+    np.savez(tmp_path / "data.npz", val_images=images, val_labels=labels)
+    for form in ("csv", "zip"):
+        assert verydeep.evaluate(model, tmp_path / f"data.{form}").to_dict() == expected
+    assert verydeep.evaluate(model, tmp_path / "data.npz").top1 == expected["top1"]
+    with pytest.raises(
+        DataError, match="shards that are streamed; fetch them, and give their path"
+    ):
+        verydeep.evaluate(model, "https://localhost/a-{0..9}.tar")
+
+
+def test_classes_in_folders_that_are_links(model: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        photo(tmp_path / "store" / NAMES[number] / f"{number}.png", seed=number)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / NAMES[0]).symlink_to(tmp_path / "store" / NAMES[0])
+    shutil.copytree(tmp_path / "store" / NAMES[1], tmp_path / "data" / NAMES[1])
+    assert verydeep.evaluate(model, tmp_path / "data").n == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of other systems are text")
+def test_a_class_is_found_as_train_stored_it(tmp_path: Path) -> None:
+    for number, name in enumerate((b"caf\xe9", b"bl\xfc, or so", "caf\u00e8".encode())):
+        photo(
+            Path(os.fsdecode(os.path.join(os.fsencode(tmp_path / "data"), name))) / f"{number}.png"
+        )
+    names = list(find(tmp_path / "data", val_fraction=0).classes)
+    assert "caf\\udce9" in names
+    assert verydeep.evaluate(named(tmp_path / "m.safetensors", names), tmp_path / "data").n == 3
+
+
+def test_classes_that_differ_by_a_hyphen_are_not_one(tmp_path: Path) -> None:
+    for number, name in enumerate(("a-b", "a_b", "c")):
+        photo(tmp_path / "data" / name / f"{number}.png", seed=number)
+    whole = named(tmp_path / "m.safetensors", ["a-b", "a_b", "c"])
+    truth = verydeep.load(whole).scores(sorted((tmp_path / "data").rglob("*.png"))).argmax(1)
+    assert verydeep.evaluate(whole, tmp_path / "data").top1 == np.mean(truth == [0, 1, 2])
+    one = named(tmp_path / "n.safetensors", ["a b", "c"])
+    with pytest.raises(DataError, match="'a-b' and 'a_b' would both be the model's 'a b'"):
+        verydeep.evaluate(one, tmp_path / "data")
 
 
 def test_refusals(verydeep: Run, model: Path, tmp_path: Path) -> None:
@@ -111,10 +200,10 @@ def test_refusals(verydeep: Run, model: Path, tmp_path: Path) -> None:
     photo(tmp_path / "other" / "violins" / "a.png")
     for where, message in (
         (tmp_path / "gone", "no such file or folder"),
-        (tmp_path / "text.tar", "neither a folder nor a tar that can be read; expected"),
-        (tmp_path / "empty", "empty: no photos in it; expected one folder"),
-        (tmp_path / "flat", "a.png lies in no folder"),
-        (tmp_path / "other", "folder 'violins' is no class of the model; did you mean violin?"),
+        (tmp_path / "text.tar", "not a data set that is known; expected a folder"),
+        (tmp_path / "empty", "empty: no photos in it; expected one folder of images"),
+        (tmp_path / "flat", "a.png: in no class folder; expected one folder for each class"),
+        (tmp_path / "other", "'violins' is no class of the model; did you mean violin?"),
     ):
         outcome = verydeep("evaluate", model, where)
         assert (outcome.status, outcome.out) == (2, "")

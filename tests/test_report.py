@@ -17,11 +17,11 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from verydeep.errors import DataError
-from verydeep.evaluation import calibration_error
 from verydeep.modelfile import Record, write
 from verydeep.pictures import charts as plots
 from verydeep.pictures.charts import Line
 from verydeep.training.record import report
+from verydeep.training.record.figures import calibration_error
 from verydeep.training.record.report import Report, page
 from verydeep.training.transfer import probe
 from verydeep.training.transfer.probe import ProbeConfig

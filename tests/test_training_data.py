@@ -223,7 +223,14 @@ def _saved(**held: object) -> Callable[[Path], Path]:
         (lambda _: 3, "int is no data set that is known; expected a path, or torchvision's"),
         (_text("a.txt", "words"), "a.txt: not a data set that is known; expected a folder"),
         (_text("a.csv", ""), "a.csv: is empty; expected rows of a path and a label"),
-        (_text("a.csv", "path,colour\na,b"), "no column of labels among path, colour"),
+        (
+            _text("a.csv", "path,colour,size\na,b,c"),
+            "no column of labels among path, colour, size; expected one named label or labels or",
+        ),
+        (
+            _text("a.csv", "path,label\na.png,b"),
+            "not one of 1 photos is there (line 2: a.png); exp",
+        ),
         (_text("a.csv", "a.png"), "a.csv, line 1: ['a.png']; expected a path and a label"),
         (_text("a.csv", "path,label,split\na,b,tain"), "line 2: split 'tain'; did you mean train?"),
         (_saved(x=[1]), "a.npz: holds x; expected train_images (n, height, width, 3) uint8"),

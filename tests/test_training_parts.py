@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn import metrics
 
-from verydeep import evaluation
 from verydeep.errors import DataError
 from verydeep.models import build
 from verydeep.preprocess import PRESETS, Preprocess
@@ -25,6 +24,7 @@ from verydeep.training.images.pictures import Pictures, pictures
 from verydeep.training.images.statistics import colour_shift, statistics
 from verydeep.training.loop import Learner, normaliser
 from verydeep.training.recipes import Config, changed, paper, recipe, small_images
+from verydeep.training.record import figures
 from verydeep.training.schedule import drops_after, rate_at, side_at, still_to_do
 from verydeep.training.stuck import Stuck
 
@@ -274,24 +274,24 @@ def test_figures_are_scikit_learns() -> None:
     probabilities = draw.dirichlet(np.ones(7), 200).astype(np.float32)
     labels = draw.choice(6, 200)  # the last class has no image
     guesses = probabilities.argmax(1)
-    assert evaluation.top(probabilities, labels) == metrics.accuracy_score(labels, guesses)
+    assert figures.top(probabilities, labels) == metrics.accuracy_score(labels, guesses)
     for k in (2, 5):
-        assert evaluation.top(probabilities, labels, k) == pytest.approx(
+        assert figures.top(probabilities, labels, k) == pytest.approx(
             metrics.top_k_accuracy_score(labels, probabilities, k=k, labels=range(7))
         )
     loss = metrics.log_loss(
         labels, probabilities / probabilities.sum(1, keepdims=True), labels=range(7)
     )
-    assert evaluation.loss(probabilities, labels) == pytest.approx(loss, rel=1e-4)
-    table = evaluation.confusion(probabilities, labels)
+    assert figures.loss(probabilities, labels) == pytest.approx(loss, rel=1e-4)
+    table = figures.confusion(probabilities, labels)
     np.testing.assert_array_equal(table, metrics.confusion_matrix(labels, guesses, labels=range(7)))
-    figures = evaluation.class_figures(table)
+    by_class = figures.class_figures(table)
     theirs = metrics.precision_recall_fscore_support(
         labels, guesses, labels=range(7), zero_division=0
     )
-    for ours, other in zip(figures, theirs, strict=True):
+    for ours, other in zip(by_class, theirs, strict=True):
         np.testing.assert_allclose(ours, other)
-    assert math.isnan(evaluation.top(probabilities[:0], labels[:0]))
+    assert math.isnan(figures.top(probabilities[:0], labels[:0]))
 
 
 # The loop's pieces

@@ -23,7 +23,6 @@ import difflib
 import logging
 import math
 from collections.abc import Iterable
-from functools import cache
 from typing import TypeGuard
 
 __all__ = [
@@ -49,10 +48,14 @@ log = logging.getLogger("verydeep")
 log.addHandler(logging.NullHandler())
 
 
-@cache
+_said: dict[str, object] = {}
+
+
 def warn_once(text: str) -> None:
-    """One line to the log, but never twice in one process."""
-    log.warning(text)
+    """One line to the log, but never twice in one process, whichever threads say it."""
+    mine = object()
+    if _said.setdefault(text, mine) is mine:
+        log.warning(text)
 
 
 class VerydeepError(Exception):

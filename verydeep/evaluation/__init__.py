@@ -6,30 +6,26 @@ protocols (arXiv:1409.1556, section 3.2) come with a later version.
 
 from __future__ import annotations
 
-import io
 import os
-import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..errors import DataError, nearest
-from ..files.photo_paths import composed, inside, is_photo
+from ..errors import DataError, log, nearest
+from ..files.photo_paths import composed
 from ..files.wording import counted
+from ..training.images import data as labelled
+from ..training.images.listing import Item, listed
+from ..training.images.shards import is_stream
+from ..training.record.figures import calibration_error
 
 if TYPE_CHECKING:
     from ..predictor import Predictor
 
 __all__ = ["Evaluation", "evaluate"]
-
-
-Probabilities = NDArray[np.float32]
-Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -64,14 +60,15 @@ class Evaluation:
 
 def evaluate(
     model: str | os.PathLike[str] | Predictor = "builtin",
-    data: str | os.PathLike[str] = ".",
+    data: object = ".",
     *,
     batch: int = 8,
     on_event: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Evaluation:
-    """Accuracy of a model on a folder or tar of class folders, one centre crop a photo.
+    """Accuracy of a model on labelled photos in any form that `train` takes, one centre crop a photo.
 
-    A folder belongs to the class of its name or id, without regard to case; "_" stands for a space.
+    Of a set that is divided its val/ is measured, or else its test/. A folder belongs to the class of its
+    name or id; where no class has just that name, without regard to case, "_" and "-" standing for a space.
     on_event: called for each photo with {"event": "photo", "done": photos so far, "path": in `data`,
     "error": why it could not be read, or ""}.
     Raises DataError where a folder is no class of the model, or no photo could be read.
@@ -81,151 +78,94 @@ def evaluate(
     predictor = model if isinstance(model, Predictor) else load(model)
     ids = predictor.record.class_ids or predictor.labels
     classes = class_table(predictor.labels, ids)
-    asked: list[tuple[str, str]] = []  # path and class of each photo, as the predictor takes them
+    name = labelled.called(data)
+    if is_stream(data):
+        raise DataError(f"{name}: shards that are streamed; fetch them, and give their path")
+    found = listed(data, lambda folder: class_of(folder, classes) is not None)
+    for line in labelled.oddities(name, found):
+        log.warning(line)
+    items, part = labelled.judged(found)
+    if not items:
+        raise DataError(f"{name}: no photos in it{labelled.without_images(found)}")
+    numbers = _numbered(name, items, predictor.labels, classes)
 
-    def photos() -> Iterator[str | bytes]:
-        for path, photo in labelled_photos(data):
-            index = class_of(path, classes)
-            if index is None:
-                raise DataError(f"{os.fspath(data)}: {_stray(path, classes)}")
-            asked.append((path, ids[index]))
-            yield photo
+    def photos() -> Iterator[Any]:
+        for item in items:
+            try:
+                yield labelled.open(item)
+            except OSError:
+                yield b""  # which is reported as an empty file
 
     ranks, firsts, errors = [], [], 0
-    for at, item in enumerate(predictor.stream(photos(), top=5, batch=batch)):
-        path, label = asked[at]
-        error = "" if isinstance(item, Answer) else item.error
+    for at, (item, answer) in enumerate(
+        zip(items, predictor.stream(photos(), top=5, batch=batch), strict=True)
+    ):
+        error = "" if isinstance(answer, Answer) else answer.error
         if on_event:
-            on_event({"event": "photo", "done": at + 1, "path": path, "error": error})
-        if not isinstance(item, Answer):
+            on_event({"event": "photo", "done": at + 1, "path": item.name, "error": error})
+        if not isinstance(answer, Answer):
             errors += 1
             continue
-        guesses = [prediction.id for prediction in item.predictions]
+        guesses, label = [p.id for p in answer.predictions], ids[numbers[item.label]]
         ranks.append(guesses.index(label) if label in guesses else 5)
-        firsts.append(item.probability)
+        firsts.append(answer.probability)
     if not ranks:
-        raise DataError(
-            f"{os.fspath(data)}: none of {counted(errors, 'photo')} could be read" if errors
-            else f"{os.fspath(data)}: no photos in it; expected one folder for each class"
-        )  # fmt: skip
+        raise DataError(f"{name}: none of {counted(errors, 'photo')} could be read")
     rank = np.array(ranks)
     crop = predictor.preprocess.crop_size
+    which = {"": "", "train": ", includes train/"}.get(part, f", the set's own {part}")
     return Evaluation(
         top1=float((rank == 0).mean()),
         top5=float((rank < 5).mean()),
         n=len(rank),
         errors=errors,
         expected_calibration_error=calibration_error(np.array(firsts), rank == 0),
-        protocol=f"one centre crop of {crop}" if crop else "whole image",
+        protocol=(f"one centre crop of {crop}" if crop else "whole image") + which,
         engine=predictor.engine,
         precision=predictor.precision,
     )
 
 
-def calibration_error(probability: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error of first answers: their probabilities, (n,), and whether each is right."""
-    bin_of = np.minimum((probability * bins).astype(int), bins - 1)
-    gap = np.bincount(bin_of, probability - right, bins)
-    return float(np.abs(gap).sum() / len(probability))
-
-
-def top(probabilities: Probabilities, labels: Labels, k: int = 1) -> float:
-    """The fraction of (n, classes) whose label is among the k most probable; NaN for no images.
-
-    Of equally probable classes the one with the smaller number comes first.
-    """
-    if not len(labels):
-        return float("nan")
-    own = probabilities[np.arange(len(labels)), labels][:, None]
-    if np.isnan(probabilities).any():
-        raise ValueError("probabilities hold NaN")
-    before = np.arange(probabilities.shape[1]) < labels[:, None]
-    rank = (probabilities > own).sum(1) + ((probabilities == own) & before).sum(1)
-    return float((rank < k).mean())
-
-
-def loss(probabilities: Probabilities, labels: Labels) -> float:
-    """Mean cross-entropy, in nats; NaN for no images."""
-    if not len(labels):
-        return float("nan")
-    own = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.log(np.maximum(own, 1e-30)).mean())
-
-
-def confusion(probabilities: Probabilities, labels: Labels) -> NDArray[np.int64]:
-    """(classes, classes): how many images of the row's class were taken for the column's."""
-    classes = probabilities.shape[1]
-    pairs = labels * classes + probabilities.argmax(1)
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-
-
-def class_figures(table: Labels) -> tuple[NDArray[np.float64], ...]:
-    """Of each class precision, recall, F1 (0 where not defined) and support, from a confusion matrix."""
-    hits, answered, support = np.diag(table).astype(np.float64), table.sum(0), table.sum(1)
-    precision, recall = hits / np.maximum(answered, 1), hits / np.maximum(support, 1)
-    f1 = 2 * hits / np.maximum(answered + support, 1)
-    return precision, recall, f1, support
-
-
-def labelled_photos(data: str | os.PathLike[str]) -> Iterator[tuple[str, str | bytes]]:
-    """(path inside `data`, the photo as a path or as the bytes of the tar's member), sorted for a folder.
-
-    Only names with an image's suffix count; hidden files and folders do not. A link in a tar is the file
-    that it names; one that leads nowhere has no bytes. Raises DataError where `data` is neither a folder
-    nor a tar that can be read.
-    """
-    path = Path(data)
-    if os.path.isdir(path):
-        for photo in inside(path):
-            yield Path(photo).relative_to(path).as_posix(), photo
-        return
-    if not os.path.exists(path):
-        raise DataError(
-            f"{path}: no such file or folder; expected a folder or tar of class folders"
-        )
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                name = PurePosixPath(member.name)
-                if not is_photo(name.name) or any(part.startswith(".") for part in name.parts):
-                    continue
-                content: IO[bytes] | None = io.BytesIO()
-                with suppress(KeyError):  # a link to what is not in the tar
-                    content = tar.extractfile(member)
-                if content is not None:  # a file, and no folder
-                    yield str(name), content.read()
-    except Exception as error:  # each way to compress has errors of its own
-        raise DataError(
-            f"{path}: neither a folder nor a tar that can be read; expected one of class folders"
-        ) from error
-
-
 def class_table(names: Iterable[str], ids: Iterable[str]) -> dict[str, int]:
-    """Class number by name and by id, also without regard to case, "_" or "-" for a space. Ids win."""
-    given = [(key, index) for keys in (names, ids) for index, key in enumerate(keys)]
-    exact = {composed(key): index for key, index in given}
-    return {_plain(key): index for key, index in given} | exact
+    """Class number by name and by id, also without regard to case, "_" or "-" for a space. Ids win.
 
-
-def class_of(path: str, classes: Mapping[str, int]) -> int | None:
-    """The class of a photo: the first folder on its way down that bears a class's name or id.
-
-    classes: as `class_table` makes it.
+    A spelling that two classes share is neither's.
     """
-    for folder in PurePosixPath(path).parts[:-1]:
-        for key in (composed(folder), _plain(folder)):
-            if key in classes:
-                return classes[key]
-    return None
+    table: dict[str, int] = {}
+    for way in (_plain, composed):
+        for keys in (names, ids):
+            spelt = [way(key) for key in keys]
+            count = Counter(spelt)
+            table |= {key: index for index, key in enumerate(spelt) if count[key] == 1}
+    return table
 
 
-def _stray(path: str, classes: Mapping[str, int]) -> str:
-    """What is wrong with a photo that lies in no class folder."""
-    folder, *below = PurePosixPath(path).parts
-    if not below:
-        return f"{path} lies in no folder; expected one folder for each class"
-    known = dict.fromkeys(map(_plain, classes))
-    return f"folder {folder!r} is no class of the model{nearest(_plain(folder), known)}"
+def class_of(name: str, classes: Mapping[str, int]) -> int | None:
+    """The class that bears that name or id. classes: as `class_table` makes it."""
+    return next((classes[key] for key in (composed(name), _plain(name)) if key in classes), None)
+
+
+def _numbered(
+    data: str, items: Iterable[Item], names: Sequence[str], classes: Mapping[str, int]
+) -> Mapping[str, int]:
+    """The class of each label; DataError where one has none, or two have the same."""
+    numbers: dict[str, int] = {}
+    bearer: dict[int, str] = {}
+    for label in dict.fromkeys(item.label for item in items):
+        number = class_of(label, classes)
+        if number is None:
+            known = dict.fromkeys(map(_plain, classes))
+            raise DataError(
+                f"{data}: {label!r} is no class of the model{nearest(_plain(label), known)}"
+            )
+        other = bearer.setdefault(number, label)
+        if other != label:
+            raise DataError(
+                f"{data}: {other!r} and {label!r} would both be the model's {names[number]!r}; expected "
+                "one folder for a class, so put them into one, or leave one out"
+            )
+        numbers[label] = number
+    return numbers
 
 
 def _plain(name: str) -> str:

@@ -1,6 +1,6 @@
 """From what a person typed (files, folders, globs, a list on stdin) to the photos that are meant.
 
-And what a file is that turns out to be none, by its first bytes.
+And what a file is by its first bytes, where its name does not say it, or not rightly.
 """
 
 from __future__ import annotations
@@ -11,15 +11,25 @@ import os
 import re
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, islice
+from pathlib import Path
 
-from ..errors import DataError
+from ..errors import DataError, warn_once
+from .wording import counted
 
 # What a folder is searched for. A file that is named is tried whatever its suffix.
 IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
 )
+# Folders that systems put beside photos: macOS in its zips, Synology, Windows.
+HIDDEN = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN"))
+PICTURES = frozenset(  # that are not read, and may be meant
+    ".heic .heif .jp2 .jxl .psd .raw .dng .cr2 .cr3 .nef .arw .jpeg_original .jpg_original".split()
+)
+ENDINGS = 5  # of files that are not used, named in a line
 
 
 def find(given: Iterable[str]) -> Iterator[str]:
@@ -43,12 +53,13 @@ def find(given: Iterable[str]) -> Iterator[str]:
 
 
 def _listed() -> Iterator[str]:
-    """The lines of stdin as names: any bytes, and blanks at an end where there is a file of such a name."""
+    """The lines of stdin as names: any bytes, blanks at an end taken off where that finds more."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     for line in sys.stdin:
-        name = line.rstrip("\r\n")
-        yield name if os.path.lexists(name) else name.strip()
+        name, plain = line.rstrip("\r\n"), line.strip()
+        better = os.path.lexists(plain) or glob.has_magic(plain)
+        yield plain if not plain or (better and not os.path.lexists(name)) else name
 
 
 def find_some(given: Sequence[str]) -> tuple[Iterable[str], bool]:
@@ -68,16 +79,68 @@ def counter(given: Sequence[str]) -> Callable[[], int] | None:
 
 
 def inside(folder: str | os.PathLike[str]) -> Iterator[str]:
-    """The photos in a folder and those below it, sorted, without hidden entries."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for file in filter(is_photo, sorted(files)):
-            yield os.path.join(parent, file)
+    """The photos in a folder and those below it, sorted; at the end it is said what else was there."""
+    others: Counter[str] = Counter()
+    for parent, _, files in walked(folder):
+        for file in files:
+            path = os.path.join(parent, file)
+            if is_photo(file, partial(head, path)):
+                yield path
+            else:
+                others[ending(file)] += 1
+    if others:  # once, though it may be walked through again to count
+        warn_once(f"{os.fspath(folder)}: {unused(others)}")
 
 
-def is_photo(name: str) -> bool:
-    """Whether a file of that name, without its folder, counts as a photo: not hidden, an image's suffix."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+def walked(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, sorted, without hidden entries; links are followed, but not to where they lie in."""
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(f for f in folders if not is_hidden(f) and not _is_loop(parent, f))
+        yield parent, folders, sorted(f for f in files if not is_hidden(f))
+
+
+def _is_loop(parent: str, name: str) -> bool:
+    """Whether a folder is a link to one that it lies in, which would be walked through for ever."""
+    full = os.path.join(parent, name)
+    return os.path.islink(full) and Path(os.path.realpath(parent)).is_relative_to(
+        os.path.realpath(full)
+    )
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name is no business of ours."""
+    return name.startswith(".") or name in HIDDEN
+
+
+def is_photo(name: str, first: Callable[[], bytes]) -> bool:
+    """Whether a file counts as a photo: by its suffix, or without one by its first bytes."""
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix in IMAGE_SUFFIXES or (not suffix and sniff(first())[0].endswith(" image"))
+
+
+def head(path: str) -> bytes:
+    """The first bytes of a file; none of what is no file, or cannot be read."""
+    try:
+        if os.path.isfile(path):  # a pipe would be waited for
+            with open(path, "rb") as file:
+                return file.read(64)
+    except OSError:
+        pass
+    return b""
+
+
+def ending(name: str) -> str:
+    """By what files that are not used are counted."""
+    return os.path.splitext(name)[1].lower() or "without an ending"
+
+
+def unused(endings: Counter[str]) -> str:
+    """A line on files that are not used, by their endings."""
+    some = [f"{count:,} {name}" for name, count in endings.most_common(ENDINGS)]
+    more = ["others"] if len(endings) > ENDINGS else []
+    are = "is" if endings.total() == 1 else "are"
+    hint = "" if PICTURES.isdisjoint(endings) else "; convert pictures to JPEG or PNG"
+    return f"{counted(endings.total(), 'file')} {are} not used: {', '.join(some + more)}{hint}"
 
 
 def composed(name: str) -> str:
@@ -94,6 +157,9 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (rb"\x89PNG", "a PNG image", ""),
     (rb"GIF8", "a GIF image", ""),
     (rb"RIFF....WEBP", "a WebP image", ""),
+    (rb"II\*\x00|MM\x00\*", "a TIFF image", ""),
+    (rb"BM....\x00{4}", "a BMP image", ""),
+    (rb"....ftypavi[fs]", "an AVIF image", ""),
     (rb"....ftyp(he|mif1)", "HEIC", ""),
     (rb"....ftyp", "a video", ""),
     (rb"%PDF", "a PDF", ""),

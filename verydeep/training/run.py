@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import __version__, evaluation, modelfile
+from .. import __version__, modelfile
 from ..errors import DataError, OutputError
 from ..files.atomic import replacing
 from ..preprocess import Preprocess
@@ -34,7 +34,7 @@ from .precision import decided
 from .profile import Profile, profile
 from .ratetest import RateTest, rate_test
 from .recipes import Config
-from .record import about, checkpoint, folder
+from .record import about, checkpoint, figures, folder
 from .record.checkpoint import Checkpoint
 from .record.log import Log, read
 from .record.result import TrainResult
@@ -311,9 +311,9 @@ class _Run:
                 f"rate, as with --set rate={self.config.rate / 3:.2g}"
             )
         return {
-            "loss": evaluation.loss(found, labels),
-            "top1": evaluation.top(found, labels),
-            "top5": evaluation.top(found, labels, 5),
+            "loss": figures.loss(found, labels),
+            "top1": figures.top(found, labels),
+            "top5": figures.top(found, labels, 5),
         }
 
     def save(self) -> None:
@@ -340,7 +340,7 @@ class _Run:
         found, labels = self._probabilities()
         step = self.position.epoch * self.feed.steps
         path = self.folder / "model.safetensors"
-        top1, top5 = evaluation.top(found, labels), evaluation.top(found, labels, 5)
+        top1, top5 = figures.top(found, labels), figures.top(found, labels, 5)
         if self.group.first:
             self.tell({
                 "event": "end", "step": step, "time": about.now(), "seconds": self.position.seconds,
@@ -414,7 +414,7 @@ class _Run:
             classes=self.data.classes,
             config=begun or {**self.inputs, "config": self.config.to_dict()},
             log=tuple(log),
-            top1=evaluation.top(found, labels), top5=evaluation.top(found, labels, 5),
+            top1=figures.top(found, labels), top5=figures.top(found, labels, 5),
             val=tuple(s for s, good in zip(self.val.samples, self.read, strict=True) if good),
             probabilities=found, labels=labels,
             warnings=self.data.warnings, bad=tuple(self.position.bad.items()),

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DataError
+from ...files.photo_paths import unused
 from .listing import Item, Listing, Member, Source, Streamed, listed
 from .shards import entries
 
@@ -86,28 +87,25 @@ def find(
     if not 0 <= val_fraction < 1:
         raise DataError(f"val_fraction is {val_fraction!r}; expected 0 or more and less than 1")
     found = listed(data)
-    name = str(data) if isinstance(data, str) or hasattr(data, "__fspath__") else _kind(data)
-    warnings = _oddities(name, found)
+    name = called(data)
+    warnings = oddities(name, found)
     parts = {item.part for item in found.items}
     train = [i for i in found.items if i.part in ("", "train")]
     given: list[Item] = []
     split = ""
     if val is not None:
         other = listed(val)
-        label = str(val) if isinstance(val, str) or hasattr(val, "__fspath__") else _kind(val)
-        warnings += _oddities(label, other)
-        chosen = "val" if any(i.part == "val" for i in other.items) else None
-        given = [i for i in other.items if chosen is None or i.part == chosen]
+        label = called(val)
+        warnings += oddities(label, other)
+        given, _ = judged(other)
         split = "as given"
         if not given:
             raise DataError(f"{label}: no images; expected a data set to validate with")
-    else:
-        for part in ("val", "test"):
-            if part in parts:
-                given, split = [i for i in found.items if i.part == part], f"the set's own {part}"
-                break
+    elif not parts.isdisjoint(("val", "test")):
+        given, part = judged(found)
+        split = f"the set's own {part}"
     if not train:
-        raise DataError(f"{name}: no images to train on{_why(found)}")
+        raise DataError(f"{name}: no images to train on{without_images(found)}")
     classes = _classes(found, train)
     if len(classes) < 2:
         raise DataError(
@@ -162,7 +160,7 @@ def find(
     return Data(classes, tuple(learn), tuple(judge), tuple(warnings), digest, split)
 
 
-def open(sample: Sample) -> str | bytes | NDArray[Any]:  # noqa: A001  # data.open reads well
+def open(sample: Sample | Item) -> str | bytes | NDArray[Any]:  # noqa: A001  # data.open reads well
     """What `verydeep.preprocess.decode` takes: a path, the bytes of a file, or (h, w, c) uint8.
 
     OSError where it cannot be had, as from an archive that is damaged there.
@@ -202,14 +200,19 @@ def _zip_file(path: str) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def _kind(data: object) -> str:
-    return type(data).__name__
+def called(data: object) -> str:
+    """What to call a data set in a message."""
+    path = isinstance(data, str) or hasattr(data, "__fspath__")
+    return str(data) if path else type(data).__name__
 
 
 def _classes(found: Listing, train: list[Item]) -> tuple[str, ...]:
-    """In the set's own order, else sorted; a class of the set that has no image is kept out."""
+    """In the set's own order, else sorted, numbers as numbers; a class without an image is kept out."""
     seen = {item.label for item in train}
-    return tuple(c for c in found.classes if c in seen) or tuple(sorted(seen))
+    if found.classes:
+        return tuple(c for c in found.classes if c in seen)
+    numbers = all(map(str.isdecimal, seen))
+    return tuple(sorted(seen, key=lambda label: (int(label) if numbers else 0, label)))
 
 
 def _split(samples: list[Sample], seed: int, fraction: float) -> tuple[list[Sample], list[Sample]]:
@@ -242,22 +245,35 @@ def _split_shards(
     return learn, judge, f"{count} of {len(names)} shards, seed {seed}"
 
 
-def _oddities(name: str, found: Listing) -> list[str]:
+def judged(found: Listing) -> tuple[list[Item], str]:
+    """What of a set a model is measured on, and its part: val, else test, else train, or "" undivided."""
+    for part in ("val", "test", "train"):
+        if some := [item for item in found.items if item.part == part]:
+            return some, part
+    return found.items, ""
+
+
+def oddities(name: str, found: Listing) -> list[str]:
+    """Lines for people on what of a set is not used."""
     lines = []
     if found.loose and found.items:
         lines.append(f"{name}: images in no class folder are not used: {_some(found.loose)}")
     if found.empty and found.items:
         labels = sorted({f"{part}/{label}" if part else label for part, label in found.empty})
         lines.append(f"{name}: class folders without images: {_some(labels)}")
+    if found.unused and found.items:
+        lines.append(f"{name}: {unused(found.unused)}")
     return lines
 
 
-def _why(found: Listing) -> str:
+def without_images(found: Listing) -> str:
+    """Why a set has no images to use, as the end of a message."""
     if found.loose:
         return f": {_some(found.loose)}: in no class folder; expected one folder for each class"
     if found.items:
         return ": all of them are to validate with; expected train/ too, or no division at all"
-    return "; expected one folder of images for each class"
+    told = f": {unused(found.unused)}" if found.unused else ""
+    return f"{told}; expected one folder of images for each class"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -7,13 +7,18 @@ in a tar is read at its offset, so that nothing is ever unpacked.
 from __future__ import annotations
 
 import csv
+import io
 import os
+import posixpath
 import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
@@ -22,17 +27,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DataError, nearest
-from ...files.photo_paths import IMAGE_SUFFIXES
+from ...files import photo_paths
+from ...files.photo_paths import IMAGE_SUFFIXES, composed, is_hidden, is_photo, walked
 from . import shards as remote
+from .layout import PARTS, Place, part_of, tops
 
-# What people call the parts of a data set, and what we call them. "test" validates where "val" is not.
-PARTS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-PATH_COLUMNS = ("path", "file", "filename", "image", "image_path")
-LABEL_COLUMNS = ("label", "class", "target", "category")
+# What people call the columns of a table; one of another name is found by what stands in it.
+PATH_COLUMNS = (
+    "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "image_name",
+    "image_id", "img", "photo",
+)  # fmt: skip
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "target", "category")
 PART_COLUMNS = ("split", "part", "set", "subset")
+INDEX_COLUMNS = ("", "index", "unnamed: 0")  # as pandas writes them
+DELIMITERS = ",;\t|"
+UNREADABLE = (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, LZMAError)
+IsClass: TypeAlias = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,10 @@ Source: TypeAlias = str | bytes | Member | Streamed | NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One labelled image. part: "train", "val", "test", or "" where the data is not divided."""
+    """One labelled image. part: "train", "val", "test", or "" where the data is not divided.
+
+    label: as one line of text in NFC, whichever way a disk spells it.
+    """
 
     part: str
     label: str
@@ -73,18 +86,21 @@ class Listing:
     """What a data set holds. classes: in the set's own order, empty where it has none.
 
     empty: class folders without an image, as (part, label). loose: images that lie in no class folder.
+    unused: of the files in class folders that are no images, how many have each ending.
     """
 
     items: list[Item] = field(default_factory=list)
     classes: tuple[str, ...] = ()
     empty: list[tuple[str, str]] = field(default_factory=list)
     loose: list[str] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)
 
 
-def listed(data: object) -> Listing:
+def listed(data: object, is_class: IsClass = lambda _: False) -> Listing:
     """The listing of a folder, tar, zip, CSV, .npz, WebDataset shards (files or URLs), torchvision's sets.
 
-    Raises DataError where it is none of these, or cannot be read.
+    is_class: of a folder's name, where a model says which classes there are. Raises DataError where it is
+    none of these, cannot be read, or may mean two things.
     """
     if not isinstance(data, str | os.PathLike):
         return _torchvision(data)
@@ -95,7 +111,7 @@ def listed(data: object) -> Listing:
         return _webdataset(shards)
     path = Path(data)
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, is_class)
     if not path.exists():
         raise DataError(
             f"{path}: no such file or folder; expected a folder, tar or zip of class folders, a CSV "
@@ -107,17 +123,10 @@ def listed(data: object) -> Listing:
         if path.suffix.lower() == ".npz":
             return _arrays(path)
         if zipfile.is_zipfile(path):
-            return _zip(path)
+            return _zip(path, is_class)
         if tarfile.is_tarfile(path):
-            return _tar(path)
-    except (
-        OSError,
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        EOFError,
-        zlib.error,
-        LZMAError,
-    ) as error:
+            return _tar(path, is_class)
+    except UNREADABLE as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     raise DataError(
         f"{path}: not a data set that is known; expected a folder, tar or zip of class folders, a CSV "
@@ -128,61 +137,149 @@ def listed(data: object) -> Listing:
 # Folders and archives
 
 
-def _folder(path: Path) -> Listing:
-    files: list[tuple[str, Source, int]] = []
-    folders: list[str] = []
-    for parent, inside, names in os.walk(path, followlinks=True):
-        inside[:] = sorted(n for n in inside if not n.startswith(".") and not _is_loop(parent, n))
+class _Held:
+    """What lies in a folder or an archive, by names with "/"; what is hidden is left out."""
+
+    def __init__(self, what: Path) -> None:
+        self.what = str(what)
+        self.files: list[tuple[str, Source, int]] = []
+        self.others: list[str] = []  # no images
+        self.folders: list[str] = []
+
+    def add(self, name: str, source: Source, size: int, first: Callable[[], bytes]) -> None:
+        """A file. first: reads its first bytes."""
+        if any(map(is_hidden, PurePosixPath(name).parts)):
+            return
+        if is_photo(name, first):
+            self.files.append((name, source, size))
+        else:
+            self.others.append(name)
+
+    def add_folder(self, name: str) -> None:
+        if not any(map(is_hidden, PurePosixPath(name).parts)):
+            self.folders.append(name)
+
+    def arranged(self, is_class: IsClass) -> Listing:
+        """Files named [part/]class/.../file to items; folders above all of them are ignored."""
+        ways = [_way(name) for name, _, _ in self.files]
+        found = tops(self.what, ways, is_class)
+
+        def placed(way: Place) -> tuple[str, str] | None:
+            """Part and class."""
+            for part, top in found.values():
+                if way[: len(top)] == top and len(way) > len(top) + 1:
+                    return part, way[len(top)]
+            return None
+
+        listing = Listing()
+        seen = set()
+        for (name, source, size), way in zip(self.files, ways, strict=True):
+            place = placed(way)
+            if place is None:
+                listing.loose.append(_as_text(name))
+            else:
+                seen.add(place)
+                listing.items.append(Item(*place, _as_text(name), source, size))
+        others = [_way(name) for name in self.others]
+        folders = {placed((*_way(name), "file")) for name in self.folders} | set(
+            map(placed, others)
+        )
+        listing.empty = sorted(place for place in folders if place and place not in seen)
+        listing.unused = Counter(
+            photo_paths.ending(way[-1])
+            for way in others
+            if not listing.items or placed(way) is not None
+        )
+        return listing
+
+
+def _way(name: str) -> Place:
+    return PurePosixPath(composed(_as_text(name))).parts
+
+
+def _folder(path: Path, is_class: IsClass) -> Listing:
+    held = _Held(path)
+    for parent, folders, names in walked(path):
         relative = Path(parent).relative_to(path)
-        folders += [(relative / name).as_posix() for name in inside]
-        for name in sorted(filter(_counts, names)):
+        for name in folders:
+            held.add_folder((relative / name).as_posix())
+        for name in names:
             full = os.path.join(parent, name)
-            try:
-                size = os.stat(full).st_size
-            except OSError:
-                size = 0  # a broken link: reading it says so
-            files.append(((relative / name).as_posix(), full, size))
-    return _arranged(files, folders)
+            held.add(
+                (relative / name).as_posix(), full, _size(full), partial(photo_paths.head, full)
+            )
+    return held.arranged(is_class)
 
 
-def _is_loop(parent: str, name: str) -> bool:
-    """Whether a folder is a link to one that it lies in, which would be walked through for ever."""
-    full = os.path.join(parent, name)
-    return os.path.islink(full) and Path(os.path.realpath(parent)).is_relative_to(
-        os.path.realpath(full)
-    )
+def _size(path: str) -> int:
+    """In bytes; 0 of a broken link, which whoever reads it says."""
+    return os.stat(path).st_size if os.path.exists(path) else 0
 
 
-def _zip(path: Path) -> Listing:
-    files: list[tuple[str, Source, int]] = []
-    folders = []
+def _zip(path: Path, is_class: IsClass) -> Listing:
+    held = _Held(path)
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            if info.is_dir():
-                folders.append(info.filename.rstrip("/"))
-            elif _counts(info.filename):
+            name = info.filename
+            if not info.flag_bits & 0x800:  # nothing says that it is UTF-8, which macOS writes
+                with suppress(UnicodeError):
+                    name = name.encode("cp437").decode()
+            name = name.replace("\\", "/")  # from Windows
+            if name.endswith("/"):
+                held.add_folder(name)
+            else:
                 member = Member(str(path), info.filename, -1, info.file_size)
-                files.append((info.filename, member, info.file_size))
-    return _arranged(sorted(files, key=_name), folders)
+                held.add(name, member, info.file_size, partial(_zip_head, archive, info))
+    held.files.sort(key=_name)
+    return held.arranged(is_class)
 
 
-def _tar(path: Path) -> Listing:
-    files: list[tuple[str, Source, int]] = []
-    folders = []
+def _zip_head(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    with suppress(*UNREADABLE, RuntimeError), archive.open(info) as file:  # it may want a password
+        return file.read(64)
+    return b""
+
+
+def _tar(path: Path, is_class: IsClass) -> Listing:
+    """Links, hard or symbolic, are the file that they name; one that leads nowhere has no bytes."""
+    held = _Held(path)
+    plain = _is_plain(path)
+    files: dict[str, tuple[Source, int]] = {}
+    links: dict[str, str] = {}
     with tarfile.open(path) as archive:
-        plain = _is_plain(path)
         for info in archive:
-            name = PurePosixPath(info.name).as_posix()
+            name = posixpath.normpath(info.name)
             if info.isdir():
-                folders.append(name)
-            elif info.isfile() and _counts(name):
+                held.add_folder(name)
+            elif info.islnk():
+                links[name] = posixpath.normpath(info.linkname)
+            elif info.issym():
+                links[name] = posixpath.normpath(f"{posixpath.dirname(name)}/{info.linkname}")
+            elif info.isfile():
                 source: Source = Member(str(path), info.name, info.offset_data, info.size)
-                if not plain:  # there is no jumping about in a compressed stream
+                if not plain and is_photo(name, lambda: b"GIF8"):
+                    # it may be an image, and there is no jumping about in a compressed stream
                     content = archive.extractfile(info)
                     assert content is not None  # it is for a regular file
                     source = content.read()
-                files.append((name, source, info.size))
-    return _arranged(sorted(files, key=_name), folders)
+                files[name] = source, info.size
+    for name in (*files, *links):
+        target, steps = name, len(links)
+        while target not in files and target in links and steps:
+            target, steps = links[target], steps - 1
+        source, size = files.get(target, (b"", 0))
+        held.add(name, source, size, partial(_tar_head, source))
+    held.files.sort(key=_name)
+    return held.arranged(is_class)
+
+
+def _tar_head(source: Source) -> bytes:
+    if not isinstance(source, Member):
+        assert isinstance(source, bytes)
+        return source[:64]
+    with open(source.archive, "rb") as file:
+        file.seek(source.offset)
+        return file.read(min(64, source.size_bytes))
 
 
 def _is_plain(path: Path) -> bool:
@@ -197,57 +294,9 @@ def _name(file: tuple[str, Source, int]) -> str:
     return file[0]
 
 
-def _counts(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def _arranged(files: list[tuple[str, Source, int]], folders: Iterable[str]) -> Listing:
-    """Files named [part/]class/.../file to items; folders above all of them are ignored."""
-    files = [(_as_text(name), source, size) for name, source, size in files]
-    folders = map(_as_text, folders)
-    paths = [PurePosixPath(name).parts for name, _, _ in files]
-    directories = {PurePosixPath(name).parts for name in folders}
-    directories |= {parts[:depth] for parts in paths for depth in range(1, len(parts))}
-    top: tuple[str, ...] = ()
-    while True:  # down through folders that hold nothing but one folder of folders
-        below = {d[: len(top) + 1] for d in directories if len(d) > len(top) and _in(d, top)}
-        loose = any(len(parts) == len(top) + 1 and _in(parts, top) for parts in paths)
-        only = next(iter(below)) if len(below) == 1 and not loose else None
-        if only is None or not any(len(d) > len(only) and _in(d, only) for d in directories):
-            break
-        if only[-1].lower() in PARTS:
-            break
-        top = only
-    here = {d[len(top)] for d in directories if len(d) > len(top) and _in(d, top)}
-    divided = bool(here) and all(name.lower() in PARTS for name in here)
-    listing = Listing()
-    seen = set()
-    for (name, source, size), parts in zip(files, paths, strict=True):
-        inner = parts[len(top) :]
-        part = PARTS[inner[0].lower()] if divided and len(inner) > 1 else ""
-        inner = inner[1:] if part else inner
-        if len(inner) < 2:
-            listing.loose.append(name)
-            continue
-        seen.add((part, inner[0]))
-        listing.items.append(Item(part, inner[0], name, source, size))
-    depth = len(top) + (2 if divided else 1)
-    for folder in sorted(d for d in directories if len(d) == depth and _in(d, top)):
-        part = PARTS[folder[len(top)].lower()] if divided else ""
-        if (part, folder[-1]) not in seen:
-            listing.empty.append((part, folder[-1]))
-    return listing
-
-
 def _as_text(name: str) -> str:
     """A name as every file can hold it: bytes that are no UTF-8, as old archives have, are spelt out."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _in(parts: tuple[str, ...], top: tuple[str, ...]) -> bool:
-    return parts[: len(top)] == top
 
 
 # Tables
@@ -255,42 +304,118 @@ def _in(parts: tuple[str, ...], top: tuple[str, ...]) -> bool:
 
 def _table(path: Path) -> Listing:
     """Rows of path, label and perhaps split; the first row may name them. Paths are the table's own."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not text in UTF-8 ({error}); save it as UTF-8") from error
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if any(row)]
+    rows = _rows(path)
     if not rows:
         raise DataError(f"{path}: is empty; expected rows of a path and a label")
-    at: list[int | None] = [0, 1, None]
-    named = [cell.strip().lower() for cell in rows[0]]
-    columns = [_column(named, known) for known in (PATH_COLUMNS, LABEL_COLUMNS, PART_COLUMNS)]
-    if columns[0] is not None:
-        if columns[1] is None:
-            raise DataError(
-                f"{path}: no column of labels among {', '.join(named)}; expected one named "
-                f"{' or '.join(LABEL_COLUMNS)}"
-            )
-        at, rows = columns, rows[1:]
+    photos = _Photos(path.parent)
+    at, headed = _columns(path, rows, photos)
     listing = Listing()
-    for number, row in enumerate(rows, 1 + (at is columns)):
-        cells = [row[i].strip() if i is not None and i < len(row) else "" for i in at]
-        file, label, part = cells
+    missing = []
+    for number, row in rows[headed:]:
+        cells = [row[i] if i is not None and i < len(row) else "" for i in at]
+        file, label, part = cells[0], *map(str.strip, cells[1:])
         if not file or not label:
             raise DataError(f"{path}, line {number}: {row!r}; expected a path and a label")
-        if part and part.lower() not in PARTS:
+        if part and not part_of(part):
             raise DataError(
                 f"{path}, line {number}: split {part!r}{nearest(part.lower(), ('train', 'val', 'test'))}"
             )
-        full = os.path.join(path.parent, file)
-        size = os.stat(full).st_size if os.path.exists(full) else 0
-        listing.items.append(Item(PARTS.get(part.lower(), ""), label, file, full, size))
+        full = photos.find(file)
+        if full is None:
+            missing.append(f"line {number}: {file}")
+            full = os.path.join(path.parent, file)
+        label = composed(_as_text(label))
+        listing.items.append(Item(part_of(part), label, _as_text(file), full, _size(full)))
+    if len(missing) == len(listing.items):
+        raise DataError(
+            f"{path}: not one of {len(missing)} photos is there ({', '.join(missing[:1])}); expected paths "
+            f"as seen from {path.parent}, or names that only one photo in it has"
+        )
     return listing
+
+
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Line numbers and cells, cut where that makes all rows alike; rows without any text are left out."""
+    content = path.read_bytes()
+    try:
+        utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # as Excel writes Unicode text
+        text = content.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not text in UTF-8 ({error}); save it as UTF-8") from error
+    ways = []
+    for delimiter in sorted(
+        DELIMITERS, key=lambda d: (d == "\t") != (path.suffix.lower() == ".tsv")
+    ):
+        try:
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+            ways.append([(reader.line_num, row) for row in reader if any(map(str.strip, row))])
+        except csv.Error as error:
+            raise DataError(
+                f"{path}: no table: {error}; expected rows of a path and a label"
+            ) from error
+    for rows in ways:
+        widths = {len(row) for _, row in rows}
+        if len(widths) == 1 and widths != {1}:
+            return rows
+    return ways[0]
+
+
+def _columns(
+    path: Path, rows: list[tuple[int, list[str]]], photos: _Photos
+) -> tuple[list[int | None], bool]:
+    """Where path, label and part stand, and whether the first row names them."""
+    first = rows[0][1]
+    named = [cell.strip().lower() for cell in first]
+    at = [_column(named, known) for known in (PATH_COLUMNS, LABEL_COLUMNS, PART_COLUMNS)]
+    if at[0] is None:  # no usual name: the column in which photos are
+        few = [row for _, row in rows[1:4]]
+        found = (i for i in range(len(first)) if any(photos.find(*row[i : i + 1]) for row in few))
+        at[0] = next(found, None)
+        if at[0] is None or photos.find(first[at[0]]):
+            return [at[0] or 0, 0 if at[0] else 1, None], False
+    rest = [i for i, name in enumerate(named) if i not in at and name not in INDEX_COLUMNS]
+    if at[1] is None and len(rest) == 1:
+        at[1] = rest[0]
+    if at[1] is None:
+        raise DataError(
+            f"{path}: no column of labels among {', '.join(named)}; expected one named "
+            f"{' or '.join(LABEL_COLUMNS)}"
+        )
+    return at, True
 
 
 def _column(named: list[str], known: Iterable[str]) -> int | None:
     return next((named.index(name) for name in known if name in named), None)
+
+
+class _Photos:
+    """The photos that a table means: as written, or with backslashes, or without their ending or folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._names: dict[str, str | None] | None = None  # None for what several have
+
+    def find(self, cell: str = "") -> str | None:
+        """The path of a photo; None where there is none, or several."""
+        plain = cell.strip()
+        for name in (cell, plain, plain.replace("\\", "/")):
+            full = os.path.join(self.folder, name)
+            if name and os.path.isfile(full):
+                return full
+        if self._names is None:
+            self._names = {}
+            for parent, _, files in walked(self.folder):
+                for file in files:
+                    self._know(os.path.join(parent, file))
+        return self._names.get(composed(plain.replace("\\", "/")))
+
+    def _know(self, full: str) -> None:
+        assert self._names is not None
+        if is_photo(full, lambda: b""):
+            way = composed(Path(full).relative_to(self.folder).as_posix())
+            file = posixpath.basename(way)
+            for name in {posixpath.splitext(way)[0], file, posixpath.splitext(file)[0]} - {way}:
+                self._names[name] = None if name in self._names else full
 
 
 # Arrays
@@ -370,8 +495,8 @@ def _torchvision(data: Any) -> Listing:
     listing = Listing(classes=classes)
     if hasattr(data, "samples"):
         for path, label in data.samples:
-            size = os.stat(path).st_size if os.path.exists(path) else 0
-            listing.items.append(Item("", classes[label], _as_text(str(path)), str(path), size))
+            name = _as_text(str(path))
+            listing.items.append(Item("", classes[label], name, str(path), _size(str(path))))
     elif hasattr(data, "data") and hasattr(data, "targets"):
         images = np.asarray(data.data)
         images = images[..., None] if images.ndim == 3 else images
@@ -410,7 +535,7 @@ def _webdataset(shards: list[str]) -> Listing:
                 listing.items += _samples(shard, archive)
         except (OSError, tarfile.TarError) as error:
             raise DataError(f"{shard}: cannot be read as a shard, a plain tar: {error}") from error
-    return _numbered(listing)
+    return listing
 
 
 def _streamed(urls: list[str]) -> Listing:
@@ -420,14 +545,6 @@ def _streamed(urls: list[str]) -> Listing:
             source = Streamed(url, entry.name, entry.size_bytes)
             name = f"{os.path.basename(url)}/{entry.name}"
             listing.items.append(Item("", entry.label, name, source, entry.size_bytes))
-    return _numbered(listing)
-
-
-def _numbered(listing: Listing) -> Listing:
-    """Labels that are numbers, so that they are sorted as numbers."""
-    if all(item.label.isdecimal() for item in listing.items):
-        width = max((len(item.label) for item in listing.items), default=0)
-        listing.items = [replace(item, label=item.label.zfill(width)) for item in listing.items]
     return listing
 
 

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import evaluation, modelfile
+from ... import modelfile
 from ...errors import DataError, OutputError
 from ...predictor import Predictor, softmax
 from ..images import data as data_module
 from ..images.data import Data, Sample
-from . import about
+from . import about, figures
 from .result import TrainResult
 
 WITHOUT_EFFECT = ("threads", "checkpoint_minutes")  # settings that change no weight
@@ -119,7 +119,7 @@ def result(
     return TrainResult(
         folder=folder, model=folder / "model.safetensors", classes=data.classes,
         config={"config": config.to_dict(), "data": about.described(data)}, log=tuple(log),
-        top1=evaluation.top(probabilities, labels), top5=evaluation.top(probabilities, labels, 5),
+        top1=figures.top(probabilities, labels), top5=figures.top(probabilities, labels, 5),
         val=samples, probabilities=probabilities, labels=labels, warnings=data.warnings,
         bad=tuple(bad.items()), seconds=seconds,
     )  # fmt: skip

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DataError, VerydeepError
-from ...evaluation import calibration_error, class_figures, confusion, top
 from ...files.wording import clock, counted
 from ...pictures import charts
 from ...pictures import page as html
 from ...pictures import write as write_text
+from .figures import calibration_error, class_figures, confusion, top
 
 if TYPE_CHECKING:
     from PIL import Image

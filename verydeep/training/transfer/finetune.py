@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ... import evaluation, modelfile
+from ... import modelfile
 from ...errors import DataError
 from ...files.atomic import replacing
 from ...models import layers as module_layers
@@ -34,7 +34,7 @@ from ...published import find_model
 from ..images import data as data_module
 from ..images.data import Sample
 from ..loop import Diverged
-from ..record import about, checkpoint, folder, report
+from ..record import about, checkpoint, figures, folder, report
 from ..record.log import Log, read
 from ..record.result import TrainResult
 from ..signals import watched
@@ -461,7 +461,7 @@ class _Run:
             upper.head.bias.div_(divide)
         samples, probabilities = self._validate(upper)
         truth = np.array([s.label for s in samples], np.int64)
-        top1, top5 = evaluation.top(probabilities, truth), evaluation.top(probabilities, truth, 5)
+        top1, top5 = figures.top(probabilities, truth), figures.top(probabilities, truth, 5)
         self._write_model(upper, divide, top1, top5, len(truth))
         self.tell({
             "event": "end", "time": about.now(), "seconds": self.seconds,

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import evaluation, modelfile
+from ... import modelfile
 from ...errors import DataError
 from ...files.atomic import replacing
 from ...files.progress import stage
@@ -33,7 +33,7 @@ from ...preprocess import Preprocess
 from ...published import find_model
 from ..images import data as data_module
 from ..images.data import Sample
-from ..record import about, folder, report
+from ..record import about, figures, folder, report
 from ..record.log import Log, read
 from ..record.result import TrainResult
 from . import linear_head
@@ -315,7 +315,7 @@ class _Run:
         })  # fmt: skip
         samples, probabilities = self._validate(head, size, chosen.columns)
         truth = np.array([s.label for s in samples], np.int64)
-        top1, top5 = evaluation.top(probabilities, truth), evaluation.top(probabilities, truth, 5)
+        top1, top5 = figures.top(probabilities, truth), figures.top(probabilities, truth, 5)
         path = self.folder / "model.safetensors"
         write_model(
             path, model, sizes[size], chosen.layers, head, classes,

@@ -1,0 +1,325 @@
+"""Data sets as people have them: told apart from what lies beside them, or refused; nothing unsaid."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from verydeep import errors
+from verydeep.errors import DataError
+from verydeep.training.images import data
+from verydeep.training.images.check import check
+from verydeep.training.images.layout import part_of
+from verydeep.training.images.listing import listed
+
+from .conftest import Run
+from .tiny import photo
+
+NO_UTF8 = pytest.mark.skipif(sys.platform != "linux", reason="names of other systems are text")
+
+
+def jpeg(seed: int = 0) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), np.uint8)
+    Image.fromarray(pixels).save(file, "JPEG")
+    return file.getvalue()
+
+
+def folder(root: Path, names: Sequence[str]) -> Path:
+    """Those files, each an image of its own; a name that ends in "/" is a folder."""
+    for number, name in enumerate(names):
+        path = root / "set" / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.write_bytes(jpeg(number) if path.suffix in (".jpg", "") else b"words")
+    return root / "set"
+
+
+def zipped(root: Path, names: Sequence[str]) -> Path:
+    with zipfile.ZipFile(root / "set.zip", "w") as archive:
+        for number, name in enumerate(names):
+            info = zipfile.ZipInfo("x")
+            info.filename = name  # as given: zipfile turns nothing round
+            image = not name.endswith("/") and os.path.splitext(name)[1] in (".jpg", "")
+            archive.writestr(info, jpeg(number) if image else b"")
+    return root / "set.zip"
+
+
+def tarred(root: Path, names: Sequence[str]) -> Path:
+    with tarfile.open(root / "set.tar", "w") as archive:
+        archive.add(folder(root, names), ".")
+    return root / "set.tar"
+
+
+def both(*tops: str) -> list[str]:
+    """Two photos of a cat and two of a dog in each."""
+    return [f"{top}/{label}/{i}.jpg" for top in tops for label in ("cat", "dog") for i in (1, 2)]
+
+
+LAYOUTS = {
+    "an empty folder beside": [*both("train", "valid"), "models/"],
+    "a Mac's": [*both("train", "valid"), "__MACOSX/train/cat/1.jpg", "__MACOSX/"],
+    "a NAS's": [*both("train", "valid"), "@eaDir/train/cat/1.jpg", "train/cat/@eaDir/1.jpg"],
+    "hidden": [*both("train", "valid"), ".thumbs/cat/1.jpg", "train/.ipynb_checkpoints/1.jpg"],
+    "labels": [*both("train", "valid"), "labels/train/1.txt", "labels/valid/1.txt"],
+    "YOLO's": [*both("images/train", "images/val"), "labels/train/1.txt"],
+    "a run": [*both("train", "val"), "run/model.safetensors", "run/seen/1-cam.png.txt"],
+    "dev": both("train", "dev"),
+    "eval": both("Training", "EVAL"),
+    "Kaggle's": both("training_set/training_set", "test_set/test_set"),
+    "suffixes": both("asl_alphabet_train", "asl-alphabet-Test"),
+    "one word": both("TrainImages", "valset"),
+    "to predict": [*both("seg_train/seg_train", "seg_test/seg_test"), "seg_pred/seg_pred/1.jpg"],
+    "loose": [*both("train", "valid"), "images to predict/1.jpg"],
+}
+
+
+@pytest.mark.parametrize("pack", [folder, zipped, tarred])
+@pytest.mark.parametrize("names", LAYOUTS.values(), ids=LAYOUTS)
+def test_parts_are_known_whatever_lies_beside_them(
+    names: list[str], pack: Callable[[Path, Sequence[str]], Path], tmp_path: Path
+) -> None:
+    found = data.find(pack(tmp_path, names))
+    assert (found.classes, len(found.train), len(found.val)) == (("cat", "dog"), 4, 4)
+    loose = [name for name in names if "predict" in name or "pred" in name]
+    assert [line.partition("used: ")[2] for line in found.warnings] == loose
+
+
+REFUSED = {
+    "years": (both("2019", "2020"), "2019, 2020 cannot be classes, since each holds the folders cat, dog"),
+    "a third": ([*both("train", "val", "more")], "train, val may be a part of the set, and more beside"),
+    "a stranger": ([*both("train"), "bus/1.jpg"], "train may be a part of the set, and bus beside"),
+    "by year": (both("train/2019", "train/2020", "val/2019"), "2019, 2020 cannot be classes"),
+    "unlabelled": (["train/1.jpg", "test/2.jpg"], "in no class folder; expected one folder for each"),
+    "and another": (["train/1.jpg", "test/2.jpg", "x/3.jpg"], "in no class folder; expected one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("names", "line"), REFUSED.values(), ids=REFUSED)
+def test_what_may_be_two_things_is_refused(names: list[str], line: str, tmp_path: Path) -> None:
+    for pack in (folder, zipped):
+        with pytest.raises(DataError) as caught:
+            data.find(pack(tmp_path, names))
+        assert line in str(caught.value)
+
+
+def test_what_the_refusals_advise_works(tmp_path: Path) -> None:
+    root = folder(tmp_path, both("2019", "2020"))
+    assert len(data.find(root / "2019", root / "2020").val) == 4
+    files = sorted(root.rglob("*.jpg"))
+    table = tmp_path / "set.csv"
+    table.write_text(
+        "\n".join(f"{file.relative_to(tmp_path)},{file.parent.name}" for file in files)
+    )
+    assert len(data.find(table, val_fraction=0).train) == 8
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["train/1.jpg", "car/1.jpg", "bus/1.jpg"], ("bus", "car", "train")),
+        (["bullet train/1.jpg", "test tube/1.jpg", "car/1.jpg"], ("bullet train", "car", "test tube")),
+        (["n01/images/1.jpg", "n02/images/1.jpg"], ("n01", "n02")),
+        ([*both("a"), "train/", "val/"], ("cat", "dog")),
+    ],
+)  # fmt: skip
+def test_classes_stay_classes(names: list[str], classes: tuple[str, ...], tmp_path: Path) -> None:
+    assert data.find(folder(tmp_path, names)).classes == classes
+
+
+def test_a_part_that_is_not_labelled_is_told(tmp_path: Path) -> None:
+    found = data.find(folder(tmp_path, [*both("train"), "test/9.jpg"]))
+    assert (len(found.train), len(found.val)) == (2, 2)
+    assert "images in no class folder are not used: test/9.jpg" in found.warnings[0]
+
+
+def test_words_of_parts() -> None:
+    words = {
+        "train": "TRAIN seg_train trainset", "val": "ValidationSet val-256 eval", "test": "Test testing",
+        "": "strain models trainval latest train_test",
+    }  # fmt: skip
+    for part, names in words.items():
+        assert {part_of(name) for name in names.split()} == {part}
+
+
+# Archives
+
+
+def test_archives_of_other_systems(tmp_path: Path) -> None:
+    windows = ["set\\", *(name.replace("/", "\\") for name in both("set"))]
+    mac = ["__MACOSX/", "set/", *both("set"), "__MACOSX/set/cat/._1.jpg", "set/.DS_Store"]
+    for names in (windows, mac):
+        assert data.find(zipped(tmp_path, names)).classes == ("cat", "dog")
+    path = zipped(tmp_path, [name.replace("cat", "cafXY") for name in both("set")])
+    path.write_bytes(path.read_bytes().replace(b"cafXY", "café".encode()))  # not said to be UTF-8
+    assert data.find(path).classes == ("café", "dog")
+    sample = data.find(zipped(tmp_path, windows), val_fraction=0).train[0]
+    assert isinstance(data.open(sample), bytes)
+
+
+def test_photos_without_an_ending_in_archives(tmp_path: Path) -> None:
+    names = ["cat/1f3a", "cat/2e", "dog/9c", "dog/LICENCE.txt"]
+    for pack in (folder, zipped, tarred):
+        found = data.find(pack(tmp_path, names))
+        assert found.classes == ("cat", "dog")
+        assert len(found.train) + len(found.val) == 3
+    with tarfile.open(tmp_path / "set.tgz", "w:gz") as archive:
+        archive.add(tmp_path / "set", "set")
+    assert len(data.find(tmp_path / "set.tgz", val_fraction=0).train) == 3
+
+
+# Tables
+
+
+def rows(header: str, line: str) -> str:
+    """A table of the four photos, of which `line` has {path}, {stem}, {windows} and {label}."""
+    lines = [header] if header else []
+    for path in both("images")[:2] + both("images")[2:]:
+        label = path.split("/")[1]
+        values = {
+            "path": path,
+            "stem": path[:-4],
+            "windows": path.replace("/", "\\"),
+            "label": label,
+        }
+        lines.append(line.format(**values))
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {
+    "image_id": rows("image_id,label", "{path},{label}"),
+    "id": rows("id,breed", "{stem},{label}"),
+    "species": rows("img,species", "{path},{label}"),
+    "unknown": rows("where,what", "{path},{label}"),
+    "text": rows("file_name,text", "{path},{label}"),
+    "semicolons": rows("filename;label", "{path};{label}"),
+    "tabs": rows("filename\tlabel", "{path}\t{label}"),
+    "backslashes": rows("path,label", "{windows},{label}"),
+    "BOM": "\ufeff" + rows('"filename","label"', '"{path}","{label}"'),
+    "pandas": rows(",filename,label", "0,{path},{label}"),
+    "label first": rows("label,image_path", "{label},{path}"),
+    "plural": rows("image,labels", "{path},{label}"),
+    "Id": rows("Image,Id", "{path},{label}"),
+    "no header": rows("", "{path},{label}"),
+    "no header, label first": rows("", "{label},{path}"),
+    "split": rows("file_name,label,split", "{path},{label},train"),
+    "commas": rows("file;label;note", "{path};{label};a, b"),
+}
+
+
+@pytest.mark.parametrize("text", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_tables_as_programs_write_them(text: str, encoding: str, tmp_path: Path) -> None:
+    root = folder(tmp_path, both("images"))
+    (root / "set.csv").write_text(text, encoding=encoding)
+    found = data.find(root / "set.csv", val_fraction=0)
+    assert (found.classes, found.warnings) == (("cat", "dog"), ())
+    for sample in found.train:
+        assert f"{os.sep}{found.classes[sample.label]}{os.sep}" in str(sample.source)
+        assert os.path.isfile(str(sample.source))
+
+
+def test_ids_of_photos_in_a_folder_beside_the_table(tmp_path: Path) -> None:
+    root = folder(tmp_path, ["train/0a1.jpg", "train/0b2.jpg", "train/0c3.jpg", "test/0d4.jpg"])
+    (root / "labels.csv").write_text("id,breed\n0a1,pug\n0b2,corgi\n0c3,pug\n")
+    assert data.find(root / "labels.csv").classes == ("corgi", "pug")
+    folder(tmp_path, ["test/0a1.jpg", "test/0b2.jpg", "test/0c3.jpg"])
+    with pytest.raises(DataError, match=r"not one of 4 photos is there.*names that only one photo"):
+        data.find(root / "labels.csv")
+
+
+def test_names_with_blanks_in_a_table(tmp_path: Path) -> None:
+    root = folder(tmp_path, [" start.jpg", "plain.jpg"])
+    (root / "set.csv").write_text("path,label\n start.jpg,a\n plain.jpg,b\n")
+    found = data.find(root / "set.csv", val_fraction=0)
+    assert all(os.path.isfile(str(sample.source)) for sample in found.train)
+
+
+# What is not used
+
+
+def test_what_is_not_used_is_told(tmp_path: Path, verydeep: Run, model: Path) -> None:
+    root = tmp_path / "set"
+    for label in ("ant", "bee"):
+        for i in range(3):
+            photo(root / label / f"{i}.png", seed=i)
+        for name in ("1.HEIC", "2.heic", "1.JPEG_original", "3"):
+            (root / label / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    (root / "bee" / "4").write_bytes(jpeg())
+    line = (
+        "8 files are not used: 4 .heic, 2 .jpeg_original, 2 without an ending; convert pictures to"
+    )
+    found = check(root, size=20)
+    assert found.images == 7
+    assert line in found.findings[0].text
+    words = ("--model", model, "--engine", "onnxruntime")
+    for verb in (("classify", root), ("features", root, "--out", tmp_path / "f.npz")):
+        errors._said.clear()  # once a process, which each command is
+        done = verydeep(*verb, *words)
+        assert (done.status, line in done.err) == (0, True)
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        archive.add(root, "set")
+    assert line in data.find(tmp_path / "set.tar").warnings[0]
+    done = verydeep("evaluate", model, root, "--engine", "onnxruntime")
+    assert line in done.err
+    for file in root.rglob("*"):
+        if file.is_file() and file.suffix.lower() != ".heic":
+            file.unlink()
+    with pytest.raises(DataError, match=r"no images to train on: 4 files are not used: 4 \.heic"):
+        data.find(root)
+
+
+# Names
+
+
+def test_one_class_in_two_spellings(tmp_path: Path) -> None:
+    names = ["caf\u00e9/1.jpg", "cafe\u0301/2.jpg", "pub/3.jpg"]
+    for pack in (folder, zipped):
+        found = data.find(pack(tmp_path, names), val_fraction=0)
+        assert found.classes == ("caf\u00e9", "pub")
+        assert found.counts().tolist() == [2, 1]
+
+
+def test_labels_that_are_numbers_sort_as_numbers(tmp_path: Path) -> None:
+    pixels, labels = np.zeros((12, 4, 4, 3), np.uint8), np.arange(12)
+    np.savez(
+        tmp_path / "a.npz",
+        train_images=pixels,
+        train_labels=labels,
+        val_images=pixels,
+        val_labels=labels,
+    )
+    found = data.find(tmp_path / "a.npz")
+    assert found.classes == tuple(map(str, range(12)))
+    for part, count in (("train", 12), ("val", 3)):  # as many digits as each needs
+        with tarfile.open(tmp_path / f"{part}-0.tar", "w") as tar:
+            for number in range(count):
+                for suffix, content in (("jpg", jpeg(number)), ("cls", str(number).encode())):
+                    info = tarfile.TarInfo(f"{number:03}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    found = data.find(f"{tmp_path}/train-{{0..0}}.tar", f"{tmp_path}/val-{{0..0}}.tar")
+    assert found.classes == tuple(map(str, range(12)))
+    assert [sample.label for sample in found.val] == [0, 1, 2]
+
+
+def test_links_in_a_tar(tmp_path: Path) -> None:
+    root = folder(tmp_path, ["cat/1.jpg", "dog/2.jpg"])
+    (root / "dog" / "hard.jpg").hardlink_to(root / "cat" / "1.jpg")
+    (root / "dog" / "soft.jpg").symlink_to("../cat/1.jpg")
+    for mode in ("w", "w:gz"):
+        with tarfile.open(tmp_path / "set.tar", mode) as archive:  # type: ignore[call-overload]
+            archive.add(root, "set")
+        found = listed(tmp_path / "set.tar").items
+        assert [(item.label, data.open(item) == jpeg(0)) for item in found] == [
+            ("cat", True), ("dog", False), ("dog", True), ("dog", True)
+        ]  # fmt: skip

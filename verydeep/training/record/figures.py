@@ -1,0 +1,54 @@
+"""How right a model's probabilities are: accuracy, loss, calibration, and the figures of each class."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Probabilities = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+
+def calibration_error(probability: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error of first answers: their probabilities, (n,), and whether each is right."""
+    bin_of = np.minimum((probability * bins).astype(int), bins - 1)
+    gap = np.bincount(bin_of, probability - right, bins)
+    return float(np.abs(gap).sum() / len(probability))
+
+
+def top(probabilities: Probabilities, labels: Labels, k: int = 1) -> float:
+    """The fraction of (n, classes) whose label is among the k most probable; NaN for no images.
+
+    Of equally probable classes the one with the smaller number comes first.
+    """
+    if not len(labels):
+        return float("nan")
+    own = probabilities[np.arange(len(labels)), labels][:, None]
+    if np.isnan(probabilities).any():
+        raise ValueError("probabilities hold NaN")
+    before = np.arange(probabilities.shape[1]) < labels[:, None]
+    rank = (probabilities > own).sum(1) + ((probabilities == own) & before).sum(1)
+    return float((rank < k).mean())
+
+
+def loss(probabilities: Probabilities, labels: Labels) -> float:
+    """Mean cross-entropy, in nats; NaN for no images."""
+    if not len(labels):
+        return float("nan")
+    own = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(np.maximum(own, 1e-30)).mean())
+
+
+def confusion(probabilities: Probabilities, labels: Labels) -> NDArray[np.int64]:
+    """(classes, classes): how many images of the row's class were taken for the column's."""
+    classes = probabilities.shape[1]
+    pairs = labels * classes + probabilities.argmax(1)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def class_figures(table: Labels) -> tuple[NDArray[np.float64], ...]:
+    """Of each class precision, recall, F1 (0 where not defined) and support, from a confusion matrix."""
+    hits, answered, support = np.diag(table).astype(np.float64), table.sum(0), table.sum(1)
+    precision, recall = hits / np.maximum(answered, 1), hits / np.maximum(support, 1)
+    f1 = 2 * hits / np.maximum(answered + support, 1)
+    return precision, recall, f1, support
