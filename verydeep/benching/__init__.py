@@ -164,7 +164,8 @@ def random_model(net: Network, path: Path) -> Path:
             tensors[key] = draw.standard_normal(shape, np.float32)
             tensors[key] *= np.float32((2 / np.prod(shape[1:])) ** 0.5)
         else:
-            value = 1 if key.endswith("running_var") or _is_norm(net, key) else 0
+            # weights of one axis are those of a batch norm
+            value = 1 if key.endswith(("running_var", ".weight")) else 0
             tensors[key] = np.full(shape, value, np.float32)
     write(path, Record(network=net), tensors)
     return path
@@ -413,12 +414,6 @@ def _model(given: str | os.PathLike[str], place: Path) -> tuple[Path, dict[str, 
     # what is prepared from them is of no use later
     cache = {"VERYDEEP_CACHE": str(place / "cache")}
     return random_model(net, place / f"{name}.safetensors"), cache
-
-
-def _is_norm(net: Network, key: str) -> bool:
-    return key.endswith(".weight") and any(
-        key == f"{layer.norm_key}.weight" for layer in net.trunk if layer.norm_key
-    )
 
 
 def _require_room(place: Path, size: int) -> None:

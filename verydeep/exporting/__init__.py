@@ -36,7 +36,7 @@ from .. import __version__
 from ..engines import ENGINES, REFERENCE, TOLERANCES, Engine
 from ..engines.race import worst_error
 from ..errors import EngineError, OutputError, log, nearest
-from ..files.atomic import ADVICE
+from ..files.atomic import ADVICE, replacing
 from ..graphs import Source, source_of
 from ..graphs.writer import Graph
 from ..modelfile import ModelFile, read
@@ -296,33 +296,32 @@ def _staged(out: Path, size_bytes: int) -> Iterator[Path]:
     try:
         if out.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        # such as /dev/null, or a link: neither must be replaced
-        if out.is_symlink() or (out.exists() and not out.is_file()):
+        if out.exists() and not out.is_file():  # such as /dev/null, which must not be replaced
             raise OSError(errno.EINVAL, "it is no regular file")
-        free = shutil.disk_usage(out.parent).free
-        place = tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{out.name}.", suffix=".part", dir=out.parent, ignore_cleanup_errors=True
+        ) as place:
+            free = shutil.disk_usage(place).free
+            if free < size_bytes:
+                raise OutputError(
+                    f"{out}: needs {size_bytes / 1e6:.0f} MB for a while, and its folder has "
+                    f"{free / 1e6:.0f} MB free; free some space and try again"
+                )
+            yield Path(place)
+    except OutputError:
+        raise
     except OSError as error:
-        raise _refused(out, error) from error
-    try:
-        if free < size_bytes:
-            raise OutputError(
-                f"{out}: needs {size_bytes / 1e6:.0f} MB for a while, and its folder has "
-                f"{free / 1e6:.0f} MB free; free some space and try again"
-            )
-        yield Path(place)
-    except OSError as error:
-        raise _refused(out, error) from error
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def _refused(out: Path, error: OSError) -> OutputError:
-    advice = ADVICE.get(error.errno or 0, "name another")
-    return OutputError(f"{out}: cannot be written: {error.strerror or error}; {advice}")
+        advice = ADVICE.get(error.errno or 0, "name another")
+        reason = error.strerror or error
+        raise OutputError(f"{out}: cannot be written: {reason}; {advice}") from error
 
 
 def _place(stage: Path, out: Path) -> tuple[Path, ...]:
-    """Move what was made beside `out`: what the file needs first, the file itself, its program."""
+    """Move what was made beside `out`: what the file needs first, the file itself, its program.
+
+    What is a link stays one, and the file behind it is replaced: a runtime looks for a file's other files
+    under the name that it was given, beside the link.
+    """
     order = {out.name: 1, f"{out.name}.py": 2}
     files = sorted(stage.iterdir(), key=lambda file: (order.get(file.name, 0), file.name))
     places = tuple(out.parent / file.name for file in files)
@@ -332,7 +331,11 @@ def _place(stage: Path, out: Path) -> tuple[Path, ...]:
         with open(file, "rb+") as opened:
             os.fsync(opened.fileno())
     for file, place in zip(files, places, strict=True):
-        os.replace(file, place)
+        if place.is_symlink():  # to another disk, perhaps
+            with open(file, "rb") as made, replacing(place) as opened:
+                shutil.copyfileobj(made, opened)
+        else:
+            os.replace(file, place)
     return places
 
 

@@ -130,7 +130,7 @@ class Portrait:
         return [block.field((x, y)) for block in self.blocks]
 
     def picture(self) -> Image.Image:
-        """The photo, the filters, and of each block what a unit sees and its strongest maps, as RGB."""
+        """The photo with what units see, the filters, and each block's strongest maps, as RGB."""
         return views.picture(self)
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -1,4 +1,4 @@
-"""A portrait as one picture and as one HTML page, which say the same words."""
+"""A portrait as one HTML page, and as one contact picture of what is on it, in the same words."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from ..files.wording import counted
 from ..pictures import layout
 from ..pictures import page as html
 from ..pictures.block_figure import block_figure
-from ..pictures.layout import FAINT, INK, SMALL, TEXT, TITLE, caption
+from ..pictures.layout import FAINT, INK, SMALL, TITLE, caption
 
 if TYPE_CHECKING:
     from . import Block, Portrait
@@ -24,7 +24,6 @@ FIELDS = ((252, 255, 164), (251, 165, 10), (238, 85, 50), (201, 60, 140), (120, 
 WIDTH = 1180  # of the picture
 PHOTO, SIDE, GAP = 360, 150, 12  # the photo's longer side, room for a row's words, between tiles
 FILTER, BAR = 60, (228, 230, 234)
-BORDER = (226, 228, 232)  # beyond the photo, where the network reads zeros
 
 CHANNELS = (
     "The strongest channels of each block",
@@ -115,18 +114,15 @@ def _head(portrait: Portrait) -> Image.Image:
     width = WIDTH - photo.width - 2 * GAP
     parts = [
         _text(width, _title(portrait), _network(portrait)),
-        layout.paragraph(_photo(portrait), width),
+        layout.paragraph(
+            f"{_photo(portrait)} The squares are what a unit of each block sees.", width
+        ),
     ]
     if portrait.answer is not None:
-        parts.append(layout.paragraph(_answer(portrait), width))
-        for guess in portrait.answer.predictions:
-            name = layout.shortened(guess.label, TEXT, width // 3)
-            line = layout.row(
-                caption(width // 3, name),
-                layout.column(7, layout.bar(guess.probability, width // 2, 8, FIELDS[2], BAR)),
-                caption(70, right=f"{guess.probability:.1%}", colours=(INK, FAINT, FAINT)),
-            )
-            parts.append(line)
+        guesses = (
+            f"{guess.label} {guess.probability:.1%}" for guess in portrait.answer.predictions
+        )
+        parts += [layout.paragraph(line, width) for line in (_answer(portrait), ", ".join(guesses))]
     return layout.row(photo, layout.column(*parts, gap=10), gap=2 * GAP)
 
 
@@ -159,14 +155,13 @@ def _filter_tiles(portrait: Portrait) -> Image.Image:
 
 
 def _block_rows(portrait: Portrait) -> Image.Image:
-    """Of each block what one unit sees, and the strongest maps, each in the colours of its own range."""
-    count = 1 + max(4, *(len(block.channels) for block in portrait.blocks))
+    """The strongest maps of each block, each in the colours of its own range."""
+    count = max(4, *(len(block.channels) for block in portrait.blocks))
     tile = layout.fitted(portrait.photo, (WIDTH - SIDE - (count - 1) * GAP) // count).size
     rows = []
-    for block, box, colour in zip(portrait.blocks, portrait.fields, FIELDS, strict=False):
-        said = [caption(SIDE, block.layer, size=21)]
+    for block, colour in zip(portrait.blocks, FIELDS, strict=False):
+        said = [caption(SIDE, block.layer, size=21), layout.bar(1, 60, 4, colour, BAR)]
         said += [layout.paragraph(line, SIDE, SMALL) for line in _units(block)]
-        field = _field_tile(portrait.photo, block, box, colour, tile)
         maps = [
             layout.column(
                 one.picture.resize(tile, Image.Resampling.NEAREST), 4,
@@ -175,22 +170,8 @@ def _block_rows(portrait: Portrait) -> Image.Image:
             )
             for one in block.channels
         ]  # fmt: skip
-        rows.append(layout.row(layout.column(*said), layout.row(field, *maps, gap=GAP)))
-    heading, text = CHANNELS
-    text += f" In front, what one unit sees {_place(portrait)}."
-    return layout.column(_text(WIDTH, heading, text), 8, *rows, gap=GAP)
-
-
-def _field_tile(
-    photo: Image.Image, block: Block, box: layout.Box, colour: layout.Colour, tile: tuple[int, int]
-) -> Image.Image:
-    """What a unit sees, framed in its colour, in the middle of a tile."""
-    seen = Image.new("RGB", (block.row.receptive_field,) * 2, BORDER)
-    seen.paste(photo, (-round(box[0]), -round(box[1])))
-    side = min(tile)
-    how = Image.Resampling.NEAREST if seen.width < side / 2 else Image.Resampling.BICUBIC
-    framed = ImageOps.expand(seen.resize((max(1, side - 8),) * 2, how), 3, colour)
-    return layout.centred(ImageOps.expand(framed, 1, INK), tile)
+        rows.append(layout.row(layout.column(*said), layout.row(*maps, gap=GAP)))
+    return layout.column(_text(WIDTH, *CHANNELS), 8, *rows, gap=GAP)
 
 
 # The page

@@ -23,7 +23,7 @@ import numpy as np
 
 from ..engines import Engine
 from ..errors import DataError, ImageError, ModelFileError, NetworkError, OutputError, log
-from ..files.photo_paths import find
+from ..files.photo_paths import find_some
 from ..files.progress import stage
 from ..files.strict_json import JSON
 from ..graphs import Signature, Source
@@ -138,10 +138,7 @@ def _photos(given: Iterable[str] | str) -> list[str]:
             raise DataError(
                 f"photos are given as {type(path).__name__}; expected paths of photos and folders"
             )
-    paths = list(find([os.fspath(path) for path in typed]))
-    if typed and not paths:
-        raise DataError(f"no photos in {', '.join(map(str, typed))}")
-    return paths
+    return list(find_some([os.fspath(path) for path in typed])[0]) if typed else []
 
 
 def _spread(paths: Sequence[str], count: int) -> list[str]:
