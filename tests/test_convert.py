@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -135,7 +137,19 @@ WRAPPINGS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
     "compiled data parallel": lambda w: {f"module._orig_mod.{k}": t for k, t in w.items()},
     "checkpoint": lambda w: {"state_dict": w, "epoch": 74, "best_prec1": 71.6},
     "nested checkpoint": lambda w: {"model": {"state_dict": w}, "optimizer": {"state": {}}},
+    "data parallel features": lambda w: {
+        "arch": "vgg11_bn",
+        "state_dict": {k.replace("features.", "features.module."): t for k, t in w.items()},
+    },
     "lightning": lambda w: {"state_dict": {f"model.{k}": t for k, t in w.items()}},
+    "lightning, a weighted loss": lambda w: {
+        "state_dict": {**{f"model.{k}": t for k, t in w.items()}, "criterion.weight": torch.ones(5)}
+    },
+    "somebody's own": lambda w: {f"student.net.{k}": t for k, t in w.items()},
+    "a loss's, in parallel": lambda w: {
+        **{f"module.model.module.{k}": t for k, t in w.items()},
+        "module.loss.weight": torch.ones(5),
+    },
     "2016": names_of_2016,
     "2016, data parallel": lambda w: {f"module.{k}": t for k, t in names_of_2016(w).items()},
     "double": lambda w: {key: tensor.double() for key, tensor in w.items()},
@@ -159,8 +173,118 @@ def test_wrappings_do_not_matter(wrapping: str, tmp_path: Path) -> None:
             assert found.tensors[key].dtype == np.float32
 
 
+def test_what_stands_beside_the_network_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = WRAPPINGS["lightning, a weighted loss"](state(small()))
+    torch.save(weights, tmp_path / "in.ckpt")
+    convert.load_weights(tmp_path / "in.ckpt")
+    assert capsys.readouterr().err == "verydeep: left out 'criterion.weight', beside the network\n"
+
+
+def headless() -> dict[str, torch.Tensor]:
+    return {k: t for k, t in state(small("vgg16")).items() if k.startswith("features")}
+
+
+def renamed(pattern: str) -> dict[str, torch.Tensor]:
+    return {pattern.format(k.removeprefix("features.")): t for k, t in headless().items()}
+
+
+# what the commonest scripts leave, and what is said of it where the table has no such head
+OTHER_HEADS: dict[str, tuple[Callable[[], dict[str, torch.Tensor]], str]] = {
+    "fastai": (
+        lambda: {**renamed("0.0.{}"), "1.2.weight": torch.ones(64), "1.8.weight": torch.ones(5, 64)},
+        r"no head, and no place for '1\.2\.weight' \(and 1 more\), which may be one",
+    ),
+    "the whole of LPIPS": (
+        lambda: {
+            "scaling_layer.shift": torch.zeros(1, 3, 1, 1), **renamed("net.slice1.{}"),
+            **{f"lin{n}.model.1.weight": torch.ones(1, 4, 1, 1) for n in range(5)},
+        },
+        r"no place for 'scaling_layer\.shift' \(and 5 more\)",
+    ),
+    "SSD": (
+        lambda: {**renamed("{}"), "31.weight": torch.zeros(64, 32, 3, 3), "31.bias": torch.zeros(64)},
+        r"it has no features\.31",
+    ),
+    "two layers": (
+        lambda: {
+            **headless(), "classifier.fc1.weight": torch.zeros(32, 1568),
+            "classifier.fc1.bias": torch.zeros(32), "classifier.fc2.weight": torch.zeros(5, 32),
+            "classifier.fc2.bias": torch.zeros(5),
+        },
+        r"it has no fc layer number 1 \(and 1 more\)",
+    ),
+    "a Sequential in its last place": (
+        lambda: {
+            **{k: t for k, t in state(small("vgg16")).items() if "classifier.6" not in k},
+            "classifier.6.0.weight": torch.zeros(64, 256), "classifier.6.3.weight": torch.zeros(5, 64),
+        },
+        r"it has no fc layer number 4",
+    ),
+    "a head of a name that nobody knows": (
+        lambda: {**headless(), "decide.0.weight": torch.zeros(5, 32)},
+        r"no place for 'decide\.0\.weight'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", OTHER_HEADS)
+def test_the_convolutions_under_any_head_can_be_taken(script: str, tmp_path: Path) -> None:
+    make, reason = OTHER_HEADS[script]
+    torch.save(make(), tmp_path / "in.pth")
+    with pytest.raises(
+        WeightsError, match=rf"{reason}.*; `verydeep weights convert --trunk` takes"
+    ):
+        convert.load_weights(tmp_path / "in.pth")
+    found = convert.load_weights(tmp_path / "in.pth", trunk=True)
+    assert found.network == small("vgg16", classes=0)
+    for key, tensor in headless().items():
+        np.testing.assert_array_equal(found.tensors[key], tensor.numpy())
+
+
 @pytest.mark.parametrize(
-    "pattern", ["features.{}", "{}", "slice1.{}", "net.slice2.{}", "stage3.{}"]
+    "names", [("0", "2", "4"), ("hidden", "again", "answer"), ("fc9", "fc10", "fc11")]
+)
+def test_a_head_of_three_layers_is_taken_whole_by_any_names(
+    names: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = small()
+    places = dict(zip(("0", "3", "6"), names, strict=True))
+    weights = {
+        re.sub(r"classifier\.(\d)", lambda found: f"classifier.{places[found[1]]}", key): tensor
+        for key, tensor in state(net).items()
+    }
+    torch.save(weights, tmp_path / "in.pth")
+    found = convert.load_weights(tmp_path / "in.pth")
+    assert found.network == net
+    for key, tensor in state(net).items():
+        np.testing.assert_array_equal(found.tensors[key], tensor.numpy())
+    assert "a ReLU after each but the last" in capsys.readouterr().err
+
+
+def test_a_trunk_is_the_deepest_that_its_names_allow(tmp_path: Path) -> None:
+    """In the paper's names vgg13's convolutions are some of vgg16's."""
+    net = small("vgg19")
+    np.savez(tmp_path / "in.npz", **{
+        f"{name}_{part}": array
+        for name, pair in pair_of(state(net), net).items() for part, array in zip("Wb", pair, strict=True)
+    })  # fmt: skip
+    assert convert.load_weights(tmp_path / "in.npz", trunk=True).network == small(
+        "vgg19", classes=0
+    )
+
+
+def test_torchscript_is_called_so(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "in.pt")  # type: ignore[no-untyped-call]
+    with pytest.raises(WeightsError, match=r"is TorchScript, .* torch\.jit\.load"):
+        convert.load_weights(tmp_path / "in.pt")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["features.{}", "{}", "slice1.{}", "net.slice2.{}", "stage3.{}", "0.0.{}"]
 )
 def test_convolutions_alone_make_a_trunk(pattern: str, tmp_path: Path) -> None:
     net = small("vgg16", classes=0)
@@ -259,8 +383,9 @@ def test_timm_both_ways(batch_norm: bool, images: torch.Tensor, tmp_path: Path) 
     module.eval()
     with torch.no_grad():
         expected = module(images).numpy()
-    path = tmp_path / "model.safetensors"
-    safetensors.torch.save_file(module.state_dict(), path)
+    path = tmp_path / "model.safetensors"  # as transformers wraps it
+    wrapped = {f"timm_model.{key}": tensor for key, tensor in module.state_dict().items()}
+    safetensors.torch.save_file(wrapped, path)
     record = convert.convert(path, tmp_path / "out", preprocess="torchvision")
     assert record.network == net
     assert record.provenance["layout"] == "timm"
@@ -321,10 +446,10 @@ def keras_scores(model: Any, images: torch.Tensor) -> np.ndarray:
 
 
 @KERAS_WARNS
-@pytest.mark.parametrize("file", ["model.weights.h5", "whole.h5"])
+@pytest.mark.parametrize("file", ["model.weights.h5", "whole.h5", "whole.keras"])
 def test_keras_files(file: str, keras: Any, images: torch.Tensor, tmp_path: Path) -> None:
     model = keras_network(keras, "vgg11", 224, "classic")
-    if file == "whole.h5":
+    if file.startswith("whole"):
         model.compile("adam", "mse")  # the optimiser's numbers are stored too
         model.save(tmp_path / file)
     else:

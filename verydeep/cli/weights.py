@@ -144,7 +144,7 @@ def _labels(
 def convert(source: Path, target: Path, to: str, **told: Any) -> None:
     """Convert weights that others saved into a model file, or a model file for torchvision or timm.
 
-    IN is .pth, .safetensors, .h5, .weights.h5, .npz, .npy, .pkl or .caffemodel, in the layout of
+    IN is .pth, .safetensors, .keras, .h5, .weights.h5, .npz, .npy, .pkl or .caffemodel, in the layout of
     torchvision (of any year), timm, Keras, Caffe or Flax, recognised by its names and shapes.
     """
     from ..published import conversion as converters

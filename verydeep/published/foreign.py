@@ -1,8 +1,8 @@
 """Read the tensors of a weights file of any common kind, by its first bytes, and run nothing in it.
 
-.pth, .pt, .ckpt (torch, through its own reader for weights alone), .safetensors, .h5 and .weights.h5
-(Keras), .npz, .npy and .pkl (NumPy), .caffemodel. Names and shapes are as in the file; what they mean
-is for `layouts` to say.
+.pth, .pt, .ckpt (torch, through its own reader for weights alone), .safetensors, .keras, .h5 and
+.weights.h5 (Keras), .npz, .npy and .pkl (NumPy), .caffemodel. Names and shapes are as in the file; what
+they mean is for `layouts` to say.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ Named: TypeAlias = Iterator[tuple[str, NDArray[Any]]]
 # torch.save before 1.6 begins with this number, pickled (torch/serialization.py, MAGIC_NUMBER)
 _TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
+KERAS_WEIGHTS = "model.weights.h5"  # in the zip that Keras 3 calls .keras
 # The keys under which training scripts put the weights, in the order in which they are looked for.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "params", "weights")
 
@@ -63,8 +64,15 @@ def _reader(path: Path, head: bytes) -> Callable[[Path], Named]:
         return _read_npy
     if head.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(path) as archive:
-            is_torch = any(name.endswith("data.pkl") for name in archive.namelist())
-        return _read_torch if is_torch else _read_npz
+            names = archive.namelist()
+        if any("/code/" in name for name in names):
+            raise WeightsError(
+                f"{path} is TorchScript, which is a program: open it with torch.jit.load where you trust "
+                "it, and torch.save its state_dict()"
+            )
+        if KERAS_WEIGHTS in names:
+            return _read_hdf5
+        return _read_torch if any(name.endswith("data.pkl") for name in names) else _read_npz
     if head[8:9] == b"{":
         return _read_safetensors
     what, advice = sniff(head)
@@ -77,8 +85,8 @@ def _reader(path: Path, head: bytes) -> Callable[[Path], Named]:
     if path.suffix == ".caffemodel":
         return _read_caffemodel
     raise WeightsError(
-        f"{path} is of no kind that verydeep reads; expected .pth, .safetensors, .h5, .npz, .npy, "
-        ".pkl or .caffemodel"
+        f"{path} is of no kind that verydeep reads; expected .pth, .safetensors, .keras, .h5, .npz, "
+        ".npy, .pkl or .caffemodel"
     )
 
 
@@ -122,7 +130,11 @@ def _read_hdf5(path: Path) -> Named:
         if isinstance(node, h5py.Dataset) and not name.startswith(("optimizer", "top_level")):
             tensors.append((name, node[()]))
 
-    with h5py.File(path, "r") as file:
+    inside: Path | io.BytesIO = path
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            inside = io.BytesIO(archive.read(KERAS_WEIGHTS))
+    with h5py.File(inside, "r") as file:
         file.visititems(visit)
     yield from tensors
 

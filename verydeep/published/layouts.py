@@ -8,7 +8,8 @@ loop applies the rules, one other tries the networks of the table until every sh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import nets
-from ..errors import NetworkError, WeightsError, nearest
+from ..errors import NetworkError, WeightsError, log, nearest
 from ..nets import Head, Network
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -64,6 +65,13 @@ LAYOUTS = {
             (rf"head\.fc{_PART}", "fc8"),
         ),
     ),
+    "own head": Layout(
+        "features.N, and FC layers of any names in `classifier`, `head` or `fc`, counted",
+        (
+            (rf"(features\.\d+){_PART}", r"\1"),
+            (rf"(?:classifier|head|fc)\b\.?(.*){_PART}", r"fc#\1"),
+        ),
+    ),
     "features": Layout(
         "the convolutions alone, as their Sequential or its slices name them: 0, 2, 5, ...",
         ((rf"(?:(?:slice|stage|block)_?\d+\.)?(\d+){_PART}", r"features.\1"),),
@@ -97,8 +105,8 @@ LAYOUTS = {
     ),
 }
 
-# What training code wraps around a network, stripped where every name has it.
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "net.", "vgg.", "vgg16.")
+# What wrappers put on the way to a network, at any depth: DataParallel, torch.compile.
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")
 
 Places = dict[str, dict[str, NDArray[Any]]]  # place -> torch's part ("weight") -> array as stored
 
@@ -114,54 +122,99 @@ def arrange(
     """The network that these tensors are, and they by its keys, in its shapes; and their layout.
 
     network: a key of nets.NETWORKS, where shapes alone do not say (LRN and its lack look the same in
-    layouts that use the paper's names). layout: a key of LAYOUTS. trunk: leave the head out.
-    averages: the layers whose global averages a head of one FC layer reads, by their paper names; no
-    file says them.
-    Missing `num_batches_tracked` (files from before 2018) becomes 0.
+    layouts that use the paper's names). layout: a key of LAYOUTS. trunk: take the convolutions, and leave
+    out all else. averages: the layers whose global averages a head of one FC layer reads, by their paper
+    names; no file says them.
+    A prefix that most names have is left out. What stands beside it is so as well, and said, where the
+    network has its head without it, as a loss with weights of its own. Missing `num_batches_tracked` (files
+    from before 2018) becomes 0.
 
     Raises WeightsError where no layout has all the names or no network fits, naming the nearest.
     """
     if not tensors:
         raise WeightsError("there are no tensors; expected the weights of a network")
-    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), ""):
-        tensors = {name.removeprefix(prefix): array for name, array in tensors.items()}
-    layout, places = _placed(tensors, layout)
+    if layout is not None and layout not in LAYOUTS:
+        raise WeightsError(f"layout {layout!r} is unknown{nearest(layout, LAYOUTS)}")
+    layout, matches, beside = _matched(tensors, layout)
+    strangers = [name for name, match in matches.items() if match is None]
+    if not trunk and (len(strangers) > len(beside) or len(strangers) == len(tensors)):
+        raise WeightsError(
+            f'these are not the weights of one of our networks: nearest to layout "{layout}" '
+            f"({LAYOUTS[layout].about}), but it has no place for {_some(strangers)}"
+            + _advice(tensors, network, layout)
+        )
+    places = _placed(tensors, matches)
     tries = []
     for kernels in LAYOUTS[layout].kernels:
         turned = {place: _turned(parts, kernels) for place, parts in places.items()}
         for net in _candidates(turned, network, trunk, averages):
-            ours, problems = _fit(net, turned, kernels, trunk)
-            if not problems:
-                return net, ours, layout
-            tries.append((len(problems), net, problems))
+            tries.append((*_fit(net, turned, kernels, trunk), net))
+            if not any(tries[-1][1:3]):
+                break  # nothing is wrong, and nothing left over
     if not tries:
         raise WeightsError(
             f"no network of the table has these {len(tensors)} tensors in layout "
             f'"{layout}" ({", ".join(list(tensors)[:3])}, ...)'
             + (f" and the layers {', '.join(averages)}" if averages else ": no first convolution")
         )
-    count, net, problems = min(tries, key=lambda one: one[0])
-    more = f" (and {count - 1} more)" if count > 1 else ""
-    raise WeightsError(
-        f"these tensors are no network of the table; the nearest is {net.name}, width {net.width:g}, "
-        f"{net.in_channels} input channels: {problems[0]}{more}"
+    ours, problems, _, net = min(tries, key=lambda one: (len(one[1]), one[2]))
+    if not problems and beside and not trunk and not net.head.classes:
+        problems = [f"it has no head, and no place for {_some(beside)}, which may be one"]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise WeightsError(
+            f"these tensors are no network of the table; the nearest is {net.name}, width {net.width:g}, "
+            f"{net.in_channels} input channels: {problems[0]}{more}"
+            + ("" if trunk else _advice(tensors, network, layout))
+        )
+    if beside and not trunk:
+        log.info(f"left out {_some(beside)}, beside the network")
+    if layout == "own head" and net.head.classes and net.head.kind != "gap":
+        log.info("its head is taken to be FC layers with a ReLU after each but the last")
+    return net, ours, layout
+
+
+def _some(names: Sequence[str]) -> str:
+    return repr(names[0]) + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+
+
+def _advice(tensors: Tensors, network: str | None, layout: str) -> str:
+    """What helps, if it does."""
+    try:
+        arrange(tensors, network=network, layout=layout, trunk=True)
+    except WeightsError:
+        return ""
+    return "; `verydeep weights convert --trunk` takes its convolutions alone"
+
+
+Matches = dict[str, tuple[str, str] | None]  # name -> its place, and torch's name for the part
+
+
+def _matched(tensors: Tensors, only: str | None) -> tuple[str, Matches, list[str]]:
+    """The layout that knows the most names, where they belong, and those without the prefix of most."""
+    bare = {name: _WRAPPERS.sub("", name) for name in tensors}
+    counts = Counter(
+        name[: dot.end()] for name in bare.values() for dot in re.finditer(r"\.", name)
     )
+    best: tuple[int, str, Matches, list[str]] | None = None
+    for prefix in ("", *(one for one, count in counts.items() if 2 * count > len(bare))):
+        beside = [name for name, text in bare.items() if not text.startswith(prefix)]
+        for layout in [only] if only else LAYOUTS:
+            matches: Matches = dict.fromkeys(bare)
+            for name in bare.keys() - beside:
+                matches[name] = _match(bare[name].removeprefix(prefix), LAYOUTS[layout])
+            unknown = list(matches.values()).count(None)
+            if best is None or unknown < best[0]:
+                best = unknown, layout, matches, beside
+    assert best
+    return best[1:]
 
 
-def _placed(tensors: Tensors, only: str | None) -> tuple[str, Places]:
-    """The layout that knows all the names, and the tensors by their places."""
-    if only is not None and only not in LAYOUTS:
-        raise WeightsError(f"layout {only!r} is unknown{nearest(only, LAYOUTS)}")
-    matches = {
-        name: {tensor: _match(tensor, LAYOUTS[name]) for tensor in tensors}
-        for name in ([only] if only else LAYOUTS)
-    }
-    best = min(matches, key=lambda name: list(matches[name].values()).count(None))
+def _placed(tensors: Tensors, matches: Matches) -> Places:
+    """The tensors by their places."""
     places: Places = {}
-    unknown = []
-    for tensor, match in matches[best].items():
+    for tensor, match in matches.items():
         if match is None:
-            unknown.append(tensor)
             continue
         place, part = match
         array = tensors[tensor]
@@ -171,13 +224,7 @@ def _placed(tensors: Tensors, only: str | None) -> tuple[str, Places]:
         if part in places.setdefault(place, {}):
             raise WeightsError(f"two tensors are the {part} of {place}; the second is {tensor!r}")
         places[place][part] = array
-    if unknown:
-        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        raise WeightsError(
-            f'these are not the weights of one of our networks: nearest to layout "{best}" '
-            f"({LAYOUTS[best].about}), but it has no place for {unknown[0]!r}{more}"
-        )
-    return best, _counted(places)
+    return _counted(places)
 
 
 def _match(tensor: str, layout: Layout) -> tuple[str, str] | None:
@@ -190,13 +237,18 @@ def _match(tensor: str, layout: Layout) -> tuple[str, str] | None:
 
 
 def _counted(places: Places) -> Places:
-    """Counts that start at 0 without gaps: Keras goes on counting over all models of a session."""
-    counted = dict(places)
+    """Counts that start at 0 without gaps: Keras goes on counting over all models of a session.
+
+    By their numbers, since some files have their names in alphabetical order; names without a number, in
+    the order of the file.
+    """
+    counted = {place: parts for place, parts in places.items() if "#" not in place}
     for kind in ("conv#", "fc#"):
         counts = [place for place in places if place.startswith(kind)]
-        for count, place in enumerate(sorted(counts, key=lambda one: int(one.removeprefix(kind)))):
-            del counted[place]
-            counted[f"{kind}{count}"] = places[place]
+        numbers = {place: [int(n) for n in re.findall(r"\d+", place)] for place in counts}
+        if all(numbers.values()):
+            counts.sort(key=numbers.__getitem__)
+        counted |= {f"{kind}{count}": places[place] for count, place in enumerate(counts)}
     return counted
 
 
@@ -282,23 +334,28 @@ def _outputs(places: Places, names: tuple[str, ...]) -> int:
 
 def _fit(
     net: Network, places: Places, kernels: str, trunk: bool
-) -> tuple[dict[str, NDArray[Any]], list[str]]:
-    """The tensors by the network's keys, and everything that is wrong with them, in words."""
+) -> tuple[dict[str, NDArray[Any]], list[str], int]:
+    """The tensors by the network's keys, all that is wrong with them, in words, and how many are left over.
+
+    Of a trunk nothing is wrong where some are left over, but another network may have a place for them.
+    """
     names, shapes = _names(net), net.tensors
     ours: dict[str, NDArray[Any]] = {}
     problems: list[str] = []
+    left = 0
     for place, parts in places.items():
         key = names.get(place)
-        if key is None:
-            if not (trunk and place.startswith(("classifier", "fc"))):
-                problems.append(f"it has no {place}")
-            continue
-        for part, array in parts.items():
+        known = [part for part in parts if f"{key}.{part}" in shapes]
+        if len(known) < len(parts):
+            left += 1
+            odd = next(part for part in parts if part not in known)
+            if not trunk:
+                kind, _, count = place.partition("#")
+                what = f"{kind} layer number {int(count) + 1}" if count else place
+                problems.append(f"it has no {f'{key}.{odd}' if key else what}")
+        for part in known:
             name = f"{key}.{part}"
-            if name not in shapes:
-                problems.append(f"it has no {name}")
-                continue
-            array = _dense(array, shapes[name], net, key, kernels)
+            array = _dense(parts[part], shapes[name], net, str(key), kernels)
             if array.shape != shapes[name]:
                 problems.append(f"{name} is {array.shape}, expected {shapes[name]}")
             ours[name] = array
@@ -308,7 +365,7 @@ def _fit(
                 ours[name] = np.zeros((), np.int64)
             else:
                 problems.append(f"{name} is missing")
-    return {name: ours[name] for name in shapes if name in ours}, problems
+    return {name: ours[name] for name in shapes if name in ours}, problems, left
 
 
 def _dense(
