@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from verydeep import modelfile
 from verydeep.errors import ModelFileError, OutputError
 from verydeep.files import strict_json
-from verydeep.modelfile import ModelFile, Record, read, reading, write
+from verydeep.modelfile import ModelFile, Record, read, write
 from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE, TORCHVISION
 
@@ -290,7 +290,7 @@ def test_opening_does_not_read_the_weights(tmp_path: Path) -> None:
     layout, end = {}, 0
     for key, shape in net.tensors.items():
         begin, end = end, end + 4 * int(np.prod(shape))
-        layout[key] = reading.Tensor("F32", shape, begin, end)
+        layout[key] = modelfile.Tensor("F32", shape, begin, end)
     metadata = {"verydeep": Record(net).to_json()}
     path = tmp_path / "sparse.safetensors"
     beginning = modelfile.encode(metadata, layout)
@@ -492,9 +492,9 @@ def test_torchvision_loads_the_real_sizes_strictly(name: str, dtype: str, tmp_pa
     layout, end = {}, 0
     for key, shape in sorted(net.tensors.items(), key=lambda item: item[1] != ()):
         kind = dtype if shape else "I64"
-        size = int(np.prod(shape, dtype=int)) * reading.DTYPES[kind].itemsize
+        size = int(np.prod(shape, dtype=int)) * modelfile.DTYPES[kind].itemsize
         begin, end = end, end + size
-        layout[key] = reading.Tensor(kind, shape, begin, end)
+        layout[key] = modelfile.Tensor(kind, shape, begin, end)
     header = modelfile.encode({"verydeep": Record(net).to_json()}, layout)
     path = tmp_path / f"{name}.safetensors"
     with open(path, "wb") as file:
@@ -548,7 +548,7 @@ def test_specification_names_every_member_and_limit() -> None:
     record = json.loads(Record(TRUNK).to_json())
     for member in (*record, *record["network"], *record["network"]["head"], *record["preprocess"]):
         assert f"`{member}`" in FORMAT, member
-    assert f"{reading.MAX_HEADER_BYTES:,}" in FORMAT
+    assert f"{modelfile.MAX_HEADER_BYTES:,}" in FORMAT
     assert f"at most {strict_json.MAX_DEPTH} levels" in FORMAT
     assert f"model file, version {modelfile.FORMAT_VERSION}\n" in FORMAT
 
@@ -1119,7 +1119,7 @@ def test_file_without_permission(small: Path, monkeypatch: pytest.MonkeyPatch) -
     def refuse(*_: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(reading, "open", refuse, raising=False)
+    monkeypatch.setattr(modelfile, "open", refuse, raising=False)
     assert refused(small) == "it cannot be read: Permission denied"
 
 
@@ -1205,7 +1205,7 @@ def test_torch_tensors_are_not_written(tmp_path: Path) -> None:
 
 
 def test_record_too_long_for_a_header_is_not_written(tmp_path: Path) -> None:
-    record = Record(TRUNK, provenance={"log": "x" * reading.MAX_HEADER_BYTES})
+    record = Record(TRUNK, provenance={"log": "x" * modelfile.MAX_HEADER_BYTES})
     with pytest.raises(
         ModelFileError, match=r"the header would be \d+ bytes long; at most 8388608"
     ):

@@ -328,10 +328,6 @@ def network(
     return Network(column, batch_norm, width, in_channels, pool, top)  # type: ignore[arg-type]
 
 
-def _scaled(channels: int, width: float) -> int:
-    return max(1, round(channels * width))
-
-
 def convolutions(
     column: Iterable[str],
     channels: int,
@@ -350,7 +346,7 @@ def convolutions(
             index += 1
         else:
             number, _, kernel_text = entry.partition(":")
-            outputs, kernel = _scaled(int(number), width), int(kernel_text or 3)
+            outputs, kernel = max(1, round(int(number) * width)), int(kernel_text or 3)
             place += 1
             norm_key = f"features.{index + 1}" if batch_norm else ""
             yield Layer(
@@ -373,7 +369,7 @@ def _top(net: Network) -> Iterator[Layer]:
     if head.kind == "gap":
         yield Layer("fc8", "fc", inputs, head.classes, key="classifier")
     else:
-        hidden = _scaled(hidden, net.width)
+        hidden = max(1, round(hidden * net.width))
         for name, index, features in (("6", 0, inputs * grid * grid), ("7", 3, hidden)):
             yield Layer(f"fc{name}", "fc", features, hidden, key=f"classifier.{index}")
             yield Layer(f"relu{name}", "relu", hidden, hidden)

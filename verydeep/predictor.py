@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 
-from . import nets
 from .engines import check
 from .engines.choice import Choice
 from .engines.forks import Turns
 from .errors import DataError, EngineError, ImageError, NetworkError, warn_once
 from .graphs import source_of
 from .modelfile import ModelFile, Record, read
+from .nets import named
 from .preprocess import several, sized
 from .published import builtin_models, find_model
 
@@ -362,7 +362,7 @@ class Predictor:
         """The layers that are asked for, each once; LayerError where the network has no such one."""
         network = self.record.network
         layers = network.last_relus[-1] if layers is None else layers
-        taps = tuple(dict.fromkeys(nets.named(layers)))
+        taps = tuple(dict.fromkeys(named(layers)))
         if not taps:
             raise DataError(f'no layers were named; expected at least one, as "{network.taps[-1]}"')
         for name in taps:
@@ -446,9 +446,8 @@ class Predictor:
             map(self._prepared, images, [asked]) if one else self._ahead(images, asked, batch)
         )
         done = 0
-        for group, whole in _batches(prepared, batch):
+        for group, pixels, whole in _batches(prepared, batch):
             done += len(group)
-            pixels = [image for _, image in group if isinstance(image, np.ndarray)]
             if pixels:
                 began = time.perf_counter()
                 stacked = np.stack(pixels)
@@ -538,13 +537,16 @@ class Predictor:
         return choice
 
 
-def _batches(prepared: Iterator[Prepared], batch: int) -> Iterator[tuple[list[Prepared], bool]]:
+def _batches(
+    prepared: Iterator[Prepared], batch: int
+) -> Iterator[tuple[list[Prepared], list[np.ndarray], bool]]:
     """Neighbours of one shape and dtype, each group as soon as it is complete; Failures join any.
 
-    With each, whether it is as large as most will be, or the last one, not cut short by another shape.
+    With each its pixels, and whether it is as large as most will be, or the last one: not cut short by
+    another shape.
     """
     group: list[Prepared] = []
-    shape: tuple[object, ...] | None = None
+    pixels: list[np.ndarray] = []
     broken = None
     while True:
         try:
@@ -554,20 +556,24 @@ def _batches(prepared: Iterator[Prepared], batch: int) -> Iterator[tuple[list[Pr
         ) as error:  # of the caller's generator: what it gave before is answered first
             item, broken = None, error
         image = item[1] if item else None
-        own = (image.shape, image.dtype) if isinstance(image, np.ndarray) else None
-        other = bool(own and shape and own != shape)
+        if isinstance(image, np.ndarray):
+            first = pixels[0] if pixels else image
+            other = (image.shape, image.dtype) != (first.shape, first.dtype)
+        else:
+            other = False
         if group and (item is None or other):
-            yield group, not other
-            group, shape = [], None
+            yield group, pixels, not other
+            group, pixels = [], []
         if broken:
             raise broken
         if item is None:
             return
         group.append(item)
-        shape = own or shape
+        if isinstance(image, np.ndarray):
+            pixels.append(image)
         if len(group) == batch:
-            yield group, True
-            group, shape = [], None
+            yield group, pixels, True
+            group, pixels = [], []
 
 
 def _good(run: Iterator[T | Failure]) -> Iterator[T]:

@@ -363,7 +363,8 @@ class Perceptual:
         facts += [str(others), pixels, "masked" * masked]
         channels = 3 * (1 + others) + masked
         signature = Signature(pixels, channels, self._trunk.minimum_size, tuple(outputs))
-        return Source(build, graph_key(self.model, facts, ["graphs/distance.py"]), signature)
+        key = partial(graph_key, self.model, facts, ["graphs/distance.py"])
+        return Source(build, key, signature)
 
 
 class _Decoder:

@@ -21,7 +21,7 @@ from .forks import OPENING, WATCHED, Turns
 from .processor import cores, processor
 
 if TYPE_CHECKING:
-    from .race import Memory, Standing
+    from .race import Standing
 
 # images, seen or known to come: from the one on a winner is remembered, from the other on there is a race
 HANDFUL, WORTH_A_RACE = 8, 32
@@ -86,16 +86,15 @@ class Choice:
         """The winner of a race, held now or earlier; the default where there was none."""
         from .race import Memory
 
-        memory = Memory()
         # on the batch that its result is kept for
         race = images >= WORTH_A_RACE and 0 < len(pixels) == batch
         kinds = self._kinds()
         winner = None
         if len(kinds) > 1:
             about = self._about(kinds, pixels, batch)
-            winner = self._winner(memory.standings(about))
+            winner = self._winner(Memory().standings(about))
             if winner is None and race:
-                winner = self._race(kinds, pixels, about, memory)
+                winner = self._race(kinds, pixels, about)
         if winner is None:
             winner = self._default()
             if not race:
@@ -162,11 +161,9 @@ class Choice:
                 log.info(f"engine {row.engine} is left out: {error}")
         return None
 
-    def _race(
-        self, kinds: list[Kind], pixels: np.ndarray, about: Mapping[str, Any], memory: Memory
-    ) -> Engine:
+    def _race(self, kinds: list[Kind], pixels: np.ndarray, about: Mapping[str, Any]) -> Engine:
         from ..files.wording import counted
-        from .race import race
+        from .race import Memory, race
 
         log.info(
             f"measuring {', '.join(about['engines'])} on this model, {counted(len(pixels), 'image')} of "
@@ -180,7 +177,7 @@ class Choice:
             threads=about["threads"],
             devices=about["devices"],
         )
-        memory.remember(about, standings)
+        Memory().remember(about, standings)
         times = ", ".join(f"{row.engine} {row.seconds * 1e3:.1f}" for row in standings)
         log.info(f"chose {winner.name} (milliseconds an image: {times})")
         return winner

@@ -53,7 +53,7 @@ def prepare(engine: Engine) -> Run:
     if not engine.settings.get("packed"):
         options.add_session_config_entry("session.disable_prepacking", "1")
     # the session may read the arrays where they are for as long as it lives, so they are kept
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(v) for v in graph.weights.values()]
+    values = list(map(onnxruntime.OrtValue.ortvalue_from_numpy, graph.weights.values()))
     options.add_external_initializers(list(graph.weights), values)
     session = onnxruntime.InferenceSession(
         graph.model.SerializeToString(), options, providers=PROVIDERS[engine.device]
@@ -65,7 +65,7 @@ def prepare(engine: Engine) -> Run:
             "are missing, or there is no such device; use --device cpu, or install what "
             "onnxruntime-gpu needs"
         )
-    names = [output.name for output in session.get_outputs()]
+    names = list(engine.signature.outputs)
 
     def run(pixels: np.ndarray, keep: object = values) -> dict[str, np.ndarray]:  # noqa: ARG001
         return dict(zip(names, session.run(names, {"pixels": pixels}), strict=True))

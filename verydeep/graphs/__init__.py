@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -122,21 +123,17 @@ def source_of(
     outputs = (*taps, *(("scores",) if scores else ()))
     facts = [pixels, *outputs, f"pool {pool}"]
     signature = Signature(pixels, network.in_channels, cut.minimum_size, outputs)
-    return Source(build, graph_key(model, facts, code), signature)
+    return Source(build, partial(graph_key, model, facts, code), signature)
 
 
-def graph_key(model: ModelFile, facts: Sequence[str], code: Sequence[str]) -> Callable[[], str]:
-    """What finds the key of a graph made of that file, whose bytes may have to be hashed for it.
+def graph_key(model: ModelFile, facts: Sequence[str], code: Sequence[str]) -> str:
+    """The key of a graph made of that file, whose bytes may have to be hashed for it.
 
     facts: what else the graph depends on. code: the modules that build it beside those of every graph, by
     their path in the package.
     """
-
-    def key() -> str:
-        texts = [(_PACKAGE / name).read_text(encoding="utf-8") for name in (*_BUILDERS, *code)]
-        return hashlib.sha256("\0".join([model.sha256, *facts, *texts]).encode()).hexdigest()
-
-    return key
+    texts = [(_PACKAGE / name).read_text(encoding="utf-8") for name in (*_BUILDERS, *code)]
+    return hashlib.sha256("\0".join([model.sha256, *facts, *texts]).encode()).hexdigest()
 
 
 def _key(graph: Graph) -> str:

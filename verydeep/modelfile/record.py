@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TypeGuard, cast
+from typing import cast
 
 import numpy as np
 
@@ -37,8 +37,9 @@ _NETWORK_KEYS = ("column", "batch_norm", "width", "in_channels", "pool", "head")
 _HEAD_KEYS = ("kind", "classes", "layers")
 _SCALES = (2.0**-100, 2.0**100)  # well within float32, and so are products with a weight's scale
 _LONGEST_NAME = 1000  # characters, of a class id or name
-# Unicode's categories Cc, Cs, Zl and Zp: control characters, lone surrogates, line breaks
-_BREAKING = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
+# any but Unicode's categories Cc, Cs, Zl and Zp: control characters, lone surrogates, line breaks
+_CHARACTER = r"[^\0-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]"
+_NAME, _LINE = re.compile(f"{_CHARACTER}{{1,{_LONGEST_NAME}}}"), re.compile(f"{_CHARACTER}*")
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Record:
                     f"the record's {what} is {shown(names)}; expected a list of names"
                 )
             for name in names:
-                if not _is_line(name) or not 1 <= len(name) <= _LONGEST_NAME:
+                if not isinstance(name, str) or not _NAME.fullmatch(name):
                     raise ModelFileError(
                         f"the record's {what} has {shown(name)}; expected 1 to {_LONGEST_NAME} characters "
                         "of text without control characters"
@@ -123,7 +124,7 @@ class Record:
                     f"the record's threshold is {shown(self.threshold)}; expected 0 to 1, or null"
                 )
             object.__setattr__(self, "threshold", float(self.threshold))
-        if not _is_line(self.licence):
+        if not isinstance(self.licence, str) or not _LINE.fullmatch(self.licence):
             raise ModelFileError(
                 f"the record's licence is {shown(self.licence)}; expected one line of text"
             )
@@ -237,8 +238,3 @@ def _check_activations(given: object, network: Network) -> None:
             raise ModelFileError(
                 f"the record's activation {shown(name)} is {shown(value)}; expected an Activation"
             )
-
-
-def _is_line(text: object) -> TypeGuard[str]:
-    """Whether it is text that stays on one line: no control characters, surrogates, line breaks."""
-    return isinstance(text, str) and not _BREAKING.search(text)

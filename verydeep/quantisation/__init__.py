@@ -30,8 +30,7 @@ from ..graphs import Signature, Source
 from ..graphs import network as float_graph
 from ..graphs.int8 import Plan, plan, rounded, weight_scales
 from ..graphs.writer import Graph
-from ..modelfile import Activation, ModelFile, Record, read, write
-from ..modelfile.reading import dequantised
+from ..modelfile import Activation, ModelFile, Record, dequantised, read, write
 from ..nets import Layer, Network, named
 from ..preprocess import Preprocess
 from ..published import find_model
