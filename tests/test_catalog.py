@@ -56,6 +56,7 @@ def test_what_the_catalogue_says_is_what_torchvision_says(entry: Entry) -> None:
         assert entry.accuracy.top1 * 100 == pytest.approx(metrics["acc@1"], abs=1e-9)
         assert entry.accuracy.top5 * 100 == pytest.approx(metrics["acc@5"], abs=1e-9)
     assert nets.network(entry.network).parameters == theirs.meta["num_params"]
+    assert entry.file_mebibytes == theirs.meta["_file_size"]
     ours, transforms = PRESETS[entry.preprocess], theirs.transforms()
     assert [ours.resize_size, ours.crop_size] == [*transforms.resize_size, *transforms.crop_size]
     assert ours.interpolation == transforms.interpolation.value

@@ -22,6 +22,8 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+import sys
+import warnings
 from collections.abc import Iterable
 from typing import TypeGuard
 
@@ -56,6 +58,14 @@ def warn_once(text: str) -> None:
     mine = object()
     if _said.setdefault(text, mine) is mine:
         log.warning(text)
+
+
+def warn(text: str) -> None:
+    """A UserWarning at the line of the program that called into verydeep, through torch or not."""
+    level, frame, between = 2, sys._getframe(1), (__package__, "torch", "torchmetrics")
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in between:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
 
 
 class VerydeepError(Exception):

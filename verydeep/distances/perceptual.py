@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from functools import partial
@@ -14,7 +13,7 @@ import numpy as np
 from .. import __version__
 from ..engines import ENGINES, REFERENCE, check
 from ..engines.choice import Choice
-from ..errors import DataError, EngineError, ImageError, NetworkError, nearest
+from ..errors import DataError, EngineError, ImageError, NetworkError, nearest, warn
 from ..files import hashes
 from ..graphs import Signature, Source, graph_key
 from ..modelfile import ModelFile, read
@@ -450,16 +449,13 @@ def _array(distances: list[Distance], *, spatial: bool, many: bool) -> Distances
     return answer
 
 
-def warn_if_suspicious(
-    what: str, least: float, most: float, range: Range, stacklevel: int = 3
-) -> None:
+def warn_if_suspicious(what: str, least: float, most: float, range: Range) -> None:
     """Of values that look like 0..1 where another range was said."""
     span = limits(range)
     if 0 < most <= 1 and (span == (0, 255) or (span == (-1, 1) and least >= 0)):
-        warnings.warn(
+        warn(
             f"{what} goes from {least:.4g} to {most:.4g} and its range was said to be "
-            f"{range_name(range)}: if it is 0..1, say so",
-            stacklevel=stacklevel,
+            f"{range_name(range)}: if it is 0..1, say so"
         )
 
 

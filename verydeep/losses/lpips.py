@@ -12,7 +12,6 @@ the ReLU before it is.
 from __future__ import annotations
 
 import os
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..distances.metrics import HEADS_FILE, METRICS
-from ..errors import NetworkError, WeightsError
+from ..errors import NetworkError, WeightsError, warn
 from ..models.vgg import WeightsLike
 from ..preprocess import Range
 from ..published.foreign import read_tensors
@@ -39,10 +38,9 @@ CHUNK = 1 << 17  # numbers in one piece, so that a few of them stay in cache
 def named(argument: str, net: str | None) -> None:
     """NetworkError for another net than VGG, and a warning where none was named."""
     if net is None:
-        warnings.warn(
+        warn(
             f"{argument} was not named: this is LPIPS of VGG, where lpips and torchmetrics mean AlexNet "
-            f'and give other values; write {argument}="vgg"',
-            stacklevel=3,
+            f'and give other values; write {argument}="vgg"'
         )
     elif net not in ("vgg", "vgg16"):
         raise NetworkError(

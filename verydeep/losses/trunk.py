@@ -430,4 +430,4 @@ def _look(image: Tensor, what: str, range: Range) -> None:
             f"{what} goes from {least:.4g} to {most:.4g}, and its range was said to be "
             f"{range_name(range)}; scale it, or say which of {', '.join(RANGES)} or (black, white) it is"
         )
-    warn_if_suspicious(what, least, most, range, stacklevel=5)
+    warn_if_suspicious(what, least, most, range)

@@ -6,7 +6,6 @@ of either loads into the other, strictly, for the eight networks that both have.
 Annotations are evaluated here, since torch.fx writes them into its code, which torch.jit.script reads.
 """
 
-import warnings
 from collections.abc import Iterable
 from itertools import product
 from typing import Self, TypedDict, Unpack
@@ -16,7 +15,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from .. import nets
-from ..errors import LayerError, NetworkError
+from ..errors import LayerError, NetworkError, warn
 from ..modelfile import Record
 from ..nets import NETWORKS, Network, named
 from . import layers
@@ -254,8 +253,7 @@ def _notice_small_images(avgpool: nn.Module, x: Tensor) -> None:
     if isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling():
         return  # a shape that is not known yet
     if x.shape[-2:] == (1, 1) and getattr(avgpool, "output_size", None) == (7, 7):
-        warnings.warn(
+        warn(
             "images this small leave pool5 with 1x1 values, which the classic head's 7x7 average "
-            'repeats 49 times; for 32x32 images build the network with head="small"',
-            stacklevel=3,
+            'repeats 49 times; for 32x32 images build the network with head="small"'
         )

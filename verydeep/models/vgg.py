@@ -10,24 +10,26 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from fnmatch import fnmatchcase
 from functools import partial
 from inspect import Signature, signature
+from math import nan
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, cast
 
+import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from .. import nets
+from .. import errors, nets
 from ..errors import ArgumentError, NetworkError, UnknownWeightsError, WeightsError, nearest
 from ..nets import NETWORKS, Network
-from ..preprocess import PRESETS, ImageLike, Preprocess
+from ..preprocess import PRESETS, TORCHVISION, ImageLike, Preprocess, margins
 from ..published import builtin_models, catalog, supply
 from . import loading
 from .adapting import adapt
@@ -47,101 +49,159 @@ _RECIPE = "https://github.com/pytorch/vision/tree/main/references/classification
 _SSD_RECIPE = "https://github.com/amdegroot/ssd.pytorch#training-ssd"
 
 
-@dataclass(frozen=True)
-class ImageTransform:
-    """What torchvision calls `ImageClassification`: an image to a normalised tensor.
+_MODES = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
+# torchvision's names of the filters that resize, for where it is not imported
+InterpolationMode = Enum("InterpolationMode", {m.upper().replace("-", "_"): m for m in _MODES})  # type: ignore[misc]
 
-    Calling it on a file, PIL image, array or tensor (channels, height, width) gives float32
-    (channels, crop_size, crop_size); on a batch of tensors (n, channels, height, width), a batch.
-    Float tensors are taken to lie in 0..1, as torchvision takes them. Images are resized by the
-    same code as everywhere in verydeep, which is PIL's.
+
+class ImageClassification(nn.Module):
+    """An image as the network takes it: resized, cropped and normalised, to torchvision's very values.
+
+    Takes tensors (3, height, width) or (n, 3, height, width), floats or integers of any range, which torch
+    resizes; and PIL images, files, their bytes and arrays, which PIL does, a level or so away. Gives
+    float32 with sides of crop_size. Grey becomes three channels. EXIF turns files, but no PIL images.
+
+    crop_size, resize_size: in pixels, resize_size of the shorter side. mean, std: of values in 0..1.
+    interpolation: an InterpolationMode, torchvision's or this one, or its value. antialias: of tensors,
+    bilinear and bicubic; None is False. PreprocessError or ImageError for what makes no sense.
     """
 
-    preprocess: Preprocess
+    __jit_unused_properties__ = ("interpolation",)
 
-    def __call__(self, image: ImageLike) -> Tensor:
-        if isinstance(image, Tensor) and image.dim() == 4:
-            return torch.stack([self(one) for one in image])
-        device, limits = None, None
-        if isinstance(image, Tensor):
-            device, limits = image.device, "0..1" if image.is_floating_point() else None
-            image = image.detach().cpu()
-        pixels = self.preprocess.pixels(image, range=limits)
-        return torch.from_numpy(self.preprocess.normalise(pixels)[0]).to(device=device)
-
-    # the attributes that code written for torchvision reads
-    @property
-    def mean(self) -> list[float]:
-        return list(self.preprocess.mean)
-
-    @property
-    def std(self) -> list[float]:
-        return list(self.preprocess.std)
+    def __init__(
+        self,
+        *,
+        crop_size: int,
+        resize_size: int = 256,
+        mean: Sequence[float] = TORCHVISION.mean,
+        std: Sequence[float] = TORCHVISION.std,
+        interpolation: Enum | str = "bilinear",
+        antialias: bool | None = True,
+    ) -> None:
+        super().__init__()
+        self.crop_size, self.resize_size = [crop_size], [resize_size]
+        self.mean, self.std = list(mean), list(std)
+        self.interpolation = interpolation
+        self.antialias = antialias
+        self._record()  # refuses what makes no sense
 
     @property
-    def crop_size(self) -> list[int | None]:
-        return [self.preprocess.crop_size]
+    def interpolation(self) -> Enum:
+        """torchvision's own InterpolationMode where that is imported: its functions take no other."""
+        theirs = getattr(sys.modules.get("torchvision.transforms"), "InterpolationMode", None)
+        return (theirs or InterpolationMode)(self._mode)
 
-    @property
-    def resize_size(self) -> list[int | tuple[int, int] | None]:
-        return [self.preprocess.resize_size]
+    @interpolation.setter
+    def interpolation(self, mode: Enum | str) -> None:
+        self._mode = str(getattr(mode, "value", mode))
 
-    @property
-    def interpolation(self) -> str:
-        return self.preprocess.interpolation
+    def _record(self) -> Preprocess:
+        mode: Any = self._mode.replace("nearest-exact", "nearest")  # which PIL's is
+        sizes = self.resize_size[0], self.crop_size[0]
+        return Preprocess("shorter", *sizes, mode, mean=tuple(self.mean), std=tuple(self.std))
 
-    @property
-    def antialias(self) -> bool:
-        return True
+    def forward(self, img: Tensor) -> Tensor:
+        if not isinstance(img, Tensor):
+            return self._of_picture(img)
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            self._check(img)
+        height, width, side = img.shape[-2], img.shape[-1], self.resize_size[0]
+        longer = int(side * max(height, width) / min(height, width))
+        size = [side, longer] if height < width else [longer, side]
+        x = img if img.dim() == 4 else img[None]
+        if size != [height, width]:
+            x = self._resized(x, size)
+        crop = self.crop_size[0]
+        x = F.pad(x, margins(size[1], crop) + margins(size[0], crop))  # negative: cut off
+        bits = 0 if img.is_floating_point() else 8 * img.element_size() - int(img.is_signed())
+        x = x.to(torch.float32) / max(1.0, 2.0**bits - 1)
+        scale = torch.tensor([self.mean, self.std], dtype=torch.float32, device=img.device)
+        x = (x - scale[0, :, None, None]) / scale[1, :, None, None]
+        return x if img.dim() == 4 else x[0]
 
+    def _of_picture(self, image: ImageLike) -> Tensor:
+        if self.antialias is False:
+            errors.warn(
+                "antialias=False is of tensors alone: PIL's filter always grows with the scale"
+            )
+        # an array knows nothing of EXIF
+        image = np.asarray(image) if getattr(image, "mode", "") == "RGB" else image
+        record = self._record()
+        return torch.from_numpy(record.normalise(record.pixels(image))[0])
 
-def _transform(preset: str, **changes: Any) -> ImageTransform:
-    """The transform of a preset; `changes` are fields of Preprocess, such as crop_size=448."""
-    return ImageTransform(replace(PRESETS[preset], **changes))
+    def _check(self, img: Tensor) -> None:
+        if img.dim() not in (3, 4) or img.shape[-3] not in (1, 3) or not img.numel():
+            raise errors.ImageError(
+                f"a tensor {tuple(img.shape)}; expected (3, height, width) or (n, 3, height, width)"
+            )
+
+    def _resized(self, x: Tensor, size: list[int]) -> Tensor:
+        smooth = self._mode in ("bilinear", "bicubic")
+        values = F.interpolate(
+            x if x.dtype == torch.float64 else x.to(torch.float32), size, mode=self._mode,
+            align_corners=False if smooth else None,
+            antialias=smooth and (False if self.antialias is None else self.antialias),
+        )  # fmt: skip
+        if x.dtype == torch.uint8:
+            values = values.clamp(0, 255)  # bicubic overshoots
+        return (values if x.is_floating_point() else values.round()).to(x.dtype)
+
+    def __repr__(self) -> str:
+        shown = ("crop_size", "resize_size", "mean", "std", "interpolation")
+        fields = "".join(f"\n    {name}={getattr(self, name)}" for name in shown)
+        return f"{type(self).__name__}({fields}\n)"
 
 
 @dataclass(frozen=True)
 class Weights:
     """The value of an enum member. url: of the published file. transforms: makes the transform.
 
-    meta: torchvision's keys num_params, min_size, categories, recipe, _metrics, _ops (thousand million
-    multiply-adds for one image of 224x224), _file_size (MiB) and _docs, and licence.
+    meta: torchvision's keys num_params, min_size, categories, recipe, license (also read as "licence"),
+    _metrics (in percent, NaN where nothing was published), _ops (thousand million multiply-adds for one
+    image of 224x224), _file_size (of the published file, in MiB) and _docs.
     """
 
     url: str
-    transforms: Callable[..., ImageTransform] = field(compare=False)
+    transforms: Callable[..., ImageClassification] = field(compare=False)
     meta: dict[str, Any] = field(compare=False)
     entry: str  # the catalogue's name
+
+
+class _Meta(dict[str, Any]):
+    """torchvision's keys and no other, as its schema has it; "licence" is read as "license"."""
+
+    def __missing__(self, key: str) -> Any:
+        return {"licence": self["license"]}[key]
 
 
 def _published(name: str) -> Weights:
     """The enum value of a catalogue entry."""
     entry = catalog.entry(name)
-    net = nets.network(entry.network)
+    net, how = nets.network(entry.network), PRESETS[entry.preprocess]
     trunk_only = not entry.classes
-    metrics = {}
-    if entry.accuracy is not None:
-        metrics["acc@1"] = round(100 * entry.accuracy.top1, 3)
-        metrics["acc@5"] = round(100 * entry.accuracy.top5, 3)
+    top1, top5 = (entry.accuracy.top1, entry.accuracy.top5) if entry.accuracy else (nan, nan)
+    sizes: dict[str, Any] = {"crop_size": how.crop_size, "resize_size": how.resize_size}
     return Weights(
         entry.url,
-        partial(_transform, entry.preprocess),
-        {
-            "num_params": net.parameters,
-            "min_size": (net.minimum_size, net.minimum_size),
-            "categories": None if trunk_only else list(catalog.class_names()),
-            "recipe": _SSD_RECIPE if trunk_only else _RECIPE,
-            "licence": entry.licence,
-            "_metrics": {"ImageNet-1K": metrics},
-            "_ops": round(sum(row.multiply_adds for row in net.rows(224)) / 1e9, 3),
-            "_file_size": round(4 * net.parameters / 2**20, 3),
-            "_docs": (
+        partial(ImageClassification, **sizes, mean=how.mean, std=how.std),
+        _Meta(
+            num_params=net.parameters,
+            min_size=(net.minimum_size, net.minimum_size),
+            categories=None if trunk_only else list(catalog.class_names()),
+            recipe=_SSD_RECIPE if trunk_only else _RECIPE,
+            license=entry.licence,
+            _metrics={
+                "ImageNet-1K": {"acc@1": round(100 * top1, 3), "acc@5": round(100 * top5, 3)}
+            },
+            _ops=round(sum(row.multiply_adds for row in net.rows(224)) / 1e9, 3),
+            _file_size=entry.file_mebibytes,
+            _docs=(
                 "The convolutions alone, with the paper's pre-processing: the published file's "
                 "classifier is not a number."
                 if trunk_only
                 else "Trained from scratch by torchvision, by a simplified recipe."
             ),
-        },
+        ),
         entry.name,
     )
 
@@ -184,7 +244,7 @@ class WeightsEnum(Enum):
         return self.value.url
 
     @property
-    def transforms(self) -> Callable[..., ImageTransform]:
+    def transforms(self) -> Callable[..., ImageClassification]:
         return self.value.transforms
 
     @property
@@ -277,11 +337,7 @@ class Builder:
                     f"{name}: weights and pretrained were both given; give weights alone"
                 )
             instead = 'weights="DEFAULT"' if pretrained else "weights=None"
-            warnings.warn(
-                f"{name}: pretrained={pretrained} is deprecated; write {instead}",
-                DeprecationWarning,
-                stacklevel=2,
-            )
+            errors.warn(f"{name}: pretrained={pretrained} is deprecated; write {instead}")
             weights = "DEFAULT" if pretrained else None
         wanted, dropout = partial(_chosen, name, choices), choices.get("dropout", 0.5)
         if weights is not None:
@@ -333,8 +389,8 @@ def trained(
 ) -> VGG:
     """The module of these weights, which are fetched where that is needed.
 
-    network: makes of the weights' network the one that is wanted; one warning says what is new in it,
-    where the caller was called. taps: where given, only what these layers need is read.
+    network: makes of the weights' network the one that is wanted; one warning says what is new in it.
+    taps: where given, only what these layers need is read.
     Raises WeightsError where the weights are not those of the network `name`.
     """
     given = loading.read(_located(name, weights, progress), name, taps=taps)
@@ -344,7 +400,7 @@ def trained(
     if wanted != given.network:
         given, notes = adapt(given, wanted)
         if notes:
-            warnings.warn(f"{name}: {'; '.join(notes)}", stacklevel=3)
+            errors.warn(f"{name}: {'; '.join(notes)}")
     return loading.assemble(given, dropout=dropout)
 
 

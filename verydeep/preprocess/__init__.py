@@ -54,7 +54,8 @@ __all__ = [
 ]
 
 RESIZES = ("shorter", "exact", "none")
-INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # PIL.Image.Resampling
+# PIL.Image.Resampling
+INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 CHANNEL_ORDERS = {"RGB": 3, "BGR": 3, "L": 1}
 
 # Rec. 601 luma, the weights of PIL's convert("L").
@@ -87,7 +88,9 @@ class Preprocess:
     resize: Literal["shorter", "exact", "none"] = "shorter"
     resize_size: int | tuple[int, int] | None = 256
     crop_size: int | None = 224
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = (
+        "bilinear"
+    )
     channel_order: Literal["RGB", "BGR", "L"] = "RGB"
     range: tuple[float, float] = (0.0, 1.0)
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -285,24 +288,25 @@ class Preprocess:
 
 
 def _centre_crop(pixels: Pixels, size: int | None) -> Pixels:
-    """The middle size x size of (h, w, c), or the whole amid zeros where it is smaller.
-
-    Rounding as torchvision's ``transforms.functional.center_crop``: half to even when it cuts, and
-    the odd row or column of padding at the end.
-    """
+    """The middle size x size of (h, w, c), or the whole amid zeros where it is smaller."""
     if size is None:
         return pixels
-    for axis in (0, 1):
-        spare = pixels.shape[axis] - size
-        if spare >= 0:
-            start = round(spare / 2)
-            pixels = pixels[start : start + size] if axis == 0 else pixels[:, start : start + size]
-        else:
-            before = -spare // 2
-            widths = [(0, 0)] * 3
-            widths[axis] = (before, -spare - before)
-            pixels = np.pad(pixels, widths)
-    return pixels
+    height, width, _ = pixels.shape
+    (top, bottom), (left, right) = margins(height, size), margins(width, size)
+    pixels = pixels[max(0, -top) : height + min(0, bottom), max(0, -left) : width + min(0, right)]
+    around = [(max(0, top), max(0, bottom)), (max(0, left), max(0, right)), (0, 0)]
+    return np.pad(pixels, around) if max(bottom, right) > 0 else pixels
+
+
+def margins(length: int, size: int) -> list[int]:
+    """What is to be added before and after `length` to be `size`; below zero, cut off.
+
+    Rounding as torchvision's ``transforms.functional.center_crop``: half to even when it cuts, and
+    the odd row or column of padding at the end. torch.jit can script it.
+    """
+    spare = size - length
+    before = spare // 2 if spare > 0 else -int(round(-spare / 2))  # noqa: RUF046  (script's is a float)
+    return [before, spare - before]
 
 
 # At what size an image is looked at, in one word

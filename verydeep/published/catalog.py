@@ -51,7 +51,8 @@ class Entry:
     member, or the publisher's word. published: the file, then older files of the same weights, used where
     one is at hand or the new one is gone.
     preprocess: a key of preprocess.PRESETS. classes: 1000, or 0 for convolutions alone.
-    accuracy: None where nothing was published for this file.
+    accuracy: None where nothing was published for this file. file_mebibytes: its size, where torchvision
+    tells it.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Entry:
     preprocess: str
     classes: int = 1000
     accuracy: Accuracy | None = None
+    file_mebibytes: float | None = None
 
     @property
     def url(self) -> str:
@@ -83,16 +85,16 @@ _ONE_CROP = (
 _KERAS_TABLE = "ImageNet validation; published at keras.io/api/applications"
 
 
-# network, file (and older files), top-1, top-5. The hex in a name heads the file's SHA-256.
+# network, file (and older files), top-1, top-5, MiB. The hex in a name heads the file's SHA-256.
 _TORCHVISION = (
-    ("vgg11", "vgg11-8a719046.pth vgg11-bbd30ac9.pth", 0.69020, 0.88628),
-    ("vgg11_bn", "vgg11_bn-6002323d.pth", 0.70370, 0.89810),
-    ("vgg13", "vgg13-19584684.pth vgg13-c768596a.pth", 0.69928, 0.89246),
-    ("vgg13_bn", "vgg13_bn-abd245e5.pth", 0.71586, 0.90374),
-    ("vgg16", "vgg16-397923af.pth", 0.71592, 0.90382),
-    ("vgg16_bn", "vgg16_bn-6c64b313.pth", 0.73360, 0.91516),
-    ("vgg19", "vgg19-dcbb9e9d.pth", 0.72376, 0.90876),
-    ("vgg19_bn", "vgg19_bn-c79401a0.pth", 0.74218, 0.91842),
+    ("vgg11", "vgg11-8a719046.pth vgg11-bbd30ac9.pth", 0.69020, 0.88628, 506.84),
+    ("vgg11_bn", "vgg11_bn-6002323d.pth", 0.70370, 0.89810, 506.881),
+    ("vgg13", "vgg13-19584684.pth vgg13-c768596a.pth", 0.69928, 0.89246, 507.545),
+    ("vgg13_bn", "vgg13_bn-abd245e5.pth", 0.71586, 0.90374, 507.59),
+    ("vgg16", "vgg16-397923af.pth", 0.71592, 0.90382, 527.796),
+    ("vgg16_bn", "vgg16_bn-6c64b313.pth", 0.73360, 0.91516, 527.866),
+    ("vgg19", "vgg19-dcbb9e9d.pth", 0.72376, 0.90876, 548.051),
+    ("vgg19_bn", "vgg19_bn-c79401a0.pth", 0.74218, 0.91842, 548.143),
 )
 
 # network, MD5 of the whole, MD5 of the convolutions alone, top-1, top-5
@@ -114,17 +116,18 @@ def _torchvision_file(file: str) -> Published:
 
 
 def _entries() -> Iterator[Entry]:
-    for network, files, top1, top5 in _TORCHVISION:
+    for network, files, top1, top5, mebibytes in _TORCHVISION:
         published = tuple(_torchvision_file(file) for file in files.split())
         yield Entry(
             network, network, "IMAGENET1K_V1", published, "BSD-3-Clause", "torchvision",
-            accuracy=Accuracy(top1, top5, _ONE_CROP),
+            accuracy=Accuracy(top1, top5, _ONE_CROP), file_mebibytes=mebibytes,
         )  # fmt: skip
     # The paper's pre-processing in torchvision's terms; the classifier in the file is NaN throughout.
     features = (_torchvision_file("vgg16_features-amdegroot-88682ab5.pth"),)
     yield Entry(
-        "vgg16_features", "vgg16", "IMAGENET1K_FEATURES", features, "BSD-3-Clause", "features", 0
-    )
+        "vgg16_features", "vgg16", "IMAGENET1K_FEATURES", features, "BSD-3-Clause", "features", 0,
+        file_mebibytes=527.802,
+    )  # fmt: skip
     for network, whole, trunk, top1, top5 in _KERAS:
         stem = f"{KERAS_ADDRESS}{network}/{network}_weights_tf_dim_ordering_tf_kernels"
         yield Entry(
