@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from verydeep.cli import VERBS, output
+from verydeep.cli import GROUPS, VERBS, output
 from verydeep.errors import VerydeepError
 from verydeep.files.photo_paths import find
 from verydeep.nets import NETWORKS, network
+from verydeep.published.catalog import of_kind
 
 from .conftest import Run
 from .tiny import NAMES, model_file, photo
@@ -351,3 +352,41 @@ def test_no_input_is_written_over(verydeep: Run, model: Path, folder: Path, tmp_
         done = verydeep(*words, b)
         assert (done.status, done.out, b.read_bytes()) == (2, "", before)
         assert "b.png: it is read, and must not be written over; name another file" in done.err
+
+
+def test_help_groups_every_verb_and_begins_with_one_to_try(verydeep: Run) -> None:
+    alone, asked = verydeep(), verydeep("help")
+    assert alone.err == asked.out
+    assert (alone.status, asked.status) == (2, 0)
+    assert asked.out.startswith("Try this: verydeep classify photo.jpg\n")
+    grouped = [verb for verbs in GROUPS.values() for verb in verbs.split()]
+    assert sorted(grouped) == sorted(VERBS)
+    for verb in grouped:
+        assert re.search(rf"^  {verb} +\S", asked.out, re.MULTILINE), verb
+    assert asked.out.index("Look:") < asked.out.index("Measure:") < asked.out.index("Train:")
+    for words in (("quantize",), ("weights", "list")):
+        assert verydeep("help", *words).out == verydeep(*words, "--help").out != ""
+    assert verydeep("version").out == verydeep("--version").out != ""
+    assert "no command 'clasify'; did you mean classify?" in verydeep("help", "clasify").err
+
+
+def test_a_class_is_suggested_by_its_word_or_kind(verydeep: Run, tmp_path: Path) -> None:
+    bee = Path(__file__).parents[1] / "examples" / "photos" / "bee.jpg"
+    for word, hint in (
+        ("golden", "no class 'golden'; did you mean golden retriever?"),
+        ("dog", "of this kind it knows Chihuahua, Yorkshire terrier, golden retriever, Labrador"),
+        ("Cats", "of this kind it knows tabby, Persian cat, Egyptian cat"),
+        ("monkey", "of this kind it knows baboon"),
+        ("panda", "did you mean lesser panda?"),
+        ("zzz", "it knows 200, such as 'goldfish'"),
+    ):
+        done = verydeep("explain", bee, "--out", tmp_path, "--class", word)
+        assert done.status == 2
+        assert hint in done.err, done.err
+    assert of_kind("dog", ["n02123045"], ["tabby"]) == "; it knows no dog"
+
+
+def test_builtin_models_and_runs_are_verified(verydeep: Run) -> None:
+    done = verydeep("weights", "verify", "builtin", "builtin/cifar10")
+    assert done.status == 0, done.err
+    assert [line.split()[0] for line in done.out.splitlines()] == ["ok", "ok"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -101,8 +102,16 @@ def test_the_quickest_wins(
     assert engine.name == "onnxruntime"
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
-    assert "measuring onnxruntime, slow, slower on this model, 8 images of 32x32" in said[0]
-    assert said[1].startswith("verydeep: chose onnxruntime (milliseconds an image: onnxruntime ")
+    assert said[0] == (
+        "verydeep: measuring which engine is the quickest here: onnxruntime, slow, slower on 8 images of "
+        "32x32"
+    )
+    assert re.fullmatch(
+        r"verydeep: chose onnxruntime: [\d.]+ ms an image, [\d.]+ times as fast as slow \([\d.]+\), [\d.]+ "
+        r"as slower \([\d.]+\); remembered for this model until an engine is updated or `verydeep cache "
+        r"clear`",
+        said[1],
+    )
     (row,) = Memory().choices()
     assert [r["engine"] for r in row["standings"]] == ["onnxruntime", "slow", "slower"]
 
@@ -376,7 +385,7 @@ def test_the_cache_command(
         photo(photos / f"{i}.png", seed=i)
     done = verydeep("classify", "--model", model, photos, "--threads", 1)
     assert done.status == 0, done.err
-    assert "measuring onnxruntime, openvino, mnn" in done.err
+    assert "quickest here: onnxruntime, openvino, mnn" in done.err
     listed = verydeep("cache", "list")
     assert "1 prepared graph, " in listed.out
     assert "1 engine choice\n" in listed.out

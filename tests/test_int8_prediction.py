@@ -48,7 +48,7 @@ def test_auto_races_every_engine_that_has_int8(
     predictor = verydeep.load(quantised.path, precision="int8")
     answers = list(predictor.stream([file] * 40))
     said = capfd.readouterr().err
-    assert f"measuring {', '.join(ENGINES_HERE)} on this model" in said
+    assert f"here: {', '.join(ENGINES_HERE)} on " in said
     assert "left out" not in said
     assert {(answer.precision) for answer in answers if isinstance(answer, verydeep.Answer)} == {
         "int8"

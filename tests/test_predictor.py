@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -260,3 +262,29 @@ def test_refusals(tmp_path: Path, model: Path) -> None:
         load(trunk)(photo(tmp_path / "a.png"))
     with pytest.raises(DataError, match="top is 0"):
         load(model)(tmp_path / "a.png", top=0)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sysconf"), reason="Windows does not say how much memory it has"
+)
+def test_what_memory_cannot_hold_is_refused_at_once(
+    verydeep: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = photo(tmp_path / "a.png")
+    pages = {"SC_PHYS_PAGES": 25_000, "SC_PAGE_SIZE": 4096}  # 102 MB
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    for words in (
+        ("classify", file, "--model", model),
+        ("bench", model),
+        ("evaluate", model, tmp_path),
+    ):
+        done = verydeep(*words, "--size", 3000)
+        assert done.status == 2
+        assert re.search(
+            r"\d images? of 3000x3000 at once would take [\d.]+ GB of memory, and this machine has 0.1; "
+            "take a smaller size or batch", done.err,
+        )  # fmt: skip
+    assert verydeep("classify", file, "--model", model, "--size", 500).status == 0
+    whole = pixels(3000, 3000, 1)
+    with pytest.raises(EngineError, match="1 image of 3000x3000 at once would take"):
+        load(model, engine="onnxruntime").features(whole[0], "relu1_1", "avg", size="own")

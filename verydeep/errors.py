@@ -22,6 +22,7 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+import re
 import sys
 import warnings
 from collections.abc import Iterable
@@ -154,9 +155,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
     >>> nearest("vgg61", ["vgg16", "vgg19"])
     '; did you mean vgg16 or vgg19?'
+    >>> nearest("golden", ["gondola", "golden retriever"])
+    '; did you mean golden retriever?'
     """
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=3)
+    word = re.compile(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", re.IGNORECASE)
+    close = [one for one in known if word.search(one)][:3] if name else []
+    close = close or difflib.get_close_matches(name, known, n=3)
     if close:
         return f"; did you mean {' or '.join(close)}?"
     if len(known) <= 12:

@@ -23,6 +23,7 @@ import numpy as np
 from .engines import check
 from .engines.choice import Choice
 from .engines.forks import Turns
+from .engines.processor import require_memory
 from .errors import DataError, EngineError, ImageError, NetworkError, warn_once
 from .graphs import source_of
 from .modelfile import ModelFile, Record, read
@@ -396,6 +397,8 @@ class Predictor:
                 f"size {height}{'' if height == width else f'x{width}'} is too small for {what}; it needs "
                 f"at least {cut.minimum_size} pixels a side"
             )
+        if sides is not None:
+            require_memory((1, *sides), network.trunk[0].outputs, str(self._told["device"]))
         return _Pass(taps, scores, pool, preprocess, cut.minimum_size, what, range)
 
     def _no_features(self, asked: _Pass) -> dict[str, np.ndarray]:

@@ -33,6 +33,15 @@ for _module, _verbs in MODULES.items():
     VERBS |= dict.fromkeys(_verbs.split(), _module)
 
 
+# as the help groups them
+GROUPS = {
+    "Look": "classify explain show similar duplicates",
+    "Measure": "evaluate distance features bench summary",
+    "Train": "check train",
+    "Ship": "export quantize models weights cache",
+}
+
+
 class _Verbs(click.Group):
     """Knows the verbs without importing them, so that each starts as fast as it can."""
 
@@ -40,15 +49,30 @@ class _Verbs(click.Group):
         return sorted(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        if cmd_name in self.commands:
+            return self.commands[cmd_name]
         if cmd_name not in VERBS:
             raise click.UsageError(f"no command {cmd_name!r}{nearest(cmd_name, VERBS)}", ctx)
         command: click.Command = getattr(import_module(f"{__name__}.{VERBS[cmd_name]}"), cmd_name)
         return command
 
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_text("Try this: verydeep classify photo.jpg")
+        formatter.write_paragraph()
+        super().format_usage(ctx, formatter)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        lines = [(v, self.get_command(ctx, v).get_short_help_str(100)) for v in sorted(VERBS)]
-        with formatter.section("Commands"):
-            formatter.write_dl(lines)
+        for title, verbs in GROUPS.items():
+            lines = [
+                (f"{verb:<10}", self.get_command(ctx, verb).get_short_help_str(100))
+                for verb in verbs.split()
+            ]
+            with formatter.section(title):
+                formatter.write_dl(lines)
+        formatter.write_paragraph()
+        formatter.write_text(
+            "verydeep help VERB says more, and verydeep version which one this is."
+        )
 
 
 # for every group: click keeps the help option that a command was first asked for
@@ -56,9 +80,20 @@ CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 cli = click.version_option(__version__, prog_name="verydeep")(
     _Verbs(
         "verydeep", context_settings=CONTEXT,
-        help="VGG for everyone: classify photos, look inside, measure, convert. Works offline.",
+        help="VGG for everyone: classify photos, look inside, measure, train, convert. Works offline.",
     )
 )  # fmt: skip
+
+
+@cli.command("help", short_help="Say what a verb does.")
+@click.argument("verb", nargs=-1)
+def _help(verb: tuple[str, ...]) -> None:
+    cli.main([*verb, "--help"], prog_name="verydeep", standalone_mode=False)
+
+
+@cli.command("version", short_help="Say which version this is.")
+def _version() -> None:
+    cli.main(["--version"], prog_name="verydeep", standalone_mode=False)
 
 
 def _usage(error: click.ClickException) -> str:

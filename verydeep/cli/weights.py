@@ -191,7 +191,7 @@ def cache() -> None:
 @options.json_object
 def list_cache(as_json: bool) -> None:
     """List the prepared graphs and the engines that were chosen."""
-    from ..engines.race import Memory
+    from ..engines.race import Memory, told
     from ..files.cache import Cache
 
     graphs, memory = Cache(), Memory()
@@ -215,11 +215,12 @@ def list_cache(as_json: bool) -> None:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         click.echo(f"  {entry.size_bytes / 1e6:>7.1f} MB  used {used}  {entry.name}")
     for choice in choices:
-        race, standings = choice["race"], choice["standings"]
-        times = ", ".join(f"{row['engine']} {row['seconds'] * 1e3:.1f}" for row in standings)
+        race = choice["race"]
+        standings = memory.standings(race)
         click.echo(
             f"  graph {race['graph'][:12]}, {race['precision']}, {race['batch']} of "
-            f"{race['height']}x{race['width']}, {counted(race['threads'], 'thread')}: {times} ms an image"
+            f"{race['height']}x{race['width']}, {counted(race['threads'], 'thread')}: "
+            f"{told(standings) if standings else 'damaged'}"
         )
 
 

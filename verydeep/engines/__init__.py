@@ -30,7 +30,7 @@ import numpy as np
 from ..errors import EngineError, ImageError, require
 from ..graphs import Signature, Source
 from .forks import OPENING, WATCHED, Turns, never_destroy
-from .processor import cores
+from .processor import cores, require_memory
 
 if TYPE_CHECKING:
     from ..graphs.writer import Graph
@@ -202,6 +202,7 @@ class Engine:
         output is not finite.
         """
         pixels = _checked(pixels, self.signature)
+        require_memory(pixels.shape, self.signature.maps, self.device)
         # of none the engine itself says what the other dimensions are
         given = pixels if len(pixels) else np.zeros((1, *pixels.shape[1:]), pixels.dtype)
         if self._run is None:  # in a child

@@ -163,11 +163,11 @@ class Choice:
 
     def _race(self, kinds: list[Kind], pixels: np.ndarray, about: Mapping[str, Any]) -> Engine:
         from ..files.wording import counted
-        from .race import Memory, race
+        from .race import Memory, race, told
 
         log.info(
-            f"measuring {', '.join(about['engines'])} on this model, {counted(len(pixels), 'image')} of "
-            f"{about['height']}x{about['width']} at once; this is done once"
+            f"measuring which engine is the quickest here: {', '.join(about['engines'])} on "
+            f"{counted(len(pixels), 'image')} of {about['height']}x{about['width']}"
         )
         winner, standings = race(
             self.source,
@@ -178,6 +178,8 @@ class Choice:
             devices=about["devices"],
         )
         Memory().remember(about, standings)
-        times = ", ".join(f"{row.engine} {row.seconds * 1e3:.1f}" for row in standings)
-        log.info(f"chose {winner.name} (milliseconds an image: {times})")
+        log.info(
+            f"chose {told(standings)}; remembered for this model until an engine is updated or `verydeep "
+            "cache clear`"
+        )
         return winner

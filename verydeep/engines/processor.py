@@ -9,11 +9,15 @@ ARM has the same as VNNI under the name of dot product.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
 import sys
 from functools import cache
 from pathlib import Path
+
+from ..errors import EngineError
+from ..files.wording import counted
 
 CPUINFO = Path("/proc/cpuinfo")
 SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
@@ -47,6 +51,25 @@ def processor() -> str:
         name = _sysctl("machdep.cpu.brand_string") or name
     digest = hashlib.sha256(f"{platform.machine()}|{name}|{flags}".encode()).hexdigest()
     return f"{name} {digest[:8]}"
+
+
+def require_memory(shape: tuple[int, ...], maps: int, device: str = "cpu") -> None:
+    """EngineError where images (count, height, width, ...) and their first layer's maps cannot be held.
+
+    maps: how many each image has there, float32, and the next layer as many; 0 where nobody knows.
+    """
+    if device not in ("auto", "cpu") or "SC_PHYS_PAGES" not in getattr(
+        os, "sysconf_names", ()
+    ):  # Windows has not
+        return
+    needed = 2 * 4 * maps * math.prod(shape[:3])
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        count, height, width = shape[:3]
+        raise EngineError(
+            f"{counted(count, 'image')} of {height}x{width} at once would take {needed / 1e9:.1f} GB of "
+            f"memory, and this machine has {there / 1e9:.1f}; take a smaller size or batch"
+        )
 
 
 @cache

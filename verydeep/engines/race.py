@@ -49,6 +49,23 @@ class Standing:
     error: float
 
 
+def told(standings: Sequence[Standing]) -> str:
+    """Who won a race and by how much, for people; each engine once, at its best.
+
+    "mnn: 75.1 ms an image, 2.2 times as fast as onnxruntime (164.0), 3.4 as openvino (256.1)"
+    """
+    winner, *others = standings
+    seconds: dict[str, float] = {}
+    for row in others:
+        if row.engine != winner.engine:
+            seconds[row.engine] = min(row.seconds, seconds.get(row.engine, row.seconds))
+    text = f"{winner.engine}: {winner.seconds * 1e3:.1f} ms an image"
+    for number, (name, its) in enumerate(sorted(seconds.items(), key=lambda one: one[1])):
+        times = f"{its / winner.seconds:.1f}{'' if number else ' times as fast'}"
+        text += f", {times} as {name} ({its * 1e3:.1f})"
+    return text
+
+
 class Memory:
     """Results of races, in verydeep's cache."""
 

@@ -35,6 +35,7 @@ from ..pictures import save
 from ..pictures.layout import Box, as_rgb, fitted
 from ..predictor import Predictor, softmax
 from ..preprocess import ImageLike, Preprocess, decode, several
+from ..published.catalog import of_kind
 from . import methods, picture
 from .subject import Subject, require_gradients
 
@@ -258,7 +259,7 @@ class Explainer:
                 return places[0]
         if given.isdecimal():
             return self._class(int(given))
-        hint = nearest(given, [*names, *ids]) or _alike(given, names)
+        hint = (of_kind(given, ids, names) if ids else "") or nearest(given, [*names, *ids])
         raise DataError(
             f"the model knows no class {given!r}{hint or f'; it knows {count}, such as {names[0]!r}'}"
         )
@@ -312,13 +313,6 @@ def explain(
     """
     explainer = Explainer(predictor, method, layer=layer, steps=steps, window=window, stride=stride)
     return explainer(image, label=label, top=top)
-
-
-def _alike(given: str, names: Sequence[str]) -> str:
-    """A hint where the words are right but the name is longer: "panda" for "lesser panda"."""
-    words = given.casefold().split()
-    alike = [name for name in names if any(word in name.casefold() for word in words)][:3]
-    return f"; did you mean {' or '.join(alike)}?" if alike else ""
 
 
 def _seen_box(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -31,13 +31,15 @@ class Signature:
     """What goes into a graph and what comes out.
 
     dtype: of the pixels, "uint8" or "float32". channels: of the pixels. minimum_size: pixels a side below
-    which a pool has nothing left to read. outputs: names, in order.
+    which a pool has nothing left to read. outputs: names, in order. maps: of the first layer, 0 where
+    nobody knows.
     """
 
     dtype: str
     channels: int
     minimum_size: int
     outputs: tuple[str, ...]
+    maps: int = field(default=0, compare=False)
 
 
 class Source:
@@ -122,7 +124,9 @@ def source_of(
     code = [*(["graphs/pooling.py"] if pool else []), *(["graphs/int8.py"] if int8 else [])]
     outputs = (*taps, *(("scores",) if scores else ()))
     facts = [pixels, *outputs, f"pool {pool}"]
-    signature = Signature(pixels, network.in_channels, cut.minimum_size, outputs)
+    signature = Signature(
+        pixels, network.in_channels, cut.minimum_size, outputs, cut.trunk[0].outputs
+    )
     return Source(build, partial(graph_key, model, facts, code), signature)
 
 

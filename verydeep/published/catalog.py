@@ -9,7 +9,7 @@ names (`_IMAGENET_CATEGORIES`, BSD-3-Clause), which tell apart the two cranes an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -169,3 +169,32 @@ def class_ids() -> tuple[str, ...]:
 def class_names() -> tuple[str, ...]:
     """Their names, "tench" first; all different."""
     return _classes()[1]
+
+
+# WordNet ids, first and last of each stretch: WordNet numbers what is of one kind together
+KINDS = {
+    "bird": ("n01503061-n01624833", "n01789386-n01861330", "n01999186-n02058221"),
+    "cat": ("n02120997-n02124623",),
+    "dog": ("n02084071-n02113978",),
+    "fish": ("n01439121-n01501160", "n02512053-n02666195"),
+    "insect": ("n02159955-n02322992",),
+    "monkey": ("n02484322-n02493793",),
+    "snake": ("n01726692-n01757901",),
+}
+
+
+def of_kind(word: str, ids: Iterable[str], names: Iterable[str]) -> str:
+    """A hint for whoever asks for "dog" where classes are breeds; "" for a word that is no kind we know.
+
+    ids, names: of the classes.
+    """
+    kind = word.strip().lower()
+    kind = kind if kind in KINDS else kind.removesuffix("s")
+    if kind not in KINDS:
+        return ""
+    spans = [span.split("-") for span in KINDS[kind]]
+    its = [n for i, n in zip(ids, names, strict=True) if any(a <= i <= b for a, b in spans)]
+    if not its:
+        return f"; it knows no {kind}"
+    more = f" and {len(its) - 12} more" if len(its) > 12 else ""
+    return f"; of this kind it knows {', '.join(its[:12])}{more}"

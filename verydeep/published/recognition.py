@@ -21,7 +21,7 @@ from ..errors import ModelFileError, WeightsError, nearest
 from ..files.folders import download_folders
 from ..files.hashes import digests_of, matches, sealed
 from ..preprocess import PRESETS, Preprocess
-from . import supply
+from . import builtin_models, find_model, supply
 from .catalog import ENTRIES, Entry, Published
 
 Known = tuple[Entry, Published]
@@ -144,7 +144,8 @@ def verdicts(name: str | os.PathLike[str]) -> tuple[Verdict, ...]:
     Raises WeightsError where there is nothing of that name.
     """
     name = os.fspath(name)
-    paths = [Path(name)]
+    own = name in builtin_models() or os.path.isdir(name)  # a built-in, or a run's folder
+    paths = [find_model(name) if own else Path(name)]
     reason = f"{name!r} is neither a file nor in the catalogue{nearest(name, ENTRIES)}"
     if entry := ENTRIES.get(name):
         folders = (supply.weights_folder(), *download_folders())
