@@ -166,8 +166,8 @@ class Network:
     in_channels: of the image. pool: a key of POOLS. head: what stands on top.
 
     name: the one people know ("vgg16_bn"), whatever the width, pooling or head. trunk: the layers from
-    conv1_1 to pool5. top: the head's layers, empty for a trunk alone. head_inputs: the trunk layers that
-    the head averages.
+    conv1_1 to pool5. top: the head's layers, empty for a trunk alone. layers: both. head_inputs: those of
+    the trunk that the head averages.
     """
 
     column: str
@@ -180,6 +180,7 @@ class Network:
     head_inputs: tuple[str, ...] = field(init=False, repr=False)
     trunk: tuple[Layer, ...] = field(init=False, repr=False)
     top: tuple[Layer, ...] = field(init=False, repr=False)
+    layers: tuple[Layer, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         require("column", self.column, COLUMNS, NetworkError)
@@ -192,19 +193,18 @@ class Network:
         if not is_whole(channels, 1, 4096):
             raise NetworkError(f"in_channels is {channels!r}; expected a whole number, 1 to 4096")
         entries = COLUMNS[self.column].split()
+        trunk = tuple(convolutions(entries, channels, self.batch_norm, width, self.pool))
         # past the frozen fields' guard; the top comes last, since it is made from the others
         vars(self).update(
             # A-LRN with batch norm is allowed, but nobody has named it
             name=_NAMES.get((self.column, self.batch_norm), "vgg11_lrn_bn"),
             head_inputs=self.head.layers if self.head.kind == "gap" else ("pool5",),
-            trunk=tuple(convolutions(entries, channels, self.batch_norm, width, self.pool)),
+            trunk=trunk,
             top=(),
+            layers=trunk,
         )
-        vars(self)["top"] = tuple(_top(self))
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        return self.trunk + self.top
+        top = tuple(_top(self))
+        vars(self).update(top=top, layers=trunk + top)
 
     @property
     def taps(self) -> tuple[str, ...]:
@@ -252,7 +252,7 @@ class Network:
         while trunk and trunk[-1].name not in taps:
             trunk = trunk[:-1]
         needed = replace(self)
-        vars(needed).update(trunk=trunk, top=top)
+        vars(needed).update(trunk=trunk, top=top, layers=trunk + top)
         return needed
 
     @property

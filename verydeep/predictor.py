@@ -269,12 +269,14 @@ class Predictor:
         ImageError where one cannot be read, EngineError where scores are not finite.
         """
         given, many = several(images)
-        answers = list(_good(self._scored(given, top, range, partial(self._answer, top))))
+        answers = list(_good(self.stream(given, top=top, range=range)))
         return answers if many else answers[0]
 
     def scores(self, images: ImageLike | Sequence[ImageLike], *, range: Range = None) -> np.ndarray:
         """Logits, (images, classes) float32, of one image or of several, as a call takes them."""
-        run = self._scored(several(images)[0], 1, range, lambda _, values, __: values["scores"])
+        asked = replace(self._labelling or self._pass((), scores=True), range=range)
+        given, _ = several(images)
+        run = self._run(given, asked, DEFAULT_BATCH, lambda _, values, __: values["scores"])
         rows = list(_good(run))
         classes = self.record.network.head.classes
         return np.stack(rows) if rows else np.zeros((0, classes), np.float32)
@@ -293,7 +295,10 @@ class Predictor:
         their own, at most one batch ahead of that; a generator may fill one array or tensor again and
         again. An image that cannot be read gives a `Failure` and stops nothing.
         """
-        return self._scored(_each(images), top, range, partial(self._answer, top), batch)
+        if top < 1 or batch < 1:
+            raise DataError(f"top is {top} and batch is {batch}; expected 1 or more of each")
+        asked = replace(self._labelling or self._pass((), scores=True), range=range)
+        return self._run(_each(images), asked, batch, partial(self._answer, top))
 
     def features(
         self,
@@ -411,20 +416,6 @@ class Predictor:
             rest = [] if asked.pool else rest if sides else [0] * len(rest)
             values[row.layer.name] = np.zeros((0, channels, *rest), np.float32)
         return {name: values[name] for name in asked.taps}
-
-    def _scored(
-        self,
-        images: Iterable[ImageLike],
-        top: int,
-        range: Range,
-        give: Give[T],
-        batch: int = DEFAULT_BATCH,
-    ) -> Iterator[T | Failure]:
-        """As `_run`, for the scores of the labels."""
-        if top < 1 or batch < 1:
-            raise DataError(f"top is {top} and batch is {batch}; expected 1 or more of each")
-        asked = self._labelling or self._pass((), scores=True)
-        return self._run(images, replace(asked, range=range), batch, give)
 
     def _answer(self, top: int, path: str | None, values: Values, engine: str) -> Answer:
         labels, ids = self.labels, self.record.class_ids or self.labels

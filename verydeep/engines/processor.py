@@ -29,8 +29,6 @@ FAST = frozenset("avx512_vnni avx_vnni avx_vnni_int8 amx_int8 asimddp i8mm".spli
 # as macOS names them, by the sysctl that lists or has them
 MACOS = {"machdep.cpu.leaf7_features": "AVX512VNNI", "hw.optional.arm.FEAT_DotProd": "1"}
 
-CHANNELS, LARGEST, WEIGHT = 16, 255, 127
-
 
 @cache
 def processor() -> str:
@@ -141,34 +139,11 @@ def overflows(engine: str) -> bool:
 
     EngineError where the engine is unknown, not installed, or takes no int8 graph.
     """
-    import numpy as np
-    from onnx import TensorProto
-
-    from ..graphs.writer import Writer
+    from ..graphs.int8 import large_sum
     from . import Engine
 
-    total = float(LARGEST * WEIGHT * CHANNELS * 9)
-    to = Writer(name="overflow")
-    to.input("pixels", TensorProto.UINT8, ["batch", "height", "width", CHANNELS])
-    one = to.constant("one", np.ones((), np.float32))
-    zero = to.constant("zero", np.zeros((), np.uint8))
-    scale = to.constant("sum_scale", np.array(total / 200, np.float32))  # the sum is 200 in 8 bits
-    weight = to.constant("weight_q", np.full((CHANNELS, CHANNELS, 3, 3), WEIGHT, np.int8))
-    scales = to.constant("weight_scale", np.ones(CHANNELS, np.float32))
-    zeros = to.constant("weight_zero", np.zeros(CHANNELS, np.int8))
-    to.node("Transpose", ["pixels"], "nchw", perm=[0, 3, 1, 2])
-    to.node("Cast", ["nchw"], "float", to=TensorProto.FLOAT)
-    to.node("QuantizeLinear", ["float", one, zero], "float_q")
-    to.node("DequantizeLinear", ["float_q", one, zero], "input")
-    to.node("DequantizeLinear", [weight, scales, zeros], "weight", axis=0)
-    to.node(
-        "Conv", ["input", "weight"], "sum_float", kernel_shape=[3, 3], pads=[1] * 4, strides=[1, 1]
-    )
-    to.node("QuantizeLinear", ["sum_float", scale, zero], "sum_q")
-    to.node("DequantizeLinear", ["sum_q", scale, zero], "sum")
-    to.output("sum", ["batch", CHANNELS, "sum_height", "sum_width"])
-    opened = Engine(engine, to.graph(), precision="int8", threads=1)
-    sums = opened.run(np.full((1, 8, 8, CHANNELS), LARGEST, np.uint8))["sum"]
+    graph, pixels, total = large_sum()
+    sums = Engine(engine, graph, precision="int8", threads=1).run(pixels)["sum"]
     return bool(abs(float(sums[0, 0, 4, 4]) / total - 1) > 0.01)
 
 

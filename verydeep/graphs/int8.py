@@ -19,11 +19,12 @@ import numpy as np
 import onnx
 
 from ..errors import LayerError, ModelFileError, nearest
+from ..modelfile import Activation
 from . import network as float_graph
 from .writer import Graph, Writer
 
 if TYPE_CHECKING:
-    from ..modelfile import Activation, ModelFile
+    from ..modelfile import ModelFile
     from ..nets import Network
 
 Array = np.ndarray
@@ -107,6 +108,28 @@ def rounded(
             writer.copy(node, {name: f"{name}_float"})
             rounding(writer, f"{name}_float", how, f"{name}_q", name)
     return writer.graph()
+
+
+def large_sum() -> tuple[Graph, Array, float]:
+    """A convolution whose sums do not fit into 16 bits, pixels for it, and the sum of all its products."""
+    channels, largest, weight = 16, 255, 127
+    total = float(largest * weight * channels * 9)
+    writer = Writer(name="overflow")
+    writer.input("pixels", onnx.TensorProto.UINT8, ["batch", "height", "width", channels])
+    writer.node("Transpose", ["pixels"], "nchw", perm=[0, 3, 1, 2])
+    writer.node("Cast", ["nchw"], "input", to=onnx.TensorProto.FLOAT)
+    weights = np.full((channels, channels, 3, 3), weight, np.float32)
+    parts = [
+        writer.constant("weight", weights),
+        writer.constant("bias", np.zeros(channels, np.float32)),
+    ]
+    moves = {"kernel_shape": [3, 3], "pads": [1] * 4, "strides": [1, 1]}
+    writer.node("Conv", ["input", *parts], "sum", **moves)
+    writer.output("sum", ["batch", channels, "sum_height", "sum_width"])
+    # the sum is 200 in 8 bits
+    how = {"input": Activation(1.0), "sum": Activation(total / 200)}
+    graph = rounded(writer.graph(), how, {"sum": np.ones(channels)})
+    return graph, np.full((1, 8, 8, channels), largest, np.uint8), total
 
 
 def rounding(writer: Writer, value: str, how: Activation, middle: str, output: str) -> None:

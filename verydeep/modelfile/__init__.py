@@ -67,6 +67,7 @@ class Tensor:
     stop: int
 
 
+@dataclass(eq=False, repr=False)
 class ModelFile:
     """An open model file, memory-mapped. `read` makes one.
 
@@ -82,21 +83,12 @@ class ModelFile:
     one of another size, header, or first numbers of a tensor.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        record: Record,
-        stored: Mapping[str, NDArray[Any]],
-        mapped: mmap.mmap,
-        status: os.stat_result,
-    ) -> None:
-        self.path = path
-        self.record = record
-        self.stored: Mapping[str, NDArray[Any]] = MappingProxyType(dict(stored))
-        self._status = status
-        self._absolute = path.absolute()  # the working folder may be another one tomorrow
-        self._mapped = mapped
-        self._is_private = not memoryview(mapped).readonly
+    path: Path
+    record: Record
+    stored: Mapping[str, NDArray[Any]]
+    _absolute: Path  # the working folder may be another one tomorrow
+    _mapped: mmap.mmap
+    _status: os.stat_result  # of the file that was opened, whatever has its name by now
 
     def __repr__(self) -> str:
         return f"ModelFile({str(self.path)!r}, {self.record.network!r})"
@@ -133,7 +125,8 @@ class ModelFile:
                 )
             array = dequantised(self.stored, key)
             if writable and not array.flags.writeable:
-                array = array.view() if self._is_private else array.copy()
+                shared = memoryview(self._mapped).readonly
+                array = array.copy() if shared else array.view()
                 array.flags.writeable = True
             result[key] = array
         return result
@@ -212,7 +205,7 @@ def about(path: Path, text: str) -> ModelFileError:
 
 
 def _read(path: Path, file: BinaryIO) -> ModelFile:
-    status = os.fstat(file.fileno())  # of the file that is open, whatever has its name by now
+    status = os.fstat(file.fileno())
     first = file.read(64)
     if not first:
         raise ModelFileError("the file is empty; expected a model file")
@@ -239,7 +232,7 @@ def _read(path: Path, file: BinaryIO) -> ModelFile:
         array.flags.writeable = False
         stored[name] = array
     check_scales(stored)
-    return ModelFile(path, record, stored, mapped, status)
+    return ModelFile(path, record, MappingProxyType(stored), path.absolute(), mapped, status)
 
 
 def _parse(path: Path, file: BinaryIO) -> tuple[dict[str, str], dict[str, Tensor], int]:

@@ -186,36 +186,31 @@ class Preprocess:
         range: the values that mean black and white, as in `decode`.
         ImageError where the image cannot be used.
         """
-        source = decode(image, range=range)
+        source, name = decode(image, range=range), name_of(image)
         if self.channel_order == "L":
             source = (
                 source @ _LUMA[:, None] if isinstance(source, np.ndarray) else source.convert("L")
             )
-        try:
-            resized = self._resize(source, name_of(image))
-            return np.array(_centre_crop(resized, self.crop_size))  # PIL's own is read-only
-        except MemoryError as error:
-            raise ImageError(
-                f"{name_of(image)}: not enough memory to resize or crop it; ask for a smaller size"
-            ) from error
-
-    def _resize(self, source: Image.Image | Pixels, name: str) -> Pixels:
-        """(height, width, channels), resized by PIL."""
-        if isinstance(source, np.ndarray):
-            height, width = source.shape[:2]
-        else:
-            width, height = source.size
+        height, width = (
+            source.shape[:2] if isinstance(source, np.ndarray) else (source.height, source.width)
+        )
         new = self._resized_size(height, width)
         if new[0] * new[1] > pixel_limit():
             raise ImageError(
                 f"{name}: {width} x {height} pixels would be resized to {new[1]} x {new[0]}, more "
                 f"than {pixel_limit()} pixels; crop it first"
             )
-        if self.detail is not None and self.detail < min(height, width):
-            scale = self.detail / min(height, width)
-            small = max(1, round(scale * height)), max(1, round(scale * width))
-            return self._scaled(self._scaled(source, small), new)
-        return self._scaled(source, new)
+        try:
+            if self.detail is not None and self.detail < min(height, width):
+                scale = self.detail / min(height, width)
+                small = max(1, round(scale * height)), max(1, round(scale * width))
+                source = self._scaled(source, small)
+            # an array of its own, since PIL's is read-only
+            return np.array(_centre_crop(self._scaled(source, new), self.crop_size))
+        except MemoryError as error:
+            raise ImageError(
+                f"{name}: not enough memory to resize or crop it; ask for a smaller size"
+            ) from error
 
     def _scaled(self, source: Image.Image | Pixels, new: tuple[int, int]) -> Pixels:
         """(height, width, channels) of that size; read-only where it comes from PIL."""

@@ -16,9 +16,11 @@ BUILTIN = Path(__file__).parents[1] / "builtin"
 
 def builtin_models() -> dict[str, Path]:
     """The models that ship in the package, by the name `load` takes: "builtin" is the VGG-16."""
-    files = BUILTIN.glob("*.safetensors")
-    models = {"builtin" if f.stem == "vgg16" else f"builtin/{f.stem}": f for f in files}
-    return dict(sorted(models.items()))
+    models = {"builtin": BUILTIN / "vgg16.safetensors"}
+    for file in sorted(BUILTIN.glob("*.safetensors")):
+        if file not in models.values():
+            models[f"builtin/{file.stem}"] = file
+    return models
 
 
 def find_model(name_or_path: str | os.PathLike[str]) -> Path:
