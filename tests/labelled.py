@@ -48,11 +48,12 @@ def trained(
     event: Any = None,
     resume: bool = False,
     init: Any = None,
+    device: str = "cpu",
     **changes: Any,
 ) -> TrainResult:
     """The result of `small-images` on a VGG-11 with batch norm, a sixteenth as wide."""
     settings = {**SETTINGS, **changes}
     return train(
         "small-images", data, out=out, model="vgg11_bn", width=1 / 16, settings=settings,
-        init=init, event=event, resume=resume, device="cpu",
+        init=init, event=event, resume=resume, device=device,
     )  # fmt: skip

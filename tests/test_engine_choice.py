@@ -8,14 +8,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 import verydeep
 from verydeep import engines, modelfile
-from verydeep.engines import ENGINES, Engine, Kind, Run, choice, ort, processor, race
+from verydeep.engines import ENGINES, Engine, Kind, Run, check, choice, ort, processor, race
 from verydeep.engines.choice import Choice
 from verydeep.engines.race import Memory, Standing
 from verydeep.errors import EngineError
@@ -114,6 +114,30 @@ def test_the_quickest_wins(
     )
     (row,) = Memory().choices()
     assert [r["engine"] for r in row["standings"]] == ["onnxruntime", "slow", "slower"]
+
+
+def test_an_engine_that_is_slow_on_the_processor_may_win_on_a_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = {("onnxruntime", "cpu"): 0.03, ("torch", "cpu"): 0.2, ("torch", "cuda"): 0.0}
+
+    class Sleeping:
+        def __init__(self, name: str, _: object, *, device: str, settings: object, **_told: Any):
+            self.name, self.device, self.settings = name, device, settings
+            if (name, device) not in seconds:
+                raise EngineError("it is not there")
+
+        def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+            time.sleep(seconds[self.name, self.device])
+            return {"scores": np.ones((len(image), 2))}
+
+    monkeypatch.setattr(race, "Engine", Sleeping)
+    monkeypatch.setattr("verydeep.engines.torch.devices", lambda: ("cuda", "cpu"))
+    kinds = [ENGINES["onnxruntime"], ENGINES["torch"]]
+    told: Any = {"precision": "fast", "threads": 1, "devices": ("cpu", "cuda"), "seconds": 0.2}
+    winner, standings = race.race(cast(Any, None), BATCH, kinds, **told)
+    assert (winner.name, winner.device) == ("torch", "cuda")
+    assert {(row.engine, row.device) for row in standings} == set(seconds)
 
 
 def test_a_wrong_engine_is_left_out(
@@ -350,6 +374,18 @@ def test_a_stream_is_raced_and_stays_right(
     again = verydeep.load(model, threads=1)
     list(again.stream(files))
     assert "measuring " not in capsys.readouterr().err
+
+
+def test_int8_on_a_gpu_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch has CUDA and no integers: that it has the one must not stand for the other."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check("auto", "half", "cuda")
+    with pytest.raises(EngineError, match="onnxruntime finds no CUDA device here"):
+        check("auto", "int8", "cuda")
+    with pytest.raises(EngineError, match="no engine that is installed computes int8 on mps"):
+        check("auto", "int8", "mps")
 
 
 def test_options_of_the_command(verydeep: Command, model: Path, tmp_path: Path) -> None:

@@ -189,6 +189,47 @@ def test_cuda_where_there_is_one(built: Graph) -> None:
         assert relative_error(ours, theirs) <= TOLERANCES[precision]
 
 
+TF32 = """
+import sys, torch
+from verydeep.engines.torch import precise
+cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+def settings():
+    newer = [o.fp32_precision for o in (cudnn.conv, cudnn.rnn, products)]
+    return [*newer, cudnn.benchmark, cudnn.deterministic]
+cudnn.benchmark = cudnn.deterministic = True
+exec(sys.argv[1])
+before = settings()
+with precise("cuda", "exact"):
+    conv, _, matmul, *others = settings()
+    assert "tf32" not in (conv, matmul), (conv, matmul)
+    assert others == [True, True]
+assert settings() == before, settings()
+"""
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "pass",
+        "torch.set_float32_matmul_precision('high')",
+        "torch.set_float32_matmul_precision('medium')",
+        "cudnn.allow_tf32 = False",
+        "torch.backends.fp32_precision = 'tf32'",
+        "cudnn.fp32_precision = 'tf32'",
+        "cudnn.conv.fp32_precision = 'ieee'",
+        "products.fp32_precision = 'tf32'",
+    ],
+)
+def test_exact_whatever_the_program_told_torch_of_tf32(told: str) -> None:
+    """torch has two names for it and reads neither where the other was written; what was set is kept."""
+    import torch
+
+    if not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("this torch has one name for it")
+    done = subprocess.run([sys.executable, "-c", TF32, told], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+
+
 def test_onnxruntime_does_not_fall_back_to_the_cpu(
     built: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:

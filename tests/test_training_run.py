@@ -132,6 +132,16 @@ def test_muon_on_growing_images_resumes_to_the_bit(
     assert [line["side"] for line in result.log if line["event"] == "epoch"] == [16, 16, 32, 32]
 
 
+def test_in_channels_last_a_run_resumes_to_the_bit(data: Path, tmp_path: Path) -> None:
+    """A checkpoint has its numbers in one order, and SGD's fused step takes the momentum as it lies."""
+    trained(data, tmp_path / "whole", layout="channels-last")
+    stop = At(7, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        trained(data, tmp_path / "cut", event=stop, layout="channels-last")
+    trained(data, tmp_path / "cut", resume=True, layout="channels-last")
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
 def test_a_signal_before_the_first_step_is_not_waited_for(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -259,11 +259,15 @@ def check(engine: str, precision: str, device: str = "auto", threads: int | None
             raise EngineError(f"engine {engine} is not installed; install it with: {kind.install}")
     if device in ("cuda", "mps"):
         kinds = [k for k in installed() if engine in ("auto", k.name) and device in k.devices]
-        if not any(device in kind.load().devices() for kind in kinds):
-            who = " or ".join(kind.name for kind in kinds) or "no engine that is installed"
+        able = [kind for kind in kinds if precision in kind.precisions]
+        if not able:
             raise EngineError(
-                f"{who} finds {'no' if kinds else 'a'} {DEVICE_NAMES[device]} here; expected one, "
-                "or --device cpu"
+                f"no engine that is installed computes {precision} on {device}; use --device cpu"
+            )
+        if not any(device in kind.load().devices() for kind in able):
+            who = " or ".join(kind.name for kind in able)
+            raise EngineError(
+                f"{who} finds no {DEVICE_NAMES[device]} here; expected one, or --device cpu"
             )
 
 

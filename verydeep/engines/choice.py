@@ -122,10 +122,10 @@ class Choice:
         """ONNX Runtime: always there, and quick to start. On a GPU that is asked for by name, torch."""
         device = self._devices[0]
         name = REFERENCE
-        if device != "cpu" and ENGINES["torch"].available:
-            name = "torch"
-        elif self.precision == "int8":  # whose sums may overflow in some
+        if self.precision == "int8":  # whose sums may overflow in some
             name = next((kind.name for kind in self._kinds()), REFERENCE)
+        elif device != "cpu" and ENGINES["torch"].available:
+            name = "torch"
         return self._opened(name, device, {})
 
     def _opened(self, name: str, device: str, settings: Settings) -> Engine:

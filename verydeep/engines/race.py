@@ -135,7 +135,7 @@ def race(
         (kind.name, device, settings)
         for kind in kinds
         for device in devices
-        if device in kind.devices
+        if device == "cpu" or (device in kind.devices and device in kind.load().devices())
         for settings in kind.variants(source, precision, threads, len(pixels))
     ]
     ours = [entrant for entrant in entrants if entrant[:2] == (REFERENCE, "cpu")][:1]
@@ -151,10 +151,10 @@ def race(
     champion = judge if ours else None
     standings = [standing(judge, timed(judge, pixels), 0.0)] if ours else []
     del judge  # where it does not run itself, its half gigabyte is free again
-    out: set[str] = set()
+    out: set[tuple[str, str]] = set()  # engines, each on a device
     rest = [entrant for entrant in entrants if entrant not in ours]
     for name, device, settings in stage(rest, "measuring engines", "engine"):
-        if name in out:
+        if (name, device) in out:
             continue
         try:
             challenger = opened(name, device, settings)
@@ -167,14 +167,14 @@ def race(
                 )
         except EngineError as reason:
             log.info(f"engine {name} is left out: {reason}")
-            out.add(name)
+            out.add((name, device))
             continue
         if champion is None:
             ratio, theirs = 0.0, timed(challenger, pixels)
         else:
             ratio, theirs = _duel(champion, challenger, pixels, seconds / len(rest))
         if ratio > CLEAR:
-            out.add(name)  # other settings of it will not win either
+            out.add((name, device))  # other settings of it will not win either
         if ratio < 1:
             champion = challenger
         standings.insert(0 if ratio < 1 else len(standings), standing(challenger, theirs, error))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,13 +70,30 @@ def worker(threads: int | None) -> ThreadPoolExecutor:
 
 @contextmanager
 def precise(device: str, precision: str) -> Iterator[None]:
-    """CUDA's own default multiplies in TF32, which keeps ten bits; that is only for `half`."""
+    """CUDA multiplies in TF32, which keeps ten bits, in convolutions unless it is told not to, in products
+    where somebody told it to; that is only for `half`.
+    """
     import torch
 
     if device != "cuda" or precision == "half":
         yield
         return
-    with _SETTINGS.lock, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    switches: tuple[tuple[Callable[[], Any], Callable[[Any], None], object, Any], ...] = (
+        (lambda: cudnn.allow_tf32, partial(setattr, cudnn, "allow_tf32"), False,
+         getattr(cudnn, "conv", None)),
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest", products),
+    )  # fmt: skip
+    with _SETTINGS.lock, ExitStack() as restoring:
+        for read, write, exact, newer in switches:
+            with suppress(RuntimeError):  # torch says no more what was set by its newer name
+                before = read()
+                if before != exact:
+                    write(exact)
+                    restoring.callback(write, before)
+            if getattr(newer, "fp32_precision", None) == "tf32":  # since torch 2.9
+                newer.fp32_precision = "ieee"
+                restoring.callback(setattr, newer, "fp32_precision", "tf32")
         yield
 
 

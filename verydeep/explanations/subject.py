@@ -15,7 +15,7 @@ import numpy as np
 
 from ..engines import REFERENCE, Engine, check
 from ..engines.forks import Turns
-from ..errors import ImageError, MissingExtraError
+from ..errors import EngineError, ImageError, MissingExtraError
 from ..graphs import Source
 from ..predictor import Failure, Features, Predictor
 
@@ -106,7 +106,16 @@ class Subject:
                 return compute(self._module(device), x)
 
         with worker(None if threads is None else int(threads)) as thread:
-            return thread.submit(run).result()
+            try:
+                return thread.submit(run).result()
+            except RuntimeError as error:
+                if "fork" not in str(error):
+                    raise
+                # where torch finds a GPU, one backward pass in the parent is enough for it
+                raise EngineError(
+                    "torch computes no gradients in a process made by fork from one that computed some "
+                    "beside a GPU; start it with method spawn, or take cam or occlusion"
+                ) from error
 
     def _module(self, device: str) -> VGG:
         """In evaluation mode, without gradients to its weights; the predictor's own is kept."""

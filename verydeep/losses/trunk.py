@@ -119,7 +119,7 @@ class Looking(nn.Module):
             body.requires_grad_(False).to(memory_format=torch.channels_last)
         self.layers, self.channels, self.table = body.taps, body.channels, body.network
         self.range, self.checkpointing, self.check = range, checkpointing, check
-        self._looked = False
+        self._looked: set[str] = set()  # the arguments whose values were looked at
         record = body.record.preprocess if body.record else TORCHVISION
         if len(record.mean) != self.table.in_channels:
             raise NetworkError(
@@ -308,9 +308,10 @@ class Looking(nn.Module):
             raise ImageError(f"{what} is of {image.dtype}; expected floats, or uint8")
         # On other devices than the processor a look at the values waits for all work before it, so
         # there it is the first call's alone: the range is a property of the program, not of the batch.
-        again = image.device.type != "cpu" and self._looked
+        again = image.device.type != "cpu" and what in self._looked
         if self.check and not again and not transformed():
             _look(image, what, range or self.range)
+            self._looked.add(what)
         return image, limits(range or self.range)
 
     def _pair(
@@ -328,12 +329,10 @@ class Looking(nn.Module):
                     f"the reference was remembered of {len(target)} images of {height}x{width}, and there "
                     f"are {len(x)} of {x.shape[2]}x{x.shape[3]}; expected one or as many, of the same size"
                 )
-            self._looked = True
             x = self._normalised(x, *black_white)
             values = {tap: value.to(x.device, x.dtype) for tap, value in target.values.items()}
             return x, values
         y, other = self._seen(target, names[1], range)
-        self._looked = True
         if x.shape[2:] != y.shape[2:] or (len(x) != len(y) and 1 not in (len(x), len(y))):
             raise ImageError(
                 f"{names[0]} has shape {tuple(x.shape)} and {names[1]} {tuple(y.shape)}; expected the "

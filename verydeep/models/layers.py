@@ -54,8 +54,9 @@ class L2Pool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # The window (1/4, 1/2, 1/4) is (1/2, 1/2) twice, so two plain averages of 2x2 compute it:
-        # no weights to carry along, and no channel count to know.
-        squares = F.avg_pool2d(x * x, 2, stride=1, padding=1)
+        # no weights to carry along, and no channel count to know. The edge is padded apart, since
+        # avg_pool2d's own padding gives wrong gradients on CUDA in channels-last (pytorch#188344).
+        squares = F.avg_pool2d(F.pad(x * x, (1, 1, 1, 1)), 2, stride=1)
         return torch.sqrt(F.avg_pool2d(squares, 2, stride=2) + self.epsilon)
 
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..engines.torch import precise
 from ..errors import VerydeepError
 from ..models import VGG
 from ..preprocess import Preprocess
@@ -180,7 +181,9 @@ class Learner:
         """
         was = self.average.training
         self.average.eval()
-        with torch.inference_mode(), arithmetic(self.config.precision, self.device):
+        fp32 = self.config.precision == "fp32"  # not TF32 here: what is measured is the model file
+        exact = precise(self.device.type, "exact" if fp32 else "half")
+        with torch.inference_mode(), exact, arithmetic(self.config.precision, self.device):
             scores = self.average(self._shaped(torch.from_numpy(images), None, side))
         self.average.train(was)
         return torch.softmax(scores.float(), 1).cpu()
@@ -209,6 +212,11 @@ class Learner:
             state.setdefault(int(number), {})[key] = value
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        for parameter, held in self.optimiser.state.items():
+            for key, value in held.items():
+                if value.shape == parameter.shape:
+                    # a fused step takes the numbers as they lie, and a checkpoint has them in one order
+                    held[key] = torch.empty_like(parameter).copy_(value)
 
     def _losses(self, scores: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(

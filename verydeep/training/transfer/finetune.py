@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ... import modelfile
+from ...engines.torch import precise
 from ...errors import DataError
 from ...files.atomic import replacing
 from ...models import layers as module_layers
@@ -221,7 +222,7 @@ def run(
     """Fine-tune on labelled photos and write model.safetensors, report.html and the rest into `out`.
 
     data, val: as `verydeep.training.images.data.find` takes them. resume: go on from the last checkpoint.
-    device: of the frozen blocks; the upper ones are trained on the CPU.
+    device: as for `verydeep.load`; the upper blocks are trained on a CUDA device or the CPU.
     """
     return _Run(config, Path(out), device, event).train(data, val, resume)
 
@@ -239,11 +240,14 @@ class _Run:
     def __init__(
         self, config: FinetuneConfig, folder: Path, device: str, event: Event | None
     ) -> None:
+        cuda = device in ("auto", "cuda") and torch.cuda.is_available()
+        self.where = torch.device("cuda" if cuda else "cpu")  # the upper blocks
         self.free = config.precision == "auto"
         if self.free:
             # torch for some systems is built without oneDNN, and then does not know the question
-            able = torch.backends.mkldnn.is_available() and (  # type: ignore[no-untyped-call]
-                torch.ops.mkldnn._is_mkldnn_bf16_supported()
+            able = cuda or (
+                torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+                and torch.ops.mkldnn._is_mkldnn_bf16_supported()
             )
             config = replace(config, precision="bf16" if able else "fp32")
         self.config, self.folder, self.device = config, folder, device
@@ -285,7 +289,7 @@ class _Run:
             return self._again()
         found = self._open(resume)
         try:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng([0] if self.where.type == "cuda" else []):
                 return self._train(found)
         finally:
             if self.log is not None:
@@ -302,7 +306,7 @@ class _Run:
         readable = np.flatnonzero(good)
         fold = linear_head.folds(labels[readable], parts, seed=config.seed)
         learn, hold = readable[fold != 0], readable[fold == 0]
-        upper = self._start(views, labels, learn)
+        upper = self._start(views, labels, learn).to(self.where)
         optimiser = torch.optim.AdamW(groups(upper, config), weight_decay=config.decay)
         mean = {k: v.detach().clone() for k, v in upper.named_parameters()}
         best = {k: v.clone() for k, v in mean.items()}
@@ -407,9 +411,10 @@ class _Run:
                 group["lr"] = group["rate"] * share
             rate = config.rate * share
             picked = slice(number * config.batch, (number + 1) * config.batch)
-            maps, averages = _batch(views, order[picked], which[picked])
-            truth = torch.from_numpy(labels[order[picked]])
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+            maps, averages = _batch(views, order[picked], which[picked], self.where)
+            truth = torch.from_numpy(labels[order[picked]]).to(self.where)
+            bf16 = config.precision == "bf16"
+            with torch.autocast(self.where.type, torch.bfloat16, enabled=bf16):
                 scores = upper(maps, averages)
             loss = F.cross_entropy(scores.float(), truth, label_smoothing=config.smoothing)
             value = loss.item()
@@ -441,11 +446,11 @@ class _Run:
     def _scores(self, upper: Upper, photos: Frozen, which: NDArray[Any]) -> NDArray[np.float32]:
         upper.eval()
         found = []
-        with torch.no_grad():
+        with torch.no_grad(), precise(self.where.type, "exact"):
             for begin in range(0, len(which), 64):
                 part = which[begin : begin + 64]
-                maps, averages = _batch([photos], part, np.zeros(len(part), int))
-                found.append(upper(maps, averages).numpy())
+                maps, averages = _batch([photos], part, np.zeros(len(part), int), self.where)
+                found.append(upper(maps, averages).cpu().numpy())
         return np.concatenate(found) if found else np.zeros((0, len(self.data.classes)), np.float32)
 
     def _finish(
@@ -462,7 +467,7 @@ class _Run:
         samples, probabilities = self._validate(upper)
         truth = np.array([s.label for s in samples], np.int64)
         top1, top5 = figures.top(probabilities, truth), figures.top(probabilities, truth, 5)
-        self._write_model(upper, divide, top1, top5, len(truth))
+        self._write_model(upper.cpu(), divide, top1, top5, len(truth))
         self.tell({
             "event": "end", "time": about.now(), "seconds": self.seconds,
             "best_epoch": int(np.argmin([one["hold_loss"] for one in history])),
@@ -640,13 +645,13 @@ def _first(network: Network, blocks: int) -> int:
 
 
 def _batch(
-    views: Sequence[Frozen], which: NDArray[Any], view: NDArray[Any]
+    views: Sequence[Frozen], which: NDArray[Any], view: NDArray[Any], where: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Maps and averages of those photos, each in its view."""
+    """Maps and averages of those photos, each in its view, on the device."""
     pairs = list(zip(which.tolist(), view.tolist(), strict=True))
     maps = np.stack([views[v].maps[w] for w, v in pairs]).astype(np.float32)
     averages = np.stack([views[v].averages[w] for w, v in pairs])
-    return torch.from_numpy(maps), torch.from_numpy(averages)
+    return torch.from_numpy(maps).to(where), torch.from_numpy(averages).to(where)
 
 
 def _share(step: int, steps: int, epochs: int) -> float:
@@ -664,8 +669,8 @@ def _restore(
     with torch.no_grad():
         for name, value in upper.named_parameters():
             value.copy_(found.tensors[f"model.{name}"])
-            mean[name] = found.tensors[f"average.{name}"].clone()
-            best[name] = found.tensors[f"best.{name}"].clone()
+            mean[name].copy_(found.tensors[f"average.{name}"])
+            best[name].copy_(found.tensors[f"best.{name}"])
     state: dict[int, dict[str, Tensor]] = {}
     for name, kept in found.tensors.items():
         if name.startswith("optimiser."):
