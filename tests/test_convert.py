@@ -948,6 +948,52 @@ def test_convert_command(tmp_path: Path) -> None:
     )
 
 
+def test_a_pth_is_a_torch_file_and_the_way_back_keeps_all(tmp_path: Path) -> None:
+    net = small("vgg11_bn")
+    torch.save(state(net), tmp_path / "in.pth")
+    model, back = tmp_path / "m.safetensors", tmp_path / "back.pth"
+    convert.convert(
+        tmp_path / "in.pth", model, preprocess="caffe", labels=[(f"n{i}", f"a {i}") for i in range(5)],
+        licence="MIT",
+    )  # fmt: skip
+    result = run("convert", model, back)
+    assert result.exception is None
+    assert result.stdout == f"{back}\n"
+    assert zipfile.is_zipfile(back)
+    loaded = torch.load(back, weights_only=True)
+    torchvision_module(net).load_state_dict(loaded)
+    again = tmp_path / "again.safetensors"
+    assert run("convert", back, again, "--preprocess", "caffe").exception is None
+    assert modelfile.read(again).record.network == net
+    for key, tensor in state(net).items():
+        assert torch.equal(loaded[key], tensor)
+        np.testing.assert_array_equal(modelfile.read(again).tensors()[key], tensor.numpy())
+    assert (
+        run("convert", model, tmp_path / "copy.safetensors", "--licence", "BSD").exception is None
+    )
+    record, kept = (
+        modelfile.read(tmp_path / "copy.safetensors").record,
+        modelfile.read(model).record,
+    )
+    assert (record.preprocess, record.class_ids, record.class_names, record.licence) == (
+        CAFFE, kept.class_ids, kept.class_names, "BSD",
+    )  # fmt: skip
+    assert record.provenance["sha256"] == modelfile.read(model).sha256
+    assert convert.convert(model, again, trunk=True).network == small("vgg11_bn", classes=0)
+    told = run("convert", model, tmp_path / "x.pth", "--to", "verydeep")
+    assert "a model file ends in .safetensors" in str(told.exception)
+    assert not (tmp_path / "x.pth").exists()
+
+
+def test_a_quantised_model_is_no_state_dict(tmp_path: Path) -> None:
+    source = Path(__file__).parent / "golden" / "modelfile_int8.safetensors"
+    for name in ("out.pth", "out.safetensors"):
+        result = run("convert", source, tmp_path / name)
+        assert isinstance(result.exception, WeightsError)
+        assert "convert the float model that it was made from" in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_without_labels_gives_one_line(tmp_path: Path) -> None:
     torch.save(state(small()), tmp_path / "in.pth")
     (tmp_path / "labels.txt").write_text("\n")

@@ -110,7 +110,7 @@ def _labels(
 
 
 @weights.command()
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @click.option(
     "--preprocess", metavar="PRESET",
@@ -123,9 +123,9 @@ def _labels(
     "--from", "layout", metavar="LAYOUT", help="The layout of IN, where its names mislead."
 )
 @click.option(
-    "--to", type=click.Choice(["verydeep", "torchvision", "timm"]), default="verydeep",
-    show_default=True,
-    help="A model file, or a state dict for the other two (.safetensors or .pth).",
+    "--to", type=click.Choice(["verydeep", "torchvision", "timm"]),
+    help="A model file, or a state dict for the other two (.safetensors or .pth). [default: verydeep, but "
+    "torchvision for a .pth]",
 )  # fmt: skip
 @click.option(
     "--as", "claim", metavar="NAME", help="The published weights that IN must prove to be."
@@ -141,18 +141,20 @@ def _labels(
     "name or not.",
 )  # fmt: skip
 @click.option("--licence", default="", help="The licence of the weights, for the record.")
-def convert(source: Path, target: Path, to: str, **told: Any) -> None:
+def convert(source: str, target: Path, to: str | None, **told: Any) -> None:
     """Convert weights that others saved into a model file, or a model file for torchvision or timm.
 
-    IN is .pth, .safetensors, .keras, .h5, .weights.h5, .npz, .npy, .pkl or .caffemodel, in the layout of
-    torchvision (of any year), timm, Keras, Caffe or Flax, recognised by its names and shapes.
+    IN is a model file, a name of `verydeep weights list`, or .pth, .safetensors, .keras, .h5, .weights.h5,
+    .npz, .npy, .pkl or .caffemodel, in the layout of torchvision (of any year), timm, Keras, Caffe or Flax,
+    recognised by its names and shapes.
     """
     from ..published import conversion as converters
 
+    to = to or ("torchvision" if target.suffix in converters.STATE_DICTS else "verydeep")
     if to != "verydeep":
         if any(told.pop(key) for key in ("preprocess", "labels", "licence")):
             raise click.UsageError(f"a state dict for {to} has no place for what it expects")
-        net = converters.export(source, target, to, **told)
+        net = converters.export(source, target, to, **told).network
         log.info(f"{target}: {net.name} for {to}; a state dict does not say its pre-processing")
     else:
         net = converters.convert(source, target, **told).network

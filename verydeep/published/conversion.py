@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ..files.strict_json import JSON
 from ..modelfile import Record
 from ..nets import Head, Network
 from ..preprocess import PRESETS, Preprocess
-from . import catalog
+from . import catalog, find_model
 from .catalog import Entry
 from .foreign import read_tensors
 from .layouts import arrange, to_timm
@@ -34,8 +35,8 @@ from .recognition import by_digest, by_name, by_values, expects
 class Imported:
     """Weights by our keys, float32 or float16, and what is known of them.
 
-    layout: a key of layouts.LAYOUTS. sha256: of the file they came from.
-    published: the catalogue's entry where the file is one byte for byte, else None.
+    layout: a key of layouts.LAYOUTS, or "verydeep". sha256: of the file they came from.
+    published: the catalogue's entry where the file is one byte for byte, else None. record: a model file's.
     """
 
     network: Network
@@ -43,6 +44,11 @@ class Imported:
     layout: str
     sha256: str
     published: Entry | None
+    record: Record | None = None
+
+
+# endings of files that torch.save writes
+STATE_DICTS = (".pth", ".pt")
 
 
 def convert(
@@ -57,15 +63,20 @@ def convert(
     """Make the model file `target` of the weights in `source`, and return its record.
 
     preprocess: what the weights expect, a record or a key of preprocess.PRESETS; may be left out only
-    where the catalogue knows the file. labels: (id, name) of each class, in order; ImageNet's for published
-    weights that have them. licence: of the weights, where the catalogue does not know it. choices: as for
-    `load_weights`. What a person should know is logged.
+    where the catalogue knows the file, or it is a model file: then its record holds, but for what is said
+    here. labels: (id, name) of each class, in order; ImageNet's for published weights that have them.
+    licence: of the weights, where the catalogue does not know it. choices: as for `load_weights`. What a
+    person should know is logged.
 
     Raises WeightsError where the file cannot be read, is no network of the table, is not what its name
     or `claim` says, contradicts `preprocess`, or where nothing says what its pre-processing is;
     MissingExtraError where reading it needs torch or h5py.
     """
     source, target = Path(source), Path(target)
+    if target.suffix in STATE_DICTS:
+        raise WeightsError(
+            f"{target}: a model file ends in .safetensors; for torch's own format leave --to out"
+        )
     if isinstance(preprocess, str):
         if preprocess not in PRESETS:
             raise WeightsError(
@@ -74,7 +85,7 @@ def convert(
         preprocess = PRESETS[preprocess]
     weights = load_weights(source, **choices)
     right = _preprocess(source, weights, preprocess)
-    known = weights.published
+    known, own = weights.published, weights.record
     classes = weights.network.head.classes
     if labels is None and known is not None and classes == known.classes == 1000:
         labels = zip(catalog.class_ids(), catalog.class_names(), strict=True)
@@ -83,13 +94,18 @@ def convert(
         raise WeightsError(
             f"{source}: there are no labels; expected one for each of {classes} classes"
         )
+    ids, names = tuple(one for one, _ in named), tuple(name for _, name in named)
+    if own and classes and not named:
+        ids, names = own.class_ids, own.class_names
     provenance: dict[str, JSON] = {
+        **(own.provenance if own else {}),
         "file": source.name,
         "sha256": weights.sha256,
         "layout": weights.layout,
         "made_by": "verydeep weights convert",
     }
-    measured: list[dict[str, JSON]] = []
+    licence = licence or (own.licence if own else "")
+    measured: list[dict[str, JSON]] = [dict(one) for one in own.measured] if own and classes else []
     if known is not None:
         provenance |= {"catalogue": known.name, "weights": known.release, "url": known.url}
         licence = licence or known.licence
@@ -99,8 +115,8 @@ def convert(
             measured = [{"what": k, "value": v, "protocol": protocol} for k, v in figures.items()]
     try:
         record = Record(
-            weights.network, right, tuple(i for i, _ in named), tuple(name for _, name in named),
-            licence=licence, provenance=provenance, measured=tuple(measured),
+            weights.network, right, ids, names, own.threshold if own and classes else None, licence,
+            provenance, tuple(measured),
         )  # fmt: skip
     except ModelFileError as error:  # labels that do not fit the head
         raise WeightsError(f"{source}: {error}") from error
@@ -119,11 +135,14 @@ def load_weights(
 ) -> Imported:
     """Read weights of any layout; errors as for `convert`.
 
-    claim: the catalogue name that the file must prove to be; its own name claims one too. network, layout,
-    trunk, averages: as for `layouts.arrange`.
+    source: a name of the catalogue, or a file; a model file says all by itself. claim: the catalogue name
+    that the file must prove to be; its own name claims one too. network, layout, trunk, averages: as for
+    `layouts.arrange`.
     A head whose weights are NaN (torchvision's features-only file of vgg16) is left out.
     """
-    source = Path(source)
+    source = find_model(source)
+    with suppress(ModelFileError):  # another kind of file
+        return _of_model_file(modelfile.read(source), trunk)
     named = by_name(source)
     claimed = catalog.entry(claim) if claim is not None else named and named[0]
     if not source.is_file():
@@ -161,46 +180,55 @@ def load_weights(
 
 def export(
     source: str | os.PathLike[str], target: str | os.PathLike[str], to: str, **choices: Any
-) -> Network:
+) -> Imported:
     """Write the weights in `source` as a state dict: `to` is "torchvision" or "timm".
 
     source: a model file, or anything that `load_weights` takes with `choices`. target: .safetensors, or
-    .pth (which needs torch). Tensors of a quantised model file are dequantised to float32.
+    .pth (which needs torch). Weights that a model file stores in 8 bits become float32.
 
     Raises WeightsError, MissingExtraError as `load_weights`, OutputError where it cannot be written.
     """
-    source, target = Path(source), Path(target)
+    target = Path(target)
     if to not in ("torchvision", "timm"):
         raise WeightsError(f"cannot write layout {to!r}{nearest(to, ('torchvision', 'timm'))}")
-    try:
-        file = modelfile.read(source)
-        net, tensors = file.record.network, file.tensors()
-    except ModelFileError:
-        weights = load_weights(source, **choices)
-        net, tensors = weights.network, dict(weights.tensors)
+    if target.suffix not in (".safetensors", *STATE_DICTS):
+        raise WeightsError(f"{target}: a state dict is written as .safetensors or .pth")
+    weights = load_weights(source, **choices)
+    net, tensors = weights.network, weights.tensors
     named = to_timm(net, tensors) if to == "timm" else {key: tensors[key] for key in net.tensors}
-    state = {name: np.asarray(array, order="C") for name, array in named.items()}
     if target.suffix == ".safetensors":
         from safetensors.numpy import save
 
+        state = {name: np.asarray(array, order="C") for name, array in named.items()}
         with replacing(target) as out:
             out.write(save(state, {"format": "pt"}))  # readers ask whose tensors they are
-    elif target.suffix in (".pth", ".pt"):
-        try:
-            import torch
-        except ImportError as error:
-            raise MissingExtraError(f"writing {target.name}", "torch") from error
-        # mapped arrays are read-only: torch warns of those, so it gets copies
-        tensors_of = {name: torch.tensor(array) for name, array in state.items()}
-        with replacing(target) as out:
-            torch.save(tensors_of, out)
-    else:
-        raise WeightsError(f"{target}: a state dict is written as .safetensors or .pth")
-    return net
+        return weights
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtraError(f"writing {target.name}", "torch") from error
+    # mapped arrays are read-only: torch warns of those, so it gets copies
+    copies = {name: torch.tensor(array) for name, array in named.items()}
+    with replacing(target) as out:
+        torch.save(copies, out)
+    return weights
+
+
+def _of_model_file(file: modelfile.ModelFile, trunk: bool) -> Imported:
+    record = file.record
+    if record.activations:
+        raise WeightsError(
+            f"{file.path}: it was quantised, and its weights are of no use without 8-bit arithmetic; "
+            "convert the float model that it was made from"
+        )
+    net = replace(record.network, head=Head("classic", 0)) if trunk else record.network
+    return Imported(net, file.tensors(net.tensors), "verydeep", file.sha256, None, record)
 
 
 def _preprocess(source: Path, weights: Imported, given: Preprocess | None) -> Preprocess:
     """What these weights expect; the reason is logged where nobody said it."""
+    if weights.record is not None:
+        return given or weights.record.preprocess
     known = weights.published
     if known is not None:
         right = PRESETS[known.preprocess]
