@@ -21,6 +21,7 @@ import verydeep
 from verydeep import modelfile, nets
 from verydeep.cli.weights import weights as command
 from verydeep.errors import DataError, MissingExtraError, ModelFileError, WeightsError
+from verydeep.files import hashes
 from verydeep.preprocess import PRESETS, TORCHVISION
 from verydeep.published import catalog, find_model, supply
 from verydeep.published import fetching as fetch
@@ -280,20 +281,63 @@ def test_addresses_are_tried_in_order_and_a_mirror_replaces_their_heads(
     assert asked == [(f"{head}{name}", name, digest) for name in names]
 
 
-def test_a_fetched_file_is_converted(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def fetched(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is brought as `fetch` would."""
+
     def bring(_: str, path: Path, __: str, **___: object) -> Path:
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(published, path)
+        stamp, digests = hashes.digests_of(path)
+        hashes.seal(path, hashes.Seal(digests["sha256"], stamp))
         return path
 
     monkeypatch.setattr(fetch, "fetch", bring)
+
+
+def test_a_fetched_file_is_converted_and_one_of_the_two_is_kept(
+    published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetched(published, monkeypatch)
     path = supply.obtain("tiny", progress=False)
     assert modelfile.read(path).record.network.name == "vgg11"
-    assert sorted(p.name for p in path.parent.iterdir() if p.suffix != ".lock") == [
-        "tiny.pth",
-        "tiny.safetensors",
-        "tiny.safetensors.json",
-    ]
+    kept = ["tiny.pth.json", "tiny.safetensors", "tiny.safetensors.json"]
+    assert sorted(p.name for p in path.parent.iterdir() if p.suffix != ".lock") == kept
+    twin = path.with_suffix(".pth")
+    assert f"removed {twin} (" in capsys.readouterr().err
+    assert isinstance(run("convert", "tiny", str(twin.with_name("mine.pth"))).exception, type(None))
+    theirs, ours = (
+        torch.load(p, weights_only=True) for p in (published, twin.with_name("mine.pth"))
+    )
+    assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
+    twin.with_name("mine.pth").unlink()
+    # what an older version, or a crash, left is found
+    shutil.copy(published, twin)
+    assert supply.obtain("tiny", progress=False) == path
+    assert sorted(p.name for p in path.parent.iterdir() if p.suffix != ".lock") == kept
+
+
+def test_a_conversion_that_fails_keeps_what_was_fetched(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    fetched(published, monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(modelfile, "write", full)
+        with pytest.raises(WeightsError, match="the disk is full"):
+            supply.obtain("tiny", progress=False)
+    folder = supply.weights_folder()
+    assert (folder / "tiny.pth").read_bytes() == published.read_bytes()
+    assert not (folder / "tiny.safetensors").exists()
+    monkeypatch.setattr(fetch, "fetch", lambda *_, **__: pytest.fail("fetched again"))
+    assert supply.obtain("tiny", progress=False).is_file()
+
+
+def test_a_file_of_torch_hubs_is_never_removed(published: Path, hub: Path) -> None:
+    shutil.copy(published, hub)
+    supply.obtain("tiny", progress=False)
+    assert (hub / "tiny.pth").is_file()
 
 
 def test_an_unreachable_address_gives_one_line_that_helps(

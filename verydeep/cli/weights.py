@@ -49,6 +49,7 @@ def list_weights(as_json: bool) -> None:
 def fetch(names: tuple[str, ...], quiet: bool) -> int:
     """Fetch published weights, convert them once, and print the paths of the model files.
 
+    The model file is kept, and what was fetched is removed, since it has the same weights.
     NAME is a name of `verydeep weights list`, or the path of a published file. VERYDEEP_CACHE says
     where files are kept, VERYDEEP_MIRROR an address or folder to take them from, VERYDEEP_OFFLINE=1
     that nothing is to be fetched.

@@ -1,7 +1,7 @@
 """From a catalogue name to a model file: found or fetched once, converted once, then kept.
 
 A catalogue name is used wherever a model file is. The published file is verified before it is used; the
-model file made of it needs neither torch nor the network again.
+model file made of it needs neither torch nor the network again, so that it alone is kept.
 """
 
 from __future__ import annotations
@@ -50,18 +50,27 @@ def obtain(name: str | os.PathLike[str], progress: bool = True) -> Path:
             )
         from .. import modelfile
 
-        if not modelfile.is_model_file(path):
-            return _converted(path, None)
-        return modelfile.read(path).path
+        if modelfile.is_model_file(path):
+            return modelfile.read(path).path
+        from .recognition import by_digest
+
+        _, published = by_digest(path)
+        if published is None:
+            raise WeightsError(
+                f"{path} is neither a model file nor one of the catalogue's; make a model file of "
+                f"it with: verydeep weights convert {path} OUT --preprocess NAME"
+            )
+        return _made(published[0], path)
     target = model_path(known)
     if target.is_file() and sealed(target) is not None:
         if unbroken(target):
+            _keep_one(known)
             return target
         log.info(f"{target} has changed since it was made; making it again")
     package, extra = _READERS.get(Path(known.file).suffix, ("", ""))
     if package and not find_spec(package):  # said before 500 MB are fetched, not after
         raise MissingExtraError(f"converting {known.file}", extra)
-    return _converted(find_source(known, progress), known)
+    return _made(known, progress=progress)
 
 
 def model_path(known: Entry) -> Path:
@@ -113,25 +122,38 @@ def _fetched(known: Entry, mirror: str, progress: bool) -> Path:
     ) from first
 
 
-def _converted(source: Path, known: Entry | None) -> Path:
-    from . import conversion, recognition  # and NumPy, only where there is something to do
+def _made(known: Entry, source: Path | None = None, progress: bool = True) -> Path:
+    """The model file of an entry, of `source` or of the published file, which is found or fetched."""
+    from . import conversion  # and NumPy, only where there is something to do
 
-    if known is None:
-        _, published = recognition.by_digest(source)
-        if published is None:
-            raise WeightsError(
-                f"{source} is neither a model file nor one of the catalogue's; make a model file of "
-                f"it with: verydeep weights convert {source} OUT --preprocess NAME"
-            )
-        known = published[0]
     target = model_path(known)
-    with held(target, "converting"):
-        if not (target.is_file() and unbroken(target)):  # made while we waited
+    with held(target, "making"):
+        if not (target.is_file() and unbroken(target)):  # else made while we waited
+            source = source or find_source(known, progress)
             log.info(f"converting {source.name} to {target}, once")
             conversion.convert(source, target, claim=known.name)
             stamp, digests = digests_of(target)
             seal(target, Seal(digests["sha256"], stamp))
+    _keep_one(known)
     return target
+
+
+def _keep_one(known: Entry) -> None:
+    """Remove the published file from our own folder, once its model file is whole and on the disk.
+
+    Done whenever it is found, so that a crash in between leaves both for a while, and never neither.
+    """
+    for published in known.published:
+        file = weights_folder() / published.file
+        # what never proved right is somebody's own
+        if file.is_file() and not file.is_symlink() and sealed(file) and unbroken(file):
+            size = file.stat().st_size
+            with suppress(OSError):  # Windows keeps a file that somebody reads
+                file.unlink()
+                log.info(
+                    f"removed {file} ({size / 1e6:,.0f} MB): {model_path(known).name} beside it has the "
+                    f"same weights; `verydeep weights convert {known.name} OUT.pth` makes a .pth again"
+                )
 
 
 @contextmanager
@@ -159,7 +181,11 @@ def _verified(path: Path, published: Published) -> bool:
     kept = weights_folder() / path.name
     if sealed(kept) is not None:
         return unbroken(kept, path)
-    stamp, digests = digests_of(path, ("sha256", published.digest.partition(":")[0]))
+    try:
+        stamp, digests = digests_of(path, ("sha256", published.digest.partition(":")[0]))
+    except OSError as error:
+        log.info(f"{path} cannot be read: {error.strerror}")
+        return False
     right = matches(published.digest, digests)
     if right:
         with suppress(OSError):  # a cache that cannot be written: it is read again next time

@@ -110,9 +110,9 @@ def listed(data: object, is_class: IsClass = lambda _: False) -> Listing:
     if shards:
         return _webdataset(shards)
     path = Path(data)
-    if path.is_dir():
+    if os.path.isdir(path):  # pathlib's raises for names that no disk takes
         return _folder(path, is_class)
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(
             f"{path}: no such file or folder; expected a folder, tar or zip of class folders, a CSV "
             "of paths and labels, an .npz of images, or WebDataset shards"
