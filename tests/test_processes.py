@@ -95,6 +95,33 @@ def test_a_forked_child_opens_anew(engine: str, threads: int, eighth: Path) -> N
         assert children == ["alike"] * 3
 
 
+LEAVING = """
+import os, sys, verydeep
+import numpy as np
+predictor = verydeep.load(sys.argv[1], engine="onnxruntime")
+image = np.zeros((64, 64, 3), np.uint8)
+predictor(image)
+child = os.fork()
+if not child:
+    if sys.argv[2] == "used":
+        predictor(image)
+    sys.stdout.write("child")  # which waits in a buffer
+    sys.exit(3)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's on_exit")
+@pytest.mark.parametrize("use", ["used", "unused"])
+def test_a_child_may_leave_by_sys_exit(use: str, eighth: Path) -> None:
+    """It hung: onnxruntime's own destructor waits for threads that a child does not have."""
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LEAVING, str(eighth), use],
+        capture_output=True, text=True, timeout=60, check=True, cwd=ROOT,
+    )  # fmt: skip
+    assert ran.stdout == "child3\n"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_child_chooses_another_engine_where_the_best_cannot_work(eighth: Path) -> None:
     code = FORKING.replace(

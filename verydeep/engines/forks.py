@@ -98,6 +98,12 @@ def _in_child() -> None:
     _in_parent()
     for thing in list(WATCHED):
         thing.in_child()
+    if "onnxruntime" in sys.modules:
+        # Its destructor waits for threads that a child has not, so that sys.exit would never end. What
+        # glibc is told last it calls first: _exit, with the status. Python has flushed and ended by then.
+        with suppress(AttributeError):  # other systems have no on_exit
+            libc = ctypes.CDLL(None)
+            libc.on_exit(libc._exit, None)
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
