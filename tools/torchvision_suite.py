@@ -13,6 +13,7 @@ docs/torchvision.md has the results.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -33,11 +34,15 @@ def pytest_configure(config: pytest.Config) -> None:
     wanted = config.getoption("--verydeep")
     if wanted is None:
         return
+    modules = [
+        module for name, module in sys.modules.items() if name.startswith("torchvision.models")
+    ]
     for name in set(models.list_models()) & set(_api.BUILTIN_MODELS):
-        builder = models.get_model_builder(name)
+        builder, original = models.get_model_builder(name), _api.BUILTIN_MODELS[name]
         _api.BUILTIN_MODELS[name] = builder
-        setattr(torchvision.models, name, builder)
-        setattr(torchvision.models.vgg, name, builder)
+        for module in modules:  # the detectors have names of their own for it
+            if vars(module).get(name) is original:
+                setattr(module, name, builder)
         if wanted == "builders":
             builder.__module__ = "torchvision.models.vgg"  # where its list_models looks for them
     if wanted == "registry":
@@ -47,7 +52,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
         def list_models(module: Any = None, **filters: Any) -> list[str]:
             if module is torchvision.models:
-                return models.list_models(models, **filters)
+                ours = models.list_models(models, **filters)
+                return [name for name in ours if name in _api.BUILTIN_MODELS]
             names: list[str] = theirs(module, **filters)
             return names
 
