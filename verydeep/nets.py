@@ -119,6 +119,7 @@ class Layer:
     key: torchvision's tensor prefix ("features.10"), empty where there are no weights.
     norm_key: the batch norm's prefix where one follows the convolution, else empty. A tap of the
     convolution is the value after it.
+    place: index of the module that gives its value, in torchvision's `features` or `classifier`.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Layer:
     padding: int = 0
     key: str = ""
     norm_key: str = ""
+    place: int = 0
 
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -336,25 +338,24 @@ def convolutions(
     pool: str = "max",
 ) -> Iterator[Layer]:
     """Walk a column: one entry gives a convolution with its ReLU, a normalisation or a pool."""
-    block, place, index = 1, 0, 0
+    block, number, index = 1, 0, 0
     for entry in column:
         if entry == "M":
-            yield Layer(f"pool{block}", "pool", channels, channels, *POOLS[pool])
-            block, place, index = block + 1, 0, index + 1
+            yield Layer(f"pool{block}", "pool", channels, channels, *POOLS[pool], place=index)
+            block, number, index = block + 1, 0, index + 1
         elif entry == "LRN":
-            yield Layer(f"lrn{block}", "lrn", channels, channels)
+            yield Layer(f"lrn{block}", "lrn", channels, channels, place=index)
             index += 1
         else:
-            number, _, kernel_text = entry.partition(":")
-            outputs, kernel = max(1, round(int(number) * width)), int(kernel_text or 3)
-            place += 1
-            norm_key = f"features.{index + 1}" if batch_norm else ""
+            count, _, kernel_text = entry.partition(":")
+            outputs, kernel = max(1, round(int(count) * width)), int(kernel_text or 3)
+            number, last = number + 1, index + batch_norm
             yield Layer(
-                f"conv{block}_{place}", "conv", channels, outputs, kernel, 1, kernel // 2,
-                f"features.{index}", norm_key,
+                f"conv{block}_{number}", "conv", channels, outputs, kernel, 1, kernel // 2,
+                f"features.{index}", f"features.{last}" if batch_norm else "", last,
             )  # fmt: skip
-            yield Layer(f"relu{block}_{place}", "relu", outputs, outputs)
-            channels, index = outputs, index + (3 if batch_norm else 2)
+            yield Layer(f"relu{block}_{number}", "relu", outputs, outputs, place=last + 1)
+            channels, index = outputs, last + 2
 
 
 def _top(net: Network) -> Iterator[Layer]:
@@ -371,9 +372,10 @@ def _top(net: Network) -> Iterator[Layer]:
     else:
         hidden = max(1, round(hidden * net.width))
         for name, index, features in (("6", 0, inputs * grid * grid), ("7", 3, hidden)):
-            yield Layer(f"fc{name}", "fc", features, hidden, key=f"classifier.{index}")
-            yield Layer(f"relu{name}", "relu", hidden, hidden)
-        yield Layer("fc8", "fc", hidden, head.classes, key="classifier.6")
+            key = f"classifier.{index}"
+            yield Layer(f"fc{name}", "fc", features, hidden, key=key, place=index)
+            yield Layer(f"relu{name}", "relu", hidden, hidden, place=index + 1)
+        yield Layer("fc8", "fc", hidden, head.classes, key="classifier.6", place=6)
     yield Layer("prob", "softmax", head.classes, head.classes)
 
 

@@ -14,6 +14,7 @@ import math
 import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any, TypeAlias
 
 from ..errors import VerydeepError, nearest
@@ -78,7 +79,7 @@ def checked(value: object, depth: int = 0) -> JSON:
     if depth == MAX_DEPTH:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, list | tuple):
-        return [checked(item, depth + 1) for item in value]
+        return list(map(checked, value, repeat(depth + 1)))
     if isinstance(value, dict):
         result = {}
         for key, item in value.items():

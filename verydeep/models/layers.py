@@ -106,17 +106,9 @@ def modules(part: Iterable[Layer], pool: str = "max", dropout: float = 0.5) -> I
             yield nn.Linear(layer.inputs, layer.outputs)
 
 
-def positions(layers: Iterable[Layer]) -> dict[str, int]:
+def positions(part: Iterable[Layer]) -> dict[str, int]:
     """For each paper name, the index in `features` (or `classifier`) of what computes it."""
-    places: dict[str, int] = {}
-    index = -1
-    for layer in layers:
-        if layer.kind in ("average", "softmax"):
-            continue
-        index += 2 if layer.norm_key else 1
-        places[layer.name] = index
-        index += layer.name in HIDDEN  # its dropout; the tap is the value before it
-    return places
+    return {layer.name: layer.place for layer in part if layer.kind not in ("average", "softmax")}
 
 
 def walk(modules: Iterable[nn.Module], x: Tensor, stops: Mapping[str, int]) -> dict[str, Tensor]:

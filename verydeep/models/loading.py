@@ -38,25 +38,36 @@ def load(path: str | os.PathLike[str], *, dropout: float = 0.5) -> VGG:
     path: of a `.safetensors` file that verydeep wrote. dropout: for training it further.
     Raises ModelFileError where the file is missing, damaged or contradicts its record.
     """
-    return assemble(_held(modelfile.read(path)), dropout=dropout).eval()
+    return assemble(read(path, foreign=False), dropout=dropout).eval()
 
 
 def read(
-    path: str | os.PathLike[str], network: str | None = None, *, taps: tuple[str, ...] = ()
+    path: str | os.PathLike[str],
+    network: str | None = None,
+    *,
+    taps: tuple[str, ...] = (),
+    foreign: bool = True,
 ) -> Trained:
     """The weights of a model file, or of a file in any other layout that verydeep knows.
 
     network: its name, where shapes alone do not say. taps: where given, only what these layers
-    need. Raises ModelFileError or WeightsError where the file cannot be used.
+    need. foreign: whether other layouts are taken. Raises ModelFileError or WeightsError where the file
+    cannot be used.
     """
     try:
-        return _held(modelfile.read(path), taps)
+        file = modelfile.read(path)
     except ModelFileError:
-        if modelfile.is_model_file(path):
+        if not foreign or modelfile.is_model_file(path):
             raise
+        return _foreign(Path(path), network, taps)
+    net = file.record.network.cut(taps) if taps else file.record.network
+    return Trained(net, as_torch(file.tensors(net.tensors, writable=True)), file.record)
+
+
+def _foreign(path: Path, network: str | None, taps: tuple[str, ...]) -> Trained:
     from ..published import foreign, layouts
 
-    net, arrays, _ = layouts.arrange(foreign.read_tensors(Path(path)), network=network)
+    net, arrays, _ = layouts.arrange(foreign.read_tensors(path), network=network)
     net = net.cut(taps) if taps else net
     return Trained(net, as_torch({key: arrays[key] for key in net.tensors}))
 
@@ -68,13 +79,6 @@ def assemble(trained: Trained, *, dropout: float = 0.5) -> VGG:
     model.load_state_dict(trained.tensors, strict=True, assign=True)
     model.record = trained.record
     return model.requires_grad_(True)
-
-
-def _held(file: modelfile.ModelFile, taps: tuple[str, ...] = ()) -> Trained:
-    """What a model file holds, or what the layers `taps` need of it."""
-    network = file.record.network.cut(taps) if taps else file.record.network
-    tensors = as_torch(file.tensors(network.tensors, writable=True))
-    return Trained(network, tensors, file.record)
 
 
 def as_torch(arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Tensor]:

@@ -95,7 +95,7 @@ class VGG(nn.Module):
         """
         model = cls.__new__(cls)
         nn.Module.__init__(model)
-        model.features = layers.trunk(network)
+        model.features = nn.Sequential(*layers.modules(network.trunk, network.pool))
         average, *fc = list(layers.modules(network.top, dropout=dropout)) or [nn.Identity()]
         model.avgpool = average
         model.classifier = nn.Sequential(*fc) if fc else nn.Identity()
@@ -113,8 +113,9 @@ class VGG(nn.Module):
         if network is not None:
             self.table: Network = network
             if network.top and network.head.kind == "gap":
-                places = layers.positions(network.trunk)
-                self._averaged = [places[name] for name in network.head.layers]
+                self._averaged = []
+                for name in network.head.layers:
+                    self._averaged.append(network.layer(name).place)
 
     def forward(self, x: Tensor) -> Tensor:
         if self._averaged is not None:

@@ -372,10 +372,15 @@ def _chosen(name: str, choices: Around, of: Network) -> Network:
         raise ArgumentError(f"{name} takes no {', '.join(sorted(unknown))}; expected: {known}")
     head = of.head if of.head.classes else nets.Head()
     kind: Any = choices.get("head", head.kind)
-    layers = choices.get("layers", head.layers if kind == head.kind else ())
-    changes: Any = {key: choices[key] for key in ("width", "in_channels", "pool") if key in choices}
-    top = nets.Head(kind, choices.get("num_classes", head.classes), nets.named(layers))
-    return replace(of, head=top, **changes)
+    pool: Any = choices.get("pool", of.pool)
+    layers: Any = choices.get("layers", head.layers if kind == head.kind else ())
+    return replace(
+        of,
+        width=choices.get("width", of.width),
+        in_channels=choices.get("in_channels", of.in_channels),
+        pool=pool,
+        head=nets.Head(kind, choices.get("num_classes", head.classes), layers),
+    )
 
 
 def trained(
@@ -393,7 +398,9 @@ def trained(
     taps: where given, only what these layers need is read.
     Raises WeightsError where the weights are not those of the network `name`.
     """
-    given = loading.read(_located(name, weights, progress), name, taps=taps)
+    builtin = builtin_models().get(weights) if isinstance(weights, str) else None
+    path = builtin or _located(name, weights, progress)
+    given = loading.read(path, name, taps=taps)
     if given.network.name != name:
         raise WeightsError(f"{name}: weights {weights!s} are those of {given.network.name}")
     wanted = network(given.network)
@@ -405,7 +412,7 @@ def trained(
 
 
 def _located(name: str, weights: WeightsLike, progress: bool) -> Path:
-    """The file of these weights for the network `name`, fetched where that is needed."""
+    """The file of these weights for the network `name`, fetched where that is needed; none built in."""
     enum = ENUMS.get(name)
     if not isinstance(weights, str | os.PathLike):
         member = enum.verify(weights) if enum else None
@@ -413,8 +420,6 @@ def _located(name: str, weights: WeightsLike, progress: bool) -> Path:
             raise UnknownWeightsError(f"no weights of {name} were published; give a path, or None")
         return supply.obtain(member.value.entry, progress)
     text = os.fspath(weights)
-    if isinstance(weights, str) and text in builtin_models():
-        return builtin_models()[text]
     known = {key: one.value.entry for key, one in enum.__members__.items()} if enum else {}
     known |= {one.name: one.name for one in catalog.ENTRIES.values() if one.network == name}
     entry = known.get(text.removeprefix(f"{enum.__name__}.") if enum else text)

@@ -16,7 +16,7 @@ from .. import nets
 from ..errors import NetworkError, WeightsError
 from ..modelfile import Record
 from ..models import VGG, build, loading, warm_start
-from ..models.adapting import adapt, widened
+from ..models.adapting import adapt
 from ..nets import Network
 from ..preprocess import Preprocess
 from ..published import conversion as convert
@@ -24,6 +24,7 @@ from ..published import find_model
 from .recipes import Config
 from .record import checkpoint
 from .record import folder as run_folder
+from .widening import widened
 
 
 def network_of(config: Config, classes: int, like: Network | None = None) -> Network:
