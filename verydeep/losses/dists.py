@@ -66,8 +66,6 @@ class DISTS(Looking):
         no graph, which is what DISTS-pytorch does unless told.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and require_grad):
-            if isinstance(y, Tensor) and len(y) == 1 < len(x) and not y.requires_grad:
-                y = self.remember(y)
             first, second = self._pair(x, y, ("x", "y"))
             undone = self.scaling_layer.undone
             other = second[IMAGE] if isinstance(second, Mapping) else undone(second)
@@ -76,12 +74,9 @@ class DISTS(Looking):
             distances = 1 - torch.stack(parts).sum(0)
             return distances.mean() if batch_average else distances
 
-    def remember(self, target: Tensor) -> Reference:
-        """The features of `target`, to be given as `y`: computed once, without a graph."""
-        known = self._remembered(target)
-        y, black_white = self._seen(target.detach(), "target")
-        image = self.scaling_layer.undone(self._normalised(y, *black_white))
-        return Reference({IMAGE: image, **known.values}, known.size)
+    def features(self, x: Tensor) -> dict[str, Tensor]:
+        """The image, too, and the layers' values for normalised images, without a graph."""
+        return {IMAGE: self.scaling_layer.undone(x), **super().features(x)}
 
     def _similarity(self, layer: str, f0: Tensor, f1: Tensor) -> Tensor:
         """The weighted texture and structure of one layer, (n,)."""

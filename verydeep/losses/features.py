@@ -92,10 +92,6 @@ class PerceptualLoss(_Weighted):
         maps = self.look(x, y, self._map, "rows")
         return self._reduced([part.mean((1, 2, 3)) for part in maps])
 
-    def remember(self, target: Tensor) -> Reference:
-        """The features of `target`, to be given in its place: computed once, without a graph."""
-        return self._remembered(target)
-
     def _map(self, _layer: str, f0: Tensor, f1: Tensor) -> Tensor:
         with torch.autocast(f0.device.type, enabled=False):
             difference = wide(f0) - wide(f1)

@@ -145,7 +145,7 @@ class LPIPS(Looking):
             parts = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps]
         else:
             parts = [m.mean((2, 3), keepdim=True) for m in maps]
-        total = torch.stack(parts).sum(0)
+        total = sum(parts[1:], parts[0])
         return (total, parts) if retPerLayer else total
 
     def remember(self, target: Tensor, normalize: bool = False) -> Reference:

@@ -349,6 +349,10 @@ class Looking(nn.Module):
             y = y.expand(len(x), -1, -1, -1)
         return x, y
 
+    def remember(self, target: Tensor) -> Reference:
+        """The features of `target`, to be given in its place: computed once, without a graph."""
+        return self._remembered(target)
+
     def _remembered(self, target: Tensor, range: Range = None) -> Reference:
         """The features of `target`, which may be one image for all."""
         y, black_white = self._seen(target, "target", range)
