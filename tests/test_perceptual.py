@@ -626,8 +626,9 @@ def test_ranges_are_those_of_the_losses(ours: Perceptual) -> None:
     assert np.isfinite(ours(a * 1.4 - 0.2, b, range="0..1"))  # what a filter's ringing gives
     with pytest.raises(ImageError, match="outside 0 to 1"):
         ours(a * 3, b, range="0..1")
-    with pytest.warns(UserWarning, match=r"said to be 0\.\.255: if it is 0\.\.1, say so"):
+    with pytest.warns(UserWarning, match=r"said to be 0\.\.255: if it is 0\.\.1, say so") as caught:
         ours(a, A, range="0..255")
+    assert caught[0].filename == __file__
     assert float(ours(A, A, range="-1..1")) == 0  # 8 bits know theirs
 
 

@@ -384,15 +384,16 @@ class _Decoder:
         """Two (height, width, 3) arrays of one size and dtype, uint8 or float32 from 0 to 255."""
         try:
             a, b = self._reference(first), self.pixels(second)
+            size, other = (f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (a, b))
             if a.shape != b.shape:
                 raise ImageError(
-                    f"{_called(first, 'the first image')} is {_size(a)} and "
-                    f"{_called(second, 'the second')} {_size(b)} pixels; a distance needs images of one "
+                    f"{_called(first, 'the first image')} is {size} and "
+                    f"{_called(second, 'the second')} {other} pixels; a distance needs images of one "
                     "size: crop or resize one of them"
                 )
             if min(a.shape[:2]) < self.smallest:
                 raise ImageError(
-                    f"{_called(first, 'the images')}: {_size(a)} pixels are too few; this distance needs "
+                    f"{_called(first, 'the images')}: {size} pixels are too few; this distance needs "
                     f"at least {self.smallest} a side"
                 )
         except ImageError as error:
@@ -431,10 +432,6 @@ class _Decoder:
 
 def _called(image: object, otherwise: Any) -> Any:
     return os.fspath(image) if isinstance(image, str | os.PathLike) else otherwise
-
-
-def _size(pixels: Array) -> str:
-    return f"{pixels.shape[1]}x{pixels.shape[0]}"
 
 
 def _array(distances: list[Distance], *, spatial: bool, many: bool) -> Distances:

@@ -116,12 +116,10 @@ class LPIPS(Looking):
         own = self.state_dict()
         state = {key: torch.from_numpy(values) for key, values in read_tensors(path).items()}
         needed = [key for key in own if key.startswith("lin") and not key.startswith("lins.")]
-        missing = [key for key in needed if key not in state]
-        foreign = [k for k, value in state.items() if k not in own or own[k].shape != value.shape]
-        if missing or foreign:
-            problem = f"lacks {missing[0]}" if missing else f"has {foreign[0]}, which does not fit"
+        known = [k for k, value in state.items() if k in own and own[k].shape == value.shape]
+        if len(known) < len(state) or not set(needed) <= set(known):
             raise WeightsError(
-                f"{path} {problem}; expected heads of vgg as lpips has them: {', '.join(needed)}"
+                f"{path} does not hold heads of vgg as lpips has them: {', '.join(needed)}"
             )
         self.load_state_dict(state, strict=False)
 
