@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, Event
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 import verydeep
-from verydeep import engines, modelfile
+from verydeep import engines, errors, modelfile
 from verydeep.engines import ENGINES, Engine, Kind, Run, check, choice, ort, processor, race
 from verydeep.engines.choice import Choice
 from verydeep.engines.race import Memory, Standing
@@ -273,6 +275,56 @@ def test_threads_that_come_first_race_once(planted: Planted, built: Graph) -> No
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: alone.engine(BATCH), range(8)))
     assert planted.opened == ["onnxruntime", "slow", "slow"]
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_predictors_of_one_model_race_once(
+    writable: bool, planted: Planted, built: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each thread has a choice of its own, as each has that loads the model."""
+    if not writable:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path / "file" / "cache"))
+    planted.add("slow", seconds=0.02)
+    source, start = Source(built, "k" * 64), Barrier(8)
+
+    def one(_: int) -> str:
+        start.wait()
+        return Choice(source, threads=1, device="cpu").engine(BATCH, to_come=100).name
+
+    with ThreadPoolExecutor(8) as pool:
+        assert {*pool.map(one, range(8))} == {"onnxruntime"}
+    assert planted.opened.count("slow") == 1
+
+
+def test_another_process_s_race_is_waited_for(planted: Planted, built: Graph) -> None:
+    planted.add("slow", seconds=0.02)
+    source, waits = Source(built, "k" * 64), Event()
+    Choice(source, threads=1, device="cpu").engine(BATCH, to_come=100)
+    (held,) = Memory().choices()
+    Memory().clear()
+    planted.opened.clear()
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "another process is measuring engines" in record.getMessage():
+                waits.set()
+
+    ear = Ear()
+    errors.log.addHandler(ear)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            with race.alone():  # as the other process has it
+                chosen = pool.submit(
+                    Choice(source, threads=1, device="cpu").engine, BATCH, to_come=100
+                )
+                assert waits.wait(60)
+                standings = [race.Standing(**row) for row in held["standings"]]
+                Memory().remember(held["race"], standings)
+            assert chosen.result(60).name == "onnxruntime"
+    finally:
+        errors.log.removeHandler(ear)
+    assert planted.opened == ["onnxruntime"]
 
 
 def test_an_engine_that_broke_since(

@@ -84,7 +84,7 @@ class Choice:
 
     def _remembered(self, pixels: np.ndarray, batch: int, images: int) -> Engine:
         """The winner of a race, held now or earlier; the default where there was none."""
-        from .race import Memory
+        from .race import Memory, alone
 
         # on the batch that its result is kept for
         race = images >= WORTH_A_RACE and 0 < len(pixels) == batch
@@ -92,9 +92,13 @@ class Choice:
         winner = None
         if len(kinds) > 1:
             about = self._about(kinds, pixels, batch)
-            winner = self._winner(Memory().standings(about))
+            known = Memory().standings(about)
+            winner = self._winner(known)
             if winner is None and race:
-                winner = self._race(kinds, pixels, about)
+                with alone():
+                    meanwhile = Memory().standings(about)
+                    winner = self._winner(meanwhile) if meanwhile != known else None
+                    winner = winner or self._race(kinds, pixels, about)
         if winner is None:
             winner = self._default()
             if not race:

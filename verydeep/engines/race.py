@@ -11,14 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from ..errors import EngineError, log
-from ..files.folders import Notebook
+from ..files.atomic import locked
+from ..files.folders import Notebook, cache_folder
 from ..files.progress import stage
 from . import REFERENCE, TOLERANCES, Engine, Kind, Settings, relative_error
 
@@ -66,15 +69,36 @@ def told(standings: Sequence[Standing]) -> str:
     return text
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """One race at a time on this machine: two would spoil each other's times, or measure the same twice.
+
+    So look again, inside, for what others remembered. Without a cache that can be written, processes do not
+    wait for each other; threads do in any case, since engines are opened under `forks.OPENING`.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError):  # said where the result is not remembered
+            folder = cache_folder()
+            folder.mkdir(parents=True, exist_ok=True)
+            waiting = "another process is measuring engines; waiting for it"
+            stack.enter_context(locked(folder / "race.lock", lambda: log.info(waiting)))
+        yield
+
+
 class Memory:
-    """Results of races, in verydeep's cache."""
+    """Results of races, in verydeep's cache; in this process alone where that cannot be written."""
+
+    _here: ClassVar[dict[tuple[Path, str], Any]] = {}
 
     def __init__(self) -> None:
         self._notebook = Notebook("choices.json")
 
     def standings(self, race: Mapping[str, Any]) -> tuple[Standing, ...]:
         """The result of that race, quickest first; empty where it was not held yet."""
-        row = self._notebook.rows().get(_digest(race), {})
+        key, path = _digest(race), self._notebook.path
+        row: Any = self._notebook.rows().get(key) or (
+            not path.exists() and self._here.get((path, key))
+        )
         try:
             names = {field.name for field in fields(Standing)}
             standings = tuple(Standing(**{n: one[n] for n in names}) for one in row["standings"])
@@ -91,8 +115,9 @@ class Memory:
 
     def remember(self, race: Mapping[str, Any], standings: Iterable[Standing]) -> None:
         """Keep the result of a race. What it was about is kept beside it, for people."""
-        rows = [asdict(row) for row in standings]
-        self._notebook.write(_digest(race), {"race": dict(race), "standings": rows})
+        row = {"race": dict(race), "standings": [asdict(one) for one in standings]}
+        self._here[self._notebook.path, _digest(race)] = row
+        self._notebook.write(_digest(race), row)
 
     def choices(self) -> list[dict[str, Any]]:
         """Every result, as {"race": ..., "standings": [...]}."""
@@ -103,6 +128,7 @@ class Memory:
 
     def clear(self) -> None:
         """Forget everything."""
+        self._here.clear()
         self._notebook.clear()
 
 
