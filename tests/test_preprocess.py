@@ -879,3 +879,29 @@ def test_sizes_beyond_all_memory_are_one_line() -> None:
     record = Preprocess(resize="none", resize_size=None, crop_size=10**7)
     with pytest.raises(ImageError, match=r"not enough memory to resize or crop it; ask for a smal"):
         record.pixels(noise(4, 4))
+
+
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iCCP", "many"])
+@pytest.mark.parametrize("end", [False, True])
+def test_a_png_with_more_text_than_pil_reads(kind: str, end: bool, tmp_path: Path) -> None:
+    """Photoshop's XMP, a scanner's profile, a generator's workflow: 2 MB and more, before or after."""
+    file = io.BytesIO()
+    picture = Image.new("RGB", (20, 10), (10, 200, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # on its side
+    picture.save(file, "PNG", exif=exif)
+    packed = zlib.compress(bytes(2 << 20))
+    bodies = {
+        "zTXt": b"note\0\0" + packed, "iTXt": b"XML:com.adobe.xmp\0\1\0\0\0" + packed,
+        "iCCP": b"profile\0\0" + packed, "many": b"note\0\0" + zlib.compress(bytes(1000 << 10)),
+    }  # fmt: skip
+    tag = b"zTXt" if kind == "many" else kind.encode()
+    body = bodies[kind]
+    chunk = struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
+    at = len(file.getvalue()) - 12 if end else 33
+    content = file.getvalue()[:at] + chunk * (70 if kind == "many" else 1) + file.getvalue()[at:]
+    image = decode(content)
+    assert isinstance(image, Image.Image)
+    assert (image.size, image.getpixel((0, 0))) == ((10, 20), (10, 200, 30))
+    (tmp_path / "a.png").write_bytes(content)
+    assert np.asarray(decode(tmp_path / "a.png")).shape == (20, 10, 3)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from verydeep import train
 from verydeep.errors import DataError, MissingExtraError
@@ -65,6 +66,13 @@ def test_broken_small_and_rare(folder: Path) -> None:
     assert found["unreadable"] == ("train/ant/broken.jpg",)
     assert found["small"] == ("train/ant/small.png (64x20)",)
     assert kinds(folder)["imbalance"] == ("bee", "ant")
+
+
+def test_a_png_with_much_text_is_no_broken_one(folder: Path) -> None:
+    info = PngInfo()
+    info.add_text("workflow", "a" * (2 << 20), zip=True)
+    Image.open(folder / "train/ant/0.png").save(folder / "train/ant/0.png", pnginfo=info)
+    assert check.looked_over(data.find(folder), 40) == ()
 
 
 def test_strict_is_an_error(folder: Path) -> None:

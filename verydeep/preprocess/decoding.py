@@ -179,8 +179,28 @@ def _decode_file(file: BinaryIO, range: Range, name: str) -> Image.Image | NDArr
                 f"{name}: not an image that can be read; {_looks_like(start)}"
             ) from error
         except Exception as error:
+            if "MAX_TEXT" in str(error):
+                return _without_text(file, range, name)
             raise _failed(error, name) from error
-        return _upright_rgb(image, range, name)
+        try:
+            return _upright_rgb(image, range, name)
+        except ImageError as error:
+            if "MAX_TEXT" not in str(error.__cause__):
+                raise
+            return _without_text(file, range, name)
+
+
+def _without_text(file: BinaryIO, range: Range, name: str) -> Image.Image | NDArray[np.float32]:
+    """The image in a PNG with more text, XMP or colour profile than PIL reads, none of which is used."""
+    file.seek(0)
+    content = file.read()
+    kept, at = [content[:8]], 8
+    while at < len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4])
+        if content[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(content[at:end])
+        at = end
+    return _decode_file(io.BytesIO(b"".join(kept)), range, name)
 
 
 def _looks_like(start: bytes) -> str:

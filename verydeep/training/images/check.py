@@ -12,6 +12,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,7 @@ def _look(sample: Sample, thorough: bool) -> _Seen:
             content = Path(content).read_bytes() if isinstance(content, str) else content
             digest = hashlib.blake2b(content, digest_size=16).digest()
             if not thorough:
-                with Image.open(io.BytesIO(content)) as photo:
+                with suppress(ValueError), Image.open(io.BytesIO(content)) as photo:
                     return _Seen(digest, *photo.size, 0, None)
         picture = decode(content)
     except (ImageError, OSError, ValueError, Image.DecompressionBombError) as error:
