@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from PIL import Image
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
@@ -31,6 +31,7 @@ from verydeep.errors import (
 from verydeep.files.atomic import locked
 from verydeep.retrieval import About, Neighbours, doubles, featurefile, nearest
 from verydeep.retrieval.extraction import journal
+from verydeep.retrieval.pixels import _small, same_picture
 
 from .conftest import Run
 from .tiny import model_file, photo, pixels, tiny
@@ -483,6 +484,94 @@ def test_links_are_no_duplicates(verydeep: Run, model: Path, tmp_path: Path) -> 
         (group,) = value["groups"]
         assert [row["path"] for row in group] == [str(real), str(folder / "copy.png")]
         assert (group[1]["identical"], value["photos"]) == (True, 2)
+
+
+def alike(folder: Path) -> dict[str, list[Path]]:
+    """Pictures that are alike and not the same: pages of text, products, plain colours, nights."""
+    draw = np.random.default_rng(23)
+    for n in range(3):
+        page, product = Image.new("RGB", (310, 438), "white"), Image.new("RGB", (300, 300), "white")
+        pen = ImageDraw.Draw(page)
+        for line in range(24):
+            pen.text(
+                (30, 30 + 16 * line), "".join(draw.choice(list("abc defgh ijkl"), 40)), "black"
+            )
+        colour = [(200, 40, 40), (40, 160, 60), (60, 60, 190)][n]
+        ImageDraw.Draw(product).rectangle((100, 100, 200, 200), colour)
+        night = draw.integers(0, 6, (150, 200, 3)).astype(np.uint8)
+        night[draw.integers(0, 150, 5), draw.integers(0, 200, 5)] = 255
+        pictures = {
+            "page": page, "product": product, "night": Image.fromarray(night),
+            "plain": Image.new("RGB", (99, 99), (60 * n + 40, 80, 90)),
+        }  # fmt: skip
+        for name, picture in pictures.items():
+            picture.save(folder / f"{name}{n}.png")
+    return {name: sorted(folder.glob(f"{name}*")) for name in pictures}
+
+
+def test_what_is_alike_is_not_the_same(tmp_path: Path) -> None:
+    """Pages, products and nights have cosines up to 0.998; whoever trusts that deletes them."""
+    kinds = alike(tmp_path)
+    rows = [path for paths in kinds.values() for path in paths]
+    index = planted(tmp_path / "f.npz", np.ones((12, 8), np.float32), list(map(str, rows)))
+    assert verydeep.duplicates(index).groups == ()
+    for name, paths in kinds.items():
+        copy = tmp_path / f"small {name}.png"
+        with Image.open(paths[1]) as image:
+            image.resize((image.width * 2 // 3, image.height * 2 // 3)).save(copy)
+        if name == "night":
+            continue  # nothing but noise, which is another one at another size
+        names = [*map(str, paths), str(copy)]
+        index = planted(tmp_path / "f.npz", np.ones((4, 8), np.float32), names)
+        (group,) = verydeep.duplicates(index).groups
+        assert [m.path for m in group.members] == [str(paths[1]), str(copy)]
+
+
+def test_copies_lie_over_each_other(tmp_path: Path) -> None:
+    photos = Path(__file__).parent.parent / "examples" / "photos"
+    bee, koala = (Image.open(photos / f"{name}.jpg").convert("RGB") for name in ("bee", "koala"))
+    width, height = bee.size
+    copies = {
+        "small": bee.resize((width // 3, height // 3)), "mirrored": ImageOps.mirror(bee),
+        "cropped": bee.crop((width // 20, height // 30, width * 19 // 20, height)),
+        "turned": bee.rotate(3, Image.Resampling.BICUBIC),
+        "darker": ImageEnhance.Brightness(bee).enhance(0.7),
+        "richer": ImageEnhance.Color(bee).enhance(1.4),
+    }  # fmt: skip
+    for name, copy in {**copies, "koala": koala}.items():
+        copy.save(tmp_path / "copy.jpg", quality=50)
+        _small.cache_clear()
+        same = same_picture(str(photos / "bee.jpg"), str(tmp_path / "copy.jpg"))
+        assert same == (name != "koala"), name
+    assert same_picture(str(photos / "bee.jpg"), str(tmp_path / "gone.jpg")) is None
+
+
+def test_what_to_keep(verydeep: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "album"
+    small, large = photo(folder / "a.png", 48, 40), folder / "b.png"
+    with Image.open(small) as image:
+        image.resize((96, 80), Image.Resampling.NEAREST).save(large)
+    shutil.copy(small, folder / "c.png")
+    os.utime(large, (1e9, 1e9))
+    os.utime(folder / "c.png", (1e8, 1e8))
+    (tmp_path / "link.png").symlink_to(folder / "c.png")
+    rows = np.ones((3, 8), np.float32)
+    paths = [str(folder / name) for name in ("a.png", "b.png", "c.png")]
+    index = planted(tmp_path / "f.npz", rows, paths)
+    for how, name in (("first", "a.png"), ("largest", "b.png"), ("oldest", "c.png")):
+        done = verydeep("duplicates", index, "--keep", how)
+        assert (done.status, done.out) == (0, f"{folder / name}\n")
+    done = verydeep("duplicates", index, "--keep", "best")
+    assert (done.status, "keep is 'best'; expected first, largest, oldest" in done.err) == (2, True)
+    paths.append(str(tmp_path / "link.png"))
+    index = planted(tmp_path / "f.npz", np.ones((4, 8), np.float32), paths)
+    done = verydeep("duplicates", index, "--keep", "first")
+    assert done.out.splitlines() == [paths[0], paths[2]]  # without it the link leads nowhere
+    assert (
+        f"identical  {paths[2]}  (a link leads to it: keep it)" in verydeep("duplicates", index).out
+    )
+    done = verydeep("duplicates", index, "--keep", "first", "--json")
+    assert json.loads(done.out)["keep"] == [paths[0], paths[2]]
 
 
 def test_alike_photos_are_not_listed_pair_by_pair(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def _table(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     from ..files.atomic import replacing
 
     stopped = False
-    with replacing(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with replacing(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         columns = ("path", "rank", "label", "probability", "sure", "error")
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()

@@ -199,6 +199,11 @@ def similar(
 @click.option(
     "--layer", metavar="NAME", help="The layer to compare by. [default: relu4_1, averaged]"
 )
+@click.option(
+    "--keep", metavar="WHICH",
+    help="Print only the photos to keep, a line each: of each group the first, largest or oldest one, and "
+    "all that links lead to.",
+)  # fmt: skip
 @options.model
 @options.batch
 @options.compute
@@ -208,8 +213,8 @@ def duplicates(paths: tuple[str, ...], as_json: bool, **choices: Any) -> int:
 
     FOLDER is a folder (searched recursively), a photo, a glob in quotes, or - for a list of paths on
     stdin; or one file that `verydeep features` wrote. Duplicates have the same bytes, or features whose
-    cosine is at least the threshold: other sizes and qualities of one photo, slight crops and edits.
-    Links to a file are that file, and no duplicates of it.
+    cosine is at least the threshold and pixels that lie over each other: other sizes and qualities of one
+    photo, slight crops and edits. Links to a file are that file, and no duplicates of it.
     """
     with photo_events("looking for duplicates") as on_event:
         from .. import retrieval

@@ -1,21 +1,25 @@
-"""Duplicate photos: files of the same bytes, or of nearly the same picture by the cosine of its features.
+"""Duplicate photos: files of the same bytes, or of nearly the same picture.
 
-Groups are what hangs together by such pairs, so a photo may be close to one member of its group and not to
-another. A link to a file is that file and never its duplicate: somebody might delete the file for the link.
+The cosine of features finds what is alike, and a second look at the pixels (`pixels.py`) keeps what is
+the same: pages of other text have a cosine of 0.998. Groups are what hangs together by such pairs, so a
+photo may be close to one member of its group and not to another. A link to a file is that file and never
+its duplicate: somebody might delete the file for the link.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from ..errors import DataError
 from ..files import photo_paths
@@ -24,6 +28,7 @@ from ..files.wording import counted
 from .extraction import features
 from .featurefile import FeatureFile, is_feature_file, open_features
 from .nearest import unit_rows
+from .pixels import same_picture
 
 if TYPE_CHECKING:
     from ..graphs.pooling import Pooling
@@ -31,7 +36,7 @@ if TYPE_CHECKING:
 # Measured on flowers, 900 photos of 227x227 and copies of 80 of them: six of the 404,550 pairs lie above,
 # all of one scene, the first that is not at 0.959. Of the copies it finds all of half and double size,
 # JPEG quality 50, crops of 95 and 90 % and richer colours, 96 to 99 % of quality 20, crops of 80 %, 1.25
-# times as bright and turned by 3 degrees, 85 % of mirrored ones, 54 % with a white label; grey ones, 5 %.
+# times as bright and turned by 3 degrees, and 85 % of mirrored ones, before the second look.
 # Deeper layers see what is on a photo rather than the photo: relu5_3 takes two daisies for one.
 LAYER = "relu4_1"
 POOL: Pooling = "avg"
@@ -40,19 +45,21 @@ THRESHOLD = 0.96
 # length, which is half of that squared in their cosine.
 ROUNDING = 1e-6
 BLOCK_ROWS = 2048
+LOOKS = 8  # of a photo's nearest before it, that it is laid over
 
 
 @dataclass(frozen=True)
 class Member:
     """A photo of a group. of: the photo of the group that it is a duplicate of, None for the first.
 
-    cosine: with that one. identical: the same bytes.
+    cosine: with that one. identical: the same bytes. linked: a link leads to it, and to nothing without it.
     """
 
     path: str
     of: str | None = None
     cosine: float = 1.0
     identical: bool = False
+    linked: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,13 +69,14 @@ class Group:
     members: tuple[Member, ...]
 
     def to_dict(self) -> list[dict[str, Any]]:
-        return [
-            {"path": self.members[0].path},
-            *(
-                {"path": m.path, "of": m.of, "cosine": round(m.cosine, 6), "identical": m.identical}
-                for m in self.members[1:]
-            ),
+        rows: list[dict[str, Any]] = [{"path": self.members[0].path}]
+        rows += [
+            {"path": m.path, "of": m.of, "cosine": round(m.cosine, 6), "identical": m.identical}
+            for m in self.members[1:]
         ]
+        for row, m in zip(rows, self.members, strict=True):
+            row |= {"linked": True} if m.linked else {}
+        return rows
 
     def __str__(self) -> str:
         first, *others = self.members
@@ -76,7 +84,8 @@ class Group:
         for m in others:
             how = "identical" if m.identical else f"{m.cosine:.4f}"
             lines.append(f"{how:>11}  {m.path}{'' if m.of == first.path else f'  (of {m.of})'}")
-        return "\n".join(lines)
+        said = ("  (a link leads to it: keep it)" if m.linked else "" for m in self.members)
+        return "\n".join(line + more for line, more in zip(lines, said, strict=True))
 
 
 @dataclass(frozen=True)
@@ -84,22 +93,31 @@ class Duplicates:
     """Groups of duplicates, and how they were found.
 
     photos: how many files were compared, links left out. errors: those that could not be read, and why.
+    keep: of each group, what was asked to be kept, and what links lead to; None where nothing was asked.
     """
 
     groups: tuple[Group, ...]
     photos: int
     threshold: float
     errors: dict[str, str]
+    keep: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, object]:
-        return {**vars(self), "groups": [group.to_dict() for group in self.groups]}
+        asked = {"keep": list(self.keep)} if self.keep is not None else {}
+        groups = [group.to_dict() for group in self.groups]
+        return {
+            "groups": groups, "photos": self.photos, "threshold": self.threshold, "errors": self.errors,
+            **asked,
+        }  # fmt: skip
 
     def __str__(self) -> str:
         count = sum(len(group.members) - 1 for group in self.groups)
         are = "is a duplicate" if count == 1 else "are duplicates"
         photos, groups = counted(self.photos, "photo"), counted(len(self.groups), "group")
         some, none = f"{count:,} of {photos} {are}, in {groups}", f"no duplicates among {photos}"
-        how = f"(cosine at least {self.threshold:g}, or the same bytes)"
+        how = f"(cosine at least {self.threshold:g} and the same pixels, or the same bytes)"
+        if self.keep is not None:
+            return "\n".join(self.keep)
         return "\n\n".join([*map(str, self.groups), f"{some if count else none} {how}"])
 
 
@@ -108,6 +126,7 @@ def duplicates(
     threshold: float = THRESHOLD,
     *,
     layer: str | None = None,
+    keep: str | None = None,
     model: str | os.PathLike[str] = "builtin",
     engine: str = "auto",
     precision: str = "fast",
@@ -120,9 +139,12 @@ def duplicates(
 
     photos: files, folders and globs; or one file of features, whose photos are then compared by it (and
     by their bytes where they are still there). threshold: the least cosine of duplicates, above 0, at most
-    1. layer: of the file, where it has several. on_event: as for `features`, with "total" as well. The
-    rest is as for `features`. Raises DataError where there are no photos.
+    1. layer: of the file, where it has several. keep: "first", "largest" (in pixels) or "oldest", what
+    `Duplicates.keep` names of each group. on_event: as for `features`, with "total" as well. The rest is as
+    for `features`. Raises DataError where there are no photos.
     """
+    if keep not in (None, *KEEP):
+        raise DataError(f"keep is {keep!r}; expected {', '.join(KEEP)}")
     if not 0 < threshold <= 1:
         raise DataError(f"threshold is {threshold}; expected a cosine above 0, at most 1")
     given = [photos] if isinstance(photos, str | os.PathLike) else list(photos)
@@ -131,9 +153,10 @@ def duplicates(
         places = {
             p: file.photo(p) for p, bad in zip(file.paths, file.errors, strict=True) if not bad
         }
-        return _grouped(file, file.about.layer(layer), threshold, *_on_disk(places))
+        return _grouped(file, file.about.layer(layer), threshold, keep, places, *_on_disk(places))
     paths, _ = photo_paths.find_some([os.fspath(name) for name in given])
-    distinct, copies = _on_disk({path: path for path in paths})
+    places = {path: path for path in paths}
+    distinct, copies, linked = _on_disk(places)
     different = [path for path in distinct if path not in copies]
 
     def counting(event: Mapping[str, Any]) -> None:
@@ -145,18 +168,22 @@ def duplicates(
             different, Path(folder) / "features.npz", layer or LAYER, POOL, model=model, engine=engine,
             precision=precision, threads=threads, device=device, batch=batch, on_event=counting,
         )  # fmt: skip
-        return _grouped(file, layer or LAYER, threshold, distinct, copies)
+        return _grouped(file, layer or LAYER, threshold, keep, places, distinct, copies, linked)
 
 
-def _on_disk(places: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """(distinct, copies): what the disk alone says of photos. places: of each path, where the photo is.
+def _on_disk(places: Mapping[str, str]) -> tuple[list[str], dict[str, str], set[str]]:
+    """(distinct, copies, linked): what the disk says of photos. places: of each path, where the photo is.
 
     distinct: the paths without links: of several that lead to one file its own path, or the first.
-    copies: of these, each file whose bytes an earlier one has, and that one.
+    copies: of these, each file whose bytes an earlier one has, and that one. linked: those to which another
+    path is a link.
     """
     chosen: dict[tuple[object, object, int], str] = {}
+    by_link = set()
     for path, place in places.items():
         key = _identity(place)
+        if _is_link(place):
+            by_link.add(key)
         first = chosen.setdefault(key, path)
         if first != path and _is_link(places[first]) and not _is_link(place):
             chosen[key] = path
@@ -171,7 +198,8 @@ def _on_disk(places: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
                 digest = hashlib.file_digest(file, "sha256").digest()
                 if first_of.setdefault(digest, path) != path:
                     copies[path] = first_of[digest]
-    return list(chosen.values()), copies
+    linked = {path for key, path in chosen.items() if key in by_link}
+    return list(chosen.values()), copies, linked
 
 
 def _identity(place: str) -> tuple[object, object, int]:
@@ -189,8 +217,9 @@ def _is_link(place: str) -> bool:
 
 
 def _grouped(
-    file: FeatureFile, layer: str, threshold: float, distinct: list[str], copies: dict[str, str]
-) -> Duplicates:
+    file: FeatureFile, layer: str, threshold: float, keep: str | None, places: Mapping[str, str],
+    distinct: list[str], copies: dict[str, str], linked: set[str],
+) -> Duplicates:  # fmt: skip
     """Groups of the file's rows by their links, with the copies that may have no row of their own."""
     paths, kept = file.paths, set(distinct)
     rows: dict[str, int] = {}
@@ -200,6 +229,7 @@ def _grouped(
     left_out = np.ones(len(paths), bool)
     left_out[list(rows.values())] = False
     links = _links(file, layer, threshold, left_out)
+    _look(links, file, layer, [places.get(path, path) for path in paths])
     for path, first in copies.items():
         if path in rows:
             links.join(np.array([rows[path], rows[first]]))
@@ -208,15 +238,57 @@ def _grouped(
         row = rows[path if path in rows else copies[path]]
         group = members.setdefault(int(links.groups[row]), [])
         if path in copies:
-            group.append(Member(path, copies[path], identical=True))
+            member = Member(path, copies[path], identical=True)
         elif group:
             other, cosine = links.nearest(row)
-            group.append(Member(path, paths[other], cosine))
+            member = Member(path, paths[other], cosine)
         else:
-            group.append(Member(path))
+            member = Member(path)
+        group.append(replace(member, linked=path in linked))
     groups = tuple(Group(tuple(group)) for group in members.values() if len(group) > 1)
     failed = {path: error for path, error in zip(paths, file.errors, strict=True) if error}
-    return Duplicates(groups, len(kept | failed.keys()), threshold, failed)
+    best = KEEP[keep] if keep else None
+    chosen = {max(g.members, key=lambda m: best(places[m.path])).path for g in groups if best}
+    to_keep = tuple(m.path for g in groups for m in g.members if m.linked or m.path in chosen)
+    count = len(kept | failed.keys())
+    return Duplicates(groups, count, threshold, failed, to_keep if best else None)
+
+
+def _pixels(place: str) -> int:
+    with suppress(OSError, ValueError), Image.open(place) as photo:
+        return photo.width * photo.height
+    return 0
+
+
+def _age(place: str) -> float:
+    return -os.stat(place).st_mtime if os.path.exists(place) else -math.inf
+
+
+# by what the best of a group is chosen; of equals the first
+KEEP: dict[str, Callable[[str], float]] = {
+    "first": lambda _: 0, "largest": _pixels, "oldest": _age,
+}  # fmt: skip
+
+
+def _look(links: _Links, file: FeatureFile, layer: str, places: list[str]) -> None:
+    """Part what is alike and not the same, as far as the photos are still there to be looked at."""
+    groups: dict[int, list[int]] = {}
+    for row, group in enumerate(links.groups.tolist()):
+        groups.setdefault(group, []).append(row)
+    together = [rows for rows in groups.values() if len(rows) > 1]
+    together = [rows for rows in together if all(os.path.exists(places[row]) for row in rows)]
+    values: dict[int, np.ndarray] = {}
+    wanted = np.array(sorted(row for rows in together for row in rows), np.int64)
+    for start, block in file.blocks(layer, BLOCK_ROWS) if len(wanted) else ():
+        here = wanted[(wanted >= start) & (wanted < start + len(block))]
+        values.update(zip(here.tolist(), unit_rows(block[here - start]), strict=True))
+    for rows in stage(together, "comparing pixels", "group"):
+        links.groups[rows] = rows
+        stacked = np.stack([values[row] for row in rows])
+        for number, row in enumerate(rows):
+            cosines = stacked[:number] @ stacked[number]
+            for at in np.argsort(-cosines, kind="stable")[:LOOKS].tolist():
+                links.look(row, rows[at], float(cosines[at]), places)
 
 
 class _Links:
@@ -231,6 +303,16 @@ class _Links:
         # of each row, the nearest of those before it and of those after it: (cosine, row)
         self._before = np.full(rows, -1, np.float32), np.zeros(rows, np.int64)
         self._after = np.full(rows, -1, np.float32), np.zeros(rows, np.int64)
+        self._seen: dict[int, tuple[int, float]] = {}  # the same by their pixels
+
+    def look(self, row: int, other: int, cosine: float, places: Sequence[str]) -> None:
+        """Join two rows that are alike, unless their photos can be read and are not the same picture."""
+        if cosine < self._least or self.groups[row] == self.groups[other]:
+            return
+        if same_picture(places[row], places[other]) is not False:
+            self.join(np.array([row, other]))
+            self._seen.setdefault(row, (other, min(cosine, 1.0)))
+            self._seen.setdefault(other, (row, min(cosine, 1.0)))
 
     def add(self, later: int, earlier: int, cosines: np.ndarray) -> None:
         """Cosines of the rows from `later` on, down, with those from `earlier` on, across."""
@@ -258,6 +340,8 @@ class _Links:
 
     def nearest(self, row: int) -> tuple[int, float]:
         """The row that it is linked to, an earlier one where there is one, and their cosine."""
+        if row in self._seen:
+            return self._seen[row]
         best, at = self._before if self._before[0][row] >= self._least else self._after
         return int(at[row]), min(float(best[row]), 1.0)
 
