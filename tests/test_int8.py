@@ -132,7 +132,7 @@ NET = network("vgg11", classes=0, width=1 / 512)
         ({"relu1_1": 3}, r"activation 'relu1_1' is 3; expected a JSON object"),
         (
             {"relu1_1": {"scale": 1, "zero_point": 0, "zero": 0}},
-            r"activation 'relu1_1' has an unknown key 'zero'; expected one of: scale",
+            r"activation 'relu1_1' has an unknown key 'zero'; did you mean zero_point",
         ),
         (
             {"input": {"scale": 0, "zero_point": 0}},

@@ -18,7 +18,6 @@ from itertools import chain, islice
 from pathlib import Path
 
 from ..errors import DataError, warn_once
-from .wording import counted
 
 # What a folder is searched for. A file that is named is tried whatever its suffix.
 IMAGE_SUFFIXES = frozenset(
@@ -136,6 +135,8 @@ def ending(name: str) -> str:
 
 def unused(endings: Counter[str]) -> str:
     """A line on files that are not used, by their endings."""
+    from .wording import counted
+
     some = [f"{count:,} {name}" for name, count in endings.most_common(ENDINGS)]
     more = ["others"] if len(endings) > ENDINGS else []
     are = "is" if endings.total() == 1 else "are"

@@ -80,7 +80,7 @@ def checked(value: object, depth: int = 0) -> JSON:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, list | tuple):
         return list(map(checked, value, repeat(depth + 1)))
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         result = {}
         for key, item in value.items():
             if not isinstance(key, str):

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import cast
+from typing import Any
 
 import numpy as np
 
@@ -97,13 +97,26 @@ class Record:
             raise ModelFileError(
                 f"the network is {self.network.name} cut short; expected all of it"
             )
+        licensed = isinstance(self.licence, str) and _LINE.fullmatch(self.licence)
+        for what, good, expected in (
+            ("class_ids", isinstance(self.class_ids, list | tuple), "a list of names"),
+            ("class_names", isinstance(self.class_names, list | tuple), "a list of names"),
+            (
+                "threshold",
+                self.threshold is None or is_number(self.threshold, 0, 1),
+                "0 to 1, or null",
+            ),
+            ("licence", licensed, "one line of text"),
+            ("provenance", isinstance(self.provenance, Mapping), "a JSON object"),
+            ("measured", isinstance(self.measured, list | tuple), "a list"),
+        ):
+            if not good:
+                raise ModelFileError(
+                    f"the record's {what} is {shown(getattr(self, what))}; expected {expected}"
+                )
         classes = self.network.head.classes
         for what in ("class_ids", "class_names"):
-            names = getattr(self, what)
-            if not isinstance(names, list | tuple):
-                raise ModelFileError(
-                    f"the record's {what} is {shown(names)}; expected a list of names"
-                )
+            names = tuple(getattr(self, what))
             for name in names:
                 if not isinstance(name, str) or not _NAME.fullmatch(name):
                     raise ModelFileError(
@@ -114,22 +127,16 @@ class Record:
                 raise ModelFileError(
                     f"the record has {len(names)} {what}, but the head has {classes} classes"
                 )
-            object.__setattr__(self, what, tuple(names))
+            object.__setattr__(self, what, names)
         if len(set(self.class_ids)) != len(self.class_ids):
             twice = next(name for name in self.class_ids if self.class_ids.count(name) > 1)
             raise ModelFileError(f"the record has the class id {shown(twice)} twice")
         if self.threshold is not None:
-            if not is_number(self.threshold, 0, 1):
-                raise ModelFileError(
-                    f"the record's threshold is {shown(self.threshold)}; expected 0 to 1, or null"
-                )
             object.__setattr__(self, "threshold", float(self.threshold))
-        if not isinstance(self.licence, str) or not _LINE.fullmatch(self.licence):
-            raise ModelFileError(
-                f"the record's licence is {shown(self.licence)}; expected one line of text"
-            )
-        object.__setattr__(self, "provenance", _json_object(self.provenance, "provenance"))
-        object.__setattr__(self, "measured", tuple(_measured(self.measured)))
+        object.__setattr__(self, "provenance", _copied("provenance", self.provenance))
+        object.__setattr__(self, "measured", tuple(_copied("measured", self.measured)))
+        for index, figure in enumerate(self.measured):
+            _check_figure(f"record's measured[{index}]", figure)
         if self.activations:
             _check_activations(self.activations, self.network)
         object.__setattr__(self, "activations", dict(self.activations or {}))
@@ -183,29 +190,21 @@ class Record:
         return cls(**values)
 
 
-def _json_object(value: object, what: str) -> dict[str, JSON]:
-    """A copy of a mapping whose values are JSON."""
-    if not isinstance(value, Mapping):
-        raise ModelFileError(f"the record's {what} is {shown(value)}; expected a JSON object")
+def _copied(what: str, value: object) -> Any:
+    """What a record holds of free JSON, as a copy of its own."""
     try:
-        # depth 2: the record lies around it and, for measured, a list
-        return cast("dict[str, JSON]", strict_json.checked(dict(value), depth=2))
+        return strict_json.checked(value, depth=1)  # the record lies around it
     except ValueError as error:
         raise ModelFileError(f"the record's {what} cannot be stored: {error}") from None
 
 
-def _measured(figures: object) -> Iterator[dict[str, JSON]]:
-    if not isinstance(figures, list | tuple):
-        raise ModelFileError(f"the record's measured is {shown(figures)}; expected a list")
-    for index, figure in enumerate(figures):
-        copy = _json_object(figure, f"measured[{index}]")
-        for key, expected in (("what", "text"), ("protocol", "text"), ("value", "a number")):
-            value = copy.get(key)
-            if not (is_number(value) if key == "value" else isinstance(value, str) and value):
-                raise ModelFileError(
-                    f"the record's measured[{index}] has {shown(value)} as {key!r}; expected {expected}"
-                )
-        yield copy
+def _check_figure(what: str, figure: object) -> None:
+    if not isinstance(figure, dict):
+        raise ModelFileError(f"the {what} is {shown(figure)}; expected a JSON object")
+    for key, expected in (("what", "text"), ("protocol", "text"), ("value", "a number")):
+        value = figure.get(key)
+        if not (is_number(value) if key == "value" else isinstance(value, str) and value):
+            raise ModelFileError(f"the {what} has {shown(value)} as {key!r}; expected {expected}")
 
 
 def _read_activations(values: JSON) -> dict[str, Activation]:
