@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 FEW_IMAGES = 2
 LARGE_BYTES = 16 << 20  # of FC weights, above which no cache close to a core holds them
 
-PREPARED_LAYERS = 256
+PREPARED_LAYERS = 64
+PRIMITIVES = "256"  # in oneDNN's memory, beneath that one
 
 HINTS = {"exact": "f32", "fast": "f32", "half": "bf16", "int8": "f32"}
 
@@ -64,7 +65,7 @@ def prepare(engine: Engine) -> Run:
             "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
             # threads nailed to cores would fight with whoever else computes here
             "ENABLE_CPU_PINNING": False,
-            # prepared layers, a few for each size of image that comes: its own 5000 fill gigabytes
+            # prepared layers, those of a few sizes of images: its own 5000 fill gigabytes
             "CPU_RUNTIME_CACHE_CAPACITY": PREPARED_LAYERS,
             # else FC layers with weights of few bits would compute with few bits, too
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
@@ -123,6 +124,8 @@ def _core() -> Any:
 @cache
 def _core_of(_process: int) -> Any:
     """One a process: a fork takes the threads of its parent's away."""
+    # read when the first layer is prepared; its own 1024 are those of dozens of sizes
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRIMITIVES)
     core = package().Core()
     never_destroy(core)
     return core
