@@ -113,6 +113,15 @@ def test_float_pixels_keep_their_values() -> None:
     assert np.abs(ours - rounded).max() > 1e-4 * np.abs(expected).max()
 
 
+def test_no_value_inside_is_of_8_bits() -> None:
+    """TensorRT takes uint8 as an input alone."""
+    net = tiny()
+    built = graph.build(net, weights(net), TORCHVISION).inline()
+    inferred = onnx.shape_inference.infer_shapes(built).graph
+    kinds = {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.input)}
+    assert [name for name, kind in kinds.items() if kind == onnx.TensorProto.UINT8] == ["pixels"]
+
+
 @pytest.mark.parametrize(("channels", "order"), [(1, "L"), (4, "RGB")])
 def test_other_channel_counts(channels: int, order: str) -> None:
     net = tiny("vgg11", "small", in_channels=channels)

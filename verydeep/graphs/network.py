@@ -123,9 +123,10 @@ def _normalise(writer: Writer, preprocess: Preprocess, pixels: str) -> str:
     factor, shift = (high - low) / 255 / std, (low - mean) / std
     if preprocess.channel_order == "BGR":
         factor, shift = factor[:, ::-1], shift[:, ::-1]
-    value = writer.node("Transpose", ["pixels"], "pixels_nchw", perm=[0, 3, 1, 2])
-    if pixels == "uint8":
+    value = "pixels"
+    if pixels == "uint8":  # first of all: TensorRT takes uint8 as an input, and nowhere else
         value = writer.node("Cast", [value], "pixels_float", to=TensorProto.FLOAT)
+    value = writer.node("Transpose", [value], "pixels_nchw", perm=[0, 3, 1, 2])
     factors = writer.constant("pixels_factor", factor.astype(np.float32))
     value = writer.node("Mul", [value, factors], "pixels_scaled")
     shifts = writer.constant("pixels_shift", shift.astype(np.float32))
