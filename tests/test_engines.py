@@ -28,7 +28,7 @@ from verydeep.graphs.writer import Graph
 from verydeep.nets import NETWORKS, network
 from verydeep.preprocess import TORCHVISION, Preprocess
 
-from .tiny import pixels, tiny, weights
+from .tiny import model_file, photo, pixels, tiny, weights
 
 HEADS = ("classic", "gap", "small")
 SIZES = ((224, 224), (97, 130))
@@ -330,6 +330,35 @@ def test_openvino_does_not_report_to_its_vendor() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the home folder is said in another way there")
+def test_no_engine_leaves_a_number_of_this_machine(tmp_path: Path) -> None:
+    """ONNX Runtime 1.32 and OpenVINO's tools write one into the home folder when they are imported."""
+    model_file(tmp_path / "m.safetensors")
+    photo(tmp_path / "a.png")
+    (tmp_path / "home").mkdir()
+    code = (
+        "import verydeep\n"
+        "for name in ('onnxruntime', 'openvino', 'mnn'):\n"
+        "    verydeep.load('m.safetensors', engine=name)('a.png')\n"
+        "verydeep.export('m.safetensors', 'onnx', 'm.onnx')\n"
+        "verydeep.export('m.safetensors', 'openvino', 'm.xml')\n"
+        "verydeep.bench('m.safetensors', rounds=1, batches=[1], precisions='exact')\n"
+    )
+    wanted = {
+        k: v for k, v in os.environ.items() if "TELEMETRY" not in k and not k.startswith("XDG_")
+    }
+    environment = {
+        **wanted, "HOME": str(tmp_path / "home"), "VERYDEEP_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)]),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [str(p) for p in (tmp_path / "home").rglob("*") if p.is_file()] == []
 
 
 def test_relative_error() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,11 +22,17 @@ PROVIDERS: dict[str, list[object]] = {
 }
 
 
-def devices() -> tuple[str, ...]:
-    """Those for which this build has code."""
+def package() -> Any:
+    """The package, told not to tell its maker, which leaves a number of this machine in the home folder."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, when it is imported
     import onnxruntime
 
-    cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return onnxruntime
+
+
+def devices() -> tuple[str, ...]:
+    """Those for which this build has code."""
+    cuda = "CUDAExecutionProvider" in package().get_available_providers()
     return ("cuda", "cpu") if cuda else ("cpu",)
 
 
@@ -41,9 +48,8 @@ def variants(
 
 
 def prepare(engine: Engine) -> Run:
-    import onnxruntime
-
-    onnxruntime.disable_telemetry_events()  # some builds tell their maker
+    onnxruntime = package()
+    onnxruntime.disable_telemetry_events()  # of builds that read no such word
     graph = engine.source.graph
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what an engine prints by itself is silenced

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from ..engines.ort import package
 from ..graphs.writer import Graph, Writer, write_onnx
 from . import Job, Run
 
@@ -32,8 +33,7 @@ def _halved(graph: Graph) -> Graph:
 
 
 def load(file: Path, outputs: tuple[str, ...], precision: str, threads: int = 0) -> Run:  # noqa: ARG001
-    import onnxruntime
-
+    onnxruntime = package()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(
