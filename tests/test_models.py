@@ -13,6 +13,7 @@ import torch
 import torchvision
 from numpy.testing import assert_allclose
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from verydeep import modelfile, models, nets
 from verydeep.errors import LayerError, ModelFileError, NetworkError
@@ -362,6 +363,71 @@ def test_a_module_survives_pickle_and_copy(name: str) -> None:
 def test_activations_are_not_kept_for_nothing() -> None:
     for module in build("vgg16_bn", width=1 / 64).modules():
         assert not getattr(module, "inplace", False)
+
+
+class _Operations(TorchDispatchMode):
+    """The names of what torch computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["vgg13", "vgg11_bn", "vgg11_lrn"])
+@pytest.mark.parametrize("training", [False, True])
+def test_relu_makes_no_new_maps_where_nobody_looks_on(name: str, training: bool) -> None:
+    model = build(name, width=TINY, classes=3).train(training)
+    _randomise(model)
+    plain = copy.deepcopy(model)
+    kept: list[torch.Tensor] = []
+    plain.features[0].register_forward_hook(lambda _m, _i, output: kept.append(output))
+    count = sum(isinstance(m, nn.ReLU) for m in model.features)
+    results = []
+    for one, in_place in ((model, count), (plain, 0)):
+        x = torch.randn(
+            2, 3, 64, 64, generator=torch.Generator().manual_seed(1), requires_grad=True
+        )
+        torch.manual_seed(2)
+        with _Operations() as operations:
+            scores = one(x)
+        scores.square().sum().backward()
+        assert operations.names.count("relu_") == in_place
+        assert operations.names.count("relu") == count + 2 - in_place
+        results.append([scores, x.grad, *(p.grad for p in one.parameters()), *one.buffers()])
+    assert kept[0].min() < 0  # a hook's value stays what it was
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "watch",
+    [
+        lambda m: m.features.register_forward_hook(lambda *_: None),
+        lambda m: m.features[3].register_full_backward_hook(lambda *_: None),
+        lambda m: m.features[1].register_forward_pre_hook(lambda *_: None),
+        lambda m: setattr(m.features[0], "forward", m.features[0].forward),
+        lambda m: setattr(m, "features", nn.Sequential(nn.Identity(), nn.ReLU(), *m.features)),
+    ],
+)
+def test_whoever_looks_on_sees_every_value(watch) -> None:  # type: ignore[no-untyped-def]
+    model = build("vgg11", width=TINY, classes=3)
+    watch(model)
+    x = torch.randn(1, 3, 64, 64)
+    before = x.clone()
+    with _Operations() as operations:
+        model(x).sum().backward()
+    assert torch.equal(x, before)
+    assert operations.names.count("relu_") == (
+        8 if isinstance(model.features[0], nn.Identity) else 0
+    )
+    with nn.modules.module.register_module_forward_hook(lambda *_: None):
+        with _Operations() as operations:
+            model(x)
+        assert "relu_" not in operations.names
 
 
 def _written(path: Path, record: Record, model: nn.Module) -> None:
