@@ -351,3 +351,14 @@ def test_the_folders_of_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         monkeypatch.delenv("VERYDEEP_CACHE")
         monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored
         assert folders.cache_folder() == tmp_path / ".cache" / "verydeep"
+
+
+def test_two_paths_are_told_apart_by_their_shortest_ends() -> None:
+    for first, second, expected in (
+        ("a/x.png", "b/y.png", ("x.png", "y.png")),
+        ("a/x.png", "b/x.png", ("a/x.png", "b/x.png")),
+        ("r/a/m/x.png", "r/b/m/x.png", ("a/m/x.png", "b/m/x.png")),
+        ("x.png", "x.png", ("x.png", "x.png")),
+    ):
+        told = photo_paths.told_apart(first, second)
+        assert tuple(Path(one).as_posix() for one in told) == expected

@@ -201,6 +201,16 @@ def test_the_page_needs_nothing_from_outside() -> None:
     assert outside == []
 
 
+def test_a_mistake_without_a_picture_is_its_words() -> None:
+    def gone(_: int) -> str:
+        return "no such photo.png"
+
+    text = page(made(count=20, image=gone))
+    assert '<figure class="mistake"><figcaption>' in text
+    assert '<div class="row">' not in text
+    assert "The maps show" not in text
+
+
 def test_the_most_confident_mistakes_come_first() -> None:
     given = made(names=[f"{number}.png" for number in range(200)],
                  image=lambda _: np.zeros((8, 8, 3), np.uint8))  # fmt: skip

@@ -712,6 +712,21 @@ def test_the_sheet(tmp_path: Path) -> None:
         retrieval.contact_sheet([], out)
 
 
+def test_a_sheet_goes_on_below_where_there_are_many(tmp_path: Path) -> None:
+    def sheet(count: int) -> tuple[int, int]:
+        file = str(photo(tmp_path / "a.png"))
+        row = retrieval.Neighbours(
+            file, tuple(retrieval.Match(file, 1.0, i, file) for i in range(count))
+        )
+        retrieval.contact_sheet([row], tmp_path / "sheet.png")
+        with Image.open(tmp_path / "sheet.png") as image:
+            return image.size
+
+    (six, one), (ten, two) = sheet(6), sheet(10)
+    assert six == ten
+    assert two > 1.8 * one
+
+
 def test_commands(verydeep: Run, folder: Path, model: Path, tmp_path: Path) -> None:
     out, sheet = tmp_path / "f.npz", tmp_path / "sheet.png"
     done = verydeep(

@@ -92,7 +92,7 @@ def distance(paths: tuple[str, ...], map_path: Path | None, as_json: bool, **cho
                 from ..distances.records import draw
 
                 photos = as_rgb(decode(a)), as_rgb(decode(b))
-                save(draw(*photos, item, (Path(a).name, Path(b).name)), map_path)
+                save(draw(*photos, item, photo_paths.told_apart(a, b)), map_path)
     for way, count in ways.most_common():
         log.info(f"{counted(count, 'pair') + ': ' if len(good) > 1 else ''}{way}")
     if len(good) > 1:

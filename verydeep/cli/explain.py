@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,9 @@ def explain(
             except ImageError as error:
                 listing({"path": file, "error": str(error)})
                 continue
-            stem = Path(file).stem
+            seen = "+".join(heat.label for heat in explanation.maps[:3])
+            label = re.sub(r"[^\w+]+", "-", seen)[:60].strip("-")
+            stem = f"{Path(file).stem}-{label}"
             key = photo_paths.composed(stem).casefold()
             stems[key] += 1
             again = f"-{stems[key]}" if stems[key] > 1 else ""

@@ -125,8 +125,12 @@ def draw(
     scale = layout.scale(max(layout.NARROWEST, colours.width), f"{top:.3g}", f"{name} at a pixel")
     return layout.under(
         layout.row(
-            *(layout.panel(name, "", photo) for name, photo in zip(names, photos, strict=True)),
-            layout.panel(f"{name} {float(distance):.4g}", "", colours, 12, scale),
+            *layout.panels(
+                [
+                    *((one, "", photo, ()) for one, photo in zip(names, photos, strict=True)),
+                    (f"{name} {float(distance):.4g}", "", colours, (12, scale)),
+                ]
+            ),
             gap=layout.GAP,
         ),
         str(distance.about),

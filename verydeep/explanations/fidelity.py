@@ -85,17 +85,27 @@ class Fidelity:
     def __str__(self) -> str:
         fall, moved_fall = self.deletion_area, self.moved_deletion_area
         rise, moved_rise = self.insertion_area, self.moved_insertion_area
-        worse = ", which is no better"
         steps = ", ".join(f"{step.random} {step.correlation:+.2f}" for step in self.steps)
-        verdict = (
-            "the map depends on the weights"
-            if self.changes
-            else "THE MAP DOES NOT CHANGE: it shows the image, not what the network learned"
-        )
+        doubts = []
+        if not self.changes:
+            doubts.append(
+                "it does not change with random weights, so it shows the image, not what was learnt"
+            )
+        if fall >= moved_fall:
+            doubts.append(
+                "covering what it shows lowers the class no faster than covering another place"
+            )
+        if rise <= moved_rise:
+            doubts.append("uncovering what it shows raises the class no faster than another place")
+        verdict = f"do not trust this map: {'; '.join(doubts)}" if doubts else (
+            "this map can be believed: covering what it shows lowers the class, and it depends on what was "
+            "learnt"
+        )  # fmt: skip
         return (
-            f"deletion area {fall:.3f} (map moved {moved_fall:.3f}){'' if fall < moved_fall else worse}, "
-            f"insertion area {rise:.3f} (map moved {moved_rise:.3f}){'' if rise > moved_rise else worse}\n"
-            f"rank correlation with random weights: {steps}: {verdict}"
+            f"{verdict}\n"
+            f"deletion area {fall:.3f} (map moved {moved_fall:.3f}), "
+            f"insertion area {rise:.3f} (map moved {moved_rise:.3f})\n"
+            f"rank correlation with random weights: {steps}"
         )
 
 

@@ -1,7 +1,9 @@
 """The picture of an explanation: the photo, then each heat map over it with its scale and probability.
 
 The photo lies beneath in grey, so that colour means evidence and nothing else; what speaks against the
-class, or not at all, shows no colour. Around the part that the network saw, the photo is dimmed.
+class, or not at all, shows no colour. All panels have one scale: where the evidence for a class is
+strongest stands the class's probability, so that an improbable one does not glow like a certain one.
+Around the part that the network saw, the photo is dimmed.
 """
 
 from __future__ import annotations
@@ -21,16 +23,11 @@ if TYPE_CHECKING:
 
 DIM = 0.35  # of the contrast outside what the network saw
 STRONGEST = 0.78  # opacity of the strongest colour
+EARLY = 0.6  # power of a value that its colour has: a sixth can be seen, on a dark photo too
 SMOOTH = 1.5  # deviation, in the network's pixels, by which ig is smoothed for the eye
 OUTLIERS = 99.5  # percentile that ig's scale ends at: single pixels would hide all others
 
-UNITS = {
-    "cam": "share of the score",
-    "gradcam": "weighted activation",
-    "gradcam++": "weighted activation",
-    "occlusion": "fall of the score",
-    "ig": "share of the score, a pixel, smoothed",
-}
+UNSEEN = 0.01  # probability below which a map would show colours that nobody could see
 
 
 def draw(explanation: Explanation) -> Image.Image:
@@ -39,33 +36,39 @@ def draw(explanation: Explanation) -> Image.Image:
     factor = photo.width / explanation.photo.width
     left, top, right, bottom = (value * factor for value in explanation.box)
     box = (left, top, right, bottom)
-    panels = [_first(photo, box, explanation)]
-    panels += [_panel(photo, box, heat, explanation.method) for heat in explanation.maps]
-    count = len(panels)
+    parts = [_first(photo, box, explanation)]
+    parts += [_panel(photo, box, heat, explanation.method) for heat in explanation.maps]
+    count = len(parts)
     columns = count if count <= 3 else math.ceil(count / math.ceil(count / 4))
-    return layout.under(layout.grid(panels, columns), f"{explanation.model} · {explanation.how}")
+    return layout.under(
+        layout.grid(layout.panels(parts), columns), f"{explanation.model} · {explanation.how}"
+    )
 
 
-def _first(photo: Image.Image, box: Box, explanation: Explanation) -> Image.Image:
+Panel = tuple[str, str, Image.Image, tuple[layout.Part, ...]]
+
+
+def _first(photo: Image.Image, box: Box, explanation: Explanation) -> Panel:
     height, width = explanation.pixels.shape[:2]
     name = Path(explanation.path).name if explanation.path else "the image"
     bright = " of the bright part" if _is_inside(box, photo.size) else ""
     said = f"the network sees {width} x {height} pixels{bright}"
     foot = layout.paragraph(said, max(photo.width, layout.NARROWEST))
-    return layout.panel(name, "", _outside(photo, box), 10, foot)
+    return name, "", _outside(photo, box), (10, foot)
 
 
-def _panel(photo: Image.Image, box: Box, heat: HeatMap, method: str) -> Image.Image:
+def _panel(photo: Image.Image, box: Box, heat: HeatMap, method: str) -> Panel:
     values = blurred(heat.upscaled, SMOOTH) if method == "ig" else heat.upscaled
     top = float(np.percentile(values, OUTLIERS) if method == "ig" else values.max())
     width = max(photo.width, layout.NARROWEST)
-    if top > 0:
-        number = f"{top:.3g}" if top < 1000 else f"{top:.0f}"
-        foot = layout.scale(width, number, UNITS[method], _on_grey)
-    else:
+    if top <= 0:
         foot = layout.paragraph("nothing here speaks for this class", width)
-    picture = overlaid(photo, box, values, top)
-    return layout.panel(heat.label, f"{heat.probability:.1%}", picture, 12, foot)
+    elif heat.probability < UNSEEN:
+        foot = layout.paragraph("the network does not see this class here", width)
+    else:
+        foot = layout.scale(width, "100 %", "probability, by evidence", _on_grey)
+    picture = overlaid(photo, box, values, top / max(heat.probability, 1e-9))
+    return heat.label, f"{heat.probability:.1%}", picture, (12, foot)
 
 
 def overlaid(photo: Image.Image, box: Box, heat: np.ndarray, top: float) -> Image.Image:
@@ -86,6 +89,7 @@ def overlaid(photo: Image.Image, box: Box, heat: np.ndarray, top: float) -> Imag
 
 def _on_grey(value: np.ndarray, grey: np.ndarray | float = 128.0) -> np.ndarray:
     """Values of 0 to 1 as colours on grey: no colour for nothing, soon enough to see it."""
+    value = np.asarray(value) ** EARLY
     alpha = STRONGEST * np.clip(value / 0.6, 0, 1)[..., None]
     mixed = (1 - alpha) * grey + alpha * coloured(value)
     return np.asarray(np.rint(mixed).clip(0, 255), np.uint8)

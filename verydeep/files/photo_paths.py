@@ -77,6 +77,16 @@ def counter(given: Sequence[str]) -> Callable[[], int] | None:
     return None if "-" in given else lambda: sum(1 for _ in find(given))
 
 
+def told_apart(first: str, second: str) -> tuple[str, str]:
+    """The shortest ends of two paths that differ: names, or with the folders that tell them apart."""
+    ways = [Path(os.path.abspath(path)).parts for path in (first, second)]
+    for count in range(1, max(map(len, ways))):
+        ends = tuple(str(Path(*way[-count:])) for way in ways)
+        if ends[0] != ends[1]:
+            return ends[0], ends[1]
+    return first, second
+
+
 def inside(folder: str | os.PathLike[str]) -> Iterator[str]:
     """The photos in a folder and those below it, sorted; at the end it is said what else was there."""
     others: Counter[str] = Counter()

@@ -159,12 +159,26 @@ def paragraph(text: str, width: int, size: int = TEXT, colour: Colour = FAINT) -
     return column(*(caption(width, line, size=size, colours=(colour,) * 3) for line in rows))
 
 
-def panel(title: str, value: str, picture: Image.Image, *foot: Part) -> Image.Image:
-    """A picture under its title, with a value on the right, and what follows beneath."""
-    width = max(NARROWEST, picture.width)
-    words = shortened(title, TITLE, width - (length(value, TITLE) + 14 if value else 0))
-    head = caption(width, words, right=value, size=TITLE, height=36, colours=(INK, FAINT, FAINT))
-    return column(6, head, picture, *foot)
+def panels(given: Sequence[tuple[str, str, Image.Image, Sequence[Part]]]) -> list[Image.Image]:
+    """Pictures under their titles, each with a value on the right, and with what follows beneath.
+
+    given: (title, value, picture, foot) each. Titles take the lines that they need, all as many, so that
+    the pictures stand side by side.
+    """
+    wide = [max(NARROWEST, picture.width) for _, _, picture, _ in given]
+    titles = [
+        lines(title, TITLE, width - (length(value, TITLE) + 14 if value else 0))
+        for (title, value, _, _), width in zip(given, wide, strict=True)
+    ]
+    most = max(map(len, titles))
+    colours = (INK, FAINT, FAINT)
+    return [
+        column(6, *(
+            caption(width, line, right="" if at else value, size=TITLE, height=36, colours=colours)
+            for at, line in enumerate(title + [""] * (most - len(title)))
+        ), picture, *foot)
+        for (_, value, picture, foot), title, width in zip(given, titles, wide, strict=True)
+    ]  # fmt: skip
 
 
 def under(picture: Image.Image, words: str) -> Image.Image:

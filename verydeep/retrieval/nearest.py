@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..preprocess import ImageLike
 
 TILE, GAP = 160, 12  # pixels of a contact sheet
+PER_LINE = 6  # matches of one query; more go on below
 ACCENT = (200, 71, 44)
 MOST_PIXELS = 100_000_000
 
@@ -185,20 +186,25 @@ def contact_sheet(rows: Sequence[Neighbours], out: str | os.PathLike[str]) -> No
     require_picture(out)
     if not rows:
         raise DataError("there are no queries to draw; give at least one")
-    columns = 1 + max(len(row.matches) for row in rows)
-    if columns * len(rows) * (TILE + GAP) * (TILE + 3 * GAP) > MOST_PIXELS:
+    columns = 1 + min(PER_LINE, max(len(row.matches) for row in rows))
+    count = sum(max(1, -(-len(row.matches) // PER_LINE)) for row in rows)
+    if columns * count * (TILE + GAP) * (TILE + 3 * GAP) > MOST_PIXELS:
         raise DataError(
-            f"a sheet of {len(rows)} rows of {columns} photos is too large; give fewer queries, or a "
+            f"a sheet of {count} rows of {columns} photos is too large; give fewer queries, or a "
             "smaller --top"
         )
     missing: list[str] = []
     lines = [
         layout.row(
-            _tile(row.query, "query", missing, ACCENT),
-            *(_tile(m.photo or m.path, f"{m.cosine:.4f}", missing) for m in row.matches),
+            TILE if at else _tile(row.query, "query", missing, ACCENT),
+            *(
+                _tile(m.photo or m.path, f"{m.cosine:.4f}", missing)
+                for m in row.matches[at : at + PER_LINE]
+            ),
             gap=GAP,
         )
         for row in rows
+        for at in range(0, max(1, len(row.matches)), PER_LINE)
     ]
     if missing:
         log.warning(

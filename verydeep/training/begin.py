@@ -81,7 +81,8 @@ def train(
         if isinstance(config, Config):
             sizes = config.sides  # a recipe may well show small images enlarged
         else:
-            sizes = (config.size,) if hasattr(config, "size") else config.sizes
+            # photos are stretched to a size, smaller ones on purpose
+            sizes = (0,) if getattr(config, "stretch", True) else config.sizes
         lines = (*found.warnings, *looked_over(found, min(sizes), thorough=strict))
         if strict and lines:
             raise DataError("; ".join(lines))

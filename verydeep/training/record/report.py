@@ -236,14 +236,15 @@ def _mistakes(report: Report) -> str:
     for number in wrong.tolist():
         said, true = int(answer[number]), int(report.labels[number])
         name = Path(report.names[number]).name if len(report.names) else f"image {number}"
+        pictures = _pictures(report, number, said, true, explainer)
+        row = f'<div class="row">{pictures}</div>' if pictures else ""
         cards.append(
-            f'<figure class="mistake"><div class="row">{_pictures(report, number, said, true, explainer)}'
-            f"</div><figcaption><b>{escape(report.classes[said])}</b> {first[number]:.1%}, is "
-            f"<b>{escape(report.classes[true])}</b> {probabilities[number, true]:.1%}"
-            f"<small>{escape(name)}</small></figcaption></figure>"
+            f'<figure class="mistake">{row}<figcaption><b>{escape(report.classes[said])}</b> '
+            f"{first[number]:.1%}, is <b>{escape(report.classes[true])}</b> "
+            f"{probabilities[number, true]:.1%}<small>{escape(name)}</small></figcaption></figure>"
         )
     note, kind = "", "mistakes plain"
-    if explainer is not None:
+    if explainer is not None and any("<img" in card for card in cards):
         how = "class activation maps, exact" if explainer.method == "cam" else "Grad-CAM"
         note = f" The maps show what spoke for the answer, then for the true class ({how})."
         kind = "mistakes"
@@ -289,8 +290,8 @@ def _pictures(
     if seen is not None:
         photo = fitted(seen.photo, SMALL)
         left, top, right, bottom = (side * photo.width / seen.photo.width for side in seen.box)
-        strongest = max(float(heat.upscaled.max()) for heat in seen.maps)
-        for heat in seen.maps:
+        for heat in seen.maps:  # on one scale, as in the pictures of `verydeep explain`
+            strongest = float(heat.upscaled.max()) / max(heat.probability, 1e-9)
             picture = overlaid(photo, (left, top, right, bottom), heat.upscaled, strongest)
             shown.append((picture, f"{heat.label}: where"))
     return "".join(f'<img src="{_data(picture)}" alt="{escape(alt)}">' for picture, alt in shown)
