@@ -155,7 +155,7 @@ def test_int8_computes_what_the_int8_graph_computes(to: str, tmp_path: Path) -> 
     expected = engines.Engine("onnxruntime", built, precision="int8", threads=1).run(images)
     found = LOAD[to](done.path, ("scores",), "int8")(images)["scores"]
     assert engines.relative_error(found, expected["scores"]) < (1e-6 if to == "onnx" else 5e-2)
-    plain = engines.Engine("onnxruntime", export.Job(model, "exact").graph)
+    plain = engines.Engine("onnxruntime", export.Job(model, "exact").source.graph)
     # it is the int8 graph: the float one is nearby, and is another
     assert 1e-3 < engines.relative_error(found, plain.run(images)["scores"]) < 0.5
     float_file = model_file(tmp_path / "float.safetensors")
@@ -356,6 +356,9 @@ def test_a_link_stays_one_and_the_file_behind_it_is_replaced(model: Path, tmp_pa
     file.write_text("old")
     link.symlink_to(file)
     done = export.export(model, "openvino", link)
+    (tmp_path / "own.onnx").symlink_to(model)
+    with pytest.raises(OutputError, match="leads to the model that is exported"):
+        export.export(model, "onnx", tmp_path / "own.onnx")
     assert link.is_symlink()
     assert file.read_text(encoding="utf-8").startswith("<?xml")
     assert done.files == (tmp_path / "now.bin", link)  # where OpenVINO looks for the weights

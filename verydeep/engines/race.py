@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -100,8 +100,7 @@ class Memory:
             not path.exists() and self._here.get((path, key))
         )
         try:
-            names = {field.name for field in fields(Standing)}
-            standings = tuple(Standing(**{n: one[n] for n in names}) for one in row["standings"])
+            standings = tuple(Standing(**one) for one in row["standings"])
             good = all(
                 isinstance(one.engine, str)
                 and isinstance(one.device, str)

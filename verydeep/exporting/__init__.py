@@ -38,7 +38,6 @@ from ..engines.race import worst_error
 from ..errors import EngineError, OutputError, log, nearest
 from ..files.atomic import ADVICE, replacing
 from ..graphs import Source, source_of
-from ..graphs.writer import Graph
 from ..modelfile import ModelFile, read
 from ..nets import named
 from ..preprocess import ImageLike, Preprocess, several
@@ -94,14 +93,12 @@ class Job:
 
     @cached_property
     def source(self) -> Source:
-        """LayerError for taps that the network does not have."""
+        """Its graph is the int8 one for "int8": ModelFileError where there is none.
+
+        LayerError for taps that the network does not have.
+        """
         scores, int8 = "scores" in self.outputs, self.precision == "int8"
         return source_of(self.model, "uint8", self.taps, scores, int8=int8)
-
-    @property
-    def graph(self) -> Graph:
-        """Weights beside it. The int8 graph for "int8": ModelFileError where there is none."""
-        return self.source.graph
 
     @property
     def facts(self) -> dict[str, str]:
@@ -197,6 +194,8 @@ def export(
         raise OutputError(f"{out}: expected a name that ends in {form.suffix} for {to}")
     if isinstance(model, str | os.PathLike):
         model = read(find_model(model))
+    if out.is_file() and model.path.exists() and out.samefile(model.path):
+        raise OutputError(f"{out}: leads to the model that is exported; name another file")
     taps = tuple(dict.fromkeys(named(taps)))
     job = Job(model, precision, taps)
     record = model.record
@@ -208,7 +207,7 @@ def export(
     batches = dict(_batches(record.preprocess, several(photos)[0]))
     module = import_module(f".{to}", __package__)
     # the file, and for a moment the ONNX file that it is made from
-    with _staged(out, 2 * job.graph.size_bytes + SPARE_BYTES) as stage:
+    with _staged(out, 2 * job.source.graph.size_bytes + SPARE_BYTES) as stage:
         log.info(f"writing {out.name}")
         file = stage / out.name
         module.write(job, file)

@@ -22,10 +22,10 @@ CONFIG = {"backend": "CPU", "precision": "high"}
 
 def write(job: Job, file: Path) -> None:
     graph = file.with_suffix(".onnx")
-    write_onnx(_flattened(job.graph), graph)
+    write_onnx(_flattened(job.source.graph), graph)
     half = job.precision == "half"
     text = json.dumps(job.facts, ensure_ascii=False)
-    size = job.graph.size_bytes // (2 if half else 1)
+    size = job.source.graph.size_bytes // (2 if half else 1)
     convert(graph, file, text, size, *(["--fp16"] if half else []))
     graph.unlink()
     graph.with_name(f"{graph.name}.data").unlink()

@@ -17,7 +17,7 @@ from . import Job, Run
 
 
 def write(job: Job, file: Path) -> None:
-    graph = _halved(job.graph) if job.precision == "half" else job.graph
+    graph = _halved(job.source.graph) if job.precision == "half" else job.source.graph
     write_onnx(graph, file, beside=False, facts=job.facts)
 
 

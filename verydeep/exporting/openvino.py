@@ -23,7 +23,7 @@ FLOAT32: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
 def write(job: Job, file: Path) -> None:
     openvino = package()
     graph = file.with_suffix(".onnx")
-    write_onnx(job.graph, graph)
+    write_onnx(job.source.graph, graph)
     with silenced():
         model = openvino.Core().read_model(os.fspath(graph))
         for key, text in job.facts.items():

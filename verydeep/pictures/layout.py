@@ -37,13 +37,10 @@ _FIFTHS = bytes.fromhex(
     "f8cd37f6d746f4e156f2ea69f2f27df5f992fcffa4"
 )
 
-INFERNO: np.ndarray = np.stack(
-    [
-        np.rint(np.interp(np.arange(256), np.arange(0, 256, 5), list(_FIFTHS[c::3])))
-        for c in range(3)
-    ],
-    1,
-).astype(np.uint8)
+_STEPS = np.arange(256)
+INFERNO: np.ndarray = np.rint(
+    [np.interp(_STEPS, _STEPS[::5], list(_FIFTHS[channel::3])) for channel in range(3)]
+).T.astype(np.uint8)
 
 
 def coloured(values: np.ndarray) -> np.ndarray:
