@@ -946,6 +946,12 @@ def test_errors_say_what_to_do(make: object, message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize("kind", [LPIPS, DISTS, PerceptualLoss, ContentLoss, StyleLoss])
+def test_a_keyword_that_there_is_not_is_a_type_error(kind: Any) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nett'"):
+        kind(**({"net": "vgg"} if kind is LPIPS else {}), nett="vgg")
+
+
 def test_public_names() -> None:
     assert losses.__all__ == [
         "DISTS",
