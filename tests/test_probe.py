@@ -20,7 +20,7 @@ from verydeep.errors import DataError, LayerError, OutputError
 from verydeep.training.images.data import find
 from verydeep.training.transfer import features as features_module
 from verydeep.training.transfer.features import averages
-from verydeep.training.transfer.probe import ProbeConfig, candidates, choose, run
+from verydeep.training.transfer.probe import ProbeConfig, candidates, choose, familiarity, run
 
 from .conftest import Outcome, Run
 from .tiny import model_file, tiny
@@ -379,3 +379,36 @@ def test_it_runs_without_torch(trunk: Path, flowers: Path, tmp_path: Path) -> No
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_what_is_familiar_is_told_from_the_rest() -> None:
+    """Photos like its own are refused in one of twenty cases; others, whose channels are others, mostly."""
+    draw = np.random.default_rng(0)
+
+    def averages(count: int, lively: slice) -> np.ndarray:
+        values = draw.exponential(0.1, (count, 120))  # quiet channels
+        values[:, lively] += draw.exponential(1.0, (count, lively.stop - lively.start))
+        return values.astype(np.float32)
+
+    own = averages(600, slice(0, 40))
+    head = familiarity(own[:300], np.arange(300) % 3, (120,))
+    assert head.weight.shape == (1, 120)
+    others = averages(300, slice(70, 110))
+    refused = [float((head.scores(x) < 0).mean()) for x in (own[300:], others)]
+    assert 0 < refused[0] < 0.12
+    assert refused[1] > 0.95
+    assert np.std(own[:300:3] @ head.weight[0]) == pytest.approx(1, rel=1e-3)
+
+
+def test_a_trained_classifier_can_say_not_sure(trunk: Path, flowers: Path, tmp_path: Path) -> None:
+    result = run(config(trunk), flowers, out=tmp_path / "run")
+    record = modelfile.read(result.model).record
+    assert record.least_mean == 0
+    predictor = verydeep.load(result.model)
+    photos = sorted(flowers.rglob("*.png"))
+    answers = predictor(photos)
+    scores = predictor.scores(photos)
+    assert [answer.sure for answer in answers] == (scores.mean(1) >= 0).tolist()
+    assert sum(answer.sure for answer in answers) > len(answers) // 2
+    figure = next(row for row in record.measured if row["what"] == "not sure")
+    assert 0 <= figure["value"] <= 1

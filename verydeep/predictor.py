@@ -71,7 +71,8 @@ class Answer:
     """What a model says of one image, best first.
 
     path: the file, or None where the image was none. sure: False where the first probability lies below
-    the model's recorded threshold, which says that probably none of its classes is there.
+    the model's recorded threshold, or the mean of all scores below its recorded least, which says that
+    probably none of its classes is there.
     """
 
     path: str | None
@@ -424,8 +425,9 @@ class Predictor:
         for index in np.argsort(-probabilities, kind="stable")[:top]:
             likely = float(probabilities[index])
             predictions.append(Prediction(labels[index], ids[index], likely))
-        threshold = self.record.threshold
+        threshold, least = self.record.threshold, self.record.least_mean
         sure = threshold is None or predictions[0].probability >= threshold
+        sure = sure and (least is None or float(values["scores"].mean()) >= least)
         return Answer(path, tuple(predictions), sure, engine, self.precision)
 
     def _run(

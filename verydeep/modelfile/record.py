@@ -80,6 +80,8 @@ class Record:
     the measurement).
     activations: the values that the int8 graph rounds, by paper name ("input" for the normalised image);
     empty for a model that was not quantised. See docs/format.md.
+    least_mean: of all scores, below which the answer is "not sure", too: nothing that the head has learned.
+    None where the mean, which soft-max does not see, says nothing.
     """
 
     network: Network
@@ -91,6 +93,7 @@ class Record:
     provenance: Mapping[str, JSON] = field(default_factory=dict, hash=False)
     measured: tuple[Mapping[str, JSON], ...] = field(default=(), hash=False)
     activations: Mapping[str, Activation] = field(default_factory=dict, hash=False)
+    least_mean: float | None = None
 
     def __post_init__(self) -> None:
         if replace(self.network) != self.network:
@@ -106,6 +109,7 @@ class Record:
                 self.threshold is None or is_number(self.threshold, 0, 1),
                 "0 to 1, or null",
             ),
+            ("least_mean", self.least_mean is None or is_number(self.least_mean), "a number"),
             ("licence", licensed, "one line of text"),
             ("provenance", isinstance(self.provenance, Mapping), "a JSON object"),
             ("measured", isinstance(self.measured, list | tuple), "a list"),
@@ -152,6 +156,8 @@ class Record:
             "network": network,
             "preprocess": self.preprocess.to_dict(),
         }
+        if self.least_mean is not None:
+            values["least_mean"] = float(self.least_mean)
         if self.activations:
             values["activations"] = {name: asdict(how) for name, how in self.activations.items()}
         return strict_json.dumps(values)
@@ -169,8 +175,8 @@ class Record:
                 f"written by a newer verydeep: its format version is {version}, and this verydeep "
                 f"reads {FORMAT_VERSION}; upgrade with: pip install --upgrade verydeep"
             )
-        keys = (*_RECORD_KEYS, "activations")  # which are there only where they say something
-        values = members(record, keys, "record", ModelFileError, optional=keys[-1:])
+        keys = (*_RECORD_KEYS, "least_mean", "activations")  # two only where they say something
+        values = members(record, keys, "record", ModelFileError, optional=keys[-2:])
         if not is_whole(version, FORMAT_VERSION):
             raise ModelFileError(
                 f"the record's format_version is {shown(version)}; expected {FORMAT_VERSION}"

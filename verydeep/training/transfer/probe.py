@@ -43,6 +43,8 @@ from .linear_head import LinearHead
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # l2, strongest first
 FIRST = 2  # of them: the one with which layers are compared
 JUDGED = 6000  # training photos, at most, that choices are made on
+REFUSED = 0.05  # of photos like its own, of which a head may say "not sure"
+FAMILIAR_L2, FAMILIAR_SHARE = 0.1, 0.25  # penalty; size beside the scores that tell classes apart
 ROUGH, FINE = 2e-3, 1e-4  # the solver's tolerance for choices and for the answer
 Event = Callable[[Mapping[str, Any]], None]
 
@@ -200,6 +202,34 @@ def choose(
     )  # fmt: skip
 
 
+def familiarity(
+    features: NDArray[np.float32], fold: NDArray[Any], widths: Sequence[int], seed: int = 0
+) -> LinearHead:
+    """One row, (1, channels): 0 and more for all but 5 % of photos like these, less for most others.
+
+    A soft-max of classes cannot say "none of these". Photos of anything else are not at hand, so strangers
+    are made: what sets a photo apart from the mean is dealt out to other channels of its layer. The row is
+    what tells photos from strangers, by logistic regression; photos of fold 0 are held out, for the bias.
+    features: (photos, channels), the layers' channels, as many as `widths` says, one after another.
+    """
+    learnt, mean = features[fold != 0], features.mean(0)
+    draw, strangers, begin = np.random.default_rng(seed), np.empty_like(learnt), 0
+    for width in widths:
+        part = slice(begin, begin + width)
+        strangers[:, part] = mean[part] + draw.permuted(learnt[:, part] - mean[part], axis=1)
+        begin += width
+    both = np.concatenate([learnt, strangers.clip(0)])  # after a ReLU nothing is negative
+    scale = linear_head.scaling(both)
+    head = scale.fold(linear_head.solve(
+        scale.apply(both), np.repeat((0, 1), len(learnt)), 2, l2=FAMILIAR_L2, tolerance=ROUGH,
+    ))  # fmt: skip
+    weight = head.weight[:1] - head.weight[1:]
+    held_out = features[fold == 0] @ weight[0]
+    size = max(float(held_out.std()), 1e-6)
+    bias = -np.quantile(held_out, REFUSED, keepdims=True)
+    return LinearHead(weight / np.float32(size), (bias / size).astype(np.float32))
+
+
 class _Tried(NamedTuple):
     layers: tuple[str, ...]
     l2: float
@@ -212,6 +242,7 @@ class _Tried(NamedTuple):
 def write_model(
     path: Path, model: ModelFile, preprocess: Preprocess, layers: tuple[str, ...], head: LinearHead,
     classes: tuple[str, ...], provenance: Mapping[str, Any], measured: Sequence[Mapping[str, Any]],
+    least_mean: float | None = None,
 ) -> None:  # fmt: skip
     """The trunk of `model`, as it is stored, with that head on the averages of `layers`."""
     network = replace(model.record.network, head=Head("gap", len(classes), layers))
@@ -222,7 +253,7 @@ def write_model(
     }  # fmt: skip
     tensors |= {"classifier.weight": head.weight, "classifier.bias": head.bias}
     record = modelfile.Record(
-        network, preprocess, class_names=classes, licence=model.record.licence,
+        network, preprocess, class_names=classes, least_mean=least_mean, licence=model.record.licence,
         provenance=provenance, measured=tuple(measured),
     )  # fmt: skip
     modelfile.write(path, record, tensors)
@@ -303,9 +334,11 @@ class _Run:
             limit=config.epochs,
         )  # fmt: skip
         head = scale.fold(head)
-        head = LinearHead(
-            (head.weight / chosen.temperature).astype(np.float32),
-            (head.bias / chosen.temperature).astype(np.float32),
+        known = self._familiar(features, labels[good], np.array(made.digests)[good], chosen)
+        apart = (head.weight - head.weight.mean(0)) / chosen.temperature
+        head = LinearHead(  # what all scores have in common is nothing to soft-max
+            (apart + known.weight).astype(np.float32),
+            ((head.bias - head.bias.mean()) / chosen.temperature + known.bias).astype(np.float32),
             head.steps, head.gradient,
         )  # fmt: skip
         self.tell({
@@ -313,13 +346,15 @@ class _Run:
             "temperature": chosen.temperature, "top1": chosen.top1, "loss": chosen.loss,
             "steps": head.steps, "seconds": self.seconds,
         })  # fmt: skip
-        samples, probabilities = self._validate(head, size, chosen.columns)
+        samples, scores = self._validate(head, size, chosen.columns)
+        probabilities, refused = softmax(scores).astype(np.float32), scores.mean(1) < 0
         truth = np.array([s.label for s in samples], np.int64)
         top1, top5 = figures.top(probabilities, truth), figures.top(probabilities, truth, 5)
         path = self.folder / "model.safetensors"
         write_model(
             path, model, sizes[size], chosen.layers, head, classes,
-            self._provenance(model, chosen), self._measured(size, chosen, top1, top5, len(truth)),
+            self._provenance(model, chosen), self._measured(size, chosen, top1, top5, refused),
+            least_mean=0.0,
         )  # fmt: skip
         self.tell({
             "event": "end", "time": about.now(), "seconds": self.seconds,
@@ -392,20 +427,32 @@ class _Run:
             limit=self.config.epochs,
         )  # fmt: skip
 
+    def _familiar(
+        self, features: NDArray[np.float32], labels: NDArray[np.int64], names: NDArray[Any],
+        chosen: Chosen,
+    ) -> LinearHead:  # fmt: skip
+        """What all scores have in common; small beside what tells classes apart."""
+        at = np.random.default_rng(self.config.seed).permutation(len(labels))[:JUDGED]
+        folds = min(self.config.folds, len(at))
+        fold = linear_head.folds(labels[at], folds, groups=names[at], seed=self.config.seed)
+        widths = [self.predictor.record.network.layer(name).outputs for name in chosen.layers]
+        known = familiarity(features[at], fold, widths, self.config.seed)
+        size = np.float32(FAMILIAR_SHARE * chosen.held_out.std() / chosen.temperature)
+        return LinearHead(known.weight * size, known.bias * size)
+
     def _validate(
         self, head: LinearHead, size: int, columns: NDArray[np.int64]
     ) -> tuple[tuple[Sample, ...], NDArray[np.float32]]:
-        """The validation photos that can be read, and their probabilities."""
+        """The validation photos that can be read, and their scores."""
         if not self.data.val:
             return (), np.zeros((0, len(self.data.classes)), np.float32)
         made = self._averages(self.data.val, size, "to validate")
         good = self._good(made, "to validate")
         samples = tuple(s for s, fine in zip(self.data.val, good, strict=True) if fine)
-        scores = head.scores(made.values[good][:, columns])
-        return samples, softmax(scores).astype(np.float32)
+        return samples, head.scores(made.values[good][:, columns])
 
     def _measured(
-        self, size: int, chosen: Chosen, top1: float, top5: float, n: int
+        self, size: int, chosen: Chosen, top1: float, top5: float, refused: NDArray[np.bool_]
     ) -> list[dict[str, Any]]:
         how = "stretched to" if self.config.stretch else "one crop of"
         view = f"one view, {how} {size} pixels, features in {self.config.precision} precision"
@@ -415,11 +462,18 @@ class _Run:
         rows: list[dict[str, Any]] = [
             {"what": "top1, cross-validated", "value": round(chosen.top1, 6), "protocol": folds}
         ]
-        if n:
+        if n := len(refused):
+            unsure = round(float(refused.mean()), 6)
             protocol = f"{n} validation photos ({self.data.split}), {view}"
             rows = [
                 {"what": "top1", "value": round(top1, 6), "n": n, "protocol": protocol},
                 {"what": "top5", "value": round(top5, 6), "n": n, "protocol": protocol},
+                {
+                    "what": "not sure",
+                    "value": unsure,
+                    "n": n,
+                    "protocol": protocol,
+                },
                 *rows,
             ]
         return rows
