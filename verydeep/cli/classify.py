@@ -158,8 +158,9 @@ def _profile(predictor: Predictor, count: int, seconds: float) -> str:
 def evaluate(model: str, data: str, batch: int, as_json: bool, **compute: Any) -> int:
     """Measure a model's accuracy on labelled photos.
 
-    MODEL is a built-in model (builtin), a published one by its name, or a model file. DATA is a folder or
-    a tar of class folders, each named as a class of the model or by its id. One centre crop a photo.
+    MODEL is a built-in model (builtin), a published one by its name, or a model file. DATA is what
+    `verydeep train` takes, with folders named as a class of the model or by its id; of a divided set
+    val/ is measured, else test/. One centre crop a photo.
     """
     from .output import photo_events, show
 

@@ -43,7 +43,7 @@ from .linear_head import LinearHead
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # l2, strongest first
 FIRST = 2  # of them: the one with which layers are compared
 JUDGED = 6000  # training photos, at most, that choices are made on
-REFUSED = 0.05  # of photos like its own, of which a head may say "not sure"
+REFUSED = 0.04, 0.01  # of photos like its own: for being unlike them, for lying between classes
 FAMILIAR_L2, FAMILIAR_SHARE = 0.1, 0.25  # penalty; size beside the scores that tell classes apart
 ROUGH, FINE = 2e-3, 1e-4  # the solver's tolerance for choices and for the answer
 Event = Callable[[Mapping[str, Any]], None]
@@ -205,20 +205,20 @@ def choose(
 def familiarity(
     features: NDArray[np.float32], fold: NDArray[Any], widths: Sequence[int], seed: int = 0
 ) -> LinearHead:
-    """One row, (1, channels): 0 and more for all but 5 % of photos like these, less for most others.
+    """One row, (1, channels): 0 and more for all but 4 % of photos like these, less for most others.
 
     A soft-max of classes cannot say "none of these". Photos of anything else are not at hand, so strangers
-    are made: what sets a photo apart from the mean is dealt out to other channels of its layer. The row is
-    what tells photos from strangers, by logistic regression; photos of fold 0 are held out, for the bias.
+    are made: the mean of all photos, and what a photo has, dealt out to other channels of its layer. The
+    row is what tells photos from strangers, by logistic regression; fold 0 is held out, for the bias.
     features: (photos, channels), the layers' channels, as many as `widths` says, one after another.
     """
     learnt, mean = features[fold != 0], features.mean(0)
     draw, strangers, begin = np.random.default_rng(seed), np.empty_like(learnt), 0
     for width in widths:
         part = slice(begin, begin + width)
-        strangers[:, part] = mean[part] + draw.permuted(learnt[:, part] - mean[part], axis=1)
+        strangers[:, part] = (mean[part] + draw.permuted(learnt[:, part], axis=1)) / 2
         begin += width
-    both = np.concatenate([learnt, strangers.clip(0)])  # after a ReLU nothing is negative
+    both = np.concatenate([learnt, strangers])
     scale = linear_head.scaling(both)
     head = scale.fold(linear_head.solve(
         scale.apply(both), np.repeat((0, 1), len(learnt)), 2, l2=FAMILIAR_L2, tolerance=ROUGH,
@@ -226,7 +226,7 @@ def familiarity(
     weight = head.weight[:1] - head.weight[1:]
     held_out = features[fold == 0] @ weight[0]
     size = max(float(held_out.std()), 1e-6)
-    bias = -np.quantile(held_out, REFUSED, keepdims=True)
+    bias = -np.quantile(held_out, REFUSED[0], keepdims=True)
     return LinearHead(weight / np.float32(size), (bias / size).astype(np.float32))
 
 
@@ -242,7 +242,7 @@ class _Tried(NamedTuple):
 def write_model(
     path: Path, model: ModelFile, preprocess: Preprocess, layers: tuple[str, ...], head: LinearHead,
     classes: tuple[str, ...], provenance: Mapping[str, Any], measured: Sequence[Mapping[str, Any]],
-    least_mean: float | None = None,
+    threshold: float | None = None, least_mean: float | None = None,
 ) -> None:  # fmt: skip
     """The trunk of `model`, as it is stored, with that head on the averages of `layers`."""
     network = replace(model.record.network, head=Head("gap", len(classes), layers))
@@ -253,7 +253,8 @@ def write_model(
     }  # fmt: skip
     tensors |= {"classifier.weight": head.weight, "classifier.bias": head.bias}
     record = modelfile.Record(
-        network, preprocess, class_names=classes, least_mean=least_mean, licence=model.record.licence,
+        network, preprocess, class_names=classes, threshold=threshold, least_mean=least_mean,
+        licence=model.record.licence,
         provenance=provenance, measured=tuple(measured),
     )  # fmt: skip
     modelfile.write(path, record, tensors)
@@ -347,14 +348,17 @@ class _Run:
             "steps": head.steps, "seconds": self.seconds,
         })  # fmt: skip
         samples, scores = self._validate(head, size, chosen.columns)
-        probabilities, refused = softmax(scores).astype(np.float32), scores.mean(1) < 0
+        probabilities = softmax(scores).astype(np.float32)
+        held_out = softmax(chosen.held_out / chosen.temperature).max(1)
+        threshold = round(float(np.quantile(held_out, REFUSED[1])), 4)
+        refused = (scores.mean(1) < 0) | (probabilities.max(1) < threshold)
         truth = np.array([s.label for s in samples], np.int64)
         top1, top5 = figures.top(probabilities, truth), figures.top(probabilities, truth, 5)
         path = self.folder / "model.safetensors"
         write_model(
             path, model, sizes[size], chosen.layers, head, classes,
             self._provenance(model, chosen), self._measured(size, chosen, top1, top5, refused),
-            least_mean=0.0,
+            threshold, least_mean=0.0,
         )  # fmt: skip
         self.tell({
             "event": "end", "time": about.now(), "seconds": self.seconds,
