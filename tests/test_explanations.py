@@ -700,6 +700,7 @@ def test_gradients_on_the_device(tmp_path: Path, model: Path) -> None:
 def test_after_a_fork(tmp_path: Path, model: Path, method: str) -> None:
     code = f"""
 import os, numpy, verydeep
+from verydeep.errors import EngineError
 from verydeep.explanations import Explainer
 explainer = Explainer(verydeep.load({str(model)!r}), {method!r}, steps=3)
 image = {str(photo(tmp_path / "a.png"))!r}
@@ -707,7 +708,7 @@ map = explainer(image).map
 if not os.fork():
     try:
         os._exit(7 if numpy.allclose(explainer(image).map, map, atol=1e-5) else 8)
-    except verydeep.EngineError as error:
+    except EngineError as error:
         os._exit(9 if "by fork" in str(error) and "spawn" in str(error) else 8)
 print(os.waitstatus_to_exitcode(os.wait()[1]))
 """

@@ -250,7 +250,7 @@ def _slope(a: Tensor, b: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
 def _chunks(*arrays: Tensor) -> Any:
     """Feature maps as rows of channels, and other arrays beside them, in pieces."""
     rows = [f.permute(0, 2, 3, 1).flatten(0, 2) if f.ndim == 4 else f for f in arrays]
-    if rows[0].device.type != "cpu":  # where each operation costs its launch, and there is no such cache
+    if rows[0].device.type != "cpu":  # there is no such cache, and each operation costs its launch
         return [rows]
     size = max(1, CHUNK // rows[0].shape[1])
     return zip(*(torch.split(r, size) for r in rows), strict=True)
