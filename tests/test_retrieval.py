@@ -515,6 +515,9 @@ def test_what_is_alike_is_not_the_same(tmp_path: Path) -> None:
     rows = [path for paths in kinds.values() for path in paths]
     index = planted(tmp_path / "f.npz", np.ones((12, 8), np.float32), list(map(str, rows)))
     assert verydeep.duplicates(index).groups == ()
+    pages = [*map(str, kinds["page"]), "gone.png"]  # of which nothing but its features is known
+    index = planted(tmp_path / "f.npz", np.ones((4, 8), np.float32), pages)
+    assert [len(group.members) for group in verydeep.duplicates(index).groups] == [2]
     for name, paths in kinds.items():
         copy = tmp_path / f"small {name}.png"
         with Image.open(paths[1]) as image:

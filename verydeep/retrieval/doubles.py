@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -240,7 +240,8 @@ def _grouped(
         if path in copies:
             member = Member(path, copies[path], identical=True)
         elif group:
-            other, cosine = links.nearest(row)
+            # without a link of its own it hangs on a copy that the first has
+            other, cosine = links.partner.get(row, (int(links.groups[row]), 1.0))
             member = Member(path, paths[other], cosine)
         else:
             member = Member(path)
@@ -275,60 +276,55 @@ def _look(links: _Links, file: FeatureFile, layer: str, places: list[str]) -> No
     groups: dict[int, list[int]] = {}
     for row, group in enumerate(links.groups.tolist()):
         groups.setdefault(group, []).append(row)
-    together = [rows for rows in groups.values() if len(rows) > 1]
-    together = [rows for rows in together if all(os.path.exists(places[row]) for row in rows)]
+    together = [np.array(rows) for rows in groups.values() if len(rows) > 1]
+    wanted = np.sort(np.concatenate([*together, np.zeros(0, np.int64)]).astype(np.int64))
     values: dict[int, np.ndarray] = {}
-    wanted = np.array(sorted(row for rows in together for row in rows), np.int64)
     for start, block in file.blocks(layer, BLOCK_ROWS) if len(wanted) else ():
         here = wanted[(wanted >= start) & (wanted < start + len(block))]
         values.update(zip(here.tolist(), unit_rows(block[here - start]), strict=True))
+    there, joined = {row for row in values if os.path.exists(places[row])}, set[int]()
     for rows in stage(together, "comparing pixels", "group"):
         links.groups[rows] = rows
-        stacked = np.stack([values[row] for row in rows])
-        for number, row in enumerate(rows):
-            cosines = stacked[:number] @ stacked[number]
-            for at in np.argsort(-cosines, kind="stable")[:LOOKS].tolist():
-                links.look(row, rows[at], float(cosines[at]), places)
+        stacked = np.stack([values[row] for row in rows.tolist()])
+        for number, row in enumerate(rows.tolist()):
+            cosines, looks = stacked[:number] @ stacked[number], LOOKS
+            near = np.flatnonzero(cosines >= links.least)
+            near = near[np.argsort(-cosines[near], kind="stable")]
+            while len(near) and looks:
+                other, cosine = int(rows[near[0]]), min(float(cosines[near[0]]), 1.0)
+                gone = {row, other} - there
+                if not gone:
+                    looks -= 1
+                    same = same_picture(places[row], places[other]) is not False
+                else:  # what is gone joins the nearest that is there, lest it join what is not the same
+                    same = len(gone) == 2 or not gone <= joined
+                    joined |= gone if len(gone) == 1 else set()
+                if same:
+                    links.join(np.array([row, other]))
+                    links.partner.setdefault(row, (other, cosine))
+                    links.partner.setdefault(other, (row, cosine))
+                near = near[1:]
+                near = near[links.groups[rows[near]] != links.groups[row]]
 
 
 class _Links:
-    """What hangs together, and each row's nearest, from one block of cosines to the next.
+    """What hangs together, from one block of cosines to the next.
 
-    groups: of each row, the first row of its group.
+    least: cosine of a link. groups: of each row, the first row of its group. partner: of a row, the one
+    that it is linked to, the nearest of those before it where there is one, and their cosine.
     """
 
     def __init__(self, rows: int, threshold: float) -> None:
-        self._least = max(threshold - ROUNDING, ROUNDING)  # more than rows of zeros have
+        self.least = max(threshold - ROUNDING, ROUNDING)  # more than rows of zeros have
         self.groups = np.arange(rows)
-        # of each row, the nearest of those before it and of those after it: (cosine, row)
-        self._before = np.full(rows, -1, np.float32), np.zeros(rows, np.int64)
-        self._after = np.full(rows, -1, np.float32), np.zeros(rows, np.int64)
-        self._seen: dict[int, tuple[int, float]] = {}  # the same by their pixels
-
-    def look(self, row: int, other: int, cosine: float, places: Sequence[str]) -> None:
-        """Join two rows that are alike, unless their photos can be read and are not the same picture."""
-        if cosine < self._least or self.groups[row] == self.groups[other]:
-            return
-        if same_picture(places[row], places[other]) is not False:
-            self.join(np.array([row, other]))
-            self._seen.setdefault(row, (other, min(cosine, 1.0)))
-            self._seen.setdefault(other, (row, min(cosine, 1.0)))
+        self.partner: dict[int, tuple[int, float]] = {}
 
     def add(self, later: int, earlier: int, cosines: np.ndarray) -> None:
         """Cosines of the rows from `later` on, down, with those from `earlier` on, across."""
-        for (best, at), start, axis, other in (
-            (self._before, later, 1, earlier),
-            (self._after, earlier, 0, later),
-        ):
-            place = slice(start, start + cosines.shape[1 - axis])
-            highest = cosines.max(axis)
-            better = highest > best[place]
-            best[place][better] = highest[better]
-            at[place][better] = cosines.argmax(axis)[better] + other
         # Not pair by pair: 6,000 alike photos are 18 million pairs, but only 5,999 times do groups join.
         height, width = cosines.shape
         ours, theirs = self.groups[later : later + height], self.groups[earlier : earlier + width]
-        apart = (cosines >= self._least) & (ours[:, None] != theirs)
+        apart = (cosines >= self.least) & (ours[:, None] != theirs)
         for row in np.flatnonzero(apart.any(1)).tolist():
             self.join(np.append(earlier + np.flatnonzero(apart[row]), later + row))
 
@@ -337,13 +333,6 @@ class _Links:
         joined = np.zeros(len(self.groups), bool)
         joined[self.groups[rows]] = True
         self.groups[joined[self.groups]] = joined.argmax()
-
-    def nearest(self, row: int) -> tuple[int, float]:
-        """The row that it is linked to, an earlier one where there is one, and their cosine."""
-        if row in self._seen:
-            return self._seen[row]
-        best, at = self._before if self._before[0][row] >= self._least else self._after
-        return int(at[row]), min(float(best[row]), 1.0)
 
 
 def _links(file: FeatureFile, layer: str, threshold: float, left_out: np.ndarray) -> _Links:
