@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import json
 import os
 import sys
 import tarfile
@@ -323,3 +325,26 @@ def test_links_in_a_tar(tmp_path: Path) -> None:
         assert [(item.label, data.open(item) == jpeg(0)) for item in found] == [
             ("cat", True), ("dog", False), ("dog", True), ("dog", True)
         ]  # fmt: skip
+
+
+@NO_UTF8
+def test_names_of_any_bytes_are_escaped_in_tables(
+    tmp_path: Path, verydeep: Run, model: Path
+) -> None:
+    names = [b"caf\xe9.jpg", b"new\nline.jpg", b" start.jpg", b"a, b.jpg"]
+    (tmp_path / "flat").mkdir()
+    for number, name in enumerate(names):
+        Path(os.fsdecode(os.path.join(os.fsencode(tmp_path / "flat"), name))).write_bytes(
+            jpeg(number)
+        )
+    words = ("--model", model, "--engine", "onnxruntime", "--top", 1)
+    table = tmp_path / "a.csv"
+    done = verydeep("classify", tmp_path / "flat", *words, "--csv", table, "--json")
+    assert done.status == 0
+    with open(table, encoding="utf-8", newline="") as file:  # which is all UTF-8
+        paths = {os.path.basename(row["path"]) for row in csv.DictReader(file)}
+    assert paths == {"caf\\udce9.jpg", "new\nline.jpg", " start.jpg", "a, b.jpg"}
+    listed_paths = {
+        os.path.basename(os.fsencode(record["path"])) for record in json.loads(done.out)
+    }
+    assert listed_paths == set(names)
