@@ -484,11 +484,10 @@ def _vgg(*words: Any, **choices: Any) -> VGG:
 
 BUILDERS = {name: Builder(name) for name in NETWORKS}
 
-# Both tables are names of this module.
-globals().update({**BUILDERS, **{enum.__name__: enum for enum in ENUMS.values()}})
-__all__ += [
-    name for name in (*BUILDERS, *(enum.__name__ for enum in ENUMS.values())) if name not in __all__
-]
+# Both tables are names of this module; those of a row that was added too.
+_MADE = {**BUILDERS, **{enum.__name__: enum for enum in ENUMS.values()}}
+globals().update(_MADE)
+__all__ += [name for name in _MADE if name not in __all__]
 if TYPE_CHECKING:
     vgg11 = vgg11_bn = vgg11_lrn = vgg13 = vgg13_bn = vgg16c = vgg16c_bn = Builder("")
     vgg16 = vgg16_bn = vgg19 = vgg19_bn = vgg11
