@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import DataError, log, nearest
 from ..files.photo_paths import composed
+from ..files.progress import expect
 from ..files.wording import counted
 from ..training.images import data as labelled
 from ..training.images.listing import Item, listed
@@ -96,6 +97,7 @@ def evaluate(
             except OSError:
                 yield b""  # which is reported as an empty file
 
+    expect(len(items))
     ranks, firsts, errors = [], [], 0
     for at, (item, answer) in enumerate(
         zip(items, predictor.stream(photos(), top=5, batch=batch), strict=True)

@@ -111,6 +111,12 @@ def stage(
     return progress(items, doing, unit, total) if _Line.standing else iter(items)
 
 
+def expect(total: int) -> None:
+    """So many there are of what is being done, known before the first is: for whoever watches."""
+    if _Line.standing:
+        _Line.standing.work[-1].total = total
+
+
 class _Line:
     """The line at the foot of the terminal, and the thread that keeps it alive; there is one at most."""
 

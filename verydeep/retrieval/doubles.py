@@ -23,7 +23,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..files import photo_paths
-from ..files.progress import stage
+from ..files.progress import expect, stage
 from ..files.wording import counted
 from .extraction import features
 from .featurefile import FeatureFile, is_feature_file, open_features
@@ -158,6 +158,8 @@ def duplicates(
     places = {path: path for path in paths}
     distinct, copies, linked = _on_disk(places)
     different = [path for path in distinct if path not in copies]
+
+    expect(len(different))
 
     def counting(event: Mapping[str, Any]) -> None:
         if on_event:
