@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,8 +261,8 @@ def test_mnn_keeps_its_file(capsys: pytest.CaptureFixture[str]) -> None:
     def never() -> Iterator[None]:
         raise AssertionError("the graph was built")
 
-    whole = Source(built)
-    lazy = Source(never, whole.key, whole.signature)  # type: ignore[arg-type]
+    whole = Source.of(built)
+    lazy = replace(whole, build=never, find_key=lambda: whole.key)  # type: ignore[arg-type]
     again = Engine("mnn", lazy, precision="fast", threads=1)
     image = pixels(32, 32)
     np.testing.assert_array_equal(again.run(image)["scores"], first.run(image)["scores"])

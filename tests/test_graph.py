@@ -157,7 +157,7 @@ def test_refusals() -> None:
     net = tiny("vgg11", "classic")
     with pytest.raises(LayerError, match=r"no layer 'relu3_9'; did you mean relu3_"):
         graph.build(net, weights(net), TORCHVISION, taps=("relu3_9",))
-    with pytest.raises(NetworkError, match="needs an output"):
+    with pytest.raises(NetworkError, match="nothing is asked for"):
         graph.build(net, weights(net), TORCHVISION, scores=False)
     with pytest.raises(NetworkError, match="has no head"):
         graph.build(tiny("vgg11", classes=0), {}, TORCHVISION)

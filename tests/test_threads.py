@@ -44,7 +44,7 @@ def at_once(task: Callable[[int], object], count: int = THREADS) -> list[object]
 def eighth() -> Source:
     """A network of width 1/8, with a layer's maps beside the scores."""
     net = tiny("vgg16", width=1 / 8)
-    return Source(graph.build(net, weights(net), TORCHVISION, taps=("relu3_1",)))
+    return Source.of(graph.build(net, weights(net), TORCHVISION, taps=("relu3_1",)))
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -238,12 +238,19 @@ class Network:
         of = self.name if self.head.classes else f"the trunk of {self.name}"
         raise LayerError(f"{of} has no layer {name!r}{nearest(name, self.taps)}")
 
-    def cut(self, taps: str | Iterable[str]) -> Network:
-        """The same network without what comes after the last of `taps`.
+    def cut(self, taps: str | Iterable[str], *, scores: bool = False) -> Network:
+        """The same network without what comes after the last of `taps`, and after "fc8" for scores.
 
-        The result's `trunk` ends there; its `top` is empty unless a tap lies in the head.
+        The result's `trunk` ends there; its `top` is empty unless a tap lies in the head. Raises LayerError
+        for a tap that there is not, NetworkError for scores without a head, and where nothing is asked for.
         """
         taps = named(taps)
+        if scores and not self.head.classes:
+            raise NetworkError(f"{self.name} has no head here, so no scores; ask for layers alone")
+        if scores:
+            taps += ("fc8",)
+        if not taps:
+            raise NetworkError("nothing is asked for: expected scores or layers")
         for name in taps:
             self.layer(name)
         trunk, top = self.trunk, self.top

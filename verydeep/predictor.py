@@ -394,7 +394,7 @@ class Predictor:
 
             pooling.check(pool)
         preprocess = self.preprocess if size is None else sized(self.record.preprocess, size)
-        cut = network.cut((*taps, "fc8") if scores else taps)
+        cut = network.cut(taps, scores=scores)
         what = cut.layers[-1].name if taps else "this model"
         sides = preprocess.sides
         if sides is not None and min(sides) < cut.minimum_size:

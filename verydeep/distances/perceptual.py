@@ -15,7 +15,7 @@ from ..engines import ENGINES, REFERENCE, check
 from ..engines.choice import Choice
 from ..errors import DataError, EngineError, ImageError, NetworkError, nearest, warn
 from ..files import hashes
-from ..graphs import Signature, Source, graph_key
+from ..graphs import Source, graph_key
 from ..modelfile import ModelFile, read
 from ..nets import Head
 from ..predictor import Failure
@@ -361,9 +361,10 @@ class Perceptual:
         facts = [heads_sha256(), self.name, self._trunk.pool, " ".join(self.layers)]
         facts += [str(others), pixels, "masked" * masked]
         channels = 3 * (1 + others) + masked
-        signature = Signature(pixels, channels, self._trunk.minimum_size, tuple(outputs))
         key = partial(graph_key, self.model, facts, ["graphs/distance.py"])
-        return Source(build, key, signature)
+        return Source(
+            pixels, channels, self._trunk.minimum_size, tuple(outputs), build, find_key=key
+        )
 
 
 class _Decoder:

@@ -19,7 +19,8 @@ says so (`verydeep.engines.forks`).
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import EngineError, ImageError, require
-from ..graphs import Signature, Source
+from ..graphs import Source
 from .forks import OPENING, WATCHED, Turns, never_destroy
 from .processor import cores, require_memory
 
@@ -46,6 +47,9 @@ __all__ = [
     "installed",
     "relative_error",
 ]
+
+# Read as onnxruntime is imported, which would leave a number of this machine in the home folder
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # precision -> largest relative error against the reference
 TOLERANCES: dict[str, float] = {"exact": 1e-5, "fast": 1e-3, "half": 3e-2}
@@ -162,8 +166,7 @@ class Engine:
         self._turns = Turns(running=True)
         with OPENING:
             check(name, precision, device, threads)
-            self.source = graph if isinstance(graph, Source) else Source(graph)
-            self.signature = self.source.signature
+            self.source = graph if isinstance(graph, Source) else Source.of(graph)
             if device == "auto":  # the quickest of torch's devices; others have their GPUs by name
                 device = self.kind.load().devices()[0] if name == "torch" else "cpu"
             self.device = device
@@ -193,16 +196,16 @@ class Engine:
         never_destroy(self._run)
         self._run = None
 
-    def run(self, pixels: np.ndarray | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Outputs by name, float32, for a batch of pixels; arrays of the caller's own.
 
         pixels: (batch, height, width, channels), of the dtype that the graph was built for, uint8 or
-        float32 on the 0..255 scale; or a list of images of one size. A batch of none gives outputs of
-        none. Raises ImageError for images that cannot be used, EngineError where the engine fails or an
-        output is not finite.
+        float32 on the 0..255 scale. A batch of none gives outputs of none.
+        Raises ImageError for images that cannot be used, EngineError where the engine fails or an output is
+        not finite.
         """
-        pixels = _checked(pixels, self.signature)
-        require_memory(pixels.shape, self.signature.maps, self.device)
+        pixels = _checked(pixels, self.source)
+        require_memory(pixels.shape, self.source.maps, self.device)
         # of none the engine itself says what the other dimensions are
         given = pixels if len(pixels) else np.zeros((1, *pixels.shape[1:]), pixels.dtype)
         if self._run is None:  # in a child
@@ -296,37 +299,22 @@ def _line(error: Exception) -> str:
     return lines[-1] if lines[0].startswith("Exception from src/") else lines[0]
 
 
-def _checked(pixels: np.ndarray | Sequence[np.ndarray], signature: Signature) -> np.ndarray:
+def _checked(pixels: np.ndarray, source: Source) -> np.ndarray:
     """The batch as one C-contiguous array that the engine can take as it is."""
-    if not isinstance(pixels, np.ndarray):
-        images = [np.asarray(image) for image in pixels]
-        sizes = list(dict.fromkeys(image.shape for image in images))
-        if len(sizes) > 1:
-            shown = ", ".join("x".join(map(str, size)) for size in sizes[:4])
-            raise ImageError(
-                f"the images of a batch differ in size: {shown}; give each size its own batch, or "
-                "resize them first"
-            )
-        side = signature.minimum_size
-        pixels = (
-            np.stack(images)
-            if images
-            else np.zeros((0, side, side, signature.channels), signature.dtype)
-        )
     shape = "x".join(map(str, pixels.shape))
-    if pixels.ndim != 4 or pixels.shape[3] != signature.channels:
+    if pixels.ndim != 4 or pixels.shape[3] != source.channels:
         raise ImageError(
             f"pixels have the shape {shape or 'of one number'}; expected (batch, height, width, "
-            f"{signature.channels})"
+            f"{source.channels})"
         )
-    if pixels.dtype != signature.dtype:
+    if pixels.dtype != source.dtype:
         raise ImageError(
-            f"pixels are {pixels.dtype}; this graph was built for {signature.dtype} on the 0..255 scale"
+            f"pixels are {pixels.dtype}; this graph was built for {source.dtype} on the 0..255 scale"
         )
-    if min(pixels.shape[1:3]) < signature.minimum_size:
+    if min(pixels.shape[1:3]) < source.minimum_size:
         raise ImageError(
             f"images of {pixels.shape[1]}x{pixels.shape[2]} pixels (height x width) are too small: this "
-            f"graph needs at least {signature.minimum_size} a side"
+            f"graph needs at least {source.minimum_size} a side"
         )
     if pixels.dtype != np.uint8 and not np.isfinite(pixels).all():
         bad = np.flatnonzero(~np.isfinite(pixels).reshape(len(pixels), -1).all(axis=1))

@@ -64,7 +64,7 @@ def _convert(source: Source, folder: Path) -> None:
     write_onnx(source.graph, graph)
     options: tuple[str, ...] = ()
     products = {n.output[0] for n in source.graph.model.graph.node if n.op_type == "Gemm"}
-    if products & set(source.signature.outputs):
+    if products & set(source.outputs):
         # made a convolution, an FC layer swallows the ReLU behind it, though its own value is asked for
         options = ("--convertMatmulToConv", "0")
     convert(graph, folder / FILE, "verydeep", source.graph.size_bytes, *options)
@@ -88,7 +88,7 @@ def convert(onnx: Path, file: Path, text: str, least_bytes: int, *options: str) 
 
 
 def _load(file: Path, engine: Engine) -> Run:
-    outputs = engine.signature.outputs
+    outputs = engine.source.outputs
     with _EXECUTOR.lock, silenced() as lines:
         import MNN.expr
         import MNN.nn

@@ -71,7 +71,7 @@ def prepare(engine: Engine) -> Run:
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
         compiled = core.compile_model(_model(graph, halved), "CPU", config)
-    names = engine.signature.outputs
+    names = engine.source.outputs
     requests = [compiled.create_infer_request() for _ in range(streams)]
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import onnxruntime
 
 from ..errors import EngineError
 
@@ -22,17 +22,9 @@ PROVIDERS: dict[str, list[object]] = {
 }
 
 
-def package() -> Any:
-    """The package, told not to tell its maker, which leaves a number of this machine in the home folder."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, when it is imported
-    import onnxruntime
-
-    return onnxruntime
-
-
 def devices() -> tuple[str, ...]:
     """Those for which this build has code."""
-    cuda = "CUDAExecutionProvider" in package().get_available_providers()
+    cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     return ("cuda", "cpu") if cuda else ("cpu",)
 
 
@@ -48,7 +40,6 @@ def variants(
 
 
 def prepare(engine: Engine) -> Run:
-    onnxruntime = package()
     onnxruntime.disable_telemetry_events()  # of builds that read no such word
     graph = engine.source.graph
     options = onnxruntime.SessionOptions()
@@ -71,7 +62,7 @@ def prepare(engine: Engine) -> Run:
             "are missing, or there is no such device; use --device cpu, or install what "
             "onnxruntime-gpu needs"
         )
-    names = list(engine.signature.outputs)
+    names = list(engine.source.outputs)
 
     def run(pixels: np.ndarray, keep: object = values) -> dict[str, np.ndarray]:  # noqa: ARG001
         return dict(zip(names, session.run(names, {"pixels": pixels}), strict=True))

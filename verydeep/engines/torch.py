@@ -36,7 +36,7 @@ def devices() -> tuple[str, ...]:
 def prepare(engine: Engine) -> Run:
     import torch
 
-    device, outputs = engine.device, engine.signature.outputs
+    device, outputs = engine.device, engine.source.outputs
     number = torch.bfloat16 if engine.precision == "half" else torch.float32
     thread = worker(engine.threads)
     try:

@@ -16,7 +16,6 @@ import numpy as np
 from ..engines import REFERENCE, Engine, check
 from ..engines.forks import Turns
 from ..errors import EngineError, ImageError, MissingExtraError
-from ..graphs import Source
 from ..predictor import Failure, Features, Predictor
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ class Subject:
             self.network, self._tensors, self.preprocess, taps=taps, scores=False,
             pixels=dtype.name,  # type: ignore[arg-type]
         )  # fmt: skip
-        engine = Engine(REFERENCE, Source(built))
+        engine = Engine(REFERENCE, built)
         for image in images:
             rows = engine.run(image[None])
             yield Features(None, {name: rows[name][0] for name in taps}, None, REFERENCE, "exact")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 
-from ..engines.ort import package
 from ..graphs.writer import Graph, Writer, write_onnx
 from . import Job, Run
 
@@ -33,7 +33,6 @@ def _halved(graph: Graph) -> Graph:
 
 
 def load(file: Path, outputs: tuple[str, ...], precision: str, threads: int = 0) -> Run:  # noqa: ARG001
-    onnxruntime = package()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(

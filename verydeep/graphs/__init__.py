@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ..errors import EngineError, NetworkError
+from ..errors import EngineError
 
 if TYPE_CHECKING:
     from ..modelfile import ModelFile
@@ -27,51 +27,51 @@ _BUILDERS = ("nets.py", "graphs/network.py", "graphs/writer.py")  # of every gra
 
 
 @dataclass(frozen=True)
-class Signature:
-    """What goes into a graph and what comes out.
+class Source:
+    """A graph before it is built: what goes into it, what comes out, and its key.
 
     dtype: of the pixels, "uint8" or "float32". channels: of the pixels. minimum_size: pixels a side below
-    which a pool has nothing left to read. outputs: names, in order. maps: of the first layer, 0 where
-    nobody knows.
+    which a pool has nothing left to read. outputs: names, in order. build: makes the graph. find_key: what
+    names it in caches, at least 128 bits as hexadecimal digits, for which a whole file may have to be read;
+    equal keys must mean equal graphs. maps: of the first layer, 0 where nobody knows.
     """
 
     dtype: str
     channels: int
     minimum_size: int
     outputs: tuple[str, ...]
-    maps: int = field(default=0, compare=False)
+    build: Callable[[], Graph]
+    find_key: Callable[[], str]
+    maps: int = 0
 
-
-class Source:
-    """A graph, or the function that builds it.
-
-    key: names the graph in caches: equal keys must mean equal graphs; or the function that finds it, which
-    may read a whole file. Without one, the graph is built and its weights are read to make one.
-    signature: without one, it is read from the graph.
-    """
-
-    def __init__(
-        self,
-        graph: Graph | Callable[[], Graph],
-        key: str | Callable[[], str] | None = None,
-        signature: Signature | None = None,
-    ) -> None:
-        self._graph = graph
-        self._key = key
-        self.signature = signature or _signature(self.graph)
-
-    @property
+    @cached_property
     def graph(self) -> Graph:
-        if callable(self._graph):
-            self._graph = self._graph()
-        return self._graph
+        return self.build()
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """At least 128 bits, as hexadecimal digits."""
-        if not isinstance(self._key, str):
-            self._key = self._key() if self._key else _key(self.graph)
-        return self._key
+        return self.find_key()
+
+    @classmethod
+    def of(cls, graph: Graph) -> Source:
+        """A graph that was built; its weights are read where its key is asked for."""
+        if not graph.model.graph.input:
+            raise EngineError("this is not a graph that verydeep built: it has no input for pixels")
+        pixels = graph.model.graph.input[0].type.tensor_type
+        size = 1
+        for node in reversed(graph.model.graph.node):
+            moves = {a.name: list(a.ints) for a in node.attribute if a.name in _MOVES}
+            if node.op_type in ("Conv", "MaxPool", "AveragePool") and "strides" in moves:
+                step, kernel, pads = moves["strides"][0], moves["kernel_shape"][0], moves["pads"][0]
+                size = max(1, (size - 1) * step + kernel - 2 * pads)
+        return cls(
+            dtype={2: "uint8"}.get(pixels.elem_type, "float32"),  # 2 is TensorProto.UINT8
+            channels=pixels.shape.dim[3].dim_value,
+            minimum_size=size,
+            outputs=tuple(output.name for output in graph.model.graph.output),
+            build=lambda: graph,
+            find_key=partial(_key, graph),
+        )
 
 
 def source_of(
@@ -95,13 +95,7 @@ def source_of(
     """
     network = model.record.network
     taps = tuple(dict.fromkeys(taps))
-    if scores and not network.head.classes:
-        raise NetworkError(
-            f"{network.name} has no head here, so no scores; ask for taps and scores=False"
-        )
-    if not taps and not scores:
-        raise NetworkError("a graph needs an output: ask for scores or for taps")
-    cut = network.cut((*taps, *(("fc8",) if scores else ())))
+    cut = network.cut(taps, scores=scores)
 
     def build() -> Graph:
         from . import network as graph
@@ -124,10 +118,10 @@ def source_of(
     code = [*(["graphs/pooling.py"] if pool else []), *(["graphs/int8.py"] if int8 else [])]
     outputs = (*taps, *(("scores",) if scores else ()))
     facts = [pixels, *outputs, f"pool {pool}"]
-    signature = Signature(
-        pixels, network.in_channels, cut.minimum_size, outputs, cut.trunk[0].outputs
-    )
-    return Source(build, partial(graph_key, model, facts, code), signature)
+    return Source(
+        pixels, network.in_channels, cut.minimum_size, outputs, build,
+        partial(graph_key, model, facts, code), maps=cut.trunk[0].outputs,
+    )  # fmt: skip
 
 
 def graph_key(model: ModelFile, facts: Sequence[str], code: Sequence[str]) -> str:
@@ -146,21 +140,3 @@ def _key(graph: Graph) -> str:
         digest.update(f"{name} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
-
-
-def _signature(graph: Graph) -> Signature:
-    if not graph.model.graph.input:
-        raise EngineError("this is not a graph that verydeep built: it has no input for pixels")
-    pixels = graph.model.graph.input[0].type.tensor_type
-    size = 1
-    for node in reversed(graph.model.graph.node):
-        moves = {a.name: list(a.ints) for a in node.attribute if a.name in _MOVES}
-        if node.op_type in ("Conv", "MaxPool", "AveragePool") and "strides" in moves:
-            step, kernel, pads = moves["strides"][0], moves["kernel_shape"][0], moves["pads"][0]
-            size = max(1, (size - 1) * step + kernel - 2 * pads)
-    return Signature(
-        dtype={2: "uint8"}.get(pixels.elem_type, "float32"),  # 2 is TensorProto.UINT8
-        channels=pixels.shape.dim[3].dim_value,
-        minimum_size=size,
-        outputs=tuple(output.name for output in graph.model.graph.output),
-    )

@@ -47,11 +47,7 @@ def build(
     Raises LayerError for a tap that the network does not have, NetworkError where nothing is asked for
     or the record's channels are not the network's.
     """
-    if scores and not network.head.classes:
-        raise NetworkError(f"{network.name} has no head, so no scores; ask for taps instead")
-    wanted = (*taps, *(("fc8",) if scores else ()))
-    if not wanted:
-        raise NetworkError("a graph needs an output: ask for scores or for taps")
+    net = network.cut(taps, scores=scores)
     if len(preprocess.mean) != network.in_channels:
         raise NetworkError(
             f"{network.name} takes {network.in_channels} channels, "
@@ -60,7 +56,7 @@ def build(
     writer = Writer(name=network.name)
     kind = TensorProto.UINT8 if pixels == "uint8" else TensorProto.FLOAT
     writer.input("pixels", kind, ["batch", "height", "width", network.in_channels])
-    net, weights = network.cut(wanted), fold_batch_norm(network, tensors, wanted)
+    weights = fold_batch_norm(net, tensors)
     if preprocess.channel_order == "BGR":
         # the pixels stay RGB: turning the first filters round is free, turning the image is not
         first = f"{net.trunk[0].name}.weight"
@@ -82,16 +78,14 @@ def build(
     return writer.graph()
 
 
-def fold_batch_norm(
-    network: Network, tensors: Mapping[str, Array], taps: tuple[str, ...]
-) -> dict[str, Array]:
-    """Weights and biases of the layers that `taps` need, batch norm multiplied into its convolution.
+def fold_batch_norm(network: Network, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Weights and biases of a network's layers, batch norm multiplied into its convolution.
 
     Keys are "<paper name>.weight" and "<paper name>.bias"; float32. The products are formed in float64,
     so folding itself adds no more than one rounding.
     """
     folded: dict[str, Array] = {}
-    for layer in network.cut(taps).layers:
+    for layer in network.layers:
         if not layer.key:
             continue
         weight, bias = tensors[f"{layer.key}.weight"], tensors[f"{layer.key}.bias"]

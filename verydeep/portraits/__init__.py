@@ -227,7 +227,8 @@ def _filters(predictor: Predictor) -> np.ndarray:
 
     record = predictor.record
     first = record.network.trunk[0]
-    tensors = predictor.model.tensors(record.network.cut((first.name,)).tensors)
-    weight = fold_batch_norm(record.network, tensors, (first.name,))[f"{first.name}.weight"]
+    cut = record.network.cut(first.name)
+    tensors = predictor.model.tensors(cut.tensors)
+    weight = fold_batch_norm(cut, tensors)[f"{first.name}.weight"]
     weight = weight / np.asarray(record.preprocess.std, np.float32)[:, None, None]
     return weight[:, ::-1] if record.preprocess.channel_order == "BGR" else weight

@@ -26,7 +26,7 @@ from ..errors import DataError, ImageError, ModelFileError, NetworkError, Output
 from ..files.photo_paths import find_some
 from ..files.progress import stage
 from ..files.strict_json import JSON
-from ..graphs import Signature, Source
+from ..graphs import Source
 from ..graphs import network as float_graph
 from ..graphs.int8 import Plan, plan, rounded, weight_scales
 from ..graphs.writer import Graph
@@ -414,10 +414,8 @@ class Draft:
 
     def run(self, graph: Graph, images: Sequence[Array]) -> Iterator[dict[str, Array]]:
         """The outputs of each batch; images: as `batches`."""
-        outputs = tuple(output.name for output in graph.model.graph.output)
         # said here, since a graph with branches is not what it would be read from
-        signature = Signature("float32", self.network.in_channels, 1, outputs)
-        source = Source(graph, signature=signature)
+        source = replace(Source.of(graph), minimum_size=1)
         engine = Engine("onnxruntime", source, precision="int8", threads=self.threads)
         for batch in batches(images):
             yield engine.run(batch)
