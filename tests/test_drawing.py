@@ -312,3 +312,12 @@ def test_the_command_refuses_what_it_cannot_write(
     outcome = verydeep("summary", "vgg11", "--input", "31", "--svg", tmp_path / "figure.svg")
     assert outcome.status == 2
     assert not (tmp_path / "figure.svg").exists()
+
+
+def test_no_letter_of_a_title_is_cut_off() -> None:
+    from verydeep.pictures import layout
+
+    for room in (layout.NARROWEST, 60):
+        rows = layout.lines("tall-with-a-long-file-name.png of it", layout.TITLE, room)
+        assert "".join(rows).replace(" ", "") == "tall-with-a-long-file-name.pngofit"
+        assert all(layout.length(row, layout.TITLE) <= room for row in rows)

@@ -83,8 +83,16 @@ def shortened(text: str, size: int, room: float, *, end: bool = False) -> str:
 def lines(text: str, size: int, room: float) -> list[str]:
     """The text as the font can write it, in lines that fit in so many pixels."""
     rows = [""]
-    for word in text.split(" "):
-        word = shortened(word, size, room)
+    pieces: list[str] = []
+    for word in _writable(text).split(" "):
+        while (
+            length(word, size) > room and len(word) > 1
+        ):  # too long for any line: broken where it must
+            fits = max(1, sum(length(word[:end], size) <= room for end in range(1, len(word))))
+            pieces.append(word[:fits])
+            word = word[fits:]
+        pieces.append(word)
+    for word in pieces:
         longer = f"{rows[-1]} {word}".strip()
         if rows[-1] and length(longer, size) > room:
             rows.append(word)
@@ -163,10 +171,13 @@ def panels(given: Sequence[tuple[str, str, Image.Image, Sequence[Part]]]) -> lis
     the pictures stand side by side.
     """
     wide = [max(NARROWEST, picture.width) for _, _, picture, _ in given]
-    titles = [
-        lines(title, TITLE, width - (length(value, TITLE) + 14 if value else 0))
-        for (title, value, _, _), width in zip(given, wide, strict=True)
-    ]
+    titles = []
+    for (title, value, _, _), width in zip(given, wide, strict=True):
+        room = width - (length(value, TITLE) + 14 if value else 0)
+        narrow = any(length(word, TITLE) > room for word in title.split(" "))
+        titles.append(
+            [*([""] if narrow and value else []), *lines(title, TITLE, width if narrow else room)]
+        )
     most = max(map(len, titles))
     colours = (INK, FAINT, FAINT)
     return [
@@ -189,7 +200,9 @@ def scale(
 ) -> Image.Image:
     """A bar of the colours for 0 to `top`, with what they measure beneath."""
     bar = Image.fromarray(colours(np.linspace(0, 1, width)[None].repeat(10, 0)))
-    return column(bar, 6, caption(width, "0", unit, top))
+    if length(unit, TEXT) + 2 * length(f"{top} ", TEXT) <= width:
+        return column(bar, 6, caption(width, "0", unit, top))
+    return column(bar, 6, caption(width, "0", "", top), paragraph(unit, width))
 
 
 def bar(share: float, width: int, height: int, colour: Colour, rest: Colour) -> Image.Image:
