@@ -149,7 +149,7 @@ def test_int8_runs_the_int8_graph(
     assert [row.precision for row in rows] == ["exact", "fast", "half", "int8"]
     errors = {row.precision: row.error for row in rows}
     assert errors["exact"] < 1e-5 < 1e-3 < errors["int8"]
-    with pytest.raises(EngineError, match="int8 needs a model that `verydeep quantize` made"):
+    with pytest.raises(ModelFileError, match="`verydeep quantize` makes one"):
         bench.bench(model, precisions="int8", engines="onnxruntime", **choices)
 
 
@@ -257,7 +257,7 @@ def test_refusals(verydeep: Run, model: Path, tmp_path: Path) -> None:
         ),
         ((model, "--batch", "1,0"), "'1,0' are not batch sizes; write 1,8"),
         ((model, "--size", "8"), "size 8 is too small for this model; it needs at least"),
-        ((trunk,), "trunk without a head"),
+        ((trunk,), "vgg11 has no head here, so no scores"),
         (("vgg61",), "no model 'vgg61'"),
     ):
         outcome = verydeep("bench", *words)

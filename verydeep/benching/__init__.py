@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,10 +32,11 @@ import numpy as np
 from ..engines import ENGINES, TOLERANCES, check, installed, relative_error
 from ..engines.choice import Choice
 from ..engines.processor import computes_bf16, cores, require_memory
-from ..errors import EngineError, OutputError, VerydeepError, log, nearest
+from ..errors import EngineError, OutputError, VerydeepError, log, require
 from ..files import wording
 from ..files.progress import stage
 from ..graphs import source_of
+from ..graphs.int8 import require_quantised
 from ..modelfile import ModelFile, Record, read, write
 from ..nets import NETWORKS, Network, network
 from . import float64
@@ -110,19 +111,18 @@ def bench(
         raise EngineError(
             f"batches are {batches} and rounds {rounds}; expected numbers of 1 or more"
         )
-    _entrants(
-        engines, _precisions(precisions, quantised=True)
-    )  # refuses what it does not know, at once
+    wanted = _listed(precisions, ALLOWED)
+    entrants = _entrants(_listed(engines, [*(kind.name for kind in installed()), "auto"]), wanted)
     with tempfile.TemporaryDirectory(prefix="verydeep-bench-", ignore_cleanup_errors=True) as name:
         place = Path(name)
         path, environment = _model(model, place)
         opened = read(path)
-        wanted = _precisions(precisions, quantised=bool(opened.record.activations))
-        entrants = _entrants(engines, wanted)
-        if not opened.record.network.head.classes:
-            raise EngineError(f"{path} is a trunk without a head: there are no scores to compare")
+        if "int8" in wanted and not opened.record.activations:
+            if precisions != "all":
+                require_quantised(opened)
+            entrants = [entrant for entrant in entrants if entrant[1] != "int8"]
+        smallest = opened.record.network.cut((), scores=True).minimum_size
         side = size or opened.record.preprocess.crop_size or SIDE
-        smallest = opened.record.network.cut(("fc8",)).minimum_size
         if side < smallest:
             raise EngineError(
                 f"size {side} is too small for this model; it needs at least {smallest}"
@@ -271,15 +271,8 @@ class Worker:
 
     def close(self) -> None:
         """Let it go, and wait until its memory is free."""
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
+        with suppress(OSError), self.process:  # which ends when its pipes are closed
             self.process.kill()
-            self.process.wait()
         self.errors.close()
 
 
@@ -369,28 +362,12 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _precisions(given: str | Sequence[str], *, quantised: bool) -> tuple[str, ...]:
-    """quantised: whether the model is one that `verydeep quantize` made."""
-    names = tuple(TOLERANCES) + (("int8",) if quantised else ())
-    if given != "all":
-        names, known = _listed(given), ALLOWED
-        if not names:
-            raise EngineError(f"precisions are {given!r}; expected one of: all, {', '.join(known)}")
-        for name in names:
-            if name not in known:
-                raise EngineError(f"precision {name!r} is unknown{nearest(name, ['all', *known])}")
-        if "int8" in names and not quantised:
-            raise EngineError("int8 needs a model that `verydeep quantize` made; this one is not")
-    return names
-
-
-def _entrants(given: str | Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
-    names = [*(kind.name for kind in installed()), "auto"] if given == "all" else _listed(given)
+def _entrants(names: Sequence[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
+    """Who takes part, each in which precision. EngineError for what there is not, or not here."""
+    for precision in precisions:
+        require("precision", precision, ["all", *ALLOWED], EngineError)
     for name in names:
-        if name not in ("auto", *ENGINES, COMPILED):
-            raise EngineError(
-                f"engine {name!r} is unknown{nearest(name, ['auto', *ENGINES, COMPILED])}"
-            )
+        require("engine", name, ["auto", *ENGINES, COMPILED], EngineError)
         engine = "torch" if name == COMPILED else name
         its = ENGINES[engine].precisions if engine in ENGINES else precisions
         check(engine, next((p for p in precisions if p in its), precisions[0]))
@@ -416,9 +393,13 @@ def _covers(strict: str, loose: str) -> bool:
     return ALLOWED[strict] <= ALLOWED[loose]
 
 
-def _listed(given: str | Sequence[str]) -> tuple[str, ...]:
+def _listed(given: str | Sequence[str], every: Iterable[str]) -> tuple[str, ...]:
+    """The words of a list with commas, each once; `every` where it is "all"."""
     names = given.split(",") if isinstance(given, str) else given
-    return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+    some = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if not some:
+        raise EngineError(f"nothing is named; expected all, or some of: {', '.join(every)}")
+    return tuple(every) if given == "all" else some
 
 
 def _model(given: str | os.PathLike[str], place: Path) -> tuple[Path, dict[str, str]]:

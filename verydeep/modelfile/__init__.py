@@ -205,13 +205,52 @@ def about(path: Path, text: str) -> ModelFileError:
 
 
 def _read(path: Path, file: BinaryIO) -> ModelFile:
+    """The safetensors library checks that the header fits the file. Here it is read more strictly, so that
+    nothing is left that two programs could understand differently: no key twice, no member that the format
+    lacks.
+    """
+    import safetensors
+
     status = os.fstat(file.fileno())
     first = file.read(64)
     if not first:
         raise ModelFileError("the file is empty; expected a model file")
-    if first[8:9] != b"{" or int.from_bytes(first[:8], "little") > MAX_HEADER_BYTES:
+    length = int.from_bytes(first[:8], "little")
+    if first[8:9] != b"{" or length > MAX_HEADER_BYTES:
         _refuse_foreign(first)
-    metadata, tensors, begin = _parse(path, file)
+    if length > MAX_HEADER_BYTES:
+        raise ModelFileError(
+            f"its first eight bytes say that the header is {length} bytes long; expected at most "
+            f"{MAX_HEADER_BYTES}: the file is damaged, or not a safetensors file"
+        )
+    if len(first) < 8 or length > status.st_size - 8:
+        needed = (
+            f"its header alone takes {8 + length}" if len(first) >= 8 else "a header takes more"
+        )
+        raise ModelFileError(f"the file ends after {status.st_size} bytes, but {needed}; {_AGAIN}")
+    file.seek(8)
+    try:
+        entries: Any = strict_json.loads(file.read(length))
+    except ValueError as error:
+        raise ModelFileError(f"its header cannot be read as JSON: {error}") from None
+    try:
+        with safetensors.safe_open(os.fspath(path), framework="numpy") as checked:
+            names = checked.offset_keys()  # in the order of their bytes
+    except safetensors.SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise ModelFileError(f"its header does not fit the file: {reason}; {_AGAIN}") from None
+    metadata = entries.pop("__metadata__", None) or {}
+    if set(names) != set(entries):
+        raise ModelFileError("another file took its place while it was read; try again")
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        entry = entries[name]
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise ModelFileError(
+                f"tensor {shown(name)} is described by {shown(entry)}; "
+                "expected dtype, shape and data_offsets"
+            )
+        tensors[name] = Tensor(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
     if "verydeep" not in metadata:
         raise ModelFileError(
             "it is a safetensors file, but not a verydeep model file, since its metadata has no "
@@ -226,62 +265,12 @@ def _read(path: Path, file: BinaryIO) -> ModelFile:
         mapped = mmap.mmap(file.fileno(), status.st_size, access=mmap.ACCESS_READ)
     stored: dict[str, NDArray[Any]] = {}
     for name, tensor in tensors.items():
-        count = math.prod(tensor.shape)
-        array = np.frombuffer(mapped, DTYPES[tensor.dtype], count, begin + tensor.start)
-        array = array.reshape(tensor.shape)
+        count, begin = math.prod(tensor.shape), 8 + length + tensor.start
+        array = np.frombuffer(mapped, DTYPES[tensor.dtype], count, begin).reshape(tensor.shape)
         array.flags.writeable = False
         stored[name] = array
     check_scales(stored)
     return ModelFile(path, record, MappingProxyType(stored), path.absolute(), mapped, status)
-
-
-def _parse(path: Path, file: BinaryIO) -> tuple[dict[str, str], dict[str, Tensor], int]:
-    """What a file's header says: metadata, tensors, and where the data begins.
-
-    The safetensors library checks that it fits the file. Here it is read more strictly, so that nothing is
-    left that two programs could understand differently: no key twice, no member that the format lacks.
-    """
-    import safetensors
-
-    file.seek(0)
-    first = file.read(8)
-    length, file_bytes = int.from_bytes(first, "little"), os.fstat(file.fileno()).st_size
-    if length > MAX_HEADER_BYTES:
-        raise ModelFileError(
-            f"its first eight bytes say that the header is {length} bytes long; expected at most "
-            f"{MAX_HEADER_BYTES}: the file is damaged, or not a safetensors file"
-        )
-    if len(first) < 8 or length > file_bytes - 8:
-        needed = (
-            f"its header alone takes {8 + length}" if len(first) == 8 else "a header takes more"
-        )
-        raise ModelFileError(f"the file ends after {file_bytes} bytes, but {needed}; {_AGAIN}")
-    text = file.read(length)
-    try:
-        entries: Any = strict_json.loads(text)
-    except ValueError as error:
-        raise ModelFileError(f"its header cannot be read as JSON: {error}") from None
-    if not isinstance(entries, dict) or not text.startswith(b"{"):
-        raise ModelFileError(f"its header begins with {shown(text[:1])}; expected '{{'")
-    try:
-        with safetensors.safe_open(os.fspath(path), framework="numpy") as checked:
-            names = checked.offset_keys()
-    except safetensors.SafetensorError as error:
-        reason = str(error).removeprefix("Error while deserializing header: ")
-        raise ModelFileError(f"its header does not fit the file: {reason}; {_AGAIN}") from None
-    metadata = entries.pop("__metadata__", None) or {}
-    if set(names) != set(entries):
-        raise ModelFileError("another file took its place while it was read; try again")
-    tensors = {}
-    for name in names:  # in the order of their bytes
-        entry = entries[name]
-        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise ModelFileError(
-                f"tensor {shown(name)} is described by {shown(entry)}; "
-                "expected dtype, shape and data_offsets"
-            )
-        tensors[name] = Tensor(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
-    return metadata, tensors, 8 + length
 
 
 def _reopen(path: Path, glance: str) -> ModelFile:

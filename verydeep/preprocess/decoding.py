@@ -297,32 +297,26 @@ def _upright_rgb(image: Image.Image, range: Range, name: str) -> Image.Image | N
             raise ImageError(
                 f"{name}: {image.width} x {image.height} pixels; expected at least 1 x 1"
             )
-        transpose = _TRANSPOSES.get(_orientation(image))
+        try:
+            transpose = _TRANSPOSES.get(image.getexif().get(_ORIENTATION, 1))
+        except Exception:  # damaged EXIF says nothing
+            transpose = None
         if transpose is not None:
             image = image.transpose(transpose)  # type: ignore[arg-type]  # the enum's numbers
             image.info = {}  # it still says "turn me", which a second decode() would obey
         if image.mode == "F" or image.mode.startswith("I"):
             scale = None if image.mode == "F" else (0, 65535)
             grey = np.asarray(image)[..., None]
-            return _on_255(grey, _range(range, scale, name), name)
+            return _on_255(grey, limits(range, name, scale), name)
         if image.mode != "RGB":
             straight = image.convert("LA") if image.mode == "La" else image  # PIL needs the step
             image = straight.convert("RGB")
-        limits = _range(range, (0, 255), name)
-        return image if limits == (0, 255) else _on_255(np.asarray(image), limits, name)
+        ends = limits(range, name, (0, 255))
+        return image if ends == (0, 255) else _on_255(np.asarray(image), ends, name)
     except ImageError:
         raise
     except Exception as error:
         raise _failed(error, name) from error
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1, upright, where there is none or EXIF is damaged."""
-    try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:
-        return 1
-    return orientation if isinstance(orientation, int) else 1
 
 
 # Arrays
@@ -384,18 +378,30 @@ def _array_pixels(array: NDArray[Any], range: Range, name: str, overshoot: float
         raise ImageError(f"{name}: expected numbers, uint8, uint16 or float; {advice}")
     array = array[..., :3]
     scale = {"u1": (0, 255), "u2": (0, 65535)}.get(f"{array.dtype.kind}{array.dtype.itemsize}")
-    limits = _range(range, scale, name)
-    if array.dtype != np.uint8 or limits != (0, 255):
-        return _on_255(array, limits, name, overshoot)
+    ends = limits(range, name, scale)
+    if array.dtype != np.uint8 or ends != (0, 255):
+        return _on_255(array, ends, name, overshoot)
     return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else np.array(array, order="C")
 
 
-def limits(range: Range, name: str = "the images") -> tuple[float, float]:
-    """The values of black and white of a range; ImageError, naming `name`, where it is none."""
+def limits(
+    range: Range, name: str = "the images", known: tuple[int, int] | None = None
+) -> tuple[float, float]:
+    """The values of black and white of a range; ImageError, naming `name`, where it is none.
+
+    known: what they are where no range was given, as the type of the numbers says.
+    """
+    if range is None and known is not None:
+        return known
+    if range is None:
+        raise ImageError(
+            f"{name}: the scale of its numbers is not known; convert it to 8 or 16 bits, or name "
+            "black and white to what takes a range, as in range=(0, 1)"
+        )
     if isinstance(range, str) and range in RANGES:
         return RANGES[range]
     try:
-        if range is None or isinstance(range, str):
+        if isinstance(range, str):
             raise ValueError
         low, high = (float(value) for value in range)
         if not (low < high and math.isfinite(high - low)):
@@ -420,23 +426,11 @@ def several(images: object) -> tuple[list[Any], bool]:
     return [images], False
 
 
-def _range(range: Range, known: tuple[int, int] | None, name: str) -> tuple[float, float]:
-    """The values of black and white: as told, or as known from the type, or ImageError."""
-    if range is None:
-        if known is None:
-            raise ImageError(
-                f"{name}: the scale of its numbers is not known; convert it to 8 or 16 bits, or name "
-                "black and white to what takes a range, as in range=(0, 1)"
-            )
-        return known
-    return limits(range, name)
-
-
 def _on_255(
-    values: NDArray[Any], limits: tuple[float, float], name: str, overshoot: float = 0
+    values: NDArray[Any], ends: tuple[float, float], name: str, overshoot: float = 0
 ) -> NDArray[np.float32]:
-    """(h, w, 1 or 3) of any numbers within `limits` to float32 (h, w, 3) from 0 to 255."""
-    low, high = limits
+    """(h, w, 1 or 3) of any numbers from `ends` (black, white) to float32 (h, w, 3) from 0 to 255."""
+    low, high = ends
     with np.errstate(invalid="ignore"):
         least, most = values.min(), values.max()
     if not (math.isfinite(least) and math.isfinite(most)):
