@@ -5,20 +5,24 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from numpy.testing import assert_allclose
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from verydeep import modelfile, models, nets
 from verydeep.errors import LayerError, ModelFileError, NetworkError
 from verydeep.modelfile import Record
-from verydeep.models import VGG, build, load, warm_start
+from verydeep.models import VGG, backbone, build, load, warm_start
 from verydeep.models.layers import L2Pool2d
 from verydeep.nets import NETWORKS, network
 
@@ -365,16 +369,11 @@ def test_activations_are_not_kept_for_nothing() -> None:
         assert not getattr(module, "inplace", False)
 
 
-class _Operations(TorchDispatchMode):
-    """The names of what torch computes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
+def _operations(compute: Callable[[], object]) -> list[str]:
+    """The names of what torch computes, seen from below, where a mode would be somebody who looks on."""
+    with torch.autograd.profiler.profile() as profile:
+        compute()
+    return [event.name for event in profile.function_events]
 
 
 @pytest.mark.parametrize("name", ["vgg13", "vgg11_bn", "vgg11_lrn"])
@@ -392,12 +391,12 @@ def test_relu_makes_no_new_maps_where_nobody_looks_on(name: str, training: bool)
             2, 3, 64, 64, generator=torch.Generator().manual_seed(1), requires_grad=True
         )
         torch.manual_seed(2)
-        with _Operations() as operations:
-            scores = one(x)
-        scores.square().sum().backward()
-        assert operations.names.count("relu_") == in_place
-        assert operations.names.count("relu") == count + 2 - in_place
-        results.append([scores, x.grad, *(p.grad for p in one.parameters()), *one.buffers()])
+        scores: list[torch.Tensor] = []
+        names = _operations(lambda one=one, x=x, scores=scores: scores.append(one(x)))
+        scores[0].square().sum().backward()
+        assert names.count("aten::relu_") == in_place
+        assert names.count("aten::relu") == count + 2 - in_place
+        results.append([*scores, x.grad, *(p.grad for p in one.parameters()), *one.buffers()])
     assert kept[0].min() < 0  # a hook's value stays what it was
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
@@ -410,6 +409,7 @@ def test_relu_makes_no_new_maps_where_nobody_looks_on(name: str, training: bool)
         lambda m: m.features[3].register_full_backward_hook(lambda *_: None),
         lambda m: m.features[1].register_forward_pre_hook(lambda *_: None),
         lambda m: setattr(m.features[0], "forward", m.features[0].forward),
+        lambda m: setattr(m.features[0], "_conv_forward", m.features[0]._conv_forward),
         lambda m: setattr(m, "features", nn.Sequential(nn.Identity(), nn.ReLU(), *m.features)),
     ],
 )
@@ -418,16 +418,100 @@ def test_whoever_looks_on_sees_every_value(watch) -> None:  # type: ignore[no-un
     watch(model)
     x = torch.randn(1, 3, 64, 64)
     before = x.clone()
-    with _Operations() as operations:
-        model(x).sum().backward()
+    names = _operations(lambda: model(x).sum().backward())
     assert torch.equal(x, before)
-    assert operations.names.count("relu_") == (
-        8 if isinstance(model.features[0], nn.Identity) else 0
-    )
+    expected = 8 if isinstance(model.features[0], nn.Identity) else 0
+    assert names.count("aten::relu_") == expected
     with nn.modules.module.register_module_forward_hook(lambda *_: None):
-        with _Operations() as operations:
-            model(x)
-        assert "relu_" not in operations.names
+        assert "aten::relu_" not in _operations(lambda: model(x))
+
+
+class _Remembering(torch.Tensor):
+    """Weights, of whose products the last is kept."""
+
+    kept: list[torch.Tensor]
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        value = super().__torch_function__(func, types, args, kwargs or {})
+        if func in (F.conv2d, torch.conv2d):
+            cls.kept.append(value)
+        return value
+
+
+@pytest.mark.parametrize("how", ["dispatch", "function", "subclass", "conv2d", "forward"])
+def test_what_a_mode_or_another_function_of_torchs_keeps_stays_what_it_was(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, kept = build("vgg11", width=TINY, classes=3), []
+    x = torch.randn(1, 3, 64, 64)
+    expected = model.features[0](x)
+
+    def remembering(compute):  # type: ignore[no-untyped-def]
+        return lambda *args, **kwargs: kept.append(compute(*args, **kwargs)) or kept[-1]
+
+    class Dispatch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            return remembering(func)(*args, **(kwargs or {}))
+
+    class Function(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            return remembering(func)(*args, **(kwargs or {}))
+
+    if how == "subclass":
+        weight = model.features[0].weight.detach().as_subclass(_Remembering)
+        model.features[0].weight = nn.Parameter(weight)
+        monkeypatch.setattr(_Remembering, "kept", kept, raising=False)
+    elif how == "conv2d":
+        monkeypatch.setattr(F, "conv2d", remembering(F.conv2d))
+    elif how == "forward":
+        forward = nn.Conv2d.forward
+        monkeypatch.setattr(nn.Conv2d, "forward", lambda *args: remembering(forward)(*args))
+    modes = {"dispatch": Dispatch, "function": Function}
+    with modes.get(how, nullcontext)():
+        model(x)
+    same = [v for v in kept if isinstance(v, torch.Tensor) and v.shape == expected.shape]
+    assert any(torch.equal(value, expected) for value in same)
+
+
+def test_relu_that_somebody_replaced_or_compiled_is_what_computes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, calls = build("vgg11", width=TINY, classes=3), []
+    relu = F.relu
+    with monkeypatch.context() as patched:
+        patched.setattr(F, "relu", lambda *args, **kw: calls.append(0) or relu(*args, **kw))
+        model(torch.randn(1, 3, 64, 64))
+    assert len(calls) == 10
+    forward = nn.ReLU.forward
+    with monkeypatch.context() as patched:
+        patched.setattr(nn.ReLU, "forward", lambda *args: calls.append(0) or forward(*args))
+        model(torch.randn(1, 3, 64, 64))
+    assert len(calls) == 20
+    model.features.compile(backend=lambda graph, _inputs: calls.append(0) or graph)
+    model(torch.randn(1, 3, 64, 64))
+    assert len(calls) == 21
+
+
+def test_one_relu_may_stand_in_many_places() -> None:
+    model = build("vgg11", width=TINY, classes=3)
+    x = torch.randn(1, 3, 64, 64)
+    model.features = nn.Sequential(
+        *(model.features[1] if isinstance(m, nn.ReLU) else m for m in model.features)
+    )
+    model.classifier[4] = model.classifier[1]
+    model.eval()
+    assert torch.equal(model(x), model.classifier(model.avgpool(model.features(x)).flatten(1)))
+    taps = model.taps(x, ("relu5_2", "relu7"))
+    assert torch.equal(taps["relu5_2"], model.features[:20](x))
+    assert torch.equal(
+        taps["relu7"], model.classifier[:5](model.avgpool(model.features(x)).flatten(1))
+    )
+    whole = backbone("vgg11", ("relu3_2", "pool5"), None, width=TINY, checkpointing=True)
+    whole.features[4] = whole.features[1]
+    whole.features[7] = whole.features[1]
+    x.requires_grad_()
+    assert torch.equal(whole(x)["pool5"], whole.features(x))
 
 
 def _written(path: Path, record: Record, model: nn.Module) -> None:

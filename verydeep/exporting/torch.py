@@ -58,7 +58,7 @@ class PixelsToOutputs(nn.Module):
         x = pixels.permute(0, 3, 1, 2).contiguous().to(torch.float32)
         x = x.flip(1) if self.reverse else x
         x = (x * self.get_buffer("factor") + self.get_buffer("shift")).to(self.dtype)
-        values = walk(self.model.features.children(), x, self.stops)
+        values = walk(self.model.features, x, self.stops)
         margins = dict.fromkeys(values, 0)
         if self.margin:
             padded = F.pad(values[self.before], (0, 2, 0, 2))

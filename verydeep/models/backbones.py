@@ -75,7 +75,7 @@ class Backbone(nn.Module):
     def _in_pieces(self, x: Tensor) -> dict[str, Tensor]:
         """The same, of which the backward pass finds only what stands between the pieces."""
         values: dict[str, Tensor] = {}
-        modules, start = list(self.features.children()), 0
+        modules, start = list(self.features), 0
         for last in self._ends:
             piece, start = modules[start : last + 1], last + 1
             # nothing special at first; the second time nothing is counted in the statistics

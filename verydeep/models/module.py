@@ -12,6 +12,7 @@ from typing import Self, TypedDict, Unpack
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -159,14 +160,13 @@ class VGG(nn.Module):
         needed = net.cut(names)
         wanted = set(names) | set(net.head_inputs if needed.top else ())
         features = layers.positions(needed.trunk)
-        values = layers.walk(
-            self.features.children(), x, {n: i for n, i in features.items() if n in wanted}
-        )
+        values = layers.walk(self.features, x, {n: i for n, i in features.items() if n in wanted})
         if needed.top:
             values["avgpool"] = torch.cat([self.avgpool(values[n]) for n in net.head_inputs], 1)
             fc = layers.positions(needed.top)
             if set(names) & {"prob", *fc}:
-                modules = list(self.classifier.children()) or [self.classifier]
+                head = self.classifier
+                modules = list(head) if isinstance(head, nn.Sequential) else [head]
                 values |= layers.walk(modules, torch.flatten(values["avgpool"], 1), fc)
             if "prob" in names and "fc8" in values:
                 values["prob"] = torch.softmax(values["fc8"], 1)
@@ -257,29 +257,42 @@ def _values(features: nn.Module, x: Tensor) -> Tensor:
     """`features(x)`. Where nobody looks on, ReLU writes over what a convolution or norm has just made.
 
     The largest maps are then made once and not twice: new pages cost an eager forward pass on a processor
-    some 5 % of its time. Hooks, tracers and taps see every value as it was.
+    some 5 % of its time. Hooks, modes, tracers and taps see every value as it was.
     """
-    if not _unwatched(features, x):
+    if type(x) is not Tensor or _watched(features):
         values: Tensor = features(x)
         return values
-    before: nn.Module | None = None
-    for module in features.children():
-        fresh = type(before) in (nn.Conv2d, nn.BatchNorm2d)
-        x = torch.relu_(x) if fresh and type(module) is nn.ReLU else module(x)
-        before = module
+    fresh = False
+    for module in features:  # type: ignore[attr-defined]
+        writes_over = fresh and type(module) is nn.ReLU and type(x) is Tensor
+        x = _RELU_IN_PLACE(x) if writes_over else module(x)
+        fresh = type(module) in (nn.Conv2d, nn.BatchNorm2d)
     return x
 
 
+_RELU_IN_PLACE = nn.ReLU(inplace=True)
 _HOOKS = [name for name in vars(nn.Module()) if "ward_" in name and "hooks" in name]
 
 
-def _unwatched(features: nn.Module, x: Tensor) -> bool:
-    if type(features) is not nn.Sequential or type(x) is not Tensor:
-        return False  # of one's own, or traced
+def _functions() -> tuple[object, ...]:
+    """What torch computes these layers with, which people replace by what remembers or compiles."""
+    kinds = (nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU)
+    return nn.Module.__call__, F.conv2d, F.batch_norm, *(kind.forward for kind in kinds)
+
+
+_TORCHS_OWN = _functions()
+
+
+def _watched(features: nn.Module) -> bool:
+    """Whether anybody may keep, trace or replace what these layers make."""
     if torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[no-untyped-call,attr-defined]
-        return False
-    return not _has_any_global_hook() and not any(  # type: ignore[no-untyped-call]
-        "forward" in vars(module) or any(map(vars(module).get, _HOOKS))
+        return True
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return True
+    if type(features) is not nn.Sequential or _functions() != _TORCHS_OWN:
+        return True
+    return _has_any_global_hook() or any(  # type: ignore[no-untyped-call]
+        any(map(callable, vars(module).values())) or any(map(vars(module).get, _HOOKS))
         for module in features.modules()
     )
 
