@@ -27,7 +27,7 @@ from ..files.progress import expect, stage
 from ..files.wording import counted
 from .extraction import features
 from .featurefile import FeatureFile, is_feature_file, open_features
-from .nearest import unit_rows
+from .nearest import closest, unit_rows
 from .pixels import same_picture
 
 if TYPE_CHECKING:
@@ -222,28 +222,24 @@ def _grouped(
     file: FeatureFile, layer: str, threshold: float, keep: str | None, places: Mapping[str, str],
     distinct: list[str], copies: dict[str, str], linked: set[str],
 ) -> Duplicates:  # fmt: skip
-    """Groups of the file's rows by their links, with the copies that may have no row of their own."""
-    paths, kept = file.paths, set(distinct)
+    """Groups of the file's rows by their links; a copy stands with the first of its bytes, row or not."""
+    paths, kept = file.paths, set(distinct) - copies.keys()
     rows: dict[str, int] = {}
     for row, path in enumerate(paths):
         if path in kept:
             rows.setdefault(path, row)
     left_out = np.ones(len(paths), bool)
     left_out[list(rows.values())] = False
-    links = _links(file, layer, threshold, left_out)
-    _look(links, file, layer, [places.get(path, path) for path in paths])
-    for path, first in copies.items():
-        if path in rows:
-            links.join(np.array([rows[path], rows[first]]))
+    where = [places.get(path, path) for path in paths]
+    groups_of, partner = _linked(file, layer, threshold, left_out, where)
     members: dict[int, list[Member]] = {}
     for path in distinct:
-        row = rows[path if path in rows else copies[path]]
-        group = members.setdefault(int(links.groups[row]), [])
+        row = rows[copies.get(path, path)]
+        group = members.setdefault(groups_of[row][0], [])
         if path in copies:
             member = Member(path, copies[path], identical=True)
         elif group:
-            # without a link of its own it hangs on a copy that the first has
-            other, cosine = links.partner.get(row, (int(links.groups[row]), 1.0))
+            other, cosine = partner[row]
             member = Member(path, paths[other], cosine)
         else:
             member = Member(path)
@@ -253,7 +249,7 @@ def _grouped(
     best = KEEP[keep] if keep else None
     chosen = {max(g.members, key=lambda m: best(places[m.path])).path for g in groups if best}
     to_keep = tuple(m.path for g in groups for m in g.members if m.linked or m.path in chosen)
-    count = len(kept | failed.keys())
+    count = len(failed.keys() | distinct)
     return Duplicates(groups, count, threshold, failed, to_keep if best else None)
 
 
@@ -273,86 +269,67 @@ KEEP: dict[str, Callable[[str], float]] = {
 }  # fmt: skip
 
 
-def _look(links: _Links, file: FeatureFile, layer: str, places: list[str]) -> None:
-    """Part what is alike and not the same, as far as the photos are still there to be looked at."""
-    groups: dict[int, list[int]] = {}
-    for row, group in enumerate(links.groups.tolist()):
-        groups.setdefault(group, []).append(row)
-    together = [np.array(rows) for rows in groups.values() if len(rows) > 1]
-    wanted = np.sort(np.concatenate([*together, np.zeros(0, np.int64)]).astype(np.int64))
-    values: dict[int, np.ndarray] = {}
-    for start, block in file.blocks(layer, BLOCK_ROWS) if len(wanted) else ():
-        here = wanted[(wanted >= start) & (wanted < start + len(block))]
-        values.update(zip(here.tolist(), unit_rows(block[here - start]), strict=True))
-    there, joined = {row for row in values if os.path.exists(places[row])}, set[int]()
-    for rows in stage(together, "comparing pixels", "group"):
-        links.groups[rows] = rows
-        stacked = np.stack([values[row] for row in rows.tolist()])
-        for number, row in enumerate(rows.tolist()):
-            cosines, looks = stacked[:number] @ stacked[number], LOOKS
-            near = np.flatnonzero(cosines >= links.least)
-            near = near[np.argsort(-cosines[near], kind="stable")]
-            while len(near) and looks:
-                other, cosine = int(rows[near[0]]), min(float(cosines[near[0]]), 1.0)
-                gone = {row, other} - there
-                if not gone:
-                    looks -= 1
-                    same = same_picture(places[row], places[other]) is not False
-                else:  # what is gone joins the nearest that is there, lest it join what is not the same
-                    same = len(gone) == 2 or not gone <= joined
-                    joined |= gone if len(gone) == 1 else set()
-                if same:
-                    links.join(np.array([row, other]))
-                    links.partner.setdefault(row, (other, cosine))
-                    links.partner.setdefault(other, (row, cosine))
-                near = near[1:]
-                near = near[links.groups[rows[near]] != links.groups[row]]
+def _linked(
+    file: FeatureFile, layer: str, threshold: float, left_out: np.ndarray, places: list[str]
+) -> tuple[list[list[int]], dict[int, tuple[int, float]]]:
+    """Rows joined with the nearest of those before them, unless their photos show other pictures.
 
-
-class _Links:
-    """What hangs together, from one block of cosines to the next.
-
-    least: cosine of a link. groups: of each row, the first row of its group. partner: of a row, the one
-    that it is linked to, the nearest of those before it where there is one, and their cosine.
+    left_out: (rows,) bool, those that are joined with none. places: where the photo of each row is.
+    Returns the group of each row, a list that its rows share; and of joined rows another one, the nearest
+    before it where there is one, and their cosine.
     """
+    least = max(threshold - ROUNDING, ROUNDING)  # more than rows of zeros have
+    cosines, rows = _nearest_before(file, layer, least, left_out)
+    groups = [[row] for row in range(len(file))]
+    partner: dict[int, tuple[int, float]] = {}
+    settled = set()  # of photos that are gone, those that have joined one that is there
+    alike = np.flatnonzero(cosines[:, 0] >= least).tolist()
+    for row in stage(alike, "comparing pixels", "photo", len(alike)):
+        for other, cosine in zip(rows[row].tolist(), cosines[row].tolist(), strict=True):
+            ours, theirs = groups[row], groups[other]
+            if cosine < least or ours is theirs:
+                continue
+            gone = [one for one in (row, other) if not os.path.exists(places[one])]
+            if (
+                len(gone) == 1
+            ):  # it joins the nearest that is there, lest it join what is not the same
+                same = gone[0] not in settled
+                settled.add(gone[0])
+            else:
+                same = same_picture(places[row], places[other]) is not False
+            if same:
+                theirs += ours
+                for one in ours:
+                    groups[one] = theirs
+                partner.setdefault(row, (other, min(cosine, 1.0)))
+                partner.setdefault(other, (row, min(cosine, 1.0)))
+    return groups, partner
 
-    def __init__(self, rows: int, threshold: float) -> None:
-        self.least = max(threshold - ROUNDING, ROUNDING)  # more than rows of zeros have
-        self.groups = np.arange(rows)
-        self.partner: dict[int, tuple[int, float]] = {}
 
-    def add(self, later: int, earlier: int, cosines: np.ndarray) -> None:
-        """Cosines of the rows from `later` on, down, with those from `earlier` on, across."""
-        # Not pair by pair: 6,000 alike photos are 18 million pairs, but only 5,999 times do groups join.
-        height, width = cosines.shape
-        ours, theirs = self.groups[later : later + height], self.groups[earlier : earlier + width]
-        apart = (cosines >= self.least) & (ours[:, None] != theirs)
-        for row in np.flatnonzero(apart.any(1)).tolist():
-            self.join(np.append(earlier + np.flatnonzero(apart[row]), later + row))
-
-    def join(self, rows: np.ndarray) -> None:
-        """Make one group of the groups of these rows."""
-        joined = np.zeros(len(self.groups), bool)
-        joined[self.groups[rows]] = True
-        self.groups[joined[self.groups]] = joined.argmax()
-
-
-def _links(file: FeatureFile, layer: str, threshold: float, left_out: np.ndarray) -> _Links:
-    """Every pair of rows, block by block. left_out: (rows,) bool, those that are linked to none."""
+def _nearest_before(
+    file: FeatureFile, layer: str, least: float, left_out: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row the nearest before it that have a cosine of `least`: (rows, LOOKS) cosines and rows."""
 
     def units(start: int, block: np.ndarray) -> np.ndarray:
         rows = unit_rows(block)
         rows[left_out[start : start + len(rows)]] = 0
         return rows
 
-    links = _Links(len(file), threshold)
+    cosines = np.full((len(file), LOOKS), -1, np.float32)
+    rows = np.zeros((len(file), LOOKS), np.int64)
     blocks = file.blocks(layer, BLOCK_ROWS)
     for later, block in stage(blocks, "comparing photos", "block", -(-len(file) // BLOCK_ROWS)):
         ours = units(later, block)
         for earlier, other in file.blocks(layer, BLOCK_ROWS):
             if earlier > later:
                 break
-            cosines = ours @ units(earlier, other).T
+            found = ours @ units(earlier, other).T
             # no row with itself, no pair twice; zero is below every threshold
-            links.add(later, earlier, np.tril(cosines, -1) if earlier == later else cosines)
-    return links
+            found = np.tril(found, -1) if earlier == later else found
+            close = np.flatnonzero((found >= least).any(1))
+            here = later + close
+            cosines[here], rows[here] = closest(
+                (cosines[here], rows[here]), found[close], earlier, LOOKS
+            )
+    return cosines, rows

@@ -150,20 +150,29 @@ def unit_rows(block: np.ndarray) -> np.ndarray:
     return flat
 
 
+def closest(
+    known: tuple[np.ndarray, np.ndarray], cosines: np.ndarray, start: int, top: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `top` of what is known, (queries, n) cosines and rows, and of the rows from `start` on.
+
+    Best first, equal ones in the order of the rows. cosines: (queries, rows).
+    """
+    at = np.broadcast_to(np.arange(start, start + cosines.shape[1]), cosines.shape)
+    both = np.concatenate([known[0], cosines], axis=1)
+    order = np.argsort(-both, axis=1, kind="stable")[:, :top]
+    rows = np.concatenate([known[1], at], axis=1)
+    return np.take_along_axis(both, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
 def _search(index: FeatureFile, asked: np.ndarray, top: int, layer: str) -> list[tuple[Match, ...]]:
     """For each query, its nearest rows, best first; equal ones in the order of the file."""
     queries = unit_rows(asked)
-    best = np.full((len(queries), 0), -np.inf, np.float32)
-    rows = np.zeros((len(queries), 0), np.int64)
+    best = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
     for start, block in index.blocks(layer):
         cosines = queries @ unit_rows(block).T
         cosines[:, index.failed[start : start + len(block)]] = -np.inf
-        at = np.broadcast_to(np.arange(start, start + len(block)), cosines.shape)
-        best = np.concatenate([best, cosines], axis=1)
-        rows = np.concatenate([rows, at], axis=1)
-        order = np.argsort(-best, axis=1, kind="stable")[:, :top]
-        best = np.take_along_axis(best, order, axis=1)
-        rows = np.take_along_axis(rows, order, axis=1)
+        best = closest(best, cosines, start, top)
+    rows = best[1]
     paths = index.paths_of(rows.ravel().tolist())
     photos = {path: index.photo(path) for path in paths.values()}
     return [
@@ -172,7 +181,7 @@ def _search(index: FeatureFile, asked: np.ndarray, top: int, layer: str) -> list
             for cosine, row in zip(cosines.tolist(), places.tolist(), strict=True)
             if np.isfinite(cosine)
         )
-        for cosines, places in zip(best, rows, strict=True)
+        for cosines, places in zip(*best, strict=True)
     ]
 
 
