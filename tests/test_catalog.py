@@ -287,8 +287,7 @@ def fetched(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def bring(_: str, path: Path, __: str, **___: object) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(published, path)
-        stamp, digests = hashes.digests_of(path)
-        hashes.seal(path, hashes.Seal(digests["sha256"], stamp))
+        hashes.seal(path, hashes.digests_of(path)["sha256"])
         return path
 
     monkeypatch.setattr(fetch, "fetch", bring)

@@ -22,7 +22,6 @@ from verydeep.evaluation import class_of, class_table
 from verydeep.files import folders, hashes, photo_paths
 from verydeep.files.atomic import replacing
 from verydeep.files.folders import MOST, Notebook
-from verydeep.files.hashes import Seal
 from verydeep.graphs import source_of
 from verydeep.training.transfer.features import _space
 
@@ -40,8 +39,8 @@ def test_digests_of_a_file_larger_than_a_block(
 ) -> None:
     monkeypatch.setattr(hashes, "BLOCK_BYTES", 1000)
     (tmp_path / "file").write_bytes(DATA)
-    stamp, digests = hashes.digests_of(tmp_path / "file", ("sha256", "md5"))
-    assert stamp == hashes.stamp((tmp_path / "file").stat())
+    digests = hashes.digests_of(tmp_path / "file", ("sha256", "md5"))
+    assert hashes.remembered(hashes.stamp((tmp_path / "file").stat())) == SHA256
     assert digests == {"sha256": SHA256, "md5": hashlib.md5(DATA).hexdigest()}
     assert hashes.matches(f"sha256:{SHA256}", digests)
     assert not hashes.matches("sha256:", digests)  # an empty head would match everything
@@ -56,16 +55,16 @@ def test_a_seal_holds_as_long_as_the_bytes_do(tmp_path: Path) -> None:
     note = path.with_name("file.json")
     assert hashes.sealed(path) is None
     assert not hashes.unbroken(path)
-    hashes.seal(path, Seal(SHA256, hashes.stamp(path.stat())))
+    hashes.seal(path, SHA256)
     assert hashes.unbroken(path)
     path.touch()
     assert hashes.unbroken(path)
-    assert hashes.sealed(path) == Seal(SHA256, hashes.stamp(path.stat()))
+    assert hashes.sealed(path) == SHA256
     before = path.stat()
     path.write_bytes(DATA[::-1])
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert not hashes.unbroken(path)
-    for text in ("", "[]", "{}", '{"sha256": 1, "other": 2}', '{"sha256": "0", "stamp": 1}'):
+    for text in ("", "[]", "{}", '{"sha256": 1, "other": 2}'):
         note.write_text(text)
         assert hashes.sealed(path) is None
 
@@ -76,7 +75,7 @@ def test_a_note_of_an_earlier_version_is_a_seal(tmp_path: Path) -> None:
     old = {"sha256": SHA256, "size_bytes": len(DATA), "modified_ns": 1, "source": "there"}
     path.with_name("file.json").write_text(json.dumps(old))
     assert hashes.unbroken(path)
-    assert hashes.sealed(path) == Seal(SHA256, hashes.stamp(path.stat()))
+    assert hashes.sealed(path) == SHA256
 
 
 def test_a_hash_is_remembered_for_the_file_that_was_opened(tmp_path: Path) -> None:

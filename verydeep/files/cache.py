@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from ..errors import EngineError, VerydeepError, log, warn_once
 from .atomic import locked, replacing
 from .folders import cache_folder, going_without
-from .hashes import Seal, digests_of
+from .hashes import agrees, digests_of
 
 LIMIT_BYTES = 2_000_000_000
 FORMAT = 1
@@ -115,7 +115,9 @@ class Cache:
         part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=self.folder))
         try:
             make(part)
-            _write_manifest(part, about, {p.name: _sealed(p) for p in sorted(part.iterdir())})
+            files = {p.name: {"sha256": _kept(p)} for p in sorted(part.iterdir())}
+            with replacing(part / MANIFEST, "w", encoding="utf-8") as file:
+                json.dump({"about": about, "files": files}, file, indent=1, sort_keys=True)
             self._make_room(_size_bytes(part))
             os.replace(part, path)
         finally:
@@ -190,49 +192,38 @@ class _UnusableError(Exception):
 
 def _load(path: Path, about: Mapping[str, Any], load: Callable[[Path, Mapping[str, Any]], T]) -> T:
     """What `load` makes of an entry that is there and right; _UnusableError where it is not."""
-    made_for, seals = _read_manifest(path)
+    made_for, files = _read_manifest(path)
     if made_for != about:
         raise _UnusableError("it was made for something else")
     try:
-        renewed = {}
-        for name, seal in seals.items():
-            if (now := seal.renewed(path / name)) is None:
+        for name, sha256 in files.items():
+            if not agrees(path / name, sha256):
                 raise _UnusableError(f"its {name} is damaged")
-            renewed[name] = now
         value = load(path, about)
     except (VerydeepError, OSError) as error:
         raise _UnusableError(str(error)) from error
     with suppress(OSError):
-        if renewed != seals:  # a copied cache: right, but with other times
-            _write_manifest(path, about, renewed)
         os.utime(path / MANIFEST)  # used now
     return value
 
 
-def _read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Seal]]:
-    """What an entry is about, and the seals of its files by their names."""
+def _read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What an entry is about, and the SHA-256 of its files by their names."""
     try:
         value = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         about, files = dict(value["about"]), dict(value["files"])
         if all(Path(name).name == name for name in files):
-            return about, {name: Seal.from_dict(seal) for name, seal in files.items()}
+            return about, {name: str(file["sha256"]) for name, file in files.items()}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass
     raise _UnusableError(f"its {MANIFEST} is missing or damaged")
 
 
-def _write_manifest(path: Path, about: Mapping[str, Any], seals: Mapping[str, Seal]) -> None:
-    files = {name: asdict(seal) for name, seal in seals.items()}
-    with replacing(path / MANIFEST, "w", encoding="utf-8") as file:
-        json.dump({"about": about, "files": files}, file, indent=1, sort_keys=True)
-
-
-def _sealed(file: Path) -> Seal:
-    """The seal of a file that was just made, once it is safely on the disk."""
+def _kept(file: Path) -> str:
+    """The SHA-256 of a file that was just made, once it is safely on the disk."""
     with open(file, "rb+") as opened:
         os.fsync(opened.fileno())
-    stamp, digests = digests_of(file)
-    return Seal(digests["sha256"], stamp)
+    return digests_of(file)["sha256"]
 
 
 def _size_bytes(path: Path) -> int:

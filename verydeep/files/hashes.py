@@ -16,7 +16,6 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -38,8 +37,8 @@ def stamp(status: os.stat_result) -> Stamp:
     )  # fmt: skip
 
 
-def digests_of(path: Path, algorithms: Iterable[str] = ("sha256",)) -> tuple[Stamp, dict[str, str]]:
-    """The file's stamp, and its hex digests by algorithm, read once. WeightsError if unreadable."""
+def digests_of(path: Path, algorithms: Iterable[str] = ("sha256",)) -> dict[str, str]:
+    """The file's hex digests by algorithm; its SHA-256 is remembered. WeightsError if unreadable."""
     hashes = {name: hashlib.new(name, usedforsecurity=False) for name in dict.fromkeys(algorithms)}
     block = memoryview(bytearray(BLOCK_BYTES))
     try:
@@ -51,7 +50,10 @@ def digests_of(path: Path, algorithms: Iterable[str] = ("sha256",)) -> tuple[Sta
                     one.update(block[:count])
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
-    return known, {name: one.hexdigest() for name, one in hashes.items()}
+    digests = {name: one.hexdigest() for name, one in hashes.items()}
+    if "sha256" in digests:
+        Notebook(MEMORY).write(str(known), digests["sha256"])
+    return digests
 
 
 def _settle(known: Stamp) -> None:
@@ -66,7 +68,7 @@ def matches(digest: str, digests: dict[str, str]) -> bool:
     return bool(head) and digests.get(algorithm, "").startswith(head)
 
 
-# The memory of files that are asked for again and again: model files
+# The memory of what was read
 
 
 def remembered(known: Stamp) -> str | None:
@@ -100,56 +102,35 @@ def forget() -> None:
 # Seals: what a file must be
 
 
-@dataclass(frozen=True)
-class Seal:
-    """What a file was when it was right. The stamp tells quickly that it still is, the hash surely."""
-
-    sha256: str
-    stamp: Stamp = ()
-
-    def renewed(self, path: Path) -> Seal | None:
-        """This seal with the file's stamp of now, the same object where that is the old one.
-
-        None where the file is not what was sealed. WeightsError if it cannot be read.
-        """
-        with suppress(OSError):
-            if stamp(path.stat()) == self.stamp:
-                return self
-        known, digests = digests_of(path)
-        return Seal(self.sha256, known) if digests["sha256"] == self.sha256 else None
-
-    @staticmethod
-    def from_dict(values: object) -> Seal:
-        """What `asdict` made, from JSON. ValueError where it is no seal."""
-        if not isinstance(values, dict) or not isinstance(values.get("sha256"), str):
-            raise ValueError("expected an object with a sha256")
-        # notes of earlier versions have no stamp
-        return Seal(values["sha256"], tuple(values.get("stamp", ())))
-
-
-def seal(path: Path, what: Seal) -> None:
-    """Keep the seal of a file beside it. OSError where that cannot be written."""
+def seal(path: Path, sha256: str) -> None:
+    """Keep beside a file what it hashed to when it was right. OSError where that cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(_note(path), "w", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(what), indent=1) + "\n")
+        json.dump({"sha256": sha256}, file)
 
 
-def sealed(path: Path) -> Seal | None:
-    """The seal of a file; None where there is none, or it cannot be read."""
+def sealed(path: Path) -> str | None:
+    """The SHA-256 that a file must have; None where it has no seal, or that cannot be read."""
     try:
-        return Seal.from_dict(json.loads(_note(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
+        note = json.loads(_note(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
+    digest = note.get("sha256") if isinstance(note, dict) else None
+    return digest if isinstance(digest, str) else None
 
 
 def unbroken(path: Path, copy: Path | None = None) -> bool:
     """Whether a file, or its copy elsewhere, is what its seal says. WeightsError if it cannot be read."""
-    before = sealed(path)
-    after = before.renewed(copy or path) if before is not None else None
-    if after is not None and after is not before:
-        with suppress(OSError):  # then it is read again next time
-            seal(path, after)
-    return after is not None
+    right = sealed(path)
+    return right is not None and agrees(copy or path, right)
+
+
+def agrees(path: Path, sha256: str) -> bool:
+    """Whether a file has that SHA-256; read only where it is not remembered. WeightsError if unreadable."""
+    known = None
+    with suppress(OSError):
+        known = remembered(stamp(path.stat()))
+    return (known or digests_of(path)["sha256"]) == sha256
 
 
 def _note(path: Path) -> Path:

@@ -20,7 +20,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from ..errors import WeightsError, log
-from ..files.hashes import Seal, digests_of, matches, seal, stamp
+from ..files.hashes import digests_of, matches, seal
 from ..files.progress import Progress
 from .supply import held
 
@@ -78,14 +78,14 @@ def fetch(url: str, path: Path, digest: str, *, progress: bool = True) -> Path:
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
-        seal(path, Seal(sha256, stamp(path.stat())))
+        seal(path, sha256)
         return path
 
 
 def _wrong(path: Path, digest: str) -> tuple[str, str]:
     """What is wrong with a file that should have that digest, "" where nothing is; and its SHA-256."""
     algorithm, _, head = digest.partition(":")
-    _, digests = digests_of(path, ["sha256", algorithm])
+    digests = digests_of(path, ["sha256", algorithm])
     if matches(digest, digests):
         return "", digests["sha256"]
     return f"{algorithm} is {digests[algorithm]}, expected one that begins with {head}", ""

@@ -40,7 +40,7 @@ def by_digest(path: Path) -> tuple[dict[str, str], Known | None]:
     """The digests of a file, by algorithm, "sha256" among them, and the published file that has them."""
     # MD5 and SHA-1 only for files of the kinds that were published with those
     alike = [one for _, one in _files() if Path(one.file).suffix == path.suffix]
-    _, digests = digests_of(path, ["sha256", *(one.digest.partition(":")[0] for one in alike)])
+    digests = digests_of(path, ["sha256", *(one.digest.partition(":")[0] for one in alike)])
     return digests, next((known for known in _files() if matches(known[1].digest, digests)), None)
 
 
@@ -167,11 +167,11 @@ def _verdict(path: Path) -> Verdict:
         return _published(path)
     head = f"{record.network.head.classes} classes" if record.network.head.classes else "no head"
     what = f"model file of {record.network.name}, {head}"
-    sha256 = digests_of(path)[1]["sha256"]
-    seal = sealed(path)
-    if seal is None:
+    sha256 = digests_of(path)["sha256"]
+    right = sealed(path)
+    if right is None:
         return Verdict(path, True, f"{what}; it agrees with its record", sha256)
-    same = seal.sha256 == sha256
+    same = right == sha256
     return Verdict(path, same, f"{what}; {'un' if same else ''}changed since it was made", sha256)
 
 
@@ -180,8 +180,7 @@ def _published(path: Path) -> Verdict:
     sha256 = digests["sha256"]
     if known is not None:
         entry, one = known
-        seal = sealed(supply.weights_folder() / one.file)
-        if seal is not None and seal.sha256 != sha256:
+        if sealed(supply.weights_folder() / one.file) not in (None, sha256):
             what = f"begins as {entry.name} should, but not as it was when it first proved right"
             return Verdict(path, False, what, sha256)
         return Verdict(

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..errors import MissingExtraError, OutputError, WeightsError, log, nearest
 from ..files.atomic import locked
 from ..files.folders import cache_folder, download_folders
-from ..files.hashes import Seal, digests_of, matches, seal, sealed, unbroken
+from ..files.hashes import digests_of, matches, seal, sealed, unbroken
 from .catalog import ENTRIES, Entry, Published
 
 # what `foreign` needs to read a file of that kind: the package, and the extra that brings it
@@ -132,8 +132,7 @@ def _made(known: Entry, source: Path | None = None, progress: bool = True) -> Pa
             source = source or find_source(known, progress)
             log.info(f"converting {source.name} to {target}, once")
             conversion.convert(source, target, claim=known.name)
-            stamp, digests = digests_of(target)
-            seal(target, Seal(digests["sha256"], stamp))
+            seal(target, digests_of(target)["sha256"])
     _keep_one(known)
     return target
 
@@ -182,14 +181,14 @@ def _verified(path: Path, published: Published) -> bool:
     if sealed(kept) is not None:
         return unbroken(kept, path)
     try:
-        stamp, digests = digests_of(path, ("sha256", published.digest.partition(":")[0]))
+        digests = digests_of(path, ("sha256", published.digest.partition(":")[0]))
     except OSError as error:
         log.info(f"{path} cannot be read: {error.strerror}")
         return False
     right = matches(published.digest, digests)
     if right:
         with suppress(OSError):  # a cache that cannot be written: it is read again next time
-            seal(kept, Seal(digests["sha256"], stamp))
+            seal(kept, digests["sha256"])
     return right
 
 
