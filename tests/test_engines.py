@@ -275,7 +275,7 @@ def test_refusals(built: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
         Engine("openvino", built, device="cuda")
     with pytest.raises(EngineError, match=r"device 'gpu' is unknown; .*cpu"):
         Engine("torch", built, device="gpu")
-    with pytest.raises(EngineError, match="threads is 0; expected 1 or more"):
+    with pytest.raises(EngineError, match="threads is 0; expected a whole number, 1 or more"):
         Engine("onnxruntime", built, threads=0)
     with pytest.raises(EngineError, match="not a graph that verydeep built"):
         Engine("onnxruntime", Graph(onnx.ModelProto(), {}))

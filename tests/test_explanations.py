@@ -20,6 +20,7 @@ import verydeep
 from verydeep import models
 from verydeep.errors import (
     DataError,
+    EngineError,
     ImageError,
     LayerError,
     MissingExtraError,
@@ -415,9 +416,9 @@ def test_refusals(tmp_path: Path, model: Path) -> None:
             LayerError, match=rf"{method} reads the image itself, so layer 'relu5_2'"
         ):
             explain(predictor, image, layer="relu5_2", method=method)
-    with pytest.raises(DataError, match=r"top is 0; expected 1 or more"):
+    with pytest.raises(DataError, match=r"top is 0; expected a whole number, 1 or more"):
         explain(predictor, image, top=0)
-    with pytest.raises(DataError, match=r"steps is 0; expected 1 or more"):
+    with pytest.raises(DataError, match=r"steps is 0; expected a whole number, 1 or more"):
         explain(predictor, image, method="ig", steps=0)
     with pytest.raises(DataError, match=r"window is 40, .* 32x32 pixels; expected 1 to 32"):
         explain(predictor, image, method="occlusion", window=40)
@@ -433,7 +434,7 @@ def test_refusals(tmp_path: Path, model: Path) -> None:
     with pytest.raises(DataError, match=r"trunk without a head: it has no classes to explain"):
         explain(trunk, image)
     explainer = Explainer(predictor)
-    with pytest.raises(DataError, match=r"steps is 0 and draws is 2"):
+    with pytest.raises(DataError, match=r"steps is 0; expected a whole number"):
         check(explainer, explainer(image), steps=0)
 
 
@@ -769,8 +770,28 @@ def test_class_names_in_either_spelling(tmp_path: Path) -> None:
         assert explainer.classes(unicodedata.normalize(spelling, "Caf\u00e9")) == [2]
 
 
+@pytest.mark.parametrize("number", [0, 2.5, "2"])
+def test_counts_are_whole_numbers(model: Path, number: Any) -> None:
+    predictor, image = verydeep.load(model), np.zeros((40, 40, 3), np.uint8)
+    expected = rf"is {number!r}; expected a whole number, 1 or more"
+    for refused in (
+        lambda: explain(predictor, image, top=number),
+        lambda: explain(predictor, image, method="ig", steps=number),
+        lambda: explain(predictor, image, method="occlusion", window=number),
+        lambda: predictor.stream([image], top=number),
+        lambda: predictor.stream([image], batch=number),
+        lambda: predictor.features_stream([image], batch=number),
+        lambda: verydeep.show(predictor, strongest=number),
+        lambda: verydeep.Perceptual("content", model=model).stream([], batch=number),
+    ):
+        with pytest.raises(DataError, match=expected):
+            refused()
+    with pytest.raises(EngineError, match=expected):
+        verydeep.load(model, threads=number)
+
+
 def test_one_image_at_a_time(model: Path) -> None:
     explainer = Explainer(verydeep.load(model))
     for several in ([np.zeros((40, 40, 3), np.uint8)] * 2, np.zeros((2, 40, 40, 3), np.uint8)):
-        with pytest.raises(ImageError, match=r"2 images given; expected one image at a time"):
+        with pytest.raises(ImageError, match=r"not an image; expected a path|one by one"):
             explainer(several)  # type: ignore[arg-type]

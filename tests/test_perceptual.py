@@ -267,7 +267,7 @@ def test_a_stream_is_one_batch_ahead(quick: Perceptual) -> None:
     assert max(ahead([images[0]] * 30)) <= 8
     assert max(ahead(["none.png"] * 30)) == 1
     assert max(ahead(images * 3, batch=1)) == 1
-    with pytest.raises(DataError, match="batch is 0; expected 1 or more"):
+    with pytest.raises(DataError, match="batch is 0; expected a whole number, 1 or more"):
         quick.stream([], batch=0)
 
 
@@ -601,7 +601,7 @@ def test_bad_input(ours: Perceptual, a: Any, b: Any, options: Any, message: str)
 def test_bad_choices() -> None:
     with pytest.raises(DataError, match="metric 'lpip' is unknown; did you mean lpips"):
         Perceptual("lpip")
-    with pytest.raises(EngineError, match="precision 'int8' is unknown for distances"):
+    with pytest.raises(EngineError, match="precision 'int8' is unknown; expected one of: exact"):
         Perceptual(precision="int8")
     with pytest.raises(NetworkError, match="lpips reads its own layers"):
         Perceptual(layers=["relu1_1"])

@@ -1,5 +1,7 @@
 """Every error that verydeep raises on purpose, and the log to which it says everything else.
 
+A stream raises none for an image that cannot be read: it gives a `Failure` in its place.
+
 An error says what was given, what was expected, what to do. Below them is what checks of values share.
 
 VerydeepError                 catch this one to catch them all
@@ -26,12 +28,14 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable
-from typing import TypeGuard
+from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 __all__ = [
     "ArgumentError",
     "DataError",
     "EngineError",
+    "Failure",
     "ImageError",
     "LayerError",
     "MissingExtraError",
@@ -43,6 +47,14 @@ __all__ = [
     "VerydeepError",
     "WeightsError",
 ]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image of a stream that could not be read: its path, and the one line that says why."""
+
+    path: str | None
+    error: str
 
 
 # Everything that is said to the person and is no error: one line each. Silent in a program, unless it gives
@@ -141,6 +153,13 @@ def is_number(
 def is_whole(value: object, least: float = -math.inf, most: float = math.inf) -> TypeGuard[int]:
     """Whether it is an int within those bounds."""
     return isinstance(value, int) and is_number(value, least, most)
+
+
+def require_whole(error: type[VerydeepError], least: int = 1, **given: Any) -> None:
+    """Raise that error where one of the values that were given is no whole number of at least so much."""
+    for name, value in given.items():
+        if not hasattr(value, "__index__") or value < least:
+            raise error(f"{name} is {value!r}; expected a whole number, {least} or more")
 
 
 def require(what: str, name: object, known: Iterable[str], error: type[VerydeepError]) -> None:

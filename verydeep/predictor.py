@@ -24,7 +24,15 @@ from .engines import check
 from .engines.choice import Choice
 from .engines.forks import Turns
 from .engines.processor import require_memory
-from .errors import DataError, EngineError, ImageError, NetworkError, warn_once
+from .errors import (
+    DataError,
+    EngineError,
+    Failure,
+    ImageError,
+    NetworkError,
+    require_whole,
+    warn_once,
+)
 from .graphs import source_of
 from .modelfile import ModelFile, Record, read
 from .nets import named
@@ -93,14 +101,6 @@ class Answer:
         guesses = ", ".join(f"{p.label} {p.probability:.1%}" for p in self.predictions)
         doubt = "" if self.sure else "not sure: "
         return f"{self.path + ': ' if self.path else ''}{doubt}{guesses}"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image of a stream that could not be read: its path, and the one line that says why."""
-
-    path: str | None
-    error: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,8 +296,7 @@ class Predictor:
         their own, at most one batch ahead of that; a generator may fill one array or tensor again and
         again. An image that cannot be read gives a `Failure` and stops nothing.
         """
-        if top < 1 or batch < 1:
-            raise DataError(f"top is {top} and batch is {batch}; expected 1 or more of each")
+        require_whole(DataError, top=top, batch=batch)
         asked = replace(self._labelling or self._pass((), scores=True), range=range)
         return self._run(_each(images), asked, batch, partial(self._answer, top))
 
@@ -354,8 +353,8 @@ class Predictor:
         nothing. top: more than 0 gives the labels of the same pass, as `Features.answer`. The rest is as
         for `features`.
         """
-        if top < 0 or batch < 1:
-            raise DataError(f"top is {top} and batch is {batch}; expected 0 or more, and 1 or more")
+        require_whole(DataError, 0, top=top)
+        require_whole(DataError, batch=batch)
         asked = self._pass(self._named(layers), pool, size, range, scores=top > 0)
 
         def features(path: str | None, values: Values, engine: str) -> Features:

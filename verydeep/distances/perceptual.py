@@ -13,12 +13,20 @@ import numpy as np
 from .. import __version__
 from ..engines import ENGINES, REFERENCE, check
 from ..engines.choice import Choice
-from ..errors import DataError, EngineError, ImageError, NetworkError, nearest, warn
+from ..errors import (
+    DataError,
+    EngineError,
+    Failure,
+    ImageError,
+    NetworkError,
+    require,
+    require_whole,
+    warn,
+)
 from ..files import hashes
 from ..graphs import Source, graph_key
 from ..modelfile import ModelFile, read
 from ..nets import Head
-from ..predictor import Failure
 from ..preprocess import ImageLike, Range, decoded, limits, several
 from ..published import find_model
 from . import tiles
@@ -68,12 +76,8 @@ class Perceptual:
         threads: int | None = None,
         device: str = "auto",
     ) -> None:
-        if metric not in METRICS:
-            raise DataError(f"metric {metric!r} is unknown{nearest(metric, METRICS)}")
-        if precision not in PRECISIONS:
-            raise EngineError(
-                f"precision {precision!r} is unknown for distances{nearest(precision, PRECISIONS)}"
-            )
+        require("metric", metric, METRICS, DataError)
+        require("precision", precision, PRECISIONS, EngineError)
         check(engine, precision, device, threads)
         self.name, self.metric, self.precision = metric, METRICS[metric], precision
         self.model = model if isinstance(model, ModelFile) else read(find_model(model))
@@ -165,8 +169,7 @@ class Perceptual:
             raise DataError(
                 f"{self.name} has no map: it compares statistics of whole images; lpips and content have"
             )
-        if batch is not None and batch < 1:
-            raise DataError(f"batch is {batch}; expected 1 or more")
+        require_whole(DataError, batch=1 if batch is None else batch)
         return self._streamed(pairs, _Decoder(range, self._trunk.minimum_size), spatial, batch)
 
     def _streamed(

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import EngineError, ImageError, require
+from ..errors import EngineError, ImageError, require, require_whole
 from ..graphs import Source
 from .forks import OPENING, WATCHED, Turns, never_destroy
 from .processor import cores, require_memory
@@ -245,8 +245,7 @@ def check(engine: str, precision: str, device: str = "auto", threads: int | None
     require("engine", engine, ["auto", *ENGINES], EngineError)
     require("precision", precision, [*TOLERANCES, "int8"], EngineError)
     require("device", device, DEVICES, EngineError)
-    if threads is not None and threads < 1:
-        raise EngineError(f"threads is {threads}; expected 1 or more")
+    require_whole(EngineError, threads=1 if threads is None else threads)
     if engine != "auto":
         kind = ENGINES[engine]
         if precision not in kind.precisions:

@@ -28,13 +28,13 @@ import numpy as np
 from PIL import Image
 
 from .. import predictor as predictors
-from ..errors import DataError, ImageError, nearest
+from ..errors import DataError, ImageError, nearest, require, require_whole
 from ..files.photo_paths import composed
-from ..files.wording import counted
 from ..pictures import save
 from ..pictures.layout import Box, as_rgb, fitted
 from ..predictor import Predictor, softmax
-from ..preprocess import ImageLike, Preprocess, decode, several
+from ..preprocess import ImageLike, Preprocess, decode, margins
+from ..preprocess.decoding import name_of
 from ..published.catalog import of_kind
 from . import methods, picture
 from .subject import Subject, require_gradients
@@ -166,11 +166,9 @@ class Explainer:
         window: int | None = None,
         stride: int | None = None,
     ) -> None:
-        if method not in METHODS:
-            raise DataError(f"method {method!r} is unknown{nearest(method, METHODS)}")
-        for name, value in (("steps", steps), ("window", window), ("stride", stride)):
-            if value is not None and value < 1:
-                raise DataError(f"{name} is {value}; expected 1 or more")
+        require("method", method, METHODS, DataError)
+        given = {"steps": steps, "window": window, "stride": stride}
+        require_whole(DataError, **{name: n for name, n in given.items() if n is not None})
         if not isinstance(predictor, Predictor):
             predictor = predictors.load(predictor)
         network = predictor.record.network
@@ -197,8 +195,7 @@ class Explainer:
         top: int = 1,
     ) -> Explanation:
         """The heat maps of one image, as `explain` says."""
-        if top < 1:
-            raise DataError(f"top is {top}; expected 1 or more")
+        require_whole(DataError, top=top)
         wanted = None if label is None else self.classes(label)
         photo, pixels, box = self._read(image)
         began = time.perf_counter()
@@ -273,17 +270,13 @@ class Explainer:
     def _read(self, image: ImageLike) -> tuple[Image.Image, np.ndarray, Box]:
         """The photo for drawing, the network's pixels, and which part of the photo they show."""
         preprocess = self.predictor.preprocess
-        images, many = several(image)
-        if many:
-            raise ImageError(f"{counted(len(images), 'image')} given; expected one image at a time")
         source = decode(image)
         deep = isinstance(source, np.ndarray)
         pixels = preprocess.pixels(source, range=(0, 255) if deep else None)
         height, width = pixels.shape[:2]
         if min(height, width) < self._minimum:
-            name = f"{image}" if isinstance(image, str | os.PathLike) else "image"
             raise ImageError(
-                f"{name}: {width}x{height} pixels is too small for this model; "
+                f"{name_of(image)}: {width}x{height} pixels is too small for this model; "
                 f"it needs at least {self._minimum} a side"
             )
         photo = as_rgb(source)
@@ -326,10 +319,5 @@ def _seen_box(
     width, height = size
     resized_height, resized_width = preprocess._resized_size(height, width)
     scale_x, scale_y = drawn[0] / resized_width, drawn[1] / resized_height
-    left, top = _cut(resized_width - seen[0]), _cut(resized_height - seen[1])
+    left, top = -margins(resized_width, seen[0])[0], -margins(resized_height, seen[1])[0]
     return left * scale_x, top * scale_y, (left + seen[0]) * scale_x, (top + seen[1]) * scale_y
-
-
-def _cut(spare: int) -> int:
-    """Pixels that the centre crop takes away before it, less than 0 where it pads; see `preprocess`."""
-    return round(spare / 2) if spare >= 0 else -(-spare // 2)

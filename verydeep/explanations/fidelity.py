@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, require_whole
 from ..nets import Layer, Network
 from ..predictor import softmax
 from .methods import mean_colour
@@ -71,16 +71,7 @@ class Fidelity:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
-        values = asdict(self)
-        for key in ("deletion", "insertion"):
-            values[key] = [round(number, 5) for number in values[key]]
-            for area in (f"{key}_area", f"moved_{key}_area"):
-                values[area] = round(values[area], 5)
-        values["steps"] = [
-            {"random": step.random, "correlation": round(step.correlation, 4)}
-            for step in self.steps
-        ]
-        return {**values, "changes": self.changes}
+        return {**asdict(self), "changes": self.changes}
 
     def __str__(self) -> str:
         fall, moved_fall = self.deletion_area, self.moved_deletion_area
@@ -122,8 +113,7 @@ def check(
     steps: of each curve. draws: of random weights for each group of layers. The same seed gives the same
     figures. Raises DataError where steps or draws are less than 1.
     """
-    if steps < 1 or draws < 1:
-        raise DataError(f"steps is {steps} and draws is {draws}; expected 1 or more of each")
+    require_whole(DataError, steps=steps, draws=draws)
     heat, pixels = explanation.maps[0], explanation.pixels
     own = (explainer.model, explainer.method, explainer.layers)
     given = (explanation.model, explanation.method, explanation.layers)

@@ -15,8 +15,8 @@ import numpy as np
 
 from ..engines import REFERENCE, Engine, check
 from ..engines.forks import Turns
-from ..errors import EngineError, ImageError, MissingExtraError
-from ..predictor import Failure, Features, Predictor
+from ..errors import EngineError, Failure, ImageError, MissingExtraError
+from ..predictor import Features, Predictor
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,13 +16,12 @@ import numpy as np
 from PIL import Image
 
 from .. import predictor as predictors
-from ..errors import DataError, ImageError, OutputError
-from ..files.wording import counted
+from ..errors import DataError, OutputError, require_whole
 from ..nets import Network, Row
 from ..pictures import require_picture, save, write
 from ..pictures.layout import Box, as_rgb, coloured
 from ..predictor import Answer, Predictor
-from ..preprocess import ImageLike, Size, decode, several, sized
+from ..preprocess import ImageLike, Size, decode, sized
 from . import views
 
 __all__ = ["Block", "Channel", "Portrait", "show"]
@@ -180,8 +179,7 @@ def show(
     block. Raises DataError where strongest is less than 1 or maps are no finite numbers, ImageError where
     the photo cannot be read.
     """
-    if strongest < 1:
-        raise DataError(f"strongest is {strongest}; expected 1 or more")
+    require_whole(DataError, strongest=strongest)
     predictor = model if isinstance(model, Predictor) else predictors.load(model)
     network = predictor.record.network
     last = network.last_relus
@@ -191,9 +189,6 @@ def show(
         side = size if isinstance(size, int) else SIZE
         height = width = max(side, network.minimum_size)
     else:
-        images, many = several(photo)
-        if many:
-            raise ImageError(f"{counted(len(images), 'image')} given; expected one photo")
         source = decode(photo)
         deep = (0.0, 255.0) if isinstance(source, np.ndarray) else None  # more than 8 bits
         pixels = sized(predictor.preprocess, size).pixels(source, range=deep)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast, overload
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import DataError, ImageError, ModelFileError, log
+from ..errors import DataError, ImageError, ModelFileError, log, require_whole
 from ..files.wording import counted
 from ..pictures import layout, require_picture, save
 from ..pictures.layout import FAINT, INK, SMALL, Colour
@@ -105,8 +105,7 @@ def similar(
     from ..predictor import Failure, load
 
     opened = index if isinstance(index, FeatureFile) else open_features(index)
-    if top < 1:
-        raise DataError(f"top is {top}; expected 1 or more")
+    require_whole(DataError, top=top)
     asked, many = several(queries)
     about, name = opened.about, opened.about.layer(layer)
     try:
