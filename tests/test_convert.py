@@ -764,7 +764,7 @@ def test_unknown_words_get_a_hint(tmp_path: Path) -> None:
     ):
         with pytest.raises(WeightsError, match=hint):
             convert.convert(tmp_path / "in.pth", tmp_path / "out", **choices)  # type: ignore[arg-type]
-    with pytest.raises(WeightsError, match="cannot write layout 'tim'; did you mean timm"):
+    with pytest.raises(WeightsError, match="layout 'tim' is unknown; did you mean timm"):
         convert.export(tmp_path / "in.pth", tmp_path / "out.pth", "tim")
     with pytest.raises(WeightsError, match=r"written as \.safetensors or \.pth"):
         convert.export(tmp_path / "in.pth", tmp_path / "out.bin", "timm")

@@ -224,6 +224,9 @@ def test_bad_requests(folder: Path, model: Path, tmp_path: Path) -> None:
             DataError, match=r"ends in \.npz or \.parquet, no longer in \.safetensors"
         ):
             old(tmp_path / "x.safetensors")
+    for wanting in (lambda p: verydeep.features(p, out, model=model), verydeep.duplicates):
+        with pytest.raises(DataError, match="photos are given as ndarray; expected paths"):
+            wanting([pixels(40, 40, 1)[0]])
     with pytest.raises(LayerError, match="did you mean relu5_2"):
         verydeep.features(folder, out, "relu5_4", model=model)
     with pytest.raises(DataError, match=r"maps of relu5_2 of many sizes, which no table holds"):

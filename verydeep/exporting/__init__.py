@@ -35,7 +35,7 @@ import numpy as np
 from .. import __version__
 from ..engines import ENGINES, REFERENCE, TOLERANCES, Engine
 from ..engines.race import worst_error
-from ..errors import EngineError, OutputError, log, nearest
+from ..errors import EngineError, OutputError, log, require
 from ..files.atomic import ADVICE, replacing
 from ..graphs import Source, source_of
 from ..modelfile import ModelFile, read
@@ -176,8 +176,7 @@ def export(
     Raises EngineError for an unknown format, precision or a missing engine, OutputError where `out`
     cannot be written, LayerError for unknown taps, ModelFileError for int8 of a model that is not.
     """
-    if to not in FORMATS:
-        raise EngineError(f"format {to!r} is unknown{nearest(to, FORMATS)}")
+    require("format", to, FORMATS, EngineError)
     form = FORMATS[to]
     if precision not in form.precisions:
         raise EngineError(

@@ -61,6 +61,17 @@ def _listed() -> Iterator[str]:
         yield plain if not plain or (better and not os.path.lexists(name)) else name
 
 
+def names(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
+    """What somebody calls photos, one or several, as text; DataError where that is no path."""
+    several = [given] if isinstance(given, str | os.PathLike) else list(given)
+    for one in several:
+        if not isinstance(one, str | os.PathLike):
+            raise DataError(
+                f"photos are given as {type(one).__name__}; expected paths of photos and folders"
+            )
+    return [os.fspath(one) for one in several]
+
+
 def find_some(given: Sequence[str]) -> tuple[Iterable[str], bool]:
     """What `find` gives, and whether it is more than one; DataError where it is none."""
     paths = find(given)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import modelfile
-from ..errors import MissingExtraError, ModelFileError, WeightsError, log, nearest
+from ..errors import ModelFileError, WeightsError, log, require
 from ..files.atomic import replacing
 from ..files.strict_json import JSON
 from ..modelfile import Record
@@ -26,7 +26,7 @@ from ..nets import Head, Network
 from ..preprocess import PRESETS, Preprocess
 from . import catalog, find_model
 from .catalog import Entry
-from .foreign import read_tensors
+from .foreign import needed, read_tensors
 from .layouts import arrange, to_timm
 from .recognition import by_digest, by_name, by_values, expects
 
@@ -78,10 +78,7 @@ def convert(
             f"{target}: a model file ends in .safetensors; for torch's own format leave --to out"
         )
     if isinstance(preprocess, str):
-        if preprocess not in PRESETS:
-            raise WeightsError(
-                f"pre-processing {preprocess!r} is unknown{nearest(preprocess, PRESETS)}"
-            )
+        require("pre-processing", preprocess, PRESETS, WeightsError)
         preprocess = PRESETS[preprocess]
     weights = load_weights(source, **choices)
     right = _preprocess(source, weights, preprocess)
@@ -189,8 +186,7 @@ def export(
     Raises WeightsError, MissingExtraError as `load_weights`, OutputError where it cannot be written.
     """
     target = Path(target)
-    if to not in ("torchvision", "timm"):
-        raise WeightsError(f"cannot write layout {to!r}{nearest(to, ('torchvision', 'timm'))}")
+    require("layout", to, ("torchvision", "timm"), WeightsError)
     if target.suffix not in (".safetensors", *STATE_DICTS):
         raise WeightsError(f"{target}: a state dict is written as .safetensors or .pth")
     weights = load_weights(source, **choices)
@@ -203,10 +199,7 @@ def export(
         with replacing(target) as out:
             out.write(save(state, {"format": "pt"}))  # readers ask whose tensors they are
         return weights
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtraError(f"writing {target.name}", "torch") from error
+    torch = needed("torch", f"writing {target.name}", "torch")
     # mapped arrays are read-only: torch warns of those, so it gets copies
     copies = {name: torch.tensor(array) for name, array in named.items()}
     with replacing(target) as out:

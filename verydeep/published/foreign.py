@@ -91,7 +91,7 @@ def _reader(path: Path, head: bytes) -> Callable[[Path], Named]:
 
 
 def _read_torch(path: Path) -> Named:
-    torch = _needed("torch", path, "torch")
+    torch = needed("torch", f"reading {path.name}", "torch")
     try:
         # mapped, a zip file's tensors are read when they are written; the legacy format cannot be
         content = torch.load(
@@ -116,13 +116,13 @@ def _read_safetensors(path: Path) -> Named:
         narrow = {key for key in file.keys() if file.get_slice(key).get_dtype() == "BF16"}  # noqa: SIM118
         yield from ((key, file.get_tensor(key)) for key in file.keys() if key not in narrow)  # noqa: SIM118
     if narrow:  # bfloat16, which NumPy does not have
-        _needed("torch", path, "torch")
+        needed("torch", f"reading {path.name}", "torch")
         with safe_open(path, framework="pt") as file:
             yield from ((key, file.get_tensor(key).float().numpy()) for key in sorted(narrow))
 
 
 def _read_hdf5(path: Path) -> Named:
-    h5py = _needed("h5py", path, "keras")
+    h5py = needed("h5py", f"reading {path.name}", "keras")
     tensors: list[tuple[str, NDArray[Any]]] = []
 
     def visit(name: str, node: object) -> None:
@@ -139,11 +139,12 @@ def _read_hdf5(path: Path) -> Named:
     yield from tensors
 
 
-def _needed(package: str, path: Path, extra: str) -> Any:
+def needed(package: str, purpose: str, extra: str) -> Any:
+    """A package; MissingExtraError, naming what it is for and the extra, where it is not installed."""
     try:
         return import_module(package)
     except ImportError as error:
-        raise MissingExtraError(f"reading {path.name}", extra) from error
+        raise MissingExtraError(purpose, extra) from error
 
 
 def _read_npz(path: Path) -> Named:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import nets
-from ..errors import NetworkError, WeightsError, log, nearest
+from ..errors import NetworkError, WeightsError, log, require
 from ..nets import Head, Network
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -133,8 +133,10 @@ def arrange(
     """
     if not tensors:
         raise WeightsError("there are no tensors; expected the weights of a network")
-    if layout is not None and layout not in LAYOUTS:
-        raise WeightsError(f"layout {layout!r} is unknown{nearest(layout, LAYOUTS)}")
+    if layout is not None:
+        require("layout", layout, LAYOUTS, WeightsError)
+    if network is not None:
+        require("network", network, nets.NETWORKS, WeightsError)
     layout, matches, beside = _matched(tensors, layout)
     strangers = [name for name, match in matches.items() if match is None]
     if not trunk and (len(strangers) > len(beside) or len(strangers) == len(tensors)):
@@ -275,8 +277,6 @@ def _candidates(
     places: Places, only: str | None, trunk: bool, averages: tuple[str, ...]
 ) -> Iterator[Network]:
     """The networks that may fit: every column, the widths that its convolutions allow, its heads."""
-    if only is not None and only not in nets.NETWORKS:
-        raise WeightsError(f"network {only!r} is unknown{nearest(only, nets.NETWORKS)}")
     for name in [only] if only else nets.NETWORKS:
         bare = nets.network(name, classes=0)
         names = _names(replace(bare, head=Head()))

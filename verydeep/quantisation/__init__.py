@@ -23,7 +23,7 @@ import numpy as np
 
 from ..engines import Engine
 from ..errors import DataError, ImageError, ModelFileError, NetworkError, OutputError, log
-from ..files.photo_paths import find_some
+from ..files.photo_paths import find_some, names
 from ..files.progress import stage
 from ..files.strict_json import JSON
 from ..graphs import Source
@@ -110,7 +110,9 @@ def quantize(
         )
     if os.path.isdir(out):
         raise OutputError(f"{out}: cannot be written: it is a folder; name a file in it")
-    first, second = _photos(calibrate), _photos(check)
+    first, second = (
+        list(find_some(given)[0]) if given else [] for given in (names(calibrate), names(check))
+    )
     if not second:
         first = _spread(first, count)
         first, second = first[::2], first[1::2]
@@ -127,17 +129,6 @@ def quantize(
     result = quantise_pixels(opened, *images, floats=floats, threads=threads)
     write(out, result.record, result.tensors)
     return replace(result, unreadable=unreadable)
-
-
-def _photos(given: Iterable[str] | str) -> list[str]:
-    """Those in photos, folders and globs, as people type them; DataError where there are none."""
-    typed = [given] if isinstance(given, str | os.PathLike) else [*given]
-    for path in typed:
-        if not isinstance(path, str | os.PathLike):
-            raise DataError(
-                f"photos are given as {type(path).__name__}; expected paths of photos and folders"
-            )
-    return list(find_some([os.fspath(path) for path in typed])[0]) if typed else []
 
 
 def _spread(paths: Sequence[str], count: int) -> list[str]:

@@ -61,6 +61,11 @@ class Member:
     identical: bool = False
     linked: bool = False
 
+    def to_dict(self) -> dict[str, Any]:
+        values = {"of": self.of, "cosine": round(self.cosine, 6), "identical": self.identical}
+        linked = {"linked": True} if self.linked else {}
+        return {"path": self.path, **(values if self.of else {}), **linked}
+
 
 @dataclass(frozen=True)
 class Group:
@@ -69,14 +74,7 @@ class Group:
     members: tuple[Member, ...]
 
     def to_dict(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = [{"path": self.members[0].path}]
-        rows += [
-            {"path": m.path, "of": m.of, "cosine": round(m.cosine, 6), "identical": m.identical}
-            for m in self.members[1:]
-        ]
-        for row, m in zip(rows, self.members, strict=True):
-            row |= {"linked": True} if m.linked else {}
-        return rows
+        return [member.to_dict() for member in self.members]
 
     def __str__(self) -> str:
         first, *others = self.members
@@ -147,14 +145,14 @@ def duplicates(
         raise DataError(f"keep is {keep!r}; expected {', '.join(KEEP)}")
     if not 0 < threshold <= 1:
         raise DataError(f"threshold is {threshold}; expected a cosine above 0, at most 1")
-    given = [photos] if isinstance(photos, str | os.PathLike) else list(photos)
+    given = photo_paths.names(photos)
     if len(given) == 1 and is_feature_file(given[0]):
         file = open_features(given[0])
         places = {
             p: file.photo(p) for p, bad in zip(file.paths, file.errors, strict=True) if not bad
         }
         return _grouped(file, file.about.layer(layer), threshold, keep, places, *_on_disk(places))
-    paths, _ = photo_paths.find_some([os.fspath(name) for name in given])
+    paths, _ = photo_paths.find_some(given)
     places = {path: path for path in paths}
     distinct, copies, linked = _on_disk(places)
     different = [path for path in distinct if path not in copies]

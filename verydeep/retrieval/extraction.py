@@ -61,8 +61,7 @@ def features(
 
     out = Path(out)
     format_of(out)
-    given = [photos] if isinstance(photos, str | os.PathLike) else photos
-    files, _ = photo_paths.find_some([os.fspath(name) for name in given])
+    files, _ = photo_paths.find_some(photo_paths.names(photos))
     predictor = load(model, engine=engine, precision=precision, threads=threads, device=device)
     about = _described(predictor, model, layers, pool, size)
     with journal(out, about) as rows:
