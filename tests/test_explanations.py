@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -571,6 +572,18 @@ def test_panels_have_one_scale_and_whole_titles(tmp_path: Path, model: Path) -> 
     parts = [drawn(1.0), drawing._panel(seen.photo, seen.box, long, "cam")]
     assert len(layout.lines(long.label, layout.TITLE, layout.NARROWEST - 70)) > 1
     assert len({part.size for part in layout.panels(parts)}) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="paths there are short as a whole")
+def test_a_photo_of_a_long_name_has_a_picture(verydeep: Run, tmp_path: Path, model: Path) -> None:
+    for letter, name in enumerate(
+        ("a" * 250, "\u00e9" * 125, "\u732b" * 80 + "1", "\u732b" * 80 + "2")
+    ):
+        photo(tmp_path / f"{name}.png", seed=letter)
+    out = tmp_path / "out"
+    done = verydeep("explain", tmp_path, "--model", model, "--out", out, "--engine", "onnxruntime")
+    assert done.status == 0, done.err
+    assert len(list(out.iterdir())) == 4
 
 
 def test_the_command(verydeep: Run, tmp_path: Path, model: Path) -> None:

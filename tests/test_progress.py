@@ -122,9 +122,9 @@ def test_what_comes_first_slowly_does_not_spoil_the_rate(now: list[float]) -> No
     now[0] = 60
     bar.advance(20)
     assert bar.text() == "40 of 100 photos, 2.0/s, 0:00:30 left"
-    bar.begin("training", "")
+    training = Progress("training", "")
     now[0] = 65
-    assert bar.text() == "0:00:05"
+    assert training.text() == "0:00:05"
     slow = Progress("explaining", total=3)
     now[0] = 165
     slow.advance()

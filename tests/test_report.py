@@ -21,7 +21,7 @@ from verydeep.modelfile import Record, write
 from verydeep.pictures import charts as plots
 from verydeep.pictures.charts import Line
 from verydeep.training.record import report
-from verydeep.training.record.figures import calibration_error
+from verydeep.training.record.figures import calibration_error, reliability
 from verydeep.training.record.report import Report, page
 from verydeep.training.transfer import probe
 from verydeep.training.transfer.probe import ProbeConfig
@@ -118,7 +118,7 @@ def test_figures_are_scikit_learns() -> None:
 def test_bins_are_scikit_learns() -> None:
     probabilities, labels = answers(3, 500)
     first, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    count, of_bin, right_of_bin = plots.reliability(first, right)
+    count, of_bin, right_of_bin = reliability(first, right)
     accuracy, mean = calibration_curve(right, first, n_bins=15)
     there = count > 0
     assert_allclose(right_of_bin[there], accuracy)

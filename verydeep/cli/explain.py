@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -87,8 +88,8 @@ def explain(
                 listing({"path": file, "error": str(error)})
                 continue
             seen = "+".join(heat.label for heat in explanation.maps[:3])
-            label = re.sub(r"[^\w+]+", "-", seen)[:60].strip("-")
-            stem = f"{Path(file).stem}-{label}"
+            label = _cut(re.sub(r"[^\w+]+", "-", seen), 60).strip("-")
+            stem = f"{_cut(Path(file).stem, 150)}-{label}"
             key = photo_paths.composed(stem).casefold()
             stems[key] += 1
             again = f"-{stems[key]}" if stems[key] > 1 else ""
@@ -98,6 +99,15 @@ def explain(
             record = _record(explanation, picture, fidelity)
             listing(record, _text(explanation, picture, fidelity))
     return exit_status(listing.failed, listing.count)
+
+
+def _cut(name: str, most: int) -> str:
+    """A name's first bytes: a file's has room for 255."""
+    return (
+        name
+        if len(os.fsencode(name)) <= most
+        else os.fsencode(name)[:most].decode("utf-8", "ignore")
+    )
 
 
 def _text(explanation: Explanation, picture: Path, fidelity: Fidelity | None) -> str:

@@ -15,7 +15,7 @@ from ..errors import DataError, log
 from ..files.progress import Progress
 from ..files.wording import clock, counted
 from . import options
-from .output import json_text, output_folder, show
+from .output import output_folder, show
 
 if TYPE_CHECKING:
     from ..training.recipes import Config
@@ -127,16 +127,11 @@ def train(
             recipe, data, val, out=out, resume=resume, strict=strict, tensorboard=tensorboard,
             event=teller, **chosen,
         )  # fmt: skip
-    if as_json:
-        figures = {
-            "model": str(result.model), "top1": result.top1, "top5": result.top5,
-            "n": len(result.labels), "seconds": round(result.seconds, 1), "bad": len(result.bad),
-        }  # fmt: skip
-        click.echo(json_text({k: None if v != v else v for k, v in figures.items()}))
-    else:
+    show(result, as_json)
+    if not as_json:
         place = shlex.quote(str(out))
         click.echo(
-            f"{result}\nreport: {out / 'report.html'}\ntry it: verydeep classify --model {place} photo.jpg"
+            f"report: {out / 'report.html'}\ntry it: verydeep classify --model {place} photo.jpg"
         )
     return 1 if result.bad else 0
 

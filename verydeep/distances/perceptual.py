@@ -391,17 +391,17 @@ class _Decoder:
             size, other = (f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (a, b))
             if a.shape != b.shape:
                 raise ImageError(
-                    f"{_called(first, 'the first image')} is {size} and "
-                    f"{_called(second, 'the second')} {other} pixels; a distance needs images of one "
+                    f"{_called(first) or 'the first image'} is {size} and "
+                    f"{_called(second) or 'the second'} {other} pixels; a distance needs images of one "
                     "size: crop or resize one of them"
                 )
             if min(a.shape[:2]) < self.smallest:
                 raise ImageError(
-                    f"{_called(first, 'the images')}: {size} pixels are too few; this distance needs "
+                    f"{_called(first) or 'the images'}: {size} pixels are too few; this distance needs "
                     f"at least {self.smallest} a side"
                 )
         except ImageError as error:
-            return Failure(_called(second, None), str(error))
+            return Failure(_called(second), str(error))
         if a.dtype != b.dtype:
             a, b = a.astype(np.float32), b.astype(np.float32)
         return a, b
@@ -434,8 +434,8 @@ class _Decoder:
         return pixels
 
 
-def _called(image: object, otherwise: Any) -> Any:
-    return os.fspath(image) if isinstance(image, str | os.PathLike) else otherwise
+def _called(image: object) -> str | None:
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else None
 
 
 def _array(distances: list[Distance], *, spatial: bool, many: bool) -> Distances:

@@ -123,15 +123,8 @@ def draw(
     colours = Image.fromarray(layout.coloured(np.asarray(heat.resize(photos[0].size, how))))
     name = distance.about.metric.split()[0]
     scale = layout.scale(max(layout.NARROWEST, colours.width), f"{top:.3g}", f"{name} at a pixel")
-    return layout.under(
-        layout.row(
-            *layout.panels(
-                [
-                    *((one, "", photo, ()) for one, photo in zip(names, photos, strict=True)),
-                    (f"{name} {float(distance):.4g}", "", colours, (12, scale)),
-                ]
-            ),
-            gap=layout.GAP,
-        ),
-        str(distance.about),
-    )
+    parts: list[layout.Panel] = [
+        (one, "", photo, ()) for one, photo in zip(names, photos, strict=True)
+    ]
+    parts.append((f"{name} {float(distance):.4g}", "", colours, (12, scale)))
+    return layout.sheet(parts, 3, str(distance.about))

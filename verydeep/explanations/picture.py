@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..pictures import layout
-from ..pictures.layout import Box, coloured
+from ..pictures.layout import Box, Panel, coloured
 
 if TYPE_CHECKING:
     from . import Explanation, HeatMap
@@ -40,12 +40,7 @@ def draw(explanation: Explanation) -> Image.Image:
     parts += [_panel(photo, box, heat, explanation.method) for heat in explanation.maps]
     count = len(parts)
     columns = count if count <= 3 else math.ceil(count / math.ceil(count / 4))
-    return layout.under(
-        layout.grid(layout.panels(parts), columns), f"{explanation.model} · {explanation.how}"
-    )
-
-
-Panel = tuple[str, str, Image.Image, tuple[layout.Part, ...]]
+    return layout.sheet(parts, columns, f"{explanation.model} · {explanation.how}")
 
 
 def _first(photo: Image.Image, box: Box, explanation: Explanation) -> Panel:

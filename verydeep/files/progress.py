@@ -39,11 +39,8 @@ class Progress:
         done: int = 0,
     ) -> None:  # fmt: skip
         self._count = total if callable(total) else None
-        self.begin(doing, unit, None if callable(total) else total, done=done)
-
-    def begin(self, doing: str, unit: str, total: int | None = None, *, done: int = 0) -> None:
-        """From now on it is this that is being done."""
-        self.doing, self.unit, self.total, self.done = doing, unit, total, done
+        self.total = None if callable(total) else total
+        self.doing, self.unit, self.done = doing, unit, done
         # from where on the rate is counted: later the moment of the first result, since opening takes time
         self._since = time.monotonic(), done
         self._began = self._since

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,26 +149,12 @@ def confusion(table: NDArray[np.int64], names: Sequence[str]) -> str:
     return "".join(parts)
 
 
-def reliability(
-    probability: NDArray[np.floating], right: NDArray[np.bool_], bins: int = 15
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """First answers, (n,) probabilities and whether each is right, in bins of equal width.
+def reliability_diagram(*bins: NDArray[Any]) -> str:
+    """How often first answers are right against how sure they were; whiskers are one standard error.
 
-    Returns of each bin how many answers it has, their mean probability, and how often they are right; the
-    last two are NaN where it is empty.
+    bins: of each how many answers it has, their mean probability, and how often they are right. Below it
+    how many answers there were. On the dashed line a probability means what it says.
     """
-    of = np.minimum((probability * bins).astype(int), bins - 1)
-    count = np.bincount(of, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        return count, *(np.bincount(of, x, bins) / count for x in (probability, right))  # type: ignore
-
-
-def reliability_diagram(probability: NDArray[np.floating], right: NDArray[np.bool_]) -> str:
-    """How often first answers are right, (n,), against how sure they were; whiskers are one standard error.
-
-    Below it how many answers there were. On the dashed line a probability means what it says.
-    """
-    bins = reliability(probability, right)
     low, foot = HEIGHT - BOTTOM + 70, 44
     height, plot = HEIGHT + 70, HEIGHT - BOTTOM - 8
     across = (WIDTH - LEFT - RIGHT) / len(bins[0])

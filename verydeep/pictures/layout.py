@@ -22,6 +22,7 @@ PANEL = 460  # longest side of a photo under a title
 NARROWEST = 160  # room for the words of a narrow one
 
 Part: TypeAlias = "Image.Image | int"  # a number is so much room
+Panel: TypeAlias = "tuple[str, str, Image.Image, Sequence[Part]]"  # title, value, picture, foot
 Colour: TypeAlias = tuple[int, int, int]
 Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -164,7 +165,13 @@ def paragraph(text: str, width: int, size: int = TEXT, colour: Colour = FAINT) -
     return column(*(caption(width, line, size=size, colours=(colour,) * 3) for line in rows))
 
 
-def panels(given: Sequence[tuple[str, str, Image.Image, Sequence[Part]]]) -> list[Image.Image]:
+def sheet(given: Sequence[Panel], columns: int, words: str) -> Image.Image:
+    """The whole: panels in rows with a margin, and words in small beneath."""
+    whole = grid(panels(given), columns)
+    return column(whole, 20, paragraph(words, whole.width, SMALL), margin=MARGIN)
+
+
+def panels(given: Sequence[Panel]) -> list[Image.Image]:
     """Pictures under their titles, each with a value on the right, and with what follows beneath.
 
     given: (title, value, picture, foot) each. Titles take the lines that they need, all as many, so that
@@ -187,12 +194,6 @@ def panels(given: Sequence[tuple[str, str, Image.Image, Sequence[Part]]]) -> lis
         ), picture, *foot)
         for (_, value, picture, foot), title, width in zip(given, titles, wide, strict=True)
     ]  # fmt: skip
-
-
-def under(picture: Image.Image, words: str) -> Image.Image:
-    """The whole: a picture with a margin, and words in small beneath."""
-    foot = paragraph(words, picture.width, SMALL)
-    return column(picture, 20, foot, margin=MARGIN)
 
 
 def scale(

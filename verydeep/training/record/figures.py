@@ -9,11 +9,24 @@ Probabilities = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 
+def reliability(
+    probability: NDArray[np.floating], right: NDArray[np.bool_], bins: int = 15
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """First answers, (n,) probabilities and whether each is right, in bins of equal width.
+
+    Returns of each bin how many answers it has, their mean probability, and how often they are right; the
+    last two are NaN where it is empty.
+    """
+    of = np.minimum((probability * bins).astype(int), bins - 1)
+    count = np.bincount(of, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        return count, *(np.bincount(of, x, bins) / count for x in (probability, right))  # type: ignore
+
+
 def calibration_error(probability: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
     """Expected calibration error of first answers: their probabilities, (n,), and whether each is right."""
-    bin_of = np.minimum((probability * bins).astype(int), bins - 1)
-    gap = np.bincount(bin_of, probability - right, bins)
-    return float(np.abs(gap).sum() / len(probability))
+    count, mean, accuracy = reliability(probability, right, bins)
+    return float(np.nansum(count * np.abs(mean - accuracy)) / len(probability))
 
 
 def top(probabilities: Probabilities, labels: Labels, k: int = 1) -> float:

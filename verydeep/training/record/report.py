@@ -21,7 +21,7 @@ from ...files.wording import clock, counted
 from ...pictures import charts
 from ...pictures import page as html
 from ...pictures import write as write_text
-from .figures import calibration_error, class_figures, confusion, top
+from .figures import calibration_error, class_figures, confusion, reliability, top
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -214,7 +214,7 @@ def _calibration(first: NDArray[np.float32], right: NDArray[np.bool_]) -> str:
     verdict = "it is too sure of itself" if gap > 0 else "it is right more often than it says"
     if abs(gap) < 0.02:
         verdict = "its probabilities mean what they say"
-    diagram = charts.reliability_diagram(first, right)
+    diagram = charts.reliability_diagram(*reliability(first, right))
     return html.section(
         "Can its probabilities be believed?",
         f"On average the first answer was {first.mean():.1%} sure and {right.mean():.1%} right: {verdict}. "

@@ -41,6 +41,14 @@ class TrainResult:
     bad: tuple[tuple[str, str], ...]
     seconds: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it: None where there was nothing to validate with."""
+        figures = {
+            "model": str(self.model), "top1": self.top1, "top5": self.top5, "n": len(self.labels),
+            "seconds": round(self.seconds, 1), "bad": len(self.bad),
+        }  # fmt: skip
+        return {k: None if v != v else v for k, v in figures.items()}
+
     def __str__(self) -> str:
         top5 = (
             f", top-5 {self.top5:.2%}" if len(self.classes) > 5 else ""
