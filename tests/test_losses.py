@@ -924,7 +924,7 @@ def test_references_that_do_not_fit(file: Path) -> None:
     [
         (lambda: LPIPS(net="alex"), "Argument `net` must be one of ('vgg', 'vgg16'), but got alex: other"),
         (lambda: LPIPS(net="vgg", version="0.0"), "version '0.0' is not here; expected \"0.1\", whose"),
-        (lambda: LPIPS(net="vgg", range="0-1"), "the images: range is '0-1'; expected (black, white)"),
+        (lambda: LPIPS(net="vgg", range="0-1"), "range is '0-1'; expected (black, white)"),
         (lambda: LPIPS(net="vgg", model_path="a.pth"), "cannot read a.pth: No such file or directory"),
         (lambda: LPIPS(net="vgg", model_path=HEADS_FILE), f"{HEADS_FILE} does not hold heads of vgg"),
         (lambda: LPIPS(net="vgg", heads={"relu1_2": torch.ones(3)}), "the head of relu1_2 has shape (3,)"),

@@ -10,9 +10,10 @@ Plain Python: importing this module imports nothing outside the standard library
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .errors import LayerError, NetworkError, is_number, is_whole, nearest, require
@@ -260,7 +261,7 @@ class Network:
             taps += self.head_inputs
         while trunk and trunk[-1].name not in taps:
             trunk = trunk[:-1]
-        needed = replace(self)
+        needed = copy.copy(self)
         vars(needed).update(trunk=trunk, top=top, layers=trunk + top)
         return needed
 

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from threading import Event, Semaphore, Thread
@@ -210,8 +210,8 @@ class Predictor:
         self.seconds = {"decode": 0.0, "engine": 0.0}
         self._turns = Turns()
         self._choices: dict[tuple[object, ...], Choice] = {}  # the one used last is last
-        # a trunk alone gives features and no labels
-        self._labelling = self._pass((), scores=True) if record.network.head.classes else None
+        if record.network.head.classes:  # a trunk alone gives features and no labels
+            self._pass((), scores=True)  # what could not be prepared or held is refused now
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Predictor, size=self._size, **self._told), (self.model,)
@@ -275,7 +275,7 @@ class Predictor:
 
     def scores(self, images: ImageLike | Sequence[ImageLike], *, range: Range = None) -> np.ndarray:
         """Logits, (images, classes) float32, of one image or of several, as a call takes them."""
-        asked = replace(self._labelling or self._pass((), scores=True), range=range)
+        asked = self._pass((), range=range, scores=True)
         given, _ = several(images)
         run = self._run(given, asked, DEFAULT_BATCH, lambda _, values, __: values["scores"])
         rows = list(_good(run))
@@ -297,7 +297,7 @@ class Predictor:
         again. An image that cannot be read gives a `Failure` and stops nothing.
         """
         require_whole(DataError, top=top, batch=batch)
-        asked = replace(self._labelling or self._pass((), scores=True), range=range)
+        asked = self._pass((), range=range, scores=True)
         return self._run(_each(images), asked, batch, partial(self._answer, top))
 
     def features(

@@ -13,11 +13,11 @@ import math
 import os
 import platform
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from ..errors import EngineError
-from ..files.wording import counted
 
 CPUINFO = Path("/proc/cpuinfo")
 SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
@@ -36,17 +36,12 @@ def processor() -> str:
 
     Two machines of one name run the same code at much the same speed; "AMD EPYC 9b1f03c2".
     """
-    name, flags = os.environ.get("PROCESSOR_IDENTIFIER", platform.machine()), ""
-    if CPUINFO.exists():
-        facts: dict[str, str] = {}
-        for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            facts.setdefault(key.strip(), value.strip())
-        name = facts.get("model name") or facts.get("Hardware") or name
-        kept = ("vendor_id", "cpu family", "model", "CPU part", "flags", "Features")
-        flags = "|".join(facts.get(key, "") for key in kept)
-    elif sys.platform == "darwin":
+    facts, name = _cpuinfo(), os.environ.get("PROCESSOR_IDENTIFIER", platform.machine())
+    if sys.platform == "darwin":
         name = _sysctl("machdep.cpu.brand_string") or name
+    name = facts.get("model name") or facts.get("Hardware") or name
+    kept = ("vendor_id", "cpu family", "model", "CPU part", "flags", "Features")
+    flags = "|".join(facts.get(key, "") for key in kept)
     digest = hashlib.sha256(f"{platform.machine()}|{name}|{flags}".encode()).hexdigest()
     return f"{name} {digest[:8]}"
 
@@ -63,6 +58,8 @@ def require_memory(shape: tuple[int, ...], maps: int, device: str = "cpu") -> No
     needed = 2 * 4 * maps * math.prod(shape[:3])
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
+        from ..files.wording import counted
+
         count, height, width = shape[:3]
         raise EngineError(
             f"{counted(count, 'image')} of {height}x{width} at once would take {needed / 1e9:.1f} GB of "
@@ -89,12 +86,9 @@ def cores() -> int:
     if sys.platform == "darwin":
         # the efficiency cores would be waited for
         count = int(_sysctl("hw.perflevel0.physicalcpu") or _sysctl("hw.physicalcpu") or count)
-    try:
-        quota, period = QUOTA.read_text(encoding="ascii").split()
-        if quota != "max":
-            count = min(count, -(-int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass  # no such container
+    with suppress(OSError, ValueError):  # no such container, or "max"
+        quota, period = map(int, QUOTA.read_text(encoding="ascii").split())
+        count = min(count, -(-quota // period))
     return max(1, count)
 
 
@@ -104,8 +98,8 @@ def multiplies_fast() -> bool | None:
 
     Without them int8 is no faster than float32.
     """
-    if CPUINFO.exists():
-        return bool(_flags() & FAST) if _flags() else None
+    if flags := _flags():
+        return bool(flags & FAST)
     if sys.platform == "darwin":
         return any(word in _sysctl(name).split() for name, word in MACOS.items())
     return None
@@ -118,14 +112,18 @@ def computes_bf16() -> bool:
 
 def _flags() -> set[str]:
     """What the processor can compute, in Linux' words; none where that is not told."""
-    try:
-        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return set()
-    facts = (line.partition(":") for line in lines)
-    return {
-        w for key, _, text in facts if key.strip() in ("flags", "Features") for w in text.split()
-    }
+    facts = _cpuinfo()
+    return {*facts.get("flags", "").split(), *facts.get("Features", "").split()}
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of its first processor; nothing elsewhere."""
+    facts: dict[str, str] = {}
+    with suppress(OSError):
+        for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            facts.setdefault(key.strip(), value.strip())
+    return facts
 
 
 def adds_up(engine: str) -> bool:

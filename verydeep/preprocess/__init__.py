@@ -186,7 +186,7 @@ class Preprocess:
         range: the values that mean black and white, as in `decode`.
         ImageError where the image cannot be used.
         """
-        source, name = decode(image, range=range), name_of(image)
+        source = decode(image, range=range)
         if self.channel_order == "L":
             source = (
                 source @ _LUMA[:, None] if isinstance(source, np.ndarray) else source.convert("L")
@@ -197,8 +197,8 @@ class Preprocess:
         new = self._resized_size(height, width)
         if new[0] * new[1] > pixel_limit():
             raise ImageError(
-                f"{name}: {width} x {height} pixels would be resized to {new[1]} x {new[0]}, more "
-                f"than {pixel_limit()} pixels; crop it first"
+                f"{name_of(image)}: {width} x {height} pixels would be resized to {new[1]} x "
+                f"{new[0]}, more than {pixel_limit()} pixels; crop it first"
             )
         try:
             if self.detail is not None and self.detail < min(height, width):
@@ -209,7 +209,7 @@ class Preprocess:
             return np.array(_centre_crop(self._scaled(source, new), self.crop_size))
         except MemoryError as error:
             raise ImageError(
-                f"{name}: not enough memory to resize or crop it; ask for a smaller size"
+                f"{name_of(image)}: not enough memory to resize or crop it; ask for a smaller size"
             ) from error
 
     def _scaled(self, source: Image.Image | Pixels, new: tuple[int, int]) -> Pixels:

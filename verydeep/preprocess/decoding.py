@@ -80,16 +80,18 @@ def decode(source: ImageLike, *, range: Range = None) -> Image.Image | NDArray[n
     """
     from PIL import Image
 
-    name = name_of(source)
-    if isinstance(source, Image.Image):
-        with _quiet():
-            return _upright_rgb(source, range, name)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode_file(io.BytesIO(source), range, name)
-    if isinstance(source, (str, os.PathLike)):
-        with _open(source, name) as file:
-            return _decode_file(file, range, name)
-    pixels = _array_pixels(_to_array(source, name), range, name)
+    try:
+        if isinstance(source, Image.Image):
+            with _quiet():
+                return _upright_rgb(source, range)
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            return _decode_file(io.BytesIO(source), range)
+        if isinstance(source, (str, os.PathLike)):
+            with _open(source) as file:
+                return _decode_file(file, range)
+        pixels = _array_pixels(_to_array(source), range)
+    except ImageError as error:
+        raise ImageError(f"{name_of(source)}: {error}") from error.__cause__
     return pixels if pixels.dtype != np.uint8 else Image.fromarray(pixels)
 
 
@@ -103,8 +105,10 @@ def decoded(source: ImageLike, *, range: Range = None, overshoot: float = 0) -> 
 
     if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
         return np.array(decode(source, range=range))
-    name = name_of(source)
-    return _array_pixels(_to_array(source, name), range, name, overshoot)
+    try:
+        return _array_pixels(_to_array(source), range, overshoot)
+    except ImageError as error:
+        raise ImageError(f"{name_of(source)}: {error}") from error.__cause__
 
 
 # Files
@@ -132,7 +136,7 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def _open(path: str | os.PathLike[str], name: str) -> BinaryIO:
+def _open(path: str | os.PathLike[str]) -> BinaryIO:
     """The file, open for reading and seeking; ImageError where that cannot be."""
     try:
         mode = os.stat(path).st_mode
@@ -140,24 +144,24 @@ def _open(path: str | os.PathLike[str], name: str) -> BinaryIO:
             with open(path, "rb") as pipe:
                 return io.BytesIO(pipe.read())
         if stat.S_ISDIR(mode):
-            raise ImageError(f"{name}: a folder, not an image; give the files in it")
+            raise ImageError("a folder, not an image; give the files in it")
         if not stat.S_ISREG(mode):
-            raise ImageError(f"{name}: a device or socket, not a file; give an image file")
+            raise ImageError("a device or socket, not a file; give an image file")
         return open(path, "rb")
     except ImageError:  # which is a ValueError, too
         raise
     except FileNotFoundError as error:
-        advice = "download it first" if "://" in name else "check the path"
-        raise ImageError(f"{name}: no such file; {advice}") from error
+        advice = "download it first" if "://" in os.fsdecode(path) else "check the path"
+        raise ImageError(f"no such file; {advice}") from error
     except PermissionError as error:
         raise ImageError(
-            f"{name}: no permission to read it; change its permissions, or give a copy"
+            "no permission to read it; change its permissions, or give a copy"
         ) from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise ImageError(f"{name}: cannot be opened ({_reason(error)}); check the path") from error
+        raise ImageError(f"cannot be opened ({_reason(error)}); check the path") from error
 
 
-def _decode_file(file: BinaryIO, range: Range, name: str) -> Image.Image | NDArray[np.float32]:
+def _decode_file(file: BinaryIO, range: Range) -> Image.Image | NDArray[np.float32]:
     """The image in an open file. Whatever PIL's decoders raise on it is an ImageError."""
     from PIL import Image, UnidentifiedImageError
 
@@ -165,7 +169,7 @@ def _decode_file(file: BinaryIO, range: Range, name: str) -> Image.Image | NDArr
         try:
             start = file.read(64)
             if not start:
-                raise ImageError(f"{name}: the file is empty; fetch or export it again")
+                raise ImageError("the file is empty; fetch or export it again")
             try:
                 image: Image.Image = Image.open(file, formats=_COMMON)
             except UnidentifiedImageError:
@@ -175,22 +179,20 @@ def _decode_file(file: BinaryIO, range: Range, name: str) -> Image.Image | NDArr
         except ImageError:
             raise
         except UnidentifiedImageError as error:
-            raise ImageError(
-                f"{name}: not an image that can be read; {_looks_like(start)}"
-            ) from error
+            raise ImageError(f"not an image that can be read; {_looks_like(start)}") from error
         except Exception as error:
             if "MAX_TEXT" in str(error):
-                return _without_text(file, range, name)
-            raise _failed(error, name) from error
+                return _without_text(file, range)
+            raise _failed(error) from error
         try:
-            return _upright_rgb(image, range, name)
+            return _upright_rgb(image, range)
         except ImageError as error:
             if "MAX_TEXT" not in str(error.__cause__):
                 raise
-            return _without_text(file, range, name)
+            return _without_text(file, range)
 
 
-def _without_text(file: BinaryIO, range: Range, name: str) -> Image.Image | NDArray[np.float32]:
+def _without_text(file: BinaryIO, range: Range) -> Image.Image | NDArray[np.float32]:
     """The image in a PNG with more text, XMP or colour profile than PIL reads, none of which is used."""
     file.seek(0)
     content = file.read()
@@ -200,7 +202,7 @@ def _without_text(file: BinaryIO, range: Range, name: str) -> Image.Image | NDAr
         if content[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
             kept.append(content[at:end])
         at = end
-    return _decode_file(io.BytesIO(b"".join(kept)), range, name)
+    return _decode_file(io.BytesIO(b"".join(kept)), range)
 
 
 def _looks_like(start: bytes) -> str:
@@ -214,19 +216,19 @@ def _looks_like(start: bytes) -> str:
     return f"it looks like {what}; {advice or _ADVICE.get(what, 'export it as JPEG or PNG')}"
 
 
-def _failed(error: Exception, name: str) -> ImageError:
+def _failed(error: Exception) -> ImageError:
     """PIL's exception as ours. Its decoders raise nearly everything on damaged files."""
     from PIL import Image
 
     if isinstance(error, Image.DecompressionBombError):
         return ImageError(
-            f"{name}: larger than {pixel_limit()} pixels, perhaps a decompression bomb; scale it "
+            f"larger than {pixel_limit()} pixels, perhaps a decompression bomb; scale it "
             "down first, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         )
     if isinstance(error, MemoryError):
-        return ImageError(f"{name}: not enough memory to decode it; scale it down first")
+        return ImageError("not enough memory to decode it; scale it down first")
     return ImageError(
-        f"{name}: damaged, cut short or of a kind that cannot be decoded ({_reason(error)}); "
+        f"damaged, cut short or of a kind that cannot be decoded ({_reason(error)}); "
         "fetch it again, or convert it to PNG"
     )
 
@@ -289,14 +291,12 @@ def _quiet() -> Iterator[None]:
 # PIL images
 
 
-def _upright_rgb(image: Image.Image, range: Range, name: str) -> Image.Image | NDArray[np.float32]:
+def _upright_rgb(image: Image.Image, range: Range) -> Image.Image | NDArray[np.float32]:
     """A PIL image, perhaps not loaded yet, turned as EXIF says; RGB, or float32 from 0 to 255."""
     try:
         image.load()
         if 0 in image.size:
-            raise ImageError(
-                f"{name}: {image.width} x {image.height} pixels; expected at least 1 x 1"
-            )
+            raise ImageError(f"{image.width} x {image.height} pixels; expected at least 1 x 1")
         try:
             transpose = _TRANSPOSES.get(image.getexif().get(_ORIENTATION, 1))
         except Exception:  # damaged EXIF says nothing
@@ -307,22 +307,22 @@ def _upright_rgb(image: Image.Image, range: Range, name: str) -> Image.Image | N
         if image.mode == "F" or image.mode.startswith("I"):
             scale = None if image.mode == "F" else (0, 65535)
             grey = np.asarray(image)[..., None]
-            return _on_255(grey, limits(range, name, scale), name)
+            return _on_255(grey, limits(range, scale))
         if image.mode != "RGB":
             straight = image.convert("LA") if image.mode == "La" else image  # PIL needs the step
             image = straight.convert("RGB")
-        ends = limits(range, name, (0, 255))
-        return image if ends == (0, 255) else _on_255(np.asarray(image), ends, name)
+        ends = limits(range, (0, 255))
+        return image if ends == (0, 255) else _on_255(np.asarray(image), ends)
     except ImageError:
         raise
     except Exception as error:
-        raise _failed(error, name) from error
+        raise _failed(error) from error
 
 
 # Arrays
 
 
-def _to_array(source: object, name: str) -> NDArray[Any]:
+def _to_array(source: object) -> NDArray[Any]:
     """(h, w) or (h, w, c) from an array, a tensor (channels first) or what can become one."""
     if isinstance(source, np.ndarray):
         return source
@@ -338,7 +338,7 @@ def _to_array(source: object, name: str) -> NDArray[Any]:
                 and tensor.shape[2] in (1, 3, 4)
             ):
                 raise ImageError(
-                    f"{name}: a tensor with its channels last; expected (channels, height, width), "
+                    "a tensor with its channels last; expected (channels, height, width), "
                     "write image.permute(2, 0, 1)"
                 )
             array: NDArray[Any] = tensor.resolve_conj().resolve_neg().numpy()
@@ -350,16 +350,14 @@ def _to_array(source: object, name: str) -> NDArray[Any]:
     except ImageError:
         raise
     except Exception as error:
-        raise ImageError(
-            f"{name}: cannot become an array ({_reason(error)}); give numpy's"
-        ) from error
+        raise ImageError(f"cannot become an array ({_reason(error)}); give numpy's") from error
     raise ImageError(
-        f"{name}: not an image; expected a path, the bytes of an image file, a PIL image, an array "
+        "not an image; expected a path, the bytes of an image file, a PIL image, an array "
         "or a tensor"
     )
 
 
-def _array_pixels(array: NDArray[Any], range: Range, name: str, overshoot: float = 0) -> Pixels:
+def _array_pixels(array: NDArray[Any], range: Range, overshoot: float = 0) -> Pixels:
     """An array (h, w) or (h, w, 1, 3 or 4) as a new one (h, w, 3): uint8, or float32 from 0 to 255."""
     if array.ndim == 2:
         array = array[..., None]
@@ -370,24 +368,22 @@ def _array_pixels(array: NDArray[Any], range: Range, name: str, overshoot: float
         elif array.ndim == 4:
             advice = "give the images of a batch one by one"
         raise ImageError(
-            f"{name}: expected (height, width) or (height, width, 1, 3 or 4), for tensors "
+            f"expected (height, width) or (height, width, 1, 3 or 4), for tensors "
             f"(1, 3 or 4, height, width); {advice}"
         )
     if array.dtype.kind not in "uif":
         advice = "write image.astype('uint8') * 255" if array.dtype.kind == "b" else "give uint8"
-        raise ImageError(f"{name}: expected numbers, uint8, uint16 or float; {advice}")
+        raise ImageError(f"expected numbers, uint8, uint16 or float; {advice}")
     array = array[..., :3]
     scale = {"u1": (0, 255), "u2": (0, 65535)}.get(f"{array.dtype.kind}{array.dtype.itemsize}")
-    ends = limits(range, name, scale)
+    ends = limits(range, scale)
     if array.dtype != np.uint8 or ends != (0, 255):
-        return _on_255(array, ends, name, overshoot)
+        return _on_255(array, ends, overshoot)
     return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else np.array(array, order="C")
 
 
-def limits(
-    range: Range, name: str = "the images", known: tuple[int, int] | None = None
-) -> tuple[float, float]:
-    """The values of black and white of a range; ImageError, naming `name`, where it is none.
+def limits(range: Range, known: tuple[int, int] | None = None) -> tuple[float, float]:
+    """The values of black and white of a range; ImageError where it is none.
 
     known: what they are where no range was given, as the type of the numbers says.
     """
@@ -395,7 +391,7 @@ def limits(
         return known
     if range is None:
         raise ImageError(
-            f"{name}: the scale of its numbers is not known; convert it to 8 or 16 bits, or name "
+            "the scale of its numbers is not known; convert it to 8 or 16 bits, or name "
             "black and white to what takes a range, as in range=(0, 1)"
         )
     if isinstance(range, str) and range in RANGES:
@@ -408,7 +404,7 @@ def limits(
             raise ValueError
     except (TypeError, ValueError):
         raise ImageError(
-            f"{name}: range is {range!r}; expected (black, white), as in (0, 1), or {' or '.join(RANGES)}"
+            f"range is {range!r}; expected (black, white), as in (0, 1), or {' or '.join(RANGES)}"
         ) from None
     return low, high
 
@@ -427,20 +423,18 @@ def several(images: object) -> tuple[list[Any], bool]:
 
 
 def _on_255(
-    values: NDArray[Any], ends: tuple[float, float], name: str, overshoot: float = 0
+    values: NDArray[Any], ends: tuple[float, float], overshoot: float = 0
 ) -> NDArray[np.float32]:
     """(h, w, 1 or 3) of any numbers from `ends` (black, white) to float32 (h, w, 3) from 0 to 255."""
     low, high = ends
     with np.errstate(invalid="ignore"):
         least, most = values.min(), values.max()
     if not (math.isfinite(least) and math.isfinite(most)):
-        raise ImageError(
-            f"{name}: has values that are not finite; replace them, as with numpy.nan_to_num"
-        )
+        raise ImageError("has values that are not finite; replace them, as with numpy.nan_to_num")
     spare = (high - low) * max(ROUNDING, overshoot) if values.dtype.kind == "f" else 0
     if least < low - spare or most > high + spare:
         raise ImageError(
-            f"{name}: its values go from {least:g} to {most:g}, outside {low:g} to {high:g}; "
+            f"its values go from {least:g} to {most:g}, outside {low:g} to {high:g}; "
             "clip them, or name the black and white that they have to what takes a range"
         )
     # float64: a value of 32 bits less the black of a narrow range would lose its digits
