@@ -20,7 +20,7 @@ import pytest
 
 import verydeep
 from verydeep import engines, errors, modelfile
-from verydeep.engines import ENGINES, Engine, Kind, Run, check, choice, ort, processor, race
+from verydeep.engines import ENGINES, Engine, Kind, Run, check, choice, onnxruntime, processor, race
 from verydeep.engines.choice import Choice
 from verydeep.engines.race import Memory, Standing
 from verydeep.errors import EngineError
@@ -55,12 +55,12 @@ class Planted:
         value: float | None = None,
     ) -> None:  # fmt: skip
         """An engine that answers as ONNX Runtime does, times `factor`, `seconds` later."""
-        kind = Kind(name, name, "numpy", ("numpy",), "", ("exact", "fast", "half"))
+        kind = Kind(name, "numpy", ("numpy",), ("exact", "fast", "half"))
 
         def prepare(engine: Engine) -> Run:
             if fails:
                 raise EngineError(f"{name} did not take the graph: it is on fire")
-            inner = ort.prepare(engine)
+            inner = onnxruntime.prepare(engine)
 
             def run(image: np.ndarray) -> dict[str, np.ndarray]:
                 time.sleep(seconds)
@@ -154,7 +154,7 @@ def test_a_wrong_engine_is_left_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """However quick: wrong by a little, by not being a number, or by not working at all."""
-    real = ort.prepare
+    real = onnxruntime.prepare
 
     def prepare(engine: Engine) -> Run:
         run = real(engine)
@@ -164,7 +164,7 @@ def test_a_wrong_engine_is_left_out(
     planted.add("nan", value=np.nan)
     planted.add("infinite", value=np.inf)
     planted.add("broken", fails=True)
-    monkeypatch.setattr(ort, "prepare", prepare)  # the reference is the slowest of all
+    monkeypatch.setattr(onnxruntime, "prepare", prepare)  # the reference is the slowest of all
     engine = choose(built).engine(BATCH, to_come=100)
     assert engine.name == "onnxruntime"
     said = capsys.readouterr().err

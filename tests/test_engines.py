@@ -17,9 +17,9 @@ from verydeep.engines import (
     TOLERANCES,
     Engine,
     installed,
-    ort,
     relative_error,
 )
+from verydeep.engines import onnxruntime as ours
 from verydeep.errors import EngineError, ImageError
 from verydeep.files.cache import Cache
 from verydeep.graphs import Source
@@ -240,7 +240,7 @@ def test_onnxruntime_does_not_fall_back_to_the_cpu(
         Engine("onnxruntime", built, device="cuda")
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
-    monkeypatch.setitem(ort.PROVIDERS, "cuda", ["CPUExecutionProvider"])  # what becomes of it then
+    monkeypatch.setitem(ours.PROVIDERS, "cuda", ["CPUExecutionProvider"])  # what becomes of it then
     with pytest.raises(EngineError, match=r"cannot use CUDA here .* use --device cpu"):
         Engine("onnxruntime", built, device="cuda")
 

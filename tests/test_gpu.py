@@ -9,6 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -215,7 +216,7 @@ def test_a_forked_child_says_that_it_cannot(eighth: Path) -> None:
 def test_what_the_device_cannot_is_refused_at_once(eighth: Path) -> None:
     with pytest.raises(EngineError, match="device 'cuda:7' is unknown"):
         verydeep.load(eighth, device="cuda:7")
-    if "cuda" not in __import__("verydeep.engines.ort", fromlist=["ort"]).devices():
+    if "cuda" not in import_module("verydeep.engines.onnxruntime").devices():
         with pytest.raises(EngineError, match="onnxruntime finds no CUDA device here"):
             verydeep.load(eighth, device=GPU, precision="int8")
 

@@ -65,21 +65,16 @@ Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 class Kind:
     """What is known of an engine before anything of it is imported.
 
-    package: what Python imports. distributions: what pip may call it, the usual name first.
-    extra: of verydeep, that installs it; "" for the base install.
-    precisions: the promises it can keep. devices: where it can run. keeps_files: whether it is opened
-    from files of its own, made once and kept in the cache. takes_turns: whether two threads must not run
-    one graph of it at once.
+    name: of its module here, and of the extra that installs it. package: what Python imports.
+    distributions: what pip may call it, the usual name first. precisions: the promises it can keep.
+    devices: where it can run. takes_turns: whether two threads must not run one graph of it at once.
     """
 
     name: str
-    module: str
     package: str
     distributions: tuple[str, ...]
-    extra: str
     precisions: tuple[str, ...]
     devices: tuple[str, ...] = ("cpu",)
-    keeps_files: bool = False
     takes_turns: bool = True
 
     @property
@@ -102,12 +97,14 @@ class Kind:
 
     @property
     def install(self) -> str:
-        """The line that installs it."""
-        return f"pip install 'verydeep[{self.extra}]'" if self.extra else "pip install verydeep"
+        """The line that installs it; the reference comes with verydeep itself."""
+        return "pip install " + (
+            "verydeep" if self.name == REFERENCE else f"'verydeep[{self.name}]'"
+        )
 
     def load(self) -> Any:
         """Its module here: prepare(engine), devices() beside the CPU, settings worth a race: variants()."""
-        return import_module(f"{__name__}.{self.module}")
+        return import_module(f"{__name__}.{self.name}")
 
     def variants(
         self, source: Source, precision: str, threads: int, batch: int
@@ -121,15 +118,13 @@ ENGINES: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind(
-            "onnxruntime", "ort", "onnxruntime",
-            ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"), "",
+            "onnxruntime", "onnxruntime",
+            ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"),
             ("exact", "fast", "half", "int8"), ("cpu", "cuda"), takes_turns=False,
         ),
-        Kind("openvino", "openvino", "openvino", ("openvino",), "openvino",
-             ("exact", "fast", "half", "int8")),
-        Kind("mnn", "mnn", "MNN", ("MNN",), "mnn", ("exact", "fast", "half"), keeps_files=True),
-        Kind("torch", "torch", "torch", ("torch",), "torch", ("exact", "fast", "half"),
-             ("cpu", "cuda", "mps")),
+        Kind("openvino", "openvino", ("openvino",), ("exact", "fast", "half", "int8")),
+        Kind("mnn", "MNN", ("MNN",), ("exact", "fast", "half")),
+        Kind("torch", "torch", ("torch",), ("exact", "fast", "half"), ("cpu", "cuda", "mps")),
     )
 }  # fmt: skip
 
