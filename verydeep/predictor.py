@@ -30,10 +30,11 @@ from .errors import (
     Failure,
     ImageError,
     NetworkError,
+    require,
     require_whole,
     warn_once,
 )
-from .graphs import source_of
+from .graphs import POOLINGS, source_of
 from .modelfile import ModelFile, Record, read
 from .nets import named
 from .preprocess import several, sized
@@ -389,9 +390,7 @@ class Predictor:
         if scores and not network.head.classes:
             raise DataError(f"{self.model.path} is a trunk without a head: it cannot classify")
         if pool is not None:
-            from .graphs import pooling
-
-            pooling.check(pool)
+            require("pool", pool, POOLINGS, DataError)
         preprocess = self.preprocess if size is None else sized(self.record.preprocess, size)
         cut = network.cut(taps, scores=scores)
         what = cut.layers[-1].name if taps else "this model"
@@ -441,8 +440,9 @@ class Predictor:
             map(self._prepared, images, [asked]) if one else self._ahead(images, asked, batch)
         )
         done = 0
-        for group, pixels, whole in _batches(prepared, batch):
+        for group, whole in _batches(prepared, batch):
             done += len(group)
+            pixels = [image for _, image in group if not isinstance(image, Failure)]
             if pixels:
                 began = time.perf_counter()
                 stacked = np.stack(pixels)
@@ -532,43 +532,31 @@ class Predictor:
         return choice
 
 
-def _batches(
-    prepared: Iterator[Prepared], batch: int
-) -> Iterator[tuple[list[Prepared], list[np.ndarray], bool]]:
+def _batches(prepared: Iterator[Prepared], batch: int) -> Iterator[tuple[list[Prepared], bool]]:
     """Neighbours of one shape and dtype, each group as soon as it is complete; Failures join any.
 
-    With each its pixels, and whether it is as large as most will be, or the last one: not cut short by
-    another shape.
+    With each whether it is as large as most will be, or the last one: not cut short by another shape.
     """
     group: list[Prepared] = []
-    pixels: list[np.ndarray] = []
-    broken = None
-    while True:
-        try:
-            item = next(prepared, None)
-        except (
-            Exception
-        ) as error:  # of the caller's generator: what it gave before is answered first
-            item, broken = None, error
-        image = item[1] if item else None
-        if isinstance(image, np.ndarray):
-            first = pixels[0] if pixels else image
-            other = (image.shape, image.dtype) != (first.shape, first.dtype)
-        else:
-            other = False
-        if group and (item is None or other):
-            yield group, pixels, not other
-            group, pixels = [], []
-        if broken:
-            raise broken
-        if item is None:
-            return
-        group.append(item)
-        if isinstance(image, np.ndarray):
-            pixels.append(image)
-        if len(group) == batch:
-            yield group, pixels, True
-            group, pixels = [], []
+    kind = None  # shape and dtype of the group's pixels
+    try:
+        for item in prepared:
+            image = item[1]
+            its = None if isinstance(image, Failure) else (image.shape, image.dtype)
+            if kind and its and its != kind:
+                yield group, False
+                group, kind = [], None
+            group.append(item)
+            kind = kind or its
+            if len(group) == batch:
+                yield group, True
+                group, kind = [], None
+    except Exception:  # of the caller's generator: what it gave before is answered first
+        if group:
+            yield group, True
+        raise
+    if group:
+        yield group, True
 
 
 def _good(run: Iterator[T | Failure]) -> Iterator[T]:

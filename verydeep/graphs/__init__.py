@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .writer import Graph
 
 _MOVES = ("strides", "kernel_shape", "pads")
+POOLINGS = ("avg", "max", "gem")  # see `verydeep.graphs.pooling`
 _PACKAGE = Path(__file__).parent.parent
 _BUILDERS = ("nets.py", "graphs/network.py", "graphs/writer.py")  # of every graph
 

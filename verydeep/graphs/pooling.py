@@ -11,20 +11,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ..errors import DataError, nearest
-
 if TYPE_CHECKING:
     from .writer import Graph
 
 Pooling = Literal["avg", "max", "gem"]
-POOLINGS: tuple[str, ...] = ("avg", "max", "gem")
 GEM_POWER = 3  # the paper's, with which others' descriptors are made
-
-
-def check(pool: object) -> None:
-    """DataError where `pool` is neither None nor one of POOLINGS."""
-    if pool is not None and pool not in POOLINGS:
-        raise DataError(f"pool {pool!r} is unknown{nearest(str(pool), [*POOLINGS, 'None'])}")
 
 
 def pooled(graph: Graph, pool: str) -> Graph:
@@ -35,7 +26,6 @@ def pooled(graph: Graph, pool: str) -> Graph:
     """
     from .writer import Writer
 
-    check(pool)
     channels = {
         output.name: output.type.tensor_type.shape.dim[1].dim_value
         for output in graph.model.graph.output
