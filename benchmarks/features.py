@@ -65,12 +65,13 @@ def write_script(folder: Path) -> list[str]:
     import torch
 
     from verydeep import models
+    from verydeep.preprocess import sized
     from verydeep.published import find_model
 
     net = models.load(find_model("builtin"))
     assert net.record is not None
     torch.save(net.features.state_dict(), folder / "weights.pth")
-    record = net.record.preprocess.with_size(SIZE)
+    record = sized(net.record.preprocess, SIZE)
     text = SCRIPT
     for word, value in (
         ("RESIZE", record.resize_size), ("CROP", record.crop_size), ("MEAN", record.mean),

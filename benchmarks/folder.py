@@ -97,6 +97,7 @@ def write_script(folder: Path, size: int) -> list[str]:
     import torch
 
     from verydeep import models
+    from verydeep.preprocess import sized
     from verydeep.published import find_model
 
     net = models.load(find_model("builtin"))
@@ -109,7 +110,7 @@ def write_script(folder: Path, size: int) -> list[str]:
         "reads": [int(names[n].split(".")[1]) for n in net.table.head_inputs],
     }
     torch.save(saved, folder / "weights.pth")
-    record = net.record.preprocess.with_size(size)
+    record = sized(net.record.preprocess, size)
     text = SCRIPT
     for word, value in (
         ("RESIZE", record.resize_size), ("CROP", record.crop_size), ("MEAN", record.mean),

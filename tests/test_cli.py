@@ -12,10 +12,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
+import click
 import pytest
 
-from verydeep.cli import GROUPS, VERBS, output
+from verydeep.cli import GROUPS, VERBS, options, output
 from verydeep.errors import VerydeepError
 from verydeep.files.photo_paths import find
 from verydeep.nets import NETWORKS, network
@@ -37,6 +39,17 @@ def folder(tmp_path: Path) -> Path:
 
 def table_rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+
+
+def test_a_size_as_it_is_typed() -> None:
+    def typed(text: str | None) -> object:
+        return options.pixels(cast(Any, None), cast(Any, None), text)
+
+    sizes = {"224": 224, "480x640": (480, 640), "own": "own", None: None}
+    assert {text: typed(text) for text in sizes} == sizes
+    for bad in ("big", "0", "3x", "3x4x5", "-1", "9" * 5000):
+        with pytest.raises(click.BadParameter, match=r'expected "224", "480x640"'):
+            typed(bad)
 
 
 def test_find(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from verydeep import modelfile
 from verydeep.errors import NetworkError, WeightsError
 from verydeep.models.loading import assemble, read
 from verydeep.nets import Head
-from verydeep.preprocess import CAFFE
+from verydeep.preprocess import CAFFE, sized
 from verydeep.training.recipes import Config, changed, paper, small_images
 from verydeep.training.start import started
 
@@ -29,12 +29,12 @@ def narrow(config: Config, **changes: object) -> Config:
 
 
 def test_weights_with_a_new_head(tmp_path: Path) -> None:
-    file = model_file(tmp_path / "a.safetensors", tiny("vgg13_bn"), preprocess=CAFFE.with_size(64))
+    file = model_file(tmp_path / "a.safetensors", tiny("vgg13_bn"), preprocess=sized(CAFFE, 64))
     model, preprocess, notes = started(narrow(small_images()), 4, file)
     assert model.table.name == "vgg13_bn"  # the weights' own, where none is named
     assert (model.table.head.kind, model.table.head.classes) == ("gap", 4)
     assert model.table.head.layers == ("relu5_2",)
-    assert preprocess == CAFFE.with_size(64)
+    assert preprocess == sized(CAFFE, 64)
     assert notes == [f"from {file}: vgg13_bn", "fc8 is new and untrained"]
     stored = modelfile.read(file).tensors()
     state = model.state_dict()

@@ -206,7 +206,7 @@ class Predictor:
         if precision == "int8":
             precision = _int8_or_better(model, engine)
         self.model = model
-        self.preprocess = record.preprocess if size is None else record.preprocess.with_size(size)
+        self.preprocess = sized(record.preprocess, size)
         self.engine, self.precision = engine, precision
         self.seconds = {"decode": 0.0, "engine": 0.0}
         self._turns = Turns()
@@ -325,7 +325,7 @@ class Predictor:
         EngineError where a value is not finite.
         """
         given, _ = several(images)
-        asked = self._pass(self._named(layers), pool, size, range)
+        asked = self._pass(layers, pool, size, range)
         values: dict[str, np.ndarray] = {}
         run = self._run(given, asked, DEFAULT_BATCH, lambda _, taps, __: taps)
         for at, taps in enumerate(_good(run)):
@@ -356,7 +356,7 @@ class Predictor:
         """
         require_whole(DataError, 0, top=top)
         require_whole(DataError, batch=batch)
-        asked = self._pass(self._named(layers), pool, size, range, scores=top > 0)
+        asked = self._pass(layers, pool, size, range, scores=top > 0)
 
         def features(path: str | None, values: Values, engine: str) -> Features:
             answer = self._answer(top, path, values, engine) if top else None
@@ -365,20 +365,9 @@ class Predictor:
 
         return self._run(_each(images), asked, batch, features)
 
-    def _named(self, layers: str | Sequence[str] | None) -> tuple[str, ...]:
-        """The layers that are asked for, each once; LayerError where the network has no such one."""
-        network = self.record.network
-        layers = network.last_relus[-1] if layers is None else layers
-        taps = tuple(dict.fromkeys(named(layers)))
-        if not taps:
-            raise DataError(f'no layers were named; expected at least one, as "{network.taps[-1]}"')
-        for name in taps:
-            network.layer(name)
-        return taps
-
     def _pass(
         self,
-        taps: tuple[str, ...],
+        layers: str | Sequence[str] | None,
         pool: str | None = None,
         size: Size = None,
         range: Range = None,
@@ -387,6 +376,7 @@ class Predictor:
     ) -> _Pass:
         """What is asked for, checked before anything is read."""
         network = self.record.network
+        taps = tuple(dict.fromkeys(named(network.last_relus[-1] if layers is None else layers)))
         if scores and not network.head.classes:
             raise DataError(f"{self.model.path} is a trunk without a head: it cannot classify")
         if pool is not None:

@@ -219,10 +219,6 @@ class Worker:
             env={**os.environ, **task["environment"]},
         )  # fmt: skip
 
-    @property
-    def plain(self) -> bool:
-        return self.entrant in PLAIN
-
     def ratio(self, other: Worker, batch: int) -> float:
         """How many times as fast as the other: the median over the rounds."""
         pairs = zip(other.seconds[batch], self.seconds[batch], strict=True)
@@ -463,7 +459,7 @@ def _rounds(workers: Sequence[Worker], batch: int, rounds: int) -> None:
 
 def _rows(workers: Sequence[Worker], batch: int) -> Iterator[Row]:
     base = next((worker for worker in workers if worker.entrant == BASELINE), None)
-    plain = [worker for worker in workers if worker.plain]
+    plain = [worker for worker in workers if worker.entrant in PLAIN]
     for worker in workers:
         peak = worker.ask("peak")
         for precision in worker.precisions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -48,10 +49,15 @@ def some(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple
 
 
 def pixels(_: click.Context, __: click.Parameter, text: str | None) -> Size:
-    """The callback of a size: N, HxW or own."""
-    from ..preprocess import parse_size
-
-    return parse_size(text)
+    """The callback of a size: "224", "480x640" (height x width) or "own"."""
+    if text is None or text == "own":
+        return text  # type: ignore[return-value]  # narrowed by the comparison
+    if not re.fullmatch(r"[1-9][0-9]{0,8}(x[1-9][0-9]{0,8})?", text):
+        raise click.BadParameter(
+            f'size is {text!r}; expected "224", "480x640" (height x width) or "own"'
+        )
+    height, *width = map(int, text.split("x"))
+    return (height, width[0]) if width else height
 
 
 def path(*names: str, metavar: str = "FILE", **words: Any) -> Callable[[C], C]:

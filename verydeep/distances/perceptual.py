@@ -335,7 +335,7 @@ class Perceptual:
             choice = self._choice(about.precision, images - 1, masked, first.dtype.name)
             engine = choice.engine(probe, batch=min(at_once, len(groups)), to_come=ahead)
             outputs = ((tile, engine.run(tiles.window(part, tile, masked))) for tile in grid)
-            made = replace(about, engine=engine.name, engine_version=engine.version)
+            made = replace(about, engine=engine.name, engine_version=engine.kind.version)
             yield len(part), images - 1, made, outputs
 
     def _choice(self, precision: str, others: int, masked: bool, pixels: str) -> Choice:

@@ -172,11 +172,6 @@ class Engine:
         chosen = "".join(f", {key} {value}" for key, value in self.settings.items())
         return f"<Engine {self.name} {self.precision} on {self.device}, {self.threads} threads{chosen}>"
 
-    @property
-    def version(self) -> str:
-        """Of the engine's package."""
-        return self.kind.version
-
     def _prepared(self) -> Run:
         try:
             run: Run = self.kind.load().prepare(self)

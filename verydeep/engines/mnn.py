@@ -44,7 +44,7 @@ def prepare(engine: Engine) -> Run:
                 "give threads=1"
             )
         _pool_of = os.getpid()
-    source, version = engine.source, engine.version
+    source, version = engine.source, engine.kind.version
     about = {"engine": "mnn", "version": version, "graph": source.key}
     return Cache().open(
         f"mnn-{version}-{source.key[:24]}",

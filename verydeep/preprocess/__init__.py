@@ -8,7 +8,6 @@ image, to the last bit.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeGuard
@@ -48,7 +47,6 @@ __all__ = [
     "decode",
     "decoded",
     "limits",
-    "parse_size",
     "several",
     "sized",
 ]
@@ -156,26 +154,6 @@ class Preprocess:
                 "with the scale: this verydeep has no resize without"
             )
         return cls(**values)
-
-    def with_size(self, size: int) -> Preprocess:
-        """The record for inputs of `size` pixels: `crop_size`, with `resize_size` in proportion.
-
-        256 and 224 with size 448 become 512 and 448. Without a crop, `resize_size` becomes `size`.
-        PreprocessError where the record has neither.
-        """
-        if not is_whole(size, 1):
-            raise PreprocessError(
-                f"size is {size!r}; expected a whole number of pixels, at least 1"
-            )
-        if self.resize_size is None and self.crop_size is None:
-            raise PreprocessError(
-                f"size {size!r} for a record that neither resizes nor crops; "
-                "resize the images, or give a record that does"
-            )
-        if self.crop_size is None or isinstance(self.resize_size, tuple):
-            return replace(self, resize_size=size)
-        in_proportion = self.resize_size and max(1, round(self.resize_size * size / self.crop_size))
-        return replace(self, resize_size=in_proportion, crop_size=size)
 
     def pixels(self, image: ImageLike, *, range: Range = None) -> Pixels:
         """One image, decoded (see `decode` for what is taken), resized and cropped.
@@ -314,7 +292,11 @@ Size: TypeAlias = "int | tuple[int, int] | Literal['own'] | None"
 
 
 def sized(preprocess: Preprocess, size: Size) -> Preprocess:
-    """The record for images of that size; PreprocessError where it is none."""
+    """The record for images of that size; PreprocessError where it is none, or nothing to be resized.
+
+    A number becomes `crop_size`, with `resize_size` in proportion: 256 and 224 with size 448 become 512 and
+    448. Without a crop it becomes `resize_size`.
+    """
     if size is None:
         return preprocess
     if size == "own":
@@ -326,19 +308,16 @@ def sized(preprocess: Preprocess, size: Size) -> Preprocess:
             f'size is {size!r}; expected pixels a side, (height, width), "own", or None for the '
             "model's own resize"
         )
-    return preprocess.with_size(size)
-
-
-def parse_size(text: str | None) -> Size:
-    """What a person types: "224", "480x640" (height x width) or "own"."""
-    if text is None or text == "own":
-        return text  # type: ignore[return-value]  # narrowed by the comparison
-    if not re.fullmatch(r"[1-9][0-9]{0,8}(x[1-9][0-9]{0,8})?", text):
+    resize, crop = preprocess.resize_size, preprocess.crop_size
+    if resize is None and crop is None:
         raise PreprocessError(
-            f'size is {text!r}; expected "224", "480x640" (height x width) or "own"'
+            f"size {size!r} for a record that neither resizes nor crops; "
+            "resize the images, or give a record that does"
         )
-    height, _, width = text.partition("x")
-    return (int(height), int(width)) if width else int(height)
+    if crop is None or isinstance(resize, tuple):
+        return replace(preprocess, resize_size=size)
+    in_proportion = resize and max(1, round(resize * size / crop))
+    return replace(preprocess, resize_size=in_proportion, crop_size=size)
 
 
 def _is_pair(value: object) -> TypeGuard[tuple[int, int]]:

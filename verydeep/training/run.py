@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import __version__, modelfile
 from ..errors import DataError, OutputError
 from ..files.atomic import replacing
-from ..preprocess import Preprocess
+from ..preprocess import Preprocess, sized
 from . import draws, heap
 from .distributed import ALONE, Group, joined
 from .images import data
@@ -429,7 +429,7 @@ def _views(samples: Sequence[Sample]) -> type[Views]:
 def _as_shown(expected: Preprocess, config: Config) -> Preprocess:
     """What the weights that a run starts from expect, at the size, and resized as this run does it."""
     if not config.memory:
-        return expected.with_size(config.size)
+        return sized(expected, config.size)
     plain = Preprocess()
     return replace(
         expected, resize="shorter", resize_size=config.size, crop_size=config.size,

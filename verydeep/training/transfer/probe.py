@@ -29,7 +29,7 @@ from ...files.progress import stage
 from ...modelfile import ModelFile
 from ...nets import Head, Network
 from ...predictor import Predictor, softmax
-from ...preprocess import Preprocess
+from ...preprocess import Preprocess, sized
 from ...published import find_model
 from ..images import data as data_module
 from ..images.data import Sample
@@ -380,7 +380,7 @@ class _Run:
         own = model.record.preprocess
         if self.config.stretch:
             return replace(own, resize="exact", resize_size=size, crop_size=None)
-        return own.with_size(size)
+        return sized(own, size)
 
     def _averages(self, samples: Sequence[Sample], size: int, what: str) -> Averages:
         done = 0
