@@ -16,7 +16,6 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from ..files import strict_json
 from ..files.atomic import replacing
 from ..files.wording import counted
 from ..preprocess import Size
+from .tables import Npz, Parquet, pyarrow
 
 if TYPE_CHECKING:
     from .extraction import Journal
@@ -34,10 +34,7 @@ if TYPE_CHECKING:
 FORMAT = 2  # of the record; 1 had no folder
 BLOCK_BYTES = 16 << 20  # of numbers that are looked at in one go
 
-# suffix -> the module that reads and writes it: `write(file, journal)`, and `Reader(path)` with rows, about
-# (the record's JSON), texts(column) of "path" or "error", and numbers(layer, rows): blocks of so many rows,
-# float32, not a number where a photo failed. A journal has the same.
-FORMATS = {".npz": "npz", ".parquet": "parquet"}
+FORMATS: dict[str, type[Npz | Parquet]] = {".npz": Npz, ".parquet": Parquet}
 OLD_FORMAT = ".safetensors"
 
 
@@ -126,14 +123,14 @@ class FeatureFile:
     path: as given. about: how the features were made.
     """
 
-    def __init__(self, path: Path, stored: Any, about: About) -> None:
+    def __init__(self, path: Path, stored: Npz | Parquet, about: About) -> None:
         self.path = path
         self.about = about
         self._stored = stored
 
     def __len__(self) -> int:
         """Photos, those that could not be read included."""
-        return int(self._stored.rows)
+        return self._stored.rows
 
     def __str__(self) -> str:
         about = self.about
@@ -235,25 +232,27 @@ def is_feature_file(path: str | os.PathLike[str]) -> bool:
     return Path(path).suffix.lower() in {*FORMATS, OLD_FORMAT}
 
 
-def format_of(path: Path) -> Any:
-    """The module of its suffix: DataError where there is none, MissingExtraError if it lacks a library."""
+def format_of(path: Path) -> type[Npz | Parquet]:
+    """The form of its suffix: DataError where there is none, MissingExtraError if it lacks a library."""
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise DataError(
             f"{path}: a file of features ends in {' or '.join(FORMATS)}"
             + (f", no longer in {suffix}; make it again" if suffix == OLD_FORMAT else "")
         )
-    return import_module(f"{__package__}.{FORMATS[suffix]}")
+    if FORMATS[suffix] is Parquet:
+        pyarrow()
+    return FORMATS[suffix]
 
 
 def open_features(path: str | os.PathLike[str]) -> FeatureFile:
     """Open a file that `features` wrote; DataError, naming it, where it is none or is damaged."""
     path = Path(path)
-    module = format_of(path)
+    form = format_of(path)
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; `verydeep features` makes one of photos")
     with damage_named(path):
-        stored = module.Reader(path)
+        stored = form(path)
         return FeatureFile(path, stored, About.from_json(stored.about))
 
 
