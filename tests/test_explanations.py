@@ -412,6 +412,9 @@ def test_refusals(tmp_path: Path, model: Path) -> None:
         explain(predictor, image, layer="pool5", method="gradcam")
     with pytest.raises(LayerError, match=r"'fc8' has no map, .* a layer of the trunk, such as"):
         explain(predictor, image, layer="fc8", method="gradcam++")
+    for odd in (3, ["relu5_2"]):
+        with pytest.raises(LayerError, match=r"has no layer"):
+            explain(predictor, image, layer=odd)  # type: ignore[arg-type]
     for method in ("ig", "occlusion"):
         with pytest.raises(
             LayerError, match=rf"{method} reads the image itself, so layer 'relu5_2'"

@@ -18,7 +18,14 @@ from PIL import Image
 
 import verydeep
 from verydeep import modelfile, models, pictures
-from verydeep.errors import DataError, ImageError, ModelFileError, OutputError, VerydeepError
+from verydeep.errors import (
+    DataError,
+    ImageError,
+    ModelFileError,
+    OutputError,
+    PreprocessError,
+    VerydeepError,
+)
 from verydeep.pictures import layout as lettering
 from verydeep.portraits import show
 from verydeep.portraits.views import filter_picture
@@ -294,6 +301,11 @@ def test_refusals(tmp_path: Path, model: Path) -> None:
         show(model, strongest=0)
     with pytest.raises(ImageError, match=r"too small"):
         show(model, photo(tmp_path / "a.png", 12, 40), size="own")
+    for size in ("x", -3, 2.5):
+        with pytest.raises(PreprocessError, match="expected pixels a side"):
+            show(model, size=size)  # type: ignore[arg-type]
+    assert show(model, size=(96, 64)).blocks[0].row.shape[1:] == (96, 64)
+    assert show(model, size="own").blocks[0].row.shape[1:] == (224, 224)
     with pytest.raises(ModelFileError, match="no such file"):
         show(tmp_path / "gone.safetensors")
 

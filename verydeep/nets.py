@@ -237,7 +237,7 @@ class Network:
             if layer.name == name:
                 return layer
         of = self.name if self.head.classes else f"the trunk of {self.name}"
-        raise LayerError(f"{of} has no layer {name!r}{nearest(name, self.taps)}")
+        raise LayerError(f"{of} has no layer {name!r}{nearest(str(name), self.taps)}")
 
     def cut(self, taps: str | Iterable[str], *, scores: bool = False) -> Network:
         """The same network without what comes after the last of `taps`, and after "fc8" for scores.

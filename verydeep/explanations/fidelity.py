@@ -114,6 +114,7 @@ def check(
     figures. Raises DataError where steps or draws are less than 1.
     """
     require_whole(DataError, steps=steps, draws=draws)
+    require_whole(DataError, 0, seed=seed)
     heat, pixels = explanation.maps[0], explanation.pixels
     own = (explainer.model, explainer.method, explainer.layers)
     given = (explanation.model, explanation.method, explanation.layers)

@@ -21,7 +21,7 @@ from ..nets import Network, Row
 from ..pictures import require_picture, save, write
 from ..pictures.layout import Box, as_rgb, coloured
 from ..predictor import Answer, Predictor
-from ..preprocess import ImageLike, Size, decode, sized
+from ..preprocess import ImageLike, Preprocess, Size, decode, sized
 from . import views
 
 __all__ = ["Block", "Channel", "Portrait", "show"]
@@ -186,8 +186,8 @@ def show(
     pixels = answer = None
     maps: dict[str, np.ndarray] = {}
     if photo is None:
-        side = size if isinstance(size, int) else SIZE
-        height = width = max(side, network.minimum_size)
+        sides = sized(Preprocess(), size).sides or (SIZE, SIZE)
+        height, width = (max(side, network.minimum_size) for side in sides)
     else:
         source = decode(photo)
         deep = (0.0, 255.0) if isinstance(source, np.ndarray) else None  # more than 8 bits
