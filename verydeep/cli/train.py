@@ -193,26 +193,12 @@ class _Teller(Progress):
 
     def __call__(self, line: Mapping[str, Any]) -> None:
         kind = line["event"]
-        if kind in ("start", "resume") and line["config"]["recipe"] in ("probe", "finetune"):
-            config = line["config"]
-            self.epochs = config["epochs"]
-            self.say(f"{config['recipe']}: a head on {config['model']}, {_data(line, 'photo')}")
+        if kind in ("start", "resume"):
+            self.say(self._start(line))
         elif kind == "chosen":
             self.say(
                 f"chosen by cross-validation: {', '.join(line['layers'])} at {line['size']} pixels, l2 "
                 f"{line['l2']:g}; held-out top-1 {line['top1']:.2%}; {line['seconds']:.1f} s"
-            )
-        elif kind in ("start", "resume"):
-            from ..training.recipes import Config
-
-            config = line["config"]
-            self.config = Config.from_dict(config)
-            self.steps = line.get("steps_per_epoch", 0)
-            self.epochs = config["epochs"]
-            self.say(
-                f"{config['recipe']}: {config['model']} of width {config['width']:g}, "
-                f"{_data(line, 'image')}; {config['precision']}, {config['layout']} layout, "
-                f"{line['device']}"
             )
         elif kind in ("note", "warning"):
             self.say(f"{'warning: ' if kind == 'warning' else ''}{line['text']}")
@@ -227,6 +213,20 @@ class _Teller(Progress):
 
     def say(self, text: str) -> None:
         click.echo(text, err=True)
+
+    def _start(self, line: Mapping[str, Any]) -> str:
+        config = line["config"]
+        self.epochs = config["epochs"]
+        if config["recipe"] in ("probe", "finetune"):
+            return f"{config['recipe']}: a head on {config['model']}, {_data(line, 'photo')}"
+        from ..training.recipes import Config
+
+        self.config = Config.from_dict(config)
+        self.steps = line.get("steps_per_epoch", 0)
+        return (
+            f"{config['recipe']}: {config['model']} of width {config['width']:g}, {_data(line, 'image')}; "
+            f"{config['precision']}, {config['layout']} layout, {line['device']}"
+        )
 
     def _epoch(self, line: Mapping[str, Any]) -> str:
         done = line["epoch"]

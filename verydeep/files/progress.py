@@ -125,19 +125,15 @@ class _Line:
         self.stream: TextIO = sys.stderr
         self.terminal = self.stream.isatty()
         self._drawn = ""
-        self._rich: tuple[Any, Any] | None = (
-            None  # its console and spinner, once something is drawn
-        )
+        self._rich: Any = None  # its console and spinner, once something is drawn
         self.midline = False  # somebody has begun a line, and not ended it
         self._due = time.monotonic() + PLAIN_FIRST_SECONDS
         self._end = threading.Event()
-        self._redirected: list[tuple[str, Any, _Above]] = []
-        for name in ("stdout", "stderr") if self.terminal else ():
-            there = getattr(sys, name)
-            if there.isatty():
-                above = _Above(there, self)
-                self._redirected.append((name, there, above))
-                setattr(sys, name, above)
+        streams = {"stdout": sys.stdout, "stderr": sys.stderr} if self.terminal else {}
+        self._above = {
+            name: _Above(there, self) for name, there in streams.items() if there.isatty()
+        }
+        vars(sys).update(self._above)
         threading.Thread(target=self._live, daemon=True, name="progress").start()
 
     @classmethod
@@ -160,9 +156,9 @@ class _Line:
             if line.shown:
                 line.stream.write(WIPE)
                 line.stream.flush()
-            for name, there, above in line._redirected:
+            for name, above in line._above.items():
                 if getattr(sys, name) is above:
-                    setattr(sys, name, there)
+                    setattr(sys, name, above.stream)
 
     @classmethod
     def in_child(cls) -> None:
@@ -187,11 +183,14 @@ class _Line:
                 return
             if self.terminal:
                 self._drawn = text
-                self.draw()
+                text = f"{WIPE}{text}" if self.shown else ""
             elif time.monotonic() >= self._due:
                 self._due = time.monotonic() + PLAIN_SECONDS
-                self.stream.write(f"{text}\n")  # at once: others write to the same place
-                self.stream.flush()
+                text += "\n"
+            else:
+                return
+            self.stream.write(text)  # at once: others write to the same place
+            self.stream.flush()
 
     def _rendered(self, work: Progress) -> str:
         from rich.console import Console  # imported only here: it takes longer than most commands
@@ -220,17 +219,12 @@ class _Line:
         """What stands there now."""
         return "" if self.midline else self._drawn
 
-    def draw(self) -> None:
-        if self.shown:
-            self.stream.write(f"{WIPE}{self.shown}")
-            self.stream.flush()
-
 
 class _Above:
     """A stream to the terminal on which a line stands: what is written goes above it."""
 
     def __init__(self, stream: TextIO, line: _Line) -> None:
-        self._stream, self._line = stream, line
+        self.stream, self._line = stream, line
 
     def write(self, text: str) -> int:
         if not isinstance(text, str):
@@ -239,12 +233,12 @@ class _Above:
         with line._lock:
             before = WIPE if line.shown else ""
             line.midline = not text.endswith("\n") if text else line.midline
-            self._stream.write(f"{before}{text}{line.shown}")  # at once, so that nothing flickers
-            self._stream.flush()
+            self.stream.write(f"{before}{text}{line.shown}")  # at once, so that nothing flickers
+            self.stream.flush()
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.stream, name)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
