@@ -164,7 +164,7 @@ def test_wrappings_do_not_matter(wrapping: str, tmp_path: Path) -> None:
     torch.save(WRAPPINGS[wrapping](weights), tmp_path / "in.pth")
     found = convert.load_weights(tmp_path / "in.pth")
     assert found.network == net
-    assert found.layout == ("torchvision-2016" if "2016" in wrapping else "torchvision")
+    assert found.layout == ("own head" if "2016" in wrapping else "torchvision")
     for key, tensor in weights.items():
         if key.endswith("tracked"):
             assert found.tensors[key] == (0 if wrapping == "no counts" else 7)
@@ -1035,6 +1035,11 @@ def test_a_target_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written: No such file or directory"):
         convert.export(tmp_path / "in.pth", tmp_path / "none" / "out.pth", "timm")
     assert [p.name for p in tmp_path.iterdir()] == ["in.pth"]
+    with pytest.raises(OutputError, match=r"in\.pth: leads to the file that it is made of"):
+        convert.export(tmp_path / "in.pth", tmp_path / "in.pth", "timm")
+    (tmp_path / "in.safetensors").symlink_to("in.pth")
+    with pytest.raises(OutputError, match=r"in\.safetensors: leads to the file that it is made of"):
+        convert.convert(tmp_path / "in.pth", tmp_path / "in.safetensors", preprocess="caffe")
 
 
 def test_written_state_dicts_say_that_they_are_torchs(tmp_path: Path) -> None:

@@ -357,7 +357,7 @@ def test_a_link_stays_one_and_the_file_behind_it_is_replaced(model: Path, tmp_pa
     link.symlink_to(file)
     done = export.export(model, "openvino", link)
     (tmp_path / "own.onnx").symlink_to(model)
-    with pytest.raises(OutputError, match="leads to the model that is exported"):
+    with pytest.raises(OutputError, match="leads to the file that it is made of"):
         export.export(model, "onnx", tmp_path / "own.onnx")
     assert link.is_symlink()
     assert file.read_text(encoding="utf-8").startswith("<?xml")

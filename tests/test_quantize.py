@@ -319,6 +319,10 @@ def test_out_is_checked_before_the_work(
     assert capsys.readouterr().err == ""
     with pytest.raises(OutputError, match=r"it is a folder; name a file in it"):
         quantize.quantize(model, [str(photos)], tmp_path)
+    before = model.read_bytes()
+    with pytest.raises(OutputError, match=r"leads to the file that it is made of; name another"):
+        quantize.quantize(model, [str(photos)], model)
+    assert model.read_bytes() == before
     with pytest.raises(DataError, match=r"given as ndarray; expected paths"):
         quantize.quantize(model, images(16), tmp_path / "q")  # type: ignore[arg-type]
 

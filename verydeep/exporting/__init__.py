@@ -36,7 +36,7 @@ from .. import __version__
 from ..engines import ENGINES, REFERENCE, TOLERANCES, Engine
 from ..engines.race import worst_error
 from ..errors import EngineError, OutputError, log, require
-from ..files.atomic import ADVICE, replacing
+from ..files.atomic import ADVICE, replacing, require_other
 from ..graphs import Source, source_of
 from ..modelfile import ModelFile, read
 from ..nets import named
@@ -193,8 +193,7 @@ def export(
         raise OutputError(f"{out}: expected a name that ends in {form.suffix} for {to}")
     if isinstance(model, str | os.PathLike):
         model = read(find_model(model))
-    if out.is_file() and model.path.exists() and out.samefile(model.path):
-        raise OutputError(f"{out}: leads to the model that is exported; name another file")
+    require_other(out, model.path)
     taps = tuple(dict.fromkeys(named(taps)))
     job = Job(model, precision, taps)
     record = model.record

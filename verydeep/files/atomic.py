@@ -88,6 +88,12 @@ def replacing(path: str | os.PathLike[str], mode: str = "wb", **options: Any) ->
             os.close(folder)
 
 
+def require_other(path: Path, source: Path) -> None:
+    """OutputError where `path` leads to the file that what is written there is made of."""
+    if path.is_file() and source.exists() and path.samefile(source):
+        raise OutputError(f"{path}: leads to the file that it is made of; name another file")
+
+
 def _refused(path: Path, error: OSError) -> OutputError:
     reason = "; ".join(filter(None, (error.strerror, ADVICE.get(error.errno or 0))))
     return OutputError(f"{path}: cannot be written: {reason}")

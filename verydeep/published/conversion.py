@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .. import modelfile
 from ..errors import ModelFileError, WeightsError, log, require
-from ..files.atomic import replacing
+from ..files.atomic import replacing, require_other
 from ..files.strict_json import JSON
 from ..modelfile import Record
 from ..nets import Head, Network
@@ -73,6 +73,7 @@ def convert(
     MissingExtraError where reading it needs torch or h5py.
     """
     source, target = Path(source), Path(target)
+    require_other(target, source)
     if target.suffix in STATE_DICTS:
         raise WeightsError(
             f"{target}: a model file ends in .safetensors; for torch's own format leave --to out"
@@ -186,6 +187,7 @@ def export(
     Raises WeightsError, MissingExtraError as `load_weights`, OutputError where it cannot be written.
     """
     target = Path(target)
+    require_other(target, Path(source))
     require("layout", to, ("torchvision", "timm"), WeightsError)
     if target.suffix not in (".safetensors", *STATE_DICTS):
         raise WeightsError(f"{target}: a state dict is written as .safetensors or .pth")

@@ -47,15 +47,6 @@ LAYOUTS = {
         "features.N and classifier.0, .3, .6, with or without the classifier",
         ((rf"(features\.\d+|classifier(?:\.[036])?){_PART}", r"\1"),),
     ),
-    "torchvision-2016": Layout(
-        "as torchvision before 2017, dropout first: classifier.1, .4, .6",
-        (
-            (rf"(features\.\d+){_PART}", r"\1"),
-            (rf"classifier\.1{_PART}", "fc6"),
-            (rf"classifier\.4{_PART}", "fc7"),
-            (rf"classifier\.6{_PART}", "fc8"),
-        ),
-    ),
     "timm": Layout(
         "features.N, pre_logits.fc1 and fc2 as convolutions, head.fc",
         (
@@ -66,7 +57,8 @@ LAYOUTS = {
         ),
     ),
     "own head": Layout(
-        "features.N, and FC layers of any names in `classifier`, `head` or `fc`, counted",
+        "features.N, and FC layers of any names in `classifier`, `head` or `fc`, counted, as torchvision's "
+        "of before 2017, dropout first: classifier.1, .4, .6",
         (
             (rf"(features\.\d+){_PART}", r"\1"),
             (rf"(?:classifier|head|fc)\b\.?(.*){_PART}", r"fc#\1"),

@@ -23,6 +23,7 @@ import numpy as np
 
 from ..engines import Engine
 from ..errors import DataError, ImageError, ModelFileError, NetworkError, OutputError, log
+from ..files.atomic import require_other
 from ..files.photo_paths import find_some, names
 from ..files.progress import stage
 from ..files.strict_json import JSON
@@ -103,6 +104,7 @@ def quantize(
     """
     opened = model if isinstance(model, ModelFile) else read(find_model(model))
     _refuse(opened)
+    require_other(Path(out), opened.path)
     folder = Path(out).absolute().parent
     if not os.access(folder, os.W_OK):  # said now, and not after minutes of work
         raise OutputError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -48,21 +47,22 @@ class Npz:
             with archive.open("about.npy") as file:
                 self.about = str(npy.read_array(file, allow_pickle=False))
             with archive.open("path.npy") as file:
-                (self.rows,), _ = _header(file)
+                (self.rows,), _, _ = _header(file)
 
     def numbers(self, layer: str, rows: int) -> Iterator[np.ndarray]:
         entry = self._entries[f"{layer}.npy"]
-        if entry.compress_type != zipfile.ZIP_STORED:  # saved again by somebody
-            with zipfile.ZipFile(self._path) as archive, archive.open(entry) as member:
+        with zipfile.ZipFile(self._path) as archive, archive.open(entry) as member:
+            shape, by_column, dtype = _header(member)
+            offset = member.tell()
+            if by_column or entry.compress_type != zipfile.ZIP_STORED:  # saved again by somebody
+                member.seek(0)
                 values = npy.read_array(member, allow_pickle=False)
-            yield from (values[start : start + rows] for start in range(0, self.rows, rows))
-            return
+                yield from (values[start : start + rows] for start in range(0, self.rows, rows))
+                return
         with open(self._path, "rb") as file:
             file.seek(entry.header_offset)
             name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
-            file.seek(name + extra, os.SEEK_CUR)
-            shape, dtype = _header(file)
-            offset = file.tell()
+            offset += file.tell() + name + extra
         # a block at a time: a map of the whole counts as this process's memory, page by page, as it is read
         count, *row = shape
         row_bytes = dtype.itemsize * math.prod(row)
@@ -72,7 +72,7 @@ class Npz:
 
     def texts(self, column: str) -> Iterator[str]:
         with zipfile.ZipFile(self._path) as archive, archive.open(f"{column}.npy") as file:
-            (count,), dtype = _header(file)
+            (count,), _, dtype = _header(file)
             for start in range(0, count, ROWS):
                 part = file.read(dtype.itemsize * min(ROWS, count - start))
                 yield from np.frombuffer(part, dtype).tolist()
@@ -109,11 +109,10 @@ def _member(
     return member
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """The shape of an array in numpy's form, whether it lies column by column, and its dtype."""
     version = npy.read_magic(file)
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, _, dtype = read(file)
-    return shape, dtype
+    return (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
 
 
 def pyarrow() -> Any:
