@@ -275,10 +275,23 @@ def test_engines_that_are_missing(model: Path, monkeypatch: pytest.MonkeyPatch) 
         bench.bench(model, engines="openvino")
 
 
-def test_the_table_says_where_more_engines_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = bench.Row("onnxruntime", "fast", 1, 10, None, None, 0.0, None, 1.0, 10**6)
+def test_the_table_says_what_a_reader_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(engine: str, ms: float, batch: int = 1, chosen: str | None = None) -> bench.Row:
+        return bench.Row(engine, "fast", batch, ms, None, None, 0.0, chosen, 1.0, 10**6)
+
+    rows = [
+        row("openvino", 10), row("auto", 12, chosen="mnn"), row("torch", 8, 8), row("auto", 10, 8, "mnn"),
+        row("mnn", 9.9, 3), row("auto", 10, 3, "mnn"),
+    ]  # fmt: skip
+    notes = bench.table(rows).partition("\n\nbatch 1, ")[2].splitlines()
+    assert notes == [
+        "fast: openvino was 1.20 times as fast as auto; auto chose in a race of its own, which `verydeep "
+        "cache clear` makes it hold again",
+        "batch 8, fast: torch was 1.25 times as fast as auto; torch takes longer to load than it would win "
+        "back, so auto takes it only where a program has loaded it",
+    ]
     monkeypatch.setattr(bench, "installed", lambda: (engines.ENGINES["onnxruntime"],))
-    assert "pip install 'verydeep[fast]' adds OpenVINO and MNN" in bench.table([row])
+    assert "pip install 'verydeep[fast]' adds OpenVINO and MNN" in bench.table(rows)
 
 
 def test_the_plot_shows_every_row(tmp_path: Path) -> None:

@@ -333,7 +333,12 @@ class Predictor:
                 if name not in values:
                     values[name] = np.empty((len(given), *value.shape), np.float32)
                 if values[name].shape[1:] != value.shape:
-                    raise _differ(name, values[name].shape[1:], value.shape)
+                    shapes = values[name].shape, value.shape
+                    sizes = " and ".join("x".join(map(str, shape[-2:])) for shape in shapes)
+                    raise DataError(
+                        f"the images differ in size, so their maps of {name} do, {sizes}; give "
+                        'a pool such as "avg", or one size for all'
+                    )
                 values[name][at] = value
         return values or self._no_features(asked)
 
@@ -598,11 +603,3 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     shifted = np.asarray(scores, np.float64)
     shifted = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
-
-
-def _differ(name: str, first: tuple[int, ...], other: tuple[int, ...]) -> DataError:
-    shown = " and ".join("x".join(map(str, shape[1:])) for shape in (first, other))
-    return DataError(
-        f"the images differ in size, so their maps of {name} do, {shown}; give a pool such as "
-        '"avg", or one size for all'
-    )

@@ -45,6 +45,7 @@ from .plain import BASELINE, COMPILED, PLAIN
 __all__ = ["Row", "bench", "random_model", "table"]
 
 ROUNDS = 7
+CLEARLY = 1.05  # times as fast: less is chance
 PAUSE_SECONDS = 0.05  # in which the threads of the one before stop waiting for more
 TURN_SECONDS = 0.25  # of one turn, about: a long run is one turn, of short ones a few are averaged
 MANY = 10**6  # images to come, so that "auto" measures
@@ -195,9 +196,29 @@ def table(rows: Sequence[Row]) -> str:
         ]
         lines += [f"batch {batch}", indent(wording.table(cells, "<<>"), "  ")]
         lines.append("")
+    return "\n".join([*lines, *_notes(rows)]).rstrip()
+
+
+def _notes(rows: Sequence[Row]) -> Iterator[str]:
+    """What a reader of the table asks: why "auto" did not take the quickest, and where the others are."""
+    for auto in rows:
+        if auto.chosen is None:
+            continue
+        rivals = [row for row in rows if not row.chosen and row.batch == auto.batch
+                  and _covers(row.precision, auto.precision)]  # fmt: skip
+        best = min(rivals, key=lambda row: row.ms_per_image, default=auto)
+        if best.ms_per_image * CLEARLY < auto.ms_per_image:
+            why = (
+                "torch takes longer to load than it would win back, so auto takes it only where a program "
+                "has loaded it" if best.engine.endswith("torch")
+                else "auto chose in a race of its own, which `verydeep cache clear` makes it hold again"
+            )  # fmt: skip
+            yield (
+                f"batch {auto.batch}, {auto.precision}: {best.engine} was "
+                f"{auto.ms_per_image / best.ms_per_image:.2f} times as fast as auto; {why}"
+            )
     if not any(kind.name not in ("onnxruntime", "torch") for kind in installed()):
-        lines.append("more engines: pip install 'verydeep[fast]' adds OpenVINO and MNN")
-    return "\n".join(lines).rstrip()
+        yield "more engines: pip install 'verydeep[fast]' adds OpenVINO and MNN"
 
 
 class Worker:
@@ -246,7 +267,7 @@ class Worker:
 
     def close(self) -> None:
         """Let it go, and wait until its memory is free."""
-        with suppress(OSError), self.process:  # which ends when its pipes are closed
+        with suppress(OSError), self.process:  # closes its pipes, and waits
             self.process.kill()
         self.errors.close()
 

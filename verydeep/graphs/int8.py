@@ -163,13 +163,12 @@ def _integers(writer: Writer, node: onnx.NodeProto, source: Activation, scale: A
 class Plan:
     """What `plan` found, all by paper names and in the order of the table.
 
-    layers: the convolutions and FC layers that compute in integers. sources: for each of them the value
-    that is rounded for it, "input" or a layer; max pools hand a rounded value on, so that it is one from
-    before them. places: all values that are rounded. ONNX Runtime computes a layer that a ReLU follows in
-    integers only where what comes out is rounded too, so the ReLUs after `layers` are among them.
+    sources: for each convolution and FC layer that computes in integers the value that is rounded for it,
+    "input" or a layer; max pools hand a rounded value on, so that it is one from before them. places: all
+    values that are rounded. ONNX Runtime computes a layer that a ReLU follows in integers only where what
+    comes out is rounded too, so the ReLUs after these layers are among them.
     """
 
-    layers: tuple[str, ...]
     sources: dict[str, str]
     places: tuple[str, ...]
 
@@ -197,4 +196,4 @@ def plan(network: Network, floats: Collection[str] = ()) -> Plan:
             value = layer.name
     order = ["input", *(layer.name for layer in network.layers)]
     places = tuple(name for name in order if name in rounded)
-    return Plan(tuple(sources), sources, places)
+    return Plan(sources, places)

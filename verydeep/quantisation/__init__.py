@@ -308,7 +308,7 @@ def _sensitive(
     def error(floats: tuple[str, ...]) -> float:
         draft = _draft(reference, activations, floats)
         wanted = plan(draft.network, floats)
-        for name in wanted.layers:
+        for name in wanted.sources:
             _round(draft, name, tallies.get(wanted.sources[name]))
         return score_error(draft.scores(images[:CHECKED]), theirs)
 
@@ -341,7 +341,7 @@ def _walk(
     before = {after.name: layer.name for layer, after in pairwise(network.layers)}
     for name, value in stage(names.items(), "rounding weights", "layer"):
         layer = network.layer(name)
-        if name in wanted.layers and not _has_integers(draft, name):
+        if name in wanted.sources and not _has_integers(draft, name):
             moments = None
             if layer.kind == "conv" and name in before:
                 source = before[name]
