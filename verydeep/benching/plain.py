@@ -95,21 +95,19 @@ def _module(model: ModelFile) -> Any:
     import torch
 
     network = model.record.network
-    tensors = {k: torch.tensor(v) for k, v in model.tensors().items()}
-    try:
-        from torchvision.models import vgg
+    usual = (network.head.kind, network.pool, network.width, network.in_channels)
+    with torch.device("meta"):
+        try:
+            if usual != ("classic", "max", 1, 3):
+                raise ValueError("torchvision has no such network")
+            from torchvision.models import get_model
 
-        usual = (network.head.kind, network.pool, network.width, network.in_channels)
-        if usual != ("classic", "max", 1, 3) or network.name not in vgg.__all__:
-            raise ImportError("torchvision has no such network")
-        features = vgg.make_layers(vgg.cfgs[network.column], network.batch_norm)
-        with torch.device("meta"):
-            module = vgg.VGG(features, network.head.classes, init_weights=False)
-    except ImportError:
-        from ..models import VGG
+            module = get_model(network.name, num_classes=network.head.classes)
+        except (ImportError, ValueError):
+            from ..models import VGG
 
-        with torch.device("meta"):
             module = VGG.of(network)
+    tensors = {k: torch.tensor(v) for k, v in model.tensors().items()}
     module.load_state_dict(tensors, assign=True)
     return module
 
