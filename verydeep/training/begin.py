@@ -55,7 +55,9 @@ def train(
     with what was given; `verydeep.training.loop.Diverged` where the loss is no number any more. Ctrl-C and
     SIGTERM write a checkpoint and then do what they always do.
     """
-    if resume and not os.path.isdir(out):
+    # the process that writes; the others may share no disk with it
+    first = os.environ.get("RANK", "0") == "0"
+    if resume and first and not os.path.isdir(out):
         raise DataError(
             f"--resume: there is no folder {os.fspath(out)}; name the --out of a run, or begin one without "
             "--resume"
@@ -77,7 +79,7 @@ def train(
     elif init is not None:  # a recipe that trains no trunk: its model is what it starts from
         config = changed(config, {"model": os.fspath(init)})
     found = find(data, val, seed=config.seed)
-    if not resume and os.environ.get("RANK", "0") == "0":
+    if not resume and first:
         if isinstance(config, Config):
             sizes = config.sides  # a recipe may well show small images enlarged
         else:
