@@ -80,9 +80,7 @@ def summary(name: str, size: tuple[int, int], figure: Path | None, as_json: bool
         (
             row.layer.name,
             " x ".join(map(str, row.shape)),
-            f"{row.parameters:,}" if row.parameters else "",
-            f"{row.multiply_adds:,}" if row.multiply_adds else "",
-            f"{row.size_bytes:,}" if row.size_bytes else "",
+            *(f"{n:,}" if n else "" for n in (row.parameters, row.multiply_adds, row.size_bytes)),
             str(row.receptive_field),
             str(row.stride),
             f"{row.position:g}",
