@@ -18,7 +18,7 @@ from ..errors import EngineError, log
 from ..graphs import Source
 from . import ENGINES, REFERENCE, Engine, Kind, Settings, check, installed
 from .forks import OPENING, WATCHED, Turns
-from .processor import cores, processor
+from .processor import adds_up, cores, processor
 
 if TYPE_CHECKING:
     from .race import Standing
@@ -110,8 +110,6 @@ class Choice:
         return winner
 
     def _kinds(self) -> list[Kind]:
-        if self.precision == "int8":
-            from .processor import adds_up
         return [
             kind
             for kind in installed()
