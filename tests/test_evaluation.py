@@ -7,7 +7,9 @@ import os
 import shutil
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +52,20 @@ def test_equals_scikit_learn(model: Path, data: Path) -> None:
     probability = softmax(scores)
     expected = calibration_error(probability.max(1), scores.argmax(1) == truth)
     assert result.expected_calibration_error == pytest.approx(expected)
+
+
+def test_what_cannot_be_unpacked_is_said(model: Path, data: Path, tmp_path: Path) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "set"), "zip", data))
+    with zipfile.ZipFile(archive) as file:
+        entry = next(info for info in file.infolist() if info.filename.endswith("03.png"))
+    content = bytearray(archive.read_bytes())
+    content[entry.header_offset + 30 + len(entry.filename) + entry.compress_size // 2] ^= 255
+    archive.write_bytes(content)
+    events: list[Any] = []
+    result = verydeep.evaluate(model, archive, on_event=events.append)
+    assert (result.n, result.errors) == (34, 1)
+    (error,) = filter(None, (event["error"] for event in events))
+    assert "03.png: cannot be unpacked" in error
 
 
 def test_calibration_error_equals_scikit_learn() -> None:

@@ -90,19 +90,22 @@ def evaluate(
         raise DataError(f"{name}: no photos in it{labelled.without_images(found)}")
     numbers = _numbered(name, items, predictor.labels, classes)
 
+    damaged: dict[int, str] = {}  # of an archive, what cannot be had from it, and why
+
     def photos() -> Iterator[Any]:
-        for item in items:
+        for at, item in enumerate(items):
             try:
                 yield labelled.open(item)
-            except OSError:
-                yield b""  # which is reported as an empty file
+            except OSError as error:
+                damaged[at] = str(error)
+                yield b""
 
     expect(len(items))
     ranks, firsts, errors = [], [], 0
     for at, (item, answer) in enumerate(
         zip(items, predictor.stream(photos(), top=5, batch=batch), strict=True)
     ):
-        error = "" if isinstance(answer, Answer) else answer.error
+        error = "" if isinstance(answer, Answer) else damaged.get(at, answer.error)
         if on_event:
             on_event({"event": "photo", "done": at + 1, "path": item.name, "error": error})
         if not isinstance(answer, Answer):

@@ -156,19 +156,16 @@ def load_weights(
         raise WeightsError(f"{source}: {error}") from error
     if claimed is not None and claimed != published:
         raise WeightsError(_contradiction(source, claimed, net, ours, sha256))
-    damaged = [
-        key for key, array in ours.items()
-        if array.dtype.kind == "f" and not np.isfinite(array).all()
-    ]  # fmt: skip
-    if any(key.startswith("classifier") and np.isnan(ours[key]).any() for key in damaged):
+    for key, array in ours.items():
+        if array.dtype.kind != "f" and not key.endswith("num_batches_tracked"):
+            raise WeightsError(f"{source}: {key} is {array.dtype}; expected floating point")
+    if any(key.startswith("classifier") and np.isnan(ours[key]).any() for key in ours):
         net = replace(net, head=Head("classic", 0))
         ours = {key: ours[key] for key in net.tensors}
         log.info("its classifier is NaN and was left out: a trunk that gives features")
     for key, array in ours.items():
-        if key in damaged:
+        if not np.isfinite(array).all():
             raise WeightsError(f"{source}: {key} holds NaN or infinity; the file is of no use")
-        if array.dtype.kind != "f" and not key.endswith("num_batches_tracked"):
-            raise WeightsError(f"{source}: {key} is {array.dtype}; expected floating point")
     if published is not None and net.name != published.network:
         raise WeightsError(
             f"{source} is {published.name} by its digest, but a {net.name} by its shapes"
