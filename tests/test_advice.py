@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import click
@@ -159,4 +160,15 @@ def test_range_is_taken_as_it_is_advised(tmp_path: Path) -> None:
         predictor(image)
     advice = re.search(r"range=(\([\d, ]+\))", str(refused.value))
     assert advice
-    assert predictor(image, range=ast.literal_eval(advice[1])).label
+    black_white = ast.literal_eval(advice[1])
+    answer = predictor(image, range=black_white)
+    assert predictor((image * 255).round().astype(np.uint8)).label == answer.label
+    for verb in (predictor.scores, predictor.features, partial(verydeep.explain, predictor),
+                 partial(verydeep.show, predictor, size=40)):  # fmt: skip
+        with pytest.raises(ImageError, match="range="):
+            verb(image)
+        verb(image, range=black_white)
+    assert verydeep.explain(predictor, image, range="0..1").label == answer.label
+    shown = verydeep.show(predictor, image, size=40, range=(0, 1)).answer
+    assert shown
+    assert shown.label == answer.label

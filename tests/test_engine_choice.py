@@ -149,6 +149,20 @@ def test_an_engine_that_is_slow_on_the_processor_may_win_on_a_device(
     assert {(row.engine, row.device) for row in standings} == set(seconds)
 
 
+def test_a_winner_is_never_slower_than_who_lost(
+    built: Graph, planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However busy the machine was when it was measured alone, or later."""
+    planted.add("second")
+    clock = iter((8.0, 8.0, *[1.0, 2.0] * 99))  # alone at first, then in turns
+    monkeypatch.setattr(race, "timed", lambda *_: next(clock))
+    kinds = [ENGINES["onnxruntime"], ENGINES["second"]]
+    winner, rows = race.race(Source.of(built), BATCH, kinds, precision="fast", threads=1)
+    assert winner.name == "onnxruntime"
+    assert rows[1].seconds == 2 * rows[0].seconds
+    assert "2.0 times as fast as second" in race.told(rows)
+
+
 def test_a_wrong_engine_is_left_out(
     planted: Planted, built: Graph, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

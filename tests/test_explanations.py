@@ -558,6 +558,12 @@ def test_save(tmp_path: Path, model: Path) -> None:
         seen.save(tmp_path / "no" / "seen.png")
 
 
+@pytest.mark.parametrize("size", [(2000, 1), (1, 2000), (1, 1)])
+def test_the_picture_of_a_narrow_photo(model: Path, size: tuple[int, int]) -> None:
+    seen = explain(verydeep.load(model), np.full((*size, 3), 90, np.uint8))
+    assert seen.picture().width >= layout.NARROWEST
+
+
 def test_panels_have_one_scale_and_whole_titles(tmp_path: Path, model: Path) -> None:
     """An improbable class shows no colour, a certain one all of them; long names take more lines."""
     seen = explain(verydeep.load(model), photo(tmp_path / "a.png", 300, 100), top=len(NAMES))

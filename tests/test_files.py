@@ -197,6 +197,15 @@ def test_devices_are_written_to_and_never_replaced() -> None:
             file.write(b"x")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="a system without /dev/fd")
+def test_what_a_shell_appends_to_keeps_what_it_has(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("before\n")
+    with open(log, "a") as held, replacing(f"/dev/fd/{held.fileno()}", "w") as file:
+        file.write("after\n")
+    assert log.read_text() == "before\nafter\n"
+
+
 def test_a_link_is_written_through(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     real, link, dangling = tmp_path / "deep" / "real", tmp_path / "link", tmp_path / "dangling"

@@ -195,28 +195,26 @@ def race(
             out.add((name, device))
             continue
         if champion is None:
-            ratio, theirs = 0.0, timed(challenger, pixels)
-        else:
-            ratio, theirs = _duel(champion, challenger, pixels, seconds / len(rest))
+            ratio, took = 0.0, timed(challenger, pixels)
+        else:  # by turns with the champion: what each did at another hour would not compare
+            ratio = _duel(champion, challenger, pixels, seconds / len(rest))
+            took = ratio * standings[0].seconds * len(pixels)
         if ratio > CLEAR:
             out.add((name, device))  # other settings of it will not win either
         if ratio < 1:
             champion = challenger
-        standings.insert(0 if ratio < 1 else len(standings), standing(challenger, theirs, error))
+        standings.insert(0 if ratio < 1 else len(standings), standing(challenger, took, error))
         del challenger
     if champion is None:
         raise EngineError(
             f"no engine that is installed keeps {precision} on this model and device; "
             "try another precision or --device cpu"
         )
-    # the champion is first because it won its turns, whatever single times say
     return champion, (standings[0], *sorted(standings[1:], key=lambda row: row.seconds))
 
 
-def _duel(
-    champion: Engine, challenger: Engine, pixels: np.ndarray, seconds: float
-) -> tuple[float, float]:
-    """The challenger's time relative to the champion's, and its own best, in seconds."""
+def _duel(champion: Engine, challenger: Engine, pixels: np.ndarray, seconds: float) -> float:
+    """The challenger's time relative to the champion's."""
     ours: list[float] = []
     theirs: list[float] = []
     until = time.perf_counter() + seconds
@@ -226,7 +224,7 @@ def _duel(
         ratio = min(theirs) / min(ours)  # the shortest time is the least disturbed one
         if not 1 / CLEAR < ratio < CLEAR:
             break
-    return ratio, min(theirs)
+    return ratio
 
 
 def timed(engine: Engine, pixels: np.ndarray) -> float:

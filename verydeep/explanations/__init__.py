@@ -33,7 +33,7 @@ from ..files.photo_paths import composed
 from ..pictures import save
 from ..pictures.layout import Box, as_rgb, fitted
 from ..predictor import Predictor, softmax
-from ..preprocess import ImageLike, Preprocess, decode, margins
+from ..preprocess import ImageLike, Preprocess, Range, decode, margins
 from ..preprocess.decoding import name_of
 from ..published.catalog import of_kind
 from . import methods, picture
@@ -193,11 +193,12 @@ class Explainer:
         *,
         label: Label | Sequence[Label] | None = None,
         top: int = 1,
+        range: Range = None,
     ) -> Explanation:
         """The heat maps of one image, as `explain` says."""
         require_whole(DataError, top=top)
         wanted = None if label is None else self.classes(label)
-        photo, pixels, box = self._read(image)
+        photo, pixels, box = self._read(image, range)
         began = time.perf_counter()
 
         def pick(scores: np.ndarray) -> list[int]:
@@ -267,10 +268,10 @@ class Explainer:
 
         return check(self, explanation, **choices)
 
-    def _read(self, image: ImageLike) -> tuple[Image.Image, np.ndarray, Box]:
+    def _read(self, image: ImageLike, range: Range) -> tuple[Image.Image, np.ndarray, Box]:
         """The photo for drawing, the network's pixels, and which part of the photo they show."""
         preprocess = self.predictor.preprocess
-        source = decode(image)
+        source = decode(image, range=range)
         deep = isinstance(source, np.ndarray)
         pixels = preprocess.pixels(source, range=(0, 255) if deep else None)
         height, width = pixels.shape[:2]
@@ -295,6 +296,7 @@ def explain(
     steps: int = 50,
     window: int | None = None,
     stride: int | None = None,
+    range: Range = None,
 ) -> Explanation:
     """Where the network sees a class in one image.
 
@@ -302,10 +304,11 @@ def explain(
     image: whatever a predictor takes. method: one of METHODS; "cam" is exact and quick, but only for a
     head that averages its maps. label: a class by name, id or number, or several of them; None takes the
     `top` most probable. layer, steps, window, stride: see `Explainer`, which raises what it says there.
+    range: what black and white are in an image of floats, such as (0, 1).
     DataError for a class that the model does not know, ImageError for an image that cannot be read.
     """
     explainer = Explainer(predictor, method, layer=layer, steps=steps, window=window, stride=stride)
-    return explainer(image, label=label, top=top)
+    return explainer(image, label=label, top=top, range=range)
 
 
 def _seen_box(

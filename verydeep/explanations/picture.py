@@ -33,9 +33,12 @@ UNSEEN = 0.01  # probability below which a map would show colours that nobody co
 def draw(explanation: Explanation) -> Image.Image:
     """An RGB picture: the photo and a panel for each class, in rows, and one line that says how."""
     photo = layout.fitted(explanation.photo)
-    factor = photo.width / explanation.photo.width
-    left, top, right, bottom = (value * factor for value in explanation.box)
-    box = (left, top, right, bottom)
+    whole = (
+        explanation.photo.size
+    )  # of a narrow one the sides shrink differently: none below a pixel
+    across, down = photo.width / whole[0], photo.height / whole[1]
+    left, top, right, bottom = explanation.box
+    box = (left * across, top * down, right * across, bottom * down)
     parts = [_first(photo, box, explanation)]
     parts += [_panel(photo, box, heat, explanation.method) for heat in explanation.maps]
     count = len(parts)

@@ -59,7 +59,8 @@ def replacing(path: str | os.PathLike[str], mode: str = "wb", **options: Any) ->
         # no longer than a file system takes
         name = f".{target.name[:50]}.{os.urandom(4).hex()}.part"
         part = target.with_name(name) if whole else path
-        file = open(part, mode.replace("w", "x") if whole else mode, **options)  # noqa: SIM115
+        # what is written to already, as /dev/stdout may be a file, keeps what it has
+        file = open(part, mode.replace("w", "x" if whole else "a"), **options)  # noqa: SIM115
     except OSError as error:
         raise _refused(path, error) from error
     try:

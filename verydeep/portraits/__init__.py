@@ -21,7 +21,7 @@ from ..nets import Network, Row
 from ..pictures import require_picture, save, write
 from ..pictures.layout import Box, as_rgb, coloured
 from ..predictor import Answer, Predictor
-from ..preprocess import ImageLike, Preprocess, Size, decode, sized
+from ..preprocess import ImageLike, Preprocess, Range, Size, decode, sized
 from . import views
 
 __all__ = ["Block", "Channel", "Portrait", "show"]
@@ -171,13 +171,14 @@ def show(
     *,
     size: Size = SIZE,
     strongest: int = STRONGEST,
+    range: Range = None,
 ) -> Portrait:
     """Look inside a model, on a photo or on none.
 
     model: a Predictor, or what `verydeep.load` takes; it need not have a head. photo: whatever a predictor
     takes. size: pixels at which it is looked at; see `preprocess.Size`. strongest: channels of each
-    block. Raises DataError where strongest is less than 1 or maps are no finite numbers, ImageError where
-    the photo cannot be read.
+    block. range: what black and white are in a photo of floats, such as (0, 1). Raises DataError where
+    strongest is less than 1 or maps are no finite numbers, ImageError where the photo cannot be read.
     """
     require_whole(DataError, strongest=strongest)
     predictor = model if isinstance(model, Predictor) else predictors.load(model)
@@ -189,13 +190,13 @@ def show(
         sides = sized(Preprocess(), size).sides or (SIZE, SIZE)
         height, width = (max(side, network.minimum_size) for side in sides)
     else:
-        source = decode(photo)
+        source = decode(photo, range=range)
         deep = (0.0, 255.0) if isinstance(source, np.ndarray) else None  # more than 8 bits
         pixels = sized(predictor.preprocess, size).pixels(source, range=deep)
         maps = predictor.features(pixels, last, size="own", range=deep)
         height, width = pixels.shape[:2]
         if network.head.classes:
-            answer = predictor(photo)
+            answer = predictor(photo, range=range)
     rows = {row.layer.name: row for row in network.rows(height, width)}
     blocks = tuple(
         Block(rows[name], _strongest(maps[name][0], strongest) if maps else ()) for name in last
