@@ -14,12 +14,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from numpy.testing import assert_allclose
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from verydeep import losses, modelfile, models
 from verydeep.distances.metrics import HEADS_FILE, METRICS
@@ -963,3 +966,60 @@ def test_public_names() -> None:
         "StyleLoss",
         "TotalVariation",
     ]
+
+
+# -- whoever looks on
+# ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore")  # of torch: what is traced may be constant, or is deprecated
+def test_a_traced_loss_computes_from_its_images(file: Path, kind: str) -> None:
+    loss = _all(file)[kind]
+    traced = torch.jit.trace(loss, tuple(f.detach() for f in _images()))
+    x, y = (f.flip(0) for f in _images())
+    value, expected = traced(x, y), loss(x, y)
+    assert_allclose(value.detach(), expected.detach(), rtol=1e-5, atol=1e-7)
+    ours, theirs = (torch.autograd.grad(v.sum(), x)[0] for v in (value, expected))
+    assert (ours - theirs).norm() < 1e-3 * theirs.norm()
+    if kind == "own":
+        return  # ONNX has no Huber loss
+    buffer = io.BytesIO()
+    torch.onnx.export(loss, (x.detach(), y), buffer, dynamo=False)
+    session = ort.InferenceSession(buffer.getvalue())
+    a, b = (f.detach() for f in _images())
+    fed = {i.name: f.numpy() for i, f in zip(session.get_inputs(), (a, b), strict=True)}
+    assert_allclose(session.run(None, fed)[0], loss(a, b), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is")  # which torch calls by itself
+def test_modes_and_forward_derivatives(file: Path, kind: str) -> None:
+    loss = _all(file)[kind]
+    x, y = (f.detach() for f in _images())
+    tangent = y - x
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(loss(forward_ad.make_dual(x, tangent), y)).tangent
+    _, expected = torch.func.jvp(lambda image: loss(image, y), (x,), (tangent,))
+    assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = loss(mode.from_tensor(x), mode.from_tensor(y))
+    assert fake.shape == loss(x, y).shape
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reference_of_inference_mode_serves_gradients(file: Path, kind: str) -> None:
+    loss = _all(file)[kind]
+    x, y = _images()
+    expected = torch.autograd.grad(loss(x, loss.remember(y)).sum(), x)[0]
+    with torch.inference_mode():
+        reference = loss.remember(y)
+    assert torch.equal(torch.autograd.grad(loss(x, reference).sum(), x)[0], expected)
+
+
+def test_a_loss_is_made_on_the_default_device(file: Path) -> None:
+    with torch.device("meta"):
+        made = [*_all(file).values(), LPIPS(net="vgg", model=file, pretrained=False)]
+        made += [DISTS(), models.backbone(), models.load(file)]
+    for module in made:
+        assert {f.device.type for f in [*module.parameters(), *module.buffers()]} == {"meta"}

@@ -571,6 +571,9 @@ def test_a_listing_of_the_old_file_runs(obtained: list[str]) -> None:
     assert obtained == ["vgg11 quietly"] * 2 + ["vgg16_bn quietly"] * 2
     cfgs["mine"] = [8, "M", 512, "M"]
     try:
+        named = {"batch_norm": False, "progress": True, "num_classes": 2}
+        assert len(_vgg(cfg="mine", weights=None, **named).features) == 6
+        assert len(_vgg("vgg_mine", "mine", pretrained=False, **named).features) == 6
         assert _vgg("vgg_mine", "mine", False, False, True, num_classes=2).network is None
     finally:
         del cfgs["mine"]

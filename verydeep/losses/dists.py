@@ -65,7 +65,7 @@ class DISTS(Looking):
         x, y: images (n, 3, h, w), y also one for all or what `remember` gave. require_grad: False keeps
         no graph, which is what DISTS-pytorch does unless told.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and require_grad):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(require_grad)):
             first, second = self._pair(x, y, ("x", "y"))
             undone = self.scaling_layer.undone
             other = second[IMAGE] if isinstance(second, Mapping) else undone(second)

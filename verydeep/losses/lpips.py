@@ -164,7 +164,8 @@ class LPIPS(Looking):
 def _lin(layer: str, channels: int, weights: Tensor | None, use_dropout: bool) -> nn.Module:
     """A head, under the names that it has in lpips."""
     with torch.inference_mode(False):
-        convolution = nn.Conv2d(channels, 1, 1, bias=False, device="meta").to_empty(device="cpu")
+        convolution = nn.Conv2d(channels, 1, 1, bias=False, device="meta")
+        convolution.to_empty(device=torch.get_default_device())
     if weights is None:
         convolution.reset_parameters()
     elif weights.shape == (channels,):

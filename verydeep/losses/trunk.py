@@ -195,7 +195,7 @@ class Looking(nn.Module):
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """The layers' values for normalised images, without a graph."""
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # a graph may be made around them
             values = self.look(x, None, lambda _layer, f: f, "rows")
         return dict(zip(self.layers, values, strict=True))
 
@@ -366,9 +366,9 @@ def wide(f: Tensor) -> Tensor:
 
 
 def constant(values: Tensor) -> Tensor:
-    """A copy in float32, which can stand in a graph though it is made under inference_mode."""
+    """A copy in float32 on torch's default device, which may stand in a graph whatever made it."""
     with torch.inference_mode(False):
-        return values.detach().float().clone()
+        return values.detach().to(torch.get_default_device(), torch.float32, copy=True)
 
 
 def fits(reference: Reference, layers: Sequence[str]) -> None:
@@ -415,8 +415,14 @@ def in_torch_func() -> bool:
 
 
 def transformed() -> bool:
-    """Whether torch.compile or torch.func looks on, to whom values are unknown."""
-    return torch.compiler.is_compiling() or in_torch_func()
+    """Whether anything looks on that knows torch's plain operations alone, or to which values are unknown.
+
+    A compiler, a tracer such as that of ONNX, a mode, one of torch.func's transforms, forward-mode AD.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call,attr-defined]
+        return True
+    modes = torch._C._len_torch_dispatch_stack()
+    return bool(modes or in_torch_func() or torch.autograd.forward_ad._current_level >= 0)
 
 
 def _look(image: Tensor, what: str, range: Range) -> None:

@@ -73,12 +73,12 @@ def _foreign(path: Path, network: str | None, taps: tuple[str, ...]) -> Trained:
 
 
 def assemble(trained: Trained, *, dropout: float = 0.5) -> VGG:
-    """The module of these weights, around their very tensors, which it does not copy."""
+    """The module of these weights, on torch's default device; there, around their very tensors."""
     with torch.device("meta"):
         model = VGG.of(trained.network, dropout=dropout)
     model.load_state_dict(trained.tensors, strict=True, assign=True)
     model.record = trained.record
-    return model.requires_grad_(True)
+    return model.requires_grad_(True).to(torch.get_default_device())
 
 
 def as_torch(arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Tensor]:

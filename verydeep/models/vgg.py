@@ -466,6 +466,8 @@ def _vgg(*words: Any, **choices: Any) -> VGG:
     Until its 0.13 a name stood before these, and `weights` was whether there are any. `cfg` is a key of
     `cfgs`, one's own too.
     """
+    order = ("arch", "cfg", "batch_norm", "weights", "pretrained", "progress")
+    words += tuple(choices.pop(key) for key in order if key in choices)
     if len(words) not in (4, 5):
         raise ArgumentError(
             "_vgg takes cfg, batch_norm, weights, progress, and perhaps a name first"
