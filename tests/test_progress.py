@@ -327,10 +327,12 @@ def test_on_a_terminal_a_verb_shows_how_far_it_is(
 
 
 def test_wording() -> None:
+    assert [counted(n, what) for n in (1, 8) for what in ("batch", "class")] == [
+        "1 batch", "1 class", "8 batches", "8 classes",
+    ]  # fmt: skip
     assert [counted(n, "photo") for n in (0, 1, 2, 6000)] == [
         "0 photos", "1 photo", "2 photos", "6,000 photos",
     ]  # fmt: skip
-    assert [counted(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]
     assert [clock(s) for s in (0, 59.6, 3723, 360000)] == [
         "0:00:00", "0:01:00", "1:02:03", "100:00:00",
     ]  # fmt: skip

@@ -31,7 +31,7 @@ from verydeep.errors import (
 from verydeep.files.atomic import locked
 from verydeep.retrieval import About, Neighbours, doubles, featurefile, nearest
 from verydeep.retrieval.extraction import journal
-from verydeep.retrieval.pixels import _small, same_picture
+from verydeep.retrieval.pixels import same_picture, small
 
 from .conftest import Run
 from .tiny import model_file, photo, pixels, tiny
@@ -547,10 +547,25 @@ def test_copies_lie_over_each_other(tmp_path: Path) -> None:
     }  # fmt: skip
     for name, copy in {**copies, "koala": koala}.items():
         copy.save(tmp_path / "copy.jpg", quality=50)
-        _small.cache_clear()
-        same = same_picture(str(photos / "bee.jpg"), str(tmp_path / "copy.jpg"))
+        same = same_picture(small(str(photos / "bee.jpg")), small(str(tmp_path / "copy.jpg")))
         assert same == (name != "koala"), name
-    assert same_picture(str(photos / "bee.jpg"), str(tmp_path / "gone.jpg")) is None
+    assert same_picture(small(str(photos / "bee.jpg")), small(str(tmp_path / "gone.jpg"))) is None
+
+
+def test_pixels_are_those_of_the_files_as_they_are(tmp_path: Path) -> None:
+    """The same program asks again, after a photo was replaced."""
+    photos = Path(__file__).parent.parent / "examples" / "photos"
+    names = ["a.jpg", "b.jpg"]
+    for name in names:
+        shutil.copy(photos / "bee.jpg", tmp_path / name)
+    with open(tmp_path / "a.jpg", "ab") as file:
+        file.write(b"more")  # the same picture, other bytes
+    index = planted(
+        tmp_path / "f.npz", np.ones((2, 8), np.float32), [str(tmp_path / name) for name in names]
+    )
+    assert len(verydeep.duplicates(index).groups) == 1
+    shutil.copy(photos / "koala.jpg", tmp_path / "b.jpg")
+    assert not verydeep.duplicates(index).groups
 
 
 def test_what_to_keep(verydeep: Run, tmp_path: Path) -> None:

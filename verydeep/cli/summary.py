@@ -108,7 +108,7 @@ def describe(net: Network) -> str:
         parts.append("no head")
     else:
         layers = f" on {', '.join(head.layers)}" if head.layers else ""
-        parts.append(f"{head.kind} head{layers}, {counted(head.classes, 'class', 'classes')}")
+        parts.append(f"{head.kind} head{layers}, {counted(head.classes, 'class')}")
     return ", ".join(parts)
 
 

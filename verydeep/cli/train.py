@@ -252,6 +252,6 @@ class _Teller(Progress):
 def _data(line: Mapping[str, Any], unit: str) -> str:
     data = line["data"]
     return (
-        f"{counted(data['classes'], 'class', 'classes')}, {counted(data['train'], unit)} to train on, "
+        f"{counted(data['classes'], 'class')}, {counted(data['train'], unit)} to train on, "
         f"{data['val']:,} to validate ({data['split'] or 'none'})"
     )

@@ -159,7 +159,7 @@ def convert(source: str, target: Path, to: str | None, **told: Any) -> None:
         log.info(f"{target}: {net.name} for {to}; a state dict does not say its pre-processing")
     else:
         net = converters.convert(source, target, **told).network
-        head = counted(net.head.classes, "class", "classes") if net.head.classes else "no head"
+        head = counted(net.head.classes, "class") if net.head.classes else "no head"
         log.info(f"{target}: {net.name}, {head}, {net.parameters:,} parameters")
     click.echo(str(target))
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 
-def counted(number: int, what: str, several: str = "") -> str:
-    """A number with its noun: "1 photo", "2,000 photos". several: the plural, where it is no mere s."""
-    return f"{number:,} {what if number == 1 else several or what + 's'}"
+def counted(number: int, what: str) -> str:
+    """A number with its noun: "1 photo", "2,000 photos", "2 batches"."""
+    ending = "es" if what.endswith(("s", "ch")) else "s"
+    return f"{number:,} {what if number == 1 else what + ending}"
 
 
 def clock(seconds: float) -> str:

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from ..files.wording import counted
 from .extraction import features
 from .featurefile import FeatureFile, is_feature_file, open_features
 from .nearest import closest, unit_rows
-from .pixels import same_picture
+from .pixels import same_picture, small
 
 if TYPE_CHECKING:
     from ..graphs.pooling import Pooling
@@ -45,6 +46,7 @@ THRESHOLD = 0.96
 # length, which is half of that squared in their cosine.
 ROUNDING = 1e-6
 BLOCK_ROWS = 2048
+SMALL = 2000  # pictures are kept to be compared, 77 kB each
 LOOKS = 8  # of a photo's nearest before it, that it is laid over
 
 
@@ -280,6 +282,7 @@ def _linked(
     cosines, rows = _nearest_before(file, layer, least, left_out)
     groups = [[row] for row in range(len(file))]
     partner: dict[int, tuple[int, float]] = {}
+    picture = lru_cache(SMALL)(small)  # as the files are now
     settled = set()  # of photos that are gone, those that have joined one that is there
     alike = np.flatnonzero(cosines[:, 0] >= least).tolist()
     for row in stage(alike, "comparing pixels", "photo", len(alike)):
@@ -294,7 +297,7 @@ def _linked(
                 same = gone[0] not in settled
                 settled.add(gone[0])
             else:
-                same = same_picture(places[row], places[other]) is not False
+                same = same_picture(picture(places[row]), picture(places[other])) is not False
             if same:
                 theirs += ours
                 for one in ours:

@@ -8,7 +8,6 @@ a gain), so that crops and small turns are found as well, and is mirrored where 
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -35,9 +34,8 @@ Array = NDArray[np.float32]
 STILL = np.array([[1.0, 0, 0], [0, 1, 0]])  # coordinates run from -1 to 1
 
 
-def same_picture(one: str, other: str) -> bool | None:
-    """Whether these files hold one picture; None where one of them cannot be read."""
-    first, second = _small(one), _small(other)
+def same_picture(first: Image.Image | None, second: Image.Image | None) -> bool | None:
+    """Whether two files hold one picture, by what `small` gives; None where one of them cannot be read."""
     if first is None or second is None:
         return None
     for picture, moved in product((second, ImageOps.mirror(second)), (False, True)):
@@ -47,8 +45,8 @@ def same_picture(one: str, other: str) -> bool | None:
     return False
 
 
-@lru_cache(2000)  # 77 kB each
-def _small(path: str) -> Image.Image | None:
+def small(path: str) -> Image.Image | None:
+    """The picture in a file, 160 pixels a side; None where it cannot be read."""
     with suppress(ImageError):
         pixels = np.rint(decoded(path)).astype(np.uint8)
         return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
