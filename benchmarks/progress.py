@@ -28,7 +28,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples" / "photos"
 VERBS = {
     "classify": "classify P",
     "features": "features P --out f.npz",
-    "distance": "distance P Q --metric lpips",
+    "distance": "distance Q R",
     "duplicates": "duplicates P",
     "evaluate": "evaluate builtin P",
     "check": "check P",
@@ -38,14 +38,14 @@ VERBS = {
 }
 
 
-def photos(folder: Path, count: int) -> None:
-    """Photos of 1.5 megapixels in two classes, each of other pixels."""
+def photos(folder: Path, count: int, width: int = 1500) -> None:
+    """Photos of some 1.5 megapixels in two classes, each of other pixels."""
     from PIL import Image
 
     sources = sorted(EXAMPLES.glob("*.jpg"))
     for number in range(count):
         with Image.open(sources[number % len(sources)]) as image:
-            turned = image.convert("RGB").rotate(number % 7).resize((1500 + number, 1000))
+            turned = image.convert("RGB").rotate(number % 7).resize((width, width * 2 // 3))
         path = folder / ("bee", "koala")[number % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         turned.save(path)
@@ -100,7 +100,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         photos(folder / "P", options.photos)
-        photos(folder / "Q", options.photos)
+        for pairs in "QR":
+            photos(folder / pairs, options.photos // 4, 360)
         rows = {verb: watched(VERBS[verb].split(), folder) for verb in options.only}
     finally:
         shutil.rmtree(folder)
