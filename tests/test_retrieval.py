@@ -798,7 +798,7 @@ def test_ctrl_c_says_how_to_go_on(
 
     count = 0
 
-    def interrupted(_: Progress, __: int) -> None:
+    def interrupted(*_: object) -> None:
         nonlocal count
         count += 1
         if count == 3:
@@ -806,6 +806,13 @@ def test_ctrl_c_says_how_to_go_on(
 
     out = tmp_path / "f.npz"
     words = ("features", folder, "--model", model, "--layer", "relu5_2", "--out", out)
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "__enter__", interrupted)  # before anything is done
+        patch.setattr(Progress, "__exit__", lambda *_: None)
+        count = 2
+        assert "verydeep: stopped" in (early := verydeep(*words)).err
+        assert "what was done" not in early.err
+        count = 0
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "advance", interrupted)
         done = verydeep(*words)

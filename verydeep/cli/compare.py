@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections import Counter
 from dataclasses import asdict
@@ -139,7 +140,8 @@ def features(paths: tuple[str, ...], out: Path, **choices: Any) -> int:
 
             file = retrieval.features(paths, out, on_event=on_event, **choices)
     except KeyboardInterrupt:
-        log.info(f"what was done is in {out}.partial; the same command goes on")
+        if os.path.isdir(f"{out}.partial"):
+            log.info(f"what was done is in {out}.partial; the same command goes on")
         raise
     click.echo(str(file))
     return exit_status(sum(map(bool, file.errors)), len(file))
