@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -946,6 +948,26 @@ def test_convert_command(tmp_path: Path) -> None:
     assert "has no place" in str(
         run("convert", source, "x.pth", "--to", "timm", "--preprocess", "caffe").exception
     )
+
+
+def test_a_disk_that_fills_under_a_pth_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, back = tmp_path / "m.safetensors", tmp_path / "back.pth"
+    torch.save(state(small("vgg11")), tmp_path / "in.pth")
+    convert.convert(tmp_path / "in.pth", model, preprocess="caffe")
+
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if self.tell() + len(bytes(data)) > 20_000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda tensors, _out: save(tensors, Full()))
+    with pytest.raises((OSError, OutputError), match="No space left on device"):
+        convert.export(model, back, "torchvision")
+    assert not back.exists()
 
 
 def test_a_pth_is_a_torch_file_and_the_way_back_keeps_all(tmp_path: Path) -> None:

@@ -353,6 +353,13 @@ def test_the_metric_is_that_of_torchmetrics(monkeypatch: pytest.MonkeyPatch, rea
         assert not metric.compute().requires_grad
 
 
+def test_the_metric_plots_what_it_computes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = _metric()("vgg", model=file, heads=_heads(), normalize=True)
+    metric.update(*_images(2))
+    monkeypatch.setattr(metric, "_plot", lambda _value, axes: (metric.compute(), axes))
+    assert metric.plot()[0] == metric.compute()
+
+
 def test_the_metric_in_torchmetrics_ways(file: Path) -> None:
     """Collections, pickles, several processes; and states without a graph after `forward`."""
     kind = _metric()

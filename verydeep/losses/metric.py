@@ -71,3 +71,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
     def compute(self) -> Tensor:
         """The value over everything that was gathered; ValueError where that is nothing."""
         return reduced(dim_zero_cat(self.all_scores), self.reduction or "none")
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """A figure and its axes, of `val` or of what `compute` gives, as all metrics have it."""
+        return self._plot(val, ax)

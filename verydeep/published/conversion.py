@@ -202,7 +202,10 @@ def export(
     # mapped arrays are read-only: torch warns of those, so it gets copies
     copies = {name: torch.tensor(array) for name, array in named.items()}
     with replacing(target) as out:
-        torch.save(copies, out)
+        try:
+            torch.save(copies, out)
+        except RuntimeError as error:  # torch's own, of a disk that was full before
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
     return weights
 
 
