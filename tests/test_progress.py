@@ -175,6 +175,20 @@ def test_stages_take_the_line_and_give_it_back(monkeypatch: pytest.MonkeyPatch) 
     assert screen.text == ""
 
 
+def test_a_narrow_terminal_has_the_figures_and_no_bar(
+    now: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = terminal(monkeypatch, 50)
+    with Progress("classifying", total=2000, done=0) as bar:
+        now[0] = 1
+        bar.advance(20)
+        now[0] = 2
+        bar.advance(20)
+        tick()
+        assert "40 of 2,000 photos, " in screen.text
+        assert screen.text.endswith(" left")
+
+
 @pytest.mark.parametrize("columns", [20, 40, 60, 200])
 def test_it_is_one_line_on_any_terminal(
     columns: int, now: list[float], monkeypatch: pytest.MonkeyPatch

@@ -110,8 +110,9 @@ def stage(
 
 def expect(total: int) -> None:
     """So many there are of what is being done, known before the first is: for whoever watches."""
-    if _Line.standing:
-        _Line.standing.work[-1].total = total
+    with _Line._lock:
+        if _Line.standing:
+            _Line.standing.work[-1].total = total
 
 
 class _Line:
@@ -206,10 +207,11 @@ class _Line:
         console, spinner = self._rich
         doing = Text(work.doing, no_wrap=True, overflow="ellipsis")
         words = Text(work.text(), no_wrap=True, overflow="ellipsis")
+        doing.truncate(max(4, console.width - 4 - words.cell_len), overflow="ellipsis")
         room = console.width - 6 - doing.cell_len - words.cell_len
-        bar = ProgressBar(work.total or None, work.done, width=max(4, min(BAR_CELLS, room)))
+        bar = [ProgressBar(work.total or None, work.done, width=min(BAR_CELLS, room))]
         line = Table.grid(padding=(0, 1))
-        line.add_row(spinner, doing, bar, words)
+        line.add_row(spinner, doing, *(bar if room >= 4 else []), words)  # figures before a picture
         with console.capture() as captured:
             console.print(line, end="", width=console.width - 1, height=1)
         return str(captured.get()).partition("\n")[0]
