@@ -341,8 +341,8 @@ def test_on_a_terminal_a_verb_shows_how_far_it_is(
 
 
 def test_wording() -> None:
-    assert [counted(n, what) for n in (1, 8) for what in ("batch", "class")] == [
-        "1 batch", "1 class", "8 batches", "8 classes",
+    assert [counted(n, what) for n in (1, 8) for what in ("batch", "class", "epoch")] == [
+        "1 batch", "1 class", "1 epoch", "8 batches", "8 classes", "8 epochs",
     ]  # fmt: skip
     assert [counted(n, "photo") for n in (0, 1, 2, 6000)] == [
         "0 photos", "1 photo", "2 photos", "6,000 photos",

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 
 def counted(number: int, what: str) -> str:
-    """A number with its noun: "1 photo", "2,000 photos", "2 batches"."""
-    ending = "es" if what.endswith(("s", "ch")) else "s"
+    """A number with its noun: "1 photo", "2,000 photos", "2 batches", "2 epochs"."""
+    ending = "es" if what.endswith(("s", "tch")) else "s"
     return f"{number:,} {what if number == 1 else what + ending}"
 
 
