@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import report
+from machine import ENGINES, report
 from PIL import Image
 
 from verydeep.engines.openvino import computes_bf16
@@ -203,17 +203,7 @@ def main() -> None:
         "rounds": args.rounds,
         "results": results,
     }
-    report(
-        "distance",
-        result,
-        args.out,
-        "onnxruntime",
-        "openvino",
-        "MNN",
-        "torch",
-        "torchvision",
-        "lpips",
-    )
+    report("distance", result, args.out, *ENGINES, "torchvision", "lpips")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from machine import report
+from machine import ENGINES, report
 
 from verydeep.benching import ALLOWED, Row, bench, table
 
@@ -65,7 +65,7 @@ def main() -> None:
         "auto": auto(rows),
         "rows": [asdict(row) for row in rows],
     }
-    report("engines", result, args.out, "onnxruntime", "openvino", "MNN", "torch", "torchvision")
+    report("engines", result, args.out, *ENGINES, "torchvision")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from folder import make_photos, timed
-from machine import report
+from machine import ENGINES, report
 
 LAYER, PLACE = "relu5_3", "features.29"  # by the paper, by torchvision
 SIZE = 224
@@ -138,17 +138,7 @@ def main() -> None:
         "features_seconds": round(statistics.median(after for _, after, _ in rounds), 2),
         "times_as_fast": round(statistics.median(b / a for b, a, _ in rounds), 3),
     }
-    report(
-        "features",
-        result,
-        args.out,
-        "onnxruntime",
-        "openvino",
-        "MNN",
-        "torch",
-        "torchvision",
-        "pillow",
-    )
+    report("features", result, args.out, *ENGINES, "torchvision", "pillow")
 
 
 if __name__ == "__main__":

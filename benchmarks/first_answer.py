@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from machine import report
+from machine import ENGINES, report
 
 PHOTO = Path(__file__).parent.parent / "examples" / "photos" / "bee.jpg"
 
@@ -126,9 +126,7 @@ def main() -> None:
         **{way: {what: median(way, what) for what in figures} for way in WAYS},
         "ratios": {what: ratio(what) for what in figures},
     }
-    report(
-        "first answer", result, args.out, "onnxruntime", "openvino", "MNN", "torch", "torchvision"
-    )
+    report("first answer", result, args.out, *ENGINES, "torchvision")
 
 
 if __name__ == "__main__":

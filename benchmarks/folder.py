@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from machine import report
+from machine import ENGINES, report
 from PIL import Image
 
 PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
@@ -175,17 +175,7 @@ def main() -> None:
         "classify_seconds": round(statistics.median(seconds["classify"]), 2),
         "times_as_fast": round(statistics.median(theirs / ours for theirs, ours in pairs), 3),
     }
-    report(
-        "folder",
-        result,
-        args.out,
-        "onnxruntime",
-        "openvino",
-        "MNN",
-        "torch",
-        "torchvision",
-        "pillow",
-    )
+    report("folder", result, args.out, *ENGINES, "torchvision", "pillow")
 
 
 if __name__ == "__main__":

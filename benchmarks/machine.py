@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+ENGINES = ("onnxruntime", "openvino", "MNN", "torch")  # as pip calls what `auto` may choose
+
 
 def machine(*packages: str) -> dict[str, object]:
     """Processor, cores, what it computes in, Python and the versions of the packages named."""

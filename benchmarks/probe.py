@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import report
+from machine import ENGINES, report
 
 NEAR = 0.005  # of the script's last accuracy counts as reached
 
@@ -157,17 +157,7 @@ def main() -> None:
         "probe_again": again,
         "times_as_fast": round(float(str(script["seconds"])) / float(str(first["seconds"])), 2),
     }
-    report(
-        "probe",
-        result,
-        args.out,
-        "onnxruntime",
-        "openvino",
-        "MNN",
-        "torch",
-        "torchvision",
-        "pillow",
-    )
+    report("probe", result, args.out, *ENGINES, "torchvision", "pillow")
 
 
 if __name__ == "__main__":

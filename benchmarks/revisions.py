@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import report
+from machine import ENGINES, report
 
 HERE = Path(__file__).parent.parent
 PHOTOS = sorted((HERE / "examples" / "photos").glob("*.jpg"))
@@ -255,7 +255,7 @@ def main() -> None:
         "geometric_mean": round(math.exp(statistics.mean(map(math.log, ratios))), 3),
         "jobs": rows,
     }
-    report("revisions", result, args.out, "onnxruntime", "openvino", "MNN", "torch")
+    report("revisions", result, args.out, *ENGINES)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from machine import report
+from machine import ENGINES, report
 
 import verydeep
 from verydeep.benching import random_model
@@ -100,7 +100,7 @@ def main() -> None:
         "threads": args.threads,
         "results": results,
     }
-    report("threads", result, args.out, "onnxruntime", "openvino", "MNN", "torch")
+    report("threads", result, args.out, *ENGINES)
     sys.exit(any(row["wrong"] or row["errors"] for row in results))
 
 
