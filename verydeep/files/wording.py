@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+NAMED = 5  # of many are named in a line
+
 
 def counted(number: int, what: str) -> str:
     """A number with its noun: "1 photo", "2,000 photos", "2 batches", "2 epochs"."""
     ending = "es" if what.endswith(("s", "tch")) else "s"
     return f"{number:,} {what if number == 1 else what + ending}"
+
+
+def some(names: Iterable[str]) -> str:
+    """Some names, the first five in full: "a, b, c, d, e and 3 more"."""
+    names = list(names)
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def clock(seconds: float) -> str:

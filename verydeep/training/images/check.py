@@ -24,13 +24,13 @@ from PIL import Image, UnidentifiedImageError
 from ...engines.processor import cores
 from ...errors import DataError, ImageError
 from ...files.progress import stage
+from ...files.wording import some
 from ...preprocess import decode
 from . import data
 from .data import Data, Sample
 from .listing import Member, Streamed
 from .shards import is_stream
 
-NAMED = 5  # of many are named in a line
 IMBALANCE = 20.0  # times as many images in the largest class as in the smallest
 NEAR_BITS, NEAR_LEVELS = 6, 6.0  # of the hash; mean difference of thumbnails, of 255
 MOST_PAIRS = 20_000_000_000  # beyond that, near-doubles are not looked for
@@ -137,7 +137,7 @@ def _findings(found: Data, size: int, *, thorough: bool) -> Iterator[Finding]:
     if broken:
         yield Finding(
             "unreadable",
-            f"{_images(len(broken))} cannot be read: {_some([error for _, error in broken])}",
+            f"{_images(len(broken))} cannot be read: {some([error for _, error in broken])}",
             tuple(s.name for s, _ in broken),
         )
     yield from _lopsided(found)
@@ -154,7 +154,7 @@ def _findings(found: Data, size: int, *, thorough: bool) -> Iterator[Finding]:
         yield Finding(
             "small",
             f"{_images(len(small))} smaller than the {size} pixels of the network's input: "
-            f"{_some(small)}",
+            f"{some(small)}",
             tuple(small),
         )
 
@@ -226,18 +226,18 @@ def _doubles(found: Data, train: list[_Seen], val: list[_Seen]) -> Iterator[Find
         yield Finding(
             "doubles across",
             f"{_images(len(across))} to validate with {_are(across)} there to train on as well, so that "
-            f"accuracy is flattered: {_some(across)}",
+            f"accuracy is flattered: {some(across)}",
             tuple(across),
         )
     if within:
         yield Finding(
-            "doubles within", f"{_images(len(within))} {_are(within)} there twice or more: {_some(within)}",
+            "doubles within", f"{_images(len(within))} {_are(within)} there twice or more: {some(within)}",
             tuple(within),
         )  # fmt: skip
     if at_odds:
         yield Finding(
             "labels at odds",
-            f"{_images(len(at_odds))} {_are(at_odds)} of two classes at once: {_some(at_odds)}",
+            f"{_images(len(at_odds))} {_are(at_odds)} of two classes at once: {some(at_odds)}",
             tuple(at_odds),
         )
 
@@ -265,7 +265,7 @@ def _near_doubles(found: Data, train: list[_Seen], val: list[_Seen]) -> Iterator
         yield Finding(
             "near-doubles across",
             f"{_images(len(near))} to validate with {'looks' if len(near) == 1 else 'look'} like one to "
-            f"train on: {_some(near)}",
+            f"train on: {some(near)}",
             tuple(near),
         )
 
@@ -285,8 +285,3 @@ def _images(count: int) -> str:
 
 def _are(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more

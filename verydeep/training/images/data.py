@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 
 from ...errors import DataError
 from ...files.photo_paths import unused
+from ...files.wording import some
 from .listing import Item, Listing, Member, Source, Streamed, listed
 from .shards import entries
 
 VAL_FRACTION = 0.1
-NAMED = 5  # of many are named in a message
 LONGEST_NAME = 1000  # of a class, in a model file
 NO_LINE = frozenset(
     ("Cc", "Cs", "Zl", "Zp")
@@ -122,13 +122,13 @@ def find(
     unknown = Counter(item.label for item in given if item.label not in number)
     if given and not any(item.label in number for item in given):
         raise DataError(
-            f"no class to validate is one to train on: {_some(sorted(unknown))} against "
-            f"{_some(classes)}"
+            f"no class to validate is one to train on: {some(sorted(unknown))} against "
+            f"{some(classes)}"
         )
     if unknown:
         warnings.append(
             f"images to validate of classes that are not trained are left out, "
-            f"{sum(unknown.values())} in all: {_some(sorted(unknown))}"
+            f"{sum(unknown.values())} in all: {some(sorted(unknown))}"
         )
     learn = [Sample(i.source, number[i.label], i.name) for i in train]
     judge = [Sample(i.source, number[i.label], i.name) for i in given if i.label in number]
@@ -138,7 +138,7 @@ def find(
             untaught = sorted(set(range(len(classes))) - {s.label for s in learn})
             if untaught:
                 warnings.append(
-                    f"no images to train on of: {_some([classes[label] for label in untaught])}"
+                    f"no images to train on of: {some([classes[label] for label in untaught])}"
                 )
             if not judge:
                 warnings.append("a single shard is not split; to validate, give a second data set")
@@ -150,11 +150,11 @@ def find(
         unseen = sorted(set(range(len(classes))) - {s.label for s in judge})
         if unseen:
             warnings.append(
-                f"no images to validate of: {_some([classes[label] for label in unseen])}"
+                f"no images to validate of: {some([classes[label] for label in unseen])}"
             )
     lonely = [classes[k] for k, n in Counter(s.label for s in learn).items() if n == 1]
     if lonely:
-        warnings.append(f"a single image to train on of: {_some(sorted(lonely))}")
+        warnings.append(f"a single image to train on of: {some(sorted(lonely))}")
     sizes = {id(item.source): item.size_bytes for item in (*train, *given)}
     digest = _digest(classes, learn, judge, sizes)
     return Data(classes, tuple(learn), tuple(judge), tuple(warnings), digest, split)
@@ -248,8 +248,8 @@ def _split_shards(
 def judged(found: Listing) -> tuple[list[Item], str]:
     """What of a set a model is measured on, and its part: val, else test, else train, or "" undivided."""
     for part in ("val", "test", "train"):
-        if some := [item for item in found.items if item.part == part]:
-            return some, part
+        if items := [item for item in found.items if item.part == part]:
+            return items, part
     return found.items, ""
 
 
@@ -257,10 +257,10 @@ def oddities(name: str, found: Listing) -> list[str]:
     """Lines for people on what of a set is not used."""
     lines = []
     if found.loose and found.items:
-        lines.append(f"{name}: images in no class folder are not used: {_some(found.loose)}")
+        lines.append(f"{name}: images in no class folder are not used: {some(found.loose)}")
     if found.empty and found.items:
         labels = sorted({f"{part}/{label}" if part else label for part, label in found.empty})
-        lines.append(f"{name}: class folders without images: {_some(labels)}")
+        lines.append(f"{name}: class folders without images: {some(labels)}")
     if found.unused and found.items:
         lines.append(f"{name}: {unused(found.unused)}")
     return lines
@@ -269,16 +269,11 @@ def oddities(name: str, found: Listing) -> list[str]:
 def without_images(found: Listing) -> str:
     """Why a set has no images to use, as the end of a message."""
     if found.loose:
-        return f": {_some(found.loose)}: in no class folder; expected one folder for each class"
+        return f": {some(found.loose)}: in no class folder; expected one folder for each class"
     if found.items:
         return ": all of them are to validate with; expected train/ too, or no division at all"
     told = f": {unused(found.unused)}" if found.unused else ""
     return f"{told}; expected one folder of images for each class"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
 
 
 def _digest(

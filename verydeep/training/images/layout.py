@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 from ...errors import DataError
+from ...files.wording import some
 
 Place: TypeAlias = tuple[str, ...]  # a folder, by the names on the way to it
 
@@ -105,7 +106,7 @@ def _parts(
     odd = [name for name in strangers if not sure or inside[name] & labels.keys()]
     if odd:
         raise DataError(
-            f"{what}: {_some(parts)} may be a part of the set, and {_some(odd)} beside it another part or "
+            f"{what}: {some(parts)} may be a part of the set, and {some(odd)} beside it another part or "
             "a class; move away what does not belong to it, or list paths and labels in a CSV"
         )
     return parts
@@ -125,11 +126,6 @@ def _refuse_parts_as_classes(
     alike = [label for label in classes if below[*top, label].intersection(same)]
     if len(same) > 1:
         raise DataError(
-            f"{what}: {_some(alike)} cannot be classes, since each holds the folders {_some(same)}; give "
+            f"{what}: {some(alike)} cannot be classes, since each holds the folders {some(same)}; give "
             f"one of them as the data set and another one to --val, or list paths and labels in a CSV"
         )
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
