@@ -22,9 +22,8 @@ MOST_OTHERS = 8  # images that share one computation of their reference
 WORTH_A_GROUP = 5  # images against one reference
 
 Array = np.ndarray
-Pair = tuple[
-    Array, Array
-]  # (height, width, 3) each, of one size and type: uint8, or float32 from 0 to 255
+# (height, width, 3) each, of one size and type: uint8, or float32 from 0 to 255
+Pair = tuple[Array, Array]
 
 
 def one_reference(pairs: list[Pair]) -> bool:

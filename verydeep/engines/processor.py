@@ -51,9 +51,8 @@ def require_memory(shape: tuple[int, ...], maps: int, device: str = "cpu") -> No
 
     maps: how many each image has there, float32, and the next layer as many; 0 where nobody knows.
     """
-    if device not in ("auto", "cpu") or "SC_PHYS_PAGES" not in getattr(
-        os, "sysconf_names", ()
-    ):  # Windows has not
+    told = "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ())  # Windows does not tell it
+    if device not in ("auto", "cpu") or not told:
         return
     needed = 2 * 4 * maps * math.prod(shape[:3])
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

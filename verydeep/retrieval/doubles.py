@@ -291,9 +291,8 @@ def _linked(
             if cosine < least or ours is theirs:
                 continue
             gone = [one for one in (row, other) if not os.path.exists(places[one])]
-            if (
-                len(gone) == 1
-            ):  # it joins the nearest that is there, lest it join what is not the same
+            if len(gone) == 1:
+                # it joins the nearest that is there, lest it join what is not the same
                 same = gone[0] not in settled
                 settled.add(gone[0])
             else:
