@@ -34,7 +34,7 @@ from verydeep.graphs import network as graph
 from verydeep.losses import LPIPS
 from verydeep.nets import network
 from verydeep.preprocess import TORCHVISION
-from verydeep.training.images.feed import Batch
+from verydeep.training.data.feed import Batch
 from verydeep.training.loop import Learner
 from verydeep.training.recipes import recipe
 

@@ -78,13 +78,13 @@ else:
     from contextlib import ExitStack
     from verydeep.preprocess import Preprocess
     from verydeep.training import heap
-    from verydeep.training.images import data
-    from verydeep.training.images.feed import Feed, MemorySource
+    from verydeep.training.data import labelled
+    from verydeep.training.data.feed import Feed, MemorySource
     from verydeep.training.loop import Learner
-    from verydeep.training.images.pictures import pictures
+    from verydeep.training.data.small import pictures
     ExitStack().enter_context(heap.kept())
     batch = config.batch
-    samples = [data.Sample(i, int(k)) for i, k in zip(images, labels)]
+    samples = [labelled.Sample(i, int(k)) for i, k in zip(images, labels)]
     held = pictures(samples, config.size)
     feed = Feed(MemorySource(held, config), config)
     learner = Learner(model, config, Preprocess(mean=mean, std=std), torch.device("cpu"))

@@ -79,10 +79,10 @@ else:
     from verydeep.preprocess import Preprocess
     from contextlib import ExitStack
     from verydeep.training import heap
-    from verydeep.training.images import data
-    from verydeep.training.images.feed import Feed, MemorySource
+    from verydeep.training.data import labelled
+    from verydeep.training.data.feed import Feed, MemorySource
     from verydeep.training.loop import Learner
-    from verydeep.training.images.pictures import pictures
+    from verydeep.training.data.small import pictures
     from verydeep.training.precision import decided
     from verydeep.training.recipes import changed, small_images
     config = changed(small_images(), {"batch": batch, "width": width, "optimiser": "sgd", "size": 32})
@@ -90,7 +90,7 @@ else:
     config = decided(config, model, torch.device("cpu"))
     choice = f"{config.precision}, {config.layout} layout"
     ExitStack().enter_context(heap.kept())  # as `train` has it
-    samples = [data.Sample(i, int(k)) for i, k in zip(images, labels)]
+    samples = [labelled.Sample(i, int(k)) for i, k in zip(images, labels)]
     feed = Feed(MemorySource(pictures(samples, 32), config), config)
     learner = Learner(model, config, Preprocess(mean=mean, std=std), torch.device("cpu"))
     batches = itertools.chain.from_iterable(map(feed.epoch, itertools.count()))

@@ -22,9 +22,9 @@ from verydeep import modelfile
 from verydeep.errors import DataError
 from verydeep.evaluation import class_of, class_table
 from verydeep.predictor import softmax
-from verydeep.training.images.data import find
-from verydeep.training.images.data import open as content
-from verydeep.training.images.listing import listed
+from verydeep.training.data.labelled import find
+from verydeep.training.data.labelled import open as content
+from verydeep.training.data.listing import listed
 from verydeep.training.record.figures import calibration_error
 
 from .conftest import Run

@@ -19,11 +19,11 @@ from verydeep.errors import DataError, OutputError
 from verydeep.models import loading
 from verydeep.nets import Head
 from verydeep.predictor import Predictor
-from verydeep.training.images.data import find
-from verydeep.training.transfer import finetune as module
-from verydeep.training.transfer import linear_head
-from verydeep.training.transfer.finetune import FinetuneConfig, Upper, run
-from verydeep.training.transfer.frozen import frozen
+from verydeep.training.data.labelled import find
+from verydeep.training.heads import finetune as module
+from verydeep.training.heads import linear
+from verydeep.training.heads.finetune import FinetuneConfig, Upper, run
+from verydeep.training.heads.frozen import frozen
 
 from .test_probe import photos
 from .tiny import model_file, tiny
@@ -98,10 +98,10 @@ def test_upper_blocks_on_kept_maps_are_the_network_on_photos(
     kept = frozen(predictor, samples, cut, layers, 32)
     draw = np.random.default_rng(0)
     width = kept.averages.shape[1]
-    head = linear_head.LinearHead(
+    head = linear.LinearHead(
         draw.normal(size=(3, width)).astype(np.float32), draw.normal(size=3).astype(np.float32)
     )
-    scale = linear_head.scaling(kept.averages)
+    scale = linear.scaling(kept.averages)
     first = next(i for i, layer in enumerate(network.trunk) if layer.name == start)
     upper = Upper(network, model.tensors(), first, head, scale, 0.0).eval()
     with torch.no_grad():
@@ -212,8 +212,8 @@ def test_it_stops_early_and_keeps_the_best(trunk: Path, flowers: Path, tmp_path:
 def test_rates_fall_from_layer_to_layer(trunk: Path) -> None:
     model = modelfile.read(trunk)
     network = replace(model.record.network, head=Head("gap", 3, ("relu5_2",)))
-    head = linear_head.LinearHead(np.zeros((3, 32), np.float32), np.zeros(3, np.float32))
-    scale = linear_head.Scaling(np.zeros(32, np.float32), np.ones(32, np.float32))
+    head = linear.LinearHead(np.zeros((3, 32), np.float32), np.zeros(3, np.float32))
+    scale = linear.Scaling(np.zeros(32, np.float32), np.ones(32, np.float32))
     first = module._first(network, 2)
     upper = Upper(network, model.tensors(), first, head, scale, 0.0)
     found = module.groups(upper, config(trunk, rate=1.0, fall=0.5, head_rate=0.3))

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from verydeep.errors import DataError
-from verydeep.training.transfer.linear_head import folds, log_loss, scaling, solve, temperature
+from verydeep.training.heads.linear import folds, log_loss, scaling, solve, temperature
 
 
 def problem(

@@ -18,10 +18,10 @@ from PIL import Image
 
 from verydeep import errors
 from verydeep.errors import DataError
-from verydeep.training.images import data
-from verydeep.training.images.check import check
-from verydeep.training.images.layout import part_of
-from verydeep.training.images.listing import listed
+from verydeep.training.data import labelled
+from verydeep.training.data.check import check
+from verydeep.training.data.layout import part_of
+from verydeep.training.data.listing import listed
 
 from .conftest import Run
 from .tiny import photo
@@ -90,7 +90,7 @@ LAYOUTS = {
 def test_parts_are_known_whatever_lies_beside_them(
     names: list[str], pack: Callable[[Path, Sequence[str]], Path], tmp_path: Path
 ) -> None:
-    found = data.find(pack(tmp_path, names))
+    found = labelled.find(pack(tmp_path, names))
     assert (found.classes, len(found.train), len(found.val)) == (("cat", "dog"), 4, 4)
     loose = [name for name in names if "predict" in name or "pred" in name]
     assert [line.partition("used: ")[2] for line in found.warnings] == loose
@@ -110,19 +110,19 @@ REFUSED = {
 def test_what_may_be_two_things_is_refused(names: list[str], line: str, tmp_path: Path) -> None:
     for pack in (folder, zipped):
         with pytest.raises(DataError) as caught:
-            data.find(pack(tmp_path, names))
+            labelled.find(pack(tmp_path, names))
         assert line in str(caught.value)
 
 
 def test_what_the_refusals_advise_works(tmp_path: Path) -> None:
     root = folder(tmp_path, both("2019", "2020"))
-    assert len(data.find(root / "2019", root / "2020").val) == 4
+    assert len(labelled.find(root / "2019", root / "2020").val) == 4
     files = sorted(root.rglob("*.jpg"))
     table = tmp_path / "set.csv"
     table.write_text(
         "\n".join(f"{file.relative_to(tmp_path)},{file.parent.name}" for file in files)
     )
-    assert len(data.find(table, val_fraction=0).train) == 8
+    assert len(labelled.find(table, val_fraction=0).train) == 8
 
 
 @pytest.mark.parametrize(
@@ -135,11 +135,11 @@ def test_what_the_refusals_advise_works(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_classes_stay_classes(names: list[str], classes: tuple[str, ...], tmp_path: Path) -> None:
-    assert data.find(folder(tmp_path, names)).classes == classes
+    assert labelled.find(folder(tmp_path, names)).classes == classes
 
 
 def test_a_part_that_is_not_labelled_is_told(tmp_path: Path) -> None:
-    found = data.find(folder(tmp_path, [*both("train"), "test/9.jpg"]))
+    found = labelled.find(folder(tmp_path, [*both("train"), "test/9.jpg"]))
     assert (len(found.train), len(found.val)) == (2, 2)
     assert "images in no class folder are not used: test/9.jpg" in found.warnings[0]
 
@@ -160,23 +160,23 @@ def test_archives_of_other_systems(tmp_path: Path) -> None:
     windows = ["set\\", *(name.replace("/", "\\") for name in both("set"))]
     mac = ["__MACOSX/", "set/", *both("set"), "__MACOSX/set/cat/._1.jpg", "set/.DS_Store"]
     for names in (windows, mac):
-        assert data.find(zipped(tmp_path, names)).classes == ("cat", "dog")
+        assert labelled.find(zipped(tmp_path, names)).classes == ("cat", "dog")
     path = zipped(tmp_path, [name.replace("cat", "cafXY") for name in both("set")])
     path.write_bytes(path.read_bytes().replace(b"cafXY", "café".encode()))  # not said to be UTF-8
-    assert data.find(path).classes == ("café", "dog")
-    sample = data.find(zipped(tmp_path, windows), val_fraction=0).train[0]
-    assert isinstance(data.open(sample), bytes)
+    assert labelled.find(path).classes == ("café", "dog")
+    sample = labelled.find(zipped(tmp_path, windows), val_fraction=0).train[0]
+    assert isinstance(labelled.open(sample), bytes)
 
 
 def test_photos_without_an_ending_in_archives(tmp_path: Path) -> None:
     names = ["cat/1f3a", "cat/2e", "dog/9c", "dog/LICENCE.txt"]
     for pack in (folder, zipped, tarred):
-        found = data.find(pack(tmp_path, names))
+        found = labelled.find(pack(tmp_path, names))
         assert found.classes == ("cat", "dog")
         assert len(found.train) + len(found.val) == 3
     with tarfile.open(tmp_path / "set.tgz", "w:gz") as archive:
         archive.add(tmp_path / "set", "set")
-    assert len(data.find(tmp_path / "set.tgz", val_fraction=0).train) == 3
+    assert len(labelled.find(tmp_path / "set.tgz", val_fraction=0).train) == 3
 
 
 # Tables
@@ -223,7 +223,7 @@ TABLES = {
 def test_tables_as_programs_write_them(text: str, encoding: str, tmp_path: Path) -> None:
     root = folder(tmp_path, both("images"))
     (root / "set.csv").write_text(text, encoding=encoding)
-    found = data.find(root / "set.csv", val_fraction=0)
+    found = labelled.find(root / "set.csv", val_fraction=0)
     assert (found.classes, found.warnings) == (("cat", "dog"), ())
     for sample in found.train:
         assert f"{os.sep}{found.classes[sample.label]}{os.sep}" in str(sample.source)
@@ -233,16 +233,16 @@ def test_tables_as_programs_write_them(text: str, encoding: str, tmp_path: Path)
 def test_ids_of_photos_in_a_folder_beside_the_table(tmp_path: Path) -> None:
     root = folder(tmp_path, ["train/0a1.jpg", "train/0b2.jpg", "train/0c3.jpg", "test/0d4.jpg"])
     (root / "labels.csv").write_text("id,breed\n0a1,pug\n0b2,corgi\n0c3,pug\n")
-    assert data.find(root / "labels.csv").classes == ("corgi", "pug")
+    assert labelled.find(root / "labels.csv").classes == ("corgi", "pug")
     folder(tmp_path, ["test/0a1.jpg", "test/0b2.jpg", "test/0c3.jpg"])
     with pytest.raises(DataError, match=r"not one of 4 photos is there.*names that only one photo"):
-        data.find(root / "labels.csv")
+        labelled.find(root / "labels.csv")
 
 
 def test_names_with_blanks_in_a_table(tmp_path: Path) -> None:
     root = folder(tmp_path, [" start.jpg", "plain.jpg"])
     (root / "set.csv").write_text("path,label\n start.jpg,a\n plain.jpg,b\n")
-    found = data.find(root / "set.csv", val_fraction=0)
+    found = labelled.find(root / "set.csv", val_fraction=0)
     assert all(os.path.isfile(str(sample.source)) for sample in found.train)
 
 
@@ -270,14 +270,14 @@ def test_what_is_not_used_is_told(tmp_path: Path, verydeep: Run, model: Path) ->
         assert (done.status, line in done.err) == (0, True)
     with tarfile.open(tmp_path / "set.tar", "w") as archive:
         archive.add(root, "set")
-    assert line in data.find(tmp_path / "set.tar").warnings[0]
+    assert line in labelled.find(tmp_path / "set.tar").warnings[0]
     done = verydeep("evaluate", model, root, "--engine", "onnxruntime")
     assert line in done.err
     for file in root.rglob("*"):
         if file.is_file() and file.suffix.lower() != ".heic":
             file.unlink()
     with pytest.raises(DataError, match=r"no images to train on: 4 files are not used: 4 \.heic"):
-        data.find(root)
+        labelled.find(root)
 
 
 # Names
@@ -286,7 +286,7 @@ def test_what_is_not_used_is_told(tmp_path: Path, verydeep: Run, model: Path) ->
 def test_one_class_in_two_spellings(tmp_path: Path) -> None:
     names = ["caf\u00e9/1.jpg", "cafe\u0301/2.jpg", "pub/3.jpg"]
     for pack in (folder, zipped):
-        found = data.find(pack(tmp_path, names), val_fraction=0)
+        found = labelled.find(pack(tmp_path, names), val_fraction=0)
         assert found.classes == ("caf\u00e9", "pub")
         assert found.counts().tolist() == [2, 1]
 
@@ -300,7 +300,7 @@ def test_labels_that_are_numbers_sort_as_numbers(tmp_path: Path) -> None:
         val_images=pixels,
         val_labels=labels,
     )
-    found = data.find(tmp_path / "a.npz")
+    found = labelled.find(tmp_path / "a.npz")
     assert found.classes == tuple(map(str, range(12)))
     for part, count in (("train", 12), ("val", 3)):  # as many digits as each needs
         with tarfile.open(tmp_path / f"{part}-0.tar", "w") as tar:
@@ -309,7 +309,7 @@ def test_labels_that_are_numbers_sort_as_numbers(tmp_path: Path) -> None:
                     info = tarfile.TarInfo(f"{number:03}.{suffix}")
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
-    found = data.find(f"{tmp_path}/train-{{0..0}}.tar", f"{tmp_path}/val-{{0..0}}.tar")
+    found = labelled.find(f"{tmp_path}/train-{{0..0}}.tar", f"{tmp_path}/val-{{0..0}}.tar")
     assert found.classes == tuple(map(str, range(12)))
     assert [sample.label for sample in found.val] == [0, 1, 2]
 
@@ -322,7 +322,7 @@ def test_links_in_a_tar(tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "set.tar", mode) as archive:  # type: ignore[call-overload]
             archive.add(root, "set")
         found = listed(tmp_path / "set.tar").items
-        assert [(item.label, data.open(item) == jpeg(0)) for item in found] == [
+        assert [(item.label, labelled.open(item) == jpeg(0)) for item in found] == [
             ("cat", True), ("dog", False), ("dog", True), ("dog", True)
         ]  # fmt: skip
 

@@ -18,10 +18,10 @@ import verydeep
 from verydeep import modelfile
 from verydeep.errors import DataError, LayerError, OutputError
 from verydeep.predictor import softmax
-from verydeep.training.images.data import find
-from verydeep.training.transfer import features as features_module
-from verydeep.training.transfer.features import averages
-from verydeep.training.transfer.probe import ProbeConfig, candidates, choose, familiarity, run
+from verydeep.training.data.labelled import find
+from verydeep.training.heads import features as features_module
+from verydeep.training.heads.features import averages
+from verydeep.training.heads.probe import ProbeConfig, candidates, choose, familiarity, run
 
 from .conftest import Outcome, Run
 from .tiny import model_file, tiny
@@ -374,7 +374,7 @@ def test_a_quantised_trunk_stays_as_it_is_stored(tmp_path: Path, flowers: Path) 
 def test_it_runs_without_torch(trunk: Path, flowers: Path, tmp_path: Path) -> None:
     program = (
         "import sys\n"
-        "from verydeep.training.transfer.probe import ProbeConfig, run\n"
+        "from verydeep.training.heads.probe import ProbeConfig, run\n"
         f"run(ProbeConfig(model={str(trunk)!r}, sizes=(32,), engine='onnxruntime'),"
         f" {str(flowers)!r}, out={str(tmp_path / 'out')!r})\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"

@@ -20,11 +20,11 @@ from verydeep.errors import DataError
 from verydeep.modelfile import Record, write
 from verydeep.pictures import charts as plots
 from verydeep.pictures.charts import Line
+from verydeep.training.heads import probe
+from verydeep.training.heads.probe import ProbeConfig
 from verydeep.training.record import report
 from verydeep.training.record.figures import calibration_error, reliability
 from verydeep.training.record.report import Report, page
-from verydeep.training.transfer import probe
-from verydeep.training.transfer.probe import ProbeConfig
 
 from .tiny import model_file, photo, tiny, weights
 

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from verydeep import train
 from verydeep.errors import DataError, MissingExtraError
-from verydeep.training.images import check, data
+from verydeep.training.data import check, labelled
 
 from .conftest import Run
 from .labelled import SETTINGS, arrays, trained
@@ -38,7 +38,7 @@ def kinds(folder: Path, size: int = 40) -> dict[str, tuple[str, ...]]:
 def test_nothing_is_wrong(folder: Path) -> None:
     found = check.check(folder, size=40)
     assert str(found) == "2 classes, 12 images to train on, 6 to validate: nothing is wrong"
-    assert check.looked_over(data.find(folder), 40) == ()
+    assert check.looked_over(labelled.find(folder), 40) == ()
 
 
 def test_doubles_near_doubles_and_labels_at_odds(folder: Path) -> None:
@@ -51,7 +51,7 @@ def test_doubles_near_doubles_and_labels_at_odds(folder: Path) -> None:
     assert len(found["doubles within"]) == 2
     assert found["labels at odds"] == ("train/ant/2.png = train/bee/other.png",)
     assert found["near-doubles across"] == ("val/bee/near.jpg ~ train/bee/3.png",)
-    quick = check.looked_over(data.find(folder), 40)
+    quick = check.looked_over(labelled.find(folder), 40)
     assert any(
         "so that accuracy is flattered: train/ant/0.png = val/ant/same.png" in q for q in quick
     )
@@ -72,7 +72,7 @@ def test_a_png_with_much_text_is_no_broken_one(folder: Path) -> None:
     info = PngInfo()
     info.add_text("workflow", "a" * (2 << 20), zip=True)
     Image.open(folder / "train/ant/0.png").save(folder / "train/ant/0.png", pnginfo=info)
-    assert check.looked_over(data.find(folder), 40) == ()
+    assert check.looked_over(labelled.find(folder), 40) == ()
 
 
 def test_strict_is_an_error(folder: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from verydeep.errors import DataError
 from verydeep.preprocess import decode
-from verydeep.training.images import data
+from verydeep.training.data import labelled
 
 from .tiny import photo
 
@@ -87,14 +87,14 @@ FORMS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_holds_the_same(form: str, folder: Path) -> None:
-    found = data.find(FORMS[form](folder), val_fraction=0.2)
+    found = labelled.find(FORMS[form](folder), val_fraction=0.2)
     assert found.classes == LABELS
     assert found.counts().tolist() == [8, 8, 8]
     assert Counter(s.label for s in found.val) == {0: 2, 1: 2, 2: 2}
     assert found.warnings == ()
     assert found.split == "20% of each class, seed 0"
     content = {
-        np.asarray(decode(data.open(s))).tobytes(): s.label for s in (*found.train, *found.val)
+        np.asarray(decode(labelled.open(s))).tobytes(): s.label for s in (*found.train, *found.val)
     }
     for k, label in enumerate(LABELS):
         for file in (folder / label).iterdir():
@@ -104,7 +104,7 @@ def test_every_form_holds_the_same(form: str, folder: Path) -> None:
 
 def test_the_split_is_seeded(folder: Path) -> None:
     def names(**choices: object) -> set[str]:
-        return {s.name for s in data.find(folder, val_fraction=0.3, **choices).val}
+        return {s.name for s in labelled.find(folder, val_fraction=0.3, **choices).val}
 
     assert names() == names(seed=0)
     assert names(seed=1) != names()
@@ -117,11 +117,11 @@ def test_parts_of_a_folder(names: tuple[str, str], folder: Path, tmp_path: Path)
             target = tmp_path / "parts" / names[i >= 7] / label / file.name
             target.parent.mkdir(parents=True, exist_ok=True)
             file.rename(target)
-    found = data.find(tmp_path / "parts")
+    found = labelled.find(tmp_path / "parts")
     assert found.counts().tolist() == [7, 7, 7]
     assert len(found.val) == 9
     assert found.split == f"the set's own {'test' if names[1] == 'test' else 'val'}"
-    both = data.find(tmp_path / "parts" / names[0], tmp_path / "parts" / names[1])
+    both = labelled.find(tmp_path / "parts" / names[0], tmp_path / "parts" / names[1])
     assert [s.label for s in both.val] == [s.label for s in found.val]
     assert both.split == "as given"
 
@@ -131,7 +131,7 @@ def test_what_is_odd_is_told(folder: Path) -> None:
     photo(folder / "lost.png")
     for file in sorted((folder / "bee").iterdir())[1:]:
         file.unlink()
-    found = data.find(folder)
+    found = labelled.find(folder)
     assert found.classes == LABELS
     assert [line.removeprefix(f"{folder}: ") for line in found.warnings] == [
         "images in no class folder are not used: lost.png",
@@ -144,7 +144,7 @@ def test_what_is_odd_is_told(folder: Path) -> None:
 def test_classes_that_are_validated_but_not_trained(folder: Path, tmp_path: Path) -> None:
     for label in ("ant", "dog"):
         photo(tmp_path / "val" / label / "1.png")
-    found = data.find(folder, tmp_path / "val")
+    found = labelled.find(folder, tmp_path / "val")
     assert len(found.val) == 1
     assert found.warnings == (
         "images to validate of classes that are not trained are left out, 1 in all: dog",
@@ -153,23 +153,23 @@ def test_classes_that_are_validated_but_not_trained(folder: Path, tmp_path: Path
 
 
 def test_the_digest_tells_sets_apart(folder: Path, tmp_path: Path) -> None:
-    before = data.find(folder).digest
-    assert data.find(folder).digest == before
-    assert data.find(folder.rename(tmp_path / "moved")).digest == before
+    before = labelled.find(folder).digest
+    assert labelled.find(folder).digest == before
+    assert labelled.find(folder.rename(tmp_path / "moved")).digest == before
     photo(tmp_path / "moved" / "ant" / "1.png", 21, 25)
-    assert data.find(tmp_path / "moved").digest != before
+    assert labelled.find(tmp_path / "moved").digest != before
     pixels = np.zeros((6, 4, 4, 3), np.uint8)
     for seen in (0, 1):
         pixels[0, 0, 0, 0] = seen
         np.savez(tmp_path / f"{seen}.npz", train_images=pixels, train_labels=[0, 1] * 3)
-    assert data.find(tmp_path / "0.npz").digest != data.find(tmp_path / "1.npz").digest
+    assert labelled.find(tmp_path / "0.npz").digest != labelled.find(tmp_path / "1.npz").digest
 
 
 def test_torchvisions_cifar_without_its_files() -> None:
     cifar = torchvision.datasets.CIFAR10.__new__(torchvision.datasets.CIFAR10)
     cifar.data = np.arange(12, dtype=np.uint8).repeat(32 * 32 * 3).reshape(12, 32, 32, 3)
     cifar.targets, cifar.classes = [2, 1, 0] * 4, ["ant", "bee", "cat"]
-    found = data.find(cifar, cifar)
+    found = labelled.find(cifar, cifar)
     assert found.classes == LABELS
     assert [s.label for s in found.train] == [2, 1, 0] * 4
     assert [int(s.source[0, 0, 0]) for s in found.val] == list(range(12))
@@ -254,7 +254,7 @@ def test_what_cannot_be_used_is_one_line(
     make: Callable[[Path], object], line: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError) as caught:
-        data.find(make(tmp_path))
+        labelled.find(make(tmp_path))
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -262,7 +262,7 @@ def test_what_cannot_be_used_is_one_line(
 def test_sets_that_share_no_class(folder: Path, tmp_path: Path) -> None:
     photo(tmp_path / "val" / "dog" / "1.png")
     with pytest.raises(DataError, match="no class to validate is one to train on: dog against ant"):
-        data.find(folder, tmp_path / "val")
+        labelled.find(folder, tmp_path / "val")
 
 
 def test_names_in_a_shard_are_split_as_webdataset_does(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_names_in_a_shard_are_split_as_webdataset_does(tmp_path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    found = data.find(str(tmp_path / "a-{0..0}.tar"), val_fraction=0)
+    found = labelled.find(str(tmp_path / "a-{0..0}.tar"), val_fraction=0)
     assert found.classes == ("7", "8")
     assert [sample.name for sample in found.train] == [
         "a-0.tar/./0001.png",
@@ -290,11 +290,11 @@ def test_a_shard_whose_label_is_no_text(tmp_path: Path) -> None:
         info.size = 1
         tar.addfile(info, io.BytesIO(b"\xff"))
     with pytest.raises(DataError, match=r"0001\.cls is no text in UTF-8"):
-        data.find(str(tmp_path / "a-{0..0}.tar"))
+        labelled.find(str(tmp_path / "a-{0..0}.tar"))
 
 
 def test_a_shard_without_labels(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a-0.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("0001.png"), io.BytesIO())
     with pytest.raises(DataError, match=r"0001\.png has no 0001\.cls beside it"):
-        data.find(str(tmp_path / "a-{0..0}.tar"))
+        labelled.find(str(tmp_path / "a-{0..0}.tar"))

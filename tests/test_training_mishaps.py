@@ -23,18 +23,18 @@ from PIL import Image
 from verydeep import modelfile, train
 from verydeep.errors import DataError, OutputError
 from verydeep.training import begin, loop, profile
-from verydeep.training.images.check import check
-from verydeep.training.images.data import find
-from verydeep.training.images.feed import Batch
+from verydeep.training.data.check import check
+from verydeep.training.data.feed import Batch
+from verydeep.training.data.labelled import find
+from verydeep.training.heads import linear
+from verydeep.training.heads.finetune import FinetuneConfig, Upper
+from verydeep.training.heads.finetune import run as run_finetune
+from verydeep.training.heads.probe import ProbeConfig
+from verydeep.training.heads.probe import run as run_probe
 from verydeep.training.recipes import RECIPES
 from verydeep.training.record import checkpoint
 from verydeep.training.record.board import board
 from verydeep.training.record.log import Log
-from verydeep.training.transfer import linear_head
-from verydeep.training.transfer.finetune import FinetuneConfig, Upper
-from verydeep.training.transfer.finetune import run as run_finetune
-from verydeep.training.transfer.probe import ProbeConfig
-from verydeep.training.transfer.probe import run as run_probe
 
 from .conftest import Run
 from .labelled import SETTINGS, arrays, images, trained
@@ -306,7 +306,7 @@ def test_photos_are_held_out_of_those_that_can_be_read(tmp_path: Path) -> None:
         views=1,
     )  # fmt: skip
     samples = find(folder, val_fraction=0).train
-    fold = linear_head.folds(np.array([s.label for s in samples]), 10, seed=0)
+    fold = linear.folds(np.array([s.label for s in samples]), 10, seed=0)
     (only,) = (s for s, number in zip(samples, fold, strict=True) if number == 0)
     Path(str(only.source)).write_text("no image")
     result = run_finetune(config, find(folder, val_fraction=0), out=tmp_path / "run")
@@ -413,7 +413,7 @@ def test_each_recipe_shows_itself(verydeep: Run, monkeypatch: pytest.MonkeyPatch
     assert "Command: verydeep train photos/ --recipe probe --out run" in shown.out
     assert "average=0.995" in shown.out
     assert "cover=0.25" in shown.out
-    monkeypatch.delitem(sys.modules, "verydeep.training.transfer.finetune", raising=False)
+    monkeypatch.delitem(sys.modules, "verydeep.training.heads.finetune", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     shown = verydeep("train", "--recipes")
     assert "finetune\n  needs torch: pip install 'verydeep[torch]'" in shown.out
@@ -422,7 +422,7 @@ def test_each_recipe_shows_itself(verydeep: Run, monkeypatch: pytest.MonkeyPatch
 def test_without_torch_what_needs_it_says_so(
     verydeep: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.delitem(sys.modules, "verydeep.training.transfer.finetune", raising=False)
+    monkeypatch.delitem(sys.modules, "verydeep.training.heads.finetune", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     done = verydeep("train", tmp_path, "--recipe", "finetune", "--out", tmp_path / "out")
     assert done.status == 2

@@ -17,11 +17,11 @@ from verydeep.errors import DataError
 from verydeep.models import build
 from verydeep.preprocess import PRESETS, Preprocess
 from verydeep.training import draws
-from verydeep.training.images import augment, data
-from verydeep.training.images.feed import Feed, MemorySource
-from verydeep.training.images.photosource import PhotoSource
-from verydeep.training.images.pictures import Pictures, pictures
-from verydeep.training.images.statistics import colour_shift, statistics
+from verydeep.training.data import augment, labelled
+from verydeep.training.data.colours import colour_shift, statistics
+from verydeep.training.data.feed import Feed, MemorySource
+from verydeep.training.data.photos import PhotoSource
+from verydeep.training.data.small import Pictures, pictures
 from verydeep.training.loop import Learner, normaliser
 from verydeep.training.recipes import Config, changed, paper, recipe, small_images
 from verydeep.training.record import figures
@@ -36,7 +36,8 @@ GOLDEN = Path(__file__).parent / "golden" / "training_curve.json"
 def held(count: int = 40) -> Pictures:
     pixels, labels = images(count, seed=3)
     samples = [
-        data.Sample(p, int(k), str(i)) for i, (p, k) in enumerate(zip(pixels, labels, strict=True))
+        labelled.Sample(p, int(k), str(i))
+        for i, (p, k) in enumerate(zip(pixels, labels, strict=True))
     ]
     return pictures(samples, 32)
 
@@ -129,7 +130,7 @@ def test_a_mixture_is_of_its_labels(mix: dict[str, float]) -> None:
     flat = np.zeros((30, 32, 32, 3), np.uint8)
     labels = np.arange(30) % 3
     flat[np.arange(30), :, :, labels] = 200
-    samples = [data.Sample(p, int(k)) for p, k in zip(flat, labels, strict=True)]
+    samples = [labelled.Sample(p, int(k)) for p, k in zip(flat, labels, strict=True)]
     config = changed(small_images(), {"cover": 0, **mix})
     batch = MemorySource(pictures(samples, 32), config).batch(0, np.arange(30))
     assert batch.others is not None
@@ -171,7 +172,7 @@ def test_a_photos_crop_is_of_the_rescaled_photo(tmp_path: Path) -> None:
     photo.save(tmp_path / "a.png")
     config = changed(paper(), {"size": 32, "scales": (40, 48), "flip": False, "colour": 0.0})
     source = PhotoSource(
-        [data.Sample(str(tmp_path / "a.png"), 0)] * 8, config, statistics([np.asarray(photo)])
+        [labelled.Sample(str(tmp_path / "a.png"), 0)] * 8, config, statistics([np.asarray(photo)])
     )
     seen = source.batch(0, np.arange(8)).images
     sides = set()
@@ -193,7 +194,7 @@ def test_a_photos_crop_is_of_the_rescaled_photo(tmp_path: Path) -> None:
 def test_processes_share_an_epoch_without_doubles() -> None:
     config = changed(small_images(), {"batch": 10, "cover": 0, "flip": False, "padding": 0})
     pixels = np.arange(43, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8)
-    source = MemorySource(pictures([data.Sample(p, 0) for p in pixels], 32), config)
+    source = MemorySource(pictures([labelled.Sample(p, 0) for p in pixels], 32), config)
 
     def seen(rank: int, world: int) -> list[list[int]]:
         return [b.images[:, 0, 0, 0].tolist() for b in Feed(source, config, rank, world).epoch(0)]
@@ -211,7 +212,7 @@ def test_processes_share_an_epoch_without_doubles() -> None:
 def test_balanced_sampling_evens_out() -> None:
     labels = np.array([0] * 900 + [1] * 90 + [2] * 10)
     pixels = np.zeros((1000, 32, 32, 3), np.uint8)
-    samples = [data.Sample(p, int(k)) for p, k in zip(pixels, labels, strict=True)]
+    samples = [labelled.Sample(p, int(k)) for p, k in zip(pixels, labels, strict=True)]
     config = changed(small_images(), {"balance": "sampling"})
     feed = Feed(MemorySource(pictures(samples, 32), config), config)
     counts = sum(np.bincount(labels[feed.indices(e)], minlength=3) for e in range(5))
@@ -445,7 +446,7 @@ def test_the_paper_recipe_is_section_3_1() -> None:
 
 
 def test_arrays_are_read_back(tmp_path: Path) -> None:
-    found = data.find(arrays(tmp_path / "set.npz"))
+    found = labelled.find(arrays(tmp_path / "set.npz"))
     pixels, labels = images(48, seed=0)
     np.testing.assert_array_equal(pictures(found.train, 32).images, pixels)
     assert [s.label for s in found.train] == labels.tolist()

@@ -22,11 +22,11 @@ from PIL import Image
 
 from verydeep import modelfile, train
 from verydeep.errors import DataError, MissingExtraError
-from verydeep.training.images import data, shards, shardstream
-from verydeep.training.images.feed import Batch
-from verydeep.training.images.photosource import PhotoSource
-from verydeep.training.images.shardstream import StreamFeed, StreamSource, StreamViews
-from verydeep.training.images.statistics import Statistics
+from verydeep.training.data import labelled, shards, shardstream
+from verydeep.training.data.colours import Statistics
+from verydeep.training.data.feed import Batch
+from verydeep.training.data.photos import PhotoSource
+from verydeep.training.data.shardstream import StreamFeed, StreamSource, StreamViews
 from verydeep.training.recipes import Config
 
 from .conftest import Run
@@ -92,7 +92,7 @@ def piped(folder: Path, stem: str, last: int) -> str:
     return f"pipe:cat {shlex.quote(str(folder))}/{stem}-{{00..{last:02}}}.tar"
 
 
-def feed_of(found: data.Data, rank: int = 0, world: int = 1, **changes: Any) -> StreamFeed:
+def feed_of(found: labelled.Data, rank: int = 0, world: int = 1, **changes: Any) -> StreamFeed:
     config = replace(CONFIG, **changes)
     return StreamFeed(StreamSource(found.train, config, GREY), config, rank, world)
 
@@ -107,8 +107,8 @@ def assert_same(one: list[Batch], other: list[Batch]) -> None:
 def test_what_is_found_is_what_files_hold_and_is_listed_once(host: Host, tmp_path: Path) -> None:
     write(tmp_path / "shards", "a", 4)
     url = f"{host.url}/a-{{00..03}}.tar"
-    found = data.find(url)
-    local = data.find(str(tmp_path / "shards" / "a-{00..03}.tar"), val_fraction=0.0)
+    found = labelled.find(url)
+    local = labelled.find(str(tmp_path / "shards" / "a-{00..03}.tar"), val_fraction=0.0)
     assert sorted(host.asked) == [f"a-{n:02}.tar" for n in range(4)]
     assert found.classes == local.classes == ("0", "1", "2")
     assert found.split == "1 of 4 shards, seed 0"
@@ -118,30 +118,30 @@ def test_what_is_found_is_what_files_hold_and_is_listed_once(host: Host, tmp_pat
     for sample in (*found.train, *found.val):
         assert by_name[sample.name].label == sample.label
     one = found.val[5]
-    assert data.open(one) == data.open(by_name[one.name])
+    assert labelled.open(one) == labelled.open(by_name[one.name])
 
     host.asked.clear()
-    again = data.find(url)
+    again = labelled.find(url)
     assert host.asked == []
     assert again.digest == found.digest
     write(tmp_path / "shards", "a", 2, size=33)  # two have changed
     for number in range(2):  # in another second: HTTP's dates know no finer
         os.utime(tmp_path / "shards" / f"a-{number:02}.tar", (2e9, 2e9))
-    changed = data.find(url)
+    changed = labelled.find(url)
     assert set(host.asked) == {"a-00.tar", "a-01.tar"}
     assert changed.digest != found.digest
 
 
 def test_an_epoch_holds_every_image_once_and_looks_as_files_do(tmp_path: Path) -> None:
     write(tmp_path, "a", 4)
-    found = data.find(piped(tmp_path, "a", 3), val_fraction=0.0)
+    found = labelled.find(piped(tmp_path, "a", 3), val_fraction=0.0)
     feed = feed_of(found)
     assert feed.steps == 4 * PER_SHARD // 8
     orders = [feed.indices(epoch) for epoch in (0, 1)]
     assert all(sorted(order) == list(range(4 * PER_SHARD)) for order in orders)
     assert not np.array_equal(*orders)
     batches = list(feed.epoch(1))
-    local = data.find(str(tmp_path / "a-{00..03}.tar"), val_fraction=0.0)
+    local = labelled.find(str(tmp_path / "a-{00..03}.tar"), val_fraction=0.0)
     plain = PhotoSource(local.train, CONFIG, GREY)
     parts = [orders[1][at : at + 8] for at in range(0, len(orders[1]), 8)]
     assert_same(batches, [plain.batch(1, part) for part in parts])
@@ -152,7 +152,7 @@ def test_a_small_buffer_still_holds_every_image_once(
 ) -> None:
     monkeypatch.setattr(shardstream, "BUFFER", 5)
     write(tmp_path, "a", 4)
-    feed = feed_of(data.find(piped(tmp_path, "a", 3), val_fraction=0.0))
+    feed = feed_of(labelled.find(piped(tmp_path, "a", 3), val_fraction=0.0))
     order = feed.indices(0)
     assert sorted(order) == list(range(4 * PER_SHARD))
     part = feed._parts(0, 0)
@@ -169,7 +169,7 @@ def test_resumed_within_an_epoch_it_gives_the_same_batches_and_opens_no_shard_fo
 ) -> None:
     monkeypatch.setattr(shardstream, "BUFFER", 3)
     write(tmp_path / "shards", "a", 4)
-    feed = feed_of(data.find(f"{host.url}/a-{{00..03}}.tar", val_fraction=0.0))
+    feed = feed_of(labelled.find(f"{host.url}/a-{{00..03}}.tar", val_fraction=0.0))
     whole = list(feed.epoch(2))
     host.asked.clear()
     assert_same(list(feed.epoch(2, 4)), whole[4:])
@@ -178,7 +178,7 @@ def test_resumed_within_an_epoch_it_gives_the_same_batches_and_opens_no_shard_fo
 
 def test_two_processes_share_an_epoch_without_doubles(tmp_path: Path) -> None:
     write(tmp_path, "a", 5)
-    found = data.find(piped(tmp_path, "a", 4), val_fraction=0.0)
+    found = labelled.find(piped(tmp_path, "a", 4), val_fraction=0.0)
     feeds = [feed_of(found, rank, 2, batch=9) for rank in range(2)]
     assert [feed.steps for feed in feeds] == [2 * PER_SHARD // 5] * 2
     for epoch in range(3):
@@ -191,11 +191,11 @@ def test_two_processes_share_an_epoch_without_doubles(tmp_path: Path) -> None:
 
 def test_what_is_validated_is_every_image_once_over_two_processes(tmp_path: Path) -> None:
     from verydeep.preprocess import Preprocess
-    from verydeep.training.images.views import Views
+    from verydeep.training.data.views import Views
 
     write(tmp_path, "a", 3, broken="0013.png")
-    found = data.find(piped(tmp_path, "a", 2), val_fraction=0.0)
-    local = data.find(str(tmp_path / "a-{00..02}.tar"), val_fraction=0.0)
+    found = labelled.find(piped(tmp_path, "a", 2), val_fraction=0.0)
+    local = labelled.find(str(tmp_path / "a-{00..02}.tar"), val_fraction=0.0)
     fit = Preprocess(resize_size=32, crop_size=32)
     seen: dict[int, np.ndarray] = {}
     bad: list[str] = []
@@ -282,14 +282,14 @@ def test_what_cannot_be_streamed_is_one_line(
     assert not (tmp_path / "out" / "config.json").exists()
     monkeypatch.setitem(sys.modules, "webdataset", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'verydeep\[webdataset\]'"):
-        data.find(url)
+        labelled.find(url)
 
 
 def test_shards_that_are_wrong_or_have_changed_are_one_line(tmp_path: Path) -> None:
     write(tmp_path, "a", 2)
     whole = (tmp_path / "a-01.tar").read_bytes()
     url = piped(tmp_path, "a", 1)
-    found = data.find(url, val_fraction=0.0)
+    found = labelled.find(url, val_fraction=0.0)
     with tarfile.open(tmp_path / "a-01.tar") as tar:
         places = [(info.offset, info.offset_data) for info in tar]
     begins, holds = places[6]
@@ -305,18 +305,18 @@ def test_shards_that_are_wrong_or_have_changed_are_one_line(tmp_path: Path) -> N
         with pytest.raises(
             DataError, match=rf"a-01\.tar: cannot be read as a shard, a tar: {line}"
         ):
-            data.find(url)
+            labelled.find(url)
     write(tmp_path, "a", 2, size=33)
     with pytest.raises(DataError, match=r"is not there as it was when the shard was listed; the"):
         list(feed_of(found).epoch(0))
     with tarfile.open(tmp_path / "b-00.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("0001.png"), io.BytesIO())
     with pytest.raises(DataError, match=r"0001\.png has no 0001\.cls beside it"):
-        data.find(piped(tmp_path, "b", 0))
+        labelled.find(piped(tmp_path, "b", 0))
 
 
 def test_a_single_shard_is_not_split(tmp_path: Path) -> None:
     write(tmp_path, "a", 1)
-    found = data.find(piped(tmp_path, "a", 0))
+    found = labelled.find(piped(tmp_path, "a", 0))
     assert (len(found.train), len(found.val), found.split) == (PER_SHARD, 0, "")
     assert found.warnings == ("a single shard is not split; to validate, give a second data set",)

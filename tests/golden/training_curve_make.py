@@ -15,9 +15,9 @@ import torch
 
 from verydeep.models import build
 from verydeep.preprocess import Preprocess
-from verydeep.training.images import data
-from verydeep.training.images.feed import Feed, MemorySource
-from verydeep.training.images.pictures import pictures
+from verydeep.training.data import labelled
+from verydeep.training.data.feed import Feed, MemorySource
+from verydeep.training.data.small import pictures
 from verydeep.training.loop import Learner
 from verydeep.training.recipes import changed, small_images
 from verydeep.training.schedule import rate_at
@@ -33,7 +33,7 @@ def curve() -> list[float]:
                          "schedule": "cosine", "grow": (), "size": 32},
     )  # fmt: skip
     pixels, labels = images(80, seed=7)
-    samples = [data.Sample(p, int(k)) for p, k in zip(pixels, labels, strict=True)]
+    samples = [labelled.Sample(p, int(k)) for p, k in zip(pixels, labels, strict=True)]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build("vgg11_bn", classes=3, head="small", width=1 / 16, init="glorot", dropout=0.0)

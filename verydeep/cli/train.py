@@ -175,7 +175,7 @@ def check(data: str, val: str | None, size: int, strict: bool, as_json: bool) ->
     parts; and images smaller than the network's input. The exit status is 1 where anything was found.
     """
     with Progress("looking for images", ""):
-        from ..training.images import check as checking
+        from ..training.data import check as checking
 
         result = checking.check(data, val, size=size)
     show(result, as_json)

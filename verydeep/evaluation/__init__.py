@@ -18,9 +18,9 @@ from ..errors import DataError, log, nearest
 from ..files.photo_paths import composed
 from ..files.progress import expect
 from ..files.wording import counted
-from ..training.images import data as labelled
-from ..training.images.listing import Item, listed
-from ..training.images.shards import is_stream
+from ..training.data import labelled
+from ..training.data.listing import Item, listed
+from ..training.data.shards import is_stream
 from ..training.record.figures import calibration_error
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from . import recipes
-from .images.check import looked_over
-from .images.data import find
-from .images.shards import is_stream
+from .data.check import looked_over
+from .data.labelled import find
+from .data.shards import is_stream
 from .recipes import Config, changed
 from .record.result import TrainResult
 
@@ -43,10 +43,10 @@ def train(
     """Train on labelled images and write model.safetensors, report.html and the rest into `out`.
 
     recipe: a name of `verydeep.training.recipes.RECIPES`, or the config that one of them returns.
-    data, val: as `verydeep.training.images.data.find` takes them. settings: "key=value" each, or a mapping,
-    changing the recipe; model and width are settings too. init: weights to start from, a built-in's or
-    catalogue name or a file. resume: go on from the last checkpoint in `out`, to the bit on a CPU.
-    device: "auto", "cpu", "cuda" or "mps". strict: every image is decoded and compared first, as by
+    data, val: as `verydeep.training.data.labelled.find` takes them. settings: "key=value" each, or a
+    mapping, changing the recipe; model and width are settings too. init: weights to start from, a
+    built-in's or catalogue name or a file. resume: go on from the last checkpoint in `out`, to the bit on
+    a CPU. device: "auto", "cpu", "cuda" or "mps". strict: every image is decoded and compared first, as by
     `verydeep check`, and what is odd about the data is an error.
     tensorboard: write its figures for TensorBoard too.
     event: is given each line of the log as it is written.

@@ -25,9 +25,9 @@ from ..errors import VerydeepError
 from ..models import VGG
 from ..preprocess import Preprocess
 from . import draws
-from .distributed import ALONE, Group
-from .images.feed import Batch, Feed
+from .data.feed import Batch, Feed
 from .muon import Muon
+from .parallel import ALONE, Group
 from .precision import arithmetic
 from .recipes import Config
 from .schedule import drops_after, rate_at, side_at

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain, count
 from typing import Any
 
-from .images.feed import Feed
+from .data.feed import Feed
 from .loop import Learner
 
 SECONDS, LEAST_STEPS, WARM_UP = 5.0, 3, 2

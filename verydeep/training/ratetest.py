@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .images.feed import Feed
+from .data.feed import Feed
 from .loop import Diverged, Learner
 
 LOWEST, HIGHEST, STEPS = 1e-5, 10.0, 100

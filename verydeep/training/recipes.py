@@ -34,8 +34,8 @@ _HERE, _ROOM = __name__, __name__.rpartition(".")[0]
 
 # loaded when one is asked for: not all of them need torch
 RECIPES: dict[str, Where] = {
-    "probe": Where(f"{_ROOM}.transfer.probe", "probe", f"{_ROOM}.transfer.probe"),
-    "finetune": Where(f"{_ROOM}.transfer.finetune", "finetune", f"{_ROOM}.transfer.finetune"),
+    "probe": Where(f"{_ROOM}.heads.probe", "probe", f"{_ROOM}.heads.probe"),
+    "finetune": Where(f"{_ROOM}.heads.finetune", "finetune", f"{_ROOM}.heads.finetune"),
     "small-images": Where(_HERE, "small_images", f"{_ROOM}.run"),
     "paper": Where(_HERE, "paper", f"{_ROOM}.run"),
 }

@@ -20,16 +20,16 @@ from ..errors import DataError, OutputError
 from ..files.atomic import replacing
 from ..preprocess import Preprocess, sized
 from . import draws, heap
-from .distributed import ALONE, Group, joined
-from .images import data
-from .images.data import Sample
-from .images.feed import Feed, MemorySource, Source
-from .images.photosource import PhotoSource
-from .images.pictures import Pictures, pictures
-from .images.shardstream import StreamFeed, StreamSource, StreamViews, few, streamed
-from .images.statistics import Statistics, statistics
-from .images.views import Views
+from .data import labelled
+from .data.colours import Statistics, statistics
+from .data.feed import Feed, MemorySource, Source
+from .data.labelled import Sample
+from .data.photos import PhotoSource
+from .data.shardstream import StreamFeed, StreamSource, StreamViews, few, streamed
+from .data.small import Pictures, pictures
+from .data.views import Views
 from .loop import Diverged, Learner, Position, Stopped, fit
+from .parallel import ALONE, Group, joined
 from .precision import decided
 from .profile import Profile, profile
 from .ratetest import RateTest, rate_test
@@ -140,7 +140,7 @@ class _Run:
         self.notes: list[str] = []
         if opens and self.group.first:
             _writable(self.folder)
-        self.data = data.find(source, val, seed=config.seed)
+        self.data = labelled.find(source, val, seed=config.seed)
         before = self._before(resume) if opens else None
         inputs = {"data": about.described(self.data), "init": None if init is None else str(init)}
         if before is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ..images.data import Data
+from ..data.labelled import Data
 
 PACKAGES = ("numpy", "torch", "onnxruntime", "openvino", "MNN")
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ... import modelfile
 from ...errors import DataError, OutputError
 from ...predictor import Predictor, softmax
-from ..images import data as data_module
-from ..images.data import Data, Sample
+from ..data import labelled
+from ..data.labelled import Data, Sample
 from . import about, figures
 from .result import TrainResult
 
@@ -95,7 +95,7 @@ def judged(
     rows, samples = [], []
     for sample in data.val:
         try:
-            rows.append(softmax(model.scores([data_module.open(sample)])[0]))
+            rows.append(softmax(model.scores([labelled.open(sample)])[0]))
         except (ValueError, OSError) as error:
             bad[sample.name] = str(error)
             continue

@@ -65,7 +65,7 @@ class Report:
 
 def of_training(result: TrainResult) -> Report:
     """What a training run has to say."""
-    from ..images import data
+    from ..data import labelled
 
     start: Mapping[str, Any] = next(
         (line for line in result.log if line.get("event") == "start"), result.config
@@ -92,7 +92,7 @@ def of_training(result: TrainResult) -> Report:
         title=f"{config.get('recipe', 'training')}: {what}",
         classes=result.classes, probabilities=result.probabilities, labels=result.labels,
         names=[sample.name for sample in result.val],
-        image=lambda number: data.open(result.val[number]), model=result.model, facts=tuple(facts),
+        image=lambda number: labelled.open(result.val[number]), model=result.model, facts=tuple(facts),
         log=result.log, warnings=tuple(dict.fromkeys((*result.warnings, *warned))), bad=result.bad,
         details=tuple((name, text) for name, text in details if text),
     )  # fmt: skip

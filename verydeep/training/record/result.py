@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..images.data import Sample
+from ..data.labelled import Sample
 
 
 @dataclass(frozen=True, eq=False)

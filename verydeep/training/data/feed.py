@@ -20,7 +20,7 @@ from .. import draws
 from ..recipes import Config
 from . import augment
 from .mixtures import mixed
-from .pictures import Pictures
+from .small import Pictures
 
 AHEAD = 3  # batches ready or being made
 

@@ -23,7 +23,7 @@ from ...files.progress import stage
 from ...graphs import source_of
 from ...predictor import DECODING_THREADS, Failure, Predictor
 from ...preprocess import decode
-from ..images import data
+from ..data import labelled
 from .features import digests_of, features_cache
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Frozen:
 
 def frozen(
     predictor: Predictor,
-    photos: Sequence[data.Sample],
+    photos: Sequence[labelled.Sample],
     cut: str,
     layers: Sequence[str],
     size: int,
@@ -122,7 +122,7 @@ def _load(folder: Path, _: Mapping[str, Any]) -> Frozen:
 class _Images(Sequence[Any]):
     """A view of each photo, decoded in threads a little ahead."""
 
-    def __init__(self, photos: Sequence[data.Sample], view: int, seed: int) -> None:
+    def __init__(self, photos: Sequence[labelled.Sample], view: int, seed: int) -> None:
         self.photos, self.view, self.seed = photos, view, seed
 
     def __len__(self) -> int:
@@ -139,7 +139,7 @@ class _Images(Sequence[Any]):
 
     def _seen(self, number: int) -> Any:
         try:
-            image = data.open(self.photos[number])
+            image = labelled.open(self.photos[number])
             return image if self.view == 0 else _viewed(image, self.view, self.seed, number)
         except (OSError, ImageError):
             return b""  # reported as an empty file

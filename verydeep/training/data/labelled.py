@@ -1,7 +1,7 @@
 """Labelled images to train on and to validate with: found, split if need be, and told apart by a digest.
 
 >>> from verydeep.training import data
->>> found = data.find("photos/", seed=0)  # doctest: +SKIP
+>>> found = labelled.find("photos/", seed=0)  # doctest: +SKIP
 >>> found.classes, len(found.train), len(found.val)  # doctest: +SKIP
 (('daisy', 'rose'), 900, 100)
 """
@@ -74,7 +74,7 @@ def find(
     seed: int = 0,
     val_fraction: float = VAL_FRACTION,
 ) -> Data:
-    """The samples of a data set, in any form that `verydeep.training.images.listing` knows.
+    """The samples of a data set, in any form that `verydeep.training.data.listing` knows.
 
     val: a second data set to validate with. Without one, the set's own val/ (or test/) is taken; without
     that either, `val_fraction` of each class, drawn by `seed`: the same images on every machine; of shards
@@ -160,7 +160,7 @@ def find(
     return Data(classes, tuple(learn), tuple(judge), tuple(warnings), digest, split)
 
 
-def open(sample: Sample | Item) -> str | bytes | NDArray[Any]:  # noqa: A001  # data.open reads well
+def open(sample: Sample | Item) -> str | bytes | NDArray[Any]:  # noqa: A001  # labelled.open reads well
     """What `verydeep.preprocess.decode` takes: a path, the bytes of a file, or (h, w, c) uint8.
 
     OSError where it cannot be had, as from an archive that is damaged there.

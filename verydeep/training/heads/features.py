@@ -28,7 +28,7 @@ from ...files.progress import stage
 from ...graphs import source_of
 from ...predictor import DECODING_THREADS, Failure, Predictor
 from ...preprocess import sized
-from ..images import data
+from ..data import labelled
 
 if TYPE_CHECKING:
     from ...preprocess import ImageLike, Size
@@ -59,7 +59,7 @@ def features_cache() -> Cache:
 
 def averages(
     predictor: Predictor,
-    photos: Sequence[data.Sample],
+    photos: Sequence[labelled.Sample],
     layers: Sequence[str],
     *,
     size: Size = None,
@@ -121,30 +121,30 @@ def averages(
 class _Files(Sequence["ImageLike"]):
     """Photos that are opened when they are needed; how many there are is known before."""
 
-    def __init__(self, photos: Sequence[data.Sample], which: Sequence[int]) -> None:
+    def __init__(self, photos: Sequence[labelled.Sample], which: Sequence[int]) -> None:
         self.photos, self.which = photos, which
 
     def __len__(self) -> int:
         return len(self.which)
 
     def __getitem__(self, at: Any) -> Any:
-        return data.open(self.photos[self.which[at]])
+        return labelled.open(self.photos[self.which[at]])
 
     def __iter__(self) -> Iterator[ImageLike]:
         for at in self.which:
             try:
-                image = data.open(self.photos[at])
+                image = labelled.open(self.photos[at])
             except OSError:  # gone since it was hashed
                 image = b""  # which is reported as an empty file
             yield image
 
 
-def digests_of(photos: Sequence[data.Sample], faults: dict[int, str]) -> list[str]:
+def digests_of(photos: Sequence[labelled.Sample], faults: dict[int, str]) -> list[str]:
     """SHA-256 of each photo's content; "" where it cannot be read, and then `faults` says why."""
 
-    def digest(photo: data.Sample) -> str | OSError:
+    def digest(photo: labelled.Sample) -> str | OSError:
         try:
-            image = data.open(photo)
+            image = labelled.open(photo)
             if isinstance(image, np.ndarray):
                 about = f"{image.shape} {image.dtype}".encode()
                 return hashlib.sha256(about + image.tobytes()).hexdigest()

@@ -32,14 +32,14 @@ from ...models import layers as module_layers
 from ...nets import Head, Network
 from ...predictor import Predictor
 from ...published import find_model
-from ..images import data as data_module
-from ..images.data import Sample
+from ..data import labelled
+from ..data.labelled import Sample
 from ..loop import Diverged
 from ..record import about, checkpoint, figures, folder, report
 from ..record.log import Log, read
 from ..record.result import TrainResult
 from ..signals import watched
-from . import linear_head
+from . import linear
 from .frozen import Frozen, frozen
 from .probe import candidates, choose
 
@@ -129,7 +129,7 @@ class Upper(nn.Module):
 
     def __init__(
         self, network: Network, tensors: Mapping[str, NDArray[Any]], first: int,
-        head: linear_head.LinearHead, scale: linear_head.Scaling, dropout: float,
+        head: linear.LinearHead, scale: linear.Scaling, dropout: float,
     ) -> None:  # fmt: skip
         super().__init__()
         self.names = network.head.layers
@@ -188,12 +188,10 @@ class Upper(nn.Module):
         scores: Tensor = self.head(F.dropout(joined, self.dropout, self.training))
         return scores
 
-    def solved(self) -> linear_head.LinearHead:
+    def solved(self) -> linear.LinearHead:
         """The head on averages as they are."""
         return self.scale.fold(
-            linear_head.LinearHead(
-                self.head.weight.detach().numpy(), self.head.bias.detach().numpy()
-            )
+            linear.LinearHead(self.head.weight.detach().numpy(), self.head.bias.detach().numpy())
         )
 
 
@@ -221,7 +219,7 @@ def run(
 ) -> TrainResult:
     """Fine-tune on labelled photos and write model.safetensors, report.html and the rest into `out`.
 
-    data, val: as `verydeep.training.images.data.find` takes them. resume: go on from the last checkpoint.
+    data, val: as `verydeep.training.data.labelled.find` takes them. resume: go on from the last checkpoint.
     device: as for `verydeep.load`; the upper blocks are trained on a CUDA device or the CPU.
     """
     return _Run(config, Path(out), device, event).train(data, val, resume)
@@ -262,7 +260,7 @@ class _Run:
             precision = begun["config"].get("precision", self.config.precision)
             self.config = replace(self.config, precision=precision)
         config = self.config
-        self.data = data_module.find(source, val, seed=config.seed)
+        self.data = labelled.find(source, val, seed=config.seed)
         folder.refuse_changes(self.folder, begun, config, self.data)
         self.model = modelfile.read(find_model(config.model))
         trunk = self.model.record.network
@@ -304,7 +302,7 @@ class _Run:
             raise DataError(f"no photo to train on can be read; {next(iter(self.bad.items()))}")
         parts = max(2, round(1 / config.hold))
         readable = np.flatnonzero(good)
-        fold = linear_head.folds(labels[readable], parts, seed=config.seed)
+        fold = linear.folds(labels[readable], parts, seed=config.seed)
         learn, hold = readable[fold != 0], readable[fold == 0]
         upper = self._start(views, labels, learn).to(self.where)
         optimiser = torch.optim.AdamW(groups(upper, config), weight_decay=config.decay)
@@ -345,7 +343,7 @@ class _Run:
                     within = _Within()
                 with _weights(upper, mean):
                     scores = self._scores(upper, views[0], hold)
-                line["hold_loss"] = linear_head.log_loss(scores, labels[hold])
+                line["hold_loss"] = linear.log_loss(scores, labels[hold])
                 line["hold_top1"] = float((scores.argmax(1) == labels[hold]).mean())
                 if not history or line["hold_loss"] < min(one["hold_loss"] for one in history):
                     best = {k: v.clone() for k, v in mean.items()}
@@ -374,8 +372,8 @@ class _Run:
             every, truth, classes, {self.network.head.layers: np.arange(every.shape[1])},
             seed=config.seed, groups=photo,
         )  # fmt: skip
-        scale = linear_head.scaling(every)
-        head = linear_head.solve(scale.apply(every), truth, classes, l2=chosen.l2, tolerance=1e-4)
+        scale = linear.scaling(every)
+        head = linear.solve(scale.apply(every), truth, classes, l2=chosen.l2, tolerance=1e-4)
         self.tell({
             "event": "note",
             "text": f"head solved: l2 {chosen.l2:g}, cross-validated top-1 {chosen.top1:.2%}; "
@@ -460,7 +458,7 @@ class _Run:
         with torch.no_grad():
             for name, value in upper.named_parameters():
                 value.copy_(best[name])
-        divide = linear_head.temperature(self._scores(upper, plain, hold), labels[hold])
+        divide = linear.temperature(self._scores(upper, plain, hold), labels[hold])
         with torch.no_grad():
             upper.head.weight.div_(divide)
             upper.head.bias.div_(divide)

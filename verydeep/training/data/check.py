@@ -26,8 +26,8 @@ from ...errors import DataError, ImageError
 from ...files.progress import stage
 from ...files.wording import some
 from ...preprocess import decode
-from . import data
-from .data import Data, Sample
+from . import labelled
+from .labelled import Data, Sample
 from .listing import Member, Streamed
 from .shards import is_stream
 
@@ -84,7 +84,7 @@ def check(
     size: int = 224,
     strict: bool = False,
 ) -> Check:
-    """Every image is decoded and compared; source and val are as for `verydeep.training.images.data.find`.
+    """Every image is decoded and compared; source and val as for `verydeep.training.data.labelled.find`.
 
     size: pixels a side of the network's input; smaller images are told of. strict: what is found is an
     error.
@@ -95,7 +95,7 @@ def check(
             "a check compares images in any order, which a stream cannot give; fetch some shards, and give "
             "their path"
         )
-    found = data.find(source, val)
+    found = labelled.find(source, val)
     result = Check(
         found.classes, len(found.train), len(found.val),
         (*_warned(found), *_findings(found, size, thorough=True)),
@@ -161,7 +161,7 @@ def _findings(found: Data, size: int, *, thorough: bool) -> Iterator[Finding]:
 
 def _look(sample: Sample, thorough: bool) -> _Seen:
     try:
-        content = data.open(sample)
+        content = labelled.open(sample)
         if isinstance(content, np.ndarray):
             digest = hashlib.blake2b(content.tobytes(), digest_size=16).digest()
             height, width = content.shape[:2]

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from ...engines.processor import cores
 from ...errors import ImageError
 from ...preprocess import Preprocess
-from . import data
-from .data import Sample
+from . import labelled
+from .labelled import Sample
 
 BATCH = 128
 
@@ -67,7 +67,7 @@ class Views:
 
 def pixels(sample: Sample, preprocess: Preprocess) -> NDArray[np.uint8]:
     """(h, w, 3) uint8; ImageError or OSError where the sample cannot be read."""
-    found = preprocess.pixels(data.open(sample))
+    found = preprocess.pixels(labelled.open(sample))
     if found.shape[2] == 1:
         found = np.repeat(found, 3, axis=2)
     return found if found.dtype == np.uint8 else np.rint(found).astype(np.uint8)

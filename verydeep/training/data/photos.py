@@ -20,12 +20,12 @@ from ...errors import ImageError
 from ...preprocess import decode
 from .. import draws
 from ..recipes import Config
-from . import data
+from . import labelled
 from .augment import cover
-from .data import Sample
+from .colours import Statistics, colour_shift
 from .feed import Batch
+from .labelled import Sample
 from .mixtures import mixed
-from .statistics import Statistics, colour_shift
 
 Indices = NDArray[np.int64]
 PROPORTIONS = (3 / 4, 4 / 3)  # of a crop of random area
@@ -98,7 +98,7 @@ class PhotoSource:
 
 def _view(sample: Sample, luck: NDArray[np.float64], config: Config) -> NDArray[np.uint8]:
     """(size, size, 3): a crop of the photo, cut and rescaled in one go."""
-    photo = decode(data.open(sample))
+    photo = decode(labelled.open(sample))
     if isinstance(photo, np.ndarray):  # of more than 8 bits
         photo = Image.fromarray(np.rint(photo).astype(np.uint8))
     box = _box(photo.width, photo.height, luck, config)

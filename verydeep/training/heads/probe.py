@@ -1,7 +1,7 @@
 """The recipe `probe`: a linear head solved on averages of a trained network's layers, in minutes.
 
 The trunk is never trained. Each photo goes through it once, by the fastest engine; what its layers
-average to is kept (`features.py`), and a logistic regression is solved on that (`linear_head.py`). Which
+average to is kept (`features.py`), and a logistic regression is solved on that (`linear.py`). Which
 layers, how strong a penalty and, where several are given, which input size: cross-validation on the
 training photos says, never the validation photos. The model file that comes out has a head "gap" on those
 layers, so every engine runs it, and what comes after the last of them is not computed.
@@ -31,14 +31,14 @@ from ...nets import Head, Network
 from ...predictor import Predictor, softmax
 from ...preprocess import Preprocess, sized
 from ...published import find_model
-from ..images import data as data_module
-from ..images.data import Sample
+from ..data import labelled
+from ..data.labelled import Sample
 from ..record import about, figures, folder, report
 from ..record.log import Log, read
 from ..record.result import TrainResult
-from . import linear_head
+from . import linear
 from .features import Averages, averages
-from .linear_head import LinearHead
+from .linear import LinearHead
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # l2, strongest first
 FIRST = 2  # of them: the one with which layers are compared
@@ -157,8 +157,8 @@ def choose(
     groups: photos of one group, such as copies, are held out together. Layers are compared with
     one penalty; then the penalty is made weaker as long as that helps, or stronger where it does not.
     """
-    scaled = linear_head.scaling(features).apply(features)
-    fold = linear_head.folds(labels, min(folds, len(labels)), groups=groups, seed=seed)
+    scaled = linear.scaling(features).apply(features)
+    fold = linear.folds(labels, min(folds, len(labels)), groups=groups, seed=seed)
     if not fold.any():  # all in one
         raise DataError(
             f"{len(labels)} photos to learn from, no two of which differ: nothing can be held out to "
@@ -172,14 +172,14 @@ def choose(
         scores = np.zeros((len(labels), classes), np.float32)
         for number in stage(range(int(fold.max()) + 1), f"trying l2 {penalty:g}", "fold"):
             mine = fold == number
-            made = linear_head.solve(
+            made = linear.solve(
                 part[~mine], labels[~mine], classes, l2=penalty, start=heads.get((layers, number)),
                 tolerance=ROUGH, limit=limit,
             )  # fmt: skip
             scores[mine] = made.scores(part[mine])
             heads[layers, number] = made
-        divide = linear_head.temperature(scores, labels)
-        loss = linear_head.log_loss(scores, labels, divide=divide)
+        divide = linear.temperature(scores, labels)
+        loss = linear.log_loss(scores, labels, divide=divide)
         top1 = float((scores.argmax(axis=1) == labels).mean())
         tried.append(_Tried(layers, penalty, scores, divide, top1, loss))
         return tried[-1]
@@ -219,8 +219,8 @@ def familiarity(
         strangers[:, part] = (mean[part] + draw.permuted(learnt[:, part], axis=1)) / 2
         begin += width
     both = np.concatenate([learnt, strangers])
-    scale = linear_head.scaling(both)
-    head = scale.fold(linear_head.solve(
+    scale = linear.scaling(both)
+    head = scale.fold(linear.solve(
         scale.apply(both), np.repeat((0, 1), len(learnt)), 2, l2=FAMILIAR_L2, tolerance=ROUGH,
     ))  # fmt: skip
     weight = head.weight[:1] - head.weight[1:]
@@ -272,7 +272,7 @@ def run(
 ) -> TrainResult:
     """Solve a head on labelled photos and write model.safetensors, report.html and the rest into `out`.
 
-    data, val: as `verydeep.training.images.data.find` takes them. resume: on a finished run, nothing is
+    data, val: as `verydeep.training.data.labelled.find` takes them. resume: on a finished run, nothing is
     done; of one that was stopped, the features that it computed are there. event: is given each line of the
     log. Raises DataError, LayerError or OutputError before long work where something is wrong.
     """
@@ -291,7 +291,7 @@ class _Run:
 
     def train(self, source: object, val: object, resume: bool) -> TrainResult:
         config = self.config
-        self.data = data_module.find(source, val, seed=config.seed)
+        self.data = labelled.find(source, val, seed=config.seed)
         if resume:
             folder.refuse_changes(self.folder, folder.begun(self.folder), config, self.data)
         model = modelfile.read(find_model(config.model))
@@ -329,8 +329,8 @@ class _Run:
         size, made, chosen = best
         good, labels = ~np.isnan(made.values[:, 0]), np.array([s.label for s in self.data.train])
         features = np.ascontiguousarray(made.values[good][:, chosen.columns])
-        scale = linear_head.scaling(features)
-        head = linear_head.solve(
+        scale = linear.scaling(features)
+        head = linear.solve(
             scale.apply(features), labels[good], len(classes), l2=chosen.l2, tolerance=FINE,
             limit=config.epochs,
         )  # fmt: skip
@@ -423,7 +423,7 @@ class _Run:
             columns[layers] = np.concatenate([of[name] for name in layers])
         at = np.flatnonzero(good)
         if len(at) > JUDGED:
-            shares = linear_head.folds(labels[at], -(-len(at) // JUDGED), seed=self.config.seed)
+            shares = linear.folds(labels[at], -(-len(at) // JUDGED), seed=self.config.seed)
             at = at[shares == 0]
         return choose(
             made.values[at], labels[at], len(self.data.classes), columns, l2=self.config.l2,
@@ -438,7 +438,7 @@ class _Run:
         """What all scores have in common; small beside what tells classes apart."""
         at = np.random.default_rng(self.config.seed).permutation(len(labels))[:JUDGED]
         folds = min(self.config.folds, len(at))
-        fold = linear_head.folds(labels[at], folds, groups=names[at], seed=self.config.seed)
+        fold = linear.folds(labels[at], folds, groups=names[at], seed=self.config.seed)
         widths = [self.predictor.record.network.layer(name).outputs for name in chosen.layers]
         known = familiarity(features[at], fold, widths, self.config.seed)
         size = np.float32(FAMILIAR_SHARE * chosen.held_out.std() / chosen.temperature)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ...errors import DataError, ImageError
 from ...preprocess import Preprocess, decode
-from . import data
-from .data import Sample
+from . import labelled
+from .labelled import Sample
 
 MOST_BYTES = 8 * 2**30
 
@@ -46,7 +46,7 @@ def pictures(samples: Sequence[Sample], size: int, threads: int = 0) -> Pictures
             f"{len(samples)} images of {size}x{size} need {needed / 2**30:.1f} GiB of memory; "
             "set memory=false to read them again each epoch"
         )
-    whole = data.stacked(samples)
+    whole = labelled.stacked(samples)
     if whole is not None and whole.shape[1:3] == (size, size):
         rgb = np.repeat(whole, 3, axis=3) if whole.shape[3] == 1 else whole
         return Pictures(rgb, tuple(samples))
@@ -58,7 +58,7 @@ def pictures(samples: Sequence[Sample], size: int, threads: int = 0) -> Pictures
 
     def load(index: int) -> str | None:
         try:
-            decoded = decode(data.open(samples[index]))
+            decoded = decode(labelled.open(samples[index]))
             if isinstance(decoded, np.ndarray):
                 sides[index] = min(decoded.shape[:2])
                 pixels = fit.pixels(decoded, range=(0, 255))

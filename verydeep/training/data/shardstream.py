@@ -20,12 +20,12 @@ from ...engines.processor import cores
 from ...errors import DataError
 from .. import draws
 from ..recipes import Config
-from .data import Sample
+from .colours import Statistics
 from .feed import Batch, Feed
+from .labelled import Sample
 from .listing import Streamed
-from .photosource import PhotoSource
+from .photos import PhotoSource
 from .shards import entries, forget
-from .statistics import Statistics
 from .views import BATCH, Views
 
 Indices = NDArray[np.int64]
