@@ -147,6 +147,8 @@ WRAPPINGS: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
     "lightning, a weighted loss": lambda w: {
         "state_dict": {**{f"model.{k}": t for k, t in w.items()}, "criterion.weight": torch.ones(5)}
     },
+    "a model of timm in transformers": lambda w: {f"timm_model.{k}": t for k, t in w.items()},
+    "beside its averages": lambda w: {"model": w, "ema_model": w, "args": {"lr": 0.1}},
     "somebody's own": lambda w: {f"student.net.{k}": t for k, t in w.items()},
     "a loss's, in parallel": lambda w: {
         **{f"module.model.module.{k}": t for k, t in w.items()},
@@ -224,6 +226,32 @@ OTHER_HEADS: dict[str, tuple[Callable[[], dict[str, torch.Tensor]], str]] = {
         },
         r"it has no fc layer number 4",
     ),
+    "a linear layer on whole maps": (
+        lambda: {**headless(), "classifier.weight": torch.zeros(5, 1568)},
+        r"one FC layer on whole maps",
+    ),
+    "timm's without its last layer": (
+        lambda: {
+            **headless(), "pre_logits.fc1.weight": torch.zeros(256, 32, 7, 7),
+            "pre_logits.fc2.weight": torch.zeros(256, 256, 1, 1),
+        },
+        r"it has no fc6",
+    ),
+    "the whole of SSD": (  # of whose names the trunk's are fewer than half
+        lambda: {
+            **renamed("vgg.{}"), "L2Norm.weight": torch.zeros(32),
+            **{f"{part}.{n}.weight": torch.zeros(8, 8, 3, 3) for part in ("loc", "conf", "extras")
+               for n in range(12)},
+        },
+        r"no place for 'vgg\.0\.weight'",
+    ),
+    "the encoder of U-Net": (
+        lambda: {
+            **{f"encoder.{k}": t for k, t in headless().items()},
+            **{f"decoder.blocks.{n}.conv.weight": torch.zeros(8, 8, 3, 3) for n in range(40)},
+        },
+        r"no place for 'encoder\.features\.0\.weight'",
+    ),
     "a head of a name that nobody knows": (
         lambda: {**headless(), "decide.0.weight": torch.zeros(5, 32)},
         r"no place for 'decide\.0\.weight'",
@@ -236,13 +264,24 @@ def test_the_convolutions_under_any_head_can_be_taken(script: str, tmp_path: Pat
     make, reason = OTHER_HEADS[script]
     torch.save(make(), tmp_path / "in.pth")
     with pytest.raises(
-        WeightsError, match=rf"{reason}.*; `verydeep weights convert --trunk` takes"
+        WeightsError, match=rf"{reason}.*(; `verydeep weights convert --trunk` takes|with --trunk)"
     ):
         convert.load_weights(tmp_path / "in.pth")
     found = convert.load_weights(tmp_path / "in.pth", trunk=True)
     assert found.network == small("vgg16", classes=0)
     for key, tensor in headless().items():
         np.testing.assert_array_equal(found.tensors[key], tensor.numpy())
+
+
+@pytest.mark.parametrize("trunk", [False, True])
+def test_of_two_networks_none_is_chosen(trunk: bool, tmp_path: Path) -> None:
+    both = {
+        f"{whose}.{k}": t for whose in ("student", "teacher") for k, t in state(small()).items()
+    }
+    torch.save(both, tmp_path / "in.pth")
+    line = r"two networks, 'student\.features\.0\.weight' of one and 'teacher\.features\.0\.weight' of the"
+    with pytest.raises(WeightsError, match=line):
+        convert.load_weights(tmp_path / "in.pth", trunk=trunk)
 
 
 @pytest.mark.parametrize(

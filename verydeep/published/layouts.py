@@ -100,6 +100,11 @@ LAYOUTS = {
 # What wrappers put on the way to a network, at any depth: DataParallel, torch.compile.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")
 
+
+class _TwoNetworksError(WeightsError):
+    """Two trunks under different prefixes, of which nothing says which is meant."""
+
+
 Places = dict[str, dict[str, NDArray[Any]]]  # place -> torch's part ("weight") -> array as stored
 
 
@@ -129,13 +134,14 @@ def arrange(
         require("layout", layout, LAYOUTS, WeightsError)
     if network is not None:
         require("network", network, nets.NETWORKS, WeightsError)
-    layout, matches, beside = _matched(tensors, layout)
+    only = layout
+    layout, matches, beside, rival = _matched(tensors, only, anywhere=trunk)
     strangers = [name for name, match in matches.items() if match is None]
     if not trunk and (len(strangers) > len(beside) or len(strangers) == len(tensors)):
         raise WeightsError(
             f'these are not the weights of one of our networks: nearest to layout "{layout}" '
             f"({LAYOUTS[layout].about}), but it has no place for {_some(strangers)}"
-            + _advice(tensors, network, layout)
+            + _advice(tensors, network, only)
         )
     places = _placed(tensors, matches)
     tries = []
@@ -159,7 +165,13 @@ def arrange(
         raise WeightsError(
             f"these tensors are no network of the table; the nearest is {net.name}, width {net.width:g}, "
             f"{net.in_channels} input channels: {problems[0]}{more}"
-            + ("" if trunk else _advice(tensors, network, layout))
+            + ("" if trunk else _advice(tensors, network, only))
+        )
+    if rival:
+        first = next(name for name, match in matches.items() if match)
+        raise _TwoNetworksError(
+            f"it holds two networks, {first!r} of one and {rival!r} of the other; save the state_dict() of "
+            "the one that is meant"
         )
     if beside and not trunk:
         log.info(f"left out {_some(beside)}, beside the network")
@@ -172,10 +184,12 @@ def _some(names: Sequence[str]) -> str:
     return repr(names[0]) + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
 
 
-def _advice(tensors: Tensors, network: str | None, layout: str) -> str:
+def _advice(tensors: Tensors, network: str | None, layout: str | None) -> str:
     """What helps, if it does."""
     try:
         arrange(tensors, network=network, layout=layout, trunk=True)
+    except _TwoNetworksError as error:
+        return f"; {error}"
     except WeightsError:
         return ""
     return "; `verydeep weights convert --trunk` takes its convolutions alone"
@@ -184,24 +198,34 @@ def _advice(tensors: Tensors, network: str | None, layout: str) -> str:
 Matches = dict[str, tuple[str, str] | None]  # name -> its place, and torch's name for the part
 
 
-def _matched(tensors: Tensors, only: str | None) -> tuple[str, Matches, list[str]]:
-    """The layout that knows the most names, where they belong, and those without the prefix of most."""
+def _matched(
+    tensors: Tensors, only: str | None, *, anywhere: bool
+) -> tuple[str, Matches, list[str], str]:
+    """The layout that knows the most names, where they belong, and those without the prefix of most.
+
+    anywhere: any prefix will do, so that a trunk is found in a larger network. Last, a name that as many
+    would be known with, under another prefix; "" where there is none.
+    """
     bare = {name: _WRAPPERS.sub("", name) for name in tensors}
     counts = Counter(
         name[: dot.end()] for name in bare.values() for dot in re.finditer(r"\.", name)
     )
-    best: tuple[int, str, Matches, list[str]] | None = None
-    for prefix in ("", *(one for one, count in counts.items() if 2 * count > len(bare))):
+    known: set[str] = set()
+    best: tuple[str, Matches, list[str]] | None = None
+    rival = ""
+    for prefix in ("", *(p for p, count in counts.items() if anywhere or 2 * count > len(bare))):
         beside = [name for name, text in bare.items() if not text.startswith(prefix)]
         for layout in [only] if only else LAYOUTS:
             matches: Matches = dict.fromkeys(bare)
             for name in bare.keys() - beside:
                 matches[name] = _match(bare[name].removeprefix(prefix), LAYOUTS[layout])
-            unknown = list(matches.values()).count(None)
-            if best is None or unknown < best[0]:
-                best = unknown, layout, matches, beside
+            here = {name for name, match in matches.items() if match}
+            if best is None or len(here) > len(known):
+                known, best, rival = here, (layout, matches, beside), ""
+            elif known and len(here) == len(known) and known.isdisjoint(here):
+                rival = next(name for name in bare if name in here)
     assert best
-    return best[1:]
+    return *best, rival
 
 
 def _placed(tensors: Tensors, matches: Matches) -> Places:
@@ -307,6 +331,13 @@ def _heads(places: Places, averages: tuple[str, ...]) -> Iterator[Head]:
         return
     classes = 0 if "fc#1" in places else _outputs(places, ("classifier", "fc#0"))
     if classes and not averages:
+        weights = [parts["weight"] for parts in places.values() if "weight" in parts]
+        channels = sum(len(weight) for weight in weights if weight.ndim == 4)
+        if any(w.ndim == 2 and w.size > classes * channels for w in weights):
+            raise WeightsError(
+                "its head is one FC layer on whole maps, which the table does not have; leave it out with "
+                "--trunk"
+            )
         raise WeightsError(
             "its head is one FC layer on global averages, and no file says of which layers: name them "
             "with --averages (Keras's include_top=False averages pool5), or leave it out with --trunk"
