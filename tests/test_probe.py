@@ -20,8 +20,9 @@ from verydeep.errors import DataError, LayerError, OutputError
 from verydeep.predictor import softmax
 from verydeep.training.data.labelled import find
 from verydeep.training.heads import features as features_module
+from verydeep.training.heads.choosing import candidates, choose, familiarity
 from verydeep.training.heads.features import averages
-from verydeep.training.heads.probe import ProbeConfig, candidates, choose, familiarity, run
+from verydeep.training.heads.probe import ProbeConfig, run
 
 from .conftest import Outcome, Run
 from .tiny import model_file, tiny

@@ -40,8 +40,8 @@ from ..record.log import Log, read
 from ..record.result import TrainResult
 from ..signals import watched
 from . import linear
+from .choosing import candidates, choose
 from .frozen import Frozen, frozen
-from .probe import candidates, choose
 
 Event = Callable[[Mapping[str, Any]], None]
 
