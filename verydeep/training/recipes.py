@@ -69,7 +69,8 @@ class Config:
     are read again each epoch, rescaled so that the shorter side is drawn from `scales`, and cropped;
     without scales the crop is of `area` or more of the photo.
     flip, cover (side of a covered square, a part of `size`; 0 for none), colour (deviation of the paper's
-    colour shift), mixup, cutmix (alpha, 0 for none; with both, each batch image gets the one or the other).
+    colour shift), jitter (how far brightness, contrast and saturation go from 1 times what they are),
+    mixup, cutmix (alpha, 0 for none; with both, each batch image gets the one or the other).
 
     precision: "fp32", "bf16", or "auto", the faster here. layout: "default", "channels-last" or "auto".
     compile: by torch.compile. sync_norm: batch norm over all processes. threads: that prepare images, 0
@@ -112,6 +113,7 @@ class Config:
     flip: bool = True
     cover: float = 0.25
     colour: float = 0.0
+    jitter: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -130,7 +132,7 @@ class Config:
                 "warmup": (0, None),
                 "patience": (1, None), "drops": (0, None), "momentum": (0, 1), "decay": (0, None),
                 "clip": (0, None), "average": (0, 1), "smoothing": (0, 1), "dropout": (0, 1),
-                "padding": (0, 0.9), "cover": (0, 1), "colour": (0, None),
+                "padding": (0, 0.9), "cover": (0, 1), "colour": (0, None), "jitter": (0, 1),
                 "area": (0.01, 1), "mixup": (0, None), "cutmix": (0, None), "threads": (0, None),
                 "checkpoint_minutes": (0, None),
             },
