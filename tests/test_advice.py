@@ -1,66 +1,42 @@
-"""What messages advise is there: each command, option, setting, extra, keyword and variable that one names.
+"""What messages advise: all of it is followed in a test, and each word that it names is there.
 
-By machine, from the source itself: a message that comes later is held to the same. That the advice also
-helps is tested where its error is; `range=` is followed here.
+By machine, from the source itself, so that a message that comes later is held to the same. The tests that
+follow are in `tests/advice/`, by area, and say which words they follow (`advice.following.follows`).
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 
 import click
-import numpy as np
-import pytest
 
-import verydeep
 from verydeep.cli import cli
-from verydeep.errors import ImageError
 from verydeep.training import recipes
 
-from .tiny import model_file
+from .advice import following
 
 ROOT = Path(__file__).resolve().parent.parent
-SAID = {"info", "warning", "error", "warn_once", "echo", "MissingExtraError", "say", "told"}
 
+# What no test can follow, by words of the message, and why.
+NOT_FOLLOWED = {
+    "install what onnxruntime-gpu needs": "NVIDIA's libraries, and a GPU: see tests/test_gpu.py",
+    "run `git lfs pull`": "git's own command, on a repository's server",
+}
 
-def messages() -> Iterator[tuple[str, str]]:
-    """(where, text) of what is raised, warned of or said; what is filled in stands as {}."""
-    for file in sorted((ROOT / "verydeep").rglob("*.py")):
-        if file.parent.name == "pictures":  # whose texts are drawings
-            continue
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            said: list[ast.expr] = []
-            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-                said = [*node.exc.args]
-            elif isinstance(node, ast.Call):
-                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-                if (
-                    name in SAID
-                    or name.endswith("Error")
-                    or name in ("Finding", "Verdict", "append")
-                ):
-                    said = [*node.args]
-            for one in said:
-                text = "".join(_text(one))
-                if text and not text.startswith("<"):  # which is a drawing
-                    yield f"{file.relative_to(ROOT)}:{node.lineno}", text
-
-
-def _text(node: ast.AST) -> Iterator[str]:
-    if isinstance(node, ast.Constant):
-        yield node.value if isinstance(node.value, str) else ""
-    elif isinstance(node, ast.JoinedStr):
-        for part in node.values:
-            yield from _text(part) if isinstance(part, ast.Constant) else ("{}",)
-    elif isinstance(node, ast.BinOp | ast.IfExp):
-        for part in ast.iter_child_nodes(node):
-            yield from _text(part)
+# Texts that advise nothing, though they look it.
+NO_ADVICE = {
+    "load s": "a column's title",
+    "check train": "names of verbs",
+    "export quantize models weights cache": "names of verbs",
+    "name network file url size_bytes": "names of fields",
+    "check with": "what photos are for",
+}
 
 
 def commands(group: click.Group, way: str = "") -> Iterator[tuple[str, click.Command]]:
@@ -76,11 +52,52 @@ def commands(group: click.Group, way: str = "") -> Iterator[tuple[str, click.Com
 COMMANDS = dict(commands(cli))
 OPTIONS = {option for one in (cli, *COMMANDS.values()) for p in one.params for option in p.opts}
 OPTIONS |= {"--help", "--nproc-per-node", "--upgrade"}  # of every command, of torchrun, of pip
-MESSAGES = sorted(set(messages()))
+MESSAGES = sorted(
+    (where, text)
+    for where, text in set(following.texts())
+    if " " in text and not following.NO_WORDS.search(text) and "/pictures/" not in where
+)
 
 
 def advised(pattern: str) -> list[tuple[str, str]]:
     return [(where, found) for where, text in MESSAGES for found in re.findall(pattern, text)]
+
+
+def words_followed() -> dict[str, str]:
+    """The words that tests follow, and which test it is."""
+    words = {}
+    for file in sorted((ROOT / "tests" / "advice").glob("test_*.py")):
+        module = importlib.import_module(f"tests.advice.{file.stem}")
+        for name, test in vars(module).items():
+            for one in getattr(test, "words", ()):
+                assert name.startswith("test_"), name
+                words[one] = f"{file.name}::{name}"
+    return words
+
+
+FOLLOWED = words_followed()
+
+
+def unfollowed() -> Iterator[tuple[str, str, str]]:
+    """(where, what is advised, the message) of all advice that nothing follows."""
+    known = (*FOLLOWED, *NOT_FOLLOWED, *NO_ADVICE)
+    for where, text, spans in following.messages():
+        covered = [m.span() for words in known for m in re.finditer(re.escape(words), text)]
+        for start, end in spans:
+            if not any(first <= start and end <= last for first, last in covered):
+                yield where, text[start:end], text
+
+
+def test_every_advice_is_followed() -> None:
+    """What is listed here needs a test in tests/advice/, or a reason above why it can have none."""
+    assert not list(unfollowed())
+
+
+def test_what_is_followed_is_said() -> None:
+    """No test follows, and no reason excuses, what no message says any more."""
+    texts = [text for _, text in following.texts()]
+    for words in (*FOLLOWED, *NOT_FOLLOWED, *NO_ADVICE):
+        assert any(words in text for text in texts), words
 
 
 def test_commands_that_are_advised_are_there() -> None:
@@ -151,24 +168,3 @@ def test_keywords_that_are_advised_are_taken() -> None:
     assert len(found) > 5
     for where, keyword in found:
         assert keyword in taken, (where, keyword)
-
-
-def test_range_is_taken_as_it_is_advised(tmp_path: Path) -> None:
-    predictor = verydeep.load(model_file(tmp_path / "m.safetensors"))
-    image = np.random.default_rng(0).random((40, 40, 3), np.float32)
-    with pytest.raises(ImageError) as refused:
-        predictor(image)
-    advice = re.search(r"range=(\([\d, ]+\))", str(refused.value))
-    assert advice
-    black_white = ast.literal_eval(advice[1])
-    answer = predictor(image, range=black_white)
-    assert predictor((image * 255).round().astype(np.uint8)).label == answer.label
-    for verb in (predictor.scores, predictor.features, partial(verydeep.explain, predictor),
-                 partial(verydeep.show, predictor, size=40)):  # fmt: skip
-        with pytest.raises(ImageError, match="range="):
-            verb(image)
-        verb(image, range=black_white)
-    assert verydeep.explain(predictor, image, range="0..1").label == answer.label
-    shown = verydeep.show(predictor, image, size=40, range=(0, 1)).answer
-    assert shown
-    assert shown.label == answer.label

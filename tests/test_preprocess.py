@@ -875,7 +875,7 @@ def test_an_image_of_a_subclass_is_an_image_and_no_array() -> None:
 
 def test_sizes_beyond_all_memory_are_one_line() -> None:
     record = Preprocess(resize="none", resize_size=None, crop_size=10**7)
-    with pytest.raises(ImageError, match=r"not enough memory to resize or crop it; ask for a smal"):
+    with pytest.raises(ImageError, match=r"not enough memory to resize it; ask for a smal"):
         record.pixels(noise(4, 4))
 
 

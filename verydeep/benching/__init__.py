@@ -112,7 +112,8 @@ def bench(
             f"batches are {batches} and rounds {rounds}; expected numbers of 1 or more"
         )
     wanted = _listed(precisions, ALLOWED)
-    entrants = _entrants(_listed(engines, [*(kind.name for kind in installed()), "auto"]), wanted)
+    able = [kind.name for kind in installed() if not set(wanted).isdisjoint(kind.precisions)]
+    entrants = _entrants(_listed(engines, [*able, "auto"]), wanted)
     with tempfile.TemporaryDirectory(prefix="verydeep-bench-", ignore_cleanup_errors=True) as name:
         place = Path(name)
         path, environment = _model(model, place)

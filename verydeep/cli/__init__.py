@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -101,6 +102,12 @@ def _usage(error: click.ClickException) -> str:
     ctx = getattr(error, "ctx", None)
     if ctx and type(error).__name__ == "NoArgsIsHelpError":
         return str(ctx.get_help())
+    if isinstance(error, click.NoSuchOption):
+        # click compares the dashes too, and finds --top near --foo
+        near = [one.lstrip("-") for one in error.possibilities or ()]
+        name = error.option_name.lstrip("-")
+        near = [f"--{one}" for one in get_close_matches(name, near)]
+        error = click.NoSuchOption(error.option_name, possibilities=near, ctx=ctx)
     message = " ".join(error.format_message().split()).rstrip(".")
     return f"verydeep: {message}{f'; see {ctx.command_path} --help' if ctx else ''}"
 

@@ -128,8 +128,8 @@ class Cache:
         if size > self.limit_bytes:
             warn_once(
                 f"{name} needs {_megabytes(size)}, more than the cache's limit of "
-                f"{_megabytes(self.limit_bytes)}; it is prepared anew every time "
-                "(VERYDEEP_CACHE_LIMIT=4GB raises the limit)"
+                f"{_megabytes(self.limit_bytes)}; it is prepared anew every time; "
+                f"VERYDEEP_CACHE_LIMIT={size // 1_000_000 + 1}MB is enough for it"
             )
             return False
         try:

@@ -176,7 +176,7 @@ class Preprocess:
         if new[0] * new[1] > pixel_limit():
             raise ImageError(
                 f"{name_of(image)}: {width} x {height} pixels would be resized to {new[1]} x "
-                f"{new[0]}, more than {pixel_limit()} pixels; crop it first"
+                f"{new[0]}, more than {pixel_limit()} pixels; crop it first, or ask for a smaller size"
             )
         try:
             if self.detail is not None and self.detail < min(height, width):
@@ -187,7 +187,7 @@ class Preprocess:
             return np.array(_centre_crop(self._scaled(source, new), self.crop_size))
         except MemoryError as error:
             raise ImageError(
-                f"{name_of(image)}: not enough memory to resize or crop it; ask for a smaller size"
+                f"{name_of(image)}: not enough memory to resize it; ask for a smaller size"
             ) from error
 
     def _scaled(self, source: Image.Image | Pixels, new: tuple[int, int]) -> Pixels:

@@ -48,7 +48,7 @@ _COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")  # what PIL loads at once; the re
 # what to do with a file that is no image; else it is exported as one
 _ADVICE = {
     "a zip archive": "unpack it",
-    "a NumPy array": "load it with numpy.load and give the array",
+    "a NumPy array": "give the array that numpy.load makes of it, or export it as PNG",
 }
 
 
@@ -223,7 +223,7 @@ def _failed(error: Exception) -> ImageError:
     if isinstance(error, Image.DecompressionBombError):
         return ImageError(
             f"larger than {pixel_limit()} pixels, perhaps a decompression bomb; scale it "
-            "down first, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+            "down first; a program that trusts it may raise PIL.Image.MAX_IMAGE_PIXELS"
         )
     if isinstance(error, MemoryError):
         return ImageError("not enough memory to decode it; scale it down first")

@@ -162,8 +162,8 @@ def quantise_pixels(
     for images, purpose in ((calibrate, "calibrate on"), (check, "check with")):
         if len(images) < FEWEST:
             raise DataError(
-                f"{len(images)} photos to {purpose}; expected {FEWEST} or more, "
-                "and a few hundred are better"
+                f"{len(images)} photos to {purpose}; expected {FEWEST} or more to calibrate on and as many "
+                "to check with, and a few hundred are better"
             )
     floats = None if floats is None else named(floats)
     network = model.record.network.cut(("prob",))  # all that scores need, and no more
