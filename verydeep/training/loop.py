@@ -27,11 +27,10 @@ from ..preprocess import Preprocess
 from . import draws
 from .data.feed import Batch, Feed
 from .muon import Muon
-from .parallel import ALONE, Group
+from .parallel import ALONE, Group, synced
 from .precision import arithmetic
 from .recipes import Config
 from .schedule import drops_after, rate_at, side_at
-from .syncnorm import synced
 
 Event = Callable[[dict[str, Any]], None]
 TOLD_PER_EPOCH = 20  # lines of the log within an epoch, at most
