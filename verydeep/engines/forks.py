@@ -1,4 +1,4 @@
-"""What is the whole process's: locks that are free after a fork, engines opened anew there, its stdout.
+"""What is the whole process's: locks that are free after a fork, engines opened anew there, stdout, Ctrl-C.
 
 A fork copies the memory of a process and none of its threads. A lock that another thread holds at that
 moment would stay locked in the child for ever, and an engine would wait for threads that it does not have.
@@ -10,11 +10,15 @@ import ctypes
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from threading import RLock
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
+
+T = TypeVar("T")
+HEED_SECONDS = 0.1  # after which Ctrl-C is heard at the latest
 
 # their `in_child()` is called in every child that is forked while they live, before all else
 WATCHED: WeakSet[Any] = WeakSet()
@@ -42,6 +46,22 @@ class Turns:
 def never_destroy(thing: object) -> None:
     """Keep it until the process ends, and then as well: its destructor would wait for lost threads."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def awaited(running: Future[T], stop: Callable[[], object]) -> T:
+    """What it comes to. At Ctrl-C it is told to stop, and has stopped before the KeyboardInterrupt goes on.
+
+    Ctrl-C is heard by the main thread alone, and only while that runs Python: so long work of an engine
+    runs in another thread.
+    """
+    try:
+        while not wait([running], HEED_SECONDS).done:  # which Windows does not interrupt
+            pass
+    except KeyboardInterrupt:
+        stop()
+        wait([running])
+        raise
+    return running.result()
 
 
 @contextmanager

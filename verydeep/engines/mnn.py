@@ -6,11 +6,16 @@ tiles are quicker, and `fast`.
 MNN reads a file of its own, which its converter makes from an ONNX file; both are made in the cache. The
 converter is called as the library function it is: the package's own command for it tries to install a
 logger and report to its vendor.
+
+What MNN does holds Python's lock: meanwhile no thread decodes, no progress moves, and Ctrl-C is not heard.
+So the converter has a process of its own, and a batch is computed a few images at a time.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +32,12 @@ FILE = "graph.mnn"
 # MNN's hint of that name: 1 allows the smallest Winograd tiles alone, 3, its default, the largest
 WINOGRAD_MEMORY_LEVEL, SMALL_TILES = 3, 1
 SPARE_BYTES = 1 << 20  # beside the weights: the graph itself
+PIECE_PIXELS = (
+    200_000  # of three channels: four images of 224x224, a third of a second on two cores
+)
+CONVERTER = (
+    "import sys, _tools; sys.exit(not _tools.mnnconvert(sys.argv[1:]))"  # it has no other name
+)
 
 _EXECUTOR = Turns()  # all graphs share what evaluates MNN's expressions
 _pool_of = 0  # the process that MNN's one pool of threads was made in
@@ -75,15 +86,15 @@ def _convert(source: Source, folder: Path) -> None:
 def convert(onnx: Path, file: Path, text: str, least_bytes: int, *options: str) -> None:
     """An ONNX file to MNN's. text: what the file says about itself. least_bytes: that it must have."""
     words = ["verydeep", "-f", "ONNX", "--modelFile", str(onnx), "--MNNModel", str(file)]
-    with silenced() as lines:
-        import _tools  # MNN's converter; its package gives it no other name
-
-        done = _tools.mnnconvert([*words, "--bizCode", text, *options])
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", CONVERTER, *words, "--bizCode", text, *options],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+    )  # fmt: skip
     size = file.stat().st_size if file.exists() else 0
-    if not done or size < least_bytes:  # the converter does not notice that a disk is full
+    if done.returncode or size < least_bytes:  # the converter does not notice that a disk is full
         raise EngineError(
             f"mnn did not take the graph: its converter wrote {size} bytes of at least {least_bytes}; "
-            f"{_complaint(lines)}"
+            f"{_complaint(done.stdout.decode('utf-8', 'replace').splitlines())}"
         )
 
 
@@ -110,11 +121,16 @@ def _load(file: Path, engine: Engine) -> Run:
     def run(pixels: np.ndarray, keep: object = manager) -> dict[str, np.ndarray]:  # noqa: ARG001
         # "NCHW" here only means: these dimensions, in this order
         kind = expr.uint8 if pixels.dtype == np.uint8 else expr.float
-        with _EXECUTOR.lock:
-            values = module.forward([expr.const(pixels, list(pixels.shape), expr.NCHW, kind)])
-            # read() gives a view of memory that MNN uses again
-            arrays = [np.array(expr.convert(value, expr.NCHW).read()) for value in values]
-        return dict(zip(outputs, arrays, strict=True))
+        count = max(1, 3 * PIECE_PIXELS // pixels[0].size)
+        rows = []
+        for start in range(0, len(pixels), count):
+            piece = pixels[start : start + count]
+            with _EXECUTOR.lock:
+                values = module.forward([expr.const(piece, list(piece.shape), expr.NCHW, kind)])
+                # read() gives a view of memory that MNN uses again
+                rows.append([np.array(expr.convert(v, expr.NCHW).read()) for v in values])
+        whole = rows[0] if len(rows) == 1 else map(np.concatenate, zip(*rows, strict=True))
+        return dict(zip(outputs, whole, strict=True))
 
     return run
 

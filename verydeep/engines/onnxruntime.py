@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime
 
 from ..errors import EngineError
+from .forks import awaited
 
 if TYPE_CHECKING:
     from ..graphs import Source
     from . import Engine, Run, Settings
 
 PACKED_FROM = 4  # images in a batch
+LONG_PIXELS = 3 * 300_000  # more than some half a second of work, which is to stop at Ctrl-C
 
 # CUDA's own default multiplies in TF32, which keeps ten bits
 PROVIDERS: dict[str, list[object]] = {
@@ -63,8 +67,15 @@ def prepare(engine: Engine) -> Run:
             "onnxruntime-gpu needs"
         )
     names = list(engine.source.outputs)
+    beside = ThreadPoolExecutor(1, "verydeep-onnxruntime")
 
     def run(pixels: np.ndarray, keep: object = values) -> dict[str, np.ndarray]:  # noqa: ARG001
-        return dict(zip(names, session.run(names, {"pixels": pixels}), strict=True))
+        given = names, {"pixels": pixels}
+        if pixels[0].size * len(pixels) < LONG_PIXELS or current_thread() is not main_thread():
+            return dict(zip(names, session.run(*given), strict=True))
+        options = onnxruntime.RunOptions()
+        running = beside.submit(session.run, *given, options)
+        outputs = awaited(running, lambda: setattr(options, "terminate", True))
+        return dict(zip(names, outputs, strict=True))
 
     return run

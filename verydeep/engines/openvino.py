@@ -9,12 +9,13 @@ import ctypes
 import os
 import sys
 from collections.abc import Container
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .forks import never_destroy, silenced
+from .forks import HEED_SECONDS, never_destroy, silenced
 
 if TYPE_CHECKING:
     from ..graphs import Source
@@ -79,8 +80,17 @@ def prepare(engine: Engine) -> Run:
         used = requests[: len(parts)]
         for request, part in zip(used, parts, strict=True):
             request.start_async({0: part}, share_inputs=True)
-        for request in used:
-            request.wait()
+        try:
+            for request in used:
+                while not request.wait_for(round(HEED_SECONDS * 1000)):
+                    pass
+        except KeyboardInterrupt:  # the requests are free again when they have stopped
+            for request in used:
+                request.cancel()
+            for request in used:
+                with suppress(RuntimeError):
+                    request.wait()
+            raise
         views = [[r.get_output_tensor(i).data for r in used] for i in range(len(names))]
         return {  # copies, since the requests' own memory is written to by the next call
             name: np.concatenate(rows) if len(rows) > 1 else rows[0].copy()

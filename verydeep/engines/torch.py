@@ -8,15 +8,16 @@ new ones, where the calling thread would wait for those that it lost.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import EngineError
-from .forks import Turns
+from .forks import Turns, awaited
 
 if TYPE_CHECKING:
     from ..graphs.writer import Graph
@@ -39,8 +40,9 @@ def prepare(engine: Engine) -> Run:
     device, outputs = engine.device, engine.source.outputs
     number = torch.bfloat16 if engine.precision == "half" else torch.float32
     thread = worker(engine.threads)
+    stopped = Event()
     try:
-        program = thread.submit(_program, engine.source.graph, device, number).result()
+        program = thread.submit(_program, engine.source.graph, device, number, stopped).result()
     except KeyError as error:
         raise EngineError(f"torch did not take the graph: it has no {error.args[0]}") from error
 
@@ -51,7 +53,9 @@ def prepare(engine: Engine) -> Run:
             return [np.array(v.to("cpu", torch.float32).contiguous().numpy()) for v in values]
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
-        return dict(zip(outputs, thread.submit(compute, pixels).result(), strict=True))
+        stopped.clear()
+        values = awaited(thread.submit(compute, pixels), stopped.set)
+        return dict(zip(outputs, values, strict=True))
 
     return run
 
@@ -100,10 +104,10 @@ def precise(device: str, precision: str) -> Iterator[None]:
 Value = Any  # a tensor, or a numpy array of a few whole numbers on the way to a mask
 
 
-def _program(graph: Graph, device: str, number: Any) -> Callable[[Any], list[Any]]:
+def _program(graph: Graph, device: str, number: Any, stopped: Event) -> Callable[[Any], list[Any]]:
     """The graph as a function of (batch, height, width, channels) pixels on the device: its outputs.
 
-    number: the dtype in which convolutions and FC layers compute.
+    number: the dtype in which convolutions and FC layers compute. stopped: set where nobody wants them.
     """
     import onnx
     import torch
@@ -138,6 +142,8 @@ def _program(graph: Graph, device: str, number: Any) -> Callable[[Any], list[Any
     def program(pixels: Any) -> list[Any]:
         values: dict[str, Value] = {"pixels": pixels}
         for index, (operation, inputs, options, output) in enumerate(steps):
+            if stopped.is_set():
+                raise CancelledError
             arguments = [values[i] if i in values else constants[i] for i in inputs]
             values[output] = operation(*arguments, **options)
             for name in inputs:

@@ -123,8 +123,8 @@ class _Line:
 
     def __init__(self) -> None:
         self.work: list[Progress] = []  # the last is told of
-        self.stream: TextIO = sys.stderr
-        self.terminal = self.stream.isatty()
+        self.terminal = sys.stderr.isatty()
+        self.stream = _own(sys.stderr)
         self._drawn = ""
         self._rich: Any = None  # its console and spinner, once something is drawn
         self.midline = False  # somebody has begun a line, and not ended it
@@ -160,6 +160,8 @@ class _Line:
             for name, above in line._above.items():
                 if getattr(sys, name) is above:
                     setattr(sys, name, above.stream)
+            if line.stream is not sys.stderr:
+                line.stream.close()
 
     @classmethod
     def in_child(cls) -> None:
@@ -220,6 +222,14 @@ class _Line:
     def shown(self) -> str:
         """What stands there now."""
         return "" if self.midline else self._drawn
+
+
+def _own(stream: TextIO) -> TextIO:
+    """The same place under a descriptor of its own: into that one's an engine prints as it opens."""
+    try:
+        return open(os.dup(stream.fileno()), "w", encoding=stream.encoding, errors="replace")
+    except (OSError, ValueError):  # not a file: it has none
+        return stream
 
 
 class _Above:
