@@ -70,11 +70,11 @@ def prepare(engine: Engine) -> Run:
     beside = ThreadPoolExecutor(1, "verydeep-onnxruntime")
 
     def run(pixels: np.ndarray, keep: object = values) -> dict[str, np.ndarray]:  # noqa: ARG001
-        given = names, {"pixels": pixels}
-        if pixels[0].size * len(pixels) < LONG_PIXELS or current_thread() is not main_thread():
-            return dict(zip(names, session.run(*given), strict=True))
+        given = {"pixels": pixels}
+        if pixels.size < LONG_PIXELS or current_thread() is not main_thread():
+            return dict(zip(names, session.run(names, given), strict=True))
         options = onnxruntime.RunOptions()
-        running = beside.submit(session.run, *given, options)
+        running = beside.submit(session.run, names, given, options)
         outputs = awaited(running, lambda: setattr(options, "terminate", True))
         return dict(zip(names, outputs, strict=True))
 
