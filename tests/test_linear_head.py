@@ -5,11 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, f1_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from verydeep.errors import DataError
+from verydeep.training.heads.choosing import mcnemar, threshold, thresholds
 from verydeep.training.heads.linear import folds, log_loss, scaling, solve, temperature
+from verydeep.training.record.figures import average_precision
 
 
 def problem(
@@ -119,3 +123,96 @@ def test_the_temperature_that_was_hidden_is_found() -> None:
     assert temperature(2.5 * scores, labels) == pytest.approx(2.5, rel=0.03)
     assert log_loss(scores, labels) == pytest.approx(sklearn_log_loss(labels, chances), rel=1e-9)
     assert log_loss(2.5 * scores, labels, divide=2.5) == pytest.approx(log_loss(scores, labels))
+
+
+# Several labels a photo
+
+
+def several(count: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Features, and whether each example is of each of four classes; the last is rare."""
+    features, _ = problem(count, seed=seed)
+    draw = np.random.default_rng(seed)
+    scaled = scaling(features).apply(features)
+    hidden = scaled @ draw.normal(size=(40, 4)) + 2 * draw.normal(size=(count, 4))
+    return scaled, (hidden > np.array([0, 3, -4, 13])).astype(np.float32)
+
+
+@pytest.mark.parametrize("l2", [1e-2, 1.0])
+def test_several_labels_are_scikit_learns_answers_one_by_one(l2: float) -> None:
+    features, labels = several()
+    assert 0 < labels[:, 3].sum() < 20
+    head = solve(features, labels, 4, l2=l2, tolerance=1e-7)
+    for at in range(4):
+        other = LogisticRegression(C=1 / (l2 * len(labels)), tol=1e-10, max_iter=10_000)
+        other.fit(features.astype(np.float64), labels[:, at])
+        assert_allclose(
+            head.weight[at], other.coef_[0], atol=3e-4 * np.abs(other.coef_).max(), err_msg=str(at)
+        )
+        assert head.bias[at] == pytest.approx(other.intercept_[0], abs=1e-3)
+    scores = head.scores(features)
+    chances = 1 / (1 + np.exp(-scores.astype(np.float64)))
+    expected = np.mean([sklearn_log_loss(labels[:, at], chances[:, at]) for at in range(4)])
+    assert log_loss(scores, labels) == pytest.approx(expected, rel=1e-6)
+    assert log_loss(3 * scores, labels, divide=3) == pytest.approx(expected, rel=1e-6)
+    assert log_loss(np.float32([[1e4, -1e4]]), np.array([[1, 0]])) == 0
+
+
+def test_several_labels_are_spread_over_folds() -> None:
+    _, labels = several()
+    fold = folds(labels, 4)
+    rare = np.bincount(fold[labels[:, 3] > 0], minlength=4)
+    assert np.ptp(rare) <= 1
+    assert np.ptp(np.bincount(fold)) <= 4
+    assert (folds(np.zeros((8, 3)), 4) == folds(np.zeros(8, int), 4)).all()
+
+
+def test_several_labels_have_a_temperature() -> None:
+    draw = np.random.default_rng(0)
+    scores = 2 * draw.normal(size=(20_000, 3))
+    labels = (draw.random(scores.shape) < 1 / (1 + np.exp(-scores))).astype(np.float32)
+    assert temperature(1.7 * scores, labels) == pytest.approx(1.7, rel=0.03)
+
+
+def test_thresholds_have_the_largest_f1() -> None:
+    draw = np.random.default_rng(1)
+    labels = (draw.random((120, 3)) < (0.5, 0.05, 0.3)).astype(np.float32)
+    labels[0, 1] = 1
+    scores = np.round(3 * labels - 1 + 2 * draw.normal(size=labels.shape), 1)  # with ties
+    found = thresholds(scores, labels, 2.0)
+    chances = 1 / (1 + np.exp(-scores / 2))
+    for at in range(3):
+        own = f1_score(labels[:, at], chances[:, at] >= found[at])
+        every = [f1_score(labels[:, at], chances[:, at] >= cut) for cut in chances[:, at]]
+        assert own == pytest.approx(max(every))
+        assert not np.isclose(chances[:, at], found[at], atol=1e-6).any()
+    assert thresholds(scores, np.zeros_like(labels)).tolist() == [0.5, 0.5, 0.5]
+    assert thresholds(np.full((4, 1), 3.0), np.ones((4, 1)))[0] < 0.95
+
+
+def test_average_precision_is_scikit_learns() -> None:
+    draw = np.random.default_rng(0)
+    labels = (draw.random((90, 5)) < 0.3).astype(np.float32)
+    labels[:, 4] = 0
+    chances = np.round((0.3 * labels + draw.random(labels.shape)) / 1.3, 2).astype(np.float32)
+    made = average_precision(chances, labels)
+    for at in range(4):
+        expected = average_precision_score(labels[:, at], chances[:, at])
+        assert made[at] == pytest.approx(expected, rel=1e-9)
+    assert np.isnan(made[4])
+
+
+# Two classifiers on the same photos
+
+
+@pytest.mark.parametrize("won_lost", [(0, 0), (3, 0), (9, 2), (2, 9), (30, 20), (700, 640)])
+def test_mcnemar_is_scipys_binomial(won_lost: tuple[int, int]) -> None:
+    won, lost = won_lost
+    expected = binomtest(won, won + lost, 0.5, "greater").pvalue if won + lost else 1.0
+    assert mcnemar(won, lost) == pytest.approx(expected, rel=1e-9)
+
+
+def test_one_photo_in_a_hundred_is_below_the_threshold() -> None:
+    draw = np.random.default_rng(0)
+    scores = draw.normal(size=(5000, 3)) * 4
+    chances = np.exp(scores / 2) / np.exp(scores / 2).sum(axis=1, keepdims=True)
+    assert (chances.max(axis=1) < threshold(scores, 2.0)).mean() == pytest.approx(0.01, abs=2e-3)

@@ -6,6 +6,7 @@ computes them; the heads are solved by `linear.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from ...errors import DataError
 from ...files.progress import stage
 from ...nets import Network
+from ...predictor import softmax
 from . import linear
 from .linear import LinearHead
 
@@ -25,6 +27,52 @@ JUDGED = 6000  # training photos, at most, that choices are made on
 REFUSED = 0.04, 0.01  # of photos like its own: for being unlike them, for lying between classes
 FAMILIAR_L2, FAMILIAR_SHARE = 0.1, 0.25  # penalty; size beside the scores that tell classes apart
 ROUGH = 2e-3  # the solver's tolerance for choices
+
+
+def threshold(scores: NDArray[Any], divide: float = 1.0) -> float:
+    """The probability of the first answer below which one in a hundred photos like these falls.
+
+    scores: (photos, classes), logits of held-out photos. divide: their temperature, `linear.temperature`.
+    """
+    return round(float(np.quantile(softmax(scores / divide).max(axis=1), REFUSED[1])), 4)
+
+
+def thresholds(
+    scores: NDArray[Any], labels: NDArray[Any], divide: float = 1.0
+) -> NDArray[np.float32]:
+    """Of several labels: for each class the probability from which on saying it has the largest F1.
+
+    scores, labels: (photos, classes), logits of held-out photos and 0 or 1. The threshold lies half way
+    between the last photo that is said to have the class and the next; 0.5 where no photo has the class.
+    """
+    found = np.full(labels.shape[1], 0.5)
+    for at in np.flatnonzero(labels.any(axis=0)):
+        chance, true = (
+            1 / (1 + np.exp(-np.asarray(scores[:, at], np.float64) / divide)),
+            labels[:, at] > 0,
+        )
+        order = np.argsort(-chance, kind="stable")
+        chance, hits = np.append(chance[order], 0.0), np.cumsum(true[order])
+        f1 = 2 * hits / (np.arange(1, len(hits) + 1) + hits[-1])
+        last = int(
+            np.where(chance[:-1] > chance[1:], f1, 0).argmax()
+        )  # equal ones are said together
+        found[at] = (chance[last] + chance[last + 1]) / 2
+    return found.astype(np.float32)
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """How likely so many or more wins are by chance: one-sided exact McNemar test of two classifiers.
+
+    better, worse: photos that only the new one has right, and that only the old one has. Half of those on
+    which they differ would be won by chance (McNemar 1947).
+    """
+    differ = better + worse
+    return min(1.0, sum(
+        math.exp(math.lgamma(differ + 1) - math.lgamma(won + 1) - math.lgamma(differ - won + 1)
+                 - differ * math.log(2))
+        for won in range(better, differ + 1)
+    ))  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,9 +1,13 @@
-"""A linear classifier solved, not trained: multinomial logistic regression with an L2 penalty, in numpy.
+"""A linear classifier solved, not trained: logistic regression with an L2 penalty, in numpy.
 
 The loss is convex, so there is one answer and no rate, batch or epoch to choose. L-BFGS (Liu and Nocedal
 1989) finds it; since scores are linear in the weights, the search along a direction costs no pass over the
 features, and each step costs two. Everything here works on a plain (examples, features) array: what the
 features are is the caller's business.
+
+Labels are whole numbers, (examples,), where each example is of one class: then a soft-max of the scores
+says which. Or they are 0 and 1, (examples, classes), where it may be of several or none: then a sigmoid of
+each score says whether.
 """
 
 from __future__ import annotations
@@ -87,18 +91,20 @@ def solve(
 ) -> LinearHead:
     """The head that minimises mean cross-entropy + l2 / 2 * (sum of squared weights); biases are free.
 
-    features: (examples, features) float32, scaled. labels: (examples,) whole numbers below `classes`.
+    features: (examples, features) float32, scaled. labels: (examples,) whole numbers below `classes`, or
+    (examples, classes) of 0 and 1, where the cross-entropy is the sum of the classes' binary ones.
     weights: what each example counts, (examples,), 1 for each where None. start: a head to begin with,
     such as the answer for a neighbouring l2. Stops where the gradient's largest entry is at most
     `tolerance`, or after `limit` steps.
 
-    scikit-learn's ``LogisticRegression(C=1 / (l2 * examples))`` has the same answer.
+    scikit-learn's ``LogisticRegression(C=1 / (l2 * examples))`` has the same answer; for labels of 0 and 1
+    one for each class.
     """
     count, width = features.shape
     if not l2 > 0:
         raise DataError(f"l2 is {l2}; expected a number above 0, or the answer may be infinite")
     share = np.full(count, 1 / count) if weights is None else weights / np.sum(weights)
-    loss = _Loss(features, np.asarray(labels), share, l2)
+    loss = _Loss(features, np.asarray(labels), classes, share, l2)
     at = np.zeros((classes, width + 1))
     if start is not None:
         at[:, :-1], at[:, -1] = start.weight, start.bias
@@ -126,9 +132,11 @@ def solve(
 class _Loss:
     """The penalised cross-entropy of heads held as (classes, features + 1), the bias last."""
 
-    def __init__(self, features: Array, labels: Array, share: Array, l2: float) -> None:
-        self.features, self.labels, self.share = features, labels, share
-        self.rows = np.arange(len(labels))
+    def __init__(
+        self, features: Array, labels: Array, classes: int, share: Array, l2: float
+    ) -> None:
+        self.features, self.share, self.several = features, share, labels.ndim == 2
+        self.truth = labels if self.several else np.eye(classes, dtype=np.float32)[labels]
         self.penalty = np.append(np.full(features.shape[1], l2), 0.0)
 
     def scores(self, head: Array) -> Array:
@@ -136,9 +144,7 @@ class _Loss:
         return np.asarray((self.features @ weight.T).astype(np.float64) + head[:, -1])
 
     def gradient(self, head: Array, scores: Array) -> Array:
-        error = _probabilities(scores)
-        error[self.rows, self.labels] -= 1
-        error *= self.share[:, None]
+        error = (_probabilities(scores, self.several) - self.truth) * self.share[:, None]
         gradient = self.penalty * head
         gradient[:, :-1] += error.astype(np.float32).T @ self.features
         gradient[:, -1] += error.sum(axis=0)
@@ -151,16 +157,17 @@ class _Loss:
 
         first: the step to try before others; None for the one that a parabola gives.
         """
-        there = direction * self.penalty
+        there, truth = direction * self.penalty, (self.truth * along).sum(axis=1)
         linear, square = float((there * at).sum()), float((there * direction).sum())
 
         def loss(step: float) -> tuple[float, float, float]:
             moved = scores + step * along
-            value = self.share @ (_log_sum(moved) - moved[self.rows, self.labels])
-            chances = _probabilities(moved)
-            mean = (chances * along).sum(axis=1)
-            slope = self.share @ (mean - along[self.rows, self.labels])
-            bend = self.share @ ((chances * along**2).sum(axis=1) - mean**2)
+            value = self.share @ (_log_sum(moved, self.several) - (self.truth * moved).sum(axis=1))
+            chances = _probabilities(moved, self.several)
+            each = chances * along
+            slope = self.share @ (each.sum(axis=1) - truth)
+            own = (each**2).sum(axis=1) if self.several else each.sum(axis=1) ** 2
+            bend = self.share @ ((each * along).sum(axis=1) - own)
             return (
                 float(value) + step * linear + step * step * square / 2,
                 float(slope) + linear + step * square,
@@ -206,9 +213,13 @@ def _direction(gradient: Array, pairs: Sequence[tuple[Array, Array, float]]) -> 
 def folds(labels: Array, count: int, *, groups: Array | None = None, seed: int = 0) -> Array:
     """A fold, 0 to count - 1, for each example, (examples,): each class spread evenly, in seeded order.
 
-    groups: (examples,), examples of the same group (views of one photo, copies) share a fold.
+    groups: (examples,), examples of the same group (views of one photo, copies) share a fold. Of several
+    labels the rarest is spread evenly.
     """
     labels = np.asarray(labels)
+    if labels.ndim == 2:
+        rarity = labels / np.maximum(labels.sum(axis=0), 1)
+        labels = np.where(labels.any(axis=1), rarity.argmax(axis=1), -1)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
     _, first, member = np.unique(groups, return_index=True, return_inverse=True)
     kind = labels[first]
@@ -223,8 +234,15 @@ def folds(labels: Array, count: int, *, groups: Array | None = None, seed: int =
 
 
 def log_loss(scores: Array, labels: Array, *, divide: float = 1.0) -> float:
-    """Mean cross-entropy of logits (examples, classes), each divided by `divide`."""
-    scores = np.asarray(scores, np.float64) / divide
+    """Mean cross-entropy of logits (examples, classes), each divided by `divide`, in nats.
+
+    Of labels of 0 and 1 it is the mean of all examples' and classes' binary cross-entropies.
+    """
+    scores, labels = np.asarray(scores, np.float64) / divide, np.asarray(labels)
+    if labels.ndim == 2:
+        return float(
+            (_log_sum(scores, True) - (labels * scores).sum(axis=1)).mean() / labels.shape[1]
+        )
     return float((_log_sum(scores) - scores[np.arange(len(labels)), labels]).mean())
 
 
@@ -239,22 +257,23 @@ def temperature(scores: Array, labels: Array) -> float:
         40
     ):  # the loss has one valley in the inverse temperature, so in its logarithm too
         left, right = high - golden * (high - low), low + golden * (high - low)
-        if log_loss(scores, labels, divide=float(np.exp(left))) < log_loss(
-            scores, labels, divide=float(np.exp(right))
-        ):
-            high = right
-        else:
-            low = left
+        losses = [log_loss(scores, labels, divide=float(np.exp(at))) for at in (left, right)]
+        low, high = (low, right) if losses[0] < losses[1] else (left, high)
     return float(np.exp((low + high) / 2))
 
 
-def _log_sum(scores: Array) -> Array:
-    """log of the sum of exponentials along the last axis."""
+def _log_sum(scores: Array, several: bool = False) -> Array:
+    """(examples,): log of the sum of a row's exponentials; `several`: the sum of log(1 + exponential)."""
+    if several:
+        return np.asarray(np.logaddexp(0, scores).sum(axis=1))
     most = scores.max(axis=1)
     return np.asarray(most + np.log(np.exp(scores - most[:, None]).sum(axis=1)))
 
 
-def _probabilities(scores: Array) -> Array:
+def _probabilities(scores: Array, several: bool = False) -> Array:
+    """Soft-max of each row; `several`: the sigmoid of each score."""
+    if several:
+        return np.asarray((1 + np.tanh(scores / 2)) / 2)
     shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
     shifted /= shifted.sum(axis=1, keepdims=True)
     return np.asarray(shifted)

@@ -65,3 +65,21 @@ def class_figures(table: Labels) -> tuple[NDArray[np.float64], ...]:
     precision, recall = hits / np.maximum(answered, 1), hits / np.maximum(support, 1)
     f1 = 2 * hits / np.maximum(answered + support, 1)
     return precision, recall, f1, support
+
+
+def average_precision(
+    probabilities: Probabilities, labels: NDArray[np.number]
+) -> NDArray[np.float64]:
+    """Of each class the precision at each photo that has it, averaged; NaN where no photo has the class.
+
+    probabilities, labels: (n, classes), the labels 0 or 1. Photos of equal probability are found together,
+    as scikit-learn has it. The mean over the classes, `np.nanmean`, is the mean average precision.
+    """
+    found = np.full(labels.shape[1], np.nan)
+    for at in np.flatnonzero(labels.any(axis=0)):
+        order = np.argsort(-probabilities[:, at], kind="stable")
+        chance, hits = probabilities[order, at], np.cumsum(labels[order, at] > 0)
+        last = np.append(chance[:-1] > chance[1:], True)  # of those that are found together
+        more = np.diff(hits[last], prepend=0)
+        found[at] = (more * hits[last] / (np.flatnonzero(last) + 1)).sum() / hits[-1]
+    return found
