@@ -887,7 +887,7 @@ def test_caffe_weights_under_torchvisions_name_are_refused(known: Path, tmp_path
     assert str(caught.value) == (
         f"{known} claims to be tiny and is not: its values are Oxford's VGG-16 of 2014, which Caffe "
         "and Keras have, which expects pre-processing caffe, where tiny expects torchvision; if you "
-        "know what it is, give it another name, and its pre-processing with --preprocess"
+        "know what it is, give it another name, and say its pre-processing with --preprocess"
     )
     other = tmp_path / "other.pth"
     shutil.copy(known, other)

@@ -57,7 +57,7 @@ class Activation:
         if not is_number(scale, *_SCALES):
             raise ModelFileError(
                 f"an activation's scale is {shown(scale)}; expected a number from "
-                f"{_SCALES[0]:.4g} to {_SCALES[1]:.4g}"
+                f"{_SCALES[0]} to {_SCALES[1]}"
             )
         if not is_whole(zero, 0, 255):
             raise ModelFileError(

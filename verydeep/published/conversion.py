@@ -155,7 +155,11 @@ def load_weights(
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from error
     if claimed is not None and claimed != published:
-        raise WeightsError(_contradiction(source, claimed, net, ours, sha256))
+        way = "give it another name" if claim is None else "leave --as out"
+        raise WeightsError(
+            f"{_contradiction(source, claimed, net, ours, sha256)}; if you know what it is, {way}, and say "
+            "its pre-processing with --preprocess"
+        )
     for key, array in ours.items():
         if array.dtype.kind != "f" and not key.endswith("num_batches_tracked"):
             raise WeightsError(f"{source}: {key} is {array.dtype}; expected floating point")
@@ -271,7 +275,4 @@ def _contradiction(
     else:
         digest = claimed.published[0].digest
         reason = f"its SHA-256 is {sha256[:16]}..., where the published file has {digest}"
-    return (
-        f"{source} claims to be {claimed.name} and is not: {reason}; if you know what it is, give it "
-        "another name, and its pre-processing with --preprocess"
-    )
+    return f"{source} claims to be {claimed.name} and is not: {reason}"

@@ -420,7 +420,11 @@ def to_timm(network: Network, tensors: Tensors) -> dict[str, NDArray[Any]]:
         "classifier.3": "pre_logits.fc2",
         "classifier.6": "head.fc",
     }
-    grids = {"classifier.0.weight": network.top[0].kernel, "classifier.3.weight": 1}
+    grids = (
+        {"classifier.0.weight": network.top[0].kernel, "classifier.3.weight": 1}
+        if head.classes
+        else {}
+    )
     result = {}
     for key in network.tensors:
         layer, _, part = key.rpartition(".")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -58,7 +59,7 @@ def obtain(name: str | os.PathLike[str], progress: bool = True) -> Path:
         if published is None:
             raise WeightsError(
                 f"{path} is neither a model file nor one of the catalogue's; make a model file of "
-                f"it with: verydeep weights convert {path} OUT --preprocess NAME"
+                f"it with: verydeep weights convert {shlex.quote(name)} OUT --preprocess NAME"
             )
         return _made(published[0], path)
     target = model_path(known)
