@@ -420,10 +420,10 @@ def test_disks_that_refuse(
 def test_a_page_in_place_of_weights(
     published: Path, monkeypatch: pytest.MonkeyPatch, verydeep: Run
 ) -> None:
-    file, whole = published / "tiny.html", (published / "tiny.pth").read_bytes()
+    file, whole = published / "page.bin", (published / "tiny.pth").read_bytes()
     file.write_text("<!DOCTYPE html><html><body>Please log in</body></html>")
     entry = catalog.ENTRIES["tiny"]
-    url = entry.published[0].url.replace(".pth", ".html")
+    url = entry.published[0].url.replace("tiny.pth", "page.bin")
     monkeypatch.setitem(
         catalog.ENTRIES, "tiny", replace(entry, published=(replace(entry.published[0], url=url),))
     )
