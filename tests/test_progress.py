@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from verydeep.files import progress
-from verydeep.files.progress import Progress, stage
+from verydeep.files.progress import Progress, reached, stage
 from verydeep.files.wording import clock, counted, table
 
 from .tiny import model_file, photo
@@ -175,6 +176,19 @@ def test_stages_take_the_line_and_give_it_back(monkeypatch: pytest.MonkeyPatch) 
     assert screen.text == ""
 
 
+def test_stages_are_counted_and_have_no_rate(
+    now: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = terminal(monkeypatch, 100)
+    reached(1, 5, "unwatched")
+    with Progress("exporting", ""):
+        for number, doing in enumerate(("writing", "running"), 1):
+            reached(number, 5, doing)
+            now[0] += 3
+            tick()
+        assert re.search(r"running [━╺╸]+ 1 of 5 stages, 0:00:06$", screen.lines[-1])
+
+
 def test_a_narrow_terminal_has_the_figures_and_no_bar(
     now: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,10 +302,18 @@ VERBS = {  # verb: what is made slow, the words, what the line must have said
     "evaluate": (PIXELS, "M P", "evaluating .* 0 of 40 photos"),
     "check": ("verydeep.training.data.check._look", "P", "looking at images .* of 40 images"),
     "quantize": (PIXELS, "M --calibrate P --out q.safetensors", "reading photos .* 0 of 20 photos"),
-    "export": ("verydeep.exporting.onnx.write", "M --to onnx --out m.onnx", "exporting .* 0:00:0"),
+    "export": (
+        "verydeep.exporting.onnx.write", "M --to onnx --out m.onnx",
+        "writing m.onnx .* 0 of 4 stages, 0:00:0",
+    ),
     "train": (
         PIXELS, "P --recipe probe --model M --set sizes=32 --set layers=relu4_2 --set engine=onnxruntime "
         "--set precision=exact --out run", "computing features .* of 36 photos",
+    ),
+    "train --find-lr": (
+        "verydeep.training.loop:Learner.learn", "P --recipe small-images --model vgg11_bn --width 0.0625 "
+        "--set precision=fp32 --set layout=default --set batch=12",
+        "trying learning rates .* 1 of 100 steps, ",
     ),
 }  # fmt: skip
 
@@ -315,7 +337,14 @@ def test_on_a_terminal_a_verb_shows_how_far_it_is(
 
     slow, words, said = VERBS[verb]
     paths = {"P": str(place / "P"), "M": str(place / "M.safetensors")}
-    command = [sys.executable, "-c", SLOW, slow, verb, *(paths.get(w, w) for w in words.split())]
+    command = [
+        sys.executable,
+        "-c",
+        SLOW,
+        slow,
+        *verb.split(),
+        *(paths.get(w, w) for w in words.split()),
+    ]
     ours, theirs = pty.openpty()
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm")
@@ -338,6 +367,30 @@ def test_on_a_terminal_a_verb_shows_how_far_it_is(
     moved = [line for line in screen.shown if re.search(r"[⠀-⣿] ", line)]
     assert len(set(moved)) >= 3, moved
     assert not re.search("[⠀-⣿]", screen.text), "nothing of it is left"
+
+
+def test_a_profile_shows_how_far_it_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from verydeep.training import begin
+    from verydeep.training import profile as profiles
+    from verydeep.training.loop import Learner
+
+    screen = terminal(monkeypatch, 100)
+    learn = Learner.learn
+
+    def learnt(*words: Any) -> Any:
+        tick()
+        return learn(*words)
+
+    monkeypatch.setattr(profiles, "SECONDS", 0.3)
+    monkeypatch.setattr(Learner, "learn", learnt)
+    settings = {"batch": 12, "precision": "fp32", "layout": "default"}
+    with Progress("measuring", ""):
+        begin.profile(
+            "small-images", place / "P", model="vgg11_bn", width=1 / 16, settings=settings
+        )
+    assert re.search(
+        r"measuring the network [━╺╸]+ 3 of [\d,]+ steps, .* left", "\n".join(screen.shown)
+    )
 
 
 def test_wording() -> None:

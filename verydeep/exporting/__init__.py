@@ -37,6 +37,7 @@ from ..engines import ENGINES, REFERENCE, TOLERANCES, Engine
 from ..engines.race import worst_error
 from ..errors import EngineError, OutputError, log, require
 from ..files.atomic import ADVICE, replacing, require_other
+from ..files.progress import reached
 from ..graphs import Source, source_of
 from ..modelfile import ModelFile, read
 from ..nets import named
@@ -207,13 +208,16 @@ def export(
     # the file, and for a moment the ONNX file that it is made from
     with _staged(out, 2 * job.source.graph.size_bytes + SPARE_BYTES) as stage:
         log.info(f"writing {out.name}")
+        reached(1, 4, f"writing {out.name}")
         file = stage / out.name
         module.write(job, file)
         log.info("running the model file")
+        reached(2, 4, "running the model file")
         kept = "int8" if precision == "int8" else "exact"
         reference = Engine(REFERENCE, job.source, precision=kept, device="cpu")
         expected = {name: reference.run(pixels) for name, pixels in batches.items()}
         log.info(f"running {out.name} in {engine.package} {engine.version}")
+        reached(3, 4, f"running {out.name}")
         try:
             run = module.load(file, job.outputs, precision)
             answers = {name: run(pixels) for name, pixels in batches.items()}
@@ -231,6 +235,7 @@ def export(
                     "nothing was written"
                 )
         del run
+        reached(4, 4, f"finishing {out.name}")
         text = program_text(
             engine.distributions[0], job, out, module.program(job.outputs, precision)
         )

@@ -70,7 +70,7 @@ class Progress:
             self._since = now, self.done
         if self.done > self._since[1]:
             start, before = self._since
-        rate = (self.done - before) / max(now - start, 1e-3)
+        rate = (self.done - before) / max(now - start, 1e-3) if self.unit != "stage" else 0
         size = MEGABYTE if self.unit == "byte" else 1
         if self.unit == "byte":
             whole = "" if self.total is None else f" of {self.total / size:,.1f}"
@@ -113,6 +113,14 @@ def expect(total: int) -> None:
     with _Line._lock:
         if _Line.standing:
             _Line.standing.work[-1].total = total
+
+
+def reached(number: int, of: int, doing: str) -> None:
+    """What is watched is at the stage of that number, from 1. No two take as long, so no rate is told."""
+    with _Line._lock:
+        if _Line.standing:
+            work = _Line.standing.work[-1]
+            work.doing, work.unit, work.done, work.total = doing, "stage", number - 1, of
 
 
 class _Line:

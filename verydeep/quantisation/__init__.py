@@ -25,7 +25,7 @@ from ..engines import Engine
 from ..errors import DataError, ImageError, ModelFileError, NetworkError, OutputError, log
 from ..files.atomic import require_other
 from ..files.photo_paths import find_some, names
-from ..files.progress import stage
+from ..files.progress import reached, stage
 from ..files.strict_json import JSON
 from ..graphs import Source
 from ..graphs import network as float_graph
@@ -169,12 +169,17 @@ def quantise_pixels(
     network = model.record.network.cut(("prob",))  # all that scores need, and no more
     reference = Draft(network, model.record.preprocess, dict(model.stored), threads=threads)
     plan(network, floats or ())  # refuses what is no layer, before minutes of work
+    reached(1, 5, "counting values")
     tallies = _tallies(reference, plan(network), calibrate)
+    reached(2, 5, "choosing ranges")
     activations = _ranges(reference, tallies, calibrate)
+    reached(3, 5, "looking for layers to keep in float32")
     if floats is None:
         floats = _sensitive(reference, activations, tallies, calibrate)
     draft = _draft(reference, activations, floats)
+    reached(4, 5, "rounding weights")
     _walk(draft, reference, tallies, floats, calibrate)
+    reached(5, 5, "comparing answers")
     ours, theirs = draft.scores(check), reference.scores(check, int8=False)
     agreement = float((ours.argmax(1) == theirs.argmax(1)).mean())
     error = score_error(ours, theirs)

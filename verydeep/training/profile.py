@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain, count
 from typing import Any
 
+from ..files.progress import expect, stage
 from .data.feed import Feed
 from .loop import Learner
 
@@ -41,24 +42,33 @@ def profile(learner: Learner, feed: Feed) -> Profile:
     The learner is spoilt by it.
     """
     side = min(learner.config.sides)
-    first, batch, seen, began = True, None, 0, 0.0
-    for batch in chain.from_iterable(map(feed.epoch, count())):
-        if first:  # it started the threads
-            first, began = False, time.perf_counter()
+    batch, seen, began = None, 0, 0.0
+    batches = enumerate(chain.from_iterable(map(feed.epoch, count())))
+    for number, batch in stage(batches, "measuring the input", "batch"):
+        if not number:  # it started the threads
+            began = time.perf_counter()
             continue
         seen += len(batch.labels)
+        expect(_whole(number, time.perf_counter() - began))
         if time.perf_counter() - began > SECONDS:
             break
     assert batch is not None  # an epoch has a step
     rate = seen / (time.perf_counter() - began)
     learner.model.train()
     best = float("inf")
-    began, step = time.perf_counter(), 0
-    while step < WARM_UP + LEAST_STEPS or time.perf_counter() - began < SECONDS:
+    began = time.perf_counter()
+    for step in stage(count(), "measuring the network", "step"):
         before = time.perf_counter()
+        if step >= WARM_UP + LEAST_STEPS and before - began >= SECONDS:
+            break
         loss, _ = learner.learn(batch, 0.0, step, side)
         float(loss)  # waits for the device
         if step >= WARM_UP:
             best = min(best, time.perf_counter() - before)
-        step += 1
+        expect(max(WARM_UP + LEAST_STEPS, _whole(step + 1, time.perf_counter() - began)))
     return Profile(rate, len(batch.labels) / best, len(batch.labels))
+
+
+def _whole(done: int, seconds: float) -> int:
+    """How many there will be in all, where so many took so long."""
+    return max(done, round(done * SECONDS / max(seconds, 1e-9)))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files.progress import stage
 from .data.feed import Feed
 from .loop import Diverged, Learner
 
@@ -102,7 +103,8 @@ def rate_test(learner: Learner, feed: Feed, steps: int = STEPS) -> RateTest:
     mean = 0.0
     batches = itertools.chain.from_iterable(map(feed.epoch, itertools.count()))
     learner.model.train()
-    for step, batch in zip(range(steps), batches, strict=False):
+    numbered = zip(range(steps), batches, strict=False)
+    for step, batch in stage(numbered, "trying learning rates", "step", steps):
         rate = LOWEST * (HIGHEST / LOWEST) ** (step / max(1, steps - 1))
         total, _ = learner.learn(batch, rate, step)
         loss = float(total) / max(1, len(batch.labels))

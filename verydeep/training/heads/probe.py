@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ... import modelfile
 from ...errors import DataError
 from ...files.atomic import replacing
+from ...files.progress import reached
 from ...modelfile import ModelFile
 from ...nets import Head
 from ...predictor import Predictor, softmax
@@ -174,6 +175,7 @@ class _Run:
     def _train(self, model: ModelFile, sizes: dict[int, Preprocess]) -> TrainResult:
         config, classes = self.config, self.data.classes
         best: tuple[int, Averages, Chosen] | None = None
+        reached(1, 6, "choosing layers")
         for size in config.sizes:
             made = self._averages(self.data.train, size, "to train on")
             good = self._good(made, "to train on")
@@ -186,6 +188,7 @@ class _Run:
         assert best is not None
         size, made, chosen = best
         good, labels = ~np.isnan(made.values[:, 0]), np.array([s.label for s in self.data.train])
+        reached(2, 6, "solving the head")
         features = np.ascontiguousarray(made.values[good][:, chosen.columns])
         scale = linear.scaling(features)
         head = linear.solve(
@@ -193,6 +196,7 @@ class _Run:
             limit=config.epochs,
         )  # fmt: skip
         head = scale.fold(head)
+        reached(3, 6, "learning what is not sure")
         known = self._familiar(features, labels[good], np.array(made.digests)[good], chosen)
         apart = (head.weight - head.weight.mean(0)) / chosen.temperature
         head = LinearHead(  # what all scores have in common is nothing to soft-max
@@ -205,6 +209,7 @@ class _Run:
             "temperature": chosen.temperature, "top1": chosen.top1, "loss": chosen.loss,
             "steps": head.steps, "seconds": self.seconds,
         })  # fmt: skip
+        reached(4, 6, "validating")
         samples, scores = self._validate(head, size, chosen.columns)
         probabilities = softmax(scores).astype(np.float32)
         held_out = softmax(chosen.held_out / chosen.temperature).max(1)
@@ -212,6 +217,7 @@ class _Run:
         refused = (scores.mean(1) < 0) | (probabilities.max(1) < threshold)
         truth = np.array([s.label for s in samples], np.int64)
         top1, top5 = figures.top(probabilities, truth), figures.top(probabilities, truth, 5)
+        reached(5, 6, "writing the model")
         path = self.folder / "model.safetensors"
         write_model(
             path, model, sizes[size], chosen.layers, head, classes,
@@ -223,6 +229,7 @@ class _Run:
             **({"top1": top1, "top5": top5} if samples else {}),
         })  # fmt: skip
         result = self._result(samples, probabilities, self.log.lines if self.log else [])
+        reached(6, 6, "writing the report")
         report.write(result)
         return result
 
