@@ -18,6 +18,8 @@ from PIL import Image
 
 from verydeep import errors
 from verydeep.errors import DataError
+from verydeep.files import photo_paths
+from verydeep.preprocess import decoding
 from verydeep.training.data import labelled
 from verydeep.training.data.check import check
 from verydeep.training.data.layout import part_of
@@ -60,6 +62,12 @@ def tarred(root: Path, names: Sequence[str]) -> Path:
     with tarfile.open(root / "set.tar", "w") as archive:
         archive.add(folder(root, names), ".")
     return root / "set.tar"
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
 
 
 def both(*tops: str) -> list[str]:
@@ -246,9 +254,135 @@ def test_names_with_blanks_in_a_table(tmp_path: Path) -> None:
     assert all(os.path.isfile(str(sample.source)) for sample in found.train)
 
 
+# Several labels of a photo
+
+SEVERAL = {
+    "bars": ["1,cat|dog", "2,dog", "3,", "4,dog|bus|cat", "5,cat", "6,bus"],
+    "semicolons": ["1,cat; dog", "2,dog", "3,", "4,dog; bus; cat", "5,cat", "6,bus"],
+    "commas": ['1,"cat, dog"', "2,dog", "3,", '4,"dog, bus, cat"', "5,cat", "6,bus"],
+    "lists": ["""1,"['cat', 'dog']\"""", "2,['dog']", "3,[]", """4,"['dog', 'bus', 'cat']\"""", "5,['cat']",
+              "6,['bus']"],
+}  # fmt: skip
+LABELS = ({"cat", "dog"}, {"dog"}, set(), {"dog", "bus", "cat"}, {"cat"}, {"bus"})
+
+
+def table_of(root: Path, lines: Sequence[str], header: str = "image,labels") -> Path:
+    """A table of photos 1.jpg to 9.jpg beside it, which it calls "1" to "9"."""
+    folder(root, [f"{i}.jpg" for i in range(1, 10)])
+    (root / "set" / "set.csv").write_text("\n".join((header, *lines)))
+    return root / "set" / "set.csv"
+
+
+def several(found: labelled.Labelled) -> list[set[str]]:
+    return [{found.classes[label] for label in s.labels} for s in found.train]
+
+
+@pytest.mark.parametrize("lines", SEVERAL.values(), ids=SEVERAL)
+def test_several_labels_in_a_cell(
+    lines: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    found = labelled.find(table_of(tmp_path, lines), val_fraction=0)
+    assert (found.multi, found.classes, found.warnings) == (True, ("bus", "cat", "dog"), ())
+    assert several(found) == list(LABELS)
+    assert found.counts().tolist() == [2, 3, 3]
+    wanted = [[label in some for label in found.classes] for some in LABELS]
+    assert labelled.targets(found.train, found.classes).tolist() == wanted
+    assert labelled.targets(found.train, 3).dtype == np.float32
+    assert "a photo may be of several of 3 classes, as in" in caplog.text
+    split = labelled.find(tmp_path / "set" / "set.csv", val_fraction=0.3)
+    assert {s.label for s in split.val} <= {-1, 0, 1, 2}
+    assert split.counts().min() > 0
+
+
+def test_several_labels_in_columns_and_in_rows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    wide = ["1,0,1,1", "2,0,0,1", "3,0,0,0", "4,1,1,1", "5,0.0,1.0,0", "6,1,0,0"]
+    header = "image,bus,cat,dog"
+    found = labelled.find(table_of(tmp_path, wide, header), val_fraction=0)
+    assert (found.multi, several(found)) == (True, list(LABELS))
+    assert "each of bus, cat, dog is a class, and a photo may be of several" in caplog.text
+    long = ["1,cat", "1,dog", "2,dog", "3,", "4,dog", "4,bus", "4,cat", "5,cat", "6,bus"]
+    table = table_of(tmp_path, long)
+    assert several(labelled.find(table, val_fraction=0, multi=True)) == list(LABELS)
+    with pytest.raises(
+        DataError, match=r"1 is there as cat and as dog; where it is of both, --set mul"
+    ):
+        labelled.find(table_of(tmp_path, [line for line in long if line != "3,"]))
+    assert len(labelled.find(table, val_fraction=0, multi=False).train) == 8
+    one = ["1,0,1", "2,1,0", "3,0,1"]
+    found = labelled.find(table_of(tmp_path, one, "image,cat,dog"), val_fraction=0)
+    assert (found.multi, [s.label for s in found.train]) == (False, [1, 0, 1])
+    assert "and a photo is of one; with multi=true of several" in caplog.text
+    assert labelled.find(table, val_fraction=0, multi=True).multi
+    with pytest.raises(
+        DataError, match="line 2: not one class but several or none; expected one, or m"
+    ):
+        labelled.find(table_of(tmp_path, wide, header), multi=False)
+
+
+ONE = {
+    "a city": ['1,"New York, NY"', '2,"New York, NY"', "3,Boston", "4,Chicago"],
+    "breeds": ["1,golden retriever", "2,labrador retriever", "3,siamese cat", "4,dog"],
+}
+EITHER = {
+    "cities": ['1,"New York, NY"', '2,"Buffalo, NY"', '3,"New York, NY"', "4,Boston"],
+    "pairs": ["1,fresh;apple", "2,old;apple", "3,fresh;pear", "4,old;pear"],
+    "once each": ['1,"beach, sunset"', '2,"city, night"'],
+    "blanks": ["1,clear primary", "2,haze primary", "3,clear", "4,haze", "5,clear road primary"],
+}
+
+
+@pytest.mark.parametrize("lines", ONE.values(), ids=ONE)
+def test_a_separator_in_the_name_of_a_class(
+    lines: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    found = labelled.find(table_of(tmp_path, lines), val_fraction=0)
+    assert (found.multi, len(found.classes)) == (False, 3 if '"' in lines[0] else 4)
+    assert ("'New York, NY' is one class; with multi=true it is split at ','" in caplog.text) == (
+        '"' in lines[0]
+    )
+
+
+@pytest.mark.parametrize("lines", EITHER.values(), ids=EITHER)
+def test_what_may_be_one_label_or_several_is_refused(lines: list[str], tmp_path: Path) -> None:
+    table = table_of(tmp_path, lines)
+    with pytest.raises(DataError) as caught:
+        labelled.find(table)
+    assert "may be one class, or 2 of a photo; say which: --set multi=false" in str(caught.value)
+    assert not labelled.find(table, val_fraction=0, multi=False).multi
+    assert labelled.find(table, val_fraction=0, multi=True).multi
+
+
+def test_labels_without_quotes(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"line 2: \['1', 'cat', 'dog'\]; expected 2 cells, as in the"
+    ):
+        labelled.find(table_of(tmp_path, ["1,cat,dog", "2,dog"]))
+
+
+def test_a_second_table_is_read_as_the_first(tmp_path: Path) -> None:
+    learn = labelled.listed(table_of(tmp_path / "a", SEVERAL["bars"]))
+    judge = table_of(tmp_path / "b", ["1,cat", "2,dog"])
+    assert learn.multi
+    found = labelled.find(tmp_path / "a" / "set" / "set.csv", judge)
+    assert [s.labels for s in found.val] == [(1,), (2,)]
+
+
 # What is not used
 
 
+@pytest.fixture
+def no_heif(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the package is not installed that reads HEIC."""
+    for module in (photo_paths, decoding):
+        monkeypatch.setattr(module, "reads_heif", lambda: False)
+
+
+@pytest.mark.usefixtures("no_heif")
 def test_what_is_not_used_is_told(tmp_path: Path, verydeep: Run, model: Path) -> None:
     root = tmp_path / "set"
     for label in ("ant", "bee"):
@@ -258,7 +392,8 @@ def test_what_is_not_used_is_told(tmp_path: Path, verydeep: Run, model: Path) ->
             (root / label / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
     (root / "bee" / "4").write_bytes(jpeg())
     line = (
-        "8 files are not used: 4 .heic, 2 .jpeg_original, 2 without an ending; convert pictures to"
+        "8 files are not used: 4 .heic, 2 .jpeg_original, 2 without an ending; pip install "
+        "'verydeep[heif]' to read HEIC; convert pictures to JPEG or PNG"
     )
     found = check(root, size=20)
     assert found.images == 7
@@ -289,6 +424,15 @@ def test_one_class_in_two_spellings(tmp_path: Path) -> None:
         found = labelled.find(pack(tmp_path, names), val_fraction=0)
         assert found.classes == ("caf\u00e9", "pub")
         assert found.counts().tolist() == [2, 1]
+    labels = [name.split("/")[0] for name in names]
+    pixels = np.zeros((3, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels, labels=labels)
+    with tarfile.open(tmp_path / "a-0.tar", "w") as tar:
+        for number, label in enumerate(labels):
+            add(tar, f"{number}.jpg", jpeg(number))
+            add(tar, f"{number}.cls", label.encode())
+    for source in (tmp_path / "a.npz", f"{tmp_path}/a-{{0..0}}.tar"):
+        assert labelled.find(source, val_fraction=0).classes == ("caf\u00e9", "pub")
 
 
 def test_labels_that_are_numbers_sort_as_numbers(tmp_path: Path) -> None:
@@ -305,10 +449,8 @@ def test_labels_that_are_numbers_sort_as_numbers(tmp_path: Path) -> None:
     for part, count in (("train", 12), ("val", 3)):  # as many digits as each needs
         with tarfile.open(tmp_path / f"{part}-0.tar", "w") as tar:
             for number in range(count):
-                for suffix, content in (("jpg", jpeg(number)), ("cls", str(number).encode())):
-                    info = tarfile.TarInfo(f"{number:03}.{suffix}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
+                add(tar, f"{number:03}.jpg", jpeg(number))
+                add(tar, f"{number:03}.cls", str(number).encode())
     found = labelled.find(f"{tmp_path}/train-{{0..0}}.tar", f"{tmp_path}/val-{{0..0}}.tar")
     assert found.classes == tuple(map(str, range(12)))
     assert [sample.label for sample in found.val] == [0, 1, 2]

@@ -23,7 +23,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, features
 from torchvision import models
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
@@ -39,6 +39,7 @@ from verydeep.preprocess import (
     Preprocess,
     decode,
     decoded,
+    decoding,
     sized,
 )
 
@@ -581,7 +582,7 @@ def test_what_is_no_size() -> None:
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG; export it as JPEG or PNG"),
         (b"%PDF-1.7 ...", "a PDF; export it as JPEG"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "PostScript"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC; export it as JPEG or PNG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
         (b"\0\0\0\x18ftypisom\0\0\0\0mp42", "a video; export it as JPEG"),
         (b"PK\x03\x04" + bytes(40), "a zip archive"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
@@ -903,3 +904,35 @@ def test_a_png_with_more_text_than_pil_reads(kind: str, end: bool, tmp_path: Pat
     assert (image.size, image.getpixel((0, 0))) == ((10, 20), (10, 200, 30))
     (tmp_path / "a.png").write_bytes(content)
     assert np.asarray(decode(tmp_path / "a.png")).shape == (20, 10, 3)
+
+
+def test_heic_without_what_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "reads_heif", lambda: False)
+    text = message(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert text.endswith("it looks like HEIC; pip install 'verydeep[heif]' to read HEIC")
+    monkeypatch.setattr("PIL.features.check", lambda _: False)  # as Pillow had it before 11.3
+    text = message(b"\0\0\0\x18ftypavif\0\0\0\0mif1miaf")
+    assert text.endswith(
+        "it looks like AVIF, which Pillow 11.3 or later reads; pip install -U pillow"
+    )
+
+
+def test_heic_is_read_upright(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[:, 48:, 0] = 255
+    photo, turned = Image.fromarray(pixels), Image.Exif()
+    turned[0x0112] = 6  # turn it to the right
+    heif.from_pillow(photo).save(tmp_path / "a.heic", quality=95, exif=turned.tobytes())
+    for source in (tmp_path / "a.heic", (tmp_path / "a.heic").read_bytes()):
+        found = np.asarray(decode(source)).astype(int)
+        assert found.shape == (96, 64, 3)
+        assert abs(found - np.asarray(photo.rotate(-90, expand=True))).mean() < 5
+    text = message((tmp_path / "a.heic").read_bytes()[:300])
+    assert "a HEIC image, but damaged" in text or "damaged, cut short" in text
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow reads it from 11.3 on")
+def test_avif_is_read() -> None:
+    photo = Image.fromarray(np.full((32, 48, 3), 120, np.uint8))
+    assert np.asarray(decode(encoded(photo, "AVIF"))).shape == (32, 48, 3)

@@ -86,7 +86,9 @@ def test_strict_is_an_error(folder: Path) -> None:
 
 def test_strict_looks_closely(folder: Path) -> None:
     Image.open(folder / "train/bee/3.png").save(folder / "val/bee/near.jpg", quality=60)
-    with pytest.raises(DataError, match="1 image to validate with looks like one to train on"):
+    with pytest.raises(
+        DataError, match="1 image to validate or test with looks like one to train on"
+    ):
         train("small-images", folder, out=folder / "run", strict=True, settings=SETTINGS)
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from PIL import Image
+from torchvision import transforms
 
 from verydeep.errors import DataError
 from verydeep.preprocess import decode
-from verydeep.training.data import labelled
+from verydeep.training.data import check, labelled
 
 from .tiny import photo
 
@@ -173,6 +177,204 @@ def test_torchvisions_cifar_without_its_files() -> None:
     assert found.classes == LABELS
     assert [s.label for s in found.train] == [2, 1, 0] * 4
     assert [int(s.source[0, 0, 0]) for s in found.val] == list(range(12))
+
+
+def test_a_split_keeps_doubles_together(tmp_path: Path) -> None:
+    """Forty pictures that are held twice: eight of eight validation images lay in train too."""
+    for k, label in enumerate(("ant", "bee")):
+        for i in range(20):
+            photo(tmp_path / label / f"{i}.png", 20, 24, seed=100 * k + i)
+            shutil.copy(tmp_path / label / f"{i}.png", tmp_path / label / f"copy of {i}.png")
+    for seed in range(3):
+        found = labelled.find(tmp_path, seed=seed)
+        assert Counter(s.label for s in found.val) == {0: 4, 1: 4}
+        learned, judged = (
+            {Path(str(s.source)).read_bytes() for s in part} for part in (found.train, found.val)
+        )
+        assert (len(learned), len(judged), learned & judged) == (36, 4, set())
+        assert found.split == f"10% of each class, seed {seed}, 40 doubles beside the first"
+    assert not any("flattered" in line for line in check.looked_over(found, 20))
+
+
+def test_a_class_of_doubles_alone_is_trained_on(tmp_path: Path) -> None:
+    for i in range(6):
+        photo(tmp_path / "ant" / f"{i}.png", seed=1)
+        photo(tmp_path / "bee" / f"{i}.png", seed=2 + i // 3)
+    found = labelled.find(tmp_path)
+    assert found.counts().tolist() == [6, 3]
+    assert [s.label for s in found.val] == [1, 1, 1]
+    assert found.warnings == ("no images to validate of: ant",)
+    shutil.copy(tmp_path / "bee" / "0.png", tmp_path / "ant" / "a bee.png")  # of two classes
+    found = labelled.find(tmp_path)
+    assert Counter(s.label for s in found.val) == {0: 1, 1: 3}
+
+
+def test_the_split_of_a_set_without_doubles_is_as_it_was(folder: Path) -> None:
+    names = [s.name for s in labelled.find(folder, val_fraction=0.2, seed=3).val]
+    assert names == ["ant/6.png", "ant/9.png", "bee/1.png", "bee/4.png", "cat/4.png", "cat/7.png"]
+    assert len(labelled.find(folder, val_fraction=0.99).train) == 3
+
+
+def test_images_of_the_test_part_are_kept_apart(tmp_path: Path) -> None:
+    """What is validated with chooses an epoch, a penalty, a threshold; test/ measures what came of it."""
+    for part, count in (("train", 4), ("val", 2), ("test", 3)):
+        for k, label in enumerate(("ant", "bee")):
+            for i in range(count):
+                photo(tmp_path / "set" / part / label / f"{i}.png", seed=100 * count + 10 * k + i)
+    photo(tmp_path / "set" / "test" / "cat" / "1.png")
+    found = labelled.find(tmp_path / "set")
+    assert [len(part) for part in (found.train, found.val, found.test)] == [8, 4, 6]
+    assert found.split == "the set's own val"
+    assert found.warnings == (
+        "images to test of classes that are not trained are left out, 1 in all: cat",
+    )
+    other = labelled.find(tmp_path / "set", tmp_path / "set" / "val")
+    assert [s.name for s in other.test] == [s.name for s in found.test]
+    shutil.copy(tmp_path / "set/train/ant/0.png", tmp_path / "set/test/ant/0.png")
+    assert "1 image to validate or test with is there to train on" in str(
+        check.check(tmp_path / "set")
+    )
+    photo(tmp_path / "set" / "test" / "bee" / "9.png", 30, 31)
+    assert labelled.find(tmp_path / "set").digest != found.digest
+    shutil.rmtree(tmp_path / "set" / "val")
+    alone = labelled.find(tmp_path / "set")
+    assert (len(alone.val), alone.test, alone.split) == (7, (), "the set's own test")
+
+
+# Objects of Python
+
+
+def picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 24, 3), np.uint8))
+
+
+class Pairs(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """A Dataset as people write it: photos through a transform, and a number."""
+
+    def __init__(self, change: Callable[[Image.Image], Any] = lambda image: image) -> None:
+        self.change, self.classes = change, list(LABELS)
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, at: int) -> tuple[Any, int]:
+        return self.change(picture(at)), at % 3
+
+
+@pytest.mark.parametrize(
+    "change", [None, np.asarray, transforms.ToTensor(), transforms.PILToTensor()]
+)
+def test_a_dataset_of_torch(change: Any) -> None:
+    found = labelled.find(Pairs(change) if change else Pairs())
+    assert (found.classes, found.counts().tolist(), len(found.val)) == (LABELS, [3, 3, 3], 3)
+    assert check.looked_over(found, 20) == ()
+    for sample in found.train:
+        number = int(sample.name.split()[1])
+        assert sample.label == number % 3
+        np.testing.assert_array_equal(labelled.open(sample), picture(number))
+    assert str(check.check(Pairs(), size=20)).endswith("nothing is wrong")
+
+
+def test_parts_of_datasets_of_torch() -> None:
+    learn, judge = torch.utils.data.random_split(Pairs(), [8, 4])
+    found = labelled.find(learn, judge)
+    assert [s.name for s in found.val] == [f"image {at}" for at in judge.indices]
+    found = labelled.find([(picture(i), "ab"[i % 2]) for i in range(4)], val_fraction=0)
+    assert found.classes == ("a", "b")
+    flags = [(picture(i), torch.tensor([1, i % 2, 0])) for i in range(4)]
+    several = labelled.find(flags, val_fraction=0)
+    assert [s.labels for s in several.train] == [(0,), (0, 1), (0,), (0, 1)]
+    found = labelled.find({"train": Pairs(), "test": Pairs()})
+    assert (len(found.val), found.split) == (12, "the set's own test")
+
+
+def test_datasets_that_cannot_be_used() -> None:
+    normal = transforms.Compose([transforms.ToTensor(), transforms.Normalize(0.5, 0.1)])
+    with pytest.raises(DataError, match=r"Pairs: image 0: .* leave Normalize out of its transform"):
+        labelled.find(Pairs(normal))
+    with pytest.raises(DataError, match=r"list\[0\] is int; expected \(image, label\)"):
+        labelled.find([1, 2])
+    with pytest.raises(DataError, match="label 7 of image 0; expected 0 to 2"):
+        labelled.find(torch.utils.data.Subset(_Odd(), [0]))
+    with pytest.raises(DataError, match="'more' is no part of a data set"):
+        labelled.find({"train": Pairs(), "more": Pairs()})
+    broken = Pairs(_broken_later)
+    with pytest.raises(DataError, match="Pairs: image 5: the disk is gone; no label is known"):
+        labelled.find(broken)
+    broken.targets = [at % 3 for at in range(12)]  # type: ignore[attr-defined]
+    found = labelled.find(broken)
+    with pytest.raises(OSError, match="image 5: the disk is gone"):
+        [labelled.open(s) for s in (*found.train, *found.val)]
+
+
+class _Odd(Pairs):
+    def __getitem__(self, at: int) -> tuple[Any, int]:
+        return picture(at), 7
+
+
+def _broken_later(image: Image.Image) -> Image.Image:
+    if np.array_equal(image, picture(5)):
+        raise RuntimeError("the disk is gone")
+    return image
+
+
+class ImageKind:
+    """What `datasets` calls Image, as far as it is asked."""
+
+    def __init__(self, decode: bool = True) -> None:
+        self.decode = decode
+
+
+class ClassLabel:
+    names = ("ant", "bee", "cat")
+
+
+class ListKind:
+    feature = ClassLabel()
+
+
+class Rows:
+    """A `Dataset` of Hugging Face, as far as it is asked; the real one was tried by hand."""
+
+    def __init__(self, labels: list[Any], features: dict[str, Any]) -> None:
+        self.labels, self.features = labels, features
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, at: Any) -> Any:
+        if at == "label":
+            return self.labels
+        file = io.BytesIO()
+        picture(at).save(file, "PNG")
+        assert not self.features["image"].decode
+        return {"image": {"bytes": file.getvalue(), "path": None}}
+
+    def cast_column(self, name: str, feature: Any) -> Rows:
+        return Rows(self.labels, {**self.features, name: feature})
+
+
+ImageKind.__name__ = "Image"
+
+
+def test_datasets_of_hugging_face() -> None:
+    def rows(labels: list[Any], kind: Any) -> Rows:
+        return Rows(labels, {"image": ImageKind(), "label": kind()})
+
+    found = labelled.find(
+        {"train": rows([0, 1, 2] * 4, ClassLabel), "validation": rows([2, 1], ClassLabel),
+         "test": rows([-1, 0], ClassLabel)}
+    )  # fmt: skip
+    assert (found.classes, len(found.train), len(found.test)) == (LABELS, 12, 1)
+    assert [(s.label, s.name) for s in found.val] == [(2, "val image 0"), (1, "val image 1")]
+    np.testing.assert_array_equal(decode(labelled.open(found.train[4])), picture(4))
+    found = labelled.find(rows([[0], [], [1, 2]], ListKind), val_fraction=0)
+    assert [(s.label, s.labels) for s in found.train] == [(0, (0,)), (-1, ()), (1, (1, 2))]
+    assert labelled.find(rows(["a", "b"], str), val_fraction=0).classes == ("a", "b")
+    with pytest.raises(
+        DataError, match="of the columns image, note; expected one of the kind Image"
+    ):
+        labelled.find(Rows([1], {"image": ImageKind(), "note": 1}))
 
 
 def _one_class(folder: Path) -> Path:

@@ -19,7 +19,8 @@ from ..files.photo_paths import composed
 from ..files.progress import expect
 from ..files.wording import counted
 from ..training.data import labelled
-from ..training.data.listing import Item, listed
+from ..training.data.items import Item
+from ..training.data.listing import listed
 from ..training.data.shards import is_stream
 from ..training.record.figures import calibration_error
 

@@ -6,6 +6,7 @@ And what a file is by its first bytes, where its name does not say it, or not ri
 from __future__ import annotations
 
 import glob
+import importlib.util
 import io
 import os
 import re
@@ -13,7 +14,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -23,10 +24,12 @@ from ..errors import DataError, warn_once
 IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
 )
+HEIF_SUFFIXES = frozenset((".heic", ".heif", ".hif"))  # photos too, where `reads_heif`
+HEIF_HINT = "pip install 'verydeep[heif]' to read HEIC"
 # Folders that systems put beside photos: macOS in its zips, Synology, Windows.
 HIDDEN = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN"))
 PICTURES = frozenset(  # that are not read, and may be meant
-    ".heic .heif .jp2 .jxl .psd .raw .dng .cr2 .cr3 .nef .arw .jpeg_original .jpg_original".split()
+    ".jp2 .jxl .psd .raw .dng .cr2 .cr3 .nef .arw .jpeg_original .jpg_original".split()
 )
 ENDINGS = 5  # of files that are not used, named in a line
 
@@ -135,7 +138,16 @@ def is_hidden(name: str) -> bool:
 def is_photo(name: str, first: Callable[[], bytes]) -> bool:
     """Whether a file counts as a photo: by its suffix, or without one by its first bytes."""
     suffix = os.path.splitext(name)[1].lower()
-    return suffix in IMAGE_SUFFIXES or (not suffix and sniff(first())[0].endswith(" image"))
+    if suffix:
+        return suffix in IMAGE_SUFFIXES or (suffix in HEIF_SUFFIXES and reads_heif())
+    what, _ = sniff(first())
+    return what.endswith(" image") or (what == "HEIC" and reads_heif())
+
+
+@cache
+def reads_heif() -> bool:
+    """Whether the package is installed that reads HEIC, which PIL itself does not."""
+    return importlib.util.find_spec("pillow_heif") is not None
 
 
 def head(path: str) -> bytes:
@@ -161,7 +173,8 @@ def unused(endings: Counter[str]) -> str:
     some = [f"{count:,} {name}" for name, count in endings.most_common(ENDINGS)]
     more = ["others"] if len(endings) > ENDINGS else []
     are = "is" if endings.total() == 1 else "are"
-    hint = "" if PICTURES.isdisjoint(endings) else "; convert pictures to JPEG or PNG"
+    hint = "" if HEIF_SUFFIXES.isdisjoint(endings) else f"; {HEIF_HINT}"
+    hint += "" if PICTURES.isdisjoint(endings) else "; convert pictures to JPEG or PNG"
     return f"{counted(endings.total(), 'file')} {are} not used: {', '.join(some + more)}{hint}"
 
 
@@ -182,7 +195,7 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (rb"II\*\x00|MM\x00\*", "a TIFF image", ""),
     (rb"BM....\x00{4}", "a BMP image", ""),
     (rb"....ftypavi[fs]", "an AVIF image", ""),
-    (rb"....ftyp(he|mif1)", "HEIC", ""),
+    (rb"....ftyp(he|mif1)", "HEIC", HEIF_HINT),
     (rb"....ftyp", "a video", ""),
     (rb"%PDF", "a PDF", ""),
     (rb"%!PS", "PostScript", ""),

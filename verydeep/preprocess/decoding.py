@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError
+from ..files.photo_paths import reads_heif, sniff
 
 if TYPE_CHECKING:  # PIL takes 20 ms to load and torch a second
     from PIL import Image
@@ -163,19 +164,14 @@ def _open(path: str | os.PathLike[str]) -> BinaryIO:
 
 def _decode_file(file: BinaryIO, range: Range) -> Image.Image | NDArray[np.float32]:
     """The image in an open file. Whatever PIL's decoders raise on it is an ImageError."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     with _quiet():
         try:
             start = file.read(64)
             if not start:
                 raise ImageError("the file is empty; fetch or export it again")
-            try:
-                image: Image.Image = Image.open(file, formats=_COMMON)
-            except UnidentifiedImageError:
-                Image.init()
-                formats = [known for known in Image.ID if known not in _NOT_FOR_US]
-                image = Image.open(file, formats=formats)
+            image = opened(file)
         except ImageError:
             raise
         except UnidentifiedImageError as error:
@@ -192,6 +188,21 @@ def _decode_file(file: BinaryIO, range: Range) -> Image.Image | NDArray[np.float
             return _without_text(file, range)
 
 
+def opened(file: str | BinaryIO) -> Image.Image:
+    """A file as PIL opens it, by its header alone; what PIL raises is not caught."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(file, formats=_COMMON)
+    except UnidentifiedImageError:
+        if reads_heif():
+            import pillow_heif
+
+            pillow_heif.register_heif_opener()
+        Image.init()
+        return Image.open(file, formats=[known for known in Image.ID if known not in _NOT_FOR_US])
+
+
 def _without_text(file: BinaryIO, range: Range) -> Image.Image | NDArray[np.float32]:
     """The image in a PNG with more text, XMP or colour profile than PIL reads, none of which is used."""
     file.seek(0)
@@ -206,9 +217,13 @@ def _without_text(file: BinaryIO, range: Range) -> Image.Image | NDArray[np.floa
 
 
 def _looks_like(start: bytes) -> str:
-    from ..files.photo_paths import sniff  # only where it is not what it should be
+    from PIL import features
 
     what, advice = sniff(start)
+    if what == "HEIC" and reads_heif():
+        what = "a HEIC image"
+    if what == "an AVIF image" and not features.check("avif"):
+        return "it looks like AVIF, which Pillow 11.3 or later reads; pip install -U pillow"
     if what in ("", "text"):
         return "expected JPEG, PNG, WebP, TIFF or the like; convert it to one of these"
     if what.endswith(" image"):

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from ..errors import DataError
 from ..files import photo_paths
 from ..files.progress import expect, stage
 from ..files.wording import counted
+from ..preprocess.decoding import opened
 from .extraction import features
 from .featurefile import FeatureFile, is_feature_file, open_features
 from .nearest import closest, unit_rows
@@ -254,7 +254,7 @@ def _grouped(
 
 
 def _pixels(place: str) -> int:
-    with suppress(OSError, ValueError), Image.open(place) as photo:
+    with suppress(OSError, ValueError), opened(place) as photo:
         return photo.width * photo.height
     return 0
 

@@ -6,29 +6,27 @@ bit for whether a cell of 9 x 8 is brighter than the one to its left, and then b
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ...engines.processor import cores
 from ...errors import DataError, ImageError
 from ...files.progress import stage
-from ...files.wording import some
+from ...files.wording import counted, some
 from ...preprocess import decode
+from ...preprocess.decoding import opened
 from . import labelled
-from .labelled import Data, Sample
-from .listing import Member, Streamed
+from .items import Brought, Streamed
+from .labelled import Labelled, Sample
 from .shards import is_stream
 
 IMBALANCE = 20.0  # times as many images in the largest class as in the smallest
@@ -49,20 +47,21 @@ class Finding:
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """What was found. images: how many were looked at."""
+    """What was found. images: how many were looked at; test: of a test/ that is reported apart."""
 
     classes: tuple[str, ...]
     train: int
     val: int
     findings: tuple[Finding, ...]
+    test: int = 0
 
     @property
     def images(self) -> int:
-        return self.train + self.val
+        return self.train + self.val + self.test
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "classes": list(self.classes), "train": self.train, "val": self.val,
+            "classes": list(self.classes), "train": self.train, "val": self.val, "test": self.test,
             "findings": [
                 {"what": f.what, "text": f.text, "names": list(f.names)} for f in self.findings
             ],
@@ -71,7 +70,7 @@ class Check:
     def __str__(self) -> str:
         head = (
             f"{len(self.classes)} classes, {self.train} images to train on, {self.val} to validate"
-        )
+        ) + (f", {self.test} to test" if self.test else "")
         return "\n".join([head, *(f.text for f in self.findings)] if self.findings else [
             f"{head}: nothing is wrong"
         ])  # fmt: skip
@@ -83,8 +82,9 @@ def check(
     *,
     size: int = 224,
     strict: bool = False,
+    multi: bool | None = None,
 ) -> Check:
-    """Every image is decoded and compared; source and val as for `verydeep.training.data.labelled.find`.
+    """Every image is decoded and compared; source, val and multi as for `training.data.labelled.find`.
 
     size: pixels a side of the network's input; smaller images are told of. strict: what is found is an
     error.
@@ -95,41 +95,42 @@ def check(
             "a check compares images in any order, which a stream cannot give; fetch some shards, and give "
             "their path"
         )
-    found = labelled.find(source, val)
-    result = Check(
-        found.classes, len(found.train), len(found.val),
-        (*_warned(found), *_findings(found, size, thorough=True)),
-    )  # fmt: skip
-    if strict and result.findings:
-        raise DataError("; ".join(f.text for f in result.findings))
-    return result
+    found = labelled.find(source, val, multi=multi)
+    told = (Finding("classes", line) for line in found.warnings)
+    findings = (*told, *_findings(found, size, thorough=True))
+    if strict and findings:
+        raise DataError("; ".join(f.text for f in findings))
+    return Check(found.classes, len(found.train), len(found.val), findings, len(found.test))
 
 
-def looked_over(found: Data, size: int, *, thorough: bool = False) -> tuple[str, ...]:
+def looked_over(found: Labelled, size: int, *, thorough: bool = False) -> tuple[str, ...]:
     """Lines on what can be seen without decoding: doubles by content, sizes, balance.
 
     thorough: on everything that `check` finds.
-    Nothing of a set that is streamed is read, nor, unless thorough, of one of more than 2 GiB.
+    Nothing of a set that is streamed is read, nor, unless thorough, of one that a Python object brings or
+    of more than 2 GiB.
     """
-    every = (*found.train, *found.val)
-    large = not thorough and sum(_size_bytes(s) for s in every) > QUICK_BYTES
-    if large or any(isinstance(s.source, Streamed) for s in every):
+    every = (*found.train, *found.val, *found.test)
+    unread = Streamed if thorough else (Streamed, Brought)
+    large = not thorough and sum(map(labelled.size_bytes, every)) > QUICK_BYTES
+    if large or any(isinstance(s.source, unread) for s in every):
         return tuple(f.text for f in _lopsided(found))
     return tuple(f.text for f in _findings(found, size, thorough=thorough))
 
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    digest: bytes
-    width: int
-    height: int
-    bits: int
-    thumb: NDArray[np.uint8] | None
+    """An image: its sides, and where it was decoded its hash and thumbnail; or why it cannot be read."""
+
+    width: int = 0
+    height: int = 0
+    bits: int = 0
+    thumb: NDArray[np.uint8] | None = None
     error: str = ""
 
 
-def _findings(found: Data, size: int, *, thorough: bool) -> Iterator[Finding]:
-    samples = (*found.train, *found.val)
+def _findings(found: Labelled, size: int, *, thorough: bool) -> Iterator[Finding]:
+    samples = (*found.train, *found.val, *found.test)
     with ThreadPoolExecutor(cores()) as pool:
         results = pool.map(lambda s: _look(s, thorough), samples)
         seen = list(stage(results, "looking at images", "image", len(samples)))
@@ -141,59 +142,49 @@ def _findings(found: Data, size: int, *, thorough: bool) -> Iterator[Finding]:
             tuple(s.name for s, _ in broken),
         )
     yield from _lopsided(found)
-    train, val = seen[: len(found.train)], seen[len(found.train) :]
-    yield from _doubles(found, train, val)
+    same = labelled.doubles(samples)
+    yield from _doubles(samples, same, len(found.train))
     if thorough:
-        yield from _near_doubles(found, train, val)
+        yield from _near_doubles(samples, same, seen, len(found.train))
     small = [
         f"{s.name} ({one.width}x{one.height})"
         for s, one in zip(samples, seen, strict=True)
         if not one.error and min(one.width, one.height) < size
     ]
     if small:
-        yield Finding(
-            "small",
-            f"{_images(len(small))} smaller than the {size} pixels of the network's input: "
-            f"{some(small)}",
-            tuple(small),
-        )
+        about = f"{_images(len(small))} smaller than the {size} pixels of the network's input"
+        yield _finding("small", about, small)
 
 
 def _look(sample: Sample, thorough: bool) -> _Seen:
     try:
         content = labelled.open(sample)
-        if isinstance(content, np.ndarray):
-            digest = hashlib.blake2b(content.tobytes(), digest_size=16).digest()
-            height, width = content.shape[:2]
-            if not thorough:
-                return _Seen(digest, width, height, 0, None)
-        else:
-            content = Path(content).read_bytes() if isinstance(content, str) else content
-            digest = hashlib.blake2b(content, digest_size=16).digest()
-            if not thorough:
-                with suppress(ValueError), Image.open(io.BytesIO(content)) as photo:
-                    return _Seen(digest, *photo.size, 0, None)
+        if thorough:
+            pass
+        elif isinstance(content, np.ndarray):
+            return _Seen(content.shape[1], content.shape[0])
+        else:  # what cannot be opened is decoded, which says why
+            file = io.BytesIO(content) if isinstance(content, bytes) else content
+            with suppress(OSError, ValueError, Image.DecompressionBombError), opened(file) as photo:
+                return _Seen(*photo.size)
         picture = decode(content)
-    except (ImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        text = str(error).replace("<bytes>", sample.name)
-        if isinstance(error, UnidentifiedImageError):
-            text = "not an image that can be read"
-        return _Seen(b"", 0, 0, 0, None, text if sample.name in text else f"{sample.name}: {text}")
+    except (ImageError, OSError) as error:
+        text = str(error)
+        return _Seen(error=text if sample.name in text else f"{sample.name}: {text}")
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(np.rint(picture).astype(np.uint8))
     grey = picture.convert("L")
     cells = np.asarray(grey.resize((9, 8), Image.Resampling.BOX)).astype(int)
     packed = np.packbits(cells[:, 1:] > cells[:, :-1])
     thumb = np.asarray(grey.resize((THUMB, THUMB), Image.Resampling.BOX))
-    return _Seen(digest, *picture.size, int.from_bytes(packed.tobytes()), thumb)
+    return _Seen(*picture.size, int.from_bytes(packed.tobytes()), thumb)
 
 
-def _warned(found: Data) -> Iterator[Finding]:
-    for line in found.warnings:
-        yield Finding("classes", line)
+def _finding(what: str, text: str, names: Sequence[str]) -> Finding:
+    return Finding(what, f"{text}: {some(names)}", tuple(names))
 
 
-def _lopsided(found: Data) -> Iterator[Finding]:
+def _lopsided(found: Labelled) -> Iterator[Finding]:
     counts = found.counts()
     most, least = int(counts.argmax()), int(counts.argmin())
     if counts[most] > IMBALANCE * counts[least]:
@@ -205,82 +196,66 @@ def _lopsided(found: Data) -> Iterator[Finding]:
         )
 
 
-def _doubles(found: Data, train: list[_Seen], val: list[_Seen]) -> Iterator[Finding]:
-    groups: dict[bytes, list[tuple[str, Sample]]] = defaultdict(list)
-    for part, samples, seen in (("train", found.train, train), ("val", found.val, val)):
-        for sample, one in zip(samples, seen, strict=True):
-            if not one.error:
-                groups[one.digest].append((part, sample))
-    across, within, at_odds = [], [], []
+def _doubles(samples: Sequence[Sample], same: Sequence[int], train: int) -> Iterator[Finding]:
+    """Images that are one file twice. same: as of `labelled.doubles`; train: how many are to train on."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for at, first in enumerate(same):
+        groups[first].append(at)
+    across: list[str] = []
+    within: list[str] = []
+    at_odds: list[str] = []
     for group in groups.values():
         if len(group) < 2:
             continue
-        names = " = ".join(sample.name for _, sample in group[:3])
-        if len({part for part, _ in group}) == 2:
-            across.append(names)
-        else:
-            within.append(names)
-        if len({sample.label for _, sample in group}) > 1:
+        names = " = ".join(samples[at].name for at in group[:3])
+        (across if group[0] < train <= group[-1] else within).append(names)
+        if len({(samples[at].label, samples[at].labels) for at in group}) > 1:
             at_odds.append(names)
     if across:
-        yield Finding(
-            "doubles across",
-            f"{_images(len(across))} to validate with {_are(across)} there to train on as well, so that "
-            f"accuracy is flattered: {some(across)}",
-            tuple(across),
+        about = (
+            "to validate or test with {} there to train on as well, so that accuracy is flattered"
+        )
+        yield _finding(
+            "doubles across", f"{_images(len(across))} {about.format(_are(across))}", across
         )
     if within:
-        yield Finding(
-            "doubles within", f"{_images(len(within))} {_are(within)} there twice or more: {some(within)}",
-            tuple(within),
-        )  # fmt: skip
-    if at_odds:
-        yield Finding(
-            "labels at odds",
-            f"{_images(len(at_odds))} {_are(at_odds)} of two classes at once: {some(at_odds)}",
-            tuple(at_odds),
+        yield _finding(
+            "doubles within", f"{_images(len(within))} {_are(within)} there twice or more", within
         )
+    if at_odds:
+        about = f"{_images(len(at_odds))} {_are(at_odds)} of two classes at once"
+        yield _finding("labels at odds", about, at_odds)
 
 
-def _near_doubles(found: Data, train: list[_Seen], val: list[_Seen]) -> Iterator[Finding]:
-    """Images to validate that look like one to train on, without being the same file."""
-    if len(train) * len(val) > MOST_PAIRS or not val:
+def _near_doubles(
+    samples: Sequence[Sample], same: Sequence[int], seen: Sequence[_Seen], train: int
+) -> Iterator[Finding]:
+    """Images to validate or test with that look like one to train on, without being the same file."""
+    count = len(samples) - train
+    if train * count > MOST_PAIRS or not count:
         return
-    bits = np.array([one.bits for one in train], np.uint64)
+    bits = np.array([one.bits for one in seen[:train]], np.uint64)
     near = []
-    pairs = zip(found.val, val, strict=True)
-    for sample, one in stage(pairs, "comparing images", "image", len(val)):
-        if one.thumb is None:
+    for at in stage(range(train, len(samples)), "comparing images", "image", count):
+        thumb = seen[at].thumb
+        if thumb is None:
             continue
-        close = np.flatnonzero(np.bitwise_count(bits ^ np.uint64(one.bits)) <= NEAR_BITS)
-        for at in close:
-            other = train[at]
-            if other.thumb is None or other.digest == one.digest:
+        close = np.bitwise_count(bits ^ np.uint64(seen[at].bits)) <= NEAR_BITS
+        for other in map(int, np.flatnonzero(close)):
+            its = seen[other].thumb
+            if its is None or same[other] == same[at]:
                 continue
-            gap = np.abs(other.thumb.astype(int) - one.thumb).mean()
-            if gap <= NEAR_LEVELS:
-                near.append(f"{sample.name} ~ {found.train[at].name}")
+            if np.abs(its.astype(int) - thumb).mean() <= NEAR_LEVELS:
+                near.append(f"{samples[at].name} ~ {samples[other].name}")
                 break
     if near:
-        yield Finding(
-            "near-doubles across",
-            f"{_images(len(near))} to validate with {'looks' if len(near) == 1 else 'look'} like one to "
-            f"train on: {some(near)}",
-            tuple(near),
-        )
-
-
-def _size_bytes(sample: Sample) -> int:
-    source = sample.source
-    if isinstance(source, Member | Streamed):
-        return source.size_bytes
-    if isinstance(source, str):
-        return os.path.getsize(source) if os.path.exists(source) else 0
-    return source.nbytes if isinstance(source, np.ndarray) else len(source)
+        look = "looks" if len(near) == 1 else "look"
+        about = f"{_images(len(near))} to validate or test with {look} like one to train on"
+        yield _finding("near-doubles across", about, near)
 
 
 def _images(count: int) -> str:
-    return f"{count} image{'' if count == 1 else 's'}"
+    return counted(count, "image")
 
 
 def _are(names: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Labelled images to train on and to validate with: found, split if need be, and told apart by a digest.
 
->>> from verydeep.training import data
+>>> from verydeep.training.data import labelled
 >>> found = labelled.find("photos/", seed=0)  # doctest: +SKIP
 >>> found.classes, len(found.train), len(found.val)  # doctest: +SKIP
 (('daisy', 'rose'), 900, 100)
@@ -10,24 +10,31 @@ from __future__ import annotations
 
 import builtins
 import hashlib
+import os
 import zipfile
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from lzma import LZMAError
+from pathlib import Path
 from typing import Any
 from unicodedata import category
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...engines.processor import cores
 from ...errors import DataError
 from ...files.photo_paths import unused
-from ...files.wording import some
-from .listing import Item, Listing, Member, Source, Streamed, listed
+from ...files.progress import stage
+from ...files.wording import counted, some
+from .items import Brought, Item, Listing, Member, Source, Streamed
+from .listing import listed
+from .objects import content
 from .shards import entries
 
 VAL_FRACTION = 0.1
@@ -39,20 +46,27 @@ NO_LINE = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One labelled image: where it lies, its class's number, and its name for people."""
+    """One labelled image: where it lies, its class's number, and its name for people.
+
+    labels: where an image may be of several classes, the numbers of its own; `label` is then the first of
+    them, or -1 where it has none.
+    """
 
     source: Source
     label: int
     name: str = ""
+    labels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
-class Data:
+class Labelled:
     """What a network learns from.
 
     classes: names, in the order of the labels. train, val: samples. warnings: lines for people.
     digest: of names, labels and sizes (and of the pixels of arrays); another data set has another one.
-    split: how the validation samples were chosen, in words.
+    split: how the validation samples were chosen, in words. test: samples of the set's own test/, where
+    others validate: to be measured at the end, and reported apart. multi: whether an image may be of
+    several classes, or of none.
     """
 
     classes: tuple[str, ...]
@@ -61,10 +75,25 @@ class Data:
     warnings: tuple[str, ...]
     digest: str
     split: str
+    test: tuple[Sample, ...] = ()
+    multi: bool = False
 
     def counts(self) -> NDArray[np.int64]:
         """Training samples of each class, (classes,)."""
-        return np.bincount([s.label for s in self.train], minlength=len(self.classes))
+        return _tally(self.train, len(self.classes))
+
+
+Data = Labelled  # its name before
+
+
+def targets(samples: Sequence[Sample], classes: int | Sequence[str]) -> NDArray[Any]:
+    """The class of each sample, (n,) int64; where there may be several, (n, classes) float32 of 0 and 1."""
+    if not any(sample.labels or sample.label < 0 for sample in samples):
+        return np.array([sample.label for sample in samples], np.int64)
+    found = np.zeros((len(samples), classes if isinstance(classes, int) else len(classes)), "f4")
+    for row, sample in zip(found, samples, strict=True):
+        row[list(sample.labels)] = 1
+    return found
 
 
 def find(
@@ -73,91 +102,72 @@ def find(
     *,
     seed: int = 0,
     val_fraction: float = VAL_FRACTION,
-) -> Data:
+    multi: bool | None = None,
+) -> Labelled:
     """The samples of a data set, in any form that `verydeep.training.data.listing` knows.
 
     val: a second data set to validate with. Without one, the set's own val/ (or test/) is taken; without
-    that either, `val_fraction` of each class, drawn by `seed`: the same images on every machine; of shards
-    that are streamed, `val_fraction` of the shards.
+    that either, `val_fraction` of each class, drawn by `seed`: the same images on every machine, and of
+    files with the same bytes all or none; of shards that are streamed, `val_fraction` of the shards.
+    multi: of a CSV, whether a photo may have several labels; None: as it looks, or refused.
     What was found before is given back. Raises DataError for no images, a single class, or two sets that
     share no class.
     """
-    if isinstance(data, Data):
+    if isinstance(data, Labelled):
         return data
     if not 0 <= val_fraction < 1:
         raise DataError(f"val_fraction is {val_fraction!r}; expected 0 or more and less than 1")
-    found = listed(data)
-    name = called(data)
+    found, name = listed(data, multi=multi), called(data)
     warnings = oddities(name, found)
-    parts = {item.part for item in found.items}
-    train = [i for i in found.items if i.part in ("", "train")]
-    given: list[Item] = []
-    split = ""
-    if val is not None:
-        other = listed(val)
-        label = called(val)
-        warnings += oddities(label, other)
-        given, _ = judged(other)
-        split = "as given"
-        if not given:
-            raise DataError(f"{label}: no images; expected a data set to validate with")
-    elif not parts.isdisjoint(("val", "test")):
-        given, part = judged(found)
-        split = f"the set's own {part}"
+    train = [item for item in found.items if item.part in ("", "train")]
     if not train:
         raise DataError(f"{name}: no images to train on{without_images(found)}")
-    classes = _classes(found, train)
-    if len(classes) < 2:
-        raise DataError(
-            f"{name}: all images ({len(train)}) are of one class, {classes[0]!r}; expected a folder for "
-            "each of two classes or more"
-        )
-    for label in classes:  # or the model file would refuse it after the training
-        if len(label) > LONGEST_NAME or not label or NO_LINE.intersection(map(category, label)):
-            raise DataError(
-                f"{name}: a class is named {label[:40]!r}, of {len(label)} characters; expected a name on "
-                f"one line, of {LONGEST_NAME} at most"
-            )
+    classes = _classes(name, found, train)
     number = {label: index for index, label in enumerate(classes)}
-    unknown = Counter(item.label for item in given if item.label not in number)
-    if given and not any(item.label in number for item in given):
-        raise DataError(
-            f"no class to validate is one to train on: {some(sorted(unknown))} against "
-            f"{some(classes)}"
-        )
-    if unknown:
-        warnings.append(
-            f"images to validate of classes that are not trained are left out, "
-            f"{sum(unknown.values())} in all: {some(sorted(unknown))}"
-        )
-    learn = [Sample(i.source, number[i.label], i.name) for i in train]
-    judge = [Sample(i.source, number[i.label], i.name) for i in given if i.label in number]
-    if not given and val_fraction:
-        if isinstance(learn[0].source, Streamed):
-            learn, judge, split = _split_shards(learn, seed, val_fraction)
-            untaught = sorted(set(range(len(classes))) - {s.label for s in learn})
-            if untaught:
-                warnings.append(
-                    f"no images to train on of: {some([classes[label] for label in untaught])}"
-                )
-            if not judge:
-                warnings.append("a single shard is not split; to validate, give a second data set")
-            given = train if judge else []
-        else:
-            learn, judge = _split(learn, seed, val_fraction)
-            split = f"{val_fraction:.0%} of each class, seed {seed}"
-    if given:
-        unseen = sorted(set(range(len(classes))) - {s.label for s in judge})
-        if unseen:
-            warnings.append(
-                f"no images to validate of: {some([classes[label] for label in unseen])}"
+
+    def numbered(items: Iterable[Item], use: str) -> list[Sample]:
+        """The samples of classes that are trained."""
+        items = list(items)
+        unknown = Counter(label for i in items for label in i.labels if label not in number)
+        known = [item for item in items if unknown.keys().isdisjoint(item.labels)]
+        if items and not known:
+            raise DataError(
+                f"no class to {use} is one to train on: {some(sorted(unknown))} against {some(classes)}"
             )
-    lonely = [classes[k] for k, n in Counter(s.label for s in learn).items() if n == 1]
-    if lonely:
-        warnings.append(f"a single image to train on of: {some(sorted(lonely))}")
-    sizes = {id(item.source): item.size_bytes for item in (*train, *given)}
-    digest = _digest(classes, learn, judge, sizes)
-    return Data(classes, tuple(learn), tuple(judge), tuple(warnings), digest, split)
+        if unknown:
+            warnings.append(
+                f"images to {use} of classes that are not trained are left out, "
+                f"{len(items) - len(known)} in all: {some(sorted(unknown))}"
+            )
+        return [_sample(item, number, found.multi) for item in known]
+
+    learn, split = numbered(train, "train on"), ""
+    if val is not None:
+        other, label = listed(val, multi=found.multi), called(val)
+        warnings += oddities(label, other)
+        judge, split, part = numbered(judged(other)[0], "validate"), "as given", ""
+        if not judge:
+            raise DataError(f"{label}: no images; expected a data set to validate with")
+    else:
+        given, part = judged(found)
+        judge = numbered(given, "validate") if part in ("val", "test") else []
+        split = f"the set's own {part}" if judge else ""
+    own = () if part == "test" else (item for item in found.items if item.part == "test")
+    test = numbered(own, "test")
+    if not judge and val_fraction:
+        learn, judge, split = _split(learn, seed, val_fraction)
+    warnings += _thin(classes, learn, judge, unsplit=not judge and bool(val_fraction))
+    digest = _digest(classes, {"train": learn, "val": judge, "test": test})
+    return Labelled(
+        classes,
+        tuple(learn),
+        tuple(judge),
+        tuple(warnings),
+        digest,
+        split,
+        tuple(test),
+        found.multi,
+    )
 
 
 def open(sample: Sample | Item) -> str | bytes | NDArray[Any]:  # noqa: A001  # labelled.open reads well
@@ -172,6 +182,8 @@ def open(sample: Sample | Item) -> str | bytes | NDArray[Any]:  # noqa: A001  # 
         if found is None:
             raise DataError(f"{source.shard}: holds no {source.name} any more")
         return found
+    if isinstance(source, Brought):
+        return content(source)
     if not isinstance(source, Member):
         return source
     if source.offset < 0:
@@ -185,6 +197,11 @@ def open(sample: Sample | Item) -> str | bytes | NDArray[Any]:  # noqa: A001  # 
         return file.read(source.size_bytes)
 
 
+@lru_cache(8)
+def _zip_file(path: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
+
+
 def stacked(samples: Sequence[Sample]) -> NDArray[np.uint8] | None:
     """Images (n, h, w, c) uint8 in one array, where they are arrays of one shape; else None."""
     if not samples:
@@ -195,9 +212,44 @@ def stacked(samples: Sequence[Sample]) -> NDArray[np.uint8] | None:
     return np.stack([s.source for s in samples])  # type: ignore[misc]  # arrays, all of them
 
 
-@lru_cache(8)
-def _zip_file(path: str) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
+def size_bytes(sample: Sample) -> int:
+    """Of its file or array; 0 where it is not there, or known only when it is read."""
+    source = sample.source
+    if isinstance(source, Member | Streamed):
+        return source.size_bytes
+    if isinstance(source, str):
+        return os.path.getsize(source) if os.path.exists(source) else 0
+    if isinstance(source, Brought):
+        return 0
+    return source.nbytes if isinstance(source, np.ndarray) else len(source)
+
+
+def doubles(samples: Sequence[Sample]) -> list[int]:
+    """Of each sample the number of the first one with the same bytes, mostly its own.
+
+    Only what has the size of another is read; what a Python object brings, or cannot be read, is like no
+    other.
+    """
+    of_size: dict[int, list[int]] = defaultdict(list)
+    for at, sample in enumerate(samples):
+        of_size[size_bytes(sample)].append(at)
+    alike = [at for size, group in of_size.items() if size and len(group) > 1 for at in group]
+
+    def digest(at: int) -> bytes:
+        try:
+            held = open(samples[at])
+            held = Path(held).read_bytes() if isinstance(held, str) else held
+        except OSError:
+            return b""
+        shape = repr(held.shape).encode() if isinstance(held, np.ndarray) else b""
+        return hashlib.blake2b(shape + bytes(held), digest_size=16).digest()
+
+    first, seen = list(range(len(samples))), dict[bytes, int]()
+    with ThreadPoolExecutor(cores()) as pool:
+        digests = stage(pool.map(digest, alike), "comparing files", "file", len(alike))
+        for at, found in zip(alike, digests, strict=True):
+            first[at] = seen.setdefault(found, at) if found else at
+    return first
 
 
 def called(data: object) -> str:
@@ -206,43 +258,115 @@ def called(data: object) -> str:
     return str(data) if path else type(data).__name__
 
 
-def _classes(found: Listing, train: list[Item]) -> tuple[str, ...]:
+def _sample(item: Item, number: dict[str, int], multi: bool) -> Sample:
+    labels = tuple(sorted(number[label] for label in item.labels))
+    label = labels[0] if labels else -1
+    return Sample(item.source, label, item.name, labels if multi else ())
+
+
+def _tally(samples: Iterable[Sample], classes: int) -> NDArray[np.int64]:
+    labels = [label for s in samples for label in (s.labels or (s.label,)) if label >= 0]
+    return np.bincount(np.array(labels, np.int64), minlength=classes)
+
+
+def _classes(name: str, found: Listing, train: list[Item]) -> tuple[str, ...]:
     """In the set's own order, else sorted, numbers as numbers; a class without an image is kept out."""
-    seen = {item.label for item in train}
-    if found.classes:
-        return tuple(c for c in found.classes if c in seen)
+    seen = {label for item in train for label in item.labels}
     numbers = all(map(str.isdecimal, seen))
-    return tuple(sorted(seen, key=lambda label: (int(label) if numbers else 0, label)))
+    own = found.classes or sorted(seen, key=lambda label: (int(label) if numbers else 0, label))
+    classes = tuple(label for label in own if label in seen)
+    if len(classes) < 2:
+        raise DataError(
+            f"{name}: all images ({len(train)}) are of one class, {', '.join(classes)!r}; expected a "
+            "folder for each of two classes or more"
+        )
+    for label in classes:  # or the model file would refuse it after the training
+        if len(label) > LONGEST_NAME or not label or NO_LINE.intersection(map(category, label)):
+            raise DataError(
+                f"{name}: a class is named {label[:40]!r}, of {len(label)} characters; expected a name on "
+                f"one line, of {LONGEST_NAME} at most"
+            )
+    return classes
 
 
-def _split(samples: list[Sample], seed: int, fraction: float) -> tuple[list[Sample], list[Sample]]:
-    """Of each class that fraction to validate, at least one, but for a class that has one image."""
-    by_class: dict[int, list[int]] = defaultdict(list)
-    for index, sample in enumerate(samples):
-        by_class[sample.label].append(index)
-    held = set()
-    for label, indices in by_class.items():
-        count = max(1, round(len(indices) * fraction)) if len(indices) > 1 else 0
-        draw = np.random.default_rng([seed, label])
-        held |= {indices[i] for i in draw.permutation(len(indices))[:count]}
-    learn = [s for i, s in enumerate(samples) if i not in held]
-    return learn, [s for i, s in enumerate(samples) if i in held]
+# Some to validate with
 
 
-def _split_shards(
+def _split(
     samples: list[Sample], seed: int, fraction: float
 ) -> tuple[list[Sample], list[Sample], str]:
-    """That fraction of the shards to validate, at least one; whole ones, so that none is streamed twice."""
-    shards = [s.source.shard for s in samples if isinstance(s.source, Streamed)]
-    names = list(dict.fromkeys(shards))
-    if len(names) < 2:
-        return samples, [], ""
-    count = max(1, round(len(names) * fraction))
-    chosen = np.random.default_rng(seed).permutation(len(names))[:count]
-    held = {names[at] for at in chosen}
-    learn = [s for s, shard in zip(samples, shards, strict=True) if shard not in held]
-    judge = [s for s, shard in zip(samples, shards, strict=True) if shard in held]
-    return learn, judge, f"{count} of {len(names)} shards, seed {seed}"
+    """Samples to train on and to validate with, and how they were chosen, in words.
+
+    Of each class that fraction validates, at least one, but for a class that has one image; an image of
+    several classes counts for the rarest. Of shards that are streamed whole ones do, so that none is
+    streamed twice.
+    """
+    if isinstance(samples[0].source, Streamed):
+        units = [s.source.shard if isinstance(s.source, Streamed) else "" for s in samples]
+        shards = list(dict.fromkeys(units))
+        drawn = _drawn(range(len(shards)), [0] * len(shards), seed, fraction)
+        held = {at for at, unit in enumerate(units) if shards.index(unit) in drawn}
+        split = f"{len(drawn)} of {len(shards)} shards, seed {seed}" if drawn else ""
+    else:
+        same = doubles(samples)
+        often = Counter(label for s in samples for label in s.labels)
+        strata = [min(s.labels, key=lambda k: (often[k], k), default=s.label) for s in samples]
+        held = _drawn(same, strata, seed, fraction)
+        split = f"{100 * fraction:g}% of each class, seed {seed}"
+        twice = sum(at != first for at, first in enumerate(same))
+        split += f", {counted(twice, 'double')} beside the first" if twice else ""
+    parts: tuple[list[Sample], list[Sample]] = ([], [])
+    for at, sample in enumerate(samples):
+        parts[at in held].append(sample)
+    return *parts, split
+
+
+def _drawn(same: Sequence[int], labels: Sequence[int], seed: int, fraction: float) -> set[int]:
+    """Numbers of that fraction of each label, in at least one where that leaves one.
+
+    same: what has the same number is drawn together, or not at all.
+    """
+    together: dict[int, list[int]] = defaultdict(list)
+    members: dict[int, list[int]] = defaultdict(list)
+    for at, (group, label) in enumerate(zip(same, labels, strict=True)):
+        together[group].append(at)
+        members[label].append(at)
+    total, taken, held = Counter(labels), Counter[int](), set[int]()
+    for label, numbers in members.items():
+        count = max(1, round(len(numbers) * fraction))
+        order = np.random.default_rng([seed, label % 2**32]).permutation(len(numbers))
+        groups = dict.fromkeys(same[numbers[at]] for at in order)
+        # a group of more than are wanted comes last, for where there is nothing else
+        for group in sorted(groups, key=lambda one: max(count, len(together[one]))):
+            if taken[label] >= count:
+                break
+            more = Counter(labels[at] for at in together[group])
+            fits = taken[label] + more[label] <= count or not taken[label]
+            leaves = all(total[one] - taken[one] > n for one, n in more.items())
+            if fits and leaves and held.isdisjoint(together[group]):
+                held.update(together[group])
+                taken += more
+    return held
+
+
+def _thin(
+    classes: Sequence[str], learn: list[Sample], judge: list[Sample], *, unsplit: bool
+) -> list[str]:
+    """Lines on classes that have too few images to train on, or none to validate."""
+    learned, judged_ = _tally(learn, len(classes)), _tally(judge, len(classes))
+    few = (
+        ("no images to train on of", learned == 0),
+        ("no images to validate of", (judged_ == 0) & (learned != 1) & bool(judge)),
+        ("a single image to train on of", learned == 1),
+    )
+    lines = [
+        f"{what}: {some(name for name, is_so in zip(classes, which, strict=True) if is_so)}"
+        for what, which in few
+        if which.any()
+    ]
+    if unsplit and learn and isinstance(learn[0].source, Streamed):
+        lines.append("a single shard is not split; to validate, give a second data set")
+    return lines
 
 
 def judged(found: Listing) -> tuple[list[Item], str]:
@@ -276,14 +400,15 @@ def without_images(found: Listing) -> str:
     return f"{told}; expected one folder of images for each class"
 
 
-def _digest(
-    classes: Iterable[str], train: list[Sample], val: list[Sample], sizes: dict[int, int]
-) -> str:
+def _digest(classes: Iterable[str], parts: dict[str, list[Sample]]) -> str:
     digest = hashlib.sha256("\0".join(classes).encode())
-    for what, samples in (("train", train), ("val", val)):
+    for what, samples in parts.items():
+        if what == "test" and not samples:  # as it was before a test/ was looked at
+            continue
         digest.update(f"\n{what}\n".encode())
         for sample in samples:
-            digest.update(f"{sample.name}\0{sample.label}\0{sizes[id(sample.source)]}\n".encode())
+            labels = ",".join(map(str, sample.labels)) or sample.label
+            digest.update(f"{sample.name}\0{labels}\0{size_bytes(sample)}\n".encode())
             if isinstance(sample.source, np.ndarray):
                 digest.update(sample.source.tobytes())
     return digest.hexdigest()

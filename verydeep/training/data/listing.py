@@ -1,4 +1,4 @@
-"""List the labelled images that a folder, an archive, a table or an array holds, without decoding one.
+"""List the labelled images that a folder, an archive or a table holds, without decoding one.
 
 Every form gives the same `Item`s, whose sources are read later, by any thread and in any order: what lies
 in a tar is read at its offset, so that nothing is ever unpacked.
@@ -6,8 +6,6 @@ in a tar is read at its offset, so that nothing is ever unpacked.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import posixpath
 import re
@@ -15,95 +13,44 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from lzma import LZMAError
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ...errors import DataError, nearest
+from ...errors import DataError
 from ...files import photo_paths
 from ...files.photo_paths import IMAGE_SUFFIXES, composed, is_hidden, is_photo, walked
 from . import shards as remote
-from .layout import PARTS, Place, part_of, tops
+from .items import Item, Listing, Member, Source, Streamed, as_text
+from .layout import Place, tops
+from .objects import arrays, held_by
+from .tables import table
 
-# What people call the columns of a table; one of another name is found by what stands in it.
-PATH_COLUMNS = (
-    "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "image_name",
-    "image_id", "img", "photo",
-)  # fmt: skip
-LABEL_COLUMNS = ("label", "labels", "class", "class_name", "target", "category")
-PART_COLUMNS = ("split", "part", "set", "subset")
-INDEX_COLUMNS = ("", "index", "unnamed: 0")  # as pandas writes them
-DELIMITERS = ",;\t|"
+__all__ = ["Item", "Listing", "Member", "Source", "Streamed", "listed"]
+
 UNREADABLE = (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, LZMAError)
+EXPECTED = (
+    "expected a folder, tar or zip of class folders, a CSV of paths and labels, an .npz of images, or "
+    "WebDataset shards"
+)
 IsClass: TypeAlias = Callable[[str], bool]
 
 
-@dataclass(frozen=True)
-class Member:
-    """A file inside an archive. offset: of its bytes in a plain tar; -1 where the archive unpacks it."""
+def listed(
+    data: object, is_class: IsClass = lambda _: False, *, multi: bool | None = None
+) -> Listing:
+    """The listing of a folder, tar, zip, CSV, .npz, WebDataset shards (files or URLs), or a Python object.
 
-    archive: str
-    name: str
-    offset: int
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class Streamed:
-    """A file in a shard that lies elsewhere. shard: its URL, which is read from its beginning on."""
-
-    shard: str
-    name: str
-    size_bytes: int
-
-
-Source: TypeAlias = str | bytes | Member | Streamed | NDArray[Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Item:
-    """One labelled image. part: "train", "val", "test", or "" where the data is not divided.
-
-    label: as one line of text in NFC, whichever way a disk spells it.
-    """
-
-    part: str
-    label: str
-    name: str
-    source: Source
-    size_bytes: int
-
-
-@dataclass
-class Listing:
-    """What a data set holds. classes: in the set's own order, empty where it has none.
-
-    empty: class folders without an image, as (part, label). loose: images that lie in no class folder.
-    unused: of the files in class folders that are no images, how many have each ending.
-    """
-
-    items: list[Item] = field(default_factory=list)
-    classes: tuple[str, ...] = ()
-    empty: list[tuple[str, str]] = field(default_factory=list)
-    loose: list[str] = field(default_factory=list)
-    unused: Counter[str] = field(default_factory=Counter)
-
-
-def listed(data: object, is_class: IsClass = lambda _: False) -> Listing:
-    """The listing of a folder, tar, zip, CSV, .npz, WebDataset shards (files or URLs), torchvision's sets.
-
-    is_class: of a folder's name, where a model says which classes there are. Raises DataError where it is
-    none of these, cannot be read, or may mean two things.
+    is_class: of a folder's name, where a model says which classes there are. multi: of a CSV, whether a
+    photo may have several labels; None: as it looks. Raises DataError where it is none of these, cannot be
+    read, or may mean two things.
     """
     if not isinstance(data, str | os.PathLike):
-        return _torchvision(data)
+        return held_by(data)
     if remote.is_stream(data):
         return _streamed(remote.expanded(os.fspath(data)))
     shards = _shards(os.fspath(data))
@@ -113,25 +60,19 @@ def listed(data: object, is_class: IsClass = lambda _: False) -> Listing:
     if os.path.isdir(path):  # pathlib's raises for names that no disk takes
         return _folder(path, is_class)
     if not os.path.exists(path):
-        raise DataError(
-            f"{path}: no such file or folder; expected a folder, tar or zip of class folders, a CSV "
-            "of paths and labels, an .npz of images, or WebDataset shards"
-        )
+        raise DataError(f"{path}: no such file or folder; {EXPECTED}")
     try:
         if path.suffix.lower() in (".csv", ".tsv"):
-            return _table(path)
+            return table(path, multi)
         if path.suffix.lower() == ".npz":
-            return _arrays(path)
+            return arrays(path)
         if zipfile.is_zipfile(path):
             return _zip(path, is_class)
         if tarfile.is_tarfile(path):
             return _tar(path, is_class)
     except UNREADABLE as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    raise DataError(
-        f"{path}: not a data set that is known; expected a folder, tar or zip of class folders, a CSV "
-        "of paths and labels, an .npz of images, or WebDataset shards"
-    )
+    raise DataError(f"{path}: not a data set that is known; {EXPECTED}")
 
 
 # Folders and archives
@@ -142,16 +83,16 @@ class _Held:
 
     def __init__(self, what: Path) -> None:
         self.what = str(what)
-        self.files: list[tuple[str, Source, int]] = []
+        self.files: list[tuple[str, Source]] = []
         self.others: list[str] = []  # no images
         self.folders: list[str] = []
 
-    def add(self, name: str, source: Source, size: int, first: Callable[[], bytes]) -> None:
+    def add(self, name: str, source: Source, first: Callable[[], bytes]) -> None:
         """A file. first: reads its first bytes."""
         if any(map(is_hidden, PurePosixPath(name).parts)):
             return
         if is_photo(name, first):
-            self.files.append((name, source, size))
+            self.files.append((name, source))
         else:
             self.others.append(name)
 
@@ -161,7 +102,7 @@ class _Held:
 
     def arranged(self, is_class: IsClass) -> Listing:
         """Files named [part/]class/.../file to items; folders above all of them are ignored."""
-        ways = [_way(name) for name, _, _ in self.files]
+        ways = [_way(name) for name, _ in self.files]
         found = tops(self.what, ways, is_class)
 
         def placed(way: Place) -> tuple[str, str] | None:
@@ -173,13 +114,14 @@ class _Held:
 
         listing = Listing()
         seen = set()
-        for (name, source, size), way in zip(self.files, ways, strict=True):
+        for (name, source), way in zip(self.files, ways, strict=True):
             place = placed(way)
             if place is None:
-                listing.loose.append(_as_text(name))
+                listing.loose.append(as_text(name))
             else:
+                part, label = place
                 seen.add(place)
-                listing.items.append(Item(*place, _as_text(name), source, size))
+                listing.add(part, (label,), name, source)
         others = [_way(name) for name in self.others]
         folders = {placed((*_way(name), "file")) for name in self.folders} | set(
             map(placed, others)
@@ -194,7 +136,7 @@ class _Held:
 
 
 def _way(name: str) -> Place:
-    return PurePosixPath(composed(_as_text(name))).parts
+    return PurePosixPath(composed(as_text(name))).parts
 
 
 def _folder(path: Path, is_class: IsClass) -> Listing:
@@ -205,15 +147,8 @@ def _folder(path: Path, is_class: IsClass) -> Listing:
             held.add_folder((relative / name).as_posix())
         for name in names:
             full = os.path.join(parent, name)
-            held.add(
-                (relative / name).as_posix(), full, _size(full), partial(photo_paths.head, full)
-            )
+            held.add((relative / name).as_posix(), full, partial(photo_paths.head, full))
     return held.arranged(is_class)
-
-
-def _size(path: str) -> int:
-    """In bytes; 0 of a broken link, which whoever reads it says."""
-    return os.stat(path).st_size if os.path.exists(path) else 0
 
 
 def _zip(path: Path, is_class: IsClass) -> Listing:
@@ -229,8 +164,8 @@ def _zip(path: Path, is_class: IsClass) -> Listing:
                 held.add_folder(name)
             else:
                 member = Member(str(path), info.filename, -1, info.file_size)
-                held.add(name, member, info.file_size, partial(_zip_head, archive, info))
-    held.files.sort(key=_name)
+                held.add(name, member, partial(_zip_head, archive, info))
+    held.files.sort(key=itemgetter(0))
     return held.arranged(is_class)
 
 
@@ -244,7 +179,7 @@ def _tar(path: Path, is_class: IsClass) -> Listing:
     """Links, hard or symbolic, are the file that they name; one that leads nowhere has no bytes."""
     held = _Held(path)
     plain = _is_plain(path)
-    files: dict[str, tuple[Source, int]] = {}
+    files: dict[str, Source] = {}
     links: dict[str, str] = {}
     with tarfile.open(path) as archive:
         for info in archive:
@@ -262,14 +197,14 @@ def _tar(path: Path, is_class: IsClass) -> Listing:
                     content = archive.extractfile(info)
                     assert content is not None  # it is for a regular file
                     source = content.read()
-                files[name] = source, info.size
+                files[name] = source
     for name in (*files, *links):
         target, steps = name, len(links)
         while target not in files and target in links and steps:
             target, steps = links[target], steps - 1
-        source, size = files.get(target, (b"", 0))
-        held.add(name, source, size, partial(_tar_head, source))
-    held.files.sort(key=_name)
+        source = files.get(target, b"")
+        held.add(name, source, partial(_tar_head, source))
+    held.files.sort(key=itemgetter(0))
     return held.arranged(is_class)
 
 
@@ -288,225 +223,6 @@ def _is_plain(path: Path) -> bool:
             return True
     except tarfile.TarError:
         return False
-
-
-def _name(file: tuple[str, Source, int]) -> str:
-    return file[0]
-
-
-def _as_text(name: str) -> str:
-    """A name as every file can hold it: bytes that are no UTF-8, as old archives have, are spelt out."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
-# Tables
-
-
-def _table(path: Path) -> Listing:
-    """Rows of path, label and perhaps split; the first row may name them. Paths are the table's own."""
-    rows = _rows(path)
-    if not rows:
-        raise DataError(f"{path}: is empty; expected rows of a path and a label")
-    photos = _Photos(path.parent)
-    at, headed = _columns(path, rows, photos)
-    listing = Listing()
-    missing = []
-    for number, row in rows[headed:]:
-        cells = [row[i] if i is not None and i < len(row) else "" for i in at]
-        file, label, part = cells[0], *map(str.strip, cells[1:])
-        if not file or not label:
-            raise DataError(f"{path}, line {number}: {row!r}; expected a path and a label")
-        if part and not part_of(part):
-            raise DataError(
-                f"{path}, line {number}: split {part!r}{nearest(part.lower(), ('train', 'val', 'test'))}"
-            )
-        full = photos.find(file)
-        if full is None:
-            missing.append(f"line {number}: {file}")
-            full = os.path.join(path.parent, file)
-        label = composed(_as_text(label))
-        listing.items.append(Item(part_of(part), label, _as_text(file), full, _size(full)))
-    if len(missing) == len(listing.items):
-        raise DataError(
-            f"{path}: not one of {len(missing)} photos is there ({', '.join(missing[:1])}); expected paths "
-            f"as seen from {path.parent}, or names that only one photo in it has"
-        )
-    return listing
-
-
-def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Line numbers and cells, cut where that makes all rows alike; rows without any text are left out."""
-    content = path.read_bytes()
-    try:
-        utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # as Excel writes Unicode text
-        text = content.decode("utf-16" if utf16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not text in UTF-8 ({error}); save it as UTF-8") from error
-    ways = []
-    for delimiter in sorted(
-        DELIMITERS, key=lambda d: (d == "\t") != (path.suffix.lower() == ".tsv")
-    ):
-        try:
-            reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-            ways.append([(reader.line_num, row) for row in reader if any(map(str.strip, row))])
-        except csv.Error as error:
-            raise DataError(
-                f"{path}: no table: {error}; expected rows of a path and a label"
-            ) from error
-    for rows in ways:
-        widths = {len(row) for _, row in rows}
-        if len(widths) == 1 and widths != {1}:
-            return rows
-    return ways[0]
-
-
-def _columns(
-    path: Path, rows: list[tuple[int, list[str]]], photos: _Photos
-) -> tuple[list[int | None], bool]:
-    """Where path, label and part stand, and whether the first row names them."""
-    first = rows[0][1]
-    named = [cell.strip().lower() for cell in first]
-    at = [_column(named, known) for known in (PATH_COLUMNS, LABEL_COLUMNS, PART_COLUMNS)]
-    if at[0] is None:  # no usual name: the column in which photos are
-        few = [row for _, row in rows[1:4]]
-        found = (i for i in range(len(first)) if any(photos.find(*row[i : i + 1]) for row in few))
-        at[0] = next(found, None)
-        if at[0] is None or photos.find(first[at[0]]):
-            return [at[0] or 0, 0 if at[0] else 1, None], False
-    rest = [i for i, name in enumerate(named) if i not in at and name not in INDEX_COLUMNS]
-    if at[1] is None and len(rest) == 1:
-        at[1] = rest[0]
-    if at[1] is None:
-        raise DataError(
-            f"{path}: no column of labels among {', '.join(named)}; expected one named "
-            f"{' or '.join(LABEL_COLUMNS)}"
-        )
-    return at, True
-
-
-def _column(named: list[str], known: Iterable[str]) -> int | None:
-    return next((named.index(name) for name in known if name in named), None)
-
-
-class _Photos:
-    """The photos that a table means: as written, or with backslashes, or without their ending or folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._names: dict[str, str | None] | None = None  # None for what several have
-
-    def find(self, cell: str = "") -> str | None:
-        """The path of a photo; None where there is none, or several."""
-        plain = cell.strip()
-        for name in (cell, plain, plain.replace("\\", "/")):
-            full = os.path.join(self.folder, name)
-            if name and os.path.isfile(full):
-                return full
-        if self._names is None:
-            self._names = {}
-            for parent, _, files in walked(self.folder):
-                for file in files:
-                    self._know(os.path.join(parent, file))
-        return self._names.get(composed(plain.replace("\\", "/")))
-
-    def _know(self, full: str) -> None:
-        assert self._names is not None
-        if is_photo(full, lambda: b""):
-            way = composed(Path(full).relative_to(self.folder).as_posix())
-            file = posixpath.basename(way)
-            for name in {posixpath.splitext(way)[0], file, posixpath.splitext(file)[0]} - {way}:
-                self._names[name] = None if name in self._names else full
-
-
-# Arrays
-
-
-def _arrays(path: Path) -> Listing:
-    """An .npz of train_images (n, h, w, c) uint8, train_labels, val_ or test_ ones, and classes."""
-    if not zipfile.is_zipfile(path):
-        raise DataError(
-            f"{path}: not an .npz, or one that was cut short; expected what numpy.savez writes"
-        )
-    with np.load(path, allow_pickle=False) as file:
-        try:
-            held = {name: file[name] for name in file.files}
-        except ValueError as error:
-            raise DataError(f"{path}: {error}; expected plain arrays, no objects") from error
-    if "images" in held and "labels" in held:
-        held |= {"all_images": held["images"], "all_labels": held["labels"]}
-    listing = Listing()
-    if "classes" in held:
-        listing.classes = tuple(str(name) for name in held["classes"])
-    for prefix, part in (("all", ""), *PARTS.items()):
-        images, labels = held.get(f"{prefix}_images"), held.get(f"{prefix}_labels")
-        if images is None and labels is None:
-            continue
-        if images is None or labels is None or len(images) != len(labels):
-            raise DataError(
-                f"{path}: {prefix}_images and {prefix}_labels; expected both, one label an image"
-            )
-        if labels.ndim != 1:
-            raise DataError(
-                f"{path}: {prefix}_labels is {labels.shape}; expected ({len(labels)},), a label an image"
-            )
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-            raise DataError(
-                f"{path}: {prefix}_images is {images.dtype} {images.shape}; expected uint8 "
-                "(n, height, width, 3 or 1)"
-            )
-        _add_array(listing, str(path), part, images, labels)
-    if not listing.items:
-        raise DataError(
-            f"{path}: holds {', '.join(held) or 'nothing'}; expected train_images (n, height, width, "
-            "3) uint8, train_labels (n,), and perhaps val_images, val_labels and classes"
-        )
-    return listing
-
-
-def _add_array(
-    listing: Listing, what: str, part: str, images: NDArray[Any], labels: Iterable[Any]
-) -> None:
-    size = int(images[0].nbytes) if len(images) else 0
-    for index, label in enumerate(labels):
-        text = str(label)
-        if listing.classes and isinstance(label, int | np.integer):
-            if not 0 <= label < len(listing.classes):
-                raise DataError(
-                    f"{what}: label {label} of image {index}; expected 0 to {len(listing.classes) - 1}"
-                )
-            text = listing.classes[label]
-        name = f"{part or 'image'} {index}"
-        listing.items.append(Item(part, text, name, images[index], size))
-
-
-def _torchvision(data: Any) -> Listing:
-    """A data set of torchvision: CIFAR10 and CIFAR100 (arrays), ImageFolder and ImageNet (paths)."""
-    names = getattr(data, "classes", None)
-    if names is None:
-        raise DataError(
-            f"{type(data).__name__} is no data set that is known; expected a path, or torchvision's "
-            "CIFAR10, CIFAR100, ImageFolder or ImageNet"
-        )
-    # ImageNet gives each class several names: ("tench", "Tinca tinca")
-    classes = tuple(name if isinstance(name, str) else str(name[0]) for name in names)
-    classes = tuple(map(_as_text, classes))
-    if len(set(classes)) != len(classes):  # ImageNet has two cranes and two maillots
-        classes = tuple(f"{name} {i}" for i, name in enumerate(classes))
-    listing = Listing(classes=classes)
-    if hasattr(data, "samples"):
-        for path, label in data.samples:
-            name = _as_text(str(path))
-            listing.items.append(Item("", classes[label], name, str(path), _size(str(path))))
-    elif hasattr(data, "data") and hasattr(data, "targets"):
-        images = np.asarray(data.data)
-        images = images[..., None] if images.ndim == 3 else images
-        _add_array(listing, type(data).__name__, "", images, [int(t) for t in data.targets])
-    else:
-        raise DataError(
-            f"{type(data).__name__} has neither samples nor data and targets; expected torchvision's "
-            "CIFAR10, CIFAR100, ImageFolder or ImageNet"
-        )
-    return listing
 
 
 # WebDataset shards: a sample is the members of one stem, "0001.jpg" with "0001.cls"
@@ -532,7 +248,7 @@ def _webdataset(shards: list[str]) -> Listing:
     for shard in shards:
         try:
             with tarfile.open(shard, "r:") as archive:
-                listing.items += _samples(shard, archive)
+                _add_samples(listing, shard, archive)
         except (OSError, tarfile.TarError) as error:
             raise DataError(f"{shard}: cannot be read as a shard, a plain tar: {error}") from error
     return listing
@@ -543,12 +259,11 @@ def _streamed(urls: list[str]) -> Listing:
     for url, held in zip(urls, remote.listings(urls), strict=True):
         for entry in held:
             source = Streamed(url, entry.name, entry.size_bytes)
-            name = f"{os.path.basename(url)}/{entry.name}"
-            listing.items.append(Item("", entry.label, name, source, entry.size_bytes))
+            listing.add("", (entry.label,), f"{os.path.basename(url)}/{entry.name}", source)
     return listing
 
 
-def _samples(shard: str, archive: tarfile.TarFile) -> Iterator[Item]:
+def _add_samples(listing: Listing, shard: str, archive: tarfile.TarFile) -> None:
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, str] = {}
     for info in archive:
@@ -572,4 +287,4 @@ def _samples(shard: str, archive: tarfile.TarFile) -> Iterator[Item]:
         if stem not in labels:
             raise DataError(f"{shard}: {info.name} has no {stem}.cls beside it, which is its label")
         member = Member(shard, info.name, info.offset_data, info.size)
-        yield Item("", labels[stem], f"{os.path.basename(shard)}/{info.name}", member, info.size)
+        listing.add("", (labels[stem],), f"{os.path.basename(shard)}/{info.name}", member)

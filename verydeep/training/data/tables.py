@@ -1,0 +1,273 @@
+"""Tables of photos and labels, as Kaggle, Excel, pandas and people write them: one label, or several."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import posixpath
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias
+
+from ...errors import DataError, log, nearest
+from ...files.photo_paths import composed, is_photo, walked
+from ...files.wording import some
+from .items import Item, Listing, Source
+from .layout import part_of
+from .objects import LABEL_COLUMNS
+
+# What people call the columns of a table; one of another name is found by what stands in it.
+PATH_COLUMNS = (
+    "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "image_name",
+    "image_id", "img", "photo",
+)  # fmt: skip
+PART_COLUMNS = ("split", "part", "set", "subset")
+INDEX_COLUMNS = ("", "index", "unnamed: 0")  # as pandas writes them
+DELIMITERS = ",;\t|"
+SEPARATORS = "|;, "  # between the labels of one photo, the surest first
+YES, NO = ("1", "1.0", "true"), ("0", "0.0", "false")  # in a column that is a class
+CHOOSE = "say which: --set multi=false for one, --set multi=true for several"
+
+Rows: TypeAlias = list[tuple[int, list[str]]]  # number of the line, cells
+Labels: TypeAlias = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where what stands. classes: columns of 0 and 1, and their names; headed: the first row is names."""
+
+    path: int
+    label: int | None
+    part: int | None = None
+    classes: tuple[tuple[int, str], ...] = ()
+    headed: bool = True
+
+
+def table(path: Path, multi: bool | None = None) -> Listing:
+    """Rows of path, label and perhaps split; the first row may name them. Paths are the table's own.
+
+    Several labels of a photo stand in one cell with ";", "|", "," or blanks between them, in a column of 0
+    and 1 for each class, or in a row for each. multi: whether there may be several; None: as it looks, and
+    a DataError where it may be either.
+    """
+    rows = _rows(path)
+    if not rows:
+        raise DataError(f"{path}: is empty; expected rows of a path and a label")
+    photos = _Photos(path.parent)
+    at = _columns(path, rows, photos)
+    _refuse_ragged(path, rows)
+    rows = rows[at.headed :]
+    read = _flagged if at.classes else _written
+    labels, several = read(path, rows, at, multi)
+    listing, missing = Listing(multi=several), []
+    for (number, row), names in zip(rows, labels, strict=True):
+        file, part = _cell(row, at.path), _cell(row, at.part).strip()
+        if not file or not (names or several):
+            raise DataError(f"{path}, line {number}: {row!r}; expected a path and a label")
+        if part and not part_of(part):
+            raise DataError(
+                f"{path}, line {number}: split {part!r}{nearest(part.lower(), ('train', 'val', 'test'))}"
+            )
+        full = photos.find(file)
+        if full is None:
+            missing.append(f"line {number}: {file}")
+            full = os.path.join(path.parent, file)
+        listing.add(part_of(part), names, file, full)
+    if len(missing) == len(listing.items):
+        raise DataError(
+            f"{path}: not one of {len(missing)} photos is there ({', '.join(missing[:1])}); expected paths "
+            f"as seen from {path.parent}, or names that only one photo in it has"
+        )
+    return _joined(path, listing, multi)
+
+
+def _cell(row: list[str], at: int | None) -> str:
+    return row[at] if at is not None and at < len(row) else ""
+
+
+def _rows(path: Path) -> Rows:
+    """Line numbers and cells, cut where that makes all rows alike; rows without any text are left out."""
+    content = path.read_bytes()
+    try:
+        utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # as Excel writes Unicode text
+        text = content.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not text in UTF-8 ({error}); save it as UTF-8") from error
+    ways = []
+    for delimiter in sorted(
+        DELIMITERS, key=lambda d: (d == "\t") != (path.suffix.lower() == ".tsv")
+    ):
+        try:
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+            ways.append([(reader.line_num, row) for row in reader if any(map(str.strip, row))])
+        except csv.Error as error:
+            raise DataError(
+                f"{path}: no table: {error}; expected rows of a path and a label"
+            ) from error
+    for rows in ways:
+        widths = {len(row) for _, row in rows}
+        if len(widths) == 1 and widths != {1}:
+            return rows
+    return ways[0]
+
+
+def _refuse_ragged(path: Path, rows: Rows) -> None:
+    """DataError for a row that says more than the first one, as where labels have commas without quotes."""
+    width = len(rows[0][1])
+    for number, row in rows:
+        if any(map(str.strip, row[width:])):
+            raise DataError(
+                f"{path}, line {number}: {row!r}; expected {width} cells, as in the first row; put what "
+                "has a comma in it between quotes"
+            )
+
+
+def _columns(path: Path, rows: Rows, photos: _Photos) -> _Columns:
+    """Where path, labels and part stand, and whether the first row names them."""
+    first = rows[0][1]
+    named = [cell.strip().lower() for cell in first]
+    file, label, part = (
+        next((named.index(name) for name in known if name in named), None)
+        for known in (PATH_COLUMNS, LABEL_COLUMNS, PART_COLUMNS)
+    )
+    if file is None:  # no usual name: the column in which photos are
+        few = [row for _, row in rows[1:4]]
+        found = (i for i in range(len(first)) if any(photos.find(*row[i : i + 1]) for row in few))
+        file = next(found, None)
+        if file is None or photos.find(first[file]):
+            return _Columns(file or 0, 0 if file else 1, headed=False)
+    rest = [
+        i
+        for i, name in enumerate(named)
+        if i not in (file, label, part) and name not in INDEX_COLUMNS
+    ]
+    if label is None and len(rest) > 1:
+        values = {_cell(row, i).strip().lower() for _, row in rows[1:] for i in rest}
+        if rows[1:] and values <= {*YES, *NO}:
+            return _Columns(file, None, part, tuple((i, first[i].strip()) for i in rest))
+    if label is None and len(rest) == 1:
+        label = rest[0]
+    if label is None:
+        raise DataError(
+            f"{path}: no column of labels among {', '.join(named)}; expected one named "
+            f"{' or '.join(LABEL_COLUMNS)}, or a column of 0 and 1 for each class"
+        )
+    return _Columns(file, label, part)
+
+
+# One label, or several
+
+
+def _flagged(path: Path, rows: Rows, at: _Columns, multi: bool | None) -> tuple[list[Labels], bool]:
+    """The labels of each row that has a column of 0 and 1 for each class, and whether there are several."""
+    labels = [
+        tuple(name for i, name in at.classes if _cell(row, i).strip().lower() in YES)
+        for _, row in rows
+    ]
+    odd = [number for (number, _), names in zip(rows, labels, strict=True) if len(names) != 1]
+    if multi is False and odd:
+        raise DataError(
+            f"{path}, line {odd[0]}: not one class but several or none; expected one, or multi=true"
+        )
+    several = bool(odd) if multi is None else multi
+    if multi is None:
+        log.info(
+            f"{path}: each of {some([name for _, name in at.classes])} is a class, and a photo "
+            + ("may be of several" if several else "is of one; with multi=true of several")
+        )
+    return labels, several
+
+
+def _written(path: Path, rows: Rows, at: _Columns, multi: bool | None) -> tuple[list[Labels], bool]:
+    """The labels of each row that has them in one cell, and whether there are several."""
+    texts = [_cell(row, at.label).strip() for _, row in rows]
+    separator = next((one for one in SEPARATORS if any(one in text for text in texts)), "")
+    several = _are_several(path, texts, separator) if multi is None else multi
+    if several:
+        return [_parts(text, separator) for text in texts], True
+    return [(text,) if text else () for text in texts], False
+
+
+def _parts(text: str, separator: str) -> Labels:
+    """Labels in a cell, each once; of a list of Python too: "['cat', 'dog']"."""
+    pieces = text.split(separator) if separator else [text]
+    return tuple(filter(None, dict.fromkeys(piece.strip(" []'\"") for piece in pieces)))
+
+
+def _are_several(path: Path, texts: list[str], separator: str) -> bool:
+    """Whether texts with a separator are several labels each; DataError where they may be either.
+
+    They are where splitting leaves fewer labels than there are texts, not always as many in each: "cat",
+    "dog", "cat|dog". They are not where no part stands in two texts, and each text comes again: "New York,
+    NY", "Boston". Blanks stand within names, so they never separate labels unless that is said.
+    """
+    count = Counter(filter(None, texts))
+    parts = {text: _parts(text, separator) for text in count}
+    joined = [text for text in count if len(parts[text]) > 1]
+    spread = Counter(part for split in parts.values() for part in split)
+    fewer, blank = len(spread) < len(count), separator == " "
+    if not joined or (blank and not fewer):
+        return False
+    if not blank and fewer and len(set(map(len, parts.values()))) > 1:
+        log.info(f"{path}: a photo may be of several of {len(spread)} classes, as in {joined[0]!r}")
+        return True
+    if not blank and all(
+        count[text] > 1 and all(spread[part] == 1 for part in parts[text]) for text in joined
+    ):
+        log.info(
+            f"{path}: {joined[0]!r} is one class; with multi=true it is split at {separator!r}"
+        )
+        return False
+    raise DataError(
+        f"{path}: {joined[0]!r} may be one class, or {len(parts[joined[0]])} of a photo; {CHOOSE}"
+    )
+
+
+def _joined(path: Path, listing: Listing, multi: bool | None) -> Listing:
+    """A photo that has several rows has the labels of all of them; DataError where that is not said."""
+    first: dict[tuple[str, Source], Item] = {}
+    for item in listing.items:
+        before = first.setdefault((item.part, item.source), item)
+        if before.labels != item.labels and multi is None and not listing.multi:
+            raise DataError(
+                f"{path}: {item.name} is there as {before.label} and as {item.label}; where it is of both, "
+                "--set multi=true, and where it may stand there twice, --set multi=false"
+            )
+        if listing.multi:
+            labels = tuple(dict.fromkeys((*before.labels, *item.labels)))
+            first[item.part, item.source] = replace(before, labels=labels)
+    if listing.multi:
+        listing.items = list(first.values())
+    return listing
+
+
+class _Photos:
+    """The photos that a table means: as written, or with backslashes, or without their ending or folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._names: dict[str, str | None] | None = None  # None for what several have
+
+    def find(self, cell: str = "") -> str | None:
+        """The path of a photo; None where there is none, or several."""
+        plain = cell.strip()
+        for name in (cell, plain, plain.replace("\\", "/")):
+            full = os.path.join(self.folder, name)
+            if name and os.path.isfile(full):
+                return full
+        if self._names is None:
+            self._names = {}
+            for parent, _, files in walked(self.folder):
+                for file in files:
+                    self._know(os.path.join(parent, file))
+        return self._names.get(composed(plain.replace("\\", "/")))
+
+    def _know(self, full: str) -> None:
+        assert self._names is not None
+        if is_photo(full, lambda: b""):
+            way = composed(Path(full).relative_to(self.folder).as_posix())
+            file = posixpath.basename(way)
+            for name in {posixpath.splitext(way)[0], file, posixpath.splitext(file)[0]} - {way}:
+                self._names[name] = None if name in self._names else full
