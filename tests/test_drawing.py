@@ -45,9 +45,10 @@ CASES |= {
 }  # fmt: skip
 
 
-def drawn(name: str) -> ElementTree.Element:
+def drawn(name: str, narrow: bool = False) -> ElementTree.Element:
     net, height, width = CASES[name]
-    return ElementTree.fromstring(block_figure(net, height, width, title=describe(net)))
+    text = block_figure(net, height, width, title=describe(net), narrow=narrow)
+    return ElementTree.fromstring(text)
 
 
 def corners(polygon: ElementTree.Element) -> list[Point]:
@@ -216,6 +217,33 @@ def test_no_text_lies_on_another_or_on_a_box(name: str) -> None:
         assert all(0 <= x <= width and 0 <= y <= height for x, y in one), words
     for obstacle in obstacles(root):
         assert all(0 <= x <= width and 0 <= y <= height for x, y in obstacle)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_narrow_figure_is_readable_on_a_phone(name: str) -> None:
+    net, height, width = CASES[name]
+    root = drawn(name, narrow=True)
+    groups = [g.attrib["data-layer"] for g in root.iter(f"{SVG}g") if "data-layer" in g.attrib]
+    assert sorted(groups) == sorted(["input", *net.taps])
+    names = [t for t in root.iter(f"{SVG}text") if t.find(f"{SVG}tspan") is not None]
+    rows = [row for row in net.rows(height, width) if row.layer.kind != "relu"]
+    assert [(t.text or "").strip() for t in names] == ["input", *(row.layer.name for row in rows)]
+    _, _, page, tall = map(float, root.attrib["viewBox"].split())
+    assert page == 340
+    texts = [("".join(text.itertext()), box(text)) for text in root.iter(f"{SVG}text")]
+    for (words, one), (others, other) in combinations(texts, 2):
+        assert not overlap(one, other), (words, others)
+    for words, one in texts:
+        assert all(0 <= x <= page and 0 <= y <= tall for x, y in one), words
+        for face in root.iter(f"{SVG}polygon"):
+            assert not overlap(one, corners(face)), words
+    assert all(float(text.attrib["font-size"]) >= 12 for text in root.iter(f"{SVG}text"))
+    pixel, channel = scales(root)
+    for row in rows:
+        wide, deep = faces(root, row.layer.name)["front"]
+        if len(row.shape) == 3:
+            assert wide == pytest.approx(max(2, row.shape[2] * pixel), abs=0.3)
+            assert deep <= max(2, row.shape[0] * channel) + 0.3
 
 
 @pytest.mark.parametrize("name", ["vgg11_lrn", "vgg16c_bn", "vgg19", "small head", "gap head"])

@@ -1,7 +1,8 @@
 """A network as the well-known block figure of VGG, to scale, drawn from the table as SVG.
 
 Boxes are feature maps: their height and their slanted edge are the map's sides, their thickness the
-channels; upright bars are the FC layers. All scales are linear, and the figure says which.
+channels; upright bars are the FC layers. All scales are linear, and the figure says which. For a narrow
+page, such as a phone's, the same boxes stand one below another, each beside its name.
 
 Plain Python: text stays text, nothing outside the file is referred to.
 """
@@ -16,18 +17,23 @@ from xml.sax.saxutils import escape
 
 from ..nets import Network, Row
 
-WIDTH = 1200  # of the figure, in its own pixels: a width at which every text is readable
+WIDTH, NARROW = (
+    1200,
+    340,
+)  # of the figure, in its own pixels: widths at which every text is readable
 MARGIN = 24
 BAND = 290  # height of the drawing itself: of the largest map, and of the longest FC bar
 SLANT = (0.4, 0.3)  # right and up for each pixel into the page: such edges are drawn at half length
 THINNEST = 2  # nothing is drawn thinner, or an input of three channels would vanish
 LEAST_GAP = 7  # between boxes; what room is left is shared out as well
 BAR = 9  # thickness of the FC bars, which means nothing
+PITCH = 17  # from name to name in the narrow figure
+STACK, RISE = 260, 90  # heights there: of all maps' thickness, and of the longest slanted edge
 
 FONT = "Helvetica, Arial, sans-serif"
 MINOR = 0.22  # share of a box that is its batch norm, or its ReLU
 
-LABEL, TEXT, HEADING = 11, 12, 17  # font sizes
+LABEL, TEXT, HEADING = 12, 12, 17  # font sizes
 ANGLE = 60  # of the layers' names, in degrees: they then need little room beside one another
 # The widest common sans-serif (Verdana, DejaVu) needs about this many ems a character.
 EM = 0.62
@@ -51,49 +57,56 @@ POOLINGS = {"max": "max-pool", "avg": "average pool", "l2": "l2 pool"}
 
 
 def block_figure(
-    net: Network, height: int = 224, width: int | None = None, *, title: str | None = None
-) -> str:
+    net: Network, height: int = 224, width: int | None = None, *, title: str | None = None,
+    narrow: bool = False,
+) -> str:  # fmt: skip
     """The figure of `net` for an image of that many pixels, as the text of an SVG file.
 
     width: as `height` where not given. title: the heading, the network's name where not given.
     Each part of a box is a group with the layer's paper name in `data-layer` and what the table
-    knows of it as a tooltip. The drawing is 1200 pixels wide, its height follows from the labels.
+    knows of it as a tooltip. The drawing is 1200 pixels wide, or 340 where it is to be narrow; its height
+    follows from the labels.
     Raises NetworkError where the image is too small for the network's pools.
     """
     width = height if width is None else width
-    rows = net.rows(height, width)
+    rows, page = net.rows(height, width), NARROW if narrow else WIDTH
     blocks = [_Block("input", (net.in_channels, height, width), [("input", "")]), *_blocks(rows)]
-    lines = wrap(title or net.name, int((WIDTH - 2 * MARGIN) / (1.1 * EM * HEADING)))
+    margin = MARGIN / 2 if narrow else MARGIN
+    lines = wrap(title or net.name, int((page - 2 * margin) / (1.1 * EM * HEADING)))
     gap = net.head.kind == "gap" and any(block.name == "avgpool" for block in blocks)
-    top = 26.0 + 22 * len(lines) + (16 if gap else 0)  # with room for the lines over the boxes
-    pixel, channel = _arrange(blocks, top)
-    names = top + BAND + 14  # where the row of names begins
+    top = 26.0 + 22 * len(lines)
     drawing = [
-        *(_text(MARGIN, 32 + 22 * at, line, HEADING, bold=True) for at, line in enumerate(lines)),
-        *_leaders(blocks, names - 4),
+        _text(margin, 32 + 22 * at, line, HEADING, bold=True) for at, line in enumerate(lines)
     ]
-    for block, after in zip(blocks, [*blocks[1:], None], strict=True):
-        drawing += _solid(block, rows)
-        # the average of a "gap" head reads other layers than the one before it
-        if after and not (gap and after.name == "avgpool"):
-            drawing.append(_arrow(block, after))
+    if narrow:
+        pixel, channel, y = _stack(blocks, top, gap)
+        drawing += [_label(block) for block in blocks]
+        for block in reversed(blocks):  # seen from above: the upper ones hide the lower
+            drawing += _solid(block, rows)
+        y += 30
+    else:
+        top += 16 if gap else 0  # room for the lines over the boxes
+        pixel, channel = _arrange(blocks, top)
+        names = top + BAND + 14  # where the row of names begins
+        drawing += _leaders(blocks, names - 4)
+        for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+            drawing += _solid(block, rows)
+            # the average of a "gap" head reads other layers than the one before it
+            if after and not (gap and after.name == "avgpool"):
+                drawing.append(_arrow(block, after))
+        drawing += [_label(block, names) for block in blocks]
+        longest = max(block.label_width for block in blocks)
+        y = names + longest * math.sin(math.radians(ANGLE)) + 22
     if gap:
         drawing += _readers(net, blocks)
-    for block in blocks:
-        drawing.append(
-            f'<text transform="translate({block.label_x:.1f} {names:.1f}) rotate({ANGLE})" '
-            f'y="{0.35 * LABEL:.2f}" font-size="{LABEL}" fill="{INK}">{escape(block.name)} '
-            f'<tspan fill="{FAINT}">{_shape(block.shape)}</tspan></text>'
-        )
-    longest = max(block.label_width for block in blocks)
-    legend, y = _legend(net, blocks, names + longest * math.sin(math.radians(ANGLE)) + 22)
-    caption, y = _caption(pixel, channel, rows, net, y + 26)
+    legend, y = _legend(net, blocks, y, page, margin)
+    caption, y = _caption(pixel, channel, rows, net, y + 26, page, margin)
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y:.0f}" '
-            f'width="{WIDTH}" height="{y:.0f}" font-family="{FONT}" role="img">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {page} {y:.0f}" '
+            f'width="{page}" height="{y:.0f}" font-family="{FONT}" role="img">',
             f"<title>{escape(title or net.name)}, {_shape((net.in_channels, height, width))}</title>",
-            f'<rect width="{WIDTH}" height="{y:.0f}" rx="8" fill="{PAPER}"/>',
+            f'<rect width="{page}" height="{y:.0f}" rx="8" fill="{PAPER}"/>',
             *drawing,
             *legend,
             *caption,
@@ -108,7 +121,8 @@ class _Block:
 
     shape: (channels, height, width), or (features,) for a bar. parts: (kind, paper name) from left to
     right: a convolution, its batch norm and its ReLU stand in one box. x: where it starts along the axis,
-    the line through the middle of every box. slant: length into the page, before it is slanted.
+    the line through the middle of every box. slant: length into the page, before it is slanted. down:
+    the axis leads down the page: the fronts stand below one another, and `height` lies across.
     """
 
     name: str
@@ -119,6 +133,7 @@ class _Block:
     depth: float = BAR
     height: float = 0
     slant: float = BAR
+    down: bool = False
 
     @property
     def label_width(self) -> float:
@@ -132,6 +147,9 @@ class _Block:
     def point(self, x: float, y: float, z: float) -> tuple[float, float]:
         """x along the axis; y up and z into the page, each from -1 to 1."""
         z *= self.slant / 2
+        if self.down:
+            behind = (z + self.slant / 2) * SLANT[1]
+            return self.axis + y * self.height / 2 + z * SLANT[0], x - behind
         return x + z * SLANT[0], self.axis - y * self.height / 2 - z * SLANT[1]
 
     def top(self) -> tuple[float, float]:
@@ -188,6 +206,47 @@ def _arrange(blocks: Sequence[_Block], top: float) -> tuple[float, float]:
     return pixel, channel
 
 
+def _stack(blocks: Sequence[_Block], top: float, gap: bool) -> tuple[float, float, float]:
+    """The same from top to bottom, right of their names; also returns where the last one ends."""
+    maps = [block.shape for block in blocks if len(block.shape) == 3]
+    height, width = max(shape[1] for shape in maps), max(shape[2] for shape in maps)
+    names = MARGIN / 2 + max(block.label_width for block in blocks) + 8
+    room = NARROW - MARGIN / 2 - names - (14 if gap else 0)  # for the line of what the head reads
+    pixel = min(room / (width + height * SLANT[0]), RISE / (height * SLANT[1]))
+    features = max((block.shape[0] for block in blocks if len(block.shape) == 1), default=1)
+    channel = min(room / features, STACK / sum(shape[0] for shape in maps))
+    y = top - PITCH
+    for block in blocks:
+        block.down, block.axis = True, names + room / 2
+        thick, *sides = (
+            max(float(THINNEST), count * scale)
+            for count, scale in zip(block.shape, (channel, pixel, pixel), strict=False)
+        )
+        if sides:
+            block.depth, (block.slant, block.height) = thick, sides
+        else:
+            block.height = thick
+        y += max(0.0, PITCH - block.depth) / 2
+        if block is blocks[0]:
+            y = top + block.slant * SLANT[1]
+        block.x = y + LEAST_GAP / 2
+        y = block.x + block.depth + max(LEAST_GAP / 2, (PITCH - block.depth) / 2)
+    return pixel, channel, y
+
+
+def _label(block: _Block, names: float = 0) -> str:
+    """A block's name and shape: beside it where the axis leads down, else slanted below it, at `names`."""
+    if block.down:
+        place = f'x="{MARGIN / 2:.1f}" y="{block.x + block.depth / 2 + 0.35 * LABEL:.1f}"'
+    else:
+        turned = f"translate({block.label_x:.1f} {names:.1f}) rotate({ANGLE})"
+        place = f'transform="{turned}" y="{0.35 * LABEL:.2f}"'
+    return (
+        f'<text {place} font-size="{LABEL}" fill="{INK}">{escape(block.name)} '
+        f'<tspan fill="{FAINT}">{_shape(block.shape)}</tspan></text>'
+    )
+
+
 def _solid(block: _Block, rows: Sequence[Row]) -> Iterator[str]:
     """The parts of a block, from left to right, each a group of faces; the last shows its side."""
     known = {row.layer.name: row for row in rows}
@@ -204,8 +263,11 @@ def _solid(block: _Block, rows: Sequence[Row]) -> Iterator[str]:
             ("front", colour, [(x, -1, -1), (end, -1, -1), (end, 1, -1), (x, 1, -1)]),
             ("top", _mixed(colour, "#ffffff", 0.35), [(x, 1, -1), (end, 1, -1), (end, 1, 1), (x, 1, 1)]),
         ]  # fmt: skip
-        if (kind, name) == block.parts[-1]:
-            side = [(end, -1, -1), (end, -1, 1), (end, 1, 1), (end, 1, -1)]
+        if (kind, name) == block.parts[
+            0 if block.down else -1
+        ]:  # the last, or from above the first
+            at = x if block.down else end
+            side = [(at, -1, -1), (at, -1, 1), (at, 1, 1), (at, 1, -1)]
             faces.append(("side", _mixed(colour, "#000000", 0.12), side))
         for face, fill, corners in faces:
             points = " ".join(_pair(block.point(*corner)) for corner in corners)
@@ -249,15 +311,25 @@ def _readers(net: Network, blocks: Sequence[_Block]) -> Iterator[str]:
         for block in blocks
         if any(kind != "norm" and name in net.head_inputs for kind, name in block.parts)
     ]
+    average = next(block for block in blocks if block.name == "avgpool")
+    x, y = average.top()
+    if average.down:
+        level = NARROW - MARGIN / 2 - 2
+        yield f'<g class="reads" fill="none" stroke="{INK}" stroke-width="1">'
+        for block in read:
+            yield f'<path d="M{_pair(block.top())}H{level:.1f}V{y:.1f}H{x + 3:.1f}"/>'
+        yield f'<path d="M{x + 8:.1f} {y - 3:.1f}L{x + 2:.1f} {y:.1f}L{x + 8:.1f} {y + 3:.1f}"/></g>'
+        return
     level = min(block.point(block.x, 1, 1)[1] for block in read) - 14
-    x, y = next(block for block in blocks if block.name == "avgpool").top()
     yield f'<g class="reads" fill="none" stroke="{INK}" stroke-width="1">'
     for block in read:
         yield f'<path d="M{_pair(block.top())}V{level:.1f}H{x:.1f}V{y - 3:.1f}"/>'
     yield f'<path d="M{x - 3:.1f} {y - 8:.1f}L{x:.1f} {y - 2:.1f}L{x + 3:.1f} {y - 8:.1f}"/></g>'
 
 
-def _legend(net: Network, blocks: Iterable[_Block], y: float) -> tuple[list[str], float]:
+def _legend(
+    net: Network, blocks: Iterable[_Block], y: float, page: float, margin: float
+) -> tuple[list[str], float]:
     """A swatch for each kind of part that the figure has; as many rows as they need."""
     kinds = {kind for block in blocks for kind, _ in block.parts}
     averaged = next((layer.kernel for layer in net.top if layer.kind == "average"), 1)
@@ -273,13 +345,13 @@ def _legend(net: Network, blocks: Iterable[_Block], y: float) -> tuple[list[str]
         "fc": "fully connected",
         "softmax": "soft-max",
     }
-    lines, x = [], float(MARGIN)
+    lines, x = [], margin
     for kind in COLOURS:
         if kind not in kinds:
             continue
         needed = 18 + _text_width(words[kind], TEXT)
-        if x + needed > WIDTH - MARGIN:
-            x, y = float(MARGIN), y + 20
+        if x + needed > page - margin:
+            x, y = margin, y + 20
         lines.append(
             f'<rect x="{x:.1f}" y="{y - 10:.1f}" width="12" height="12" fill="{COLOURS[kind]}" '
             f'stroke="{_mixed(COLOURS[kind], "#000000", 0.45)}" stroke-width="0.6"/>'
@@ -290,34 +362,53 @@ def _legend(net: Network, blocks: Iterable[_Block], y: float) -> tuple[list[str]
 
 
 def _caption(
-    pixel: float, channel: float, rows: Sequence[Row], net: Network, y: float
+    pixel: float,
+    channel: float,
+    rows: Sequence[Row],
+    net: Network,
+    y: float,
+    page: float,
+    margin: float,
 ) -> tuple[list[str], float]:
     """The scales as bars, what they measure, and the totals."""
-    lines, x = [], float(MARGIN)
+    lines, x = [], margin
     for unit, name in ((pixel, "pixel"), (channel, "channel")):
         count = _round(90 / unit)
         length = count * unit
+        words = f"{count:,} {name}{'s' if count > 1 else ''}"
+        if x + length + 8 + _text_width(words, TEXT) > page - margin:
+            x, y = margin, y + 19
         lines.append(
             f'<path class="scale" d="M{x:.1f} {y - 8:.1f}v8m0 -4h{length:.2f}m0 -4v8" '
             f'stroke="{INK}" stroke-width="1" fill="none"/>'
         )
-        words = f"{count:,} {name}{'s' if count > 1 else ''}"
         lines.append(_text(x + length + 8, y, words, TEXT))
         x += length + 8 + _text_width(words, TEXT) + 22
     parameters = sum(row.parameters for row in rows)
     work = sum(row.multiply_adds for row in rows)
     totals = f"{parameters:,} parameters, {work:,} multiply-adds an image"
-    lines.append(_text(x, y, totals, TEXT))
+    if x + _text_width(totals, TEXT) > page - margin:
+        x, y = margin, y + 19
+    for at, line in enumerate(_lines(totals, page - x - margin)):
+        y += 19 * min(at, 1)
+        lines.append(_text(x, y, line, TEXT))
     bars = " FC bars: length = features, at the scale of the channels." if net.top else ""
+    faces = "width and slanted edge = the map's width and height" if page == NARROW else (
+        "height and slanted edge = the map's height and width"
+    )  # fmt: skip
     notes = (
-        "All scales are linear. Boxes: height and slanted edge = the map's height and width (slanted "
-        "edges at half length), thickness = channels.",
+        f"All scales are linear. Boxes: {faces} (slanted edges at half length), thickness = channels.",
         f"Shapes are height × width × channels.{bars} Nothing is drawn thinner than {THINNEST} pixels.",
     )
     for note in notes:
-        y += 19
-        lines.append(_text(MARGIN, y, note, TEXT, fill=FAINT))
+        for line in _lines(note, page - 2 * margin):
+            y += 19
+            lines.append(_text(margin, y, line, TEXT, fill=FAINT))
     return lines, y + 18
+
+
+def _lines(words: str, room: float) -> list[str]:
+    return wrap(words, int(room / (0.9 * EM * TEXT)), break_on_hyphens=False)
 
 
 def _round(number: float) -> int:

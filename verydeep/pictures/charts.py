@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 440, 260
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 14, 40
+PHONE = 350  # a matrix of a few classes is no wider
 COLOURS = ("a", "b", "c")
 NUMBERED = 25  # classes, up to which a confusion matrix has numbers and names
 
@@ -103,9 +104,13 @@ def confusion(table: NDArray[np.int64], names: Sequence[str]) -> str:
     diagonal, in the first colour, mistakes in the second, as strong as their share of the row."""
     count = len(names)
     numbered = count <= NUMBERED
-    cell = 46 if count <= 10 else 34 if numbered else max(3, round(720 / count))
     longest = max((len(name) for name in names), default=0)
     room = min(150, 16 + 7.2 * min(longest, 18)) if numbered else 24
+    cell = (
+        max(34, min(46, round((PHONE - room) / max(count, 1))))
+        if numbered
+        else max(3, round(720 / count))
+    )
     side, top = cell * count, (room if numbered else 24)
     width, height = room + side + 8, top + side + 8
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
@@ -200,7 +205,8 @@ def reliability_diagram(*bins: NDArray[Any]) -> str:
 
 def _open(width: float, height: float, label: str) -> str:
     return (
-        f'<svg class="plot" viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width:.0f}px" '
+        f'<svg class="plot" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'style="max-width:{width:.0f}px;--width:{width:.0f}px" '
         f'role="img" aria-label="{escape(label)}">'
     )
 

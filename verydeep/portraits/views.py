@@ -208,7 +208,11 @@ def _figure(portrait: Portrait) -> str:
         "The network",
         "Boxes are its maps, to scale: their sides are the image's, halved by each pool; their thickness "
         "is the number of channels.",
-        f'<div class="figure">{block_figure(portrait.network, height, width)}</div>',
+        *(
+            f'<div class="figure {kind}">'
+            f"{block_figure(portrait.network, height, width, narrow=kind == 'narrow')}</div>"
+            for kind in ("broad", "narrow")  # the style shows the one for which there is room
+        ),
     )
 
 
