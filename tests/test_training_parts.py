@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageEnhance
+from PIL.JpegImagePlugin import JpegImageFile
 from sklearn import metrics
 
 from verydeep.errors import DataError
@@ -117,11 +118,14 @@ def test_cover_is_one_square_of_one_colour() -> None:
     assert ((batch == 7).all(-1) | hidden).all()
 
 
-def test_cutmix_shares_are_areas() -> None:
-    batch, others = np.zeros((60, 16, 16, 3), np.uint8), np.ones((60, 16, 16, 3), np.uint8)
-    shares = draws.uniform(0, 0, np.arange(60), "any")
-    left = augment.paste(batch, others, np.arange(60), shares, seed=0, epoch=0)
-    np.testing.assert_allclose(left, 1 - batch.mean((1, 2, 3)))
+def test_cutmix_is_a_rectangle_of_the_next_image() -> None:
+    batch = np.arange(60, dtype=np.uint8)[:, None, None, None] * np.ones((1, 16, 16, 3), np.uint8)
+    left = augment.mix(batch, np.arange(60), seed=0, epoch=0, mixup=0, cutmix=1.0)
+    for i, image in enumerate(batch):
+        pasted = (image == (i + 1) % 60).all(-1)
+        assert (pasted | (image == i).all(-1)).all()
+        assert pasted.sum() == pasted.any(1).sum() * pasted.any(0).sum()
+        assert left[i] == pytest.approx(1 - pasted.mean())
     assert left.std() > 0.1
 
 
@@ -143,12 +147,32 @@ def test_a_mixture_is_of_its_labels(mix: dict[str, float]) -> None:
 
 
 def test_augmentation_depends_on_the_image_alone() -> None:
-    source = MemorySource(held(), changed(small_images(), {"mixup": 0.5, "cutmix": 0.5}))
+    source = MemorySource(held(), changed(small_images(), {"jitter": 0.4}))
     whole = source.batch(3, np.arange(40))
     part = source.batch(3, np.array([31, 4]))
     np.testing.assert_array_equal(part.images, whole.images[[31, 4]])
-    np.testing.assert_array_equal(part.shares, whole.shares[[31, 4]])
     assert (source.batch(4, np.arange(40)).images != whole.images).any()
+
+
+@pytest.mark.parametrize("times", [(1.3, 1, 1), (1, 0.6, 1), (1, 1, 1.4), (0.8, 1.2, 0.7)])
+def test_recoloured_is_pils(times: tuple[float, float, float]) -> None:
+    draw = np.random.default_rng(0)
+    photo = Image.fromarray(draw.integers(60, 180, (20, 30, 3), dtype=np.uint8))
+    expected = photo
+    for enhance, factor in zip(
+        (ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Brightness),
+        times[::-1],
+        strict=True,
+    ):
+        expected = enhance(expected).enhance(factor)
+    found = np.asarray(augment.recoloured(photo, np.array(times))).astype(int)
+    assert np.abs(found - np.asarray(expected)).max() <= 2  # theirs rounds three times
+
+
+def test_jitter_goes_as_far_as_it_may() -> None:
+    times = augment.jitter(np.arange(3000), seed=0, epoch=0, most=0.4)
+    np.testing.assert_allclose([times.min(0), times.max(0)], [[0.6] * 3, [1.4] * 3], atol=0.01)
+    np.testing.assert_allclose(np.corrcoef(times.T), np.eye(3), atol=0.06)
 
 
 def test_colour_shift_is_the_papers() -> None:
@@ -188,25 +212,76 @@ def test_a_photos_crop_is_of_the_rescaled_photo(tmp_path: Path) -> None:
     assert len(sides) > 2
 
 
+@pytest.mark.parametrize("scales", [(40,), ()])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_that_is_decoded_smaller_gives_the_same_crop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scales: tuple[int, ...], orientation: int
+) -> None:
+    draw = np.random.default_rng(0)
+    small = Image.fromarray(draw.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    photo = small.resize((480, 360), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo.save(tmp_path / "a.jpg", quality=95, exif=exif, subsampling=0)
+    config = changed(paper(), {"size": 32, "scales": scales, "colour": 0.0, "jitter": 0.2})
+    source = PhotoSource(
+        [labelled.Sample(str(tmp_path / "a.jpg"), 0)] * 8, config, statistics([np.asarray(photo)])
+    )
+    drafts: list[object] = []
+    draft = JpegImageFile.draft
+    monkeypatch.setattr(JpegImageFile, "draft", lambda *a: drafts.append(a[2]) or draft(*a))
+    found = source.batch(0, np.arange(8)).images.astype(float)
+    assert drafts
+    monkeypatch.setattr(JpegImageFile, "draft", lambda *_: None)
+    whole = source.batch(0, np.arange(8)).images
+    assert 0 < np.abs(found - whole).mean() < 2
+
+
 # Feeding
 
 
-def test_processes_share_an_epoch_without_doubles() -> None:
-    config = changed(small_images(), {"batch": 10, "cover": 0, "flip": False, "padding": 0})
-    pixels = np.arange(43, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8)
-    source = MemorySource(pictures([labelled.Sample(p, 0) for p in pixels], 32), config)
+def counted(count: int, **changes: object) -> MemorySource:
+    """Images each of one value, its number."""
+    pixels = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones(
+        (1, 32, 32, 3), np.uint8
+    )
+    config = changed(
+        small_images(), {"cover": 0, "flip": False, "padding": 0, "size": 32, **changes}
+    )
+    return MemorySource(pictures([labelled.Sample(p, 0) for p in pixels], 32), config)
 
-    def seen(rank: int, world: int) -> list[list[int]]:
-        return [b.images[:, 0, 0, 0].tolist() for b in Feed(source, config, rank, world).epoch(0)]
 
-    alone = seen(0, 1)
-    assert [len(step) for step in alone] == [10] * 4
-    assert len({i for step in alone for i in step}) == 40
-    shared = [
-        sorted(i for part in parts for i in part)
-        for parts in zip(*(seen(r, 3) for r in range(3)), strict=True)
-    ]
-    assert shared == [sorted(step) for step in alone]
+def seen(source: MemorySource, rank: int = 0, world: int = 1, first: int = 0) -> list[list[int]]:
+    feed = Feed(source, source.config, rank, world)
+    batches = [b.images[:, 0, 0, 0].tolist() for b in feed.epoch(0, first)]
+    assert len(batches) == feed.steps - first
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "sizes"),
+    [
+        (43, 10, [10, 10, 10, 10, 3]), (42, 10, [10, 10, 10, 10, 2]), (41, 10, [10, 10, 10, 11]),
+        (40, 10, [10] * 4), (7, 10, [7]), (11, 10, [11]), (3, 1, [1, 1, 1]), (1, 10, [1]),
+    ],
+)  # fmt: skip
+def test_every_image_is_learned_from_once_an_epoch(
+    count: int, batch: int, sizes: list[int]
+) -> None:
+    batches = seen(counted(count, batch=batch))
+    assert [len(one) for one in batches] == sizes
+    assert sorted(i for one in batches for i in one) == list(range(count))
+    assert seen(counted(count, batch=batch), first=len(sizes) // 2) == batches[len(sizes) // 2 :]
+
+
+@pytest.mark.parametrize(("count", "world"), [(43, 3), (42, 2), (41, 2), (44, 4), (10, 5), (5, 4)])
+def test_processes_share_an_epoch_without_doubles(count: int, world: int) -> None:
+    source = counted(count, batch=10)
+    shares = [seen(source, rank, world) for rank in range(world)]
+    together = [sorted(i for share in step for i in share) for step in zip(*shares, strict=True)]
+    assert together == [sorted(step) for step in seen(source)]
+    # batch norm makes nothing of one image
+    assert 1 not in {len(share) for one in shares for share in one}
 
 
 def test_balanced_sampling_evens_out() -> None:
@@ -339,7 +414,7 @@ def test_a_step_is_plain_torch() -> None:
         optimiser.zero_grad()
         expected.backward()
         optimiser.step()
-        assert float(loss) / 12 == pytest.approx(float(expected.detach()), rel=1e-3)
+        assert float(loss) / len(batch.labels) == pytest.approx(float(expected.detach()), rel=1e-3)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(ours.model.state_dict()[name], value, rtol=1e-2, atol=1e-3)
 

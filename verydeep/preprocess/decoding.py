@@ -1,8 +1,8 @@
 """One image, in whatever form it comes, as RGB: files, PIL images, arrays and tensors.
 
-JPEG files are always decoded in full. libjpeg's draft mode would decode a large photo at a half or
-a quarter of its size, and sooner, but its reduction is not the resize that a record names: the
-pixels, and so the scores, would depend on the size and the format of the file.
+JPEG files are decoded in full, but for training's random crops (`spare`). libjpeg's draft mode decodes a
+large photo at a half or a quarter of its size, and sooner, but its reduction is not the resize that a
+record names: the pixels, and so the scores, would depend on the size and the format of the file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import stat
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # PIL takes 20 ms to load and torch a second
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | Tensor"
 Pixels: TypeAlias = NDArray[Any]  # uint8, or float32 on the same scale, 0 to 255
 Range: TypeAlias = "str | Sequence[float] | None"  # a name of RANGES, or (black, white)
+Spare: TypeAlias = "Callable[[int, int], float]"
 
 # the values of black and white, by the names that people give them
 RANGES: dict[str, tuple[float, float]] = {"0..255": (0, 255), "0..1": (0, 1), "-1..1": (-1, 1)}
@@ -53,7 +54,9 @@ _ADVICE = {
 }
 
 
-def decode(source: ImageLike, *, range: Range = None) -> Image.Image | NDArray[np.float32]:
+def decode(
+    source: ImageLike, *, range: Range = None, spare: Spare | None = None
+) -> Image.Image | NDArray[np.float32]:
     """One image in RGB: a PIL image, or float32 (h, w, 3) from 0 to 255 where 8 bits are too few.
 
     source is one of:
@@ -75,6 +78,9 @@ def decode(source: ImageLike, *, range: Range = None) -> Image.Image | NDArray[n
     CMYK, YCbCr, HSV and LAB are converted; colour profiles are not applied. PIL reads 16-bit colour
     files as 8-bit.
 
+    spare, given width and height of a JPEG file, says how many of its pixels a side make one that is
+    needed: from 2 on it is decoded at a half of its size, from 4 at a quarter, from 8 at an eighth.
+
     The source is not changed. A PIL image that is RGB and upright is returned as it is.
     Raises ImageError, one line that begins with the file's name, for anything that is not an image:
     missing, a folder, not permitted, empty, another format, cut short, damaged, too large.
@@ -86,10 +92,10 @@ def decode(source: ImageLike, *, range: Range = None) -> Image.Image | NDArray[n
             with _quiet():
                 return _upright_rgb(source, range)
         if isinstance(source, (bytes, bytearray, memoryview)):
-            return _decode_file(io.BytesIO(source), range)
+            return _decode_file(io.BytesIO(source), range, spare)
         if isinstance(source, (str, os.PathLike)):
             with _open(source) as file:
-                return _decode_file(file, range)
+                return _decode_file(file, range, spare)
         pixels = _array_pixels(_to_array(source), range)
     except ImageError as error:
         raise ImageError(f"{name_of(source)}: {error}") from error.__cause__
@@ -162,7 +168,9 @@ def _open(path: str | os.PathLike[str]) -> BinaryIO:
         raise ImageError(f"cannot be opened ({_reason(error)}); check the path") from error
 
 
-def _decode_file(file: BinaryIO, range: Range) -> Image.Image | NDArray[np.float32]:
+def _decode_file(
+    file: BinaryIO, range: Range, spare: Spare | None = None
+) -> Image.Image | NDArray[np.float32]:
     """The image in an open file. Whatever PIL's decoders raise on it is an ImageError."""
     from PIL import UnidentifiedImageError
 
@@ -180,6 +188,8 @@ def _decode_file(file: BinaryIO, range: Range) -> Image.Image | NDArray[np.float
             if "MAX_TEXT" in str(error):
                 return _without_text(file, range)
             raise _failed(error) from error
+        if spare is not None and (times := int(spare(*image.size))) > 1:
+            image.draft(None, (image.width // times, image.height // times))
         try:
             return _upright_rgb(image, range)
         except ImageError as error:

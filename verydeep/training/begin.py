@@ -148,9 +148,9 @@ def _refuse_streams(config: Any, *sets: object) -> None:
                 "fetch the shards and give their path, or take paper or small-images"
             )
         for key, wrong, right in (
-            ("memory", config.memory, "false"), ("mixup", config.mixup, "0"),
-            ("cutmix", config.cutmix, "0"), ("balance", config.balance == "sampling", "weights"),
-        ):  # fmt: skip
+            ("memory", config.memory, "false"),
+            ("balance", config.balance == "sampling", "weights"),
+        ):
             if wrong:
                 raise DataError(
                     f"{one}: {key}={getattr(config, key)} needs all images at hand, and these are "

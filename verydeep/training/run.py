@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +19,12 @@ from .. import __version__, modelfile
 from ..errors import DataError, OutputError
 from ..files.atomic import replacing
 from ..preprocess import Preprocess, sized
-from . import draws, heap
+from . import heap
 from .data import labelled
-from .data.colours import Statistics, statistics
-from .data.feed import Feed, MemorySource, Source
-from .data.labelled import Sample
+from .data.colours import Statistics, few, statistics
+from .data.feed import Feed, MemorySource, Source, StreamFeed
 from .data.photos import PhotoSource
-from .data.shardstream import StreamFeed, StreamSource, StreamViews, few, streamed
+from .data.shards import of_shards
 from .data.small import Pictures, pictures
 from .data.views import Views
 from .loop import Diverged, Learner, Position, Stopped, fit
@@ -164,19 +163,15 @@ class _Run:
         if held is not None:
             judged = pictures(self.data.val, config.size, config.threads)
             self.position.bad.update([*held.bad, *judged.bad])
-        self.val = _views(self.data.val)(
+        self.val = Views(
             judged.samples if judged else self.data.val, self.preprocess,
             held=judged.images if judged else None, threads=config.threads,
         )  # fmt: skip
-        learnt: Source
-        if streamed(self.data.train):
-            learnt = stream = StreamSource(self.data.train, config, found)
-            self.feed: Feed = StreamFeed(stream, config, self.group.rank, self.group.world)
-        else:
-            learnt = (
-                MemorySource(held, config) if held else PhotoSource(self.data.train, config, found)
-            )
-            self.feed = Feed(learnt, config, self.group.rank, self.group.world)
+        learnt: Source = (
+            MemorySource(held, config) if held else PhotoSource(self.data.train, config, found)
+        )
+        feed = StreamFeed if of_shards(self.data.train) else Feed
+        self.feed = feed(learnt, config, self.group.rank, self.group.world)
         self.learner = Learner(
             model, config, self.preprocess, self.device, self.group,
             class_weights=_class_weights(learnt.labels, len(self.data.classes), config),
@@ -238,12 +233,8 @@ class _Run:
         if held is not None:
             return statistics([held.images])
         config, samples = self.config, self.data.train
-        if streamed(samples):
-            chosen = few(samples, MEASURED_PHOTOS, config.seed)
-        else:
-            order = draws.order(config.seed, 0, len(samples))[:MEASURED_PHOTOS]
-            chosen = [samples[i] for i in order]
-        fit = _views(chosen)(chosen, _fitted(None, config), threads=config.threads)
+        chosen = few(samples, MEASURED_PHOTOS, config.seed)
+        fit = Views(chosen, _fitted(None, config), threads=config.threads)
         batches = [images for _, images in fit.batches()]
         if not batches:
             first = next(iter(fit.bad.values()))
@@ -420,10 +411,6 @@ class _Run:
             warnings=self.data.warnings, bad=tuple(self.position.bad.items()),
             seconds=self.position.seconds,
         )  # fmt: skip
-
-
-def _views(samples: Sequence[Sample]) -> type[Views]:
-    return StreamViews if streamed(samples) else Views
 
 
 def _as_shown(expected: Preprocess, config: Config) -> Preprocess:

@@ -5,14 +5,17 @@ Colour shift: Krizhevsky et al. 2012, section 4.1, which arXiv:1409.1556, sectio
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import draws
+from .labelled import Sample
+from .shards import of_shards
 
+FEW_SHARDS = 16
 CHUNK = 1024  # images whose pixels are float64 at one time
 
 
@@ -26,6 +29,15 @@ class Statistics:
     @property
     def deviation(self) -> NDArray[np.float64]:
         return np.sqrt(np.diag(self.covariance))
+
+
+def few(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
+    """About `count` of them, to be measured: any, or of streams those at the beginning of some shards."""
+    shards = of_shards(samples)
+    if not shards:
+        return [samples[at] for at in draws.order(seed, 0, len(samples))[:count]]
+    chosen = [shards[at] for at in draws.order(seed, 0, len(shards))[:FEW_SHARDS]]
+    return [samples[at] for shard in chosen for at in shard[: -(-count // len(chosen))]]
 
 
 def statistics(batches: Iterable[NDArray[np.uint8]]) -> Statistics:

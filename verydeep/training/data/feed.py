@@ -1,95 +1,135 @@
 """Feed the loop: which images make which step, prepared on threads ahead of it.
 
-A step's images are a function of (seed, epoch, step) alone. With several processes each takes every
-world-th image of the step, so none is seen twice, and together they see what one process would.
+A step's images are a function of (seed, epoch, step) alone, and each image is seen once an epoch. With
+several processes each takes every world-th image of the step, so none is seen twice, and together they see
+what one process would; mixtures alone differ, since each process mixes its own.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import islice
+from random import Random
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ...errors import DataError
 from .. import draws
 from ..recipes import Config
 from . import augment
-from .mixtures import mixed
+from .colours import Statistics, colour_shift, statistics
+from .labelled import Sample
+from .shards import of_shards, read
 from .small import Pictures
 
 AHEAD = 3  # batches ready or being made
+BUFFER = 1000  # streamed files that wait to be drawn: some 100 MB of photos
+MEASURED = 1000  # images in memory whose colours are measured
 
 Indices = NDArray[np.int64]
+Labels = NDArray[Any]  # (n,) int64, or (n, classes) float32 0 or 1 where an image may have several
+Seen = tuple[NDArray[np.uint8], list[str | None]]
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Images of one step, of this process. images (n, h, w, 3) uint8 RGB; labels (n,) int64.
 
-    others, shares: with mixup or cutmix, the second label of each image and the part, (n,), that is of
-    the first. shift (n, 3) float32: added to every pixel, where the recipe shifts colours.
-    bad: (name, why) of images that could not be read and are not here.
+    Of a set with several labels an image, labels are (n, classes) float32, 0 or 1.
+    others, shares: with mixup or cutmix, the second label of each image, in the same form, and the part,
+    (n,), that is of the first. shift (n, 3) float32: added to every pixel, where the recipe shifts colours.
+    bad: (name, why) of images that could not be read and are not here. n may be 0.
     """
 
     images: NDArray[np.uint8]
-    labels: Indices
-    others: Indices | None = None
+    labels: Labels
+    others: Labels | None = None
     shares: NDArray[np.float32] | None = None
     shift: NDArray[np.float32] | None = None
     bad: tuple[tuple[str, str], ...] = ()
 
 
-class Source(Protocol):
-    """Where images come from."""
+class Source:
+    """Labelled images, augmented as the config says. found: of their colours.
 
-    labels: Indices
+    labels: of each; None for those of the samples. brought: those of the samples that a stream has brought,
+    by number, with the bytes of their files.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], config: Config, found: Statistics,
+        labels: Labels | None = None,
+    ) -> None:  # fmt: skip
+        self.samples = samples
+        self.brought: dict[int, Sample] = {}
+        self.labels = np.array([s.label for s in samples], np.int64) if labels is None else labels
+        self.config, self._found = config, found
+        self._mean = np.rint(found.mean).clip(0, 255).astype(np.uint8)
+
+    def seen(self, epoch: int, indices: Indices) -> Seen:
+        """The images (n, size, size, 3), cropped and recoloured; of each None, or why it cannot be read."""
+        raise NotImplementedError
 
     def batch(self, epoch: int, indices: Indices) -> Batch:
         """Those images, augmented as in that epoch."""
+        config, seed = self.config, self.config.seed
+        images, why = self.seen(epoch, indices)
+        told = zip(indices.tolist(), why, strict=True)
+        bad = [(self.samples[index].name, text) for index, text in told if text is not None]
+        if bad:
+            good = np.array([text is None for text in why])
+            images, indices = images[good], indices[good]
+        labels = self.labels[indices]
+        others = shares = shift = None
+        if config.cover:
+            side = round(config.cover * config.size)
+            augment.cover(images, indices, seed=seed, epoch=epoch, side=side, colour=self._mean)
+        if config.mixup or config.cutmix:
+            shares = augment.mix(
+                images, indices, seed=seed, epoch=epoch, mixup=config.mixup, cutmix=config.cutmix
+            )
+            others = np.roll(labels, -1, axis=0)
+        if config.colour:
+            shift = colour_shift(
+                self._found, indices, seed=seed, epoch=epoch, deviation=config.colour
+            )
+        return Batch(images, labels, others, shares, shift, tuple(bad))
 
 
-class MemorySource:
-    """Small images in memory, augmented a batch at a time."""
+class MemorySource(Source):
+    """Small images in memory, shifted and flipped a batch at a time."""
 
-    def __init__(self, held: Pictures, config: Config) -> None:
-        self.labels = held.labels
+    def __init__(self, held: Pictures, config: Config, labels: Labels | None = None) -> None:
+        found = statistics([held.images[:: max(1, len(held.images) // MEASURED)]])
+        super().__init__(held.samples, config, found, labels)
         self._images = np.ascontiguousarray(held.images)
-        self._config = config
-        self._colour = np.rint(held.images[:: max(1, len(held.images) // 1000)].mean((0, 1, 2)))
 
-    def batch(self, epoch: int, indices: Indices) -> Batch:
-        config, labels = self._config, self.labels[indices]
-        images = self._augmented(epoch, indices)
-        if not config.mixup and not config.cutmix:
-            return Batch(images, labels)
-
-        def partner(of: Indices) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-            return self._augmented(epoch, of), np.ones(len(of), bool)
-
-        others, shares = mixed(images, indices, self.labels, epoch, config, partner)
-        return Batch(images, labels, others, shares)
-
-    def _augmented(self, epoch: int, indices: Indices) -> NDArray[np.uint8]:
-        config = self._config
+    def seen(self, epoch: int, indices: Indices) -> Seen:
+        config, seed = self.config, self.config.seed
         images = augment.shift_and_flip(
-            self._images, indices, seed=config.seed, epoch=epoch,
+            self._images, indices, seed=seed, epoch=epoch,
             padding=round(config.padding * config.size), flip=config.flip,
         )  # fmt: skip
-        if config.cover:
-            augment.cover(
-                images, indices, seed=config.seed, epoch=epoch,
-                side=round(config.cover * config.size), colour=self._colour.astype(np.uint8),
-            )  # fmt: skip
-        return images
+        if config.jitter:
+            times = augment.jitter(indices, seed=seed, epoch=epoch, most=config.jitter)
+            for image, one in zip(images, times, strict=True):
+                image[:] = np.asarray(augment.recoloured(Image.fromarray(image), one))
+        return images, [None] * len(indices)
 
 
 class Feed:
-    """The batches of each epoch, for this process (`rank`) of `world`."""
+    """The batches of each epoch, for this process (`rank`) of `world`.
+
+    An epoch's last batch has what is left; a single image that is left joins the batch before it. A process
+    gets at least two images of a step, or none, since batch norm can make nothing of one value.
+    """
 
     def __init__(self, source: Source, config: Config, rank: int = 0, world: int = 1) -> None:
         self.count = len(source.labels)
@@ -97,8 +137,7 @@ class Feed:
             raise DataError(f"{self.count} images to train on, and {world} processes; take fewer")
         if config.batch < world:
             raise DataError(f"batch is {config.batch}, and there are {world} processes")
-        # the last images of an epoch that do not fill a batch come first in some other epoch
-        self.steps = max(1, self.count // config.batch)
+        self.steps = steps(self.count, config.batch)
         self._source, self._config = source, config
         self._rank, self._world = rank, world
 
@@ -111,23 +150,72 @@ class Feed:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Its batches from step `first` on."""
-        part = self._parts(epoch, first)
+        order, size = self.indices(epoch), self._config.batch
 
         def prepare(step: int) -> Batch:
-            return self._source.batch(epoch, part(step))
+            end = self.count if step == self.steps - 1 else (step + 1) * size
+            return self._source.batch(epoch, self._share(order[step * size : end]))
 
-        yield from _ahead(prepare, range(first, self.steps))
+        yield from ahead(prepare, range(first, self.steps))
 
-    def _parts(self, epoch: int, first: int) -> Callable[[int], Indices]:  # noqa: ARG002  # streams begin there
-        """What gives this process's images of a step; steps are asked for in order from `first` on."""
-        order, size = self.indices(epoch), self._config.batch
-        return lambda step: order[step * size : (step + 1) * size][self._rank :: self._world]
+    def _share(self, indices: Indices) -> Indices:
+        """Of a step's images those of this process."""
+        takers = max(1, min(self._world, len(indices) // 2))
+        return indices[self._rank :: takers] if self._rank < takers else indices[:0]
 
 
-def _balanced(labels: Indices, seed: int, epoch: int) -> Indices:
+class StreamFeed(Feed):
+    """The steps of one process, streamed from its own shards: no image is seen twice, whatever others do.
+
+    An epoch deals the shards out by its seed, and what comes of them is drawn from a buffer. All processes
+    take as many steps as the one could that was dealt the smallest shards. A run that is resumed within an
+    epoch goes on where its shard begins: what was seen of that shard is seen again, and as much at the
+    epoch's end is not.
+    """
+
+    def __init__(self, source: Source, config: Config, rank: int = 0, world: int = 1) -> None:
+        super().__init__(source, config, rank, world)
+        self._shards = of_shards(source.samples)
+        count, largest = len(self._shards), -(-config.batch // world)
+        if count < world:
+            raise DataError(
+                f"{count} shards to train on, and {world} processes, of which each streams its own; take "
+                "fewer processes, or more and smaller shards"
+            )
+        self._size = len(range(rank, config.batch, world))
+        least = sum(sorted(map(len, self._shards))[: count // world])
+        self.steps = steps(least, largest)
+        self._more = max(0, least - self.steps * largest)  # a single image, or none
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        from webdataset.filters import shuffle
+
+        seed, size = self._config.seed, self._size
+        order = draws.order(seed, epoch, len(self._shards))[self._rank :: self._world]
+        shards, done = [self._shards[at] for at in order], first * size
+        while done >= len(shards[0]):
+            done -= len(shards.pop(0))
+        with closing(read(self._source.samples, shards)) as coming:
+            drawn = shuffle(BUFFER, initial=BUFFER, rng=Random(f"{seed} {epoch}"))(coming)
+
+            def prepare(step: int) -> Batch:
+                some = dict(islice(drawn, size + self._more * (step == self.steps - 1)))
+                self._source.brought = some
+                return self._source.batch(epoch, np.array(list(some), np.int64))
+
+            yield from ahead(prepare, range(first, self.steps))
+
+
+def steps(count: int, batch: int) -> int:
+    """Batches in which `count` images are seen: the last may be smaller, or larger by a single image."""
+    return max(1, -(-count // batch) - (batch > 1 and count % batch == 1))
+
+
+def _balanced(labels: Labels, seed: int, epoch: int) -> Indices:
     """As many draws as there are images: a class, each as likely, and then one of its images."""
     places = np.arange(len(labels))
-    by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    of_class = labels.T > 0 if labels.ndim == 2 else [labels == one for one in np.unique(labels)]
+    by_class = [found for members in of_class if len(found := np.flatnonzero(members))]
     which = np.floor(draws.uniform(seed, epoch, places, "class") * len(by_class)).astype(np.int64)
     sizes = np.array([len(members) for members in by_class])
     nth = np.floor(draws.uniform(seed, epoch, places, "of class") * sizes[which]).astype(np.int64)
@@ -136,7 +224,7 @@ def _balanced(labels: Indices, seed: int, epoch: int) -> Indices:
     return chosen
 
 
-def _ahead(prepare: Callable[[int], Batch], steps: range) -> Iterator[Batch]:
+def ahead(prepare: Callable[[int], Batch], steps: range) -> Iterator[Batch]:
     """prepare(step) for each, made on a thread while the last one is used."""
     with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
         waiting: deque[Future[Batch]] = deque()

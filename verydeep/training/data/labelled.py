@@ -178,7 +178,7 @@ def open(sample: Sample | Item) -> str | bytes | NDArray[Any]:  # noqa: A001  # 
     source = sample.source
     if isinstance(source, Streamed):  # for one now and then: its shard is read up to there
         with closing(entries(source.shard)) as coming:
-            found = next((content for entry, content in coming if entry.name == source.name), None)
+            found = next((content for name, _, content in coming if name == source.name), None)
         if found is None:
             raise DataError(f"{source.shard}: holds no {source.name} any more")
         return found

@@ -257,9 +257,9 @@ def _webdataset(shards: list[str]) -> Listing:
 def _streamed(urls: list[str]) -> Listing:
     listing = Listing()
     for url, held in zip(urls, remote.listings(urls), strict=True):
-        for entry in held:
-            source = Streamed(url, entry.name, entry.size_bytes)
-            listing.add("", (entry.label,), f"{os.path.basename(url)}/{entry.name}", source)
+        for name, label, size_bytes in held:
+            source = Streamed(url, name, size_bytes)
+            listing.add("", (label,), f"{os.path.basename(url)}/{name}", source)
     return listing
 
 

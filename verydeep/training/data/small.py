@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import DataError, ImageError
-from ...preprocess import Preprocess, decode
+from ...errors import DataError
+from ...preprocess import Preprocess
 from . import labelled
 from .labelled import Sample
+from .views import Views
 
 MOST_BYTES = 8 * 2**30
 
@@ -51,34 +50,17 @@ def pictures(samples: Sequence[Sample], size: int, threads: int = 0) -> Pictures
         rgb = np.repeat(whole, 3, axis=3) if whole.shape[3] == 1 else whole
         return Pictures(rgb, tuple(samples))
     fit = Preprocess(resize="shorter", resize_size=size, crop_size=size)
+    views = Views(samples, fit, threads=threads)
     images = np.zeros((len(samples), size, size, 3), np.uint8)
-    sides = np.zeros(len(samples), np.int64)  # of the shorter ones
-    bad: list[tuple[str, str]] = []
-    good = np.ones(len(samples), bool)
-
-    def load(index: int) -> str | None:
-        try:
-            decoded = decode(labelled.open(samples[index]))
-            if isinstance(decoded, np.ndarray):
-                sides[index] = min(decoded.shape[:2])
-                pixels = fit.pixels(decoded, range=(0, 255))
-            else:
-                sides[index] = min(decoded.size)
-                pixels = fit.pixels(decoded)
-        except (ImageError, OSError) as error:
-            return str(error)
-        images[index] = np.rint(pixels) if pixels.dtype != np.uint8 else pixels
-        return None
-
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        for index, why in enumerate(pool.map(load, range(len(samples)))):
-            if why is not None:
-                good[index] = False
-                bad.append((samples[index].name, why))
-    kept = tuple(s for s, fine in zip(samples, good, strict=True) if fine)
-    if samples and not kept:
+    good: list[int] = []
+    for numbers, pixels in views.batches():
+        images[numbers] = pixels
+        good += numbers.tolist()
+    bad = tuple(sorted(views.bad.items()))  # threads read them in any order
+    if samples and not good:
         raise DataError(f"not one of {len(samples)} images could be read; the first: {bad[0][1]}")
-    largest = int(sides[good].max(initial=0))
+    largest = max(views.sides, default=0)
     return Pictures(
-        images if not bad else images[good], kept, tuple(bad), largest if largest < size else None
-    )
+        images if len(good) == len(samples) else images[good],
+        tuple(samples[at] for at in good), bad, largest if 0 < largest < size else None,
+    )  # fmt: skip
