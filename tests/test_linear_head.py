@@ -98,6 +98,13 @@ def test_scaling_and_what_it_folds_into() -> None:
         head.scores(scaled), atol=1e-2,
     )  # fmt: skip
     assert (raw.weight[:, 7] == 0).all()
+    layers = scaling(features, (15, 25))
+    assert (layers.apply(features)[:, 7] == 0).all()
+    before, after = features.std(axis=0), layers.apply(features).std(axis=0)
+    for layer in (slice(15), slice(15, 40)):
+        # a channel's deviation is the root of what it was; a layer's mean square is 1
+        own = np.sqrt(before[layer] / before[layer].mean())
+        assert_allclose(np.delete(after[layer], 7), np.delete(own, 7), rtol=1e-2)
     with pytest.raises(DataError, match="l2 is 0; expected a number above 0"):
         solve(scaled, labels, 5, l2=0)
 

@@ -18,7 +18,7 @@ import verydeep
 from verydeep import modelfile
 from verydeep.errors import DataError, LayerError, OutputError
 from verydeep.predictor import softmax
-from verydeep.training.data.labelled import find
+from verydeep.training.data.labelled import Sample, find
 from verydeep.training.heads import features as features_module
 from verydeep.training.heads.choosing import candidates, choose, familiarity
 from verydeep.training.heads.features import averages
@@ -133,6 +133,20 @@ def test_features_are_the_averages_of_the_layers(trunk: Path, flowers: Path) -> 
     assert_allclose(made.values, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_features_of_mirror_images(trunk: Path, flowers: Path, tmp_path: Path) -> None:
+    predictor = verydeep.load(trunk, engine="onnxruntime", precision="exact")
+    for name in ("0.png", "1.png"):
+        with Image.open(flowers / "val" / "red" / name) as image:
+            image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / name)
+    (tmp_path / "2.png").write_bytes(b"no")
+    there = [Sample(str(flowers / "val" / "red" / f"{n}.png"), 0, str(n)) for n in range(2)]
+    here = [Sample(str(tmp_path / f"{n}.png"), 0, str(n)) for n in range(3)]
+    made = averages(predictor, here, ("relu3_1",), size=(32, 32), mirrored=True)
+    plain = averages(predictor, there, ("relu3_1",), size=(32, 32))
+    assert_allclose(made.values[:2], plain.values, rtol=1e-4, atol=1e-5)
+    assert list(made.faults) == [2]
+
+
 def test_a_photo_is_known_by_its_content_and_a_space_by_all_it_depends_on(
     trunk: Path, flowers: Path, tmp_path: Path
 ) -> None:
@@ -149,6 +163,7 @@ def test_a_photo_is_known_by_its_content_and_a_space_by_all_it_depends_on(
     assert computed(size=(34, 34)) == 36
     assert computed(layers=("relu2_1",)) == 36
     assert computed(precision="fast") == 36
+    assert computed(mirrored=True) == 36
     other = model_file(tmp_path / "other.safetensors", threshold=0.5)
     assert computed(other) == 36
     moved = photos(tmp_path / "moved", 13)

@@ -16,7 +16,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from lzma import LZMAError
@@ -224,6 +224,14 @@ def size_bytes(sample: Sample) -> int:
     return source.nbytes if isinstance(source, np.ndarray) else len(source)
 
 
+def digest(sample: Sample) -> str:
+    """SHA-256 of an image as it is stored, hexadecimal; OSError where it cannot be had."""
+    held = open(sample)
+    if isinstance(held, np.ndarray):
+        held = f"{held.shape} {held.dtype}".encode() + held.tobytes()
+    return hashlib.sha256(Path(held).read_bytes() if isinstance(held, str) else held).hexdigest()
+
+
 def doubles(samples: Sequence[Sample]) -> list[int]:
     """Of each sample the number of the first one with the same bytes, mostly its own.
 
@@ -235,18 +243,14 @@ def doubles(samples: Sequence[Sample]) -> list[int]:
         of_size[size_bytes(sample)].append(at)
     alike = [at for size, group in of_size.items() if size and len(group) > 1 for at in group]
 
-    def digest(at: int) -> bytes:
-        try:
-            held = open(samples[at])
-            held = Path(held).read_bytes() if isinstance(held, str) else held
-        except OSError:
-            return b""
-        shape = repr(held.shape).encode() if isinstance(held, np.ndarray) else b""
-        return hashlib.blake2b(shape + bytes(held), digest_size=16).digest()
+    def compared(at: int) -> str:
+        with suppress(OSError):
+            return digest(samples[at])
+        return ""
 
-    first, seen = list(range(len(samples))), dict[bytes, int]()
+    first, seen = list(range(len(samples))), dict[str, int]()
     with ThreadPoolExecutor(cores()) as pool:
-        digests = stage(pool.map(digest, alike), "comparing files", "file", len(alike))
+        digests = stage(pool.map(compared, alike), "comparing files", "file", len(alike))
         for at, found in zip(alike, digests, strict=True):
             first[at] = seen.setdefault(found, at) if found else at
     return first

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import EngineError
+from ...errors import EngineError, ImageError
 from ...files.cache import Cache
 from ...files.folders import cache_folder
 from ...files.progress import stage
 from ...graphs import source_of
 from ...predictor import DECODING_THREADS, Failure, Predictor
-from ...preprocess import sized
+from ...preprocess import decoded, sized
 from ..data import labelled
 
 if TYPE_CHECKING:
@@ -64,36 +63,33 @@ def averages(
     *,
     size: Size = None,
     batch: int = 16,
+    mirrored: bool = False,
     cache: Cache | None = None,
     passed: Callable[[int], None] = lambda _: None,
 ) -> Averages:
     """The average of each layer over each photo.
 
-    layers: paper names. size: see `preprocess.Size`. passed: told 1 for each photo that is computed.
-    Photos that cannot be read are in `faults`.
+    layers: paper names. size: see `preprocess.Size`. mirrored: of each photo's mirror image. passed: told 1
+    for each photo that is computed. Photos that cannot be read are in `faults`.
     """
     cache = features_cache() if cache is None else cache
     layers = tuple(layers)
     faults: dict[int, str] = {}
     digests = digests_of(photos, faults)
-    space = _space(predictor, layers, size)
+    space = _space(predictor, layers, size, mirrored)
     known = _kept(cache, space, set(digests))
-    new: dict[str, int] = {}  # digest -> the first photo that has it
-    for at, digest in enumerate(digests):
-        if digest and digest not in known:
-            new.setdefault(digest, at)
+    # digest -> the first photo that has it
+    new = {d: at for at, d in reversed([*enumerate(digests)]) if d and d not in known}
     engine = precision = ""
-    computed = 0
     bad: dict[str, str] = {}
     fresh: dict[str, NDArray[np.float32]] = {}
     stream = predictor.features_stream(
-        _Files(photos, list(new.values())), layers, "avg", size=size, batch=batch
+        _Files([photos[at] for at in new.values()], mirrored), layers, "avg", size=size, batch=batch
     )
     try:
         pairs = zip(new, stream, strict=True)
         for digest, item in stage(pairs, "computing features", "photo", len(new)):
             passed(1)
-            computed += 1
             if isinstance(item, Failure):
                 bad[digest] = item.error
                 continue
@@ -114,28 +110,27 @@ def averages(
         elif digest:
             faults[at] = bad[digest].partition(": ")[2] or bad[digest]
     return Averages(
-        values, tuple(digests), dict(sorted(faults.items())), computed, engine, precision
+        values, tuple(digests), dict(sorted(faults.items())), len(new), engine, precision
     )
 
 
-class _Files(Sequence["ImageLike"]):
+class _Files:
     """Photos that are opened when they are needed; how many there are is known before."""
 
-    def __init__(self, photos: Sequence[labelled.Sample], which: Sequence[int]) -> None:
-        self.photos, self.which = photos, which
+    def __init__(self, photos: Sequence[labelled.Sample], mirrored: bool) -> None:
+        self.photos, self.mirrored = photos, mirrored
 
     def __len__(self) -> int:
-        return len(self.which)
-
-    def __getitem__(self, at: Any) -> Any:
-        return labelled.open(self.photos[self.which[at]])
+        return len(self.photos)
 
     def __iter__(self) -> Iterator[ImageLike]:
-        for at in self.which:
-            try:
-                image = labelled.open(self.photos[at])
-            except OSError:  # gone since it was hashed
-                image = b""  # which is reported as an empty file
+        for photo in self.photos:
+            image: ImageLike = b""  # reported as an empty file where it is gone since it was hashed
+            with suppress(OSError):
+                image = labelled.open(photo)
+            if self.mirrored:
+                with suppress(ImageError):  # which is reported when it is decoded once more
+                    image = np.rint(decoded(image)[:, ::-1]).astype(np.uint8)
             yield image
 
 
@@ -144,29 +139,19 @@ def digests_of(photos: Sequence[labelled.Sample], faults: dict[int, str]) -> lis
 
     def digest(photo: labelled.Sample) -> str | OSError:
         try:
-            image = labelled.open(photo)
-            if isinstance(image, np.ndarray):
-                about = f"{image.shape} {image.dtype}".encode()
-                return hashlib.sha256(about + image.tobytes()).hexdigest()
-            if isinstance(image, bytes):
-                return hashlib.sha256(image).hexdigest()
-            with open(os.fspath(image), "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return labelled.digest(photo)
         except OSError as error:
             return error
 
-    found = []
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
-        for at, made in enumerate(
-            stage(pool.map(digest, photos), "reading photos", "photo", len(photos))
-        ):
-            if isinstance(made, OSError):
-                faults[at] = made.strerror or str(made)
-            found.append("" if isinstance(made, OSError) else made)
-    return found
+        found = [*stage(pool.map(digest, photos), "reading photos", "photo", len(photos))]
+    faults |= {at: e.strerror or str(e) for at, e in enumerate(found) if isinstance(e, OSError)}
+    return ["" if isinstance(one, OSError) else one for one in found]
 
 
-def _space(predictor: Predictor, layers: tuple[str, ...], size: Size) -> dict[str, Any]:
+def _space(
+    predictor: Predictor, layers: tuple[str, ...], size: Size, mirrored: bool
+) -> dict[str, Any]:
     """What the averages depend on beside the photo."""
     preprocess = predictor.preprocess
     if size is not None:
@@ -176,6 +161,7 @@ def _space(predictor: Predictor, layers: tuple[str, ...], size: Size) -> dict[st
         "graph": graph,
         "preprocess": {**preprocess.to_dict(), "size": repr(size)},
         "precision": predictor.precision,
+        **({"mirrored": True} if mirrored else {}),
     }
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     return {"space": name, "layers": list(layers), **facts}
@@ -185,43 +171,39 @@ def _kept(
     cache: Cache, space: Mapping[str, Any], wanted: set[str]
 ) -> dict[str, NDArray[np.float32]]:
     """What the shards of that space have of the photos that are wanted."""
+
+    def make(_: Path) -> None:  # only where the shard was damaged a moment ago
+        raise EngineError("the shard is gone")
+
     found: dict[str, NDArray[np.float32]] = {}
     for entry in cache.entries():
-        if entry.about.get("space") != space["space"]:
-            continue
-
-        def make(_: Path) -> None:  # only where the shard was damaged a moment ago
-            raise EngineError("the shard is gone")
-
-        about = {key: value for key, value in entry.about.items() if key != "format"}
-        with suppress(EngineError):
-            shard = cache.open(entry.name, about, make, _load, needs_bytes=lambda: 0)
-            found.update((d, row) for d, row in shard.items() if d in wanted)
+        if entry.about.get("space") == space["space"]:
+            about = {key: value for key, value in entry.about.items() if key != "format"}
+            with suppress(EngineError):
+                shard = cache.open(entry.name, about, make, _load, needs_bytes=lambda: 0)
+                found.update((d, row) for d, row in shard.items() if d in wanted)
     return found
 
 
 def _keep(cache: Cache, space: Mapping[str, Any], fresh: Mapping[str, NDArray[np.float32]]) -> None:
     if not fresh:
         return
-    values = np.stack(list(fresh.values()))
-    content = hashlib.sha256("".join(fresh).encode()).hexdigest()[:16]
+    photos, values = np.array(list(fresh), "S64"), np.stack(list(fresh.values()))
 
     def make(folder: Path) -> None:
         np.save(folder / "averages.npy", values)
-        np.save(folder / "photos.npy", np.array(list(fresh), "S64"))
+        np.save(folder / "photos.npy", photos)
 
-    name = f"averages-{space['space'][:16]}-{content}"
-    about = {**space, "photos": len(fresh)}
+    name = f"averages-{space['space'][:16]}-{hashlib.sha256(photos.tobytes()).hexdigest()[:16]}"
     with suppress(EngineError):  # no room: then they are computed again another time
-        cache.open(name, about, make, _load, needs_bytes=lambda: values.nbytes + 100 * len(fresh))
+        cache.open(
+            name, {**space, "photos": len(fresh)}, make, _load,
+            needs_bytes=lambda: values.nbytes + photos.nbytes,
+        )  # fmt: skip
 
 
-def _load(folder: Path, about: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
-    try:
-        values = np.load(folder / "averages.npy", allow_pickle=False)
-        digests = np.load(folder / "photos.npy", allow_pickle=False).astype(str)
-        if values.ndim != 2 or not len(values) == len(digests) == about["photos"]:
-            raise ValueError("its arrays do not match")
-    except (OSError, ValueError, KeyError) as error:
-        raise EngineError(f"kept averages cannot be read: {error}") from error
-    return dict(zip(digests.tolist(), values, strict=True))
+def _load(folder: Path, _: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+    """A shard's rows by their photos' digests; the cache has seen that its files are whole."""
+    values = np.load(folder / "averages.npy", allow_pickle=False)
+    photos = np.load(folder / "photos.npy", allow_pickle=False).astype(str)
+    return dict(zip(photos.tolist(), values, strict=True))
