@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -267,7 +268,7 @@ def test_a_fork_leaves_the_line_to_its_parent(monkeypatch: pytest.MonkeyPatch) -
 # What stands on the screen of a real pseudo-terminal, for each verb that works for long
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from importlib import import_module
 from verydeep import cli
 from verydeep.files.progress import _Line
@@ -283,6 +284,7 @@ def slowly(function, calls=[0]):
         return function(*words, **more)
     return slow
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which who runs tests may ignore
 module, _, name = sys.argv[1].rpartition(".")
 module, _, owner = module.partition(":")
 holder = getattr(import_module(module), owner) if owner else import_module(module)
@@ -327,28 +329,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals of this kind")
-@pytest.mark.parametrize("verb", VERBS)
-def test_on_a_terminal_a_verb_shows_how_far_it_is(
-    verb: str, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+pseudo_terminals = pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows has none of this kind"
+)
+
+
+def on_a_terminal(
+    verb: str, place: Path, monkeypatch: pytest.MonkeyPatch, stop: bool = False
+) -> tuple[Screen, int]:
+    """What the verb leaves on its screen, and its exit status. stop: by Ctrl-C, once its line says so."""
     import pty
     import subprocess
 
     slow, words, said = VERBS[verb]
     paths = {"P": str(place / "P"), "M": str(place / "M.safetensors")}
-    command = [
-        sys.executable,
-        "-c",
-        SLOW,
-        slow,
-        *verb.split(),
-        *(paths.get(w, w) for w in words.split()),
-    ]
+    typed = [*verb.split(), *(paths.get(word, word) for word in words.split())]
     ours, theirs = pty.openpty()
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in [os.getcwd(), *sys.path] if p))
+    command = [sys.executable, "-c", SLOW, slow, *typed]
     run = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=place)
     os.close(theirs)
     screen = Screen()
@@ -361,12 +361,33 @@ def test_on_a_terminal_a_verb_shows_how_far_it_is(
             if not read:
                 break
             screen.write(read.decode("utf-8", "replace").replace("\r\n", "\n"))
-    assert run.wait() in (0, 1), screen.text
-    lines = [line for line in screen.shown if re.search(said, line)]
+            if stop and any(re.search(said, line) for line in screen.shown):
+                run.send_signal(signal.SIGINT)
+                stop = False
+    return screen, run.wait()
+
+
+@pseudo_terminals
+@pytest.mark.parametrize("verb", VERBS)
+def test_on_a_terminal_a_verb_shows_how_far_it_is(
+    verb: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen, status = on_a_terminal(verb, place, monkeypatch)
+    assert status in (0, 1), screen.text
+    lines = [line for line in screen.shown if re.search(VERBS[verb][2], line)]
     assert lines, (screen.shown, screen.text)
     moved = [line for line in screen.shown if re.search(r"[⠀-⣿] ", line)]
     assert len(set(moved)) >= 3, moved
     assert not re.search("[⠀-⣿]", screen.text), "nothing of it is left"
+
+
+@pseudo_terminals
+@pytest.mark.parametrize("verb", ["classify", "features", "distance", "evaluate"])
+def test_ctrl_c_leaves_one_line(verb: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, status = on_a_terminal(verb, place, monkeypatch, stop=True)
+    assert status == 130
+    kept = "verydeep: what was done is in f.npz.partial; the same command goes on"
+    assert [line for line in screen.lines if line not in ("", kept)] == ["verydeep: stopped"]
 
 
 def test_a_profile_shows_how_far_it_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
