@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What no test can follow, by words of the message, and why.
 NOT_FOLLOWED = {
     "install what onnxruntime-gpu needs": "NVIDIA's libraries, and a GPU: see tests/test_gpu.py",
+    "upgrade with: pip install --upgrade verydeep": "pip's own command, of a version that is yet to come",
     "run `git lfs pull`": "git's own command, on a repository's server",
 }
 
@@ -37,6 +38,7 @@ NO_ADVICE = {
     "name network file url size_bytes licence preprocess classes": "names of fields",
     "verydeep weights convert": "what made a file",
     "check with": "what photos are for",
+    "expected a str, got {}": "a TypeError by which click tells streams of text from those of bytes",
 }
 
 
@@ -85,7 +87,9 @@ def unfollowed() -> Iterator[tuple[str, str, str]]:
     for where, text, spans in following.messages():
         if text in NO_ADVICE:
             continue
-        covered = [m.span() for words in known for m in re.finditer(re.escape(words), text)]
+        # words as short as "name another" are of that text alone
+        own = [words for words in known if len(words.split()) > 2 or words == text]
+        covered = [m.span() for words in own for m in re.finditer(re.escape(words), text)]
         for start, end in spans:
             if not any(first <= start and end <= last for first, last in covered):
                 yield where, text[start:end], text

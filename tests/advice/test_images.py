@@ -271,7 +271,7 @@ def test_lines_to_write() -> None:
 
 
 @follows(
-    "give numpy's", "give one image, with at least one pixel", "give the images of a batch one by one",
+    "cannot become an array ({}); give numpy's", "give one image, with at least one pixel", "give the images of a batch one by one",
     "give uint8", "expected numbers, uint8, uint16 or float; {}", "expected (channels, height, width)",
     "expected (height, width) or (height, width, 1, 3 or 4), for tensors (1, 3 or 4, height, width",
     "expected a path, the bytes of an image file, a PIL image, an array or a tensor",
@@ -280,7 +280,7 @@ def test_what_an_image_may_be(tmp_path: Path) -> None:
     class Odd:
         __array_interface__ = "nonsense"
 
-    said("give numpy's", refused(lambda: decode(Odd())))  # type: ignore[arg-type]
+    said("cannot become an array ({}); give numpy's", refused(lambda: decode(Odd())))  # type: ignore[arg-type]
     said("give one image, with at least one pixel", refused(lambda: decode(BYTES[:0])))
     batch = np.stack([BYTES, BYTES])
     said("give the images of a batch one by one", refused(lambda: decode(batch)))
@@ -377,7 +377,7 @@ def test_values_outside_their_range() -> None:
     "expected a whole number of pixels, at least 1",
     "expected a size in pixels, or resize 'none' with resize_size None",
     "expected {} finite number{}", "expected (what 0 becomes, what 255 becomes)",
-    "expected numbers above 0, one a channel", "expected true",
+    "expected numbers above 0, one a channel", "expected true, since the filter always grows with the scale",
     "expected (n, height, width, {}) or (height, width, {}), as Preprocess.pixels gives",
     "expected uint8, or float32 from 0 to 255, as Preprocess.pixels gives",
 )  # fmt: skip
@@ -398,7 +398,10 @@ def test_records_of_preprocessing() -> None:
     no("expected numbers above 0, one a channel", lambda: Preprocess(std=(0.0, 1.0, 1.0)))
     Preprocess(std=(1.0, 1.0, 1.0))
     record = Preprocess().to_dict()
-    no("expected true", lambda: Preprocess.from_dict({**record, "antialias": False}))
+    no(
+        "expected true, since the filter always grows with the scale",
+        lambda: Preprocess.from_dict({**record, "antialias": False}),
+    )
     Preprocess.from_dict({**record, "antialias": True})
     words = "expected (n, height, width, {}) or (height, width, {}), as Preprocess.pixels gives"
     text = refused(lambda: Preprocess().normalise(np.zeros((4, 4), np.uint8)))

@@ -196,10 +196,11 @@ def contact_sheet(rows: Sequence[Neighbours], out: str | os.PathLike[str]) -> No
         raise DataError("there are no queries to draw; give at least one")
     columns = 1 + min(PER_LINE, max(len(row.matches) for row in rows))
     count = sum(max(1, -(-len(row.matches) // PER_LINE)) for row in rows)
-    if columns * count * (TILE + GAP) * (TILE + 3 * GAP) > MOST_PIXELS:
+    most = MOST_PIXELS // ((TILE + GAP) * (TILE + 3 * GAP))
+    if columns * count > most:
+        smaller = ", or a smaller --top" if 2 * len(rows) <= most else ""
         raise DataError(
-            f"a sheet of {count} rows of {columns} photos is too large; give fewer queries, or a "
-            "smaller --top"
+            f"a sheet of {count} rows of {columns} photos is too large; give fewer queries{smaller}"
         )
     missing: list[str] = []
     lines = [
