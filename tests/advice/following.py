@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from pathlib import Path
@@ -24,6 +25,7 @@ from verydeep.cli import VERBS as VERYDEEP_VERBS
 from verydeep.errors import VerydeepError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 C = TypeVar("C", bound=Callable[..., Any])
 
 # whose texts are drawings; and, until its messages are all followed in tests/test_advice_training.py,
@@ -144,6 +146,22 @@ def taken(pattern: str, text: str) -> str:
     match = re.search(pattern, text)
     assert match, (pattern, text)
     return match[1]
+
+
+def brought(install: str) -> set[str]:
+    """The packages that an install line of ours brings, in lower case, verydeep's own included."""
+    extras = PROJECT["optional-dependencies"]
+    lines, packages = [install], set()
+    while lines:
+        line = lines.pop()
+        name, _, named = re.sub(r"^pip install |'", "", line).partition("[")
+        if name == "verydeep":
+            lines += PROJECT["dependencies"]
+            for extra in filter(None, named.rstrip("]").split(",")):
+                lines += extras[extra]
+        else:
+            packages.add(re.split(r"[<>=~ ]", line)[0].lower())
+    return packages
 
 
 def evaluated(advice: str, **names: Any) -> Any:

@@ -6,7 +6,6 @@ import errno
 import os
 import re
 import shutil
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,26 +31,9 @@ from verydeep.published.foreign import needed
 
 from ..conftest import Run
 from ..tiny import model_file, photo, pixels, tiny, weights
-from .following import ROOT, command, follows, refused, said, taken
+from .following import ROOT, brought, command, follows, refused, said, taken
 
 INT8 = ROOT / "tests" / "golden" / "modelfile_int8.safetensors"
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
-
-def brought(install: str) -> set[str]:
-    """The packages that an install line of ours brings, in lower case, verydeep's own included."""
-    extras = PROJECT["optional-dependencies"]
-    lines, packages = [install], set()
-    while lines:
-        line = lines.pop()
-        name, _, named = re.sub(r"^pip install |'", "", line).partition("[")
-        if name == "verydeep":
-            lines += PROJECT["dependencies"]
-            for extra in filter(None, named.rstrip("]").split(",")):
-                lines += extras[extra]
-        else:
-            packages.add(re.split(r"[<>=~ ]", line)[0].lower())
-    return packages
 
 
 @pytest.fixture

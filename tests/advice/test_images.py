@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 import verydeep as package
 from verydeep.predictor import Predictor
@@ -24,7 +24,7 @@ from verydeep.preprocess import Preprocess, decode, decoding, sized
 
 from ..conftest import Run
 from ..tiny import photo
-from .following import evaluated, follows, refused, said, taken
+from .following import brought, evaluated, follows, refused, said, taken
 
 GREY = np.random.default_rng(0).random((40, 44), np.float32)
 COLOUR = np.random.default_rng(0).random((40, 44, 3), np.float32)
@@ -117,6 +117,24 @@ def test_an_array_in_a_file(tmp_path: Path) -> None:
     decode(tmp_path / "a.png")
 
 
+@follows("pip install 'verydeep[heif]' to read HEIC", "pip install -U pillow")
+def test_formats_that_a_package_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heic, avif = tmp_path / "a.heic", tmp_path / "a.avif"
+    heic.write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
+    monkeypatch.setattr(decoding, "reads_heif", lambda: False)
+    text = refused(lambda: decode(heic))
+    said("pip install 'verydeep[heif]' to read HEIC", text)
+    assert "pillow-heif" in brought(taken("(pip install '.*?')", text))
+    here = features.check("avif")
+    avif.write_bytes(b"\0\0\0\x18ftypavif" + bytes(50))
+    with monkeypatch.context() as old:
+        old.setattr(features, "check", lambda _: False)
+        said("pip install -U pillow", refused(lambda: decode(avif)))
+    if here:  # Pillow 11.3 or later, which is said to read it
+        Image.fromarray(BYTES).save(avif)
+        decode(avif)
+
+
 @follows("fetch it again")
 def test_a_page_in_place_of_a_photo(tmp_path: Path) -> None:
     file = tmp_path / "a.jpg"
@@ -173,10 +191,10 @@ def test_a_photo_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_pictures_that_are_not_read_converted(tmp_path: Path, verydeep: Run, model: Path) -> None:
     folder = tmp_path / "photos"
     photo(folder / "a.png")
-    (folder / "b.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (folder / "b.cr2").write_bytes(b"a camera's own")
     before = verydeep("classify", "--model", model, folder)
     said("convert pictures to JPEG or PNG", before.err)
-    (folder / "b.heic").unlink()
+    (folder / "b.cr2").unlink()
     photo(folder / "b.jpg", seed=1)
     after = verydeep("classify", "--model", model, folder)
     assert after.status == 0
@@ -271,7 +289,8 @@ def test_lines_to_write() -> None:
 
 
 @follows(
-    "cannot become an array ({}); give numpy's", "give one image, with at least one pixel", "give the images of a batch one by one",
+    "cannot become an array ({}); give numpy's", "give one image, with at least one pixel",
+    "give the images of a batch one by one",
     "give uint8", "expected numbers, uint8, uint16 or float; {}", "expected (channels, height, width)",
     "expected (height, width) or (height, width, 1, 3 or 4), for tensors (1, 3 or 4, height, width",
     "expected a path, the bytes of an image file, a PIL image, an array or a tensor",
@@ -377,7 +396,8 @@ def test_values_outside_their_range() -> None:
     "expected a whole number of pixels, at least 1",
     "expected a size in pixels, or resize 'none' with resize_size None",
     "expected {} finite number{}", "expected (what 0 becomes, what 255 becomes)",
-    "expected numbers above 0, one a channel", "expected true, since the filter always grows with the scale",
+    "expected numbers above 0, one a channel",
+    "expected true, since the filter always grows with the scale",
     "expected (n, height, width, {}) or (height, width, {}), as Preprocess.pixels gives",
     "expected uint8, or float32 from 0 to 255, as Preprocess.pixels gives",
 )  # fmt: skip
