@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOT_FOLLOWED = {
     "install what onnxruntime-gpu needs": "NVIDIA's libraries, and a GPU: see tests/test_gpu.py",
     "upgrade with: pip install --upgrade verydeep": "pip's own command, of a version that is yet to come",
+    "whose values are others, or use lpips": "another package, with weights to fetch",
     "run `git lfs pull`": "git's own command, on a repository's server",
 }
 
@@ -37,6 +38,7 @@ NO_ADVICE = {
     "export quantize models weights cache": "names of verbs",
     "name network file url size_bytes licence preprocess classes": "names of fields",
     "verydeep weights convert": "what made a file",
+    "{}: {}; range={}": "how a loss shows itself",
     "check with": "what photos are for",
     "expected a str, got {}": "a TypeError by which click tells streams of text from those of bytes",
 }

@@ -255,12 +255,16 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         def log_message(self, *_: object) -> None:
             pass
 
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            pass  # whoever is refused goes away
+
     for name in ("VERYDEEP_MIRROR", "VERYDEEP_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with Server(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/tiny.pth"
         entry = Entry(
@@ -609,7 +613,10 @@ def test_other_peoples_files(tmp_path: Path) -> None:
 
 
 @follows(
-    "; give weights alone", "; write {}", "; give a path, or None", "expected the path of a file"
+    "; give weights alone",
+    "pretrained={} is deprecated; write {}",
+    "; give a path, or None",
+    "expected the path of a file",
 )
 def test_weights_of_the_door(model: Path) -> None:
     say: Any = vgg.vgg11
@@ -620,7 +627,7 @@ def test_weights_of_the_door(model: Path) -> None:
     say(weights=model, num_classes=7)
     with pytest.warns(UserWarning, match="deprecated") as warned:
         say(pretrained=False, **choices)
-    (instead,) = said("; write {}", warned[0].message)
+    _, instead = said("pretrained={} is deprecated; write {}", warned[0].message)
     say(**evaluated(f"dict({instead})"), **choices)
     text = refused(lambda: vgg.vgg16c(weights=vgg.VGG16_Weights["DEFAULT"]))
     said("; give a path, or None", text)
