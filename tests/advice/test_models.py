@@ -174,7 +174,7 @@ def test_what_a_loss_looks_at(trunk: Path, tmp_path: Path) -> None:
 
 
 @follows(
-    'write {}="vgg"', 'expected "0.1", whose values are others',
+    'and give other values; write {}="vgg"', 'expected "0.1", whose values are others',
     "the head of {} has shape {}; expected ({},), a weight for each of its channels",
     "{} has shape {}; expected ({},), a weight for each channel of the image and of the layers",
     "Expected both input arguments to be normalized tensors with shape [N, 3, H, W]: {}",
@@ -194,7 +194,7 @@ def test_lpips_and_dists(tmp_path: Path) -> None:
     for kind in (lpips, metric):
         with pytest.warns(UserWarning, match="was not named") as warned:
             kind(heads=heads)
-        (argument,) = said('write {}="vgg"', warned[0].message)
+        (argument,) = said('and give other values; write {}="vgg"', warned[0].message)
         told: dict[str, Any] = evaluated(f"dict({taken('write (.*)', str(warned[0].message))})")
         assert argument in told
         kind(heads=heads, **told)
