@@ -464,7 +464,7 @@ def test_links_in_a_tar(tmp_path: Path) -> None:
         with tarfile.open(tmp_path / "set.tar", mode) as archive:  # type: ignore[call-overload]
             archive.add(root, "set")
         found = listed(tmp_path / "set.tar").items
-        assert [(item.label, labelled.open(item) == jpeg(0)) for item in found] == [
+        assert [(*item.labels, labelled.open(item) == jpeg(0)) for item in found] == [
             ("cat", True), ("dog", False), ("dog", True), ("dog", True)
         ]  # fmt: skip
 

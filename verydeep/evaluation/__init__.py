@@ -83,7 +83,9 @@ def evaluate(
     name = labelled.called(data)
     if is_stream(data):
         raise DataError(f"{name}: shards that are streamed; fetch them, and give their path")
-    found = listed(data, lambda folder: class_of(folder, classes) is not None)
+    found = listed(data, lambda folder: class_of(folder, classes) is not None, multi=False)
+    if found.multi:
+        raise DataError(f"{name}: photos of several classes; expected one class a photo")
     for line in labelled.oddities(name, found):
         log.warning(line)
     items, part = labelled.judged(found)
@@ -112,7 +114,7 @@ def evaluate(
         if not isinstance(answer, Answer):
             errors += 1
             continue
-        guesses, label = [p.id for p in answer.predictions], ids[numbers[item.label]]
+        guesses, label = [p.id for p in answer.predictions], ids[numbers[item.labels[0]]]
         ranks.append(guesses.index(label) if label in guesses else 5)
         firsts.append(answer.probability)
     if not ranks:
@@ -157,7 +159,7 @@ def _numbered(
     """The class of each label; DataError where one has none, or two have the same."""
     numbers: dict[str, int] = {}
     bearer: dict[int, str] = {}
-    for label in dict.fromkeys(item.label for item in items):
+    for label in dict.fromkeys(item.labels[0] for item in items):
         number = class_of(label, classes)
         if number is None:
             known = dict.fromkeys(map(_plain, classes))

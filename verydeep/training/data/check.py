@@ -25,7 +25,7 @@ from ...files.wording import counted, some
 from ...preprocess import decode
 from ...preprocess.decoding import opened
 from . import labelled
-from .items import Brought, Streamed
+from .items import Brought, Streamed, size_bytes
 from .labelled import Labelled, Sample
 from .shards import is_stream
 
@@ -112,7 +112,7 @@ def looked_over(found: Labelled, size: int, *, thorough: bool = False) -> tuple[
     """
     every = (*found.train, *found.val, *found.test)
     unread = Streamed if thorough else (Streamed, Brought)
-    large = not thorough and sum(map(labelled.size_bytes, every)) > QUICK_BYTES
+    large = not thorough and sum(size_bytes(s.source) for s in every) > QUICK_BYTES
     if large or any(isinstance(s.source, unread) for s in every):
         return tuple(f.text for f in _lopsided(found))
     return tuple(f.text for f in _findings(found, size, thorough=thorough))

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
+import zlib
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import lru_cache
+from lzma import LZMAError
 from threading import Lock
 from typing import Any, TypeAlias
 
+import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import DataError
 from ...files.photo_paths import composed
+from ...preprocess import decoded
+from .shards import entries
+
+Content: TypeAlias = str | bytes | NDArray[Any]  # what `verydeep.preprocess.decode` takes
 
 
 @dataclass(frozen=True)
@@ -21,6 +33,19 @@ class Member:
     offset: int
     size_bytes: int
 
+    def read(self, most: int = -1) -> bytes:
+        """Its bytes, all or the first; OSError where they cannot be unpacked."""
+        if self.offset >= 0:
+            with open(self.archive, "rb") as file:
+                file.seek(self.offset)
+                return file.read(self.size_bytes if most < 0 else min(most, self.size_bytes))
+        try:
+            with _zip_file(self.archive).open(self.name) as file:
+                return file.read(most)
+        except (zipfile.BadZipFile, zlib.error, LZMAError, RuntimeError, EOFError) as error:
+            # RuntimeError: it wants a password, or is packed in a way that is not known here
+            raise OSError(f"{self.name}: cannot be unpacked: {error}") from error
+
 
 @dataclass(frozen=True)
 class Streamed:
@@ -29,6 +54,14 @@ class Streamed:
     shard: str
     name: str
     size_bytes: int
+
+    def read(self) -> bytes:
+        """For one now and then: its shard is read up to there."""
+        with closing(entries(self.shard)) as coming:
+            found = next((content for name, _, content in coming if name == self.name), None)
+        if found is None:
+            raise DataError(f"{self.shard}: holds no {self.name} any more")
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +72,44 @@ class Brought:
     index: int
     key: int | str
     lock: Lock
+    size_bytes: int = 0  # which is not known
+
+    def read(self) -> Content:
+        """Its file's path or bytes, or (h, w, 3) uint8; OSError where the object fails."""
+        try:
+            with self.lock:
+                image = self.holder[self.index][self.key]
+            if isinstance(image, dict):  # of Hugging Face, as stored
+                stored: str | bytes = image["bytes"] or image["path"]
+                return stored
+            floats = "float" in str(getattr(image, "dtype", ""))
+            return np.rint(decoded(image, range=(0, 1) if floats else None)).astype(np.uint8)
+        except Exception as error:  # the object's own code may raise anything
+            text = str(error) or type(error).__name__
+            hint = "; leave Normalize out of its transform" if "outside 0 to 1" in text else ""
+            raise OSError(f"image {self.index}: {text}{hint}") from error
 
 
-Source: TypeAlias = str | bytes | Member | Streamed | Brought | NDArray[Any]
+Source: TypeAlias = Content | Member | Streamed | Brought
+
+
+def read(source: Source) -> Content:
+    """The image that lies there; OSError where it cannot be had."""
+    return source.read() if isinstance(source, Member | Streamed | Brought) else source
+
+
+def size_bytes(source: Source) -> int:
+    """Of its file or array; 0 where that is not there, or known only when it is read."""
+    if isinstance(source, str):
+        return os.path.getsize(source) if os.path.exists(source) else 0
+    if isinstance(source, bytes):
+        return len(source)
+    return source.nbytes if isinstance(source, np.ndarray) else source.size_bytes
+
+
+@lru_cache(8)
+def _zip_file(path: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +123,6 @@ class Item:
     labels: tuple[str, ...]
     name: str
     source: Source
-
-    @property
-    def label(self) -> str:
-        """The first of them, "" where it has none."""
-        return self.labels[0] if self.labels else ""
 
 
 @dataclass

@@ -8,18 +8,12 @@
 
 from __future__ import annotations
 
-import builtins
 import hashlib
-import os
-import zipfile
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
-from lzma import LZMAError
 from pathlib import Path
 from typing import Any
 from unicodedata import category
@@ -32,10 +26,8 @@ from ...errors import DataError
 from ...files.photo_paths import unused
 from ...files.progress import stage
 from ...files.wording import counted, some
-from .items import Brought, Item, Listing, Member, Source, Streamed
+from .items import Content, Item, Listing, Source, Streamed, read, size_bytes
 from .listing import listed
-from .objects import content
-from .shards import entries
 
 VAL_FRACTION = 0.1
 LONGEST_NAME = 1000  # of a class, in a model file
@@ -170,36 +162,12 @@ def find(
     )
 
 
-def open(sample: Sample | Item) -> str | bytes | NDArray[Any]:  # noqa: A001  # labelled.open reads well
+def open(sample: Sample | Item) -> Content:  # noqa: A001  # labelled.open reads well
     """What `verydeep.preprocess.decode` takes: a path, the bytes of a file, or (h, w, c) uint8.
 
     OSError where it cannot be had, as from an archive that is damaged there.
     """
-    source = sample.source
-    if isinstance(source, Streamed):  # for one now and then: its shard is read up to there
-        with closing(entries(source.shard)) as coming:
-            found = next((content for name, _, content in coming if name == source.name), None)
-        if found is None:
-            raise DataError(f"{source.shard}: holds no {source.name} any more")
-        return found
-    if isinstance(source, Brought):
-        return content(source)
-    if not isinstance(source, Member):
-        return source
-    if source.offset < 0:
-        try:
-            return _zip_file(source.archive).read(source.name)
-        except (zipfile.BadZipFile, zlib.error, LZMAError, RuntimeError, EOFError) as error:
-            # RuntimeError: it wants a password, or is packed in a way that is not known here
-            raise OSError(f"{source.name}: cannot be unpacked: {error}") from error
-    with builtins.open(source.archive, "rb") as file:
-        file.seek(source.offset)
-        return file.read(source.size_bytes)
-
-
-@lru_cache(8)
-def _zip_file(path: str) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
+    return read(sample.source)
 
 
 def stacked(samples: Sequence[Sample]) -> NDArray[np.uint8] | None:
@@ -210,18 +178,6 @@ def stacked(samples: Sequence[Sample]) -> NDArray[np.uint8] | None:
     if len(shapes) != 1 or None in shapes:
         return None
     return np.stack([s.source for s in samples])  # type: ignore[misc]  # arrays, all of them
-
-
-def size_bytes(sample: Sample) -> int:
-    """Of its file or array; 0 where it is not there, or known only when it is read."""
-    source = sample.source
-    if isinstance(source, Member | Streamed):
-        return source.size_bytes
-    if isinstance(source, str):
-        return os.path.getsize(source) if os.path.exists(source) else 0
-    if isinstance(source, Brought):
-        return 0
-    return source.nbytes if isinstance(source, np.ndarray) else len(source)
 
 
 def digest(sample: Sample) -> str:
@@ -240,7 +196,7 @@ def doubles(samples: Sequence[Sample]) -> list[int]:
     """
     of_size: dict[int, list[int]] = defaultdict(list)
     for at, sample in enumerate(samples):
-        of_size[size_bytes(sample)].append(at)
+        of_size[size_bytes(sample.source)].append(at)
     alike = [at for size, group in of_size.items() if size and len(group) > 1 for at in group]
 
     def compared(at: int) -> str:
@@ -412,7 +368,7 @@ def _digest(classes: Iterable[str], parts: dict[str, list[Sample]]) -> str:
         digest.update(f"\n{what}\n".encode())
         for sample in samples:
             labels = ",".join(map(str, sample.labels)) or sample.label
-            digest.update(f"{sample.name}\0{labels}\0{size_bytes(sample)}\n".encode())
+            digest.update(f"{sample.name}\0{labels}\0{size_bytes(sample.source)}\n".encode())
             if isinstance(sample.source, np.ndarray):
                 digest.update(sample.source.tobytes())
     return digest.hexdigest()

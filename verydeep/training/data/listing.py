@@ -6,6 +6,7 @@ in a tar is read at its offset, so that nothing is ever unpacked.
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
 import re
@@ -15,15 +16,21 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from lzma import LZMAError
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 from ...errors import DataError
-from ...files import photo_paths
-from ...files.photo_paths import IMAGE_SUFFIXES, composed, is_hidden, is_photo, walked
+from ...files.photo_paths import (
+    IMAGE_SUFFIXES,
+    composed,
+    ending,
+    head,
+    is_hidden,
+    is_photo,
+    walked,
+)
 from . import shards as remote
 from .items import Item, Listing, Member, Source, Streamed, as_text
 from .layout import Place, tops
@@ -87,18 +94,16 @@ class _Held:
         self.others: list[str] = []  # no images
         self.folders: list[str] = []
 
-    def add(self, name: str, source: Source, first: Callable[[], bytes]) -> None:
-        """A file. first: reads its first bytes."""
+    def add(self, name: str, source: Source | None) -> None:
+        """A file, or without a source a folder."""
         if any(map(is_hidden, PurePosixPath(name).parts)):
             return
-        if is_photo(name, first):
+        if source is None:
+            self.folders.append(name)
+        elif is_photo(name, lambda: _head(source)):
             self.files.append((name, source))
         else:
             self.others.append(name)
-
-    def add_folder(self, name: str) -> None:
-        if not any(map(is_hidden, PurePosixPath(name).parts)):
-            self.folders.append(name)
 
     def arranged(self, is_class: IsClass) -> Listing:
         """Files named [part/]class/.../file to items; folders above all of them are ignored."""
@@ -112,25 +117,18 @@ class _Held:
                     return part, way[len(top)]
             return None
 
-        listing = Listing()
-        seen = set()
+        listing, seen = Listing(), set()
         for (name, source), way in zip(self.files, ways, strict=True):
-            place = placed(way)
-            if place is None:
-                listing.loose.append(as_text(name))
-            else:
-                part, label = place
+            if place := placed(way):
                 seen.add(place)
-                listing.add(part, (label,), name, source)
+                listing.add(place[0], place[1:], name, source)
+            else:
+                listing.loose.append(as_text(name))
         others = [_way(name) for name in self.others]
-        folders = {placed((*_way(name), "file")) for name in self.folders} | set(
-            map(placed, others)
-        )
-        listing.empty = sorted(place for place in folders if place and place not in seen)
+        places = {placed(way) for way in (*others, *(_way(f"{n}/file") for n in self.folders))}
+        listing.empty = sorted(place for place in places if place and place not in seen)
         listing.unused = Counter(
-            photo_paths.ending(way[-1])
-            for way in others
-            if not listing.items or placed(way) is not None
+            ending(way[-1]) for way in others if not listing.items or placed(way)
         )
         return listing
 
@@ -139,15 +137,24 @@ def _way(name: str) -> Place:
     return PurePosixPath(composed(as_text(name))).parts
 
 
+def _head(source: Source) -> bytes:
+    """The first bytes of a file; none where they cannot be had."""
+    if isinstance(source, Member):
+        with suppress(OSError):
+            return source.read(64)
+    if isinstance(source, str):
+        return head(source)
+    return source[:64] if isinstance(source, bytes) else b""
+
+
 def _folder(path: Path, is_class: IsClass) -> Listing:
     held = _Held(path)
     for parent, folders, names in walked(path):
         relative = Path(parent).relative_to(path)
         for name in folders:
-            held.add_folder((relative / name).as_posix())
+            held.add((relative / name).as_posix(), None)
         for name in names:
-            full = os.path.join(parent, name)
-            held.add((relative / name).as_posix(), full, partial(photo_paths.head, full))
+            held.add((relative / name).as_posix(), os.path.join(parent, name))
     return held.arranged(is_class)
 
 
@@ -160,69 +167,45 @@ def _zip(path: Path, is_class: IsClass) -> Listing:
                 with suppress(UnicodeError):
                     name = name.encode("cp437").decode()
             name = name.replace("\\", "/")  # from Windows
-            if name.endswith("/"):
-                held.add_folder(name)
-            else:
-                member = Member(str(path), info.filename, -1, info.file_size)
-                held.add(name, member, partial(_zip_head, archive, info))
+            member = Member(str(path), info.filename, -1, info.file_size)
+            held.add(name, None if name.endswith("/") else member)
     held.files.sort(key=itemgetter(0))
     return held.arranged(is_class)
-
-
-def _zip_head(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    with suppress(*UNREADABLE, RuntimeError), archive.open(info) as file:  # it may want a password
-        return file.read(64)
-    return b""
 
 
 def _tar(path: Path, is_class: IsClass) -> Listing:
     """Links, hard or symbolic, are the file that they name; one that leads nowhere has no bytes."""
     held = _Held(path)
-    plain = _is_plain(path)
     files: dict[str, Source] = {}
     links: dict[str, str] = {}
     with tarfile.open(path) as archive:
+        plain = isinstance(archive.fileobj, io.BufferedReader)
         for info in archive:
             name = posixpath.normpath(info.name)
             if info.isdir():
-                held.add_folder(name)
+                held.add(name, None)
             elif info.islnk():
                 links[name] = posixpath.normpath(info.linkname)
             elif info.issym():
                 links[name] = posixpath.normpath(f"{posixpath.dirname(name)}/{info.linkname}")
             elif info.isfile():
-                source: Source = Member(str(path), info.name, info.offset_data, info.size)
+                files[name] = Member(str(path), info.name, info.offset_data, info.size)
                 if not plain and is_photo(name, lambda: b"GIF8"):
                     # it may be an image, and there is no jumping about in a compressed stream
-                    content = archive.extractfile(info)
-                    assert content is not None  # it is for a regular file
-                    source = content.read()
-                files[name] = source
+                    files[name] = _content(archive, info)
     for name in (*files, *links):
         target, steps = name, len(links)
         while target not in files and target in links and steps:
             target, steps = links[target], steps - 1
-        source = files.get(target, b"")
-        held.add(name, source, partial(_tar_head, source))
+        held.add(name, files.get(target, b""))
     held.files.sort(key=itemgetter(0))
     return held.arranged(is_class)
 
 
-def _tar_head(source: Source) -> bytes:
-    if not isinstance(source, Member):
-        assert isinstance(source, bytes)
-        return source[:64]
-    with open(source.archive, "rb") as file:
-        file.seek(source.offset)
-        return file.read(min(64, source.size_bytes))
-
-
-def _is_plain(path: Path) -> bool:
-    try:
-        with tarfile.open(path, "r:"):
-            return True
-    except tarfile.TarError:
-        return False
+def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(info)
+    assert file is not None  # it is for a regular file
+    return file.read()
 
 
 # WebDataset shards: a sample is the members of one stem, "0001.jpg" with "0001.cls"
@@ -273,10 +256,8 @@ def _add_samples(listing: Listing, shard: str, archive: tarfile.TarFile) -> None
         if not info.isfile() or not dot:
             continue
         if suffix.lower() == "cls" or (suffix.lower() == "txt" and stem not in labels):
-            content = archive.extractfile(info)
-            assert content is not None  # it is for a regular file
             try:
-                labels[stem] = content.read().decode().strip()
+                labels[stem] = _content(archive, info).decode().strip()
             except UnicodeDecodeError as error:
                 raise DataError(
                     f"{shard}: {info.name} is no text in UTF-8; expected a label"

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from ...errors import DataError
 from ...files.progress import stage
-from ...preprocess import decoded
 from .items import Brought, Listing, as_text
 from .layout import PARTS, part_of
 
@@ -95,25 +94,6 @@ def held_by(data: Any) -> Listing:
     else:
         raise DataError(f"{what} is no data set that is known; {KNOWN}")
     return listing
-
-
-def content(source: Brought) -> str | bytes | NDArray[np.uint8]:
-    """The image: its file's path or bytes, or (h, w, 3) uint8; OSError where the object fails."""
-    try:
-        with source.lock:
-            image = source.holder[source.index][source.key]
-        if isinstance(image, dict) and image.keys() >= {
-            "bytes",
-            "path",
-        }:  # of Hugging Face, as stored
-            stored: str | bytes = image["bytes"] or image["path"]
-            return stored
-        floats = "float" in str(getattr(image, "dtype", ""))
-        pixels = decoded(image, range=(0, 1) if floats else None)
-    except Exception as error:  # the object's own code may raise anything
-        hint = "; leave Normalize out of its transform" if "outside 0 to 1" in str(error) else ""
-        raise OSError(f"image {source.index}: {error or type(error).__name__}{hint}") from error
-    return np.rint(pixels).astype(np.uint8)
 
 
 def _parts(data: Mapping[Any, Any]) -> Listing:
@@ -237,6 +217,6 @@ def _try(listing: Listing, what: str) -> None:
         source = listing.items[0].source
         assert isinstance(source, Brought)
         try:
-            content(source)
+            source.read()
         except OSError as error:
             raise DataError(f"{what}: {error}") from error

@@ -232,7 +232,7 @@ def _joined(path: Path, listing: Listing, multi: bool | None) -> Listing:
         before = first.setdefault((item.part, item.source), item)
         if before.labels != item.labels and multi is None and not listing.multi:
             raise DataError(
-                f"{path}: {item.name} is there as {before.label} and as {item.label}; where it is of both, "
+                f"{path}: {item.name} is there as {before.labels[0]} and as {item.labels[0]}; where it is of both, "
                 "--set multi=true, and where it may stand there twice, --set multi=false"
             )
         if listing.multi:
