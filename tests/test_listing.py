@@ -289,7 +289,10 @@ def test_several_labels_in_a_cell(
     wanted = [[label in some for label in found.classes] for some in LABELS]
     assert labelled.targets(found.train, found.classes).tolist() == wanted
     assert labelled.targets(found.train, 3).dtype == np.float32
-    assert "a photo may be of several of 3 classes, as in" in caplog.text
+    assert (
+        " is read as of 3 classes, of which a photo may have several; multi=false reads"
+        in caplog.text
+    )
     split = labelled.find(tmp_path / "set" / "set.csv", val_fraction=0.3)
     assert {s.label for s in split.val} <= {-1, 0, 1, 2}
     assert split.counts().min() > 0
@@ -303,12 +306,12 @@ def test_several_labels_in_columns_and_in_rows(
     header = "image,bus,cat,dog"
     found = labelled.find(table_of(tmp_path, wide, header), val_fraction=0)
     assert (found.multi, several(found)) == (True, list(LABELS))
-    assert "each of bus, cat, dog is a class, and a photo may be of several" in caplog.text
+    assert "bus, cat, dog are classes, and a photo may be of several" in caplog.text
     long = ["1,cat", "1,dog", "2,dog", "3,", "4,dog", "4,bus", "4,cat", "5,cat", "6,bus"]
     table = table_of(tmp_path, long)
     assert several(labelled.find(table, val_fraction=0, multi=True)) == list(LABELS)
     with pytest.raises(
-        DataError, match=r"1 is there as cat and as dog; where it is of both, --set mul"
+        DataError, match=r"1 is of class cat, and of dog in another row; say which: --set m"
     ):
         labelled.find(table_of(tmp_path, [line for line in long if line != "3,"]))
     assert len(labelled.find(table, val_fraction=0, multi=False).train) == 8
@@ -318,7 +321,7 @@ def test_several_labels_in_columns_and_in_rows(
     assert "and a photo is of one; with multi=true of several" in caplog.text
     assert labelled.find(table, val_fraction=0, multi=True).multi
     with pytest.raises(
-        DataError, match="line 2: not one class but several or none; expected one, or m"
+        DataError, match="line 2: several classes, or none; expected one, or multi=true"
     ):
         labelled.find(table_of(tmp_path, wide, header), multi=False)
 
@@ -342,9 +345,9 @@ def test_a_separator_in_the_name_of_a_class(
     caplog.set_level("INFO")
     found = labelled.find(table_of(tmp_path, lines), val_fraction=0)
     assert (found.multi, len(found.classes)) == (False, 3 if '"' in lines[0] else 4)
-    assert ("'New York, NY' is one class; with multi=true it is split at ','" in caplog.text) == (
-        '"' in lines[0]
-    )
+    assert (
+        "'New York, NY' is read as of one class; multi=true reads the other way" in caplog.text
+    ) == ('"' in lines[0])
 
 
 @pytest.mark.parametrize("lines", EITHER.values(), ids=EITHER)
@@ -427,11 +430,12 @@ def test_one_class_in_two_spellings(tmp_path: Path) -> None:
     labels = [name.split("/")[0] for name in names]
     pixels = np.zeros((3, 4, 4, 3), np.uint8)
     np.savez(tmp_path / "a.npz", images=pixels, labels=labels)
+    np.savez(tmp_path / "b.npz", images=pixels, labels=[0, 0, 1], classes=labels[1:])
     with tarfile.open(tmp_path / "a-0.tar", "w") as tar:
         for number, label in enumerate(labels):
             add(tar, f"{number}.jpg", jpeg(number))
             add(tar, f"{number}.cls", label.encode())
-    for source in (tmp_path / "a.npz", f"{tmp_path}/a-{{0..0}}.tar"):
+    for source in (tmp_path / "a.npz", tmp_path / "b.npz", f"{tmp_path}/a-{{0..0}}.tar"):
         assert labelled.find(source, val_fraction=0).classes == ("caf\u00e9", "pub")
 
 

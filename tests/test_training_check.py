@@ -87,7 +87,7 @@ def test_strict_is_an_error(folder: Path) -> None:
 def test_strict_looks_closely(folder: Path) -> None:
     Image.open(folder / "train/bee/3.png").save(folder / "val/bee/near.jpg", quality=60)
     with pytest.raises(
-        DataError, match="1 image to validate or test with looks like one to train on"
+        DataError, match="1 image to validate or test with, much like one to train on"
     ):
         train("small-images", folder, out=folder / "run", strict=True, settings=SETTINGS)
 

@@ -231,7 +231,7 @@ def test_images_of_the_test_part_are_kept_apart(tmp_path: Path) -> None:
     other = labelled.find(tmp_path / "set", tmp_path / "set" / "val")
     assert [s.name for s in other.test] == [s.name for s in found.test]
     shutil.copy(tmp_path / "set/train/ant/0.png", tmp_path / "set/test/ant/0.png")
-    assert "1 image to validate or test with is there to train on" in str(
+    assert "1 image to validate or test with, there to train on" in str(
         check.check(tmp_path / "set")
     )
     photo(tmp_path / "set" / "test" / "bee" / "9.png", 30, 31)
@@ -286,6 +286,30 @@ def test_parts_of_datasets_of_torch() -> None:
     assert [s.labels for s in several.train] == [(0,), (0, 1), (0,), (0, 1)]
     found = labelled.find({"train": Pairs(), "test": Pairs()})
     assert (len(found.val), found.split) == (12, "the set's own test")
+
+
+def test_arrays_with_labels_of_every_shape(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 4, 4, 3), np.uint8)
+    forms: list[tuple[Any, list[tuple[int, ...]]]] = [
+        ([0, 1, 1, 0], [(), (), (), ()]),
+        ([[0], [1], [1], [0]], [(), (), (), ()]),  # as MedMNIST has them
+        ([[1, 0], [0, 1], [0, 1], [1, 0]], [(), (), (), ()]),
+        ([[1, 0], [1, 1], [0, 0], [1, 0]], [(0,), (0, 1), (), (0,)]),
+        ([-1, 1, 1, -1], [(), (), (), ()]),
+    ]
+    for labels, several in forms:
+        np.savez(tmp_path / "a.npz", images=pixels, labels=labels)
+        found = labelled.find(tmp_path / "a.npz", val_fraction=0)
+        assert [s.labels for s in found.train] == several
+        assert found.multi == any(several)
+        assert found.train[0].label == 0
+    np.savez(tmp_path / "a.npz", images=pixels, labels=[0, 1, 1, -1], classes=["a", "b"])
+    assert len(labelled.find(tmp_path / "a.npz", val_fraction=0).train) == 3
+    np.savez(tmp_path / "a.npz", images=pixels, labels=[[1, 2]] * 4)
+    with pytest.raises(
+        DataError, match=r"the label of image 0 is \[1 2\]; expected a class, or 0 and 1"
+    ):
+        labelled.find(tmp_path / "a.npz")
 
 
 def test_datasets_that_cannot_be_used() -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -60,20 +60,16 @@ class Check:
         return self.train + self.val + self.test
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "classes": list(self.classes), "train": self.train, "val": self.val, "test": self.test,
-            "findings": [
-                {"what": f.what, "text": f.text, "names": list(f.names)} for f in self.findings
-            ],
-        }  # fmt: skip
+        return asdict(self)
 
     def __str__(self) -> str:
         head = (
             f"{len(self.classes)} classes, {self.train} images to train on, {self.val} to validate"
-        ) + (f", {self.test} to test" if self.test else "")
-        return "\n".join([head, *(f.text for f in self.findings)] if self.findings else [
-            f"{head}: nothing is wrong"
-        ])  # fmt: skip
+        )
+        head += f", {self.test} to test" if self.test else ""
+        if not self.findings:
+            return f"{head}: nothing is wrong"
+        return "\n".join((head, *(finding.text for finding in self.findings)))
 
 
 def check(
@@ -130,30 +126,36 @@ class _Seen:
 
 
 def _findings(found: Labelled, size: int, *, thorough: bool) -> Iterator[Finding]:
-    samples = (*found.train, *found.val, *found.test)
+    samples, train = (*found.train, *found.val, *found.test), len(found.train)
     with ThreadPoolExecutor(cores()) as pool:
         results = pool.map(lambda s: _look(s, thorough), samples)
         seen = list(stage(results, "looking at images", "image", len(samples)))
-    broken = [(s, one.error) for s, one in zip(samples, seen, strict=True) if one.error]
-    if broken:
-        yield Finding(
-            "unreadable",
-            f"{_images(len(broken))} cannot be read: {some([error for _, error in broken])}",
-            tuple(s.name for s, _ in broken),
-        )
+    both = list(zip(samples, seen, strict=True))
+    broken = [sample.name for sample, one in both if one.error]
+    why = [one.error for one in seen if one.error]
+    yield from _told("unreadable", "that cannot be read", broken, why)
     yield from _lopsided(found)
     same = labelled.doubles(samples)
-    yield from _doubles(samples, same, len(found.train))
+    yield from _doubles(samples, same, train)
     if thorough:
-        yield from _near_doubles(samples, same, seen, len(found.train))
+        near = _near_doubles(samples, same, seen, train)
+        about = "to validate or test with, much like one to train on"
+        yield from _told("near-doubles across", about, near)
     small = [
-        f"{s.name} ({one.width}x{one.height})"
-        for s, one in zip(samples, seen, strict=True)
+        f"{sample.name} ({one.width}x{one.height})"
+        for sample, one in both
         if not one.error and min(one.width, one.height) < size
     ]
-    if small:
-        about = f"{_images(len(small))} smaller than the {size} pixels of the network's input"
-        yield _finding("small", about, small)
+    yield from _told("small", f"smaller than the {size} pixels of the network's input", small)
+
+
+def _told(
+    what: str, text: str, names: Sequence[str], shown: Iterable[str] = ()
+) -> Iterator[Finding]:
+    """The finding on those images, where there are any. shown: what is said of each, where not its name."""
+    if names:
+        line = f"{counted(len(names), 'image')} {text}: {some(shown or names)}"
+        yield Finding(what, line, tuple(names))
 
 
 def _look(sample: Sample, thorough: bool) -> _Seen:
@@ -180,10 +182,6 @@ def _look(sample: Sample, thorough: bool) -> _Seen:
     return _Seen(*picture.size, int.from_bytes(packed.tobytes()), thumb)
 
 
-def _finding(what: str, text: str, names: Sequence[str]) -> Finding:
-    return Finding(what, f"{text}: {some(names)}", tuple(names))
-
-
 def _lopsided(found: Labelled) -> Iterator[Finding]:
     counts = found.counts()
     most, least = int(counts.argmax()), int(counts.argmin())
@@ -201,41 +199,28 @@ def _doubles(samples: Sequence[Sample], same: Sequence[int], train: int) -> Iter
     groups: dict[int, list[int]] = defaultdict(list)
     for at, first in enumerate(same):
         groups[first].append(at)
-    across: list[str] = []
-    within: list[str] = []
-    at_odds: list[str] = []
-    for group in groups.values():
-        if len(group) < 2:
-            continue
-        names = " = ".join(samples[at].name for at in group[:3])
-        (across if group[0] < train <= group[-1] else within).append(names)
-        if len({(samples[at].label, samples[at].labels) for at in group}) > 1:
-            at_odds.append(names)
-    if across:
-        about = (
-            "to validate or test with {} there to train on as well, so that accuracy is flattered"
-        )
-        yield _finding(
-            "doubles across", f"{_images(len(across))} {about.format(_are(across))}", across
-        )
-    if within:
-        yield _finding(
-            "doubles within", f"{_images(len(within))} {_are(within)} there twice or more", within
-        )
-    if at_odds:
-        about = f"{_images(len(at_odds))} {_are(at_odds)} of two classes at once"
-        yield _finding("labels at odds", about, at_odds)
+    twice = [group for group in groups.values() if len(group) > 1]
+
+    def named(wrong: Callable[[list[int]], bool]) -> list[str]:
+        return [" = ".join(samples[at].name for at in group[:3]) for group in twice if wrong(group)]
+
+    across = "to validate or test with, there to train on as well, so that accuracy is flattered"
+    yield from _told("doubles across", across, named(lambda group: group[0] < train <= group[-1]))
+    within = named(lambda group: not group[0] < train <= group[-1])
+    yield from _told("doubles within", "that are there twice or more", within)
+    at_odds = named(lambda group: len({(samples[g].label, samples[g].labels) for g in group}) > 1)
+    yield from _told("labels at odds", "of two classes at once", at_odds)
 
 
 def _near_doubles(
     samples: Sequence[Sample], same: Sequence[int], seen: Sequence[_Seen], train: int
-) -> Iterator[Finding]:
+) -> list[str]:
     """Images to validate or test with that look like one to train on, without being the same file."""
+    near: list[str] = []
     count = len(samples) - train
-    if train * count > MOST_PAIRS or not count:
-        return
+    if train * count > MOST_PAIRS:
+        return near
     bits = np.array([one.bits for one in seen[:train]], np.uint64)
-    near = []
     for at in stage(range(train, len(samples)), "comparing images", "image", count):
         thumb = seen[at].thumb
         if thumb is None:
@@ -248,15 +233,4 @@ def _near_doubles(
             if np.abs(its.astype(int) - thumb).mean() <= NEAR_LEVELS:
                 near.append(f"{samples[at].name} ~ {samples[other].name}")
                 break
-    if near:
-        look = "looks" if len(near) == 1 else "look"
-        about = f"{_images(len(near))} to validate or test with {look} like one to train on"
-        yield _finding("near-doubles across", about, near)
-
-
-def _images(count: int) -> str:
-    return counted(count, "image")
-
-
-def _are(names: Sequence[str]) -> str:
-    return "is" if len(names) == 1 else "are"
+    return near

@@ -142,11 +142,15 @@ class Listing:
     unused: Counter[str] = field(default_factory=Counter)
 
     def add(self, part: str, labels: tuple[str, ...], name: str, source: Source) -> None:
-        """An image; its labels in NFC, whichever way a disk spells them."""
-        spelt = tuple(composed(as_text(label)) for label in labels)
-        self.items.append(Item(part, spelt, as_text(name), source))
+        """An image."""
+        self.items.append(Item(part, tuple(map(spelt, labels)), as_text(name), source))
 
 
 def as_text(name: str) -> str:
     """A name as every file can hold it: bytes that are no UTF-8, as old archives have, are spelt out."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def spelt(label: str) -> str:
+    """A class's name as text in NFC, whichever way a disk spells it."""
+    return composed(as_text(label))

@@ -26,7 +26,7 @@ from ...errors import DataError
 from ...files.photo_paths import unused
 from ...files.progress import stage
 from ...files.wording import counted, some
-from .items import Content, Item, Listing, Source, Streamed, read, size_bytes
+from .items import Content, Item, Listing, Source, Streamed, read, size_bytes, spelt
 from .listing import listed
 
 VAL_FRACTION = 0.1
@@ -233,8 +233,8 @@ def _classes(name: str, found: Listing, train: list[Item]) -> tuple[str, ...]:
     """In the set's own order, else sorted, numbers as numbers; a class without an image is kept out."""
     seen = {label for item in train for label in item.labels}
     numbers = all(map(str.isdecimal, seen))
-    own = found.classes or sorted(seen, key=lambda label: (int(label) if numbers else 0, label))
-    classes = tuple(label for label in own if label in seen)
+    order = sorted(seen, key=lambda label: (int(label) if numbers else 0, label))
+    classes = tuple(label for label in map(spelt, found.classes or order) if label in seen)
     if len(classes) < 2:
         raise DataError(
             f"{name}: all images ({len(train)}) are of one class, {', '.join(classes)!r}; expected a "

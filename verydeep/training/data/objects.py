@@ -7,18 +7,17 @@ they are read there, by many threads; else `object[index]` brings one image at a
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import DataError
 from ...files.progress import stage
-from .items import Brought, Listing, as_text
+from .items import Brought, Listing
 from .layout import PARTS, part_of
 
 # What people call the labels of an image, in a table or a data set.
@@ -51,16 +50,12 @@ def arrays(path: Path) -> Listing:
             raise DataError(
                 f"{path}: {prefix}_images and {prefix}_labels; expected both, one label an image"
             )
-        if labels.ndim != 1:
-            raise DataError(
-                f"{path}: {prefix}_labels is {labels.shape}; expected ({len(labels)},), a label an image"
-            )
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
             raise DataError(
                 f"{path}: {prefix}_images is {images.dtype} {images.shape}; expected uint8 "
                 "(n, height, width, 3 or 1)"
             )
-        _add(listing, str(path), part, images, labels)
+        _add(listing, str(path), labels, images.__getitem__, part)
     if not listing.items:
         raise DataError(
             f"{path}: holds {', '.join(held) or 'nothing'}; expected train_images (n, height, width, "
@@ -79,20 +74,30 @@ def held_by(data: Any) -> Listing:
     if hasattr(data, "dataset") and hasattr(data, "indices"):  # of torch: a Subset
         whole = held_by(data.dataset)
         return replace(whole, items=[whole.items[at] for at in data.indices])
-    if hasattr(data, "__len__") and isinstance(getattr(data, "features", None), Mapping):
-        return _hugging_face(data)
     listing, what = Listing(classes=_class_names(data)), type(data).__name__
     paths, targets = getattr(data, "samples", None), getattr(data, "targets", None)
-    if _are_paths(paths):  # ImageFolder, ImageNet
-        for path, label in paths:
-            listing.add("", (_name_of(label, listing.classes, path),), path, path)
+    if paths and isinstance(paths, list) and all(isinstance(one[0], str) for one in paths):
+        for path, label in paths:  # ImageFolder, ImageNet
+            listing.add("", (listing.classes[label],), path, path)
     elif targets is not None and hasattr(getattr(data, "data", None), "ndim"):  # CIFAR10, MNIST
         pixels = np.asarray(data.data)
-        _add(listing, what, "", pixels[..., None] if pixels.ndim == 3 else pixels, targets)
-    elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, bytes):
-        _add_pairs(listing, data)
-    else:
+        _add(
+            listing, what, targets, (pixels[..., None] if pixels.ndim == 3 else pixels).__getitem__
+        )
+    elif (
+        not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or isinstance(data, bytes)
+    ):
         raise DataError(f"{what} is no data set that is known; {KNOWN}")
+    elif isinstance(getattr(data, "features", None), Mapping):
+        _add_rows(listing, data)
+    elif len(data):
+        _add_pairs(listing, data)
+    first = listing.items[0].source if listing.items else None
+    if isinstance(first, Brought):
+        try:
+            first.read()
+        except OSError as error:
+            raise DataError(f"{what}: {error}") from error
     return listing
 
 
@@ -114,79 +119,66 @@ def _parts(data: Mapping[Any, Any]) -> Listing:
 def _class_names(data: Any) -> tuple[str, ...]:
     # ImageNet gives each class several names: ("tench", "Tinca tinca")
     names = getattr(data, "classes", None) or ()
-    classes = tuple(as_text(n if isinstance(n, str) else str(n[0])) for n in names)
+    classes = tuple(n if isinstance(n, str) else str(n[0]) for n in names)
     if len(set(classes)) != len(classes):  # ImageNet has two cranes and two maillots
         classes = tuple(f"{name} {i}" for i, name in enumerate(classes))
     return classes
 
 
-def _are_paths(held: Any) -> TypeGuard[list[tuple[str, int]]]:
-    """Whether these are torchvision's pairs of path and label."""
-    return bool(held) and isinstance(held, list) and all(
-        isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in held
-    )  # fmt: skip
-
-
 def _add(
-    listing: Listing, what: str, part: str, images: NDArray[Any], labels: Iterable[Any]
+    listing: Listing, what: str, labels: Iterable[Any], source: Callable[[int], Any], part: str = ""
 ) -> None:
-    """Arrays (n, h, w, c), which are taken as they are."""
+    """Images in order, by the label of each: a number or name, several names, or 0 and 1 for each class."""
+    classes = listing.classes
     for index, label in enumerate(labels):
-        text = _name_of(label, listing.classes, f"{what}: label {label} of image {index}")
-        listing.add(part, (text,), f"{part or 'image'} {index}", images[index])
-
-
-def _name_of(label: Any, classes: Sequence[str], what: str) -> str:
-    """The class that a label stands for: a number of one, or its name."""
-    label = label.item() if hasattr(label, "item") else label
-    if not classes or not isinstance(label, int):
-        return str(label)
-    if not 0 <= label < len(classes):
-        raise DataError(f"{what}; expected 0 to {len(classes) - 1}")
-    return classes[label]
+        held, names = np.asarray(label), []
+        if held.size != 1 and held.dtype.kind not in "UO":
+            if not np.isin(held, (0, 1)).all():
+                raise DataError(
+                    f"{what}: the label of image {index} is {label}; expected a class, or 0 and 1 for each"
+                )
+            held = np.flatnonzero(held)
+        for one in held.reshape(-1).tolist():
+            if isinstance(one, int) and classes and not -1 <= one < len(classes):
+                raise DataError(
+                    f"{what}: label {one} of image {index}; expected 0 to {len(classes) - 1}"
+                )
+            names.append(classes[one] if isinstance(one, int) and classes else str(one))
+        name = f"{part or 'image'} {index}"
+        one = held.item() if held.size == 1 else ""
+        if one is None or (classes and one == -1):  # as in the test sets of competitions
+            listing.loose.append(name)
+        else:
+            listing.add(part, tuple(names), name, source(index))
+    listing.multi = any(len(item.labels) != 1 for item in listing.items)
 
 
 def _add_pairs(listing: Listing, data: Any) -> None:
-    """Of an object whose [index] is (image, label): a number, a name, or 0 and 1 for each class."""
+    """Of an object whose [index] is (image, label)."""
     what, count, lock = type(data).__name__, len(data), Lock()
-    first = data[0] if count else (None, None)
-    if not isinstance(first, tuple | list) or len(first) != 2:
-        raise DataError(f"{what}[0] is {type(first).__name__}; expected (image, label)")
-    labels = getattr(data, "targets", None)
-    if labels is None or len(labels) != count or getattr(data, "target_transform", None):
-        labels = _labels_of(data, count)
-    for index, label in enumerate(labels):
-        about = f"{what}: label {label} of image {index}"
-        if np.ndim(label) == 1:
-            which = [at for at, one in enumerate(label) if one]
-            if not set(map(float, label)) <= {0.0, 1.0}:
-                raise DataError(f"{about}; expected a class, or 0 and 1 for each class")
-        else:
-            which = [label]
-        names = tuple(_name_of(one, listing.classes, about) for one in which)
-        listing.add("", names, f"image {index}", Brought(data, index, 0, lock))
-    listing.multi = any(len(item.labels) != 1 for item in listing.items)
-    _try(listing, what)
+    if not isinstance(data[0], tuple | list) or len(data[0]) != 2:
+        raise DataError(f"{what}[0] is {type(data[0]).__name__}; expected (image, label)")
+
+    def labels() -> Iterator[Any]:
+        """Each image is asked for once, as nothing else says its label."""
+        for at in stage(range(count), "reading labels", "image", count):
+            try:
+                yield data[at][1]
+            except Exception as error:  # the object's own code may raise anything
+                why = str(error) or type(error).__name__
+                raise DataError(f"{what}: image {at}: {why}; no label is known") from error
+
+    known = getattr(data, "targets", None)
+    if known is None or len(known) != count or getattr(data, "target_transform", None):
+        known = labels()
+    _add(listing, what, known, lambda index: Brought(data, index, 0, lock))
 
 
-def _labels_of(data: Any, count: int) -> Iterator[Any]:
-    """The label of each image, for which each is asked once, as nothing else says them."""
-    for at in stage(range(count), "reading labels", "image", count):
-        try:
-            yield data[at][1]
-        except Exception as error:  # the object's own code may raise anything
-            why = str(error) or type(error).__name__
-            raise DataError(
-                f"{type(data).__name__}: image {at}: {why}; no label is known"
-            ) from error
-
-
-def _hugging_face(data: Any) -> Listing:
-    """A Dataset with a column of the kind Image and one of labels, of the kind ClassLabel if it has one."""
-    columns = dict(data.features)
-    kinds = {name: type(feature).__name__ for name, feature in columns.items()}
+def _add_rows(listing: Listing, data: Any) -> None:
+    """Of a Hugging Face Dataset: a column of the kind Image, and one ClassLabel, or named as labels are."""
+    kinds = {name: type(feature).__name__ for name, feature in data.features.items()}
+    inner = {name: getattr(feature, "feature", feature) for name, feature in data.features.items()}
     of_images = [name for name, kind in kinds.items() if kind == "Image"]
-    inner = {name: getattr(feature, "feature", feature) for name, feature in columns.items()}
     of_labels = [name for name, one in inner.items() if type(one).__name__ == "ClassLabel"]
     of_labels = of_labels or [name for name in LABEL_COLUMNS if name in kinds]
     if len(of_images) != 1 or len(of_labels) != 1:
@@ -195,28 +187,11 @@ def _hugging_face(data: Any) -> Listing:
             "of the kind ClassLabel or named label; choose two with select_columns"
         )
     (image,), (label,) = of_images, of_labels
-    stored = data.cast_column(image, type(columns[image])(decode=False))
-    listing = Listing(classes=tuple(getattr(inner[label], "names", None) or ()))
-    listing.multi = inner[label] is not columns[label]
-    lock = Lock()
-    for index, value in enumerate(data[label]):
-        if value is None or value == -1:  # as the test sets of competitions have
-            listing.loose.append(f"image {index}")
-            continue
-        about = f"{label} {value} of image {index}"
-        which = value if listing.multi else [value]
-        names = tuple(_name_of(one, listing.classes, about) for one in which)
-        listing.add("", names, f"image {index}", Brought(stored, index, image, lock))
-    _try(listing, type(data).__name__)
-    return listing
-
-
-def _try(listing: Listing, what: str) -> None:
-    """DataError where the first image cannot be taken, before anything else is done."""
-    if listing.items:
-        source = listing.items[0].source
-        assert isinstance(source, Brought)
-        try:
-            source.read()
-        except OSError as error:
-            raise DataError(f"{what}: {error}") from error
+    stored, lock = data.cast_column(image, type(inner[image])(decode=False)), Lock()
+    listing.classes = tuple(getattr(inner[label], "names", None) or ())
+    labels = data[label]
+    if several := kinds[label] != type(inner[label]).__name__:  # lists of numbers or names
+        names = dict(enumerate(listing.classes))
+        labels = [[str(names.get(one, one)) for one in some] for some in labels]
+    _add(listing, type(data).__name__, labels, lambda index: Brought(stored, index, image, lock))
+    listing.multi = several

@@ -57,8 +57,7 @@ def table(path: Path, multi: bool | None = None) -> Listing:
         raise DataError(f"{path}: is empty; expected rows of a path and a label")
     photos = _Photos(path.parent)
     at = _columns(path, rows, photos)
-    _refuse_ragged(path, rows)
-    rows = rows[at.headed :]
+    width, rows = len(rows[0][1]), rows[at.headed :]
     read = _flagged if at.classes else _written
     labels, several = read(path, rows, at, multi)
     listing, missing = Listing(multi=several), []
@@ -66,6 +65,11 @@ def table(path: Path, multi: bool | None = None) -> Listing:
         file, part = _cell(row, at.path), _cell(row, at.part).strip()
         if not file or not (names or several):
             raise DataError(f"{path}, line {number}: {row!r}; expected a path and a label")
+        if any(map(str.strip, row[width:])):  # more labels, it may be
+            raise DataError(
+                f"{path}, line {number}: {row!r}; expected {width} cells, as in the first row; put what "
+                "has a comma in it between quotes"
+            )
         if part and not part_of(part):
             raise DataError(
                 f"{path}, line {number}: split {part!r}{nearest(part.lower(), ('train', 'val', 'test'))}"
@@ -113,17 +117,6 @@ def _rows(path: Path) -> Rows:
     return ways[0]
 
 
-def _refuse_ragged(path: Path, rows: Rows) -> None:
-    """DataError for a row that says more than the first one, as where labels have commas without quotes."""
-    width = len(rows[0][1])
-    for number, row in rows:
-        if any(map(str.strip, row[width:])):
-            raise DataError(
-                f"{path}, line {number}: {row!r}; expected {width} cells, as in the first row; put what "
-                "has a comma in it between quotes"
-            )
-
-
 def _columns(path: Path, rows: Rows, photos: _Photos) -> _Columns:
     """Where path, labels and part stand, and whether the first row names them."""
     first = rows[0][1]
@@ -166,26 +159,22 @@ def _flagged(path: Path, rows: Rows, at: _Columns, multi: bool | None) -> tuple[
         tuple(name for i, name in at.classes if _cell(row, i).strip().lower() in YES)
         for _, row in rows
     ]
-    odd = [number for (number, _), names in zip(rows, labels, strict=True) if len(names) != 1]
+    odd = [row for row, names in zip(rows, labels, strict=True) if len(names) != 1]
     if multi is False and odd:
         raise DataError(
-            f"{path}, line {odd[0]}: not one class but several or none; expected one, or multi=true"
+            f"{path}, line {odd[0][0]}: several classes, or none; expected one, or multi=true"
         )
-    several = bool(odd) if multi is None else multi
     if multi is None:
-        log.info(
-            f"{path}: each of {some([name for _, name in at.classes])} is a class, and a photo "
-            + ("may be of several" if several else "is of one; with multi=true of several")
-        )
-    return labels, several
+        how = "may be of several" if odd else "is of one; with multi=true of several"
+        log.info(f"{path}: {some([name for _, name in at.classes])} are classes, and a photo {how}")
+    return labels, multi or bool(odd)
 
 
 def _written(path: Path, rows: Rows, at: _Columns, multi: bool | None) -> tuple[list[Labels], bool]:
     """The labels of each row that has them in one cell, and whether there are several."""
     texts = [_cell(row, at.label).strip() for _, row in rows]
     separator = next((one for one in SEPARATORS if any(one in text for text in texts)), "")
-    several = _are_several(path, texts, separator) if multi is None else multi
-    if several:
+    if _are_several(path, texts, separator) if multi is None else multi:
         return [_parts(text, separator) for text in texts], True
     return [(text,) if text else () for text in texts], False
 
@@ -200,47 +189,41 @@ def _are_several(path: Path, texts: list[str], separator: str) -> bool:
     """Whether texts with a separator are several labels each; DataError where they may be either.
 
     They are where splitting leaves fewer labels than there are texts, not always as many in each: "cat",
-    "dog", "cat|dog". They are not where no part stands in two texts, and each text comes again: "New York,
+    "dog", "cat|dog". They are not where each text comes again, and no part of it in another: "New York,
     NY", "Boston". Blanks stand within names, so they never separate labels unless that is said.
     """
-    count = Counter(filter(None, texts))
-    parts = {text: _parts(text, separator) for text in count}
-    joined = [text for text in count if len(parts[text]) > 1]
-    spread = Counter(part for split in parts.values() for part in split)
-    fewer, blank = len(spread) < len(count), separator == " "
+    parts = {text: _parts(text, separator) for text in texts if text}
+    often, spread = Counter(texts), Counter(part for split in parts.values() for part in split)
+    joined = [text for text, split in parts.items() if len(split) > 1]
+    fewer, blank = len(spread) < len(parts), separator == " "
     if not joined or (blank and not fewer):
         return False
-    if not blank and fewer and len(set(map(len, parts.values()))) > 1:
-        log.info(f"{path}: a photo may be of several of {len(spread)} classes, as in {joined[0]!r}")
-        return True
-    if not blank and all(
-        count[text] > 1 and all(spread[part] == 1 for part in parts[text]) for text in joined
-    ):
-        log.info(
-            f"{path}: {joined[0]!r} is one class; with multi=true it is split at {separator!r}"
+    several = fewer and len(set(map(len, parts.values()))) > 1
+    apart = all(often[text] > 1 and {spread[p] for p in parts[text]} == {1} for text in joined)
+    if blank or several == apart:
+        raise DataError(
+            f"{path}: {joined[0]!r} may be one class, or {len(parts[joined[0]])} of a photo; {CHOOSE}"
         )
-        return False
-    raise DataError(
-        f"{path}: {joined[0]!r} may be one class, or {len(parts[joined[0]])} of a photo; {CHOOSE}"
+    how = f"{len(spread)} classes, of which a photo may have several" if several else "one class"
+    log.info(
+        f"{path}: {joined[0]!r} is read as of {how}; multi={str(apart).lower()} reads the other way"
     )
+    return several
 
 
 def _joined(path: Path, listing: Listing, multi: bool | None) -> Listing:
     """A photo that has several rows has the labels of all of them; DataError where that is not said."""
-    first: dict[tuple[str, Source], Item] = {}
+    rows: dict[tuple[str, Source], Item] = {}
     for item in listing.items:
-        before = first.setdefault((item.part, item.source), item)
-        if before.labels != item.labels and multi is None and not listing.multi:
+        first = rows.setdefault((item.part, item.source), item)
+        if first.labels != item.labels and multi is None and not listing.multi:
             raise DataError(
-                f"{path}: {item.name} is there as {before.labels[0]} and as {item.labels[0]}; where it is of both, "
-                "--set multi=true, and where it may stand there twice, --set multi=false"
+                f"{path}: {item.name} is of class {first.labels[0]}, and of {item.labels[0]} in another "
+                f"row; {CHOOSE}"
             )
-        if listing.multi:
-            labels = tuple(dict.fromkeys((*before.labels, *item.labels)))
-            first[item.part, item.source] = replace(before, labels=labels)
-    if listing.multi:
-        listing.items = list(first.values())
-    return listing
+        labels = tuple(dict.fromkeys((*first.labels, *item.labels)))
+        rows[item.part, item.source] = replace(first, labels=labels)
+    return replace(listing, items=list(rows.values())) if listing.multi else listing
 
 
 class _Photos:
