@@ -26,8 +26,9 @@ from ...errors import DataError
 from ...files.photo_paths import unused
 from ...files.progress import stage
 from ...files.wording import counted, some
-from .items import Content, Item, Listing, Source, Streamed, read, size_bytes, spelt
+from .items import Content, Item, Listing, Source, read, size_bytes, spelt
 from .listing import listed
+from .shards import of_shards
 
 VAL_FRACTION = 0.1
 LONGEST_NAME = 1000  # of a class, in a model file
@@ -148,7 +149,9 @@ def find(
     test = numbered(own, "test")
     if not judge and val_fraction:
         learn, judge, split = _split(learn, seed, val_fraction)
-    warnings += _thin(classes, learn, judge, unsplit=not judge and bool(val_fraction))
+        if not split:
+            warnings.append("a single shard is not split; to validate, give a second data set")
+    warnings += _thin(classes, learn, judge)
     digest = _digest(classes, {"train": learn, "val": judge, "test": test})
     return Labelled(
         classes,
@@ -261,11 +264,9 @@ def _split(
     several classes counts for the rarest. Of shards that are streamed whole ones do, so that none is
     streamed twice.
     """
-    if isinstance(samples[0].source, Streamed):
-        units = [s.source.shard if isinstance(s.source, Streamed) else "" for s in samples]
-        shards = list(dict.fromkeys(units))
+    if shards := of_shards(samples):
         drawn = _drawn(range(len(shards)), [0] * len(shards), seed, fraction)
-        held = {at for at, unit in enumerate(units) if shards.index(unit) in drawn}
+        held = {at for number in drawn for at in shards[number]}
         split = f"{len(drawn)} of {len(shards)} shards, seed {seed}" if drawn else ""
     else:
         same = doubles(samples)
@@ -309,24 +310,19 @@ def _drawn(same: Sequence[int], labels: Sequence[int], seed: int, fraction: floa
     return held
 
 
-def _thin(
-    classes: Sequence[str], learn: list[Sample], judge: list[Sample], *, unsplit: bool
-) -> list[str]:
+def _thin(classes: Sequence[str], learn: list[Sample], judge: list[Sample]) -> list[str]:
     """Lines on classes that have too few images to train on, or none to validate."""
-    learned, judged_ = _tally(learn, len(classes)), _tally(judge, len(classes))
+    learned, seen = _tally(learn, len(classes)), _tally(judge, len(classes))
     few = (
         ("no images to train on of", learned == 0),
-        ("no images to validate of", (judged_ == 0) & (learned != 1) & bool(judge)),
+        ("no images to validate of", (seen == 0) & (learned != 1) & bool(judge)),
         ("a single image to train on of", learned == 1),
     )
-    lines = [
-        f"{what}: {some(name for name, is_so in zip(classes, which, strict=True) if is_so)}"
+    return [
+        f"{what}: {some(classes[at] for at in np.flatnonzero(which).tolist())}"
         for what, which in few
         if which.any()
     ]
-    if unsplit and learn and isinstance(learn[0].source, Streamed):
-        lines.append("a single shard is not split; to validate, give a second data set")
-    return lines
 
 
 def judged(found: Listing) -> tuple[list[Item], str]:
