@@ -355,9 +355,18 @@ def test_what_may_be_one_label_or_several_is_refused(lines: list[str], tmp_path:
     table = table_of(tmp_path, lines)
     with pytest.raises(DataError) as caught:
         labelled.find(table)
-    assert "may be one class, or 2 of a photo; say which: --set multi=false" in str(caught.value)
+    assert "may be one class, or 2 of a photo; say which: --set multi=true" in str(caught.value)
     assert not labelled.find(table, val_fraction=0, multi=False).multi
     assert labelled.find(table, val_fraction=0, multi=True).multi
+
+
+def test_check_is_told_by_an_option(tmp_path: Path, verydeep: Run) -> None:
+    table = table_of(tmp_path, EITHER["pairs"])
+    done = verydeep("check", table, "--size", 8)
+    assert (done.status, "(of check: --multi true, false)" in done.err) == (2, True)
+    for choice, count in (("true", 4), ("false", 4)):
+        done = verydeep("check", table, "--size", 8, "--multi", choice)
+        assert done.out.startswith(f"{count} classes")
 
 
 def test_labels_without_quotes(tmp_path: Path) -> None:

@@ -232,13 +232,12 @@ def test_an_npz_that_is_none(content: bytes, tmp_path: Path) -> None:
 
 
 def test_labels_in_a_column(tmp_path: Path) -> None:
-    """As Keras has those of CIFAR-10; each was a class named "[3]"."""
+    """As Keras and MedMNIST have them; each was a class named "[3]"."""
     pixels, labels = images(6, seed=0)
     np.savez(tmp_path / "a.npz", train_images=pixels, train_labels=labels[:, None])
-    with pytest.raises(
-        DataError, match=r"label of image 0 is \[0 3\]; expected a class, or 0 and 1 for each"
-    ):
-        find(tmp_path / "a.npz")
+    found = find(tmp_path / "a.npz", val_fraction=0)
+    assert found.classes == ("0", "1", "2")
+    assert [sample.label for sample in found.train] == labels.tolist()
 
 
 def test_nothing_to_validate_with_can_be_read(tmp_path: Path) -> None:

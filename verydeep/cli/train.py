@@ -165,9 +165,12 @@ def _again(out: Path) -> list[str]:
     "--size", default=224,
     help="Pixels a side of the network's input; smaller images are reported.",
 )  # fmt: skip
+@click.option("--multi", type=bool, help="Of a CSV: whether a photo may have several labels.")
 @click.option("--strict", is_flag=True, help="Exit with status 2 where anything is found.")
 @options.json_object
-def check(data: str, val: str | None, size: int, strict: bool, as_json: bool) -> int:
+def check(
+    data: str, val: str | None, size: int, multi: bool | None, strict: bool, as_json: bool
+) -> int:
     """Look through a data set before training on it.
 
     DATA is what `verydeep train` takes. It reports images that cannot be read; images to validate with
@@ -177,7 +180,7 @@ def check(data: str, val: str | None, size: int, strict: bool, as_json: bool) ->
     with Progress("looking for images", ""):
         from ..training.data import check as checking
 
-        result = checking.check(data, val, size=size)
+        result = checking.check(data, val, size=size, multi=multi)
     show(result, as_json)
     return 0 if not result.findings else 2 if strict else 1
 

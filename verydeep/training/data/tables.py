@@ -28,7 +28,9 @@ INDEX_COLUMNS = ("", "index", "unnamed: 0")  # as pandas writes them
 DELIMITERS = ",;\t|"
 SEPARATORS = "|;, "  # between the labels of one photo, the surest first
 YES, NO = ("1", "1.0", "true"), ("0", "0.0", "false")  # in a column that is a class
-CHOOSE = "say which: --set multi=false for one, --set multi=true for several"
+CHOOSE = (
+    "say which: --set multi=true for several, multi=false for one (of check: --multi true, false)"
+)
 
 Rows: TypeAlias = list[tuple[int, list[str]]]  # number of the line, cells
 Labels: TypeAlias = tuple[str, ...]
