@@ -81,7 +81,7 @@ else:
     from verydeep.training.data import labelled
     from verydeep.training.data.feed import Feed, MemorySource
     from verydeep.training.loop import Learner
-    from verydeep.training.data.small import pictures
+    from verydeep.training.data.views import pictures
     ExitStack().enter_context(heap.kept())
     batch = config.batch
     samples = [labelled.Sample(i, int(k)) for i, k in zip(images, labels)]

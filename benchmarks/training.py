@@ -82,7 +82,7 @@ else:
     from verydeep.training.data import labelled
     from verydeep.training.data.feed import Feed, MemorySource
     from verydeep.training.loop import Learner
-    from verydeep.training.data.small import pictures
+    from verydeep.training.data.views import pictures
     from verydeep.training.precision import decided
     from verydeep.training.recipes import changed, small_images
     config = changed(small_images(), {"batch": batch, "width": width, "optimiser": "sgd", "size": 32})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from verydeep.training.data import augment, labelled
 from verydeep.training.data.colours import colour_shift, statistics
 from verydeep.training.data.feed import Feed, MemorySource
 from verydeep.training.data.photos import PhotoSource
-from verydeep.training.data.small import Pictures, pictures
+from verydeep.training.data.views import Views, pictures
 from verydeep.training.loop import Learner, normaliser
 from verydeep.training.recipes import Config, changed, paper, recipe, small_images
 from verydeep.training.record import figures
@@ -34,13 +35,17 @@ from .labelled import arrays, images
 GOLDEN = Path(__file__).parent / "golden" / "training_curve.json"
 
 
-def held(count: int = 40) -> Pictures:
+def held(count: int = 40) -> Views:
     pixels, labels = images(count, seed=3)
     samples = [
         labelled.Sample(p, int(k), str(i))
         for i, (p, k) in enumerate(zip(pixels, labels, strict=True))
     ]
     return pictures(samples, 32)
+
+
+def luck(count: int) -> augment.Luck:
+    return partial(draws.uniform, 0, 0, np.arange(count))
 
 
 # Random numbers
@@ -87,8 +92,10 @@ def test_order_is_a_permutation_of_its_own_each_epoch() -> None:
 @pytest.mark.parametrize("epoch", [2, 3])
 def test_shift_and_flip_is_pad_crop_and_mirror(epoch: int) -> None:
     pixels = held().images
+    assert pixels is not None
     indices = np.arange(len(pixels))
-    found = augment.shift_and_flip(pixels, indices, seed=1, epoch=epoch, padding=4, flip=True)
+    config = changed(small_images(), {"seed": 1, "size": 32, "padding": 0.125, "cover": 0})
+    found = MemorySource(held(), config).batch(epoch, indices).images
     padded = np.pad(pixels, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
     rows, columns = (
         np.floor(draws.uniform(1, epoch, indices, name) * 9).astype(int)
@@ -105,9 +112,7 @@ def test_shift_and_flip_is_pad_crop_and_mirror(epoch: int) -> None:
 
 def test_cover_is_one_square_of_one_colour() -> None:
     batch = np.full((50, 16, 16, 3), 7, np.uint8)
-    augment.cover(
-        batch, np.arange(50), seed=0, epoch=0, side=4, colour=np.array([1, 2, 3], np.uint8)
-    )
+    augment.cover(batch, luck(50), side=4, colour=np.array([1, 2, 3], np.uint8))
     hidden = (batch == [1, 2, 3]).all(-1)
     assert hidden.sum((1, 2)).max() == 16
     assert hidden.any((1, 2)).all()
@@ -120,7 +125,7 @@ def test_cover_is_one_square_of_one_colour() -> None:
 
 def test_cutmix_is_a_rectangle_of_the_next_image() -> None:
     batch = np.arange(60, dtype=np.uint8)[:, None, None, None] * np.ones((1, 16, 16, 3), np.uint8)
-    left = augment.mix(batch, np.arange(60), seed=0, epoch=0, mixup=0, cutmix=1.0)
+    left = augment.mix(batch, luck(60), mixup=0, cutmix=1.0)
     for i, image in enumerate(batch):
         pasted = (image == (i + 1) % 60).all(-1)
         assert (pasted | (image == i).all(-1)).all()
@@ -170,7 +175,7 @@ def test_recoloured_is_pils(times: tuple[float, float, float]) -> None:
 
 
 def test_jitter_goes_as_far_as_it_may() -> None:
-    times = augment.jitter(np.arange(3000), seed=0, epoch=0, most=0.4)
+    times = augment.jitter(luck(3000), most=0.4)
     np.testing.assert_allclose([times.min(0), times.max(0)], [[0.6] * 3, [1.4] * 3], atol=0.01)
     np.testing.assert_allclose(np.corrcoef(times.T), np.eye(3), atol=0.06)
 
@@ -182,7 +187,7 @@ def test_colour_shift_is_the_papers() -> None:
     flat = pixels.astype(np.uint8).reshape(-1, 3).astype(float)
     np.testing.assert_allclose(found.mean, flat.mean(0))
     np.testing.assert_allclose(found.covariance, np.cov(flat.T, bias=True))
-    shift = colour_shift(found, np.arange(20_000), seed=0, epoch=0, deviation=0.1)
+    shift = colour_shift(found, luck(20_000), deviation=0.1)
     # sum of p_i a_i l_i: its covariance is P diag((0.1 l)^2) P', which is (0.1 C)^2, in the scale of 0 to 1
     expected = (0.1 * np.cov(flat.T / 255, bias=True)) @ (0.1 * np.cov(flat.T / 255, bias=True))
     np.testing.assert_allclose(np.cov(shift.T / 255), expected, rtol=0.1, atol=1e-8)
@@ -292,6 +297,28 @@ def test_balanced_sampling_evens_out() -> None:
     feed = Feed(MemorySource(pictures(samples, 32), config), config)
     counts = sum(np.bincount(labels[feed.indices(e)], minlength=3) for e in range(5))
     np.testing.assert_allclose(counts, 5000 / 3, rtol=0.1)
+
+
+def test_balanced_sampling_of_several_labels_an_image() -> None:
+    labels = np.zeros((1000, 3), np.float32)  # the third class has no image
+    labels[:, 0] = 1
+    labels[:50, 1] = 1
+    samples = [
+        labelled.Sample(
+            np.zeros((32, 32, 3), np.uint8), 0, labels=tuple(map(int, np.flatnonzero(row)))
+        )
+        for row in labels
+    ]
+    config = changed(small_images(), {"balance": "sampling", "size": 32, "mixup": 0.2})
+    source = MemorySource(pictures(samples, 32, classes=3), config)
+    np.testing.assert_array_equal(source.labels, labels)
+    drawn = Feed(source, config).indices(0)
+    # half of the draws are for the first class, of which 5 % are of both
+    assert labels[drawn, 1].mean() == pytest.approx(0.525, abs=0.05)
+    batch = source.batch(0, np.array([3, 700]))
+    assert batch.others is not None
+    np.testing.assert_array_equal(batch.labels, labels[[3, 700]])
+    np.testing.assert_array_equal(batch.others, labels[[700, 3]])
 
 
 # The rate

@@ -202,6 +202,9 @@ def test_resumed_within_an_epoch_it_goes_on_at_the_shard_and_opens_none_before(
     assert len(set(seen)) == len(seen) == len(whole) - 8 * first
     assert {number // PER_SHARD for number in seen} <= set(order[done:])
     assert numbers(feed, 2, first) == rest
+    assert (
+        numbers(feed, 2, feed.steps) == []
+    )  # it was stopped between the last step and the validation
 
 
 def test_two_processes_share_an_epoch_without_doubles(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from verydeep.models import build
 from verydeep.preprocess import Preprocess
 from verydeep.training.data import labelled
 from verydeep.training.data.feed import Feed, MemorySource
-from verydeep.training.data.small import pictures
+from verydeep.training.data.views import pictures
 from verydeep.training.loop import Learner
 from verydeep.training.recipes import changed, small_images
 from verydeep.training.schedule import rate_at

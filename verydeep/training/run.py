@@ -25,8 +25,7 @@ from .data.colours import Statistics, few, statistics
 from .data.feed import Feed, MemorySource, Source, StreamFeed
 from .data.photos import PhotoSource
 from .data.shards import of_shards
-from .data.small import Pictures, pictures
-from .data.views import Views
+from .data.views import Views, pictures
 from .loop import Diverged, Learner, Position, Stopped, fit
 from .parallel import ALONE, Group, joined
 from .precision import decided
@@ -159,14 +158,11 @@ class _Run:
         if before is None:
             config = self._agreed(decided(config, model, self.device))
         self.config = config
-        judged: Pictures | None = None
         if held is not None:
-            judged = pictures(self.data.val, config.size, config.threads)
-            self.position.bad.update([*held.bad, *judged.bad])
-        self.val = Views(
-            judged.samples if judged else self.data.val, self.preprocess,
-            held=judged.images if judged else None, threads=config.threads,
-        )  # fmt: skip
+            self.val = pictures(self.data.val, config.size, config.threads)
+            self.position.bad.update(held.bad | self.val.bad)
+        else:
+            self.val = Views(self.data.val, self.preprocess, threads=config.threads)
         learnt: Source = (
             MemorySource(held, config) if held else PhotoSource(self.data.train, config, found)
         )
@@ -228,9 +224,9 @@ class _Run:
         now = {"config": {**new, "init": inputs["init"]}, "data": inputs["data"]}
         folder.refuse_difference(self.folder, was, now, Config().to_dict())
 
-    def _statistics(self, held: Pictures | None) -> Statistics:
+    def _statistics(self, held: Views | None) -> Statistics:
         """Of the training images' colours; of photos, those of a few hundred say enough."""
-        if held is not None:
+        if held is not None and held.images is not None:
             return statistics([held.images])
         config, samples = self.config, self.data.train
         chosen = few(samples, MEASURED_PHOTOS, config.seed)

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import draws
+from .augment import Luck
 from .labelled import Sample
 from .shards import of_shards
 
 FEW_SHARDS = 16
-CHUNK = 1024  # images whose pixels are float64 at one time
+CHUNK = 2**20  # pixels that are float64 at one time
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +42,12 @@ def few(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
 
 
 def statistics(batches: Iterable[NDArray[np.uint8]]) -> Statistics:
-    """Of all pixels of (n, h, w, 3) uint8 batches, or of single images (h, w, 3)."""
+    """Of all pixels of uint8 arrays whose last axis is RGB."""
     count, total, squares = 0, np.zeros(3), np.zeros((3, 3))
     for batch in batches:
-        step = CHUNK if batch.ndim == 4 else batch.shape[0]
-        for at in range(0, len(batch), step):
-            pixels = batch[at : at + step].reshape(-1, 3).astype(np.float64)
+        whole = batch.reshape(-1, 3)
+        for at in range(0, len(whole), CHUNK):
+            pixels = whole[at : at + CHUNK].astype(np.float64)
             count += len(pixels)
             total += pixels.sum(0)
             squares += pixels.T @ pixels
@@ -54,9 +55,7 @@ def statistics(batches: Iterable[NDArray[np.uint8]]) -> Statistics:
     return Statistics(mean, squares / count - np.outer(mean, mean))
 
 
-def colour_shift(
-    found: Statistics, indices: NDArray[np.int64], *, seed: int, epoch: int, deviation: float
-) -> NDArray[np.float32]:
+def colour_shift(found: Statistics, luck: Luck, deviation: float) -> NDArray[np.float32]:
     """What is added to every pixel of each image, (n, 3): along the principal axes of the colours.
 
     p1 a1 l1 + p2 a2 l2 + p3 a3 l3, p and l the eigenvectors and eigenvalues of the covariance, a normal of
@@ -64,8 +63,8 @@ def colour_shift(
     stay small: its shift, times 255, is that of values from 0 to 255.
     """
     values, vectors = np.linalg.eigh(found.covariance / 255**2)
-    u = [draws.uniform(seed, epoch, indices, f"colour {i} {j}") for i in range(3) for j in range(2)]
-    radius = [np.sqrt(-2 * np.log1p(-u[2 * i])) for i in range(3)]  # Box and Muller 1958
-    normal = np.stack([r * np.cos(2 * np.pi * u[2 * i + 1]) for i, r in enumerate(radius)], 1)
+    u = [[luck(f"colour {axis} {which}") for axis in range(3)] for which in range(2)]
+    normal = np.sqrt(-2 * np.log1p(-np.stack(u[0], 1)))  # Box and Muller 1958
+    normal *= np.cos(2 * np.pi * np.stack(u[1], 1))
     shift: NDArray[np.float64] = (normal * deviation * values) @ vectors.T * 255
     return shift.astype(np.float32)

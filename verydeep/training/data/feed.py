@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from random import Random
 from typing import Any
@@ -24,10 +25,11 @@ from ...errors import DataError
 from .. import draws
 from ..recipes import Config
 from . import augment
+from .augment import Luck
 from .colours import Statistics, colour_shift, statistics
 from .labelled import Sample
 from .shards import of_shards, read
-from .small import Pictures
+from .views import Views
 
 AHEAD = 3  # batches ready or being made
 BUFFER = 1000  # streamed files that wait to be drawn: some 100 MB of photos
@@ -35,7 +37,8 @@ MEASURED = 1000  # images in memory whose colours are measured
 
 Indices = NDArray[np.int64]
 Labels = NDArray[Any]  # (n,) int64, or (n, classes) float32 0 or 1 where an image may have several
-Seen = tuple[NDArray[np.uint8], list[str | None]]
+Marks = NDArray[np.bool_]
+Seen = tuple[NDArray[np.uint8], dict[int, str]]  # (n, size, size, 3); which are unreadable, and why
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,69 +62,61 @@ class Batch:
 class Source:
     """Labelled images, augmented as the config says. found: of their colours.
 
-    labels: of each; None for those of the samples. brought: those of the samples that a stream has brought,
-    by number, with the bytes of their files.
+    brought: those of the samples that a stream has brought, by number, with the bytes of their files.
     """
 
     def __init__(
-        self, samples: Sequence[Sample], config: Config, found: Statistics,
-        labels: Labels | None = None,
-    ) -> None:  # fmt: skip
-        self.samples = samples
+        self, samples: Sequence[Sample], labels: Labels, config: Config, found: Statistics
+    ) -> None:
+        self.samples, self.labels, self.config = samples, labels, config
         self.brought: dict[int, Sample] = {}
-        self.labels = np.array([s.label for s in samples], np.int64) if labels is None else labels
-        self.config, self._found = config, found
-        self._mean = np.rint(found.mean).clip(0, 255).astype(np.uint8)
+        self._found, self._mean = found, np.rint(found.mean).clip(0, 255).astype(np.uint8)
 
-    def seen(self, epoch: int, indices: Indices) -> Seen:
-        """The images (n, size, size, 3), cropped and recoloured; of each None, or why it cannot be read."""
+    def seen(self, indices: Indices, luck: Luck, mirrored: Marks) -> Seen:
+        """Images as they look each by itself."""
         raise NotImplementedError
 
     def batch(self, epoch: int, indices: Indices) -> Batch:
         """Those images, augmented as in that epoch."""
-        config, seed = self.config, self.config.seed
-        images, why = self.seen(epoch, indices)
-        told = zip(indices.tolist(), why, strict=True)
-        bad = [(self.samples[index].name, text) for index, text in told if text is not None]
+        config, draw = self.config, partial(draws.uniform, self.config.seed, epoch)
+        # what is mirrored in one epoch is not in the next, so that any two show both sides (Jordan 2024,
+        # arXiv:2404.00498, section 3.6)
+        side = draws.uniform(config.seed, 0, indices, "flip") < 0.5
+        mirrored = (side ^ bool(epoch % 2)) & config.flip
+        images, why = self.seen(indices, partial(draw, indices), mirrored)
+        bad = tuple((self.samples[indices[at]].name, text) for at, text in why.items())
         if bad:
-            good = np.array([text is None for text in why])
+            good = [at for at in range(len(indices)) if at not in why]
             images, indices = images[good], indices[good]
-        labels = self.labels[indices]
+        luck, labels = partial(draw, indices), self.labels[indices]
         others = shares = shift = None
         if config.cover:
-            side = round(config.cover * config.size)
-            augment.cover(images, indices, seed=seed, epoch=epoch, side=side, colour=self._mean)
+            augment.cover(images, luck, round(config.cover * config.size), self._mean)
         if config.mixup or config.cutmix:
-            shares = augment.mix(
-                images, indices, seed=seed, epoch=epoch, mixup=config.mixup, cutmix=config.cutmix
-            )
+            shares = augment.mix(images, luck, config.mixup, config.cutmix)
             others = np.roll(labels, -1, axis=0)
         if config.colour:
-            shift = colour_shift(
-                self._found, indices, seed=seed, epoch=epoch, deviation=config.colour
-            )
-        return Batch(images, labels, others, shares, shift, tuple(bad))
+            shift = colour_shift(self._found, luck, config.colour)
+        return Batch(images, labels, others, shares, shift, bad)
 
 
 class MemorySource(Source):
-    """Small images in memory, shifted and flipped a batch at a time."""
+    """Small images in memory, shifted and flipped."""
 
-    def __init__(self, held: Pictures, config: Config, labels: Labels | None = None) -> None:
+    def __init__(self, held: Views, config: Config) -> None:
+        assert held.images is not None
+        self._images = held.images
         found = statistics([held.images[:: max(1, len(held.images) // MEASURED)]])
-        super().__init__(held.samples, config, found, labels)
-        self._images = np.ascontiguousarray(held.images)
+        super().__init__(held.samples, held.labels, config, found)
 
-    def seen(self, epoch: int, indices: Indices) -> Seen:
-        config, seed = self.config, self.config.seed
-        images = augment.shift_and_flip(
-            self._images, indices, seed=seed, epoch=epoch,
-            padding=round(config.padding * config.size), flip=config.flip,
-        )  # fmt: skip
+    def seen(self, indices: Indices, luck: Luck, mirrored: Marks) -> Seen:
+        config = self.config
+        padding = round(config.padding * config.size)
+        images = augment.shifted(self._images[indices], luck, padding, mirrored)
         if config.jitter:
-            times = augment.jitter(indices, seed=seed, epoch=epoch, most=config.jitter)
-            for image, one in zip(images, times, strict=True):
-                image[:] = np.asarray(augment.recoloured(Image.fromarray(image), one))
-        return images, [None] * len(indices)
+            for image, times in zip(images, augment.jitter(luck, config.jitter), strict=True):
+                image[:] = np.asarray(augment.recoloured(Image.fromarray(image), times))
+        return images, {}
 
 
 class Feed:
@@ -193,7 +188,7 @@ class StreamFeed(Feed):
         seed, size = self._config.seed, self._size
         order = draws.order(seed, epoch, len(self._shards))[self._rank :: self._world]
         shards, done = [self._shards[at] for at in order], first * size
-        while done >= len(shards[0]):
+        while shards and done >= len(shards[0]):
             done -= len(shards.pop(0))
         with closing(read(self._source.samples, shards)) as coming:
             drawn = shuffle(BUFFER, initial=BUFFER, rng=Random(f"{seed} {epoch}"))(coming)
@@ -213,15 +208,12 @@ def steps(count: int, batch: int) -> int:
 
 def _balanced(labels: Labels, seed: int, epoch: int) -> Indices:
     """As many draws as there are images: a class, each as likely, and then one of its images."""
-    places = np.arange(len(labels))
-    of_class = labels.T > 0 if labels.ndim == 2 else [labels == one for one in np.unique(labels)]
-    by_class = [found for members in of_class if len(found := np.flatnonzero(members))]
-    which = np.floor(draws.uniform(seed, epoch, places, "class") * len(by_class)).astype(np.int64)
-    sizes = np.array([len(members) for members in by_class])
-    nth = np.floor(draws.uniform(seed, epoch, places, "of class") * sizes[which]).astype(np.int64)
-    starts = np.cumsum(sizes) - sizes
-    chosen: Indices = np.concatenate(by_class)[starts[which] + nth]
-    return chosen
+    if labels.ndim == 1:
+        chance = 1 / np.bincount(labels)[labels]
+    else:
+        chance = (labels / labels.sum(0).clip(1)).sum(1, dtype=np.float64)
+    draw = np.random.default_rng([seed, epoch])
+    return draw.choice(len(labels), len(labels), p=chance / chance.sum())
 
 
 def ahead(prepare: Callable[[int], Batch], steps: range) -> Iterator[Batch]:

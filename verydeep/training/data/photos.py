@@ -13,84 +13,72 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from ...engines.processor import cores
 from ...errors import ImageError
 from ...preprocess import decode
-from .. import draws
 from ..recipes import Config
 from . import augment, labelled
+from .augment import Luck, Numbers
 from .colours import Statistics
-from .feed import Indices, Labels, Seen, Source
+from .feed import Indices, Marks, Seen, Source
 from .labelled import Sample
 
 PROPORTIONS = (3 / 4, 4 / 3)  # of a crop of random area
-
-Numbers = NDArray[np.float64]
 
 
 class PhotoSource(Source):
     """Photos, read by threads."""
 
     def __init__(
-        self, samples: Sequence[Sample], config: Config, found: Statistics,
-        labels: Labels | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(samples, config, found, labels)
+        self, samples: Sequence[Sample], config: Config, found: Statistics, classes: int = 0
+    ) -> None:
+        """classes: how many, which samples with several labels need."""
+        super().__init__(samples, labelled.targets(samples, classes), config, found)
         self._pool = ThreadPoolExecutor(config.threads or cores(), thread_name_prefix="photos")
 
-    def seen(self, epoch: int, indices: Indices) -> Seen:
+    def seen(self, indices: Indices, luck: Luck, mirrored: Marks) -> Seen:
         config, size = self.config, self.config.size
-        names = ("scale", "row", "column", "proportion", "flip")
-        luck = np.stack([draws.uniform(config.seed, epoch, indices, name) for name in names], 1)
-        times = augment.jitter(indices, seed=config.seed, epoch=epoch, most=config.jitter)
+        lucks = np.stack([luck(name) for name in ("scale", "proportion", "row", "column")], 1)
+        times = augment.jitter(luck, config.jitter)
         images = np.zeros((len(indices), size, size, 3), np.uint8)
 
         def one(at: int) -> str | None:
             index = int(indices[at])
             try:
-                photo = _crop(self.brought.get(index, self.samples[index]), luck[at], config)
+                crop = _crop(self.brought.get(index, self.samples[index]), lucks[at], config)
             except (ImageError, OSError) as error:
                 return str(error)
-            images[at] = np.asarray(
-                augment.recoloured(photo, times[at]) if config.jitter else photo
-            )
+            crop = augment.recoloured(crop, times[at]) if config.jitter else crop
+            images[at] = np.asarray(crop)[:, :: -1 if mirrored[at] else 1]
             return None
 
-        return images, list(self._pool.map(one, range(len(indices))))
+        why = enumerate(self._pool.map(one, range(len(indices))))
+        return images, {at: text for at, text in why if text is not None}
 
 
 def _crop(sample: Sample, luck: Numbers, config: Config) -> Image.Image:
-    """A crop of the photo, cut and rescaled in one go, perhaps mirrored."""
+    """A crop of the photo, cut and rescaled in one go. luck (4,): for scale, proportion, row, column."""
 
-    def spare(width: int, height: int) -> float:
-        wide, high = _sides(width, height, luck, config)
-        return min(wide, high) / config.size
+    def sides(width: int, height: int) -> tuple[float, float]:
+        """Width and height of the crop, in pixels of a photo of that size."""
+        if config.scales:
+            low, high = config.scales[0], config.scales[-1]
+            shorter = low + math.floor(luck[0] * (high - low + 1))
+            return (config.size * min(width, height) / shorter,) * 2
+        narrow, broad = map(math.log, PROPORTIONS)
+        proportion = math.exp(narrow + luck[1] * (broad - narrow))
+        area = width * height * (config.area + luck[0] * (1 - config.area))
+        return min(width, math.sqrt(area * proportion)), min(height, math.sqrt(area / proportion))
 
-    photo = decode(labelled.open(sample), spare=spare)
+    photo = decode(labelled.open(sample), spare=lambda *size: min(sides(*size)) / config.size)
     if isinstance(photo, np.ndarray):  # of more than 8 bits
         photo = Image.fromarray(np.rint(photo).astype(np.uint8))
-    wide, high = _sides(photo.width, photo.height, luck, config)
-    left, top = luck[2] * (photo.width - wide), luck[1] * (photo.height - high)
+    wide, high = sides(*photo.size)
+    left, top = luck[3] * (photo.width - wide), luck[2] * (photo.height - high)
     if config.scales:  # whole pixels of the rescaled photo
         one = wide / config.size
         left, top = round(left / one) * one, round(top / one) * one
     box = (left, top, min(photo.width, left + wide), min(photo.height, top + high))
-    crop = photo.resize((config.size, config.size), Image.Resampling.BILINEAR, box)
-    mirrored = config.flip and luck[4] < 0.5
-    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else crop
-
-
-def _sides(width: int, height: int, luck: Numbers, config: Config) -> tuple[float, float]:
-    """Width and height of the crop, in pixels of the photo."""
-    if config.scales:
-        low, high = config.scales[0], config.scales[-1]
-        shorter = low + math.floor(luck[0] * (high - low + 1))
-        side = config.size * min(width, height) / shorter
-        return side, side
-    narrow, broad = map(math.log, PROPORTIONS)
-    proportion = math.exp(narrow + luck[3] * (broad - narrow))
-    area = width * height * (config.area + luck[0] * (1 - config.area))
-    return min(width, math.sqrt(area * proportion)), min(height, math.sqrt(area / proportion))
+    return photo.resize((config.size, config.size), Image.Resampling.BILINEAR, box)

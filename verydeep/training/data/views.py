@@ -1,32 +1,32 @@
-"""Images to validate with, as the model file will see them: one view each, in batches, read by threads."""
+"""Images as the model file will see them: one view each, read by threads, in batches or into memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...engines.processor import cores
-from ...errors import ImageError
+from ...errors import DataError, ImageError
 from ...preprocess import Preprocess, decode
 from . import labelled
 from .labelled import Sample
 from .shards import of_shards, read
 
 BATCH = 128
-
-Numbers = NDArray[np.int64]
+MOST_BYTES = 8 * 2**30  # that `pictures` may take
 
 
 class Views:
-    """The samples under one pre-processing. bad: (name, why) of those that could not be read, so far.
+    """The samples under one pre-processing.
 
-    held: the pixels (n, size, size, 3), where they lie in memory. labels: those of the samples, if not
-    given. sides: the shorter side, in pixels, of each photo that was read.
+    bad: why those could not be read that could not, so far, by name. labels: (n,), or for samples with
+    several labels (n, classes). sides: the shorter one of each photo that was read. images: the pixels
+    (n, size, size, 3) uint8, where they are in memory, and `detail` there the side that all of them were
+    enlarged from; None where not all were.
     """
 
     def __init__(
@@ -34,26 +34,29 @@ class Views:
         samples: Sequence[Sample],
         preprocess: Preprocess,
         *,
-        held: NDArray[np.uint8] | None = None,
         threads: int = 0,
-        labels: NDArray[Any] | None = None,
+        classes: int = 0,
     ) -> None:
+        """classes: how many, which samples with several labels need."""
         self.samples = tuple(samples)
-        single = np.array([s.label for s in samples], np.int64)
-        self.labels = single if labels is None else labels
+        self.labels = labelled.targets(samples, classes)
         self.bad: dict[str, str] = {}
+        self.images: NDArray[np.uint8] | None = None
+        self.detail: int | None = None
         self.sides: list[int] = []
-        self._preprocess, self._held, self._threads = preprocess, held, threads
+        self._preprocess, self._threads = preprocess, threads
 
-    def batches(self, rank: int = 0, world: int = 1) -> Iterator[tuple[Numbers, NDArray[np.uint8]]]:
+    def batches(
+        self, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
         """(numbers of samples, their pixels (n, size, size, 3)); of `world` processes that of this `rank`.
 
         Each takes every world-th sample, or, where they are streamed, every world-th shard.
         """
-        if self._held is not None:
+        if self.images is not None:
             mine = np.arange(rank, len(self.samples), world)
             for at in range(0, len(mine), BATCH):
-                yield mine[at : at + BATCH], self._held[mine[at : at + BATCH]]
+                yield mine[at : at + BATCH], self.images[mine[at : at + BATCH]]
             return
         shards = of_shards(self.samples)
         every = islice(enumerate(self.samples), rank, None, world)
@@ -76,3 +79,35 @@ class Views:
         self.sides.append(min(photo.shape[:2] if isinstance(photo, np.ndarray) else photo.size))
         pixels = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
         return pixels if pixels.dtype == np.uint8 else np.rint(pixels).astype(np.uint8)
+
+
+def pictures(samples: Sequence[Sample], size: int, threads: int = 0, classes: int = 0) -> Views:
+    """All of the samples in memory, the shorter side resized to `size` and the middle cropped.
+
+    Those that cannot be read are left out, and in `bad`. DataError where none can, or they would not fit.
+    """
+    needed = len(samples) * size * size * 3
+    if needed > MOST_BYTES:
+        raise DataError(
+            f"{len(samples)} images of {size}x{size} need {needed / 2**30:.1f} GiB of memory; "
+            "set memory=false to read them again each epoch"
+        )
+    fit = Preprocess(resize="shorter", resize_size=size, crop_size=size)
+    views = Views(samples, fit, threads=threads, classes=classes)
+    whole = labelled.stacked(samples)
+    if whole is not None and whole.shape[1:3] == (size, size):
+        views.images = np.repeat(whole, 3, axis=3) if whole.shape[3] == 1 else whole
+        return views
+    images, good = np.zeros((len(samples), size, size, 3), np.uint8), []
+    for numbers, pixels in views.batches():
+        images[numbers] = pixels
+        good += numbers.tolist()
+    if samples and not good:
+        first = views.bad[samples[0].name]
+        raise DataError(f"not one of {len(samples)} images could be read; the first: {first}")
+    if len(good) < len(samples):
+        images, views.labels = images[good], views.labels[good]
+        views.samples = tuple(samples[at] for at in good)
+    views.images, largest = images, max(views.sides, default=size)
+    views.detail = largest if largest < size else None
+    return views
