@@ -208,6 +208,8 @@ def test_without_photo_head_or_colour(tmp_path: Path) -> None:
     assert seen.picture().mode == "RGB"
     assert "What it says" not in seen.page()
     alone = show(trunk)
+    layouts = re.findall(r'viewBox="0 0 (1200|340) ', alone.page())
+    assert layouts == ["1200", "340"]
     assert alone.picture().height < seen.picture().height
     with pytest.raises(DataError, match="made without a photo"):
         _ = alone.photo

@@ -144,6 +144,17 @@ class _Block:
         """The middle of the front face."""
         return self.x + self.depth / 2 - self.slant / 2 * SLANT[0]
 
+    def scale(self, pixel: float, channel: float) -> None:
+        """Give it its size; nothing is drawn thinner than THINNEST."""
+        thick, *sides = (
+            max(float(THINNEST), count * scale)
+            for count, scale in zip(self.shape, (channel, pixel, pixel), strict=False)
+        )
+        if sides:
+            self.depth, (self.height, self.slant) = thick, sides[::-1] if self.down else sides
+        else:
+            self.height = thick
+
     def point(self, x: float, y: float, z: float) -> tuple[float, float]:
         """x along the axis; y up and z into the page, each from -1 to 1."""
         z *= self.slant / 2
@@ -176,23 +187,14 @@ def _arrange(blocks: Sequence[_Block], top: float) -> tuple[float, float]:
 
     Returns the scales: pixels of the figure for a pixel of a map, and for a channel.
     """
-    maps = [block.shape for block in blocks if len(block.shape) == 3]
-    height, width = max(shape[1] for shape in maps), max(shape[2] for shape in maps)
+    height, width, channels, features = _most(blocks)
     pixel = min(BAND / (height + width * SLANT[1]), 300 / (width * SLANT[0]))
     room = WIDTH - 2 * MARGIN - width * pixel * SLANT[0]
-    features = max((block.shape[0] for block in blocks if len(block.shape) == 1), default=1)
     # at most half of the room for the boxes: the rest is for the gaps and the names
-    channel = min(BAND / features, 0.5 * room / sum(shape[0] for shape in maps))
+    channel = min(BAND / features, 0.5 * room / channels)
     for block in blocks:
         block.axis = top + BAND / 2
-        thick, *sides = (
-            max(float(THINNEST), count * scale)
-            for count, scale in zip(block.shape, (channel, pixel, pixel), strict=False)
-        )
-        if sides:
-            block.depth, (block.height, block.slant) = thick, sides
-        else:
-            block.height = thick
+        block.scale(pixel, channel)
     x = MARGIN + width * pixel / 2 * SLANT[0]
     overhang = blocks[-1].label_width * math.cos(math.radians(ANGLE))
     room = WIDTH - MARGIN - max(20.0, overhang) - x - sum(block.depth for block in blocks)
@@ -208,30 +210,27 @@ def _arrange(blocks: Sequence[_Block], top: float) -> tuple[float, float]:
 
 def _stack(blocks: Sequence[_Block], top: float, gap: bool) -> tuple[float, float, float]:
     """The same from top to bottom, right of their names; also returns where the last one ends."""
-    maps = [block.shape for block in blocks if len(block.shape) == 3]
-    height, width = max(shape[1] for shape in maps), max(shape[2] for shape in maps)
+    height, width, channels, features = _most(blocks)
     names = MARGIN / 2 + max(block.label_width for block in blocks) + 8
     room = NARROW - MARGIN / 2 - names - (14 if gap else 0)  # for the line of what the head reads
     pixel = min(room / (width + height * SLANT[0]), RISE / (height * SLANT[1]))
-    features = max((block.shape[0] for block in blocks if len(block.shape) == 1), default=1)
-    channel = min(room / features, STACK / sum(shape[0] for shape in maps))
-    y = top - PITCH
+    channel = min(room / features, STACK / channels)
+    y = top + max(0.0, height * pixel * SLANT[1] - PITCH / 2)
     for block in blocks:
         block.down, block.axis = True, names + room / 2
-        thick, *sides = (
-            max(float(THINNEST), count * scale)
-            for count, scale in zip(block.shape, (channel, pixel, pixel), strict=False)
-        )
-        if sides:
-            block.depth, (block.slant, block.height) = thick, sides
-        else:
-            block.height = thick
-        y += max(0.0, PITCH - block.depth) / 2
-        if block is blocks[0]:
-            y = top + block.slant * SLANT[1]
-        block.x = y + LEAST_GAP / 2
-        y = block.x + block.depth + max(LEAST_GAP / 2, (PITCH - block.depth) / 2)
+        block.scale(pixel, channel)
+        around = max(LEAST_GAP, PITCH - block.depth) / 2
+        block.x = y + around
+        y = block.x + block.depth + around
     return pixel, channel, y
+
+
+def _most(blocks: Sequence[_Block]) -> tuple[int, int, int, int]:
+    """The largest height and width of a map, the channels of all maps, the most features of a bar."""
+    maps = [block.shape for block in blocks if len(block.shape) == 3]
+    features = max((block.shape[0] for block in blocks if len(block.shape) == 1), default=1)
+    height, width = max(shape[1] for shape in maps), max(shape[2] for shape in maps)
+    return height, width, sum(shape[0] for shape in maps), features
 
 
 def _label(block: _Block, names: float = 0) -> str:
