@@ -160,7 +160,7 @@ not_yet = pytest.mark.xfail(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"clip": 1.0, "mixup": 0.2, "cutmix": 1.0, "grow": "0.5,1", "epochs": 2},
+        {"clip": 1.0, "mixup": 0.2, "cutmix": 1.0, "size": 64, "grow": "0.5,1", "epochs": 2},
         {
             "optimiser": "muon", "precision": "bf16", "layout": "channels-last",
             "balance": "weights",

@@ -144,7 +144,7 @@ def joined(device: torch.device) -> Iterator[Group]:
                 leave = getattr(distributed_c10d, "_abort_process_group", leave)
             if not isinstance(error, RuntimeError) or not _GONE.search(str(error)):
                 raise
-            lost = str(error).splitlines()[0]
+            lost = str(error).partition("] ")[2].partition(". ")[0] or str(error)
         finally:
             leave()
     if lost:  # outside, since the first error holds the group, and with it threads, alive
