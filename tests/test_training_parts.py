@@ -289,6 +289,28 @@ def test_processes_share_an_epoch_without_doubles(count: int, world: int) -> Non
     assert 1 not in {len(share) for one in shares for share in one}
 
 
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_batch_of_hardly_any_images(tmp_path: Path, count: int) -> None:
+    Image.new("RGB", (40, 30), (9, 99, 199)).save(tmp_path / "a.png")
+    samples = [labelled.Sample(str(tmp_path / "a.png"), 1, "a")] * 3
+    config = changed(
+        paper(), {"size": 32, "scales": (), "jitter": 0.1, "cover": 0.2, "mixup": 0.2, "cutmix": 1}
+    )
+    found = statistics([pictures(samples, 32).images])
+    for source in (
+        PhotoSource(samples, config, found),
+        MemorySource(pictures(samples, 32), config),
+    ):
+        batch = source.batch(0, np.arange(count))
+        assert batch.images.shape == (count, 32, 32, 3)
+        assert batch.labels.shape == batch.others.shape == batch.shares.shape == (count,)
+        assert batch.shift.shape == (count, 3)
+    bad = [*samples[:2], labelled.Sample(str(tmp_path / "none.png"), 0, "none")]
+    batch = PhotoSource(bad, config, found).batch(0, np.arange(2 - count, 3))
+    assert len(batch.images) == len(batch.shares) == count
+    assert [name for name, _ in batch.bad] == ["none"]
+
+
 def test_balanced_sampling_evens_out() -> None:
     labels = np.array([0] * 900 + [1] * 90 + [2] * 10)
     pixels = np.zeros((1000, 32, 32, 3), np.uint8)

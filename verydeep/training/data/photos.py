@@ -51,7 +51,9 @@ class PhotoSource(Source):
             except (ImageError, OSError) as error:
                 return str(error)
             crop = augment.recoloured(crop, times[at]) if config.jitter else crop
-            images[at] = np.asarray(crop)[:, :: -1 if mirrored[at] else 1]
+            if mirrored[at]:
+                crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            images[at] = np.asarray(crop)
             return None
 
         why = enumerate(self._pool.map(one, range(len(indices))))
