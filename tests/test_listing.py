@@ -427,6 +427,27 @@ def test_what_is_not_used_is_told(tmp_path: Path, verydeep: Run, model: Path) ->
         labelled.find(root)
 
 
+@pytest.mark.usefixtures("no_heif")
+def test_heic_that_is_named_says_what_reads_it(tmp_path: Path, verydeep: Run, model: Path) -> None:
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    done = verydeep("classify", tmp_path / "a.heic", "--model", model)
+    assert done.status != 0
+    assert "it looks like HEIC; pip install 'verydeep[heif]' to read HEIC" in done.err + done.out
+
+
+def test_heic_is_a_photo_where_it_can_be_read(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    for label in ("ant", "bee"):
+        for name in ("1.heic", "2.HIF", "3"):
+            (tmp_path / label).mkdir(exist_ok=True)
+            picture = Image.open(io.BytesIO(jpeg(len(list(tmp_path.rglob("*"))))))
+            heif.from_pillow(picture).save(tmp_path / label / "new.heic")
+            (tmp_path / label / "new.heic").rename(tmp_path / label / name)
+    found = labelled.find(tmp_path, val_fraction=0)
+    assert (len(found.train), found.warnings) == (6, ())
+    assert "nothing is wrong" in str(check(tmp_path, size=20))
+
+
 # Names
 
 
