@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from machine import report
+from paced import Again, paced
 
 from verydeep import models
 from verydeep.engines import TOLERANCES, Engine, relative_error
@@ -35,7 +36,7 @@ from verydeep.losses import LPIPS
 from verydeep.nets import network
 from verydeep.preprocess import TORCHVISION
 from verydeep.training.data.feed import Batch
-from verydeep.training.loop import Learner
+from verydeep.training.learner import Learner
 from verydeep.training.recipes import recipe
 
 DEVICE = torch.device("cuda")
@@ -209,7 +210,6 @@ def steps(rounds: int, size: int) -> list[dict[str, Any]]:
         config = replace(recipe("paper"), batch=32, size=size, precision=precision,
                          layout="channels-last", model="vgg16")  # fmt: skip
         learner = Learner(module, config, TORCHVISION, DEVICE)
-        learner.model.train()
         optimiser = torch.optim.SGD(theirs.parameters(), lr=1e-2, momentum=0.9, weight_decay=5e-4)
         mean, std = (torch.tensor(v, device=DEVICE)[:, None, None] for v in
                      (TORCHVISION.mean, TORCHVISION.std))  # fmt: skip
@@ -229,7 +229,7 @@ def steps(rounds: int, size: int) -> list[dict[str, Any]]:
 
         calls: dict[str, Call] = {
             "torchvision": plain,
-            "verydeep": lambda learner=learner: learner.learn(batch, 1e-2, 0)[0] / 32,
+            "verydeep": paced(learner, Again(batch), 1e-2),
         }
         theirs.eval(), learner.model.eval()  # without dropout, which draws its own numbers
         first = {name: float(call()) for name, call in calls.items()}

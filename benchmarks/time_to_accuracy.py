@@ -74,27 +74,29 @@ if entrant == "common":
         with torch.no_grad():
             model(x)
 else:
-    import itertools
     from contextlib import ExitStack
+    from dataclasses import replace
     from verydeep.preprocess import Preprocess
-    from verydeep.training import heap
+    from paced import paced
+    from verydeep.training.speed import memory_kept
     from verydeep.training.data import labelled
     from verydeep.training.data.feed import Feed, MemorySource
-    from verydeep.training.loop import Learner
+    from verydeep.training.learner import Learner
     from verydeep.training.data.views import pictures
-    ExitStack().enter_context(heap.kept())
+    ExitStack().enter_context(memory_kept())
     batch = config.batch
     samples = [labelled.Sample(i, int(k)) for i, k in zip(images, labels)]
     held = pictures(samples, config.size)
     feed = Feed(MemorySource(held, config), config)
     learner = Learner(model, config, Preprocess(mean=mean, std=std), torch.device("cpu"))
-    batches = itertools.chain.from_iterable(map(feed.epoch, itertools.count()))
-    count = itertools.count()
+    at = {}  # a pace for each side that images are shown at
     def step(side):
-        loss, right = learner.learn(next(batches), 0.01, next(count), side)
-        float(loss)
+        if side not in at:
+            learner.config = replace(learner.config, grow=(side / config.size,))
+            at[side] = paced(learner, feed)
+        at[side]()
     def judge(side):
-        learner.probabilities(held.images[:256], side)
+        learner.scores(held.images[:256], side)
 
 model.eval()
 with torch.inference_mode():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -75,29 +76,24 @@ if entrant == "torchvision":
     x = (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     choice = "fp32, default layout"
 else:
-    import itertools
     from verydeep.preprocess import Preprocess
     from contextlib import ExitStack
-    from verydeep.training import heap
+    from paced import paced
     from verydeep.training.data import labelled
     from verydeep.training.data.feed import Feed, MemorySource
-    from verydeep.training.loop import Learner
+    from verydeep.training.learner import Learner
     from verydeep.training.data.views import pictures
-    from verydeep.training.precision import decided
+    from verydeep.training.speed import decided, memory_kept
     from verydeep.training.recipes import changed, small_images
     config = changed(small_images(), {"batch": batch, "width": width, "optimiser": "sgd", "size": 32})
     config = changed(config, {"precision": "fp32"}) if entrant == "fp32" else config
     config = decided(config, model, torch.device("cpu"))
     choice = f"{config.precision}, {config.layout} layout"
-    ExitStack().enter_context(heap.kept())  # as `train` has it
+    ExitStack().enter_context(memory_kept())  # as `train` has it
     samples = [labelled.Sample(i, int(k)) for i, k in zip(images, labels)]
     feed = Feed(MemorySource(pictures(samples, 32), config), config)
     learner = Learner(model, config, Preprocess(mean=mean, std=std), torch.device("cpu"))
-    batches = itertools.chain.from_iterable(map(feed.epoch, itertools.count()))
-    count = itertools.count()
-    def step():
-        loss, right = learner.learn(next(batches), 0.01, next(count))
-        float(loss)
+    step = paced(learner, feed)
     x = learner.normalise(torch.from_numpy(images[:batch]), None)
 
 model.eval()
@@ -125,6 +121,10 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+            },
         )
         self.about = self._line()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from verydeep.training import heap
+from verydeep.training.speed import memory_kept
 
 
 def _held_bytes() -> int:
@@ -22,7 +22,7 @@ def _held_bytes() -> int:
 def test_what_is_freed_is_kept_until_the_end() -> None:
     size = 200 * 2**20
     before = _held_bytes()
-    with heap.kept():
+    with memory_kept():
         array = np.ones(size, np.uint8)
         del array
         inside = _held_bytes()

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from verydeep.models import build
-from verydeep.training.loop import grouped
-from verydeep.training.muon import Muon, orthogonal
+from verydeep.training.optim import Muon, grouped, orthogonal
 from verydeep.training.recipes import changed, small_images
 
 
@@ -90,5 +89,5 @@ def test_kernels_are_the_convolutions() -> None:
         assert all(p.dim() == 4 for p in groups[0].tensors)
         assert len(groups[0].tensors) == 8
         assert groups[0].level is level
-        assert groups[0].rate * config.rate == pytest.approx(0.03)
+        assert groups[0].share * config.rate == pytest.approx(0.03)
         assert [p.shape for p in groups[1].tensors] == [model.classifier.weight.shape]

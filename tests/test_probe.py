@@ -22,7 +22,8 @@ from verydeep.training.data.labelled import Sample, find
 from verydeep.training.heads import features as features_module
 from verydeep.training.heads.choosing import candidates, choose, familiarity
 from verydeep.training.heads.features import averages
-from verydeep.training.heads.probe import ProbeConfig, run
+from verydeep.training.heads.probe import ProbeConfig
+from verydeep.training.run import run
 
 from .conftest import Outcome, Run
 from .tiny import model_file, tiny
@@ -84,7 +85,7 @@ def test_end_to_end(trunk: Path, flowers: Path, tmp_path: Path) -> None:
     assert_allclose(own, result.probabilities, atol=2e-4)
     figures = {m["what"]: m for m in made.record.measured}
     assert figures["top1"]["value"] == pytest.approx(result.top1)
-    assert "18 validation photos" in str(figures["top1"]["protocol"])
+    assert "18 validation images" in str(figures["top1"]["protocol"])
     assert made.record.provenance["config"] == config(trunk).to_dict() | {
         "sizes": [32],
         "layers": [],
@@ -390,7 +391,7 @@ def test_a_quantised_trunk_stays_as_it_is_stored(tmp_path: Path, flowers: Path) 
 def test_it_runs_without_torch(trunk: Path, flowers: Path, tmp_path: Path) -> None:
     program = (
         "import sys\n"
-        "from verydeep.training.heads.probe import ProbeConfig, run\n"
+        "from verydeep.training.heads.probe import ProbeConfig\nfrom verydeep.training.run import run\n"
         f"run(ProbeConfig(model={str(trunk)!r}, sizes=(32,), engine='onnxruntime'),"
         f" {str(flowers)!r}, out={str(tmp_path / 'out')!r})\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"

@@ -20,11 +20,11 @@ from verydeep.errors import DataError
 from verydeep.modelfile import Record, write
 from verydeep.pictures import charts as plots
 from verydeep.pictures.charts import Line
-from verydeep.training.heads import probe
 from verydeep.training.heads.probe import ProbeConfig
 from verydeep.training.record import report
 from verydeep.training.record.figures import calibration_error, reliability
 from verydeep.training.record.report import Report, page
+from verydeep.training.run import run as run_recipe
 
 from .tiny import model_file, photo, tiny, weights
 
@@ -277,7 +277,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = ProbeConfig(model=str(trunk), sizes=(32,), engine="onnxruntime", precision="exact")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VERYDEEP_CACHE", str(folder / "cache"))
-        probe.run(config, folder / "train", folder / "val", out=folder / "out")
+        run_recipe(config, folder / "train", folder / "val", out=folder / "out")
     return folder / "out" / "report.html"
 
 

@@ -150,13 +150,9 @@ def wrong(world: int, tmp_path: Path, **changes: Any) -> set[str]:
 
 
 forked = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
-not_yet = pytest.mark.xfail(
-    strict=True, reason="the loop that keeps its numbers on the device is to come"
-)
 
 
 @forked
-@not_yet
 @pytest.mark.parametrize(
     "changes",
     [
@@ -174,7 +170,6 @@ def test_one_process(tmp_path: Path, changes: dict[str, Any]) -> None:
 
 
 @forked
-@not_yet
 @pytest.mark.parametrize("sync_norm", [False, True])
 def test_two_processes(tmp_path: Path, sync_norm: bool) -> None:
     assert wrong(2, tmp_path, sync_norm=sync_norm, accumulate=2) == set()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,10 +26,11 @@ from verydeep.training.data.colours import colour_shift, statistics
 from verydeep.training.data.feed import Feed, MemorySource
 from verydeep.training.data.photos import PhotoSource
 from verydeep.training.data.views import Views, pictures
-from verydeep.training.loop import Learner, normaliser
+from verydeep.training.learner import Learner, normaliser
+from verydeep.training.loop import Position, fit
+from verydeep.training.optim import drops_after, rate_at, side_at, still_to_do
 from verydeep.training.recipes import Config, changed, paper, recipe, small_images
 from verydeep.training.record import figures
-from verydeep.training.schedule import drops_after, rate_at, side_at, still_to_do
 from verydeep.training.stuck import Stuck
 
 from .labelled import arrays, images
@@ -442,8 +445,22 @@ def learner(**changes: object) -> tuple[Learner, Feed]:
     return made, Feed(MemorySource(held(), config), config)
 
 
+def followed(ours: Learner, feed: Feed, after: Callable[[], object] = lambda: None) -> list[float]:
+    """The mean loss of each step of an epoch at a rate of 0.1; after: called after each."""
+    losses = []
+
+    def event(line: dict[str, Any]) -> None:
+        if line["event"] == "step":
+            losses.append(line["loss"])
+            after()
+
+    fit(ours, feed, Position(), event=event, rate_of=lambda _: 0.1, every=1)
+    return losses
+
+
 def test_a_step_is_plain_torch() -> None:
-    ours, feed = learner(smoothing=0.1, decay=0.01)
+    ours, feed = learner(smoothing=0.1, decay=0.01, epochs=1)
+    losses = followed(ours, feed)
     torch.manual_seed(0)
     model = build(
         "vgg11_bn", classes=3, head="small", width=1 / 16, init="glorot", dropout=0.0
@@ -455,7 +472,6 @@ def test_a_step_is_plain_torch() -> None:
         lr=0.1, momentum=0.9, nesterov=True,
     )  # fmt: skip
     for step, batch in enumerate(feed.epoch(0)):
-        loss, _ = ours.learn(batch, 0.1, step)
         inputs = torch.from_numpy(Preprocess().normalise(batch.images))
         expected = F.cross_entropy(
             model(inputs), torch.from_numpy(batch.labels), label_smoothing=0.1
@@ -463,7 +479,7 @@ def test_a_step_is_plain_torch() -> None:
         optimiser.zero_grad()
         expected.backward()
         optimiser.step()
-        assert float(loss) / len(batch.labels) == pytest.approx(float(expected.detach()), rel=1e-3)
+        assert losses[step] == pytest.approx(float(expected.detach()), rel=1e-3)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(ours.model.state_dict()[name], value, rtol=1e-2, atol=1e-3)
 
@@ -471,7 +487,7 @@ def test_a_step_is_plain_torch() -> None:
 def test_shown_smaller_is_resized() -> None:
     ours, feed = learner()
     batch = next(iter(feed.epoch(0)))
-    found = ours._shaped(torch.from_numpy(batch.images), None, 16)
+    found = ours.shaped(torch.from_numpy(batch.images), None, 16)
     whole = torch.from_numpy(Preprocess().normalise(batch.images))
     # half the side, antialiased: a triangle of four pixels, 1 3 3 1, but at the edges
     weights = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
@@ -484,23 +500,22 @@ def test_shown_smaller_is_resized() -> None:
 def test_accumulated_parts_are_one_step() -> None:
     results = []
     for parts in (1, 3):
-        ours, feed = learner(accumulate=parts, decay=0.0)
-        for module in ours.model.modules():  # batch norm would see other batches
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.eval()
-        ours.learn(next(iter(feed.epoch(0))), 0.1, 0)
+        # batch norm would see other batches
+        ours, feed = learner(accumulate=parts, decay=0.0, keep_norm=True, epochs=1)
+        followed(ours, feed)
         results.append(ours.model.state_dict()["features.0.weight"].clone())
     torch.testing.assert_close(results[0], results[1])
 
 
 def test_the_average_lags_behind() -> None:
-    ours, feed = learner(average=0.5)
+    ours, feed = learner(average=0.5, epochs=1)
     key = "classifier.6.weight"
-    expected = ours.model.state_dict()[key].clone()
-    for step, batch in enumerate(feed.epoch(0)):
-        ours.learn(batch, 0.1, step)
+    seen = [ours.model.state_dict()[key].clone()]
+    followed(ours, feed, lambda: seen.append(ours.model.state_dict()[key].clone()))
+    expected = seen[0]
+    for step, weights in enumerate(seen[1:]):
         keep = min(0.5, (1 + step) / (10 + step))
-        expected = keep * expected + (1 - keep) * ours.model.state_dict()[key]
+        expected = keep * expected + (1 - keep) * weights
     torch.testing.assert_close(ours.average.state_dict()[key], expected)
 
 

@@ -20,7 +20,8 @@ import torch
 import verydeep
 from verydeep import modelfile
 from verydeep.errors import DataError, OutputError
-from verydeep.training.loop import Diverged, Learner
+from verydeep.training.learner import Learner
+from verydeep.training.loop import Diverged
 from verydeep.training.record import checkpoint
 
 from .conftest import Run
@@ -115,13 +116,13 @@ def test_muon_on_growing_images_resumes_to_the_bit(
         "epochs": 4,
     }  # fmt: skip
     judged: list[int | None] = []
-    probabilities = Learner.probabilities
+    scores = Learner.scores
 
-    def noted(self: Learner, images: np.ndarray, side: int | None = None) -> torch.Tensor:
+    def noted(self: Learner, images: np.ndarray, side: int | None = None) -> np.ndarray:
         judged.append(side)
-        return probabilities(self, images, side)
+        return scores(self, images, side)
 
-    monkeypatch.setattr(Learner, "probabilities", noted)
+    monkeypatch.setattr(Learner, "scores", noted)
     trained(data, tmp_path / "whole", **own)
     assert judged == [16, 16, 32, 32, None]  # the last for the record, at the full size
     stop = At(7, lambda: signal.raise_signal(signal.SIGINT))
@@ -145,9 +146,9 @@ def test_in_channels_last_a_run_resumes_to_the_bit(data: Path, tmp_path: Path) -
 def test_a_signal_before_the_first_step_is_not_waited_for(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from verydeep.training import run
+    from verydeep.training import learn
 
-    monkeypatch.setattr(run, "pictures", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(learn, "pictures", lambda *_: signal.raise_signal(signal.SIGINT))
     log = At(0, None)
     # what was started in the background of a shell ignores it, which is inherited
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -388,7 +389,7 @@ def test_a_class_with_one_image(tmp_path: Path) -> None:
     with np.load(few) as held:
         np.savez(few, **{k: v for k, v in held.items() if not k.startswith("val")})
     result = trained(few, tmp_path / "run")
-    assert result.warnings == ("a single image to train on of: blue, green, red",)
+    assert result.warnings == ("a single image to train on of: red, green, blue",)
     assert np.isnan(result.top1)
     assert str(result).endswith("no images to validate with")
     record = modelfile.read(result.model).record
@@ -399,15 +400,15 @@ def test_a_class_with_one_image(tmp_path: Path) -> None:
 def test_the_fastest_arithmetic_is_taken_and_remembered(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from verydeep.training import precision
+    from verydeep.training import speed
 
     measured: list[str] = []
 
-    def seconds(choice: precision.Choice, *_: object) -> float:
+    def seconds(choice: speed.Choice, *_: object) -> float:
         measured.append(f"{choice.precision} {choice.layout}")
         return 1.0 if choice.layout == "channels-last" and choice.precision == "fp32" else 2.0
 
-    monkeypatch.setattr(precision, "seconds", seconds)
+    monkeypatch.setattr(speed, "seconds", seconds)
     free = {"precision": "auto", "layout": "auto", "epochs": 1}
     log = At(2, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):

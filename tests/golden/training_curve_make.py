@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,9 +19,9 @@ from verydeep.preprocess import Preprocess
 from verydeep.training.data import labelled
 from verydeep.training.data.feed import Feed, MemorySource
 from verydeep.training.data.views import pictures
-from verydeep.training.loop import Learner
+from verydeep.training.learner import Learner
+from verydeep.training.loop import Position, fit
 from verydeep.training.recipes import changed, small_images
-from verydeep.training.schedule import rate_at
 
 from ..labelled import images
 
@@ -39,14 +40,9 @@ def curve() -> list[float]:
         model = build("vgg11_bn", classes=3, head="small", width=1 / 16, init="glorot", dropout=0.0)
         learner = Learner(model, config, Preprocess(), torch.device("cpu"))
         feed = Feed(MemorySource(pictures(samples, 32), config), config)
-        learner.model.train()
-        losses: list[float] = []
-        for epoch in range(4):
-            for batch in feed.epoch(epoch):
-                step = len(losses)
-                loss, _ = learner.learn(batch, rate_at(config, step, feed.steps), step)
-                losses.append(float(loss) / len(batch.labels))
-    return losses
+        lines: list[dict[str, Any]] = []
+        fit(learner, feed, Position(), event=lines.append, every=1)
+    return [line["loss"] for line in lines if line["event"] == "step"]
 
 
 if __name__ == "__main__":

@@ -220,8 +220,8 @@ class _Teller(Progress):
     def _start(self, line: Mapping[str, Any]) -> str:
         config = line["config"]
         self.epochs = config["epochs"]
-        if config["recipe"] in ("probe", "finetune"):
-            return f"{config['recipe']}: a head on {config['model']}, {_data(line, 'photo')}"
+        if config["recipe"] == "probe":
+            return f"probe: a head on {config['model']}, {_data(line, 'photo')}"
         from ..training.recipes import Config
 
         self.config = Config.from_dict(config)
@@ -245,7 +245,7 @@ class _Teller(Progress):
 
     def _left(self, done: float, seconds: float) -> str:
         """The time that is left after so many epochs, from what they took."""
-        from ..training.schedule import still_to_do
+        from ..training.optim import still_to_do
 
         if self.config is None:
             return clock((seconds - self.before) / done * (self.epochs - done))

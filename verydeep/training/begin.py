@@ -15,7 +15,9 @@ from .data.check import looked_over
 from .data.labelled import find
 from .data.shards import is_stream
 from .recipes import Config, changed
+from .record.folder import following
 from .record.result import TrainResult
+from .run import run
 
 if TYPE_CHECKING:  # torch
     from .profile import Profile
@@ -29,7 +31,7 @@ def train(
     data: object,
     val: object = None,
     *,
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
     model: str | None = None,
     width: float | None = None,
     settings: Iterable[str] | Mapping[str, Any] = (),
@@ -42,6 +44,7 @@ def train(
 ) -> TrainResult:
     """Train on labelled images and write model.safetensors, report.html and the rest into `out`.
 
+    out: None for the first of runs/1, runs/2, ... that is not there.
     recipe: a name of `verydeep.training.recipes.RECIPES`, or the config that one of them returns.
     data, val: as `verydeep.training.data.labelled.find` takes them. settings: "key=value" each, or a
     mapping, changing the recipe; model and width are settings too. init: weights to start from, a
@@ -55,6 +58,7 @@ def train(
     with what was given; `verydeep.training.loop.Diverged` where the loss is no number any more. Ctrl-C and
     SIGTERM write a checkpoint and then do what they always do.
     """
+    out = following() if out is None else out
     # the process that writes; the others may share no disk with it
     first = os.environ.get("RANK", "0") == "0"
     if resume and first and not os.path.isdir(out):
@@ -68,30 +72,31 @@ def train(
             f"recipe {config.recipe} takes one process, all cores of it, and torchrun started "
             f"{os.environ['WORLD_SIZE']}; call verydeep train without torchrun"
         )
+    import_module(recipes.RECIPES[config.recipe].follows)  # what it lacks is said before any work
     _refuse_streams(config, data, val)
     if tensorboard:
         from .record.board import board
 
         event = _both(board(Path(out)), event)
-    told: dict[str, Any] = {"out": out, "resume": resume, "device": device, "event": event}
-    if isinstance(config, Config):
-        told |= {"init": init, "named": tuple(asked)}
-    elif init is not None:  # a recipe that trains no trunk: its model is what it starts from
-        config = changed(config, {"model": os.fspath(init)})
-    found = find(data, val, seed=config.seed)
+    found = find(data, val, seed=config.seed, val_fraction=config.val_fraction)
     if not resume and first:
-        if isinstance(config, Config):
-            sizes = config.sides  # a recipe may well show small images enlarged
-        else:
-            # photos are stretched to a size, smaller ones on purpose
-            sizes = (0,) if getattr(config, "stretch", True) else config.sizes
-        lines = (*found.warnings, *looked_over(found, min(sizes), thorough=strict))
+        sizes = config.sides if isinstance(config, Config) else config.sizes
+        # photos that are stretched to a size may well be smaller, on purpose
+        least = 0 if config.stretch else min(sizes)
+        lines = (*found.warnings, *looked_over(found, least, thorough=strict))
         if strict and lines:
             raise DataError("; ".join(lines))
         found = replace(found, warnings=lines)
-    run = import_module(recipes.RECIPES[config.recipe].runs).run
-    result: TrainResult = run(config, found, None, **told)
-    return result
+    return run(
+        config,
+        found,
+        out=out,
+        init=init,
+        named=tuple(asked),
+        resume=resume,
+        device=device,
+        event=event,
+    )
 
 
 def find_rate(
@@ -101,9 +106,13 @@ def find_rate(
 ) -> RateTest:  # fmt: skip
     """A rate range test: which rate suits this recipe on this data. Arguments as for `train`."""
     config, asked = _loops(recipe, data, val, model, width, settings)
-    from .run import rates
+    from .learn import own_numbers, ready
+    from .parallel import device_of
+    from .ratetest import rate_test
 
-    return rates(config, data, val, init=init, named=tuple(asked), device=device)
+    with own_numbers(device_of(device)):
+        one = ready(config, data, val, init, tuple(asked), device)
+        return rate_test(one.learner, one.feed)
 
 
 def profile(
@@ -113,9 +122,14 @@ def profile(
 ) -> Profile:  # fmt: skip
     """How fast images are made ready, and how fast the network learns. Arguments as for `train`."""
     config, asked = _loops(recipe, data, val, model, width, settings)
-    from .run import measured
+    from . import profile as measuring
+    from .learn import own_numbers, ready
+    from .parallel import device_of
+    from .speed import memory_kept
 
-    return measured(config, data, val, init=init, named=tuple(asked), device=device)
+    with own_numbers(device_of(device)), memory_kept():
+        one = ready(config, data, val, init, tuple(asked), device)
+        return measuring.profile(one.learner, one.feed)
 
 
 def _both(first: Event, second: Event | None) -> Event:
@@ -142,7 +156,7 @@ def _refuse_streams(config: Any, *sets: object) -> None:
     for one in sets:
         if not is_stream(one):
             continue
-        if not isinstance(config, Config):
+        if not isinstance(config, Config) or config.start == "probe":
             raise DataError(
                 f"{one}: recipe {config.recipe} reads images in any order, which a stream cannot give; "
                 "fetch the shards and give their path, or take paper or small-images"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, count
 from typing import Any
 
 from ..files.progress import expect, stage
-from .data.feed import Feed
-from .loop import Learner
+from .data.feed import Batch, Feed
+from .learner import Learner
+from .loop import Position, Stopped, fit
 
 SECONDS, LEAST_STEPS, WARM_UP = 5.0, 3, 2
 
@@ -54,21 +57,37 @@ def profile(learner: Learner, feed: Feed) -> Profile:
             break
     assert batch is not None  # an epoch has a step
     rate = seen / (time.perf_counter() - began)
-    learner.model.train()
-    best = float("inf")
-    began = time.perf_counter()
-    for step in stage(count(), "measuring the network", "step"):
-        before = time.perf_counter()
-        if step >= WARM_UP + LEAST_STEPS and before - began >= SECONDS:
-            break
-        loss, _ = learner.learn(batch, 0.0, step, side)
-        float(loss)  # waits for the device
-        if step >= WARM_UP:
-            best = min(best, time.perf_counter() - before)
-        expect(max(WARM_UP + LEAST_STEPS, _whole(step + 1, time.perf_counter() - began)))
-    return Profile(rate, len(batch.labels) / best, len(batch.labels))
+    again = _Again(batch)
+    learner.config = replace(
+        learner.config, epochs=10**9, grow=(side / learner.config.size,), hold=0.0
+    )
+    began, speeds = time.perf_counter(), []
+    told = stage(count(), "measuring the network", "step")
+
+    def event(line: Mapping[str, Any]) -> None:
+        done, seconds = next(told) + 1, time.perf_counter() - began
+        if done > WARM_UP:
+            speeds.append(line["images_per_second"])
+        if len(speeds) >= LEAST_STEPS and seconds > SECONDS:
+            raise Stopped
+        expect(max(WARM_UP + LEAST_STEPS, _whole(done, seconds)))
+
+    with suppress(Stopped):
+        fit(learner, again, Position(), event=event, rate_of=lambda _: 0.0, every=1)
+    return Profile(rate, max(speeds), len(batch.labels))
 
 
 def _whole(done: int, seconds: float) -> int:
     """How many there will be in all, where so many took so long."""
     return max(done, round(done * SECONDS / max(seconds, 1e-9)))
+
+
+class _Again(Feed):
+    """One batch again and again."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.steps, self._batch = 10**9, batch
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:  # noqa: ARG002  # all are alike
+        while True:
+            yield self._batch

@@ -6,16 +6,18 @@ which the smoothed loss falls most steeply; the highest rate of a one-cycle sche
 
 from __future__ import annotations
 
-import itertools
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..files.progress import stage
 from .data.feed import Feed
-from .loop import Diverged, Learner
+from .learner import Learner
+from .loop import Diverged, Position, Stopped, fit
 
 LOWEST, HIGHEST, STEPS = 1e-5, 10.0, 100
 SMOOTHING = 0.9  # of the running mean
@@ -97,29 +99,39 @@ def rate_test(learner: Learner, feed: Feed, steps: int = STEPS) -> RateTest:
 
     Diverged where training breaks before there is a curve to read a rate from.
     """
-    rates: list[float] = []
     losses: list[float] = []
     smoothed: list[float] = []
-    mean = 0.0
-    batches = itertools.chain.from_iterable(map(feed.epoch, itertools.count()))
-    learner.model.train()
-    numbered = zip(range(steps), batches, strict=False)
-    for step, batch in stage(numbered, "trying learning rates", "step", steps):
-        rate = LOWEST * (HIGHEST / LOWEST) ** (step / max(1, steps - 1))
-        total, _ = learner.learn(batch, rate, step)
-        loss = float(total) / max(1, len(batch.labels))
-        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+
+    def rate_of(step: int) -> float:
+        return float(LOWEST * (HIGHEST / LOWEST) ** (step / max(1, steps - 1)))
+
+    def event(line: Mapping[str, Any]) -> None:
+        if line["event"] != "step":
+            return
+        step, loss = len(losses), line["loss"]
+        next(told, None)
+        mean = (
+            SMOOTHING * (smoothed[-1] * (1 - SMOOTHING**step) if step else 0.0)
+            + (1 - SMOOTHING) * loss
+        )
         value = mean / (1 - SMOOTHING ** (step + 1))
-        if not math.isfinite(loss) or (step > 10 and value > BROKEN * min(smoothed)):
-            break
-        rates.append(rate)
+        if step > 10 and value > BROKEN * min(smoothed):
+            raise Stopped
         losses.append(loss)
         smoothed.append(value)
+        if len(losses) == steps:
+            raise Stopped
+
+    told = stage(range(steps), "trying learning rates", "step", steps)
+    learner.config = replace(learner.config, epochs=steps, hold=0.0, schedule="constant")
+    with suppress(Stopped, Diverged):  # a loss that is no number ends the curve, too
+        fit(learner, feed, Position(), event=event, rate_of=rate_of, every=1)
+    rates = [rate_of(step) for step in range(len(losses))]
     if len(rates) <= FIRST + SPAN:
         raise Diverged(
-            f"the loss broke in step {len(rates) + 1}, at a rate of {rate:.1e}, before it could fall: no "
-            "rate suits; draw other weights, as with --set start=glorot, or look whether labels and images "
-            "belong together"
+            f"the loss broke in step {len(rates) + 1}, at a rate of {rate_of(len(rates)):.1e}, before it "
+            "could fall: no rate suits; draw other weights, as with --set start=glorot, or look whether "
+            "labels and images belong together"
         )
     return RateTest(tuple(rates), tuple(losses), tuple(smoothed), _steepest(rates, smoothed))
 

@@ -34,7 +34,10 @@ def network_of(config: Config, classes: int, like: Network | None = None) -> Net
     """
     layers = config.layers
     if config.head == "gap" and not layers:
-        layers = (like or nets.network(config.model)).trunk[-2].name,  # fmt: skip
+        relus = [
+            one.name for one in (like or nets.network(config.model)).trunk if one.kind == "relu"
+        ]
+        layers = tuple(relus[-6:] if config.start == "probe" else relus[-1:])
     made = nets.network(
         like.name if like else config.model,
         classes=classes,
@@ -75,18 +78,16 @@ def started(
     another network.
     """
     if init is None:
-        net = network_of(config, classes)
-        return build(net, init=config.start, dropout=config.dropout), None, []
+        return _drawn(network_of(config, classes), config), None, []
     found = _weights(init)
     record = found.record
     assert record is not None  # a model file has one
-    other = "model" in named and found.network.name != config.model
+    # of finetune the model is the weights
+    other = config.start != "probe" and "model" in named and found.network.name != config.model
     if other and config.recipe == "paper" and found.network.column == "A":
-        net = network_of(config, classes)
-        model = build(net, init=config.start, dropout=config.dropout)
-        adapted, notes = adapt(
-            found, network_of(config, classes, found.network)
-        )  # FC layers for as many classes
+        model = _drawn(network_of(config, classes), config)
+        # FC layers for as many classes
+        adapted, notes = adapt(found, network_of(config, classes, found.network))
         copied = warm_start(model, loading.assemble(adapted))
         return model, record.preprocess, [*notes, f"from {init}: {', '.join(copied)}"]
     if other:
@@ -111,6 +112,12 @@ def started(
     model = loading.assemble(loading.Trained(net, tensors, adapted.record), dropout=config.dropout)
     model.train()
     return model, record.preprocess, [f"from {init}: {found.network.name}", *wider, *notes]
+
+
+def _drawn(network: Network, config: Config) -> VGG:
+    if config.start == "probe":
+        raise WeightsError("start=probe needs weights to start from; name them with --init")
+    return build(network, init=config.start, dropout=config.dropout)
 
 
 def _weights(init: str | os.PathLike[str]) -> loading.Trained:

@@ -1,28 +1,18 @@
-"""The folder of a run: made, refused where it holds one already, and what a finished one amounts to."""
+"""The folder of a run: found a number, made, and refused where it holds another run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ... import modelfile
 from ...errors import DataError, OutputError
-from ...predictor import Predictor, softmax
-from ..data import labelled
-from ..data.labelled import Data, Sample
-from . import about, figures
-from .result import TrainResult
 
+RUNS = Path("runs")  # where runs go that are given no folder
 WITHOUT_EFFECT = ("threads", "checkpoint_minutes")  # settings that change no weight
-
-
-class _Config(Protocol):
-    def to_dict(self) -> dict[str, Any]: ...
 
 
 def refuse_another_run(folder: Path) -> None:
@@ -42,17 +32,13 @@ def begun(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def refuse_changes(folder: Path, was: Mapping[str, Any], config: _Config, data: Data) -> None:
-    """DataError where the run in the folder, which was begun as `was` says, is not this one."""
-    if was:
-        now = {"config": config.to_dict(), "data": about.described(data)}
-        refuse_difference(folder, was, now, type(config)().to_dict())
-
-
 def refuse_difference(
     folder: Path, was: Mapping[str, Any], now: Mapping[str, Any], usual: Mapping[str, Any]
 ) -> None:
-    """The same of what config.json says of both runs; usual: the settings' defaults."""
+    """DataError where the run in the folder, which was begun as `was` says, is not this one.
+
+    was, now: what config.json says of each. usual: the settings' defaults.
+    """
     # a setting that is younger than the run had its default
     old, new = {**usual, **was["config"]}, now["config"]
     differ = [
@@ -84,42 +70,15 @@ def made(folder: Path) -> None:
         ) from error
 
 
-def judged(
-    folder: Path, data: Data, bad: dict[str, str]
-) -> tuple[tuple[Sample, ...], NDArray[np.float32]]:
-    """The validation photos that can be read, and what a finished run's model says of them, (n, classes).
-
-    bad: gets (name: why) of the others.
-    """
-    model = Predictor(modelfile.read(folder / "model.safetensors"))
-    rows, samples = [], []
-    for sample in data.val:
-        try:
-            rows.append(softmax(model.scores([labelled.open(sample)])[0]))
-        except (ValueError, OSError) as error:
-            bad[sample.name] = str(error)
-            continue
-        samples.append(sample)
-    return tuple(samples), np.array(rows, np.float32).reshape(-1, len(data.classes))
+def following() -> Path:
+    """The first of runs/1, runs/2, ... that is not there yet."""
+    return next(path for number in count(1) if not (path := RUNS / str(number)).exists())
 
 
-def result(
-    folder: Path,
-    data: Data,
-    config: _Config,
-    samples: tuple[Sample, ...],
-    probabilities: NDArray[np.float32],
-    *,
-    log: Sequence[Any],
-    bad: dict[str, str],
-    seconds: float,
-) -> TrainResult:
-    """The end of a run that was validated on those samples, with those probabilities."""
-    labels = np.array([s.label for s in samples], np.int64)
-    return TrainResult(
-        folder=folder, model=folder / "model.safetensors", classes=data.classes,
-        config={"config": config.to_dict(), "data": about.described(data)}, log=tuple(log),
-        top1=figures.top(probabilities, labels), top5=figures.top(probabilities, labels, 5),
-        val=samples, probabilities=probabilities, labels=labels, warnings=data.warnings,
-        bad=tuple(bad.items()), seconds=seconds,
-    )  # fmt: skip
+def writable(folder: Path) -> None:
+    """OutputError where nothing can be written into `folder`, which need not be there yet."""
+    there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
+    if not there.is_dir():
+        raise OutputError(f"{there} is a file; expected a folder to write into")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"{there}: cannot be written into; choose a folder you may write to")

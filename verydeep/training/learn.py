@@ -1,0 +1,559 @@
+"""What a recipe with a loop does in a run: network, images and loop put together, and what comes of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .. import modelfile
+from ..errors import DataError, OutputError
+from ..predictor import Predictor, softmax
+from ..preprocess import Preprocess, sized
+from ..published import find_model
+from .data.colours import Statistics, few, statistics
+from .data.feed import Feed, MemorySource, Source, StreamFeed
+from .data.labelled import Sample
+from .data.photos import PhotoSource
+from .data.shards import of_shards
+from .data.views import Views, pictures
+from .heads import linear
+from .heads.choosing import choose, mcnemar, threshold
+from .heads.features import averages, digests_of
+from .learner import Learner
+from .loop import Diverged, Position, Stopped, fit
+from .optim import side_at
+from .parallel import ALONE, Group, device_of, joined
+from .recipes import Config
+from .record import checkpoint, figures
+from .record.checkpoint import Checkpoint
+from .record.result import TrainResult
+from .run import Outcome, Run, trunk_of
+from .signals import watched
+from .speed import decided, memory_kept
+from .start import started
+from .stuck import Stuck
+
+MEASURED_PHOTOS = 512  # for mean and covariance
+LEAST_STEPS, LEAST_BATCH = 20, 16  # of an epoch, where a set is small
+CALIBRATED = 50  # images, fewer than which say nothing about a temperature
+SURE = 0.1  # of McNemar's test, below which training is better than the head alone
+Inputs = NDArray[np.uint8]
+
+
+def learnt(run: Run, init: Any, named: Collection[str]) -> TrainResult:
+    """Follow a recipe with a loop to its end; Ctrl-C and SIGTERM write a checkpoint first."""
+    where = device_of(run.device)
+    with joined(where) as group, own_numbers(where), memory_kept():
+        run.resume |= group.restarted
+        one = Learning(run, group, where)
+        if run.config.start == "probe" and init is None:
+            init = run.config.model
+        before = one.before(init, named)
+        if group.agreed(run.resume and run.finished()):
+            done = group.agreed(run.again() if group.first else None)
+            assert done is not None
+            return done
+        one.prepare(init, named, before)
+        one.open(before)
+        with watched() as stop:  # before the first step there is nothing to save
+            try:
+                one.fit(stop)
+            except Stopped:
+                pass
+            else:
+                return one.finish()
+    stop.raise_()
+    raise AssertionError("a stop without a signal")
+
+
+def ready(
+    config: Config, data: object, val: object, init: Any, named: Collection[str], device: str
+) -> Learning:
+    """A learner and its feed as a run has them before its first step; nothing is written."""
+    run = Run(config, Path(), device=device)
+    run.begin(data, val)
+    one = Learning(run, ALONE, device_of(device))
+    one.prepare(init, named, None)
+    return one
+
+
+def own_numbers(where: torch.device) -> AbstractContextManager[None]:
+    """Leave torch's generators as they were."""
+    if where.type == "cpu":
+        return torch.random.fork_rng([])
+    return torch.random.fork_rng([where.index or 0], device_type=where.type)
+
+
+@dataclass
+class Held:
+    """What the held-out images say. head: whether the solved head is right on each, before any training.
+
+    best: the same of the best epoch so far; loss, epoch: its.
+    """
+
+    head: list[bool] = field(default_factory=list)
+    best: list[bool] = field(default_factory=list)
+    loss: float = math.inf
+    epoch: int = 0
+
+
+class Learning:
+    """What a run with a loop holds between its start and its end."""
+
+    def __init__(self, run: Run, group: Group, device: torch.device) -> None:
+        self.run, self.group, self.device = run, group, device
+        self.position, self.held = Position(bad=run.bad), Held()
+        self.best: Mapping[str, Tensor] = {}  # of the averaged network
+        self._shown: dict[int, Views] = {}
+
+    # Before the first step
+
+    def before(self, init: Any, named: Collection[str]) -> Checkpoint | None:
+        """The checkpoint to go on from, which the first process has: they need not share a disk.
+
+        Raises DataError where it is of another run than the one that is asked for.
+        """
+        run, found = self.run, None
+        there = run.folder / "checkpoints"
+        if self.group.first and not run.resume and there.exists():
+            raise OutputError(
+                f"{run.folder} holds a run already; go on with it by --resume, or choose another folder"
+            )
+        if self.group.first and run.resume:
+            found = checkpoint.latest(there, run.notes.append)
+        found = self.group.agreed(found)
+        if found is None and run.resume:
+            if self.group.first and (run.folder / "model.safetensors").exists():
+                raise OutputError(
+                    f"{run.folder} holds a model, and no checkpoint to go on from; choose another folder"
+                )
+            run.notes.append(f"no checkpoint in {run.folder} yet: beginning anew")
+            run.resume = False
+        if found is not None:
+            run.config = replace(
+                run.config, **_settled(run.config, init, named, found.facts["config"])
+            )
+            run.refuse_changes(found.facts, init)
+        return found
+
+    def prepare(self, init: Any, named: Collection[str], before: Checkpoint | None) -> None:
+        """Everything that can be refused is refused here."""
+        run, data = self.run, self.run.data
+        config: Config = run.config
+        classes = len(data.classes)
+        self.init = init
+        if before is None:
+            config, notes = _fitted(config, len(data.train), named)
+            run.notes += notes
+        learn, self.hold = _parted(data.train, config)
+        held = pictures(learn, config.size, config.threads) if config.memory else None
+        torch.manual_seed(config.seed)
+        model, expected, notes = started(config, classes, init, named=named)
+        run.notes += notes
+        network = model.table
+        run.config = config = replace(
+            config, model=network.name, width=network.width, pool=network.pool
+        )
+        colours = self._colours(learn, held)
+        shown = _as_shown(expected, config) if expected else _normalised(colours, config)
+        self.preprocess = replace(shown, detail=held.detail if held else None)
+        self.licence = model.record.licence if model.record else ""
+        if before is None:
+            config = self.group.agreed(decided(config, model, self.device))
+        run.config = config
+        if held is not None:
+            run.bad.update(held.bad)
+        drawn, rank, world = config.shown(), self.group.rank, self.group.world
+        source: Source = MemorySource(held, drawn) if held else PhotoSource(learn, drawn, colours)
+        feed = StreamFeed if of_shards(learn) else Feed
+        self.feed = feed(source, drawn, rank, world)
+        scaling = self._headed(model, learn, before) if config.start == "probe" else None
+        self.learner = Learner(
+            model, config, self.preprocess, self.device, self.group, scaling=scaling,
+            class_weights=_class_weights(source.labels, classes, config),
+        )  # fmt: skip
+        if before is not None:
+            self._restore(before)
+        self.stuck = Stuck(classes, network.batch_norm)
+
+    def open(self, before: Checkpoint | None) -> None:
+        """Make the folder, or go on in it."""
+        self.run.open(
+            self.init, before.facts["step"] if before else 0, preprocess=self.preprocess.to_dict(),
+            steps_per_epoch=self.feed.steps, processes=self.group.world,
+        )  # fmt: skip
+
+    def _colours(self, samples: Sequence[Sample], held: Views | None) -> Statistics:
+        """Of the training images; of photos, those of a few hundred say enough."""
+        if held is not None and held.images is not None:
+            return statistics([held.images])
+        config = self.run.config
+        chosen = few(samples, MEASURED_PHOTOS, config.seed)
+        views = Views(chosen, _normalised(None, config), threads=config.threads)
+        batches = [images for _, images in views.batches()]
+        if not batches:
+            first = next(iter(views.bad.values()))
+            raise DataError(f"not one of {len(chosen)} images could be read; the first: {first}")
+        return statistics(batches)
+
+    def _headed(
+        self, model: Any, samples: Sequence[Sample], before: Checkpoint | None
+    ) -> linear.Scaling:
+        """Give the network the head that `probe` solves on these samples; how it reads its averages."""
+        if before is not None:  # the head comes with it
+            return linear.Scaling(
+                *(before.tensors[f"scaling.{k}"].numpy() for k in ("mean", "deviation"))
+            )
+        solved = self.group.agreed(self._solved(model, samples) if self.group.first else None)
+        assert solved is not None
+        head, scaling = solved
+        with torch.no_grad():
+            model.classifier.weight.copy_(torch.from_numpy(head.weight))
+            model.classifier.bias.copy_(torch.from_numpy(head.bias))
+        return scaling
+
+    def _solved(
+        self, model: Any, samples: Sequence[Sample]
+    ) -> tuple[linear.LinearHead, linear.Scaling]:
+        config, layers = self.run.config, model.table.head.layers
+        trunk = Predictor(
+            modelfile.read(find_model(self.init)), precision="half", device=self.run.device,
+            threads=config.threads or None,
+        )  # fmt: skip
+        done = 0
+
+        def passed(count: int) -> None:
+            nonlocal done
+            done += count
+            self.run.show({
+                "event": "features", "what": "to start from", "size": config.size, "done": done,
+                "total": len(samples),
+            })  # fmt: skip
+
+        made = averages(trunk, samples, layers, size=(config.size, config.size), passed=passed)
+        good = ~np.isnan(made.values[:, 0])
+        if not good.any():
+            raise DataError(f"no photo to train on can be read; {next(iter(made.faults.items()))}")
+        labels = np.array([s.label for s in samples], np.int64)[good]
+        values, classes = made.values[good], len(self.run.data.classes)
+        chosen = choose(
+            values, labels, classes, {layers: np.arange(values.shape[1])}, seed=config.seed,
+            groups=np.array(made.digests)[good],
+        )  # fmt: skip
+        scaling = linear.scaling(values)
+        return linear.solve(
+            scaling.apply(values), labels, classes, l2=chosen.l2, tolerance=1e-4
+        ), scaling
+
+    def _restore(self, before: Checkpoint) -> None:
+        self.learner.restore(before.tensors)
+        self.position = Position(**before.facts["position"])
+        self.held = Held(**before.facts["held"])
+        self.run.bad.update(self.position.bad)
+        self.position.bad = self.run.bad
+        self.run.earlier = before.facts["seconds"]
+        best = {
+            k.removeprefix("best."): v for k, v in before.tensors.items() if k.startswith("best.")
+        }
+        self.best = best or self.best
+
+    # The steps
+
+    def fit(self, stop: Any) -> None:
+        """From where it is to the last epoch."""
+        try:
+            if self.run.config.start == "probe" and not self.held.head:
+                self._head_alone()
+            fit(
+                self.learner, self.feed, self.position, validate=self._validate, event=self._told,
+                save=self.save, stop=stop,
+            )  # fmt: skip
+        except Diverged as error:
+            last = checkpoint.latest(self.run.folder / "checkpoints", lambda _: None)
+            good = f"; the last good checkpoint is {last.path}" if last else ""
+            raise Diverged(f"{error}{good}") from None
+
+    def _told(self, line: dict[str, Any]) -> None:
+        self.run.tell(line)
+        if found := self.stuck(line):
+            self.run.tell({"event": "warning", "step": line["step"], "text": found})
+
+    def _head_alone(self) -> None:
+        measured = self._validate()
+        self.run.tell(
+            {"event": "epoch", "epoch": 0, "step": 0, **measured, "seconds": self.run.seconds}
+        )
+
+    def _validate(self) -> dict[str, Any]:
+        """By the images held out where there are any, else by those to validate with."""
+        judged = self.hold or self.run.data.val
+        if not judged:
+            return {}
+        self.learner.agree()
+        # at the side that it learns from now, since it knows no other yet
+        samples, scores = self.scores(judged, side=side_at(self.run.config, self.position.epoch))
+        if not samples:  # not one could be read
+            return {}
+        if not np.isfinite(scores).all():
+            rate = self.run.config.rate
+            raise Diverged(
+                f"the network's answers are no numbers after epoch {self.position.epoch + 1}; lower the "
+                f"rate, as with --set rate={rate / 3:.2g}"
+            )
+        labels, found = np.array([s.label for s in samples]), softmax(scores)
+        measured: dict[str, Any] = {
+            "loss": figures.loss(found, labels),
+            "top1": figures.top(found, labels),
+        }
+        if not self.hold:
+            return {**measured, "top5": figures.top(found, labels, 5)}
+        right = (scores.argmax(1) == labels).tolist()
+        if self.run.config.start == "probe" and not self.held.head:
+            self.held.head = right
+        elif measured["loss"] < self.held.loss:
+            epoch = self.position.epoch + 1
+            self.held = Held(self.held.head, right, measured["loss"], epoch)
+            self.best = {k: v.cpu().clone() for k, v in self.learner.average.state_dict().items()}
+        return {**measured, "judged": "held-out"}
+
+    def scores(
+        self, samples: Sequence[Sample], side: int | None = None
+    ) -> tuple[tuple[Sample, ...], NDArray[np.float32]]:
+        """(n, classes) of the samples that could be read, by all processes.
+
+        side: pixels that they are shown at; None for the recipe's size.
+        """
+        group, views = self.group, self._views_of(samples)
+        samples = views.samples
+        whole = torch.zeros(
+            len(samples), len(self.run.data.classes) + 1
+        )  # the last column: it was read
+        for numbers, images in views.batches(group.rank, group.world):
+            whole[numbers, :-1] = torch.from_numpy(self.learner.scores(images, side))
+            whole[numbers, -1] = 1
+        self.run.bad.update(group.merged({**self.run.bad, **views.bad}))
+        found = group.sum(whole.to(self.device)).cpu().numpy()
+        read = found[:, -1] > 0
+        return tuple(s for s, good in zip(samples, read, strict=True) if good), found[read, :-1]
+
+    def _views_of(self, samples: Sequence[Sample]) -> Views:
+        """The samples as the model file will see them; those in memory are decoded once."""
+        if id(samples) not in self._shown:
+            config = self.run.config
+            views = (
+                pictures(samples, config.size, config.threads)
+                if config.memory and samples
+                else Views(samples, self.preprocess, threads=config.threads)
+            )
+            self.run.bad.update(views.bad)
+            self._shown[id(samples)] = views
+        return self._shown[id(samples)]
+
+    def save(self) -> None:
+        """Write a checkpoint; Diverged where there is nothing worth keeping."""
+        self.learner.agree()
+        tensors = self.learner.tensors()
+        if not torch.stack([t.isfinite().all().to(self.device) for t in tensors.values()]).all():
+            raise Diverged(
+                f"weights are no numbers any more, in epoch {self.position.epoch + 1}; lower the rate, as "
+                f"with --set rate={self.run.config.rate / 3:.2g}"
+            )
+        if self.group.first:
+            if scaling := self.learner.scaling:
+                tensors["scaling.mean"] = torch.from_numpy(scaling.mean)
+                tensors["scaling.deviation"] = torch.from_numpy(scaling.deviation)
+            tensors |= {f"best.{k}": v for k, v in self.best.items()}
+            done = self.position.epoch * self.feed.steps + self.position.step
+            facts = {
+                "config": self.run.config.to_dict(), **self.run.inputs, "step": done,
+                "position": self.position.to_dict(), "held": vars(self.held), "seconds": self.run.seconds,
+            }  # fmt: skip
+            checkpoint.save(self.run.folder / "checkpoints", done, tensors, facts)
+        self.group.wait()
+
+    # After the last step
+
+    def finish(self) -> TrainResult:
+        """Take the best of what was learned, measure it, write it."""
+        run, config, learner = self.run, self.run.config, self.learner
+        learner.config = replace(config, precision="fp32")  # what the model file will do
+        told: dict[str, Any] = {"step": self.position.epoch * self.feed.steps}
+        if self.best:
+            learner.average.load_state_dict(self.best)
+            told["best_epoch"] = self.held.epoch
+            run.note(f"epoch {self.held.epoch} is kept, of the least loss on held-out images")
+        if self.held.head and not self._is_better():
+            from .heads import probe
+
+            outcome = probe.solved(run, probe.ProbeConfig(
+                model=str(self.init), sizes=(config.size,), layers=learner.model.table.head.layers,
+                seed=config.seed, threads=config.threads,
+            ))  # fmt: skip
+            outcome = replace(outcome, told={**told, "best_epoch": 0})
+        else:
+            outcome = replace(self._outcome(), told=told)
+        result = run.finish(outcome)
+        self.save()  # last, since it says that the run has finished
+        return result
+
+    def _is_better(self) -> bool:
+        """Whether training has made a better network than the solved head, on held-out images."""
+        head, best = np.array(self.held.head), np.array(self.held.best)
+        won, lost = int((best & ~head).sum()), int((head & ~best).sum())
+        chance = mcnemar(won, lost)
+        good = chance < SURE
+        self.run.note(
+            f"of {len(head)} held-out photos the head alone has {head.mean():.2%} right, epoch "
+            f"{self.held.epoch} {best.mean():.2%} ({won} won, {lost} lost, p = {chance:.3f}): "
+            + (
+                "it is kept"
+                if good
+                else "no sure gain, so the head alone is kept, solved on all photos"
+            )
+        )
+        return good
+
+    def _outcome(self) -> Outcome:
+        run, config, learner = self.run, self.run.config, self.learner
+        network, data = learner.model.table, run.data
+        judged = self.hold or data.val
+        divide, least = 1.0, None
+        read: tuple[Sample, ...] = ()
+        scores = np.zeros((0, network.head.classes), np.float32)
+        if judged:
+            read, scores = self.scores(judged)
+            labels = np.array([s.label for s in read], np.int64)
+            if len(read) >= CALIBRATED:
+                divide = linear.temperature(scores, labels)
+                least = threshold(scores, divide)
+        weights = learner.weights()
+        last = [layer.key for layer in network.layers if layer.key][-1]
+        for name in (f"{last}.weight", f"{last}.bias"):
+            weights[name] = weights[name] / divide
+        tensors = {k: weights[k].contiguous().numpy() for k in network.tensors}
+        if config.start == "probe":
+            tensors = self._compact(tensors)
+
+        def judge(
+            samples: Sequence[Sample], _: str
+        ) -> tuple[tuple[Sample, ...], NDArray[np.float32]]:
+            found, answers = (read, scores) if samples is judged else self.scores(samples)
+            return found, answers / np.float32(divide)
+
+        fitted = "held-out training" if self.hold else "the same"
+        calibrated = f", temperature and threshold by {fitted} images" if least is not None else ""
+        return Outcome(
+            network, self.preprocess, tensors, judge,
+            f"one view of {config.size} pixels, fp32{calibrated}", licence=self.licence,
+            threshold=least, provenance={"temperature": round(divide, 6)},
+        )  # fmt: skip
+
+    def _compact(self, tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Trained filters in half precision, as trunks are published; what was not trained as it came."""
+        own = dict(self.learner.model.named_parameters())
+        source = trunk_of(modelfile.read(find_model(self.init)), self.learner.model.table)
+        for key, value in list(tensors.items()):
+            if key in own and not own[key].requires_grad:
+                del tensors[key]
+                tensors |= {
+                    k: v for k, v in source.items() if k in (key, f"{key}.q", f"{key}.scale")
+                }
+            elif value.ndim == 4 and float(np.abs(value).max()) < 6e4:
+                tensors[key] = value.astype(np.float16)
+        return tensors
+
+
+def _settled(
+    config: Config, init: Any, named: Collection[str], stored: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a run settles by itself, as the one that is gone on with did."""
+    keys = [key for key in ("precision", "layout") if getattr(config, key) == "auto"]
+    if init is not None:  # the network was taken from the weights
+        keys += ["model", "width", "pool"]
+    if "batch" not in named:
+        keys += ["batch", "accumulate", "rate", "kernel_rate", "head_rate"]
+    return {
+        key: stored[key] for key in keys if key not in named or key not in ("rate", "kernel_rate")
+    }
+
+
+def _fitted(config: Config, count: int, named: Collection[str]) -> tuple[Config, list[str]]:
+    """A batch that a set of `count` images has some of, with rates that suit it, and epochs enough.
+
+    Rates go with the root of the batch. What was asked for by name stays.
+    """
+    batch = config.batch
+    while batch > LEAST_BATCH and count < LEAST_STEPS * batch and "batch" not in named:
+        batch //= 2
+    if batch == config.batch:
+        return config, []
+    share = math.sqrt(batch / config.batch)
+    fitted = replace(
+        config, batch=batch, accumulate=min(config.accumulate, batch), rate=config.rate * share,
+        kernel_rate=config.kernel_rate * share, head_rate=config.head_rate * share,
+    )  # fmt: skip
+    return fitted, [
+        f"{count} images are few for batches of {config.batch}: they are of {batch}, and the rates "
+        f"{share:.2g} times the recipe's; --set batch={config.batch} takes it as it is"
+    ]
+
+
+def _parted(
+    samples: tuple[Sample, ...], config: Config
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """To learn from, and held out: of each class, copies of an image together."""
+    if not config.hold:
+        return samples, ()
+    labels = np.array([s.label for s in samples], np.int64)
+    names = np.array(digests_of(samples, {}))
+    fold = linear.folds(labels, max(2, round(1 / config.hold)), groups=names, seed=config.seed)
+    learn = tuple(s for s, number in zip(samples, fold, strict=True) if number)
+    return learn, tuple(s for s, number in zip(samples, fold, strict=True) if not number)
+
+
+def _as_shown(expected: Preprocess, config: Config) -> Preprocess:
+    """What the weights that a run starts from expect, at the size, and resized as this run does it."""
+    if config.stretch:
+        return replace(expected, resize="exact", resize_size=config.size, crop_size=None)
+    if not config.memory:
+        return sized(expected, config.size)
+    plain = Preprocess()
+    return replace(
+        expected, resize="shorter", resize_size=config.size, crop_size=config.size,
+        interpolation=plain.interpolation,
+    )  # fmt: skip
+
+
+def _normalised(found: Statistics | None, config: Config) -> Preprocess:
+    """Pre-processing for a network that starts from nothing: normalised by what this data's pixels are.
+
+    The paper subtracts the mean and does nothing else (arXiv:1409.1556, section 2.1).
+    """
+    size = config.size
+    plain = Preprocess(resize_size=size if config.memory else round(size * 8 / 7), crop_size=size)
+    if found is None:
+        return plain
+    mean, std = found.mean, np.maximum(found.deviation, 0.5)
+    if config.recipe == "paper":
+        mean, std = mean.round(3), np.ones(3)
+        plain = replace(plain, range=(0.0, 255.0))
+    else:
+        mean, std = (mean / 255).round(6), (std / 255).round(6)
+    return replace(plain, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+
+
+def _class_weights(labels: NDArray[np.int64], classes: int, config: Config) -> Tensor | None:
+    """Images / (classes * images of the class), which is 1 where all are equally many."""
+    if config.balance != "weights":
+        return None
+    counts = np.bincount(labels, minlength=classes)
+    return torch.from_numpy(len(labels) / (classes * np.maximum(counts, 1))).float()

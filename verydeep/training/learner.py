@@ -1,0 +1,257 @@
+"""A network that learns: its optimiser, the running mean of its weights, and images as it takes them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..engines.torch import precise
+from ..models import VGG
+from ..preprocess import Preprocess
+from .data.feed import Batch
+from .heads.linear import Scaling
+from .optim import grouped, optimiser
+from .parallel import ALONE, Group, synced
+from .recipes import Config
+from .speed import arithmetic
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What goes through the network at once, on the device.
+
+    inputs: (n, c, h, w) float32. labels: (n,) int64, or (n, classes) float32 of 0 and 1. counts: (n,), 0
+    for what is there only so that batch norm has two images. others, shares: as in a `Batch`.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    counts: Tensor
+    others: Tensor | None = None
+    shares: Tensor | None = None
+
+
+class Learner:
+    """A network that learns.
+
+    model: its parameters are trained in place. average: the same network with the running mean of the
+    weights, which is what is validated; the model itself where the recipe has none.
+    scaling: brings what the head reads to mean 0 and deviation 1; the head is held for that.
+    """
+
+    def __init__(
+        self,
+        model: VGG,
+        config: Config,
+        preprocess: Preprocess,
+        device: torch.device,
+        group: Group = ALONE,
+        *,
+        class_weights: Tensor | None = None,
+        scaling: Scaling | None = None,
+    ) -> None:
+        self.config, self.device, self.group, self.scaling = config, device, group, scaling
+        self._cuda = device.type == "cuda"
+        self.channels_last = config.layout == "channels-last"
+        format_ = torch.channels_last if self.channels_last else torch.contiguous_format
+        self.model: VGG = model.to(device).to(memory_format=format_)
+        if scaling is not None:
+            _read_scaled(self.model, scaling, config.dropout, device)
+        group.spread([*self.model.parameters(), *self.model.buffers()])
+        groups = grouped(self.model, config)
+        self.parameters = [tensor for g in groups for tensor in g.tensors]
+        self.average = copy.deepcopy(self.model).eval() if config.average else self.model
+        self.optimiser = optimiser(groups, config, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        for module in self.model.modules():
+            if isinstance(module, nn.ReLU):
+                # nobody looks before it here, and it spares memory's bandwidth
+                module.inplace = True
+        self.normalise = normaliser(preprocess, device)
+        self.class_weights = None if class_weights is None else class_weights.to(device)
+        self.net: nn.Module = self.model
+        if config.sync_norm and group.world > 1:
+            self.net = synced(self.net)
+        if config.compile:
+            self.net = torch.compile(self.net)  # type: ignore[assignment]
+        live, mean = self.model.state_dict(), self.average.state_dict()
+        floats = [name for name, value in live.items() if value.is_floating_point()]
+        self._live, self._mean = [live[n] for n in floats], [mean[n] for n in floats]
+
+    def train(self) -> None:
+        """Ready to learn; what keeps its statistics does."""
+        self.model.train()
+        for module in self.model.modules():
+            if isinstance(module, nn.BatchNorm2d) and (
+                self.config.keep_norm or not module.weight.requires_grad
+            ):
+                module.eval()
+
+    def set_rate(self, rate: float) -> None:
+        """The schedule's rate, of which each group of parameters has its share."""
+        for settings in self.optimiser.param_groups:
+            settings["lr"] = rate * settings["share"]
+
+    def follow(self, step: int) -> None:
+        """The running mean goes after the weights. step: counted over the whole run."""
+        if self.average is self.model:
+            return
+        # young means are of few steps: (1 + step) / (10 + step), as TensorFlow's average had it
+        keep = min(self.config.average, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._mean, self._live, 1 - keep)
+
+    def parts(self, batch: Batch, side: int | None = None) -> Iterator[Part]:
+        """The batch in `accumulate` parts, each of two images or more, which batch norm needs.
+
+        Black ones that count for nothing stand in where there are fewer; where batch norm is that of all
+        processes, a part may have none. side: pixels that images are shown at; None for the recipe's size.
+        """
+        n = len(batch.labels)
+        alike = (
+            self.config.sync_norm and self.group.world > 1
+        )  # each waits for the others in each part
+        parts = self.config.accumulate if alike else max(1, min(self.config.accumulate, n // 2))
+        for number in range(parts):
+            own = slice(number, None, parts)
+            count = len(range(n)[own])
+            images, labels, others, shares, shift = (
+                self._moved(values, own, 0 if alike else 2)
+                for values in (batch.images, batch.labels, batch.others, batch.shares, batch.shift)
+            )
+            assert images is not None
+            assert labels is not None
+            counts = (torch.arange(len(labels)) < count).float().to(self.device)
+            yield Part(self.shaped(images, shift, side), labels, counts, others, shares)
+
+    def _moved(self, values: NDArray[Any] | None, own: slice, least: int) -> Tensor | None:
+        """Those values on the device, zeros after them where they are fewer than `least`."""
+        if values is None:
+            return None
+        mine = values[own]
+        if len(mine) < least:
+            missing = np.zeros((least - len(mine), *mine.shape[1:]), mine.dtype)
+            mine = np.concatenate([mine, missing])
+        found = torch.from_numpy(mine)
+        return (
+            found.pin_memory().to(self.device, non_blocking=True)
+            if self._cuda
+            else found.to(self.device)
+        )
+
+    def shaped(
+        self, images: Tensor, shift: Tensor | None = None, side: int | None = None
+    ) -> Tensor:
+        """(n, h, w, 3) uint8 to the network's input (n, c, h, w) float32, in its layout."""
+        inputs = self.normalise(images, shift)
+        if side is not None and side != inputs.shape[-1]:
+            inputs = F.interpolate(inputs, size=(side, side), mode="bilinear", antialias=True)
+        format_ = torch.channels_last if self.channels_last else torch.contiguous_format
+        return inputs.contiguous(memory_format=format_)
+
+    def scores(self, images: NDArray[np.uint8], side: int | None = None) -> NDArray[np.float32]:
+        """(n, classes) of (n, h, w, 3) uint8, by the averaged weights. side: as for `parts`."""
+        was = self.average.training
+        self.average.eval()
+        fp32 = self.config.precision == "fp32"  # not TF32 here: what is measured is the model file
+        exact = precise(self.device.type, "exact" if fp32 else "half")
+        with torch.inference_mode(), exact, arithmetic(self.config.precision, self.device):
+            inputs = self.shaped(torch.from_numpy(images).to(self.device), None, side)
+            found: NDArray[np.float32] = self.average(inputs).float().cpu().numpy()
+        self.average.train(was)
+        return found
+
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged network's, on the CPU, its head for what the layers average to."""
+        held = {k: v.detach().cpu() for k, v in self.average.state_dict().items()}
+        if self.scaling is not None:
+            inverse = torch.from_numpy(1 / self.scaling.deviation)
+            weight = held["classifier.weight"] * inverse
+            held["classifier.bias"] = held["classifier.bias"] - weight @ torch.from_numpy(
+                self.scaling.mean
+            )
+            held["classifier.weight"] = weight
+        return held
+
+    def agree(self) -> None:
+        """What batch norms have seen becomes what the first process's have: it is measured and kept."""
+        self.group.spread([*self.model.buffers(), *self.average.buffers()])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the learner has learned, by name, for a checkpoint."""
+        held = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        if self.average is not self.model:
+            held |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for number, state in self.optimiser.state_dict()["state"].items():
+            held |= {f"optimiser.{number}.{k}": v for k, v in state.items() if v is not None}
+        if scale := self.scaler.state_dict():
+            held["scaler.scale"] = torch.tensor(scale["scale"])
+        return held
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Become what `tensors` gave."""
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.model.load_state_dict(under("model."))
+        if self.average is not self.model:
+            self.average.load_state_dict(under("average."))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in under("optimiser.").items():
+            number, _, key = name.partition(".")
+            state.setdefault(int(number), {})[key] = value
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        for parameter, held in self.optimiser.state.items():
+            for key, value in held.items():
+                if value.shape == parameter.shape:
+                    # a fused step takes the numbers as they lie, and a checkpoint has them in one order
+                    held[key] = torch.empty_like(parameter).copy_(value)
+        if "scaler.scale" in tensors:
+            self.scaler.load_state_dict(
+                {**self.scaler.state_dict(), "scale": float(tensors["scaler.scale"])}
+            )
+
+
+def _read_scaled(model: VGG, scaling: Scaling, dropout: float, device: torch.device) -> None:
+    """The head of `model` reads averages scaled, some of them left out while it learns."""
+    mean = torch.from_numpy(scaling.mean).to(device)
+    inverse = torch.from_numpy(1 / scaling.deviation).to(device)
+
+    def scaled(head: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        return F.dropout((inputs[0] - mean) * inverse, dropout, head.training)
+
+    model.classifier.register_forward_pre_hook(scaled)
+
+
+def normaliser(
+    preprocess: Preprocess, device: torch.device
+) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """`Preprocess.normalise` on the device: one multiplication and one addition a value."""
+    low, high = preprocess.range
+    std, mean = torch.tensor(preprocess.std), torch.tensor(preprocess.mean)
+    scale = ((high - low) / 255 / std).to(device)
+    offset = ((low - mean) / std).to(device)
+    reverse, grey = preprocess.channel_order == "BGR", preprocess.channel_order == "L"
+    luma = torch.tensor([0.299, 0.587, 0.114], device=device)
+
+    def normalise(images: Tensor, shift: Tensor | None = None) -> Tensor:
+        values = images.float()
+        if shift is not None:
+            values = values + shift[:, None, None, :]
+        if grey:
+            values = (values @ luma)[..., None]
+        if reverse:
+            values = values.flip(-1)
+        return (values * scale + offset).permute(0, 3, 1, 2)
+
+    return normalise
