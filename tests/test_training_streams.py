@@ -148,6 +148,11 @@ def test_what_is_found_is_what_files_hold_and_is_listed_once(host: Host, tmp_pat
     again = labelled.find(url)
     assert host.asked == []
     assert again.digest == found.digest
+    kept = shards._kept(f"{host.url}/a-03.tar")
+    kept.write_text('{"url": "", "identity": "", "images": []}')  # as older versions kept it
+    assert labelled.find(url).digest == found.digest
+    assert host.asked == ["a-03.tar"]
+    host.asked.clear()
     write(tmp_path / "shards", "a", 2, size=33)  # two have changed
     for number in range(2):  # in another second: HTTP's dates know no finer
         os.utime(tmp_path / "shards" / f"a-{number:02}.tar", (2e9, 2e9))

@@ -72,8 +72,9 @@ def _listing(url: str) -> list[Entry]:
         with suppress(OSError):  # without a cache it is listed each time
             path.parent.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(path.with_suffix(".lock"), lambda: None))
-        with suppress(OSError, ValueError):
-            return [tuple(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        with suppress(OSError, ValueError, TypeError):
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return [(name, label, size) for name, label, size in kept]  # older ones are a mapping
         found = [(name, label, len(content)) for name, label, content in entries(url)]
         with suppress(OSError, VerydeepError), replacing(path, "w", encoding="utf-8") as file:
             json.dump(found, file)
