@@ -225,6 +225,52 @@ def test_names_that_are_not_utf8_are_printed(model: Path, tmp_path: Path) -> Non
     assert os.fsencode(json.loads(done.stdout)[0]["path"]) == name
 
 
+COLOURED = "new\nline \x1b[31m\u202egpj.png"  # and what a person sees of it
+ESCAPED = r"new\nline \x1b[31m\u202egpj.png"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such names there")
+def test_names_never_command_a_terminal(
+    verydeep: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("flat", "set/a", "set/b"):
+        os.makedirs(folder)
+        photo(tmp_path / folder / COLOURED)
+        photo(tmp_path / folder / "b.png")
+    (tmp_path / "flat" / f"bad {COLOURED}").write_text("no image")
+    own = ("--model", str(model))
+    verydeep("features", "flat", "--out", "f.npz", *own)
+    for words in (
+        ("classify", "flat", *own), ("explain", "flat", "--out", "seen", "--method", "occlusion", *own),
+        ("distance", "flat/b.png", f"flat/{COLOURED}", "--engine", "torch"),
+        ("similar", "f.npz", f"flat/{COLOURED}"), ("duplicates", "flat", *own),
+        ("weights", "verify", f"flat/{COLOURED}"), ("check", "set"), ("classify", f"--{COLOURED}"),
+    ):  # fmt: skip
+        done = verydeep(*words)
+        for text in (done.out, done.err):
+            assert not set(text) & {"\x1b", "\u202e"}, words
+            assert "new\nline" not in text, words
+        assert ESCAPED in done.out + done.err, words
+    written = json.loads(verydeep("classify", f"flat/{COLOURED}", "--json", *own).out)
+    assert written[0]["path"] == f"flat/{COLOURED}"
+
+
+def test_a_file_that_looks_like_an_option(
+    verydeep: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = ("--model", str(model))
+    for name in ("-dash.png", "--top.png"):
+        photo(tmp_path / name)
+        done = verydeep("classify", name, *own)
+        assert (done.status, done.out) == (2, "")
+        assert f"; for the file write ./{name}, or -- before all names; see" in done.err
+        assert verydeep("classify", *own, f"./{name}").status == 0
+        assert verydeep("classify", *own, "--", name).status == 0
+    assert "for the file" not in verydeep("classify", "-gone.png", *own).err
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device here")
 def test_a_full_disk_is_one_line() -> None:
     with open("/dev/full", "w") as full:

@@ -18,6 +18,7 @@ import click
 
 from .. import __version__
 from ..errors import MissingExtraError, VerydeepError, log, nearest
+from ..files.wording import plain
 
 # module -> its verbs, which are functions of these names
 MODULES = {
@@ -102,13 +103,17 @@ def _usage(error: click.ClickException) -> str:
     ctx = getattr(error, "ctx", None)
     if ctx and type(error).__name__ == "NoArgsIsHelpError":
         return str(ctx.get_help())
+    files = []
     if isinstance(error, click.NoSuchOption):
+        files = [word for word in sys.argv[2:] if word.startswith("-") and os.path.lexists(word)]
         # click compares the dashes too, and finds --top near --foo
         near = [one.lstrip("-") for one in error.possibilities or ()]
         name = error.option_name.lstrip("-")
         near = [f"--{one}" for one in get_close_matches(name, near)]
         error = click.NoSuchOption(error.option_name, possibilities=near, ctx=ctx)
-    message = " ".join(error.format_message().split()).rstrip(".")
+    message = plain(" ".join(error.format_message().split()).rstrip("."))
+    if files:
+        message += f"; for the file write ./{plain(files[0])}, or -- before all names"
     return f"verydeep: {message}{f'; see {ctx.command_path} --help' if ctx else ''}"
 
 
@@ -116,7 +121,7 @@ class Stderr(logging.Handler):
     """What the package says to the person, a line each, on whatever stderr is now."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = " ".join(record.getMessage().splitlines())
+        text = plain(" ".join(record.getMessage().splitlines()))
         print(f"verydeep: {text}", file=sys.stderr, flush=True)  # above a live line
 
 

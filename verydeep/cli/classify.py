@@ -14,6 +14,7 @@ import click
 
 from ..errors import log
 from ..files import photo_paths
+from ..files.wording import counted, plain
 from . import options
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _bars(answer: Answer) -> str:
     """A block of lines: the path, then a bar for each class."""
     full, empty = "█░" if (sys.stdout.encoding or "").lower().startswith("utf") else "#."
     doubt = "" if answer.sure else click.style("  not sure", fg="yellow")
-    lines = [click.style(answer.path or "", bold=True) + doubt]
+    lines = [click.style(plain(answer.path or ""), bold=True) + doubt]
     width = max(len(p.label) for p in answer.predictions)
     for rank, guess in enumerate(answer.predictions):
         cells = round(guess.probability * BAR_CELLS)
@@ -136,7 +137,6 @@ def _record(answer: Answer) -> dict[str, Any]:
 
 def _profile(predictor: Predictor, count: int, seconds: float) -> str:
     """Photos a second, and each stage's share of the time; stages overlap, so shares may pass 100 %."""
-    from ..files.wording import counted
     from ..predictor import DECODING_THREADS
 
     spent = predictor.seconds

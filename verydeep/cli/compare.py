@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ import click
 from ..errors import log
 from ..files import photo_paths
 from ..files.progress import Progress
-from ..files.wording import counted
+from ..files.wording import counted, plain
 from . import options
 from .output import Listing, exit_status, json_text, output_file, photo_events, show
 
@@ -85,7 +86,10 @@ def distance(paths: tuple[str, ...], map_path: Path | None, as_json: bool, **cho
                 continue
             value = float(item)
             record = {"distance": value, "layers": item.layers, "about": asdict(item.about)}
-            listing({"a": a, "b": b, **record, "line": str(item.about)}, f"{value:.6g}\t{a}\t{b}")
+            listing(
+                {"a": a, "b": b, **record, "line": str(item.about)},
+                f"{value:.6g}\t{plain(a)}\t{plain(b)}",
+            )
             good.append(value)
             finer = item.about.precision != measure.precision
             ways[f"{item.about}{' (so alike that it takes this precision)' if finer else ''}"] += 1
@@ -222,5 +226,8 @@ def duplicates(paths: tuple[str, ...], as_json: bool, **choices: Any) -> int:
         from .. import retrieval
 
         result = retrieval.duplicates(paths, on_event=on_event, **choices)
-    show(result, as_json)
+    if result.keep and not as_json and sys.stdout.isatty():  # for people, not for the next program
+        click.echo("\n".join(map(plain, result.keep)))
+    else:
+        show(result, as_json)
     return exit_status(len(result.errors), result.photos)

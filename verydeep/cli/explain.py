@@ -13,6 +13,7 @@ import click
 from ..errors import ImageError
 from ..files import photo_paths
 from ..files.progress import progress
+from ..files.wording import plain
 from . import options
 from .output import Listing, exit_status, output_folder
 
@@ -114,7 +115,7 @@ def _text(explanation: Explanation, picture: Path, fidelity: Fidelity | None) ->
     width = max(len(heat.label) for heat in explanation.maps)
     lines = [f"{heat.label:<{width}}  {heat.probability:6.1%}" for heat in explanation.maps]
     lines += str(fidelity).splitlines() if fidelity is not None else []
-    title = click.style(explanation.path or "", bold=True) + f"  {picture}"
+    title = click.style(plain(explanation.path or ""), bold=True) + f"  {plain(str(picture))}"
     return "\n  ".join([title, *lines])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..errors import VerydeepError, WeightsError, log
-from ..files.wording import counted, table
+from ..files.wording import counted, plain, table
 from . import CONTEXT, options
 from .output import Listing, exit_status, json_text
 
@@ -88,7 +88,7 @@ def verify(files: tuple[str, ...], as_json: bool) -> int:
                 answers = (Verdict(Path(name), False, str(error)),)
             for one in answers:
                 bad += not one.ok
-                text = f"{'ok' if one.ok else 'BAD':<3} {one.file}: {one.what}"
+                text = f"{'ok' if one.ok else 'BAD':<3} {plain(str(one.file))}: {one.what}"
                 listing({**asdict(one), "file": str(one.file)}, text)
     return exit_status(bad, listing.count, "file", "not as expected")
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
+# control characters, what ends a line, and what turns the direction of writing
+_COMMANDS = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 NAMED = 5  # of many are named in a line
 
 
@@ -13,9 +16,18 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what if number == 1 else what + ending}"
 
 
+def plain(text: str) -> str:
+    r"""A file's name, or what has one in it, as a line shows it: what commands a terminal is escaped.
+
+    >>> print(plain("new\nline.jpg"))
+    new\nline.jpg
+    """
+    return _COMMANDS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def some(names: Iterable[str]) -> str:
     """Some names, the first five in full: "a, b, c, d, e and 3 more"."""
-    names = list(names)
+    names = list(map(plain, names))
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 

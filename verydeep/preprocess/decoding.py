@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ..errors import ImageError
 from ..files.photo_paths import reads_heif, sniff
+from ..files.wording import plain
 
 if TYPE_CHECKING:  # PIL takes 20 ms to load and torch a second
     from PIL import Image
@@ -140,7 +141,7 @@ def name_of(source: object) -> str:
 
 def _printable(text: str) -> str:
     """Newlines, control characters and undecodable bytes of a file name, escaped."""
-    return text if text.isprintable() else repr(text)
+    return plain(text).encode("utf-8", "backslashreplace").decode()
 
 
 def _open(path: str | os.PathLike[str]) -> BinaryIO:

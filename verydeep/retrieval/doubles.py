@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,12 @@ import numpy as np
 from ..errors import DataError
 from ..files import photo_paths
 from ..files.progress import expect, stage
-from ..files.wording import counted
+from ..files.wording import counted, plain, some
 from ..preprocess.decoding import opened
 from .extraction import features
 from .featurefile import FeatureFile, is_feature_file, open_features
 from .nearest import closest, unit_rows
-from .pixels import same_picture, small
+from .pixels import is_blank, same_picture, small
 
 if TYPE_CHECKING:
     from ..graphs.pooling import Pooling
@@ -80,10 +81,11 @@ class Group:
 
     def __str__(self) -> str:
         first, *others = self.members
-        lines = [first.path]
+        lines = [plain(first.path)]
         for m in others:
             how = "identical" if m.identical else f"{m.cosine:.4f}"
-            lines.append(f"{how:>11}  {m.path}{'' if m.of == first.path else f'  (of {m.of})'}")
+            of = "" if m.of == first.path else f"  (of {plain(str(m.of))})"
+            lines.append(f"{how:>11}  {plain(m.path)}{of}")
         said = ("  (a link leads to it: keep it)" if m.linked else "" for m in self.members)
         return "\n".join(line + more for line, more in zip(lines, said, strict=True))
 
@@ -94,6 +96,7 @@ class Duplicates:
 
     photos: how many files were compared, links left out. errors: those that could not be read, and why.
     keep: of each group, what was asked to be kept, and what links lead to; None where nothing was asked.
+    blank: pictures of nothing but one colour that are alike; of other bytes, they are no duplicates.
     """
 
     groups: tuple[Group, ...]
@@ -101,24 +104,29 @@ class Duplicates:
     threshold: float
     errors: dict[str, str]
     keep: tuple[str, ...] | None = None
+    blank: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
-        asked = {"keep": list(self.keep)} if self.keep is not None else {}
+        more = {"keep": list(self.keep)} if self.keep is not None else {}
+        more |= {"blank": list(self.blank)} if self.blank else {}
         groups = [group.to_dict() for group in self.groups]
         return {
             "groups": groups, "photos": self.photos, "threshold": self.threshold, "errors": self.errors,
-            **asked,
+            **more,
         }  # fmt: skip
 
     def __str__(self) -> str:
         count = sum(len(group.members) - 1 for group in self.groups)
         are = "is a duplicate" if count == 1 else "are duplicates"
         photos, groups = counted(self.photos, "photo"), counted(len(self.groups), "group")
-        some, none = f"{count:,} of {photos} {are}, in {groups}", f"no duplicates among {photos}"
+        found, none = f"{count:,} of {photos} {are}, in {groups}", f"no duplicates among {photos}"
         how = f"(cosine at least {self.threshold:g} and the same pixels, or the same bytes)"
         if self.keep is not None:
             return "\n".join(self.keep)
-        return "\n\n".join([*map(str, self.groups), f"{some if count else none} {how}"])
+        last = f"{found if count else none} {how}"
+        if self.blank:
+            last += f"\nblank, of one colour and so alike, but no duplicates: {some(self.blank)}"
+        return "\n\n".join([*map(str, self.groups), last])
 
 
 def duplicates(
@@ -231,7 +239,7 @@ def _grouped(
     left_out = np.ones(len(paths), bool)
     left_out[list(rows.values())] = False
     where = [places.get(path, path) for path in paths]
-    groups_of, partner = _linked(file, layer, threshold, left_out, where)
+    groups_of, partner, blank = _linked(file, layer, threshold, left_out, where)
     members: dict[int, list[Member]] = {}
     for path in distinct:
         row = rows[copies.get(path, path)]
@@ -250,7 +258,8 @@ def _grouped(
     chosen = {max(g.members, key=lambda m: best(places[m.path])).path for g in groups if best}
     to_keep = tuple(m.path for g in groups for m in g.members if m.linked or m.path in chosen)
     count = len(failed.keys() | distinct)
-    return Duplicates(groups, count, threshold, failed, to_keep if best else None)
+    blanks = tuple(paths[row] for row in sorted(blank))
+    return Duplicates(groups, count, threshold, failed, to_keep if best else None, blanks)
 
 
 def _pixels(place: str) -> int:
@@ -271,18 +280,19 @@ KEEP: dict[str, Callable[[str], float]] = {
 
 def _linked(
     file: FeatureFile, layer: str, threshold: float, left_out: np.ndarray, places: list[str]
-) -> tuple[list[list[int]], dict[int, tuple[int, float]]]:
+) -> tuple[list[list[int]], dict[int, tuple[int, float]], set[int]]:
     """Rows joined with the nearest of those before them, unless their photos show other pictures.
 
     left_out: (rows,) bool, those that are joined with none. places: where the photo of each row is.
     Returns the group of each row, a list that its rows share; and of joined rows another one, the nearest
-    before it where there is one, and their cosine.
+    before it where there is one, and their cosine; and those whose photos are blank, which are not joined.
     """
     least = max(threshold - ROUNDING, ROUNDING)  # more than rows of zeros have
     cosines, rows = _nearest_before(file, layer, least, left_out)
     groups = [[row] for row in range(len(file))]
     partner: dict[int, tuple[int, float]] = {}
     picture = lru_cache(SMALL)(small)  # as the files are now
+    blank: set[int] = set()
     settled = set()  # of photos that are gone, those that have joined one that is there
     alike = np.flatnonzero(cosines[:, 0] >= least).tolist()
     for row in stage(alike, "comparing pixels", "photo", len(alike)):
@@ -296,14 +306,17 @@ def _linked(
                 same = gone[0] not in settled
                 settled.add(gone[0])
             else:
-                same = same_picture(picture(places[row]), picture(places[other])) is not False
+                pictures = [picture(places[at]) for at in (row, other)]
+                empty = [p is not None and is_blank(p) for p in pictures]
+                blank.update(compress((row, other), empty))
+                same = not any(empty) and same_picture(*pictures) is not False
             if same:
                 theirs += ours
                 for one in ours:
                     groups[one] = theirs
                 partner.setdefault(row, (other, min(cosine, 1.0)))
                 partner.setdefault(other, (row, min(cosine, 1.0)))
-    return groups, partner
+    return groups, partner, blank
 
 
 def _nearest_before(

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import DataError, ImageError, ModelFileError, log, require_whole
-from ..files.wording import counted
+from ..files.wording import counted, plain
 from ..pictures import layout, require_picture, save
 from ..pictures.layout import FAINT, INK, SMALL, Colour
 from ..preprocess import decode, several
@@ -66,8 +66,8 @@ class Neighbours:
         }
 
     def __str__(self) -> str:
-        lines = [f"{m.cosine:9.4f}  {m.path}" for m in self.matches]
-        return "\n".join([self.query or "image", *lines, *filter(None, [self.error])])
+        lines = [f"{m.cosine:9.4f}  {plain(m.path)}" for m in self.matches]
+        return "\n".join([plain(self.query or "image"), *lines, *filter(None, [self.error])])
 
 
 @overload

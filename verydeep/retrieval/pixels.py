@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ LEAST_CORRELATION = 0.9
 LARGEST_COLOUR = (
     20.0  # levels, in 97 % of the blocks; richer colours have 6 to 20, other products 24 and more
 )
+BLANK = 2  # levels between the darkest and the lightest
 FLAT = 0.25  # levels of deviation, below which there are no edges to compare
 WHITE = 245.0  # where a brighter copy is cut off
 LEAST_SHARE = 0.3  # of a picture that must lie over the other
@@ -43,6 +45,12 @@ def same_picture(first: Image.Image | None, second: Image.Image | None) -> bool 
         if way is not None and _equal(first, picture, way):
             return True
     return False
+
+
+def is_blank(picture: Image.Image) -> bool:
+    """Whether nothing is on it but one colour: two such are alike, whatever they are of."""
+    extrema: Any = picture.getextrema()  # a pair for each channel
+    return all(high - low <= BLANK for low, high in extrema)
 
 
 def small(path: str) -> Image.Image | None:
