@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 import tarfile
 import zipfile
@@ -174,6 +175,50 @@ def test_archives_of_other_systems(tmp_path: Path) -> None:
     assert labelled.find(path).classes == ("café", "dog")
     sample = labelled.find(zipped(tmp_path, windows), val_fraction=0).train[0]
     assert isinstance(labelled.open(sample), bytes)
+
+
+def zipped_in(root: Path, encoding: str, classes: Sequence[str], *, claims_utf8: bool) -> Path:
+    """Names in that encoding, and a zip that does not say so, or says that they are UTF-8."""
+    names = [f"{label}/{n}.jpg".encode(encoding) for label in classes for n in range(2)]
+    path = zipped(root, [f"{n:_<{len(name) - 4}}.jpg" for n, name in enumerate(names)])
+    content = path.read_bytes()
+    for n, name in enumerate(names):
+        content = content.replace(f"{n:_<{len(name) - 4}}.jpg".encode(), name)
+    for mark, flags in ((b"PK\3\4", 7), (b"PK\1\2", 9)) if claims_utf8 else ():
+        for entry in re.finditer(re.escape(mark), content):
+            at = entry.start() + flags
+            content = content[:at] + bytes([content[at] | 8]) + content[at + 1 :]
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("encoding", "classes", "shown"),
+    [
+        ("gbk", ["猫", "狗"], ["├¿", "╣╖"]),  # the first by itself would be an "è" in UTF-8
+        ("cp437", ["clé", "été"], ["clé", "été"]),
+        # the first letter of both has a backslash as its second byte
+        ("shift-jis", ["ソファ", "ソース"], ["â\\âtâ@", "â\\ü[âX"]),
+    ],
+)
+def test_names_of_old_zips(
+    encoding: str, classes: list[str], shown: list[str], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Each class stays one, under the same name each time; what is done is said."""
+    path = zipped_in(tmp_path, encoding, classes, claims_utf8=False)
+    found = labelled.find(path, val_fraction=0)
+    assert found.classes == labelled.find(path).classes == tuple(sorted(shown))
+    assert len(found.train) == 4
+    assert all(isinstance(labelled.open(sample), bytes) for sample in found.train)
+    line = f"does not say how its names are encoded, such as {shown[0]}/0.jpg; "
+    assert capsys.readouterr().err.count(line) == 1
+
+
+def test_a_zip_whose_names_are_not_what_it_says(tmp_path: Path) -> None:
+    path = zipped_in(tmp_path, "gbk", ["猫", "狗"], claims_utf8=True)
+    with pytest.raises(DataError, match=r"set\.zip: cannot be read: 'utf-8' codec can't decode"):
+        labelled.find(path)
 
 
 def test_photos_without_an_ending_in_archives(tmp_path: Path) -> None:

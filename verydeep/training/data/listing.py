@@ -21,7 +21,7 @@ from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
-from ...errors import DataError
+from ...errors import DataError, warn_once
 from ...files.photo_paths import (
     IMAGE_SUFFIXES,
     composed,
@@ -39,7 +39,9 @@ from .tables import table
 
 __all__ = ["Item", "Listing", "Member", "Source", "Streamed", "listed"]
 
-UNREADABLE = (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, LZMAError)
+UNREADABLE = (  # a UnicodeError: of a zip that says that its names are UTF-8
+    OSError, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, LZMAError, UnicodeError,
+)  # fmt: skip
 EXPECTED = (
     "expected a folder, tar or zip of class folders, a CSV of paths and labels, an .npz of images, or "
     "WebDataset shards"
@@ -159,14 +161,30 @@ def _folder(path: Path, is_class: IsClass) -> Listing:
 
 
 def _zip(path: Path, is_class: IsClass) -> Listing:
+    """Names that are not said to be UTF-8 are so where all can be, as macOS writes them, else cp437.
+
+    Older programs wrote them in the encoding of their country, which nothing tells: the classes have odd
+    names then, the same ones each time.
+    """
     held = _Held(path)
     with zipfile.ZipFile(path) as archive:
+        old = [info.filename for info in archive.infolist() if not info.flag_bits & 0x800]
+        texts: dict[str, str] = {}
+        try:
+            texts |= zip(old, "\0".join(old).encode("cp437").decode().split("\0"), strict=True)
+        except UnicodeEncodeError:
+            pass  # an entry says its name beside it
+        except UnicodeDecodeError:
+            odd = next((name for name in old if not posixpath.dirname(name).isascii()), "")
+            if odd:
+                warn_once(
+                    f"{path}: does not say how its names are encoded, such as {odd}; if this one is wrong, "
+                    "unpack it with a program that knows, and give the folder"
+                )
         for info in archive.infolist():
-            name = info.filename
-            if not info.flag_bits & 0x800:  # nothing says that it is UTF-8, which macOS writes
-                with suppress(UnicodeError):
-                    name = name.encode("cp437").decode()
-            name = name.replace("\\", "/")  # from Windows
+            name = texts.get(info.filename, info.filename)
+            if "/" not in name:  # or it may be half a letter, as in Shift-JIS
+                name = name.replace("\\", "/")  # from Windows
             member = Member(str(path), info.filename, -1, info.file_size)
             held.add(name, None if name.endswith("/") else member)
     held.files.sort(key=itemgetter(0))
