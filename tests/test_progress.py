@@ -204,6 +204,27 @@ def test_a_narrow_terminal_has_the_figures_and_no_bar(
         assert screen.text.endswith(" left")
 
 
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        (60, "classifying 80 of 20,000 photos, 5.0/s, 1:06:24 left"),
+        (50, "class… 80 of 20,000 photos, 5.0/s, 1:06:24 left"),
+        (40, "classifyi… 80 of 20,000, 1:06:24 left"),
+        (36, "class… 80 of 20,000, 1:06:24 left"),
+        (24, "classif… 1:06:24 left"),
+    ],
+)
+def test_the_time_that_is_left_is_left_out_last(
+    columns: int, words: str, now: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = terminal(monkeypatch, columns)
+    with Progress("classifying", total=20000) as bar:
+        for now[0] in (4, 12):
+            bar.advance(40)
+            tick()
+        assert screen.text.endswith(words)
+
+
 @pytest.mark.parametrize("columns", [20, 40, 60, 200])
 def test_it_is_one_line_on_any_terminal(
     columns: int, now: list[float], monkeypatch: pytest.MonkeyPatch

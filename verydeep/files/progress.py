@@ -8,6 +8,7 @@ nothing else; on one, whatever is printed meanwhile, results too, goes above the
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -63,8 +64,11 @@ class Progress:
             assert self._count is not None
             self.total = self._count()
 
-    def text(self) -> str:
-        """How many of how many, how many a second, how long still; without a unit, how long so far."""
+    def text(self, most: float = math.inf) -> str:
+        """How many of how many, how many a second, how long still; without a unit, how long so far.
+
+        most: characters that there is room for; what matters least is left out, the time last.
+        """
         now, (start, before) = time.monotonic(), self._began
         if self.done > before and self._since == self._began:
             self._since = now, self.done
@@ -74,19 +78,20 @@ class Progress:
         size = MEGABYTE if self.unit == "byte" else 1
         if self.unit == "byte":
             whole = "" if self.total is None else f" of {self.total / size:,.1f}"
-            words = [f"{self.done / size:,.1f}{whole} MB"]
+            count = f"{self.done / size:,.1f}{whole} MB"
         elif self.total is None:
-            words = [counted(self.done, self.unit)] if self.unit and self.done else []
+            count = counted(self.done, self.unit) if self.unit and self.done else ""
         else:
-            words = [f"{self.done:,} of {counted(self.total, self.unit)}"]
-        if rate:
-            each = f"{rate / size:.1f}{' MB' if size > 1 else ''}/s"
-            words.append(each if rate >= 0.1 else f"{1 / rate:.0f} s each")
+            count = f"{self.done:,} of {counted(self.total, self.unit)}"
+        each = f"{rate / size:.1f}{' MB' if size > 1 else ''}/s"
+        each = each if rate >= 0.1 else f"{1 / rate:.0f} s each" if rate else ""
+        left = clock(now - self._began[0])
         if rate and self.total:
-            words.append(f"{clock((self.total - self.done) / rate)} left")
-        else:
-            words.append(clock(now - self._began[0]))
-        return ", ".join(words)
+            left = f"{clock((self.total - self.done) / rate)} left"
+        numbers = count.rpartition(" ")[0]
+        ways = ((count, each, left), (count, left), (numbers, left), (left,))
+        lines = [", ".join(filter(None, words)) for words in ways]
+        return next((line for line in lines if len(line) <= most), left)
 
 
 def progress(
@@ -216,7 +221,7 @@ class _Line:
             self._rich = console, Spinner("dots" if unicode else "line", style="green")
         console, spinner = self._rich
         doing = Text(work.doing, no_wrap=True, overflow="ellipsis")
-        words = Text(work.text(), no_wrap=True, overflow="ellipsis")
+        words = Text(work.text(console.width - 8), no_wrap=True, overflow="ellipsis")
         doing.truncate(max(4, console.width - 4 - words.cell_len), overflow="ellipsis")
         room = console.width - 6 - doing.cell_len - words.cell_len
         bar = [ProgressBar(work.total or None, work.done, width=min(BAR_CELLS, room))]
