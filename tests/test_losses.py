@@ -958,8 +958,58 @@ def test_errors_say_what_to_do(make: object, message: str) -> None:
 
 @pytest.mark.parametrize("kind", [LPIPS, DISTS, PerceptualLoss, ContentLoss, StyleLoss])
 def test_a_keyword_that_there_is_not_is_a_type_error(kind: Any) -> None:
-    with pytest.raises(TypeError, match="unexpected keyword argument 'nett'"):
+    line = rf"{kind.__name__}\.__init__\(\) got an unexpected keyword argument 'nett'"
+    with pytest.raises(TypeError, match=line):
         kind(**({"net": "vgg"} if kind is LPIPS else {}), nett="vgg")
+
+
+def test_what_lpips_says_of_itself(file: Path) -> None:
+    """The public attributes of lpips.LPIPS(net="vgg")."""
+    loss = _lpips(file)
+    assert (loss.pnet_type, loss.version, loss.L, tuple(loss.chns)) == ("vgg", "0.1", 5, NARROW)
+    assert (loss.lpips, loss.spatial, loss.pnet_tune, loss.pnet_rand) == (True, False, False, False)
+    tuned = LPIPS(net="vgg16", model=file, heads=_heads(), pnet_tune=True)
+    assert (tuned.pnet_type, tuned.pnet_tune) == ("vgg16", True)
+
+
+@pytest.mark.parametrize("kind", ["lpips", "spatial", "dists"])
+def test_no_images_have_no_distances(file: Path, kind: str) -> None:
+    """As in lpips; a loss that is a mean has none, and says so."""
+    loss, x = _all(file)[kind], _images()[0]
+    shape = _value(loss, x, x).shape[1:]
+    for pair in ((x[:0], x[:0]), (x[:0], x[:1]), (x[:1], x[:0])):
+        value = _value(loss, *pair)
+        assert value.shape == (0, *shape)
+        value.sum().backward()
+    if kind == "lpips":
+        _, parts = loss(x[:0], x[:0], retPerLayer=True)
+        assert [part.shape for part in parts] == [(0, 1, 1, 1)] * 5
+    assert _raised(_all(file)["l1"], x[:0], x[:0]).startswith("image has shape (0, 3, 40, 52)")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes_alone_on_meta(file: Path, kind: str) -> None:
+    loss, (x, y) = _all(file)[kind], _images()
+    shape = _value(loss, x, y).shape
+    assert _value(loss.to("meta"), x.to("meta"), y.to("meta")).shape == shape
+    line = "is on cpu and the loss on meta; nothing can be moved from there; make the loss anew"
+    assert _raised(loss, x, y).endswith(line)
+
+
+def test_hooks_of_frozen_heads_see_and_change_the_whole(file: Path) -> None:
+    loss, (x, y) = _lpips(file, range="0..1"), _images()
+    before = _value(loss, x, y)
+    seen: list[tuple[int, ...]] = []
+    modules: Any = loss.lins
+    modules[1].model[-1].register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape)))
+    assert_allclose(_value(loss, x, y).detach(), before.detach(), rtol=1e-5)
+    assert seen == [(2, 1, 20, 26)]
+    large = torch.zeros(1, 3, 600, 600)  # which goes through in strips where nobody looks on
+    _value(loss, large, large)
+    assert seen[1:] == [(1, 1, 300, 300)]
+    loss.lin0.register_forward_hook(lambda _, __, out: out * 0)
+    _, parts = loss(x, y, retPerLayer=True)
+    assert [bool(part.any()) for part in parts] == [False, True, True, True, True]
 
 
 def test_public_names() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..distances.metrics import DISTS_C1, DISTS_C2, HEADS_FILE, IMAGE, METRICS
 from ..errors import NetworkError
-from .trunk import Looking, Reference, constant, wide
+from .trunk import Looking, Reference, constant, precise, wide
 
 
 class DISTS(Looking):
@@ -27,6 +27,7 @@ class DISTS(Looking):
     """
 
     remembered = (IMAGE,)
+    of_each = True
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class DISTS(Looking):
     def _similarity(self, layer: str, f0: Tensor, f1: Tensor) -> Tensor:
         """The weighted texture and structure of one layer, (n,)."""
         index = (IMAGE, *self.layers).index(layer)
-        with torch.autocast(f0.device.type, enabled=False):
+        with precise(f0):
             f0, f1 = wide(f0), wide(f1)
             whole = self.alpha.sum() + self.beta.sum()
             alpha, beta = (

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..distances.metrics import METRICS, chosen
 from ..errors import ImageError, NetworkError, nearest
 from ..nets import network as network_of
-from .trunk import Looking, Reference, fits, wide
+from .trunk import Looking, Reference, fits, precise, wide
 
 Reduction = Literal["mean", "sum", "none"]
 Criterion = Literal["l1", "l2"] | Callable[[Tensor, Tensor], Tensor]
@@ -93,7 +93,7 @@ class PerceptualLoss(_Weighted):
         return self._reduced([part.mean((1, 2, 3)) for part in maps])
 
     def _map(self, _layer: str, f0: Tensor, f1: Tensor) -> Tensor:
-        with torch.autocast(f0.device.type, enabled=False):
+        with precise(f0):
             difference = wide(f0) - wide(f1)
             power = difference.abs() if self.criterion == "l1" else difference.square()
             return power.mean(1, keepdim=True)
@@ -196,7 +196,7 @@ class TotalVariation(nn.Module):
 
 def gram(features: Tensor) -> Tensor:
     """Products of each two channels, (n, c, c), of features (n, c, h, w), summed over positions."""
-    with torch.autocast(features.device.type, enabled=False):
+    with precise(features):
         rows = wide(features).flatten(2)
         return rows @ rows.transpose(1, 2)
 

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from ..distances.metrics import HEADS_FILE, METRICS
 from ..errors import NetworkError, WeightsError, warn
+from ..models.module import hooked
 from ..models.vgg import WeightsLike
 from ..preprocess import Range
 from ..published.foreign import read_tensors
-from .trunk import Looking, Reference, constant, transformed, wide
+from .trunk import Looking, Reference, constant, precise, transformed, wide
 
 EPSILON = 1e-10  # added to the norm, outside the root, as lpips 0.1.4 has it
 # of a squared norm; keeps the root's slope finite and no value from being what it is
@@ -68,6 +69,8 @@ class LPIPS(Looking):
     large. check: refuse float images that contradict their range, by default True.
     """
 
+    of_each = True
+
     def __init__(
         self,
         pretrained: bool = True,
@@ -95,6 +98,9 @@ class LPIPS(Looking):
         layers = tuple(heads or METRICS["lpips"].layers)
         super().__init__(layers, model=None if pnet_rand else model, range=range, **options)
         self.lpips, self.spatial, self.eval_mode = lpips, spatial, eval_mode
+        # as lpips names them; its programs ask for them
+        self.pnet_type, self.pnet_tune, self.pnet_rand = net or "vgg", pnet_tune, pnet_rand
+        self.version, self.chns, self.L = version, list(self.channels.values()), len(layers)
         self.net.requires_grad_(pnet_tune)
         if lpips:
             if heads is None and pretrained and model_path is None:
@@ -137,7 +143,8 @@ class LPIPS(Looking):
         """
         name = "0..1" if normalize else None
         x, y = self._pair(in0, in1, ("in0", "in1"), name)
-        maps = self.look(x, y, self._differences, "rows")
+        whole = self.lpips and hooked(self.lins)  # a hook sees what it would in lpips
+        maps = self.look(x, y, self._differences, None if whole else "rows")
         if self.spatial:
             size = x.shape[2:]
             parts = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps]
@@ -155,9 +162,9 @@ class LPIPS(Looking):
             return unit_differences(f0, f1, f0.new_ones(f0.shape[1]))
         lin: Any = self.lins[self.layers.index(layer)]
         weight: Tensor = lin.model[-1].weight
-        if not (weight.requires_grad or self.training):
+        if not (weight.requires_grad or self.training or hooked(lin)):
             return unit_differences(f0, f1, weight.flatten())
-        with torch.autocast(f0.device.type, enabled=False):
+        with precise(f0):
             return cast(Tensor, lin((_unit(wide(f0)) - _unit(wide(f1))).square()))
 
 
@@ -184,7 +191,7 @@ def unit_differences(f0: Tensor, f1: Tensor, weights: Tensor) -> Tensor:
 
     f0: features (n, c, h, w). f1: the same, or (1, c, h, w) for all. weights: (c,).
     """
-    with torch.autocast(f0.device.type, enabled=False):
+    with precise(f0):
         f0, f1 = wide(f0), wide(f1)
         weights = weights.to(f0.device, f0.dtype)
         # a compiler fuses it by itself, torch.func knows the plain operations alone

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..distances.perceptual import OVERSHOOT, range_name, warn_if_suspicious
-from ..errors import ImageError, NetworkError
+from ..errors import ArgumentError, ImageError, NetworkError
 from ..models import backbone
 from ..models.layers import L2Pool2d, positions
 from ..models.vgg import WeightsLike
@@ -100,6 +101,9 @@ class Looking(nn.Module):
 
     eval_mode = True
     remembered: tuple[str, ...] = ()  # by a reference, beside the layers
+    of_each = (
+        False  # a number for each image, and so for none none; a mean of none would be no number
+    )
 
     def __init__(
         self,
@@ -111,8 +115,12 @@ class Looking(nn.Module):
         range: Range = "0..1",
         checkpointing: bool | None = None,
         check: bool = True,
+        **unknown: object,
     ) -> None:
         super().__init__()
+        for name in unknown:
+            kind = type(self).__name__
+            raise ArgumentError(f"{kind}.__init__() got an unexpected keyword argument {name!r}")
         limits(range)
         with torch.inference_mode(False):  # what is made in it can never be differentiated through
             body = backbone(network, layers, model, pool=pool)
@@ -186,7 +194,7 @@ class Looking(nn.Module):
         part_bytes = PART_BYTES.get(x.device.type, PART_BYTES_ELSEWHERE)
         part = max(1, part_bytes // max(1, _size(self._stages[0], x[:1])))
         parts = []
-        for start in range(0, len(x), part):
+        for start in range(0, max(1, len(x)), part):
             some = slice(start, start + part)
             # features of one image are everybody's
             features = {tap: f[some] if len(f) > 1 else f for tap, f in known.items()}
@@ -287,7 +295,8 @@ class Looking(nn.Module):
         )
         if image.ndim == 3:
             image = image[None]
-        if image.ndim != 4 or image.shape[1] not in (1, channels) or len(image) == 0:
+        none = len(image) == 0 and not self.of_each
+        if image.ndim != 4 or image.shape[1] not in (1, channels) or none:
             raise ImageError(
                 f"{what} has shape {shape}; expected (n, {channels}, height, width), one image of these, "
                 "or one channel for all"
@@ -298,9 +307,11 @@ class Looking(nn.Module):
                 f"expected at least {smallest}x{smallest}"
             )
         if image.device != self._weight.device:
+            advice = f"move one of them, as in loss.to({str(image.device)!r})"
+            if self._weight.is_meta:
+                advice = "nothing can be moved from there; make the loss anew"
             raise ImageError(
-                f"{what} is on {image.device} and the loss on {self._weight.device}; move one of them, "
-                f"as in loss.to({str(image.device)!r})"
+                f"{what} is on {image.device} and the loss on {self._weight.device}; {advice}"
             )
         if image.dtype == torch.uint8:
             return image.float(), RANGES["0..255"]
@@ -309,7 +320,7 @@ class Looking(nn.Module):
         # On other devices than the processor a look at the values waits for all work before it, so
         # there it is the first call's alone: the range is a property of the program, not of the batch.
         again = image.device.type != "cpu" and what in self._looked
-        if self.check and not again and not transformed():
+        if self.check and image.numel() and not (image.is_meta or again or transformed()):
             _look(image, what, range or self.range)
             self._looked.add(what)
         return image, limits(range or self.range)
@@ -341,9 +352,9 @@ class Looking(nn.Module):
         dtype = torch.promote_types(x.dtype, y.dtype)
         x = self._normalised(x.to(dtype), *black_white)
         y = self._normalised(y.to(dtype), *other)
-        if len(x) == 1 < len(y):
+        if len(x) == 1 != len(y):
             x = x.expand(len(y), -1, -1, -1)
-        elif len(y) == 1 < len(x):
+        elif len(y) == 1 != len(x):
             if not (y.requires_grad or self._weight.requires_grad):
                 return x, self.features(y)
             y = y.expand(len(x), -1, -1, -1)
@@ -363,6 +374,13 @@ class Looking(nn.Module):
 def wide(f: Tensor) -> Tensor:
     """The features in float32 at least."""
     return f.float() if f.dtype in (torch.float16, torch.bfloat16) else f
+
+
+def precise(f: Tensor) -> AbstractContextManager[None]:
+    """What is computed in it keeps its type, whatever autocast is on around it."""
+    return (
+        nullcontext() if f.is_meta else torch.autocast(f.device.type, enabled=False)
+    )  # has no meta
 
 
 def constant(values: Tensor) -> Tensor:
@@ -401,7 +419,7 @@ def _joined(values: tuple[Tensor, ...], axis: int) -> Tensor:
 def _run(module: nn.Module, x: Tensor) -> Tensor:
     """Of a layer; where x is finer than frozen weights, of a copy in its type: nothing is moved."""
     if isinstance(module, L2Pool2d) and x.dtype in (torch.float16, torch.bfloat16):
-        with torch.autocast(x.device.type, enabled=False):  # its squares overflow in fewer bits
+        with precise(x):  # its squares overflow in fewer bits
             return cast(Tensor, module(x.float())).to(x.dtype)
     weight = getattr(module, "weight", x)
     if x.dtype == torch.float64 != weight.dtype and not weight.requires_grad:

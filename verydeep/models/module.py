@@ -291,9 +291,14 @@ def _watched(features: nn.Module) -> bool:
         return True
     if type(features) is not nn.Sequential or _functions() != _TORCHS_OWN:
         return True
-    return _has_any_global_hook() or any(  # type: ignore[no-untyped-call]
-        any(map(callable, vars(module).values())) or any(map(vars(module).get, _HOOKS))
-        for module in features.modules()
+    return _has_any_global_hook() or hooked(features)  # type: ignore[no-untyped-call]
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether a hook or somebody's own function hangs on a module, or on one within it."""
+    return any(
+        any(map(callable, vars(one).values())) or any(map(vars(one).get, _HOOKS))
+        for one in module.modules()
     )
 
 
