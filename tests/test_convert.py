@@ -520,6 +520,32 @@ def test_keras_features_under_a_head_of_ones_own(
     )
 
 
+@KERAS_WARNS
+@pytest.mark.parametrize("file", ["in.keras", "in.weights.h5", "in.h5"])
+@pytest.mark.parametrize("dense", [1, 2])
+def test_keras_network_within_another(
+    file: str, dense: int, keras: Any, images: torch.Tensor, tmp_path: Path
+) -> None:
+    """As its guide of transfer learning has it; two Dense layers are no head of the table."""
+    layers = keras.layers
+    base = keras_network(keras, "vgg16", 224, "none")
+    head = [layers.GlobalAveragePooling2D(), *(layers.Dense(CLASSES) for _ in range(dense))]
+    model = keras.Sequential([base, *head])
+    model.build((None, 224, 224, 3))
+    getattr(model, "save_weights" if ".weights." in file else "save")(tmp_path / file)
+    if dense == 2:
+        with pytest.raises(WeightsError, match=r"--trunk` takes its convolutions alone"):
+            convert.load_weights(tmp_path / file)
+        assert convert.load_weights(tmp_path / file, trunk=True).network == small(
+            "vgg16", classes=0
+        )
+        return
+    convert.convert(tmp_path / file, tmp_path / "out", preprocess="caffe", averages=("pool5",))
+    np.testing.assert_allclose(
+        scores(tmp_path / "out", images), keras_scores(model, images), **CLOSE
+    )
+
+
 def hwio(weights: dict[str, torch.Tensor], net: nets.Network) -> dict[str, tuple[Any, Any]]:
     """(kernel, bias) by paper name as TensorFlow has them, fc6 over rows, columns, channels."""
     result = {}

@@ -162,6 +162,33 @@ def test_streams_share_a_batch(built: Graph) -> None:
             np.testing.assert_allclose(ours[name], alone[name][:count], rtol=1e-4, atol=1e-5)
 
 
+GROWTH = """
+import sys
+from pathlib import Path
+import numpy as np
+import verydeep
+predictor = verydeep.load(sys.argv[1], engine=sys.argv[2], threads=1)
+sizes = [(height, width) for height in range(32, 64, 2) for width in range(32, 64, 2)]
+np.random.default_rng(0).shuffle(sizes)
+for count, size in enumerate(sizes[:160]):
+    predictor.features(np.zeros((*size, 3), np.uint8), "relu5_2", "avg", size="own")
+    if count in (60, 159):
+        status = Path("/proc/self/status").read_text()
+        print(int(status.partition("RssAnon:")[2].split()[0]) / 1000)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux tells it")
+@pytest.mark.parametrize("name", [n for n in ("onnxruntime", "openvino") if n in HERE])
+def test_images_of_many_sizes_take_no_more_memory(name: str, tmp_path: Path) -> None:
+    """OpenVINO keeps what it prepared for each size, unless told: 35 MB of these, 395 of a whole VGG-16."""
+    net = network("vgg11", width=1 / 4, head="gap", layers=("relu5_2",), classes=7)
+    words = [sys.executable, "-c", GROWTH, str(model_file(tmp_path / "m", net)), name]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    first, last = map(float, done.stdout.split())
+    assert last - first < 15  # MB
+
+
 def test_fc_weights_in_16_bits() -> None:
     """Within `fast`, and it shows: the weights really are kept in fewer bits."""
     net = tiny("vgg11", "classic")
