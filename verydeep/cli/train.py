@@ -13,7 +13,7 @@ import click
 
 from ..errors import DataError, log
 from ..files.progress import Progress
-from ..files.wording import clock, counted
+from ..files.wording import clock, counted, plain
 from . import options
 from .output import output_folder, show
 
@@ -215,7 +215,7 @@ class _Teller(Progress):
             self.say(self._epoch(line))
 
     def say(self, text: str) -> None:
-        click.echo(text, err=True)
+        click.echo(plain(text), err=True)
 
     def _start(self, line: Mapping[str, Any]) -> str:
         config = line["config"]
