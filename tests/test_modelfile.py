@@ -598,6 +598,17 @@ def test_record_comes_back(
     assert again.to_json() == record.to_json()
 
 
+def test_thresholds_come_back_and_are_in_no_other_record() -> None:
+    net = network("vgg11", classes=2, width=1 / 64)
+    record = Record(net, thresholds=[0, 0.25])  # type: ignore[arg-type]
+    assert record.thresholds == (0.0, 0.25)
+    assert Record.from_json(record.to_json()) == record
+    assert '"thresholds":[0.0,0.25]' in record.to_json()
+    assert "thresholds" not in Record(net).to_json()
+    assert Record.from_json(Record(net).to_json()).thresholds == ()
+    assert "`thresholds`" in FORMAT
+
+
 def test_record_is_a_copy_that_later_changes_do_not_reach() -> None:
     free: dict[str, Any] = {"a": [1]}
     record = Record(TRUNK, provenance=free)
@@ -626,6 +637,15 @@ def test_record_is_a_copy_that_later_changes_do_not_reach() -> None:
         ({"threshold": float("nan")}, r"threshold is nan; expected"),
         ({"threshold": True}, r"threshold is True; expected"),
         ({"threshold": "0.5"}, r"threshold is '0\.5'; expected"),
+        ({"thresholds": 0.5}, r"thresholds is 0\.5; expected a list of numbers, 0 to 1"),
+        ({"thresholds": (0.5, 1.5)}, r"thresholds is \(0\.5, 1\.5\); expected a list"),
+        ({"thresholds": (True, 0.5)}, r"thresholds is \(True, 0\.5\); expected a list"),
+        ({"thresholds": (0.5,)}, r"has 1 thresholds, but the head has 2 classes"),
+        (
+            {"thresholds": (0.5, 1), "threshold": 0.5},
+            r"thresholds, one a class, and also a threshold",
+        ),
+        ({"thresholds": (0.5, 1), "least_mean": 0}, r"expected one or the other"),
         ({"licence": "a\nb"}, r"licence is 'a\\nb'; expected one line of text"),
         ({"licence": None}, r"licence is None; expected one line of text"),
         ({"provenance": []}, r"provenance is \[\]; expected a JSON object"),
@@ -961,8 +981,8 @@ def test_huge_scales_overflow_in_silence(tmp_path: Path) -> None:
         (lambda r: r.update(format_version="1"), r"format_version is '1'; expected 1"),
         (lambda r: r.pop("format_version"), r"the record has no 'format_version'"),
         (
-            lambda r: r.update(tresholds=1),
-            r"^the record has an unknown key 'tresholds'; did you mean threshold\?$",
+            lambda r: r.update(treshold=1),
+            r"^the record has an unknown key 'treshold'; did you mean threshold or thresholds\?$",
         ),
         (lambda r: r.update({"a\nb" * 1000: 1}), r"the record has an unknown key 'a\\nb"),
         (lambda r: r.pop("measured"), r"^the record has no 'measured'$"),
@@ -1015,6 +1035,8 @@ def test_huge_scales_overflow_in_silence(tmp_path: Path) -> None:
         (lambda r: r.update(class_ids=["a"]), r"the record has 1 class_ids, but the head has 0"),
         (lambda r: r.update(class_ids=None), r"class_ids is None; expected a list of names"),
         (lambda r: r.update(threshold=2), r"threshold is 2; expected 0 to 1"),
+        (lambda r: r.update(thresholds=None), r"thresholds is None; expected a list of numbers"),
+        (lambda r: r.update(thresholds=[0.5]), r"has 1 thresholds, but the head has 0 classes"),
         (lambda _: "", r"its record cannot be read as JSON: Expecting value"),
         (lambda _: "[]", r"the record is \[\]; expected a JSON object"),
         (lambda _: "null", r"the record is None; expected a JSON object"),

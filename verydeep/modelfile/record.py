@@ -31,6 +31,7 @@ _RECORD_KEYS = (
     "format_version", "network", "preprocess", "class_ids", "class_names", "threshold", "licence",
     "provenance", "measured",
 )  # fmt: skip
+_OPTIONAL = ("least_mean", "thresholds", "activations")  # only where they say something
 _ROUNDED_KINDS = ("relu", "lrn", "pool", "average")  # what a convolution or FC layer may read
 _ACTIVATION_KEYS = ("scale", "zero_point")
 _NETWORK_KEYS = ("column", "batch_norm", "width", "in_channels", "pool", "head")
@@ -82,6 +83,9 @@ class Record:
     empty for a model that was not quantised. See docs/format.md.
     least_mean: of all scores, below which the answer is "not sure", too: nothing that the head has learned.
     None where the mean, which soft-max does not see, says nothing.
+    thresholds: one a class, where an image may be of several: the probability, 0 to 1, from which on the
+    class is said. Each has a probability of its own then, the sigmoid of its score. Empty where one is
+    the answer, and probabilities are the soft-max of all scores.
     """
 
     network: Network
@@ -94,6 +98,7 @@ class Record:
     measured: tuple[Mapping[str, JSON], ...] = field(default=(), hash=False)
     activations: Mapping[str, Activation] = field(default_factory=dict, hash=False)
     least_mean: float | None = None
+    thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if replace(self.network) != self.network:
@@ -110,6 +115,12 @@ class Record:
                 "0 to 1, or null",
             ),
             ("least_mean", self.least_mean is None or is_number(self.least_mean), "a number"),
+            (
+                "thresholds",
+                isinstance(self.thresholds, list | tuple)
+                and all(is_number(one, 0, 1) for one in self.thresholds),
+                "a list of numbers, 0 to 1",
+            ),
             ("licence", licensed, "one line of text"),
             ("provenance", isinstance(self.provenance, Mapping), "a JSON object"),
             ("measured", isinstance(self.measured, list | tuple), "a list"),
@@ -137,6 +148,17 @@ class Record:
             raise ModelFileError(f"the record has the class id {shown(twice)} twice")
         if self.threshold is not None:
             object.__setattr__(self, "threshold", float(self.threshold))
+        each = len(self.thresholds)
+        if each not in (0, classes):
+            raise ModelFileError(
+                f"the record has {each} thresholds, but the head has {classes} classes"
+            )
+        if each and (self.threshold, self.least_mean) != (None, None):
+            raise ModelFileError(
+                "the record has thresholds, one a class, and also a threshold or least_mean for all; "
+                "expected one or the other"
+            )
+        object.__setattr__(self, "thresholds", tuple(map(float, self.thresholds)))
         object.__setattr__(self, "provenance", _copied("provenance", self.provenance))
         object.__setattr__(self, "measured", tuple(_copied("measured", self.measured)))
         for index, figure in enumerate(self.measured):
@@ -158,6 +180,8 @@ class Record:
         }
         if self.least_mean is not None:
             values["least_mean"] = float(self.least_mean)
+        if self.thresholds:
+            values["thresholds"] = self.thresholds
         if self.activations:
             values["activations"] = {name: asdict(how) for name, how in self.activations.items()}
         return strict_json.dumps(values)
@@ -175,8 +199,9 @@ class Record:
                 f"written by a newer verydeep: its format version is {version}, and this verydeep "
                 f"reads {FORMAT_VERSION}; upgrade with: pip install --upgrade verydeep"
             )
-        keys = (*_RECORD_KEYS, "least_mean", "activations")  # two only where they say something
-        values = members(record, keys, "record", ModelFileError, optional=keys[-2:])
+        values = members(
+            record, (*_RECORD_KEYS, *_OPTIONAL), "record", ModelFileError, optional=_OPTIONAL
+        )
         if not is_whole(version, FORMAT_VERSION):
             raise ModelFileError(
                 f"the record's format_version is {shown(version)}; expected {FORMAT_VERSION}"

@@ -114,7 +114,8 @@ def convert(
     try:
         record = Record(
             weights.network, right, ids, names, own.threshold if own and classes else None, licence,
-            provenance, tuple(measured),
+            provenance, tuple(measured), least_mean=own.least_mean if own and classes else None,
+            thresholds=own.thresholds if own and classes else (),
         )  # fmt: skip
     except ModelFileError as error:  # labels that do not fit the head
         raise WeightsError(f"{source}: {error}") from error
