@@ -44,17 +44,6 @@ def test_it_is_scikit_learns_answer(l2: float) -> None:
     )
 
 
-def test_weighted_examples_are_repeated_ones() -> None:
-    features, labels = problem(60)
-    scaled = scaling(features).apply(features)
-    times = np.arange(60) % 3
-    weighted = solve(scaled, labels, 5, l2=0.1, weights=times, tolerance=1e-7)
-    repeated = solve(
-        np.repeat(scaled, times, axis=0), np.repeat(labels, times), 5, l2=0.1, tolerance=1e-7
-    )
-    assert_allclose(weighted.weight, repeated.weight, atol=1e-5)
-
-
 def test_a_start_near_the_answer_saves_steps_and_changes_nothing() -> None:
     features, labels = problem()
     scaled = scaling(features).apply(features)

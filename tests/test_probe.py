@@ -7,12 +7,16 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.metrics import log_loss as sklearn_log_loss
 
 import verydeep
 from verydeep import modelfile
@@ -20,7 +24,7 @@ from verydeep.errors import DataError, LayerError, OutputError
 from verydeep.predictor import softmax
 from verydeep.training.data.labelled import Sample, find
 from verydeep.training.heads import features as features_module
-from verydeep.training.heads.choosing import candidates, choose, familiarity
+from verydeep.training.heads.choosing import candidates, choose, familiarity, finished
 from verydeep.training.heads.features import averages
 from verydeep.training.heads.probe import ProbeConfig
 from verydeep.training.run import run
@@ -97,11 +101,11 @@ def test_end_to_end(trunk: Path, flowers: Path, tmp_path: Path) -> None:
         json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()
     ]
     assert [line["event"] for line in logged if line["event"] != "tried"] == [
-        "start", "note", "chosen", "note", "end",
+        "start", "note", "note", "chosen", "note", "end",
     ]  # fmt: skip
     assert [line for line in lines if line["event"] != "features"] == logged
     done = [line["done"] for line in lines if line["event"] == "features"]
-    assert done == [*range(1, 37), *range(1, 19)]
+    assert done == [*range(1, 37)] * 2 + [*range(1, 19)]  # as they are and mirrored; to validate
 
 
 def test_a_second_run_computes_nothing_and_says_the_same(
@@ -219,22 +223,71 @@ def test_choosing_never_sees_what_is_held_out() -> None:
     labels = np.arange(200) % 2
     useful = (labels[:, None] + draw.normal(0, 0.6, (200, 4))).astype(np.float32)
     noise = draw.normal(size=(200, 300)).astype(np.float32)
-    both = np.concatenate([useful, noise], axis=1)
-    sets = {("all",): np.arange(304), ("useful",): np.arange(4), ("noise",): np.arange(4, 304)}
-    chosen = choose(both, labels, 2, sets)
+    both = np.concatenate([useful, noise], axis=1)[None]
+    widths = {"useful": 4, "noise": 300}
+    sets = (("useful", "noise"), ("useful",), ("noise",))
+    chosen = choose(both, labels, 2, widths, sets)
     assert chosen.layers == ("useful",)
-    alone = choose(noise, labels, 2, {("noise",): np.arange(300)})
+    assert chosen.columns.tolist() == [0, 1, 2, 3]
+    alone = choose(noise[None], labels, 2, {"noise": 300}, sets[2:])
     assert 0.35 < alone.top1 < 0.65  # by chance, though a head could learn all of them by heart
-    assert choose(both, labels, 2, sets, l2=0.5).l2 == 0.5
+    assert choose(both, labels, 2, widths, sets, l2=0.5).l2 == 0.5
+    # a photo's other views are held out with it
+    mirrored = np.stack([noise, noise + 1e-3])
+    again = choose(mirrored, labels, 2, {"noise": 300}, sets[2:])
+    assert again.held_out.shape == (200, 2)
+    assert 0.35 < again.top1 < 0.65
+    assert (chosen.folds, choose(both, labels, 2, widths, sets, l2=1.0, folds=12).folds) == (10, 12)
+    assert (
+        choose(np.tile(useful, (6, 1))[None], np.tile(labels, 6), 2, {"useful": 4}, sets[1:2]).folds
+        == 3
+    )
+
+
+def test_the_head_is_scikit_learns_on_all_views() -> None:
+    draw = np.random.default_rng(0)
+    labels = np.arange(90) % 3
+    views = labels[:, None] + draw.normal(0, 2, (2, 90, 12)) * np.arange(1, 13) + 40
+    views = views.astype(np.float32)
+    widths = {"low": 7, "high": 5}
+    chosen = choose(views, labels, 3, widths, (("high",),), l2=0.05)
+    rows = views[..., 7:].reshape(180, 5)
+    deviation = rows.std(axis=0)
+    scaled = (rows - rows.mean(axis=0)) / np.sqrt(deviation * deviation.mean())
+    other = LogisticRegression(C=1 / (0.05 * 180), tol=1e-9, max_iter=10_000)
+    other.fit(scaled, np.tile(labels, 2))
+    made = finished(views, labels, 3, widths, chosen).scores(rows)
+    apart = made - made.mean(axis=1, keepdims=True)  # the rest says how familiar a photo is
+    expected = other.decision_function(scaled) / chosen.temperature
+    assert_allclose(apart, expected - expected.mean(axis=1, keepdims=True), atol=0.01)
+
+
+def test_several_labels_are_chosen_for_and_solved() -> None:
+    draw = np.random.default_rng(0)
+    labels = (draw.random((150, 3)) < (0.5, 0.3, 0.1)).astype(np.float32)
+    useful = (labels @ draw.normal(size=(3, 8)) + draw.normal(0, 0.4, (150, 8))).astype(np.float32)
+    noise = draw.normal(size=(150, 60)).astype(np.float32)
+    widths = {"noise": 60, "useful": 8}
+    both = np.concatenate([noise, useful], axis=1)[None]
+    chosen = choose(both, labels, 3, widths, (("noise",), ("useful",)))
+    assert chosen.layers == ("useful",)
+    chances = 1 / (1 + np.exp(-chosen.held_out.astype(np.float64) / chosen.temperature))
+    expected = np.mean([sklearn_log_loss(labels[:, at], chances[:, at]) for at in range(3)])
+    assert chosen.loss == pytest.approx(expected, rel=1e-5)
+    assert chosen.top1 == pytest.approx(average_precision_score(labels, chosen.held_out))
+    head = finished(both, labels, 3, widths, chosen)
+    alone = finished(both, labels, 3, widths, replace(chosen, temperature=1.0))
+    assert_allclose(head.weight * chosen.temperature, alone.weight, rtol=1e-5)
+    assert_allclose(head.bias * chosen.temperature, alone.bias, rtol=1e-5)
 
 
 def test_copies_are_held_out_together() -> None:
     draw = np.random.default_rng(0)
     labels = np.repeat(np.arange(100) % 2, 2)
     noise = np.repeat(draw.normal(size=(100, 300)), 2, axis=0).astype(np.float32)
-    every = {("noise",): np.arange(300)}
-    leaky = choose(noise, labels, 2, every, l2=0.01)
-    honest = choose(noise, labels, 2, every, l2=0.01, groups=np.repeat(np.arange(100), 2))
+    every = {"noise": 300}, (("noise",),)
+    leaky = choose(noise[None], labels, 2, *every, l2=0.01)
+    honest = choose(noise[None], labels, 2, *every, l2=0.01, groups=np.repeat(np.arange(100), 2))
     assert leaky.top1 > 0.75
     assert 0.3 < honest.top1 < 0.7
 
@@ -269,7 +322,7 @@ def test_refusals(trunk: Path, flowers: Path, tmp_path: Path) -> None:
         run(config(trunk, sizes=(8,)), flowers, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     for change, words in (
-        ({"sizes": ()}, "sizes is"),
+        ({"sizes": (64, 64)}, "sizes is"),
         ({"l2": -1.0}, "l2 is -1.0; expected 0 or more"),
         ({"folds": 1}, "folds is 1; expected 2 or more"),
     ):

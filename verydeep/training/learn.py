@@ -245,14 +245,14 @@ class Learning:
             raise DataError(f"no photo to train on can be read; {next(iter(made.faults.items()))}")
         labels = np.array([s.label for s in samples], np.int64)[good]
         values, classes = made.values[good], len(self.run.data.classes)
+        widths = {name: model.table.layer(name).outputs for name in layers}
         chosen = choose(
-            values, labels, classes, {layers: np.arange(values.shape[1])}, seed=config.seed,
+            values[None], labels, classes, widths, (layers,), seed=config.seed,
             groups=np.array(made.digests)[good],
         )  # fmt: skip
-        scaling = linear.scaling(values)
         return linear.solve(
-            scaling.apply(values), labels, classes, l2=chosen.l2, tolerance=1e-4
-        ), scaling
+            chosen.scaling.apply(values), labels, classes, l2=chosen.l2, tolerance=1e-4
+        ), chosen.scaling
 
     def _restore(self, before: Checkpoint) -> None:
         self.learner.restore(before.tensors)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +18,17 @@ from ...errors import DataError
 from ...files.progress import stage
 from ...nets import Network
 from ...predictor import softmax
+from ..record.figures import average_precision
 from . import linear
-from .linear import LinearHead
+from .linear import LinearHead, Scaling
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # l2, strongest first
 FIRST = 2  # of them: the one with which layers are compared
 JUDGED = 6000  # training photos, at most, that choices are made on
 REFUSED = 0.04, 0.01  # of photos like its own: for being unlike them, for lying between classes
 FAMILIAR_L2, FAMILIAR_SHARE = 0.1, 0.25  # penalty; size beside the scores that tell classes apart
-ROUGH = 2e-3  # the solver's tolerance for choices
+ROUGH, FINE = 2e-3, 1e-4  # the solver's tolerance for choices and for the answer
+FOLDS, IN_FOLDS = 10, 3000  # of a small set, at most; photos in all folds together
 
 
 def threshold(scores: NDArray[Any], divide: float = 1.0) -> float:
@@ -79,20 +81,24 @@ def mcnemar(better: int, worse: int) -> float:
 class Chosen:
     """What cross-validation came to.
 
-    layers, columns: of the features. l2: the penalty. held_out: (photos, classes) float32, the scores of
-    each judged photo by a head that did not see it. labels: theirs. temperature: that fits held_out.
-    top1, loss: of held_out, the loss after the temperature. tried: a line for each thing compared.
+    layers, columns: of the features. scaling: of these columns. l2: the penalty.
+    held_out: (photos, classes) float32, the scores of each judged photo by a head that did not see it.
+    labels: theirs. folds: how many there were. temperature: that fits held_out. top1, loss: of held_out,
+    the loss after the temperature; of several labels top1 is the mean average precision. tried: a line for
+    each attempt.
     """
 
     layers: tuple[str, ...]
     columns: NDArray[np.int64]
+    scaling: Scaling
     l2: float
     held_out: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     temperature: float
     top1: float
     loss: float
-    tried: tuple[Mapping[str, Any], ...]
+    folds: int
+    tried: tuple[Mapping[str, Any], ...] = ()
 
 
 def candidates(network: Network, layers: Sequence[str] = ()) -> tuple[tuple[str, ...], ...]:
@@ -108,15 +114,16 @@ def candidates(network: Network, layers: Sequence[str] = ()) -> tuple[tuple[str,
         return (tuple(dict.fromkeys(layers)),)
     relus = [layer.name for layer in network.trunk if layer.kind == "relu"]
     last = relus[-7:]  # of VGG-16 relu3_3 to relu5_3
-    sets = (last, last[1:-1], last[-4:])
+    sets = (last, last[2:], last[-4:])
     return tuple(dict.fromkeys(tuple(s) for s in sets if s))
 
 
 def choose(
     features: NDArray[np.float32],
-    labels: NDArray[np.int64],
+    labels: NDArray[Any],
     classes: int,
-    sets: Mapping[tuple[str, ...], NDArray[np.int64]],
+    widths: Mapping[str, int],
+    sets: Sequence[tuple[str, ...]],
     *,
     l2: float = 0.0,
     folds: int = 3,
@@ -124,37 +131,48 @@ def choose(
     groups: NDArray[Any] | None = None,
     limit: int = 500,
 ) -> Chosen:
-    """The set of columns and the penalty whose held-out loss is least.
+    """The set of layers and the penalty whose held-out loss is least.
 
-    features: (photos, channels) float32. sets: layers -> their columns. l2: 0 to choose it.
-    groups: photos of one group, such as copies, are held out together. Layers are compared with
-    one penalty; then the penalty is made weaker as long as that helps, or stronger where it does not.
+    features: (views, photos, channels) float32. A photo is learned from in all its views and judged by the
+    first. widths: layer -> its channels, one layer after another. sets: of layers, to be compared. l2: 0
+    to choose it. folds: at least so many; a small set has up to ten, so that nine tenths of it are learned
+    from. groups: photos of one group, such as copies, are held out together. Layers are compared with one
+    penalty; then it is made weaker as long as that helps, or stronger where it does not.
     """
-    scaled = linear.scaling(features).apply(features)
-    fold = linear.folds(labels, min(folds, len(labels)), groups=groups, seed=seed)
+    views, count, channels = features.shape
+    rows = features.reshape(-1, channels)
+    scale = linear.scaling(rows, tuple(widths.values()))
+    scaled = scale.apply(rows).reshape(features.shape)
+    parts = min(count, max(folds, min(FOLDS, IN_FOLDS // count)))
+    fold = linear.folds(labels, parts, groups=groups, seed=seed)
     if not fold.any():  # all in one
         raise DataError(
-            f"{len(labels)} photos to learn from, no two of which differ: nothing can be held out to "
-            "choose by; expected more photos"
+            f"{count} photos to learn from, no two of which differ: nothing can be held out to choose by; "
+            "expected more photos"
         )
     heads: dict[tuple[tuple[str, ...], int], LinearHead] = {}
-    tried: list[_Tried] = []
+    tried: list[Chosen] = []
 
-    def tried_with(layers: tuple[str, ...], penalty: float) -> _Tried:
-        part = scaled[:, sets[layers]] if len(sets) > 1 else scaled
-        scores = np.zeros((len(labels), classes), np.float32)
+    def tried_with(layers: tuple[str, ...], penalty: float) -> Chosen:
+        at = columns(widths, layers)
+        scores = np.zeros((count, classes), np.float32)
         for number in stage(range(int(fold.max()) + 1), f"trying l2 {penalty:g}", "fold"):
             mine = fold == number
+            learnt = scaled[:, ~mine][..., at].reshape(-1, len(at))
             made = linear.solve(
-                part[~mine], labels[~mine], classes, l2=penalty, start=heads.get((layers, number)),
-                tolerance=ROUGH, limit=limit,
+                learnt, np.concatenate([labels[~mine]] * views), classes, l2=penalty,
+                start=heads.get((layers, number)), tolerance=ROUGH, limit=limit,
             )  # fmt: skip
-            scores[mine] = made.scores(part[mine])
+            scores[mine] = made.scores(scaled[0, mine][:, at])
             heads[layers, number] = made
         divide = linear.temperature(scores, labels)
         loss = linear.log_loss(scores, labels, divide=divide)
-        top1 = float((scores.argmax(axis=1) == labels).mean())
-        tried.append(_Tried(layers, penalty, scores, divide, top1, loss))
+        if labels.ndim == 2:
+            top1 = float(np.nanmean(average_precision(scores, labels)))
+        else:
+            top1 = float((scores.argmax(axis=1) == labels).mean())
+        own = Scaling(scale.mean[at], scale.deviation[at])
+        tried.append(Chosen(layers, at, own, penalty, scores, labels, divide, top1, loss, parts))
         return tried[-1]
 
     first = l2 or PENALTIES[FIRST]
@@ -168,11 +186,42 @@ def choose(
                 best = other
             if best.l2 != first:
                 break
-    lines = [{"layers": list(t.layers), "l2": t.l2, "top1": t.top1, "loss": t.loss} for t in tried]
-    return Chosen(
-        best.layers, sets[best.layers], best.l2, best.scores, labels, best.divide, best.top1, best.loss,
-        tuple(lines),
+    lines = ({"layers": list(t.layers), "l2": t.l2, "top1": t.top1, "loss": t.loss} for t in tried)
+    return replace(best, tried=tuple(lines))
+
+
+def columns(widths: Mapping[str, int], layers: Sequence[str]) -> NDArray[np.int64]:
+    """Of features whose layers have so many channels, one after another: those of `layers`."""
+    ends = dict(zip(widths, np.cumsum(list(widths.values())), strict=True))
+    return np.concatenate([np.arange(ends[name] - widths[name], ends[name]) for name in layers])
+
+
+def finished(
+    features: NDArray[np.float32], labels: NDArray[Any], classes: int, widths: Mapping[str, int],
+    chosen: Chosen, *, groups: NDArray[Any] | None = None, seed: int = 0, limit: int = 500,
+) -> LinearHead:  # fmt: skip
+    """The head that was chosen, solved on all photos; on raw features, with its temperature in it.
+
+    features: (views, photos, channels) float32. groups: as for `choose`. What all scores have in common is
+    nothing to a soft-max: it says how familiar a photo is. Sigmoids have no such thing.
+    """
+    part = features[..., chosen.columns]
+    rows = part.reshape(-1, part.shape[2])
+    head = linear.solve(
+        chosen.scaling.apply(rows), np.concatenate([labels] * len(part)), classes, l2=chosen.l2,
+        tolerance=FINE, limit=limit,
     )  # fmt: skip
+    head = chosen.scaling.fold(head)
+    weight, bias = head.weight / chosen.temperature, head.bias / chosen.temperature
+    if labels.ndim == 1:
+        at = np.random.default_rng(seed).permutation(len(labels))[:JUDGED]
+        names = None if groups is None else groups[at]
+        fold = linear.folds(labels[at], min(3, len(at)), groups=names, seed=seed)
+        known = familiarity(part[0, at], fold, [widths[name] for name in chosen.layers], seed)
+        size = FAMILIAR_SHARE * chosen.held_out.std() / chosen.temperature
+        weight = weight - weight.mean(0) + known.weight * size
+        bias = bias - bias.mean() + known.bias * size
+    return replace(head, weight=weight.astype(np.float32), bias=bias.astype(np.float32))
 
 
 def familiarity(
@@ -201,12 +250,3 @@ def familiarity(
     size = max(float(held_out.std()), 1e-6)
     bias = -np.quantile(held_out, REFUSED[0], keepdims=True)
     return LinearHead(weight / np.float32(size), (bias / size).astype(np.float32))
-
-
-class _Tried(NamedTuple):
-    layers: tuple[str, ...]
-    l2: float
-    scores: NDArray[np.float32]
-    divide: float
-    top1: float
-    loss: float

@@ -91,7 +91,6 @@ def solve(
     classes: int,
     *,
     l2: float,
-    weights: Array | None = None,
     start: LinearHead | None = None,
     tolerance: float = 1e-5,
     limit: int = 500,
@@ -100,19 +99,16 @@ def solve(
 
     features: (examples, features) float32, scaled. labels: (examples,) whole numbers below `classes`, or
     (examples, classes) of 0 and 1, where the cross-entropy is the sum of the classes' binary ones.
-    weights: what each example counts, (examples,), 1 for each where None. start: a head to begin with,
-    such as the answer for a neighbouring l2. Stops where the gradient's largest entry is at most
-    `tolerance`, or after `limit` steps.
+    start: a head to begin with, such as the answer for a neighbouring l2. Stops where the gradient's
+    largest entry is at most `tolerance`, or after `limit` steps.
 
     scikit-learn's ``LogisticRegression(C=1 / (l2 * examples))`` has the same answer; for labels of 0 and 1
     one for each class.
     """
-    count, width = features.shape
     if not l2 > 0:
         raise DataError(f"l2 is {l2}; expected a number above 0, or the answer may be infinite")
-    share = np.full(count, 1 / count) if weights is None else weights / np.sum(weights)
-    loss = _Loss(features, np.asarray(labels), classes, share, l2)
-    at = np.zeros((classes, width + 1))
+    loss = _Loss(features, np.asarray(labels), classes, l2)
+    at = np.zeros((classes, features.shape[1] + 1))
     if start is not None:
         at[:, :-1], at[:, -1] = start.weight, start.bias
     scores = loss.scores(at)
@@ -139,10 +135,8 @@ def solve(
 class _Loss:
     """The penalised cross-entropy of heads held as (classes, features + 1), the bias last."""
 
-    def __init__(
-        self, features: Array, labels: Array, classes: int, share: Array, l2: float
-    ) -> None:
-        self.features, self.share, self.several = features, share, labels.ndim == 2
+    def __init__(self, features: Array, labels: Array, classes: int, l2: float) -> None:
+        self.features, self.several = features, labels.ndim == 2
         self.truth = labels if self.several else np.eye(classes, dtype=np.float32)[labels]
         self.penalty = np.append(np.full(features.shape[1], l2), 0.0)
 
@@ -151,7 +145,7 @@ class _Loss:
         return np.asarray((self.features @ weight.T).astype(np.float64) + head[:, -1])
 
     def gradient(self, head: Array, scores: Array) -> Array:
-        error = (_probabilities(scores, self.several) - self.truth) * self.share[:, None]
+        error = (_probabilities(scores, self.several) - self.truth) / len(scores)
         gradient = self.penalty * head
         gradient[:, :-1] += error.astype(np.float32).T @ self.features
         gradient[:, -1] += error.sum(axis=0)
@@ -169,12 +163,12 @@ class _Loss:
 
         def loss(step: float) -> tuple[float, float, float]:
             moved = scores + step * along
-            value = self.share @ (_log_sum(moved, self.several) - (self.truth * moved).sum(axis=1))
+            value = (_log_sum(moved, self.several) - (self.truth * moved).sum(axis=1)).mean()
             chances = _probabilities(moved, self.several)
             each = chances * along
-            slope = self.share @ (each.sum(axis=1) - truth)
+            slope = (each.sum(axis=1) - truth).mean()
             own = (each**2).sum(axis=1) if self.several else each.sum(axis=1) ** 2
-            bend = self.share @ ((each * along).sum(axis=1) - own)
+            bend = ((each * along).sum(axis=1) - own).mean()
             return (
                 float(value) + step * linear + step * step * square / 2,
                 float(slope) + linear + step * square,

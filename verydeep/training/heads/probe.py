@@ -23,20 +23,20 @@ from ...errors import DataError
 from ...files.progress import reached
 from ...modelfile import ModelFile
 from ...nets import Head
-from ...predictor import Predictor, softmax
+from ...predictor import Predictor
 from ...preprocess import Preprocess, sized
 from ...published import find_model
-from ..data.labelled import Sample
+from ..data.labelled import Sample, targets
 from ..recipes import changed, hold_to
 from ..record import folder
 from ..record.result import TrainResult
 from ..run import Outcome, Run, trunk_of
 from . import linear
-from .choosing import FAMILIAR_SHARE, JUDGED, REFUSED, Chosen, candidates, choose, familiarity
+from .choosing import JUDGED, Chosen, candidates, choose, finished, threshold
 from .features import Averages, averages
-from .linear import LinearHead
 
-FINE = 1e-4  # the solver's tolerance for the answer
+FEW = 500  # photos, or less: a larger size and mirror images are worth their time
+SIZES = 160, 224  # pixels a side of many photos, of few
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,9 @@ class ProbeConfig:
 
     model: the weights, a built-in's or catalogue name or a model file.
     sizes: pixels a side that photos are brought to; with several, cross-validation takes one, and each
-    costs a pass over the training photos. stretch: whether a photo is stretched to the square, so that
-    nothing is cut away; else it is resized and cropped as the model's record does.
+    costs a pass over the training photos. None: 160, or 224 where there are few photos.
+    stretch: whether a photo is stretched to the square, so that nothing is cut away; else it is resized and
+    cropped as the model's record does.
     layers: paper names that the head averages; none for those that cross-validation chooses.
     l2: the penalty; 0 for the one that cross-validation chooses. folds: of cross-validation.
     epochs: passes over the features that the solver takes at most. batch: photos in one pass of the engine.
@@ -57,7 +58,7 @@ class ProbeConfig:
 
     recipe: str = "probe"
     model: str = "builtin"
-    sizes: tuple[int, ...] = (160,)
+    sizes: tuple[int, ...] = ()
     stretch: bool = True
     layers: tuple[str, ...] = ()
     l2: float = 0.0
@@ -71,7 +72,7 @@ class ProbeConfig:
     val_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
+        if min(self.sizes, default=1) < 1 or len(set(self.sizes)) < len(self.sizes):
             raise DataError(f"sizes is {self.sizes}; expected different numbers of pixels, as 160")
         hold_to(self, {
             "l2": (0, None), "folds": (2, None), "epochs": (1, None), "batch": (1, None),
@@ -122,23 +123,33 @@ def check(config: ProbeConfig) -> tuple[ModelFile, tuple[tuple[str, ...], ...]]:
 
 
 def solved(run: Run, config: ProbeConfig) -> Outcome:
-    """A head on what the layers average to, on the run's data; the size is the best of `sizes`."""
+    """A head on what the layers average to, on the run's data; the size is the best of `sizes`.
+
+    Few photos are learned from mirrored, too.
+    """
     model, sets = check(config)
     probe = _Probe(run, config, model, sets)
-    labels = np.array([s.label for s in run.data.train], np.int64)
+    labels = targets(run.data.train, len(run.data.classes))
+    few = len(labels) <= FEW
     tried = []
-    reached(1, 3, "choosing layers")
-    for size in config.sizes:
-        made = probe.averages(run.data.train, size, "to train on")
-        chosen = probe.choose(made, labels)
+    reached(1, 2, "choosing layers")
+    for size in config.sizes or (SIZES[few],):
+        made = [probe.averages(run.data.train, size, "to train on")]
+        if few:
+            made += [probe.averages(run.data.train, size, "to train on, mirrored", mirrored=True)]
+        good = probe.good(made[0], "to train on")
+        features = np.stack([one.values[good] for one in made])
+        names = np.array(made[0].digests)[good]
+        chosen = probe.choose(features, labels[good], names)
         for line in chosen.tried:
             run.tell({"event": "tried", "size": size, **line})
-        tried.append((size, made, chosen))
-    size, made, chosen = min(tried, key=lambda one: one[2].loss)
-    reached(2, 3, "solving the head")
-    good = probe.good(made, "to train on")
-    head = probe.head(made, labels, good, chosen)
-    held_out = softmax(chosen.held_out / chosen.temperature).max(1)
+        tried.append((size, features, good, names, chosen))
+    size, features, good, names, chosen = min(tried, key=lambda one: one[-1].loss)
+    reached(2, 2, "solving the head")
+    head = finished(
+        features, labels[good], len(run.data.classes), probe.widths, chosen, groups=names,
+        seed=config.seed, limit=config.epochs,
+    )  # fmt: skip
     run.tell({
         "event": "chosen", "size": size, "layers": list(chosen.layers), "l2": chosen.l2,
         "temperature": chosen.temperature, "top1": chosen.top1, "loss": chosen.loss,
@@ -158,12 +169,12 @@ def solved(run: Run, config: ProbeConfig) -> Outcome:
     network = replace(model.record.network, head=Head("gap", len(run.data.classes), chosen.layers))
     how = "stretched to" if config.stretch else "one crop of"
     view = f"one view, {how} {size} pixels, features in {config.precision} precision"
-    folds = f"{config.folds} folds of {len(chosen.labels)} training photos, held out; {view}"
+    folds = f"{chosen.folds} folds of {len(chosen.labels)} training photos, held out; {view}"
     return Outcome(
         network, probe.shown(size),
         {**trunk_of(model, network), "classifier.weight": head.weight, "classifier.bias": head.bias},
         judge, view, licence=model.record.licence,
-        threshold=round(float(np.quantile(held_out, REFUSED[1])), 4), least_mean=0.0,
+        threshold=threshold(chosen.held_out, chosen.temperature), least_mean=0.0,
         measured=[{
             "what": "top1, cross-validated", "value": round(chosen.top1, 6), "protocol": folds,
         }],
@@ -183,7 +194,7 @@ class _Probe:
     ) -> None:
         self.run, self.config, self.model, self.sets = run, config, model, sets
         trunk = model.record.network.trunk
-        self.layers = tuple(one.name for one in trunk if any(one.name in s for s in sets))
+        self.widths = {one.name: one.outputs for one in trunk if any(one.name in s for s in sets)}
         self.predictor = Predictor(
             model, engine=config.engine, precision=config.precision,
             threads=config.threads or None, device=run.device,
@@ -196,7 +207,9 @@ class _Probe:
             return replace(own, resize="exact", resize_size=size, crop_size=None)
         return sized(own, size)
 
-    def averages(self, samples: Sequence[Sample], size: int, what: str) -> Averages:
+    def averages(
+        self, samples: Sequence[Sample], size: int, what: str, *, mirrored: bool = False
+    ) -> Averages:
         """What all the layers average to; the run is told of photos that cannot be read."""
         run, done = self.run, 0
 
@@ -207,8 +220,8 @@ class _Probe:
                       "total": len(samples)})  # fmt: skip
 
         made = averages(
-            self.predictor, samples, self.layers, size=(size, size) if self.config.stretch else size,
-            batch=self.config.batch, passed=passed,
+            self.predictor, samples, tuple(self.widths), batch=self.config.batch, passed=passed,
+            size=(size, size) if self.config.stretch else size, mirrored=mirrored,
         )  # fmt: skip
         for at, why in made.faults.items():
             run.bad.setdefault(samples[at].name, why)
@@ -228,53 +241,15 @@ class _Probe:
             raise DataError(f"no photo {what} can be read; {name}: {why}")
         return good
 
-    def choose(self, made: Averages, labels: NDArray[np.int64]) -> Chosen:
-        """Layers and penalty, by at most `JUDGED` of the photos."""
-        config, columns = self.config, {}
-        channels = [self.model.record.network.layer(name).outputs for name in self.layers]
-        ends = np.cumsum(channels)
-        of = {n: np.arange(e - c, e) for n, c, e in zip(self.layers, channels, ends, strict=True)}
-        for layers in self.sets:
-            columns[layers] = np.concatenate([of[name] for name in layers])
-        at = np.flatnonzero(self.good(made, "to train on"))
-        if len(at) > JUDGED:
-            shares = linear.folds(labels[at], -(-len(at) // JUDGED), seed=config.seed)
-            at = at[shares == 0]
-        return choose(
-            made.values[at], labels[at], len(self.run.data.classes), columns, l2=config.l2,
-            folds=config.folds, seed=config.seed, groups=np.array(made.digests)[at],
-            limit=config.epochs,
-        )  # fmt: skip
-
-    def head(
-        self, made: Averages, labels: NDArray[np.int64], good: NDArray[np.bool_], chosen: Chosen
-    ) -> LinearHead:
-        """The answer on all photos, its temperature in it; what all have in common is the familiar."""
-        features = np.ascontiguousarray(made.values[good][:, chosen.columns])
-        scale = linear.scaling(features)
-        head = scale.fold(linear.solve(
-            scale.apply(features), labels[good], len(self.run.data.classes), l2=chosen.l2,
-            tolerance=FINE, limit=self.config.epochs,
-        ))  # fmt: skip
-        reached(3, 3, "learning what is not sure")
-        known = self._familiar(features, labels[good], np.array(made.digests)[good], chosen)
-        apart = (head.weight - head.weight.mean(0)) / chosen.temperature
-        return LinearHead(  # what all scores have in common is nothing to soft-max
-            (apart + known.weight).astype(np.float32),
-            ((head.bias - head.bias.mean()) / chosen.temperature + known.bias).astype(np.float32),
-            head.steps, head.gradient,
-        )  # fmt: skip
-
-    def _familiar(
-        self, features: NDArray[np.float32], labels: NDArray[np.int64], names: NDArray[Any],
-        chosen: Chosen,
-    ) -> LinearHead:  # fmt: skip
-        """What all scores have in common; small beside what tells classes apart."""
+    def choose(
+        self, features: NDArray[np.float32], labels: NDArray[Any], names: NDArray[Any]
+    ) -> Chosen:
+        """Layers and penalty, by at most `JUDGED` of the photos; features are (views, photos, channels)."""
         config = self.config
-        at = np.random.default_rng(config.seed).permutation(len(labels))[:JUDGED]
-        folds = min(config.folds, len(at))
-        fold = linear.folds(labels[at], folds, groups=names[at], seed=config.seed)
-        widths = [self.model.record.network.layer(name).outputs for name in chosen.layers]
-        known = familiarity(features[at], fold, widths, config.seed)
-        size = np.float32(FAMILIAR_SHARE * chosen.held_out.std() / chosen.temperature)
-        return LinearHead(known.weight * size, known.bias * size)
+        at = np.arange(len(labels))
+        if len(at) > JUDGED:
+            at = at[linear.folds(labels, -(-len(at) // JUDGED), seed=config.seed) == 0]
+        return choose(
+            features[:, at], labels[at], len(self.run.data.classes), self.widths, self.sets, l2=config.l2,
+            folds=config.folds, seed=config.seed, groups=names[at], limit=config.epochs,
+        )  # fmt: skip
