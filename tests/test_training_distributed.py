@@ -134,6 +134,16 @@ def learn(rank: int, folder: Path, out: Path, model: str, changes: dict[str, Any
     return sorted(name for name, _ in result.bad)
 
 
+@pytest.mark.parametrize(
+    ("world", "model", "changes"),
+    [
+        # a part of a batch has its own batch norm, so that only without one are many alike with one
+        (2, "vgg11", {"accumulate": 2}),
+        (3, "vgg11", {"accumulate": 2}),
+        (2, "vgg11_bn", {"sync_norm": True}),
+        (3, "vgg11_bn", {"sync_norm": True}),
+    ],
+)
 def test_shares_may_differ(
     photos: Path, tmp_path: Path, world: int, model: str, changes: dict[str, Any]
 ) -> None:
