@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,14 @@ from verydeep import modelfile, models
 from verydeep.engines import relative_error
 from verydeep.predictor import softmax
 from verydeep.training.begin import find_rate, profile, train
+from verydeep.training.data.feed import Batch, Feed
 from verydeep.training.recipes import recipe
 
 from .labelled import SETTINGS, arrays, trained
+from .processes import together
 from .test_gpu import GPU, ieee, pytestmark  # noqa: F401  # a fixture
 from .test_probe import photos
+from .test_training_distributed import assert_alike, learn
 
 
 @pytest.mark.usefixtures("ieee")
@@ -112,6 +117,41 @@ def test_what_else_trains_on_the_device(data: Path, tmp_path: Path) -> None:
     assert profile("small-images", data, settings=changes, **told)
 
 
+def test_only_the_lines_of_the_log_wait(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By CUDA's own count; tests/test_training_devices.py has the same without a device."""
+    epoch = Feed.epoch
+
+    def watched(feed: Feed, *given: int) -> Iterator[Batch]:
+        for batch in epoch(feed, *given):
+            torch.cuda.set_sync_debug_mode("warn")
+            yield batch
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Feed, "epoch", watched)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        result = trained(data, tmp_path / "run", device=GPU, clip=1.0, batch=2)
+    waits = [one for one in told if "synchronizing" in str(one.message)]
+    assert len(waits) <= sum(line["event"] == "step" for line in result.log)
+
+
+def test_half_precision_with_its_loss_scaled(data: Path, tmp_path: Path) -> None:
+    here = trained(data, tmp_path / "fp32", device=GPU, epochs=6)
+    there = trained(data, tmp_path / "fp16", device=GPU, epochs=6, precision="fp16")
+    assert there.top1 >= here.top1 - 0.1
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="takes two GPUs")
+def test_two_devices_learn_what_one_does(data: Path, tmp_path: Path) -> None:
+    own = {"memory": True, "sync_norm": True, "batch": 12}
+    learn(0, data, tmp_path / "one", "vgg11_bn", own, "cuda:0")
+    found = together(2, learn, data, tmp_path / "two", "vgg11_bn", own, "cuda")
+    assert [code for code, _ in found] == [0, 0], found
+    assert_alike(tmp_path / "one", tmp_path / "two")
+
+
 def test_transfer_on_the_device(model: Path, tmp_path: Path) -> None:
     flowers = tmp_path / "flowers"
     photos(flowers / "train", 12)
@@ -120,8 +160,8 @@ def test_transfer_on_the_device(model: Path, tmp_path: Path) -> None:
     for device in ("cpu", GPU):
         for name, more in (
             ("probe", {"sizes": (32,), "precision": "exact"}),
-            ("finetune", {"size": 32, "epochs": 3, "features": "exact", "batch": 8, "views": 2,
-                          "precision": "fp32", "hold": 0.25, "rate": 1e-4, "dropout": 0.0}),
+            ("finetune", {"size": 32, "epochs": 3, "batch": 8, "precision": "fp32", "hold": 0.25,
+                          "rate": 1e-4, "dropout": 0.0}),
         ):  # fmt: skip
             out = tmp_path / f"{name} {device}"
             given: dict[str, Any] = {"model": str(model), "settings": more, "device": device}

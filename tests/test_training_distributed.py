@@ -126,10 +126,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def learn(rank: int, folder: Path, out: Path, model: str, changes: dict[str, Any]) -> list[str]:
+def learn(
+    rank: int, folder: Path, out: Path, model: str, changes: dict[str, Any], device: str = "cpu"
+) -> list[str]:
     result = train(
         "small-images", folder, out=out if rank == 0 else out / "elsewhere", model=model, width=1 / 16,
-        settings={**PHOTOS, **changes}, device="cpu",
+        settings={**PHOTOS, **changes}, device=device,
     )  # fmt: skip
     return sorted(name for name, _ in result.bad)
 
