@@ -184,7 +184,6 @@ def test_one_process(tmp_path: Path, changes: dict[str, Any]) -> None:
 
 
 @forked
-@not_yet
 def test_fine_tuning(model: Path, tmp_path: Path) -> None:
     photos(tmp_path / "photos" / "train", 40)
     photos(tmp_path / "photos" / "val", 2, seed=1)
