@@ -366,7 +366,7 @@ def test_several_labels_in_columns_and_in_rows(
     assert "and a photo is of one; with multi=true of several" in caplog.text
     assert labelled.find(table, val_fraction=0, multi=True).multi
     with pytest.raises(
-        DataError, match="line 2: several classes, or none; expected one, or multi=true"
+        DataError, match="images of several classes, or of none; expected one of each"
     ):
         labelled.find(table_of(tmp_path, wide, header), multi=False)
 
@@ -419,6 +419,20 @@ def test_labels_without_quotes(tmp_path: Path) -> None:
         DataError, match=r"line 2: \['1', 'cat', 'dog'\]; expected 2 cells, as in the"
     ):
         labelled.find(table_of(tmp_path, ["1,cat,dog", "2,dog"]))
+
+
+def test_one_label_where_several_may_be(tmp_path: Path) -> None:
+    root = folder(tmp_path, both("."))
+    found = labelled.find(root, multi=True)
+    assert (found.multi, found.train[0].labels) == (True, (0,))
+    several = {"train": [(jpeg(0), [1, 1]), (jpeg(1), [0, 1]), (jpeg(2), [1, 0])]}
+    assert labelled.find(several).multi
+    for data, val, multi in (
+        ([(jpeg(0), "a"), (jpeg(1), "b")], several["train"], None),
+        (several, None, False),
+    ):
+        with pytest.raises(DataError, match="images of several classes, or of none"):
+            labelled.find(data, val, multi=multi)
 
 
 def test_a_second_table_is_read_as_the_first(tmp_path: Path) -> None:

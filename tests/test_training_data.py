@@ -230,6 +230,12 @@ def test_images_of_the_test_part_are_kept_apart(tmp_path: Path) -> None:
     )
     other = labelled.find(tmp_path / "set", tmp_path / "set" / "val")
     assert [s.name for s in other.test] == [s.name for s in found.test]
+    assert "its own val/ is not used, since another set is given" in other.warnings[0]
+    for i in range(2):  # as of competitions, which label none
+        photo(tmp_path / "more" / "test" / "unknown" / f"{i}.png", seed=i)
+    for part in ("train", "val"):
+        shutil.copytree(tmp_path / "set" / part, tmp_path / "more" / part)
+    assert labelled.find(tmp_path / "more").test == ()
     shutil.copy(tmp_path / "set/train/ant/0.png", tmp_path / "set/test/ant/0.png")
     assert "1 image to validate or test with, there to train on" in str(
         check.check(tmp_path / "set")

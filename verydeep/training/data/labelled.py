@@ -115,37 +115,49 @@ def find(
     train = [item for item in found.items if item.part in ("", "train")]
     if not train:
         raise DataError(f"{name}: no images to train on{without_images(found)}")
+    given, part = judged(found)
+    several, sets = multi or found.multi, {name: found}
+    if val is not None:
+        other, label = listed(val, multi=several), called(val)
+        warnings += oddities(label, other)
+        if part == "val":
+            warnings.append(f"{name}: its own val/ is not used, since another set is given")
+        (given, _), part, sets[label] = judged(other), "as given", other
+        if not given:
+            raise DataError(f"{label}: no images; expected a data set to validate with")
+    for label, one in sets.items():
+        if one.multi and (multi is False or not several):
+            raise DataError(f"{label}: images of several classes, or of none; expected one of each")
     classes = _classes(name, found, train)
     number = {label: index for index, label in enumerate(classes)}
 
     def numbered(items: Iterable[Item], use: str) -> list[Sample]:
         """The samples of classes that are trained."""
-        items = list(items)
-        unknown = Counter(label for i in items for label in i.labels if label not in number)
-        known = [item for item in items if unknown.keys().isdisjoint(item.labels)]
-        if items and not known:
+        samples, unknown, count = [], Counter[str](), 0
+        for item in items:
+            strange = [label for label in item.labels if label not in number]
+            unknown.update(strange)
+            count += bool(strange)
+            if not strange:
+                labels = tuple(sorted(number[label] for label in item.labels))
+                first = labels[0] if labels else -1
+                samples.append(Sample(item.source, first, item.name, labels if several else ()))
+        if unknown and not samples and use == "validate":
             raise DataError(
                 f"no class to {use} is one to train on: {some(sorted(unknown))} against {some(classes)}"
             )
         if unknown:
             warnings.append(
-                f"images to {use} of classes that are not trained are left out, "
-                f"{len(items) - len(known)} in all: {some(sorted(unknown))}"
+                f"images to {use} of classes that are not trained are left out, {count} in all: "
+                f"{some(sorted(unknown))}"
             )
-        return [_sample(item, number, found.multi) for item in known]
+        return samples
 
-    learn, split = numbered(train, "train on"), ""
-    if val is not None:
-        other, label = listed(val, multi=found.multi), called(val)
-        warnings += oddities(label, other)
-        judge, split, part = numbered(judged(other)[0], "validate"), "as given", ""
-        if not judge:
-            raise DataError(f"{label}: no images; expected a data set to validate with")
-    else:
-        given, part = judged(found)
-        judge = numbered(given, "validate") if part in ("val", "test") else []
-        split = f"the set's own {part}" if judge else ""
-    own = () if part == "test" else (item for item in found.items if item.part == "test")
+    learn, judge, split = numbered(train, "train on"), list[Sample](), ""
+    if part not in ("", "train"):
+        judge = numbered(given, "validate")
+        split = part if val is not None else f"the set's own {part}"
+    own = [item for item in found.items if item.part == "test" and part != "test"]
     test = numbered(own, "test")
     if not judge and val_fraction:
         learn, judge, split = _split(learn, seed, val_fraction)
@@ -154,15 +166,8 @@ def find(
     warnings += _thin(classes, learn, judge)
     digest = _digest(classes, {"train": learn, "val": judge, "test": test})
     return Labelled(
-        classes,
-        tuple(learn),
-        tuple(judge),
-        tuple(warnings),
-        digest,
-        split,
-        tuple(test),
-        found.multi,
-    )
+        classes, tuple(learn), tuple(judge), tuple(warnings), digest, split, tuple(test), several
+    )  # fmt: skip
 
 
 def open(sample: Sample | Item) -> Content:  # noqa: A001  # labelled.open reads well
@@ -219,12 +224,6 @@ def called(data: object) -> str:
     """What to call a data set in a message."""
     path = isinstance(data, str) or hasattr(data, "__fspath__")
     return str(data) if path else type(data).__name__
-
-
-def _sample(item: Item, number: dict[str, int], multi: bool) -> Sample:
-    labels = tuple(sorted(number[label] for label in item.labels))
-    label = labels[0] if labels else -1
-    return Sample(item.source, label, item.name, labels if multi else ())
 
 
 def _tally(samples: Iterable[Sample], classes: int) -> NDArray[np.int64]:

@@ -161,15 +161,11 @@ def _flagged(path: Path, rows: Rows, at: _Columns, multi: bool | None) -> tuple[
         tuple(name for i, name in at.classes if _cell(row, i).strip().lower() in YES)
         for _, row in rows
     ]
-    odd = [row for row, names in zip(rows, labels, strict=True) if len(names) != 1]
-    if multi is False and odd:
-        raise DataError(
-            f"{path}, line {odd[0][0]}: several classes, or none; expected one, or multi=true"
-        )
+    odd = any(len(names) != 1 for names in labels)
     if multi is None:
         how = "may be of several" if odd else "is of one; with multi=true of several"
         log.info(f"{path}: {some([name for _, name in at.classes])} are classes, and a photo {how}")
-    return labels, multi or bool(odd)
+    return labels, multi or odd
 
 
 def _written(path: Path, rows: Rows, at: _Columns, multi: bool | None) -> tuple[list[Labels], bool]:
