@@ -150,12 +150,12 @@ def reads_heif() -> bool:
     return importlib.util.find_spec("pillow_heif") is not None
 
 
-def head(path: str) -> bytes:
+def head(path: str, most: int = 64) -> bytes:
     """The first bytes of a file; none of what is no file, or cannot be read."""
     try:
         if os.path.isfile(path):  # a pipe would be waited for
             with open(path, "rb") as file:
-                return file.read(64)
+                return file.read(most)
     except OSError:
         pass
     return b""

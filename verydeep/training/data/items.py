@@ -6,7 +6,7 @@ import os
 import zipfile
 import zlib
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from lzma import LZMAError
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DataError
-from ...files.photo_paths import composed
+from ...files.photo_paths import composed, head
 from ...preprocess import decoded
 from .shards import entries
 
@@ -96,6 +96,18 @@ Source: TypeAlias = Content | Member | Streamed | Brought
 def read(source: Source) -> Content:
     """The image that lies there; OSError where it cannot be had."""
     return source.read() if isinstance(source, Member | Streamed | Brought) else source
+
+
+def beginning(source: Source, most: int) -> bytes:
+    """The first bytes of a file or an array; none where they cannot be had."""
+    if isinstance(source, Member):
+        with suppress(OSError):
+            return source.read(most)
+    if isinstance(source, np.ndarray):
+        return source.reshape(-1)[:most].tobytes()
+    if isinstance(source, str):
+        return head(source, most)
+    return source[:most] if isinstance(source, bytes) else b""
 
 
 def size_bytes(source: Source) -> int:

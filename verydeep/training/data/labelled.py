@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,11 +26,12 @@ from ...errors import DataError
 from ...files.photo_paths import unused
 from ...files.progress import stage
 from ...files.wording import counted, some
-from .items import Content, Item, Listing, Source, read, size_bytes, spelt
+from .items import Content, Item, Listing, Source, beginning, read, size_bytes, spelt
 from .listing import listed
 from .shards import of_shards
 
 VAL_FRACTION = 0.1
+BEGINNING = 2**14  # bytes by which files of one size are told apart, before all is read
 LONGEST_NAME = 1000  # of a class, in a model file
 NO_LINE = frozenset(
     ("Cc", "Cs", "Zl", "Zp")
@@ -199,24 +200,35 @@ def digest(sample: Sample) -> str:
 def doubles(samples: Sequence[Sample]) -> list[int]:
     """Of each sample the number of the first one with the same bytes, mostly its own.
 
-    Only what has the size of another is read; what a Python object brings, or cannot be read, is like no
-    other.
+    Told by size, then by the beginning, then by all, so that little is read. What a Python object brings,
+    or cannot be read, is like no other.
     """
-    of_size: dict[int, list[int]] = defaultdict(list)
-    for at, sample in enumerate(samples):
-        of_size[size_bytes(sample.source)].append(at)
-    alike = [at for size, group in of_size.items() if size and len(group) > 1 for at in group]
 
-    def compared(at: int) -> str:
+    def content(at: int) -> str:
         with suppress(OSError):
             return digest(samples[at])
         return ""
 
-    first, seen = list(range(len(samples))), dict[str, int]()
+    ways: tuple[Callable[[int], int | str], ...] = (
+        lambda at: size_bytes(samples[at].source),
+        lambda at: hash(beginning(samples[at].source, BEGINNING)),
+        content,
+    )
+    first = list(range(len(samples)))
+    groups = [first.copy()]
     with ThreadPoolExecutor(cores()) as pool:
-        digests = stage(pool.map(compared, alike), "comparing files", "file", len(alike))
-        for at, found in zip(alike, digests, strict=True):
-            first[at] = seen.setdefault(found, at) if found else at
+        for way in ways:
+            numbers = [at for group in groups for at in group]
+            told = stage(pool.map(way, numbers), "comparing files", "file", len(numbers))
+            answers = dict(zip(numbers, told, strict=True))
+            apart: dict[tuple[int, int | str], list[int]] = defaultdict(list)
+            for group in groups:
+                for at in group:
+                    apart[group[0], answers[at] or -at].append(at)
+            groups = [alike for alike in apart.values() if len(alike) > 1]
+    for group in groups:
+        for at in group:
+            first[at] = group[0]
     return first
 
 

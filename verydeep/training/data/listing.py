@@ -26,13 +26,12 @@ from ...files.photo_paths import (
     IMAGE_SUFFIXES,
     composed,
     ending,
-    head,
     is_hidden,
     is_photo,
     walked,
 )
 from . import shards as remote
-from .items import Item, Listing, Member, Source, Streamed, as_text
+from .items import Item, Listing, Member, Source, Streamed, as_text, beginning
 from .layout import Place, tops
 from .objects import arrays, held_by
 from .tables import table
@@ -102,7 +101,7 @@ class _Held:
             return
         if source is None:
             self.folders.append(name)
-        elif is_photo(name, lambda: _head(source)):
+        elif is_photo(name, lambda: beginning(source, 64)):
             self.files.append((name, source))
         else:
             self.others.append(name)
@@ -137,16 +136,6 @@ class _Held:
 
 def _way(name: str) -> Place:
     return PurePosixPath(composed(as_text(name))).parts
-
-
-def _head(source: Source) -> bytes:
-    """The first bytes of a file; none where they cannot be had."""
-    if isinstance(source, Member):
-        with suppress(OSError):
-            return source.read(64)
-    if isinstance(source, str):
-        return head(source)
-    return source[:64] if isinstance(source, bytes) else b""
 
 
 def _folder(path: Path, is_class: IsClass) -> Listing:
