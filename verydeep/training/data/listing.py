@@ -15,7 +15,6 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from lzma import LZMAError
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
