@@ -334,7 +334,7 @@ VERBS = {  # verb: what is made slow, the words, what the line must have said
         "--set precision=exact --out run", "computing features .* of 36 photos",
     ),
     "train --find-lr": (
-        "verydeep.training.loop:Learner.learn", "P --recipe small-images --model vgg11_bn --width 0.0625 "
+        "verydeep.training.learner:Learner.follow", "P --recipe small-images --model vgg11_bn --width 0.0625 "
         "--set precision=fp32 --set layout=default --set batch=12",
         "trying learning rates .* 1 of 100 steps, ",
     ),
@@ -414,17 +414,17 @@ def test_ctrl_c_leaves_one_line(verb: str, place: Path, monkeypatch: pytest.Monk
 def test_a_profile_shows_how_far_it_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from verydeep.training import begin
     from verydeep.training import profile as profiles
-    from verydeep.training.loop import Learner
+    from verydeep.training.learner import Learner
 
     screen = terminal(monkeypatch, 100)
-    learn = Learner.learn
+    follow = Learner.follow
 
-    def learnt(*words: Any) -> Any:
+    def followed(*words: Any) -> Any:
         tick()
-        return learn(*words)
+        return follow(*words)
 
     monkeypatch.setattr(profiles, "SECONDS", 0.3)
-    monkeypatch.setattr(Learner, "learn", learnt)
+    monkeypatch.setattr(Learner, "follow", followed)
     settings = {"batch": 12, "precision": "fp32", "layout": "default"}
     with Progress("measuring", ""):
         begin.profile(

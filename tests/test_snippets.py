@@ -42,7 +42,7 @@ STAND_INS = (  # what takes minutes or a network: on less data, by a smaller net
     (r"--check$", "--check --size 64"),
     (r"(.*--recipe probe.*)", rf"\1 {' '.join(f'--set {one}' for one in QUICK.split())}"),
     (r'out="from-python"', f'out="from-python", settings="{QUICK}".split()'),
-    (r"(.*--recipe finetune.*)", r"\1 --set epochs=1 --set size=32 --set engine=onnxruntime --set views=1"),
+    (r"(.*--recipe finetune.*)", r"\1 --set epochs=1 --set size=32"),
     (r"(.*--recipe small-images.*)--width 0.5(.*)", rf"\1--width 0.0625\2 {FEW}"),
     (r"(.*--recipe small-images.*)--width 1(.*)", rf"\1--width 0.125\2 {FEW}"),
     (r"^(verydeep.*)--recipe paper --model vgg11(.*)",
