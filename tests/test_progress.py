@@ -334,8 +334,9 @@ VERBS = {  # verb: what is made slow, the words, what the line must have said
         "--set precision=exact --out run", "computing features .* of 36 photos",
     ),
     "train --find-lr": (
-        "verydeep.training.learner:Learner.follow", "P --recipe small-images --model vgg11_bn --width 0.0625 "
-        "--set precision=fp32 --set layout=default --set batch=12",
+        "verydeep.training.learner:Learner.follow",
+        "P --recipe small-images --model vgg11_bn --width 0.0625 --set precision=fp32 "
+        "--set layout=default --set batch=12",
         "trying learning rates .* 1 of 100 steps, ",
     ),
 }  # fmt: skip

@@ -65,13 +65,14 @@ def profile(learner: Learner, feed: Feed) -> Profile:
     told = stage(count(), "measuring the network", "step")
 
     def event(line: Mapping[str, Any]) -> None:
-        done, seconds = next(told) + 1, time.perf_counter() - began
+        done, seconds = next(told), time.perf_counter() - began
         if done > WARM_UP:
             speeds.append(line["images_per_second"])
         if len(speeds) >= LEAST_STEPS and seconds > SECONDS:
             raise Stopped
         expect(max(WARM_UP + LEAST_STEPS, _whole(done, seconds)))
 
+    next(told)
     with suppress(Stopped):
         fit(learner, again, Position(), event=event, rate_of=lambda _: 0.0, every=1)
     return Profile(rate, max(speeds), len(batch.labels))

@@ -124,6 +124,7 @@ def rate_test(learner: Learner, feed: Feed, steps: int = STEPS) -> RateTest:
 
     told = stage(range(steps), "trying learning rates", "step", steps)
     learner.config = replace(learner.config, epochs=steps, hold=0.0, schedule="constant")
+    next(told)
     with suppress(Stopped, Diverged):  # a loss that is no number ends the curve, too
         fit(learner, feed, Position(), event=event, rate_of=rate_of, every=1)
     rates = [rate_of(step) for step in range(len(losses))]
