@@ -13,7 +13,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,7 +30,7 @@ C = TypeVar("C", bound=Callable[..., Any])
 
 # whose texts are drawings; and, until its messages are all followed in tests/test_advice_training.py,
 # training: take it out of here, and the inventory asks for every one that is not
-LEFT_OUT = {"pictures", "training", "cli"}
+LEFT_OUT = {"pictures", "training"}
 
 DO = (
     "add|ask|begin|call|change|check|choose|clip|close|compare|convert|copy|crop|delete|download|export|"
@@ -57,11 +57,15 @@ class Message(NamedTuple):
     spans: tuple[tuple[int, int], ...]
 
 
-def texts() -> Iterator[tuple[str, str]]:
+@cache
+def texts() -> tuple[tuple[str, str], ...]:
     """(where, text) of every text in the package that is neither a docstring nor help."""
+    found = []
     for file in sorted((ROOT / "verydeep").rglob("*.py")):
-        for line, text in _texts(ast.parse(file.read_text(encoding="utf-8"))):
-            yield f"{file.relative_to(ROOT).as_posix()}:{line}", text
+        where = file.relative_to(ROOT).as_posix()
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        found += [(f"{where}:{line}", text) for line, text in _texts(tree)]
+    return tuple(found)
 
 
 def messages() -> Iterator[Message]:

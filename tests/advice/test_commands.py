@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 
+from verydeep.training import recipes
+
 from ..conftest import Run
-from .following import command, follows, said, taken
+from ..labelled import arrays
+from ..tiny import photo
+from .following import brought, command, follows, said, taken
 
 
 @pytest.mark.parametrize(
@@ -20,6 +26,14 @@ def test_options_that_are_near(given: str, meant: str | None, verydeep: Run) -> 
     assert re.findall(r"Did you mean '(--\w+)'", text) == ([meant] if meant else [])
 
 
+def test_duplicates_of_nothing_that_can_be_read(tmp_path: Path, model: Path, verydeep: Run) -> None:
+    """It said that there were no duplicates."""
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"no photo" + name.encode())
+    done = verydeep("duplicates", tmp_path, "--model", model, "--layer", "relu1_1")
+    assert (done.status, done.out) == (2, "none of 2 photos could be read\n")
+
+
 @follows("; see {} --help")
 def test_help_is_where_it_is_said(verydeep: Run) -> None:
     for words in (("classify", "--foo"), ("weights", "fetch"), ("--foo",), ("cache", "--foo")):
@@ -28,3 +42,171 @@ def test_help_is_where_it_is_said(verydeep: Run) -> None:
         helped = verydeep(*command(taken("see (.* --help)", text)))
         assert helped.status == 0
         assert "Usage:" in helped.out
+
+
+@follows(
+    "Try this: verydeep classify photo.jpg",
+    "verydeep help VERB says more, and verydeep version which one this is.",
+    "`verydeep weights list` says more",
+)
+def test_what_to_type_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verydeep: Run) -> None:
+    photo(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    text = verydeep().err
+    said("Try this: verydeep classify photo.jpg", text)
+    assert verydeep(*command(taken("Try this: (.*)", text))).status == 0
+    said("verydeep help VERB says more, and verydeep version which one this is.", text)
+    assert (
+        "Usage: verydeep classify"
+        in verydeep(*command(taken("(verydeep help VERB)", text), VERB="classify")).out
+    )
+    assert verydeep(*command(taken("and (verydeep version)", text))).status == 0
+    text = verydeep("models").out
+    said("`verydeep weights list` says more", text)
+    assert "vgg16" in verydeep(*command(taken("`(verydeep .*?)`", text))).out
+
+
+@follows(
+    'expected "224", "480x640" (height x width) or "own"', "write 224, or 480x640 for height x width",
+    "is not a whole number, 1 {}", "--map draws two photos; {} pairs were given",
+)  # fmt: skip
+def test_sizes_and_numbers(tmp_path: Path, model: Path, verydeep: Run) -> None:
+    files = [photo(tmp_path / f"{seed}.png", seed=seed) for seed in range(3)]
+    show = ("show", model, files[0], "--size")
+    text = verydeep(*show, "large").err
+    said('expected "224", "480x640" (height x width) or "own"', text)
+    for size in re.findall('"(.*?)"', text):
+        assert verydeep(*show, size).status == 0, size
+    summary = ("summary", "vgg16", "--input")
+    text = verydeep(*summary, "large").err
+    said("write 224, or 480x640 for height x width", text)
+    for size in re.findall(r"\d+(?:x\d+)?", text.partition("write")[2].partition(" for ")[0]):
+        assert verydeep(*summary, size).status == 0
+    text = verydeep("classify", files[0], "--model", model, "--top", 0).err
+    said("is not a whole number, 1 {}", text)
+    assert (
+        verydeep(
+            "classify", files[0], "--model", model, "--top", taken(r"number, (\d)", text)
+        ).status
+        == 0
+    )
+    drawn = (
+        "--map",
+        tmp_path / "map.png",
+        "--metric",
+        "content",
+        "--layer",
+        "relu2_1",
+        "--model",
+        model,
+    )
+    said("--map draws two photos; {} pairs were given", verydeep("distance", *files, *drawn).err)
+    assert verydeep("distance", *files[:2], *drawn).status == 0
+
+
+@follows(
+    "{}: {}; name another folder", "a folder, and a file is needed; name one in it",
+    "there is no folder {}; make it first", "it is read, and must not be written over; name another file",
+)  # fmt: skip
+def test_where_results_go(tmp_path: Path, model: Path, verydeep: Run) -> None:
+    first, second = (photo(tmp_path / f"{seed}.png", seed=seed) for seed in range(2))
+    (tmp_path / "file").touch()
+    explain = ("explain", first, "--model", model, "--out")
+    said("{}: {}; name another folder", verydeep(*explain, tmp_path / "file").err)
+    assert verydeep(*explain, tmp_path / "another").status == 0
+    classify = ("classify", first, "--model", model, "--csv")
+    said("a folder, and a file is needed; name one in it", verydeep(*classify, tmp_path).err)
+    assert verydeep(*classify, tmp_path / "table.csv").status == 0
+    target = tmp_path / "new" / "table.csv"
+    (folder,) = said("there is no folder {}; make it first", verydeep(*classify, target).err)
+    Path(folder).mkdir()
+    assert verydeep(*classify, target).status == 0
+    words = (
+        "distance",
+        first,
+        second,
+        "--metric",
+        "content",
+        "--layer",
+        "relu2_1",
+        "--model",
+        model,
+        "--map",
+    )
+    text = verydeep(*words, second).err
+    said("it is read, and must not be written over; name another file", text)
+    assert verydeep(*words, tmp_path / "another.png").status == 0
+
+
+@follows(
+    "needs torch: pip install 'verydeep[torch]'", "option '--recipe'",
+    "--out DIR is missing, where the model goes",
+    "--resume: there is no folder {}; name the --out of a run",
+    "--resume: {} does not say by which command it was begun; give DATA and --recipe as they were then",
+    "try it: verydeep classify --model {} photo.jpg", "finish it with: verydeep train --resume --out {}",
+)  # fmt: skip
+def test_training_from_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verydeep: Run
+) -> None:
+    from verydeep.cli.train import _Teller
+
+    out, data, image = (
+        tmp_path / "my run",
+        arrays(tmp_path / "data.npz"),
+        photo(tmp_path / "photo.jpg"),
+    )
+    settings = {"epochs": 2, "batch": 12, "head": "small", "size": 32, "grow": "1", "warmup": 1}
+    words = [word for pair in settings.items() for word in ("--set", "{}={}".format(*pair))]
+    words += ["--model", "vgg11_bn", "--width", "0.0625", "--device", "cpu"]
+
+    def broken(_: str) -> str:
+        raise ModuleNotFoundError("torch")
+
+    with monkeypatch.context() as bare:
+        bare.setattr(recipes, "described", broken)
+        text = verydeep("train", "--recipes").out
+    said("needs torch: pip install 'verydeep[torch]'", text)
+    assert "torch" in brought(taken("(pip install '.*?')", text))
+    begin = ["train", data, *words]
+    text = verydeep(*begin).err
+    said("option '--recipe'", f"option {taken('(.--recipe.)', text)}")
+    begin += [taken("(--recipe)", text), "small-images"]
+    text = verydeep(*begin).err
+    said("--out DIR is missing, where the model goes", text)
+    begin += [taken("(--out)", text), out]
+    tell = _Teller.__call__
+
+    def stopping(self: _Teller, line: object) -> None:
+        tell(self, line)  # type: ignore[arg-type]
+        if line["event"] == "epoch" and line["epoch"] == 1:  # type: ignore[index]
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(_Teller, "__call__", stopping)
+        assert verydeep(*begin).status == 130
+
+    classify = ("classify", image, "--model", out)
+    text = verydeep(*classify).err
+    (place,) = said("finish it with: verydeep train --resume --out {}", text)
+    assert "my run" in place
+    none = "--resume: there is no folder {}; name the --out of a run"
+    said(none, verydeep("train", "--resume", "--out", tmp_path / "none").err)
+    older = shutil.copytree(out, tmp_path / "older")
+    done = verydeep(*command(taken("(verydeep train.*)", text)))
+    assert done.status == 0, done.err
+    said("try it: verydeep classify --model {} photo.jpg", done.out)
+    monkeypatch.chdir(tmp_path)
+    assert verydeep(*command(taken("try it: (.*)", done.out))).status == 0
+    assert verydeep(*classify).status == 0
+
+    config = older / "config.json"  # of a version that wrote no command
+    text = config.read_text(encoding="utf-8").replace('"command":', '"order":')
+    config.write_text(text, encoding="utf-8")
+    text = verydeep("train", "--resume", "--out", older).err
+    said(
+        "--resume: {} does not say by which command it was begun; give DATA and --recipe as they were then",
+        text,
+    )
+    done = verydeep(*begin[:-1], older, "--resume")
+    assert done.status == 0, done.err
+    assert (older / "model.safetensors").is_file()

@@ -30,7 +30,6 @@ from verydeep.published import catalog, conversion, fetching, foreign, layouts
 from verydeep.published.catalog import Entry, Published
 
 from ..conftest import Run
-from ..labelled import arrays
 from ..tiny import model_file, photo, tiny, weights
 from .following import ROOT, Row, all_followed, command, evaluated, follows, refused, said, taken
 
@@ -203,38 +202,6 @@ def quantised(scale: float) -> None:
 def test_records_and_tensors() -> None:
     Path(os.environ["VERYDEEP_CACHE"]).mkdir(exist_ok=True)
     all_followed(RECORDS)
-
-
-@follows("finish it with: verydeep train --resume --out {}")
-def test_a_run_without_a_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verydeep: Run
-) -> None:
-    from verydeep.cli.train import _Teller
-
-    out, data = tmp_path / "my run", arrays(tmp_path / "data.npz")
-    settings = {"epochs": 2, "batch": 12, "head": "small", "size": 32, "grow": "1", "warmup": 1}
-    words = [word for pair in settings.items() for word in ("--set", "{}={}".format(*pair))]
-    tell = _Teller.__call__
-
-    def stopping(self: _Teller, line: Any) -> None:
-        tell(self, line)
-        if line["event"] == "epoch" and line["epoch"] == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as stopped:
-        stopped.setattr(_Teller, "__call__", stopping)
-        done = verydeep(
-            "train", data, "--recipe", "small-images", "--model", "vgg11_bn", "--width", 1 / 16,
-            "--device", "cpu", "--out", out, *words,
-        )  # fmt: skip
-    assert done.status == 130, done.err
-    classify = ("classify", photo(tmp_path / "a.png"), "--model", out)
-    done = verydeep(*classify)
-    (place,) = said("finish it with: verydeep train --resume --out {}", done.err)
-    assert "my run" in place
-    done = verydeep(*command(taken("(verydeep train.*)", done.err)))
-    assert done.status == 0, done.err
-    assert verydeep(*classify).status == 0
 
 
 # Published weights

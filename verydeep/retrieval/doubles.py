@@ -121,6 +121,8 @@ class Duplicates:
         photos, groups = counted(self.photos, "photo"), counted(len(self.groups), "group")
         found, none = f"{count:,} of {photos} {are}, in {groups}", f"no duplicates among {photos}"
         how = f"(cosine at least {self.threshold:g} and the same pixels, or the same bytes)"
+        if 0 < len(self.errors) == self.photos:
+            return f"none of {photos} could be read"
         if self.keep is not None:
             return "\n".join(self.keep)
         last = f"{found if count else none} {how}"
