@@ -15,6 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import click
+import pytest
 
 from verydeep.cli import cli
 from verydeep.training import recipes
@@ -71,12 +72,14 @@ def advised(pattern: str) -> list[tuple[str, str]]:
 def words_followed() -> dict[str, str]:
     """The words that tests follow, and which test it is."""
     words = {}
-    for file in sorted((ROOT / "tests" / "advice").glob("test_*.py")):
-        module = importlib.import_module(f"tests.advice.{file.stem}")
+    areas = sorted((ROOT / "tests" / "advice").glob("test_*.py"))
+    names = [*(f"tests.advice.{file.stem}" for file in areas), "tests.test_advice_training"]
+    for place in names:
+        module = importlib.import_module(place)
         for name, test in vars(module).items():
             for one in getattr(test, "words", ()):
                 assert name.startswith("test_"), name
-                words[one] = f"{file.name}::{name}"
+                words[one] = f"{place}::{name}"
     return words
 
 
@@ -100,6 +103,19 @@ def unfollowed() -> Iterator[tuple[str, str, str]]:
 def test_every_advice_is_followed() -> None:
     """What is listed here needs a test in tests/advice/, or a reason above why it can have none."""
     assert not list(unfollowed())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{} is full; free some space", "no {} here: use another", "{} is {}; expected 3", "say --so",
+     "see `verydeep show`", "write range=(0, 1)", "unset VERYDEEP_CACHE", "no {}; did you mean {}?"],
+)  # fmt: skip
+def test_advice_is_known_by_its_words(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inventory can fail: what nothing follows is found, and what gives no advice is not."""
+    here = ("verydeep/new.py:1", text), ("verydeep/new.py:2", "the use of {} is over, says {}")
+    monkeypatch.setattr(following, "texts", lambda: here)
+    assert {where for where, _, _ in unfollowed()} <= {"verydeep/new.py:1"}
+    assert [message.where for message in following.messages()] == ["verydeep/new.py:1"]
 
 
 def test_what_is_followed_is_said() -> None:

@@ -445,9 +445,9 @@ def only(answers: Any) -> Any:
 
 
 @follows(
-    "; fetch them, and give their path",
+    "; fetch them, and give their path", "expected one class a photo",
     "; expected one folder for a class, so put them into one, or leave one out",
-)
+)  # fmt: skip
 def test_what_is_evaluated(tmp_path: Path, photos: Path, model: Path) -> None:
     (photos / "bee").mkdir()
     shutil.move(photos / "0.png", photos / "bee" / "0.png")
@@ -467,6 +467,24 @@ def test_what_is_evaluated(tmp_path: Path, photos: Path, model: Path) -> None:
     assert evaluate(model, photos).n == 2
     (photos / "bee" / "1.png").unlink()
     assert evaluate(model, photos).n == 1
+
+    class Pictures:
+        """A data set as torch has them. labels: 0 or 1 for each class, or the class."""
+
+        classes = NAMES
+
+        def __init__(self, *labels: Any) -> None:
+            self.labels = labels
+
+        def __len__(self) -> int:
+            return len(self.labels)
+
+        def __getitem__(self, index: int) -> Any:
+            return Image.fromarray(IMAGE), self.labels[index]
+
+    both = np.array([1, 1, 0, 0, 0, 0, 0])
+    said("expected one class a photo", refused(lambda: evaluate(model, Pictures(both, both))))
+    assert evaluate(model, Pictures(0, 1)).n == 2
 
 
 # What is said of names and numbers everywhere
