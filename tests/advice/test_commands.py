@@ -155,7 +155,15 @@ def test_training_from_the_command(
         arrays(tmp_path / "data.npz"),
         photo(tmp_path / "photo.jpg"),
     )
-    settings = {"epochs": 2, "batch": 12, "head": "small", "size": 32, "grow": "1", "warmup": 1}
+    settings = {
+        "checkpoint_minutes": 0,
+        "epochs": 3,
+        "batch": 12,
+        "head": "small",
+        "size": 32,
+        "grow": "1",
+        "warmup": 1,
+    }
     words = [word for pair in settings.items() for word in ("--set", "{}={}".format(*pair))]
     words += ["--model", "vgg11_bn", "--width", "0.0625", "--device", "cpu"]
 
@@ -178,7 +186,7 @@ def test_training_from_the_command(
 
     def stopping(self: _Teller, line: object) -> None:
         tell(self, line)  # type: ignore[arg-type]
-        if line["event"] == "epoch" and line["epoch"] == 1:  # type: ignore[index]
+        if line["event"] == "epoch" and line["epoch"] == 2:  # type: ignore[index]
             raise KeyboardInterrupt
 
     with monkeypatch.context() as stopped:
