@@ -421,6 +421,23 @@ def test_labels_without_quotes(tmp_path: Path) -> None:
         labelled.find(table_of(tmp_path, ["1,cat,dog", "2,dog"]))
 
 
+def test_the_advice_on_labels_is_taken_by_train(tmp_path: Path, verydeep: Run) -> None:
+    words = (
+        "train",
+        table_of(tmp_path, EITHER["pairs"]),
+        "--recipe",
+        "probe",
+        "--out",
+        tmp_path / "o",
+    )
+    for more, line in (
+        ((), "--set multi=true for several"),
+        (("--set", "multi=true"), "a recipe learns one of each so far; --set multi=false takes"),
+    ):
+        done = verydeep(*words, *more)
+        assert (done.status, line in done.err, "Traceback" in done.err) == (2, True, False)
+
+
 def test_one_label_where_several_may_be(tmp_path: Path) -> None:
     root = folder(tmp_path, both("."))
     found = labelled.find(root, multi=True)

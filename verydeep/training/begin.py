@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError
 from . import recipes
 from .data.check import looked_over
-from .data.labelled import find
+from .data.labelled import find_for
 from .data.shards import is_stream
 from .recipes import Config, changed
 from .record.folder import following
@@ -78,7 +78,7 @@ def train(
         from .record.board import board
 
         event = _both(board(Path(out)), event)
-    found = find(data, val, seed=config.seed, val_fraction=config.val_fraction)
+    found = find_for(config, data, val)
     if not resume and first:
         sizes = config.sides if isinstance(config, Config) else config.sizes
         # photos that are stretched to a size may well be smaller, on purpose

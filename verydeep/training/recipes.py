@@ -87,6 +87,7 @@ class Config:
     compile: by torch.compile. sync_norm: batch norm over all processes. threads: that prepare images, 0
     for as many as cores. checkpoint_minutes: between two checkpoints within an epoch.
     val_fraction: of each class, set aside to validate with where the data has nothing for it.
+    multi: whether a photo of a CSV may have several labels: "auto" for as it looks, or a DataError.
     """
 
     recipe: str = "small-images"
@@ -142,6 +143,7 @@ class Config:
     threads: int = 0
     checkpoint_minutes: float = 10.0
     val_fraction: float = 0.1
+    multi: Literal["auto", "true", "false"] = "auto"
 
     def __post_init__(self) -> None:
         hold_to(self, {

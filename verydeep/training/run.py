@@ -118,7 +118,7 @@ class Run:
         if self.first:
             folder.writable(self.folder)
         config = self.config
-        self.data = labelled.find(source, val, seed=config.seed, val_fraction=config.val_fraction)
+        self.data = labelled.find_for(config, source, val)
 
     def finished(self) -> bool:
         """Whether the folder holds a run that has come to its end."""

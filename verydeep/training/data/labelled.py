@@ -171,6 +171,18 @@ def find(
     )  # fmt: skip
 
 
+def find_for(config: Any, data: object, val: object = None) -> Labelled:
+    """What a recipe learns from, as its settings `seed`, `val_fraction` and `multi` have it."""
+    multi = None if config.multi == "auto" else config.multi == "true"
+    found = find(data, val, seed=config.seed, val_fraction=config.val_fraction, multi=multi)
+    if found.multi:  # found and checked as such, and learned by no recipe yet
+        raise DataError(
+            "photos of several labels each, and a recipe learns one of each so far; --set multi=false "
+            "takes what stands in a cell of a CSV as one"
+        )
+    return found
+
+
 def open(sample: Sample | Item) -> Content:  # noqa: A001  # labelled.open reads well
     """What `verydeep.preprocess.decode` takes: a path, the bytes of a file, or (h, w, c) uint8.
 

@@ -54,6 +54,7 @@ class ProbeConfig:
     seed: of the folds.
     engine, precision, threads: of the features, as `verydeep.load` has them; threads 0 for one a core.
     val_fraction: of each class, set aside to validate with where the data has nothing for it.
+    multi: whether a photo of a CSV may have several labels: "auto" for as it looks, or a DataError.
     """
 
     recipe: str = "probe"
@@ -70,6 +71,7 @@ class ProbeConfig:
     precision: Literal["exact", "fast", "half"] = "half"
     threads: int = 0
     val_fraction: float = 0.1
+    multi: Literal["auto", "true", "false"] = "auto"
 
     def __post_init__(self) -> None:
         if min(self.sizes, default=1) < 1 or len(set(self.sizes)) < len(self.sizes):
