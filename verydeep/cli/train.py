@@ -93,7 +93,7 @@ def train(
     """Train a classifier on labelled images, by a recipe.
 
     DATA is a folder, tar or zip of class folders, with or without train/, val/ and test/; a CSV of paths
-    and labels, one or several a photo; an .npz of images; or WebDataset shards, as
+    and labels; an .npz of images; or WebDataset shards, as
     "train-{000..099}.tar". Shards may be streamed from elsewhere, "https://host/train-{000..099}.tar" or
     "pipe:COMMAND", by paper and by small-images with memory=false. Without anything to validate with, a
     tenth of each class (of the shards, where they are streamed) is set aside for it.
