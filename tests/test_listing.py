@@ -504,6 +504,22 @@ def test_what_is_not_used_is_told(tmp_path: Path, verydeep: Run, model: Path) ->
 
 
 @pytest.mark.usefixtures("no_heif")
+def test_pictures_of_a_shard_that_are_not_read_are_told(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a-0.tar", "w") as tar:
+        for number, suffix in enumerate(("jpg", "HEIC", "jpg", "jp2", "jpg")):
+            add(tar, f"{number}.{suffix}", jpeg(number))
+            add(tar, f"{number}.cls", str(number % 2).encode())
+            add(tar, f"{number}.json", b"{}")
+        add(tar, "5.jpg", jpeg(5))
+        add(tar, "5.cls", b"1")
+    found = labelled.find(f"{tmp_path}/a-{{0..0}}.tar", val_fraction=0)
+    assert len(found.train) == 4
+    assert (
+        "2 files are not used: 1 .heic, 1 .jp2; pip install 'verydeep[heif]'" in found.warnings[0]
+    )
+
+
+@pytest.mark.usefixtures("no_heif")
 def test_heic_that_is_named_says_what_reads_it(tmp_path: Path, verydeep: Run, model: Path) -> None:
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     done = verydeep("classify", tmp_path / "a.heic", "--model", model)

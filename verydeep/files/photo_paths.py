@@ -139,9 +139,14 @@ def is_photo(name: str, first: Callable[[], bytes]) -> bool:
     """Whether a file counts as a photo: by its suffix, or without one by its first bytes."""
     suffix = os.path.splitext(name)[1].lower()
     if suffix:
-        return suffix in IMAGE_SUFFIXES or (suffix in HEIF_SUFFIXES and reads_heif())
+        return is_read(suffix)
     what, _ = sniff(first())
     return what.endswith(" image") or (what == "HEIC" and reads_heif())
+
+
+def is_read(suffix: str) -> bool:
+    """Whether files with that suffix, in small letters, are read as photos."""
+    return suffix in IMAGE_SUFFIXES or (suffix in HEIF_SUFFIXES and reads_heif())
 
 
 @cache

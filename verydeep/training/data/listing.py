@@ -22,11 +22,13 @@ from typing import TypeAlias
 
 from ...errors import DataError, warn_once
 from ...files.photo_paths import (
-    IMAGE_SUFFIXES,
+    HEIF_SUFFIXES,
+    PICTURES,
     composed,
     ending,
     is_hidden,
     is_photo,
+    is_read,
     walked,
 )
 from . import shards as remote
@@ -268,8 +270,10 @@ def _add_samples(listing: Listing, shard: str, archive: tarfile.TarFile) -> None
                 raise DataError(
                     f"{shard}: {info.name} is no text in UTF-8; expected a label"
                 ) from error
-        elif f".{suffix.lower()}" in IMAGE_SUFFIXES:
+        elif is_read(f".{suffix.lower()}"):
             images[stem] = info
+        elif f".{suffix.lower()}" in PICTURES | HEIF_SUFFIXES:
+            listing.unused[f".{suffix.lower()}"] += 1
     for stem, info in images.items():
         if stem not in labels:
             raise DataError(f"{shard}: {info.name} has no {stem}.cls beside it, which is its label")
