@@ -426,13 +426,13 @@ def test_the_advice_on_labels_is_taken_by_train(tmp_path: Path, verydeep: Run) -
         "train",
         table_of(tmp_path, EITHER["pairs"]),
         "--recipe",
-        "probe",
+        "small-images",
         "--out",
         tmp_path / "o",
     )
     for more, line in (
         ((), "--set multi=true for several"),
-        (("--set", "multi=true"), "a recipe learns one of each so far; --set multi=false takes"),
+        (("--set", "multi=true"), "learns several; --set multi=false takes"),
     ):
         done = verydeep(*words, *more)
         assert (done.status, line in done.err, "Traceback" in done.err) == (2, True, False)

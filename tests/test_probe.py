@@ -244,6 +244,46 @@ def test_choosing_never_sees_what_is_held_out() -> None:
     )
 
 
+def test_photos_of_several_labels(
+    trunk: Path, tmp_path: Path, verydeep: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows, truth = ["file,labels"], []
+    for number in range(60):
+        red, blue = number % 2, number % 3 == 0
+        pixels = np.random.default_rng(number).normal(90, 40, (40, 48, 3))
+        pixels += np.array([90 * red, 0, 90 * blue])
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / f"{number}.png")
+        labels = [name for name, there in (("red", red), ("blue", blue)) if there]
+        rows.append(f'{number}.png,"{";".join(labels)}"')
+        truth.append([blue, bool(red)])
+    Path("labels.csv").write_text("\n".join(rows) + "\n")
+    result = run(config(trunk, val_fraction=0.3), "labels.csv", out="out")
+    assert result.classes == ("blue", "red")
+    numbers = [int(Path(sample.name).stem) for sample in result.val]
+    assert result.labels.tolist() == np.array(truth, float)[numbers].tolist()
+    assert np.isnan(result.top1)
+    expected = average_precision_score(result.labels, result.probabilities)
+    assert result.mean_average_precision == pytest.approx(expected)
+    assert expected > 0.9
+    assert f"mean average precision {expected:.2%}" in str(result)
+    record = modelfile.read(result.model).record
+    assert record.thresholds == result.thresholds
+    assert len(record.thresholds) == 2
+    assert (record.threshold, record.least_mean) == (None, None)
+    figures = {row["what"]: row["value"] for row in record.measured}
+    assert figures["mean average precision"] == pytest.approx(expected, abs=1e-6)
+    page = Path("out", "report.html").read_text()
+    assert "average precision" in page
+    assert "held-out mean average precision" in page
+    again = run(config(trunk, val_fraction=0.3), "labels.csv", out="out", resume=True)
+    assert_allclose(again.probabilities, result.probabilities, atol=2e-3)
+    assert again.thresholds == result.thresholds
+    refused = verydeep("train", "labels.csv", "--recipe", "small-images", "--out", "loop")
+    assert refused.status == 2
+    assert "the recipe small-images learns one of each: probe learns several" in refused.err
+
+
 def test_the_head_is_scikit_learns_on_all_views() -> None:
     draw = np.random.default_rng(0)
     labels = np.arange(90) % 3

@@ -199,9 +199,12 @@ class _Teller(Progress):
         if kind in ("start", "resume"):
             self.say(self._start(line))
         elif kind == "chosen":
+            found = f"top-1 {line['top1']:.2%}" if "top1" in line else (
+                f"mean average precision {line['mean_average_precision']:.2%}"
+            )  # fmt: skip
             self.say(
                 f"chosen by cross-validation: {', '.join(line['layers'])} at {line['size']} pixels, l2 "
-                f"{line['l2']:g}; held-out top-1 {line['top1']:.2%}; {line['seconds']:.1f} s"
+                f"{line['l2']:g}; held-out {found}; {line['seconds']:.1f} s"
             )
         elif kind in ("note", "warning"):
             self.say(f"{'warning: ' if kind == 'warning' else ''}{line['text']}")

@@ -29,6 +29,7 @@ from .data import labelled
 from .data.labelled import Sample
 from .recipes import RECIPES
 from .record import about, figures, folder, report
+from .record.figures import sigmoid
 from .record.log import Log, read
 from .record.result import TrainResult
 
@@ -43,7 +44,7 @@ class Outcome:
 
     network, preprocess, tensors, licence: of the model file; the temperature is in the head already.
     judge: gives the scores of samples, and says in words what they are for.
-    protocol: how images were shown. threshold, least_mean: as in `modelfile.Record`.
+    protocol: how images were shown. threshold, least_mean, thresholds: as in `modelfile.Record`.
     measured, provenance, told: what the record's figures, its provenance and the log's last line have
     beside what those of every run have.
     """
@@ -56,6 +57,7 @@ class Outcome:
     licence: str = ""
     threshold: float | None = None
     least_mean: float | None = None
+    thresholds: tuple[float, ...] = ()
     measured: Sequence[Mapping[str, Any]] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     told: Mapping[str, Any] = field(default_factory=dict)
@@ -182,7 +184,8 @@ class Run:
         """Measure, write the model and the report."""
         reached(1, 3, "validating")
         samples, scores = outcome.judge(self.data.val, "to validate")
-        result = self._result(samples, softmax(scores).astype(np.float32))
+        chances = sigmoid(scores) if self.data.multi else softmax(scores)
+        result = self._result(samples, chances.astype(np.float32), outcome.thresholds)
         rows = [*self._figures(outcome, samples, scores, ""), *outcome.measured]
         if tested := self.data.test:
             rows += self._figures(outcome, *outcome.judge(tested, "to test"), ", test")
@@ -195,15 +198,17 @@ class Run:
         }  # fmt: skip
         record = modelfile.Record(
             outcome.network, outcome.preprocess, class_names=self.data.classes, licence=outcome.licence,
-            threshold=outcome.threshold, least_mean=outcome.least_mean, provenance=provenance,
-            measured=tuple(rows),
+            threshold=outcome.threshold, least_mean=outcome.least_mean, thresholds=outcome.thresholds,
+            provenance=provenance, measured=tuple(rows),
         )  # fmt: skip
         modelfile.write(self.folder / "model.safetensors", record, outcome.tensors)
-        told = {row["what"]: row["value"] for row in rows if row["what"].startswith("top")}
+        told = {
+            row["what"]: row["value"] for row in rows if row["what"].startswith(("top", "mean"))
+        }
         self.tell({
             "event": "end", "time": about.now(), "seconds": self.seconds, **told, **outcome.told,
         })  # fmt: skip
-        result = self._result(samples, result.probabilities)
+        result = self._result(samples, result.probabilities, outcome.thresholds)
         reached(3, 3, "writing the report")
         report.write(result)
         return result
@@ -215,13 +220,14 @@ class Run:
         rows, samples = [], []
         for sample in self.data.val:
             try:
-                rows.append(softmax(model.scores([labelled.open(sample)])[0]))
+                scores = model.scores([labelled.open(sample)])
+                rows.append((sigmoid(scores) if self.data.multi else softmax(scores))[0])
             except (ValueError, OSError) as error:
                 self.bad[sample.name] = str(error)
                 continue
             samples.append(sample)
         found = np.array(rows, np.float32).reshape(-1, len(self.data.classes))
-        return self._result(tuple(samples), found)
+        return self._result(tuple(samples), found, model.record.thresholds)
 
     def _figures(
         self, outcome: Outcome, samples: tuple[Sample, ...], scores: NDArray[np.float32], which: str
@@ -229,9 +235,12 @@ class Run:
         """How right the scores are, as a record has it; none of no samples. which: ends figures' names."""
         if not samples:
             return []
-        labels, found = np.array([s.label for s in samples], np.int64), softmax(scores)
-        values = {"top1": figures.top(found, labels)}
-        if len(self.data.classes) > 5:  # of five classes it is all of them
+        labels, found = labelled.targets(samples, self.data.classes), softmax(scores)
+        if self.data.multi:
+            values = {"mean average precision": figures.mean_average_precision(scores, labels)}
+        else:
+            values = {"top1": figures.top(found, labels)}
+        if len(self.data.classes) > 5 and not self.data.multi:  # of five classes it is all of them
             values["top5"] = figures.top(found, labels, 5)
         if outcome.threshold is not None:
             refused = found.max(1) < outcome.threshold
@@ -251,17 +260,23 @@ class Run:
         ]
 
     def _result(
-        self, samples: tuple[Sample, ...], probabilities: NDArray[np.float32]
+        self,
+        samples: tuple[Sample, ...],
+        probabilities: NDArray[np.float32],
+        thresholds: tuple[float, ...],
     ) -> TrainResult:
-        labels = np.array([s.label for s in samples], np.int64)
+        labels = labelled.targets(samples, self.data.classes)
+        if self.data.multi:
+            right = dict.fromkeys(("top1", "top5"), float("nan"))
+        else:
+            right = {f"top{k}": figures.top(probabilities, labels, k) for k in (1, 5)}
         begun = folder.begun(self.folder)  # only the first process needs to see the folder
         log = self._log.lines if self._log else read(self.folder / "log.jsonl")
         return TrainResult(
             folder=self.folder, model=self.folder / "model.safetensors", classes=self.data.classes,
             config=begun or {"config": self.config.to_dict(), **self.inputs}, log=tuple(log),
-            top1=figures.top(probabilities, labels), top5=figures.top(probabilities, labels, 5),
             val=samples, probabilities=probabilities, labels=labels, warnings=self.data.warnings,
-            bad=tuple(self.bad.items()), seconds=self.seconds,
+            bad=tuple(self.bad.items()), seconds=self.seconds, thresholds=thresholds, **right,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from ...errors import DataError
 from ...files.progress import stage
 from ...nets import Network
 from ...predictor import softmax
-from ..record.figures import average_precision
+from ..record.figures import mean_average_precision
 from . import linear
 from .linear import LinearHead, Scaling
 
@@ -100,6 +100,11 @@ class Chosen:
     folds: int
     tried: tuple[Mapping[str, Any], ...] = ()
 
+    @property
+    def figure(self) -> str:
+        """What the log calls `top1`."""
+        return "mean_average_precision" if self.labels.ndim == 2 else "top1"
+
 
 def candidates(network: Network, layers: Sequence[str] = ()) -> tuple[tuple[str, ...], ...]:
     """The sets of layers to compare, or the one that was asked for; the first has all that any has."""
@@ -168,7 +173,7 @@ def choose(
         divide = linear.temperature(scores, labels)
         loss = linear.log_loss(scores, labels, divide=divide)
         if labels.ndim == 2:
-            top1 = float(np.nanmean(average_precision(scores, labels)))
+            top1 = mean_average_precision(scores, labels)
         else:
             top1 = float((scores.argmax(axis=1) == labels).mean())
         own = Scaling(scale.mean[at], scale.deviation[at])
@@ -186,7 +191,9 @@ def choose(
                 best = other
             if best.l2 != first:
                 break
-    lines = ({"layers": list(t.layers), "l2": t.l2, "top1": t.top1, "loss": t.loss} for t in tried)
+    lines = (
+        {"layers": list(t.layers), "l2": t.l2, t.figure: t.top1, "loss": t.loss} for t in tried
+    )
     return replace(best, tried=tuple(lines))
 
 

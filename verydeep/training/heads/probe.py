@@ -32,7 +32,7 @@ from ..record import folder
 from ..record.result import TrainResult
 from ..run import Outcome, Run, trunk_of
 from . import linear
-from .choosing import JUDGED, Chosen, candidates, choose, finished, threshold
+from .choosing import JUDGED, Chosen, candidates, choose, finished, threshold, thresholds
 from .features import Averages, averages
 
 FEW = 500  # photos, or less: a larger size and mirror images are worth their time
@@ -154,7 +154,7 @@ def solved(run: Run, config: ProbeConfig) -> Outcome:
     )  # fmt: skip
     run.tell({
         "event": "chosen", "size": size, "layers": list(chosen.layers), "l2": chosen.l2,
-        "temperature": chosen.temperature, "top1": chosen.top1, "loss": chosen.loss,
+        "temperature": chosen.temperature, chosen.figure: chosen.top1, "loss": chosen.loss,
         "steps": head.steps, "seconds": run.seconds,
     })  # fmt: skip
 
@@ -168,6 +168,13 @@ def solved(run: Run, config: ProbeConfig) -> Outcome:
         read = tuple(s for s, one in zip(samples, fine, strict=True) if one)
         return read, head.scores(found.values[fine][:, chosen.columns])
 
+    several = labels.ndim == 2
+    if several:
+        each = thresholds(chosen.held_out, chosen.labels, chosen.temperature)
+        sure: dict[str, Any] = {"thresholds": tuple(each.tolist())}
+    else:
+        least = threshold(chosen.held_out, chosen.temperature)
+        sure = {"threshold": least, "least_mean": 0.0}
     network = replace(model.record.network, head=Head("gap", len(run.data.classes), chosen.layers))
     how = "stretched to" if config.stretch else "one crop of"
     view = f"one view, {how} {size} pixels, features in {config.precision} precision"
@@ -175,10 +182,10 @@ def solved(run: Run, config: ProbeConfig) -> Outcome:
     return Outcome(
         network, probe.shown(size),
         {**trunk_of(model, network), "classifier.weight": head.weight, "classifier.bias": head.bias},
-        judge, view, licence=model.record.licence,
-        threshold=threshold(chosen.held_out, chosen.temperature), least_mean=0.0,
+        judge, view, licence=model.record.licence, **sure,
         measured=[{
-            "what": "top1, cross-validated", "value": round(chosen.top1, 6), "protocol": folds,
+            "what": f"{chosen.figure.replace('_', ' ')}, cross-validated",
+            "value": round(chosen.top1, 6), "protocol": folds,
         }],
         provenance={
             "chosen": {"layers": list(chosen.layers), "l2": chosen.l2,

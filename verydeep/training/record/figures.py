@@ -73,8 +73,7 @@ def average_precision(
     """Of each class the precision at each photo that has it, averaged; NaN where no photo has the class.
 
     probabilities, labels: (n, classes), the labels 0 or 1. Photos of equal probability are found together,
-    as scikit-learn has it. The mean over the classes, `np.nanmean`, is the mean average precision.
-    """
+    as scikit-learn has it."""
     found = np.full(labels.shape[1], np.nan)
     for at in np.flatnonzero(labels.any(axis=0)):
         order = np.argsort(-probabilities[:, at], kind="stable")
@@ -83,3 +82,17 @@ def average_precision(
         more = np.diff(hits[last], prepend=0)
         found[at] = (more * hits[last] / (np.flatnonzero(last) + 1)).sum() / hits[-1]
     return found
+
+
+def mean_average_precision(probabilities: Probabilities, labels: NDArray[np.number]) -> float:
+    """The mean of `average_precision` over the classes that some photo has; NaN where none has any."""
+    return (
+        float(np.nanmean(average_precision(probabilities, labels)))
+        if labels.any()
+        else float("nan")
+    )
+
+
+def sigmoid(scores: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Of each logit by itself, where an image may be of several classes."""
+    return np.asarray((1 + np.tanh(np.asarray(scores, np.float64) / 2)) / 2)

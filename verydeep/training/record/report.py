@@ -21,6 +21,7 @@ from ...files.wording import clock, counted
 from ...pictures import charts
 from ...pictures import page as html
 from ...pictures import write as write_text
+from . import figures
 from .figures import calibration_error, class_figures, confusion, reliability, top
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ MISTAKES = 12  # shown with their pictures
 CONFUSIONS = 12  # pairs of classes that are listed
 SMALL = 300  # pixels of a picture's longer side
 SHOWN_MATRIX = 200  # classes, above which the confusion matrix is left out
+_NAMES = {"top1": "top-1", "mean_average_precision": "mean average precision"}
 LISTED = 50  # bad images, and classes of the table before it is folded
 
 
@@ -42,8 +44,9 @@ class Report:
     """What a page is made of.
 
     title: what was done. classes: names, in the order of the scores. probabilities: (n, classes);
-    labels: (n,); names: n, of the images. image: gives the picture of number i, for the mistakes; None
-    for a page without pictures. model: the model file, for heat maps.
+    labels: (n,), or (n, classes) of 0 and 1 beside the classes' thresholds; names: n, of the images.
+    image: gives the picture of number i, for the mistakes; None for a page without pictures. model: the
+    model file, for heat maps.
     facts: (name, value) for the head of the page. log: lines of log.jsonl. warnings: of the data.
     bad: (name, why) of images that could not be read.
     details: (name, text) at the end, such as the command, versions and settings.
@@ -52,7 +55,8 @@ class Report:
     title: str
     classes: tuple[str, ...]
     probabilities: NDArray[np.floating]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
+    thresholds: tuple[float, ...] = ()
     names: Sequence[str] = ()
     image: Callable[[int], ImageLike] | None = None
     model: Path | None = None
@@ -91,6 +95,7 @@ def of_training(result: TrainResult) -> Report:
     return Report(
         title=f"{config.get('recipe', 'training')}: {what}",
         classes=result.classes, probabilities=result.probabilities, labels=result.labels,
+        thresholds=result.thresholds,
         names=[sample.name for sample in result.val],
         image=lambda number: labelled.open(result.val[number]), model=result.model, facts=tuple(facts),
         log=result.log, warnings=tuple(dict.fromkeys((*result.warnings, *warned))), bad=result.bad,
@@ -111,6 +116,9 @@ def page(report: Report) -> str:
         raise DataError(
             "the report's probabilities are no finite numbers; the model's weights are damaged"
         )
+    rest = [_curves(report), _tried(report), _data_set(report), _details(report)]
+    if report.labels.ndim == 2:
+        return html.page(report.title, [_several(report), *rest])
     probabilities = report.probabilities.astype(np.float32)
     first, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == report.labels
     table = confusion(probabilities, report.labels)
@@ -121,8 +129,7 @@ def page(report: Report) -> str:
             _confusion(report, table, confused), _classes(report, table),
             _calibration(first, right), _mistakes(report),
         ]  # fmt: skip
-    parts += [_curves(report), _tried(report), _data_set(report), _details(report)]
-    return html.page(report.title, parts)
+    return html.page(report.title, [*parts, *rest])
 
 
 def _confused(report: Report, table: NDArray[np.int64]) -> list[tuple[str, str, str]]:
@@ -203,6 +210,40 @@ def _classes(report: Report, table: NDArray[np.int64]) -> str:
         "comes first.",
         whole,
     )
+
+
+def _several(report: Report) -> str:
+    """The head of the page and its classes, where an image may be of several."""
+    true = report.labels > 0
+    said = report.probabilities >= np.array(report.thresholds or 0.5)
+    hits, answered, support = (true & said).sum(0), said.sum(0), true.sum(0)
+    precise = figures.average_precision(report.probabilities, report.labels)
+    rows = [
+        (
+            escape(report.classes[at]), f"{support[at]}",
+            _bar(precise[at]) if support[at] else "",
+            f"{np.broadcast_to(report.thresholds or 0.5, len(precise))[at]:.3f}",
+            _bar(hits[at] / max(answered[at], 1)), _bar(hits[at] / max(support[at], 1)),
+        )
+        for at in np.argsort(precise, kind="stable").tolist()
+    ]  # fmt: skip
+    lead = "There were no images to validate with, so nothing was measured."
+    if len(true):
+        mean = figures.mean_average_precision(report.probabilities, report.labels)
+        lead = f"Mean average precision {mean:.2%} of {counted(len(true), 'image')}."
+    facts = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+        for name, value in report.facts
+    )
+    head = ("class", "images", "average precision", "threshold", "precision", "recall")
+    section = html.section(
+        "Class by class",
+        "An image is said to be of every class whose probability reaches its threshold, which has the "
+        "largest F1 on held-out training images. The weakest class comes first.",
+        html.table(head, rows, numbers=(1, 3), kind="classes"),
+    )  # fmt: skip
+    title = f'<h1>{escape(report.title)}</h1>\n<p class="lead">{escape(lead)}</p>\n'
+    return title + f'<dl class="cards">{facts}</dl>' + (section if len(true) else "")
 
 
 def _bar(value: float) -> str:
@@ -351,13 +392,14 @@ def _tried(report: Report) -> str:
     chosen = next((line for line in report.log if line.get("event") == "chosen"), None)
     if not tried or chosen is None:
         return ""
+    figure = "top1" if "top1" in chosen else "mean_average_precision"
     rows = [
         (escape(", ".join(line["layers"])), str(line["size"]), f"{line['l2']:g}", f"{line['loss']:.4f}",
-         _bar(float(line["top1"])))
+         _bar(float(line[figure])))
         for line in tried
     ]  # fmt: skip
     same = [all(line[key] == chosen[key] for key in ("size", "layers", "l2")) for line in tried]
-    head = ("layers", "pixels", "penalty", "held-out loss", "held-out top-1")
+    head = ("layers", "pixels", "penalty", "held-out loss", f"held-out {_NAMES[figure]}")
     return html.section(
         "How it was chosen",
         "Nothing was trained: averages of the trunk's layers were computed once, and a linear head was "
