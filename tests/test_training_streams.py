@@ -104,7 +104,7 @@ class Watched(PhotoSource):
         return super().batch(epoch, indices)
 
 
-def feed_of(found: labelled.Data, rank: int = 0, world: int = 1, **changes: Any) -> StreamFeed:
+def feed_of(found: labelled.Labelled, rank: int = 0, world: int = 1, **changes: Any) -> StreamFeed:
     config = replace(CONFIG, **changes)
     return StreamFeed(Watched(found.train, config, GREY), config, rank, world)
 

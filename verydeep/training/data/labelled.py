@@ -77,9 +77,6 @@ class Labelled:
         return _tally(self.train, len(self.classes))
 
 
-Data = Labelled  # its name before
-
-
 def targets(samples: Sequence[Sample], classes: int | Sequence[str]) -> NDArray[Any]:
     """The class of each sample, (n,) int64; where there may be several, (n, classes) float32 of 0 and 1."""
     if not any(sample.labels or sample.label < 0 for sample in samples):

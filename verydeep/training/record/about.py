@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ..data.labelled import Data
+from ..data.labelled import Labelled
 
 PACKAGES = ("numpy", "torch", "onnxruntime", "openvino", "MNN")
 
@@ -48,7 +48,7 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-def described(found: Data) -> dict[str, Any]:
+def described(found: Labelled) -> dict[str, Any]:
     """How many images and classes, and the digest by which a data set is known again."""
     return {
         "digest": found.digest,
