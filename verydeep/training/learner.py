@@ -129,7 +129,7 @@ class Learner:
             )
             assert images is not None
             assert labels is not None
-            counts = (torch.arange(len(labels)) < count).float().to(self.device)
+            counts = (torch.arange(len(labels), device=self.device) < count).float()
             yield Part(self.shaped(images, shift, side), labels, counts, others, shares)
 
     def _moved(self, values: NDArray[Any] | None, own: slice, least: int) -> Tensor | None:

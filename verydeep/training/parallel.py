@@ -23,13 +23,12 @@ from torch.distributed.rendezvous import rendezvous
 from ..engines.torch import devices
 from ..errors import DataError, VerydeepError
 
-TIMEOUT = timedelta(
-    minutes=30
-)  # of one that lives and says nothing; one that ends is missed at once
+# for one that lives and says nothing; one that ends is missed at once
+TIMEOUT = timedelta(minutes=30)
 LARGE = 1 << 20  # values of a gradient that is summed where it lies; smaller ones go together
 # what gloo and NCCL say of a process that is no more, in errors that are RuntimeErrors
 _GONE = re.compile(
-    "Connection (closed|reset)|[Bb]roken pipe|[Tt]imed out|timeout|remote process exited"
+    "Connection (closed|reset)|[Bb]roken pipe|[Tt]ime(d |-?)out|remote process exited"
 )
 
 T = TypeVar("T")
