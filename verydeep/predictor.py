@@ -81,7 +81,8 @@ class Answer:
 
     path: the file, or None where the image was none. sure: False where the first probability lies below
     the model's recorded threshold, or the mean of all scores below its recorded least, which says that
-    probably none of its classes is there.
+    probably none of its classes is there. Of a model with thresholds, one a class, the predictions are all
+    classes that reach theirs, however many; where none does, they are guesses, and not sure.
     """
 
     path: str | None
@@ -265,6 +266,9 @@ class Predictor:
     ) -> Answer | list[Answer]:
         """The `top` most probable classes of one image, or of each of several.
 
+        Where an image may be of several classes, all that it is of, and `top` guesses only where it is of
+        none: see `Answer`.
+
         An image is a path, the bytes of a file, a PIL image, a (height, width[, channels]) array or a
         (channels, height, width) tensor. Several are a list, a tuple, or an array or tensor with one axis
         more. range: what black and white are in images of floats, such as (0, 1). Raises
@@ -413,14 +417,17 @@ class Predictor:
 
     def _answer(self, top: int, path: str | None, values: Values, engine: str) -> Answer:
         labels, ids = self.labels, self.record.class_ids or self.labels
-        probabilities = softmax(values["scores"])
-        predictions = []
-        for index in np.argsort(-probabilities, kind="stable")[:top]:
-            likely = float(probabilities[index])
-            predictions.append(Prediction(labels[index], ids[index], likely))
-        threshold, least = self.record.threshold, self.record.least_mean
-        sure = threshold is None or predictions[0].probability >= threshold
-        sure = sure and (least is None or float(values["scores"].mean()) >= least)
+        chances = probabilities(self.record, values["scores"])
+        order = np.argsort(-chances, kind="stable")
+        if self.record.thresholds:
+            said = order[chances[order] >= np.array(self.record.thresholds)[order]]
+            sure, order = len(said) > 0, said if len(said) else order[:top]
+        else:
+            threshold, least = self.record.threshold, self.record.least_mean
+            sure = threshold is None or float(chances[order[0]]) >= threshold
+            sure = sure and (least is None or float(values["scores"].mean()) >= least)
+            order = order[:top]
+        predictions = [Prediction(labels[at], ids[at], float(chances[at])) for at in order]
         return Answer(path, tuple(predictions), sure, engine, self.precision)
 
     def _run(
@@ -596,6 +603,16 @@ def _int8_or_better(model: ModelFile, engine: str) -> str:
             "use --precision fast, or another engine"
         )
     return "int8"
+
+
+def probabilities(record: Record, scores: np.ndarray) -> np.ndarray:
+    """What logits, (..., classes), mean to a model of that record, in float64.
+
+    Their soft-max; where an image may be of several classes, the sigmoid of each.
+    """
+    if record.thresholds:
+        return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(scores, np.float64))))
+    return softmax(scores)
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

@@ -26,7 +26,10 @@ BAR_CELLS = 24
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @options.model
-@options.number("--top", default=5, metavar="K", help="How many classes to name for each photo.")
+@options.number(
+    "--top", default=5, metavar="K",
+    help="How many classes to name for each photo; a model of several labels names all that it sees.",
+)  # fmt: skip
 @options.size
 @options.batch
 @options.compute
@@ -77,7 +80,7 @@ def classify(
                 listing(record)
             else:
                 record = _record(answer)
-                listing(record, _bars(answer))
+                listing(record, _bars(answer, bool(loaded.record.thresholds)))
             if write is not None:
                 write(record)
     if profile:
@@ -85,15 +88,16 @@ def classify(
     return exit_status(listing.failed, listing.count)
 
 
-def _bars(answer: Answer) -> str:
-    """A block of lines: the path, then a bar for each class."""
+def _bars(answer: Answer, several: bool) -> str:
+    """A block of lines: the path, then a bar for each class. several: whether all of them may be right."""
     full, empty = "█░" if (sys.stdout.encoding or "").lower().startswith("utf") else "#."
     doubt = "" if answer.sure else click.style("  not sure", fg="yellow")
     lines = [click.style(plain(answer.path or ""), bold=True) + doubt]
     width = max(len(p.label) for p in answer.predictions)
     for rank, guess in enumerate(answer.predictions):
         cells = round(guess.probability * BAR_CELLS)
-        bar = click.style(full * cells, fg="green" if rank == 0 and answer.sure else "cyan")
+        right = answer.sure and (several or rank == 0)
+        bar = click.style(full * cells, fg="green" if right else "cyan")
         bar += click.style(empty * (BAR_CELLS - cells), dim=True)
         lines.append(f"  {guess.label:<{width}}  {bar} {guess.probability:6.1%}")
     return "\n".join(lines)

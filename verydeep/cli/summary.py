@@ -47,14 +47,15 @@ def summary(name: str, size: tuple[int, int], figure: Path | None, as_json: bool
     NAME is a network (vgg16_bn), a built-in model (builtin) or a model file. Fields of view, strides and
     positions are in input pixels; multiply-adds are those of convolutions and FC layers, for one image.
     """
-    net = _network(name)
+    net, several = _network(name)
     rows = net.rows(*size)
     if figure is not None:
         from ..pictures import FIGURES, require_ending, write
         from ..pictures.block_figure import block_figure
 
         require_ending(figure, FIGURES)  # the next file named here could be the model itself
-        write(block_figure(net, *size, title=describe(net)), figure, FIGURES)
+        title = describe(net, several)
+        write(block_figure(net, *size, title=title, several=several), figure, FIGURES)
     totals = {
         "parameters": sum(row.parameters for row in rows),
         "features_parameters": sum(layer.parameters for layer in net.trunk),
@@ -65,7 +66,7 @@ def summary(name: str, size: tuple[int, int], figure: Path | None, as_json: bool
         layers = [
             {
                 "name": row.layer.name,
-                "kind": row.layer.kind,
+                "kind": "sigmoid" if several and row.layer.kind == "softmax" else row.layer.kind,
                 "shape": list(row.shape),
                 **{field: getattr(row, field) for field in FIELDS},
             }
@@ -75,7 +76,7 @@ def summary(name: str, size: tuple[int, int], figure: Path | None, as_json: bool
             json_text({"network": net.name, "input": size, "layers": layers, "totals": totals})
         )
         return
-    click.echo(f"{describe(net)}, input {net.in_channels} x {size[0]} x {size[1]}\n")
+    click.echo(f"{describe(net, several)}, input {net.in_channels} x {size[0]} x {size[1]}\n")
     lines = [COLUMNS] + [
         (
             row.layer.name,
@@ -96,8 +97,8 @@ def summary(name: str, size: tuple[int, int], figure: Path | None, as_json: bool
     )
 
 
-def describe(net: Network) -> str:
-    """One line: the network, and every choice that is not the usual."""
+def describe(net: Network, several: bool = False) -> str:
+    """One line: the network, and every choice that is not the usual. several: classes of one image."""
     parts = [f"{net.name} (column {net.column}{', batch norm' if net.batch_norm else ''})"]
     if net.width != 1:
         parts.append(f"width {net.width:g}")
@@ -109,18 +110,21 @@ def describe(net: Network) -> str:
     else:
         layers = f" on {', '.join(head.layers)}" if head.layers else ""
         parts.append(f"{head.kind} head{layers}, {counted(head.classes, 'class')}")
+        parts += ["several an image"] if several else []
     return ", ".join(parts)
 
 
-def _network(name: str) -> Network:
+def _network(name: str) -> tuple[Network, bool]:
+    """And whether an image may be of several classes."""
     from ..nets import NETWORKS, network
 
     if name in NETWORKS and not os.path.isfile(name):
-        return network(name)
+        return network(name), False
     from ..modelfile import read
     from ..published import find_model
 
-    return read(find_model(name)).record.network
+    record = read(find_model(name)).record
+    return record.network, bool(record.thresholds)
 
 
 @click.command()

@@ -249,6 +249,7 @@ def _operations(number: Any, device: str) -> dict[str, Callable[..., Value]]:
         "Reshape": reshape,
         "Relu": F.relu,
         "Shape": lambda x: np.array(x.shape, np.int64),
+        "Sigmoid": torch.sigmoid,
         "Softmax": lambda x, axis: F.softmax(x, axis),
         "Split": lambda x, axis, parts, part: x.chunk(parts, axis)[part],
         "Sqrt": torch.sqrt,

@@ -17,17 +17,17 @@ import numpy as np
 from ..errors import DataError, log, nearest
 from ..files.photo_paths import composed
 from ..files.progress import expect
-from ..files.wording import counted
+from ..files.wording import counted, table
 from ..training.data import labelled
 from ..training.data.items import Item
 from ..training.data.listing import listed
 from ..training.data.shards import is_stream
-from ..training.record.figures import calibration_error
+from ..training.record.figures import average_precision, calibration_error
 
 if TYPE_CHECKING:
     from ..predictor import Predictor
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "LabelsEvaluation", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,64 @@ class Evaluation:
         )
 
 
+@dataclass(frozen=True)
+class LabelFigures:
+    """Of one class, how many photos have it, its average precision, and its F1 at the model's threshold.
+
+    Both are 0 to 1, and None where no photo has the class.
+    """
+
+    label: str
+    photos: int
+    average_precision: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True)
+class LabelsEvaluation:
+    """What was measured of a model that says several classes of an image, and how.
+
+    mean_average_precision, f1: the means over the classes that a photo has. n, errors, protocol: as of
+    `Evaluation`.
+    """
+
+    mean_average_precision: float
+    f1: float
+    classes: tuple[LabelFigures, ...]
+    n: int
+    errors: int
+    protocol: str
+    engine: str
+    precision: str
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows = [
+            (one.label, f"{one.photos:,}", *(
+                "" if x is None else f"{x:.2%}" for x in (one.average_precision, one.f1)
+            ))
+            for one in self.classes
+        ]  # fmt: skip
+        return (
+            f"mean average precision {self.mean_average_precision:.2%}, F1 {self.f1:.2%} at the model's "
+            f"thresholds, of {counted(self.n, 'photo')} ({self.protocol}, {self.engine} {self.precision})"
+            + (f"; {self.errors} could not be read" if self.errors else "")
+            + f"\n{table([('class', 'photos', 'average precision', 'F1'), *rows], '<>')}"
+        )
+
+
 def evaluate(
     model: str | os.PathLike[str] | Predictor = "builtin",
     data: object = ".",
     *,
     batch: int = 8,
     on_event: Callable[[Mapping[str, Any]], None] | None = None,
-) -> Evaluation:
+) -> Evaluation | LabelsEvaluation:
     """Accuracy of a model on labelled photos in any form that `train` takes, one centre crop a photo.
+
+    A model whose record has thresholds is measured on all labels of each photo: a `LabelsEvaluation`.
 
     Of a set that is divided its val/ is measured, or else its test/. A folder belongs to the class of its
     name or id; where no class has just that name, without regard to case, "_" and "-" standing for a space.
@@ -75,7 +125,7 @@ def evaluate(
     "error": why it could not be read, or ""}.
     Raises DataError where a folder is no class of the model, or no photo could be read.
     """
-    from ..predictor import Answer, Predictor, load
+    from ..predictor import Failure, Predictor, load, probabilities
 
     predictor = model if isinstance(model, Predictor) else load(model)
     ids = predictor.record.class_ids or predictor.labels
@@ -83,8 +133,9 @@ def evaluate(
     name = labelled.called(data)
     if is_stream(data):
         raise DataError(f"{name}: shards that are streamed; fetch them, and give their path")
-    found = listed(data, lambda folder: class_of(folder, classes) is not None, multi=False)
-    if found.multi:
+    several = bool(predictor.record.thresholds)
+    found = listed(data, lambda folder: class_of(folder, classes) is not None, multi=several)
+    if found.multi and not several:
         raise DataError(f"{name}: photos of several classes; expected one class a photo")
     for line in labelled.oddities(name, found):
         log.warning(line)
@@ -103,34 +154,66 @@ def evaluate(
                 damaged[at] = str(error)
                 yield b""
 
+    answers: Iterable[Any] = (
+        predictor.features_stream(photos(), "fc8", batch=batch)
+        if several
+        else predictor.stream(photos(), top=5, batch=batch)
+    )
     expect(len(items))
-    ranks, firsts, errors = [], [], 0
-    for at, (item, answer) in enumerate(
-        zip(items, predictor.stream(photos(), top=5, batch=batch), strict=True)
-    ):
-        error = "" if isinstance(answer, Answer) else damaged.get(at, answer.error)
+    said: list[Any] = []  # (scores, which classes are there), or (rank, first probability)
+    for at, (item, answer) in enumerate(zip(items, answers, strict=True)):
+        own = [numbers[label] for label in item.labels]
+        error = damaged.get(at, answer.error) if isinstance(answer, Failure) else ""
         if on_event:
             on_event({"event": "photo", "done": at + 1, "path": item.name, "error": error})
-        if not isinstance(answer, Answer):
-            errors += 1
+        if isinstance(answer, Failure):
             continue
-        guesses, label = [p.id for p in answer.predictions], ids[numbers[item.labels[0]]]
-        ranks.append(guesses.index(label) if label in guesses else 5)
-        firsts.append(answer.probability)
-    if not ranks:
+        if several:
+            said.append((answer["fc8"], np.isin(np.arange(len(ids)), own)))
+        else:
+            guesses, label = [p.id for p in answer.predictions], ids[own[0]]
+            rank = guesses.index(label) if label in guesses else 5
+            said.append((rank, answer.probability))
+    errors = len(items) - len(said)
+    if not said:
         raise DataError(f"{name}: none of {counted(errors, 'photo')} could be read")
-    rank = np.array(ranks)
+    first, second = map(np.array, zip(*said, strict=True))
     crop = predictor.preprocess.crop_size
     which = {"": "", "train": ", includes train/"}.get(part, f", the set's own {part}")
+    how: dict[str, Any] = {
+        "n": len(said),
+        "errors": errors,
+        "protocol": (f"one centre crop of {crop}" if crop else "whole image") + which,
+        "engine": predictor.engine,
+        "precision": predictor.precision,
+    }
+    if several:
+        if not second.any():
+            raise DataError(f"{name}: no photo is of any class; expected some that are")
+        chances = probabilities(predictor.record, first)
+        return _of_labels(predictor, chances, second, how)
     return Evaluation(
-        top1=float((rank == 0).mean()),
-        top5=float((rank < 5).mean()),
-        n=len(rank),
-        errors=errors,
-        expected_calibration_error=calibration_error(np.array(firsts), rank == 0),
-        protocol=(f"one centre crop of {crop}" if crop else "whole image") + which,
-        engine=predictor.engine,
-        precision=predictor.precision,
+        top1=float((first == 0).mean()),
+        top5=float((first < 5).mean()),
+        expected_calibration_error=calibration_error(second, first == 0),
+        **how,
+    )
+
+
+def _of_labels(
+    predictor: Predictor, chances: np.ndarray, true: np.ndarray, how: dict[str, Any]
+) -> LabelsEvaluation:
+    """Of probabilities (photos, classes), and whether each photo is of each class."""
+    said, photos = chances >= np.array(predictor.record.thresholds), true.sum(0)
+    precision = average_precision(chances, true)
+    f1 = 2 * (true & said).sum(0) / np.maximum(said.sum(0) + photos, 1)
+    classes = [
+        LabelFigures(label, int(count), *((float(ap), float(f)) if count else (None, None)))
+        for label, count, ap, f in zip(predictor.labels, photos, precision, f1, strict=True)
+    ]
+    there = photos > 0
+    return LabelsEvaluation(
+        float(precision[there].mean()), float(f1[there].mean()), tuple(classes), **how
     )
 
 
@@ -159,7 +242,7 @@ def _numbered(
     """The class of each label; DataError where one has none, or two have the same."""
     numbers: dict[str, int] = {}
     bearer: dict[int, str] = {}
-    for label in dict.fromkeys(item.labels[0] for item in items):
+    for label in dict.fromkeys(label for item in items for label in item.labels):
         number = class_of(label, classes)
         if number is None:
             known = dict.fromkeys(map(_plain, classes))

@@ -32,7 +32,7 @@ from ..errors import DataError, ImageError, nearest, require, require_whole
 from ..files.photo_paths import composed
 from ..pictures import save
 from ..pictures.layout import Box, as_rgb, fitted
-from ..predictor import Predictor, softmax
+from ..predictor import Predictor, probabilities
 from ..preprocess import ImageLike, Preprocess, Range, decode, margins
 from ..preprocess.decoding import name_of
 from ..published.catalog import of_kind
@@ -211,12 +211,12 @@ class Explainer:
             return [int(i) for i in best] if wanted is None else wanted
 
         answer = self.run(Subject(self.predictor), self, pixels, pick)
-        probabilities = softmax(answer.scores)
+        chances = probabilities(self.predictor.record, answer.scores)
         labels = self.predictor.labels
         ids = self.predictor.record.class_ids or labels
         heat = tuple(
             HeatMap(
-                labels[i], ids[i], i, float(answer.scores[i]), float(probabilities[i]), values,
+                labels[i], ids[i], i, float(answer.scores[i]), float(chances[i]), values,
                 answer.upscaled(values, *pixels.shape[:2]),
             )
             for i, values in zip(answer.classes, answer.maps, strict=True)

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..errors import DataError, require_whole
 from ..nets import Layer, Network
-from ..predictor import softmax
+from ..predictor import probabilities
 from .methods import mean_colour
 from .picture import blurred
 from .subject import Images, Subject
@@ -134,7 +134,8 @@ def check(
     for shown in (heat.upscaled, moved):
         for start, end in ((pixels, plain), (faint, pixels)):
             rows = subject.values(_mixed(start, end, shown, steps))
-            curves.append([float(softmax(row["fc8"])[heat.index]) for row in rows])
+            chances = (probabilities(explainer.predictor.record, row["fc8"]) for row in rows)
+            curves.append([float(chance[heat.index]) for chance in chances])
     areas = [(sum(curve) - (curve[0] + curve[-1]) / 2) / steps for curve in curves]
     draw = np.random.default_rng(seed)
     return Fidelity(

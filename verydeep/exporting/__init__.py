@@ -115,6 +115,7 @@ class Job:
             "class_ids": json.dumps(record.class_ids, ensure_ascii=False),
             "preprocess": json.dumps(record.preprocess.to_dict()),
             "licence": record.licence,
+            **({"thresholds": json.dumps(record.thresholds)} if record.thresholds else {}),
         }
 
 
@@ -344,7 +345,17 @@ def _place(stage: Path, out: Path) -> tuple[Path, ...]:
 def program_text(package: str, job: Job, out: Path, program: tuple[str, str]) -> str:
     """The program beside the file `out`. package: what runs the file, as pip calls it."""
     ending = ["print({name: value.shape for name, value in outputs.items()})"]
-    if "scores" in job.outputs:
+    thresholds = job.model.record.thresholds
+    if "scores" in job.outputs and thresholds:
+        ending = [
+            f"thresholds = {list(thresholds)}  # from which on a class is said",
+            'chances = numpy.exp(-numpy.logaddexp(0, -outputs["scores"][0]))',
+            "order = chances.argsort()[::-1]",
+            "said = [i for i in order if chances[i] >= thresholds[i]]",
+            'if not said: print("not sure:")',
+            'for i in said or order[:5]: print(f"{chances[i]:6.1%}  {labels[i]}")',
+        ]
+    elif "scores" in job.outputs:
         ending = [
             'chances = numpy.exp(outputs["scores"][0] - outputs["scores"][0].max())',
             "chances /= chances.sum()",

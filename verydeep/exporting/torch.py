@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .. import models
 from ..errors import EngineError
 from ..models.layers import positions, walk
-from ..models.module import VGG
+from ..models.module import VGG, probabilities
 from ..nets import HEADS
 from ..preprocess import Preprocess
 from . import Job, Run
@@ -69,7 +69,7 @@ class PixelsToOutputs(nn.Module):
             modules = list(self.model.classifier.children()) or [self.model.classifier]
             values |= walk(modules, values["avgpool"].flatten(1), self.tops)
             if "prob" in self.outputs:
-                values["prob"] = torch.softmax(values["fc8"].float(), 1)
+                values["prob"] = probabilities(self.model.record, values["fc8"].float())
         names = {"fc8": "scores"}
         return {names.get(name, name): values[name].float() for name in self.outputs}
 

@@ -108,7 +108,7 @@ def source_of(
         else:
             built = graph.build(
                 network, model.tensors(cut.tensors), model.record.preprocess,
-                taps=taps, scores=scores, pixels=pixels,
+                taps=taps, scores=scores, pixels=pixels, several=bool(model.record.thresholds),
             )  # fmt: skip
         if pool is None:
             return built

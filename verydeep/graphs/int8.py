@@ -51,8 +51,9 @@ def build(
     require_quantised(model)
     net, record = model.record.network, model.record
     built = float_graph.build(
-        net, model.tensors(), record.preprocess, taps=taps, scores=scores, pixels=pixels
-    )
+        net, model.tensors(), record.preprocess, taps=taps, scores=scores, pixels=pixels,
+        several=bool(record.thresholds),
+    )  # fmt: skip
     return rounded(built, record.activations, weight_scales(net, model.stored))
 
 

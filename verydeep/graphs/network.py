@@ -32,12 +32,14 @@ def build(
     taps: tuple[str, ...] = (),
     scores: bool = True,
     pixels: Literal["uint8", "float32"] = "uint8",
+    several: bool = False,
 ) -> Graph:
     """The network as a graph.
 
     tensors: float32, by torchvision's keys, shapes as `network.tensors`; those of layers that are cut
     away may be missing. taps: paper names, each an output of that name. scores: whether the head's
-    logits are an output, "scores", (batch, classes) float32.
+    logits are an output, "scores", (batch, classes) float32. several: whether an image may be of several
+    classes: then "prob" is the sigmoid of each score, and not their soft-max.
 
     Input "pixels": (batch, height, width, channels), RGB (or the one channel, or the many, that the
     record normalises); uint8, or float32 on the same 0..255 scale.
@@ -64,7 +66,13 @@ def build(
     # each layer reads the one before it, and its output bears its paper name
     value = _normalise(writer, preprocess, pixels)
     for layer in net.layers:
-        value = _layer(writer, net, layer, value, weights)
+        if layer.kind == "softmax" and several:
+            # MNN computes a sigmoid in place: a product keeps the scores, which may be an output
+            one = writer.constant("prob_one", np.ones(1, np.float32))
+            value = writer.node("Mul", [value, one], "prob_score")
+            value = writer.node("Sigmoid", [value], layer.name)
+        else:
+            value = _layer(writer, net, layer, value, weights)
     for name in taps:
         layer = network.layer(name)
         is_map = layer in network.trunk

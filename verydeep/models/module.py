@@ -151,8 +151,9 @@ class VGG(nn.Module):
 
         x: normalised images, float (n, in_channels, height, width).
         names: a paper name, or several; see `verydeep.nets.Network.taps`. "conv3_2" is the value
-        before ReLU and, in networks with batch norm, after it; "prob" the soft-max. Raises
-        LayerError for a name that the network does not have.
+        before ReLU and, in networks with batch norm, after it; "prob" the soft-max, or the sigmoids
+        where the record says that an image may be of several classes. Raises LayerError for a name
+        that the network does not have.
         """
         net, names = tabled(self), named(names)
         if not names:
@@ -169,7 +170,7 @@ class VGG(nn.Module):
                 modules = list(head) if isinstance(head, nn.Sequential) else [head]
                 values |= layers.walk(modules, torch.flatten(values["avgpool"], 1), fc)
             if "prob" in names and "fc8" in values:
-                values["prob"] = torch.softmax(values["fc8"], 1)
+                values["prob"] = probabilities(self.record, values["fc8"])
         for name in names:
             if name not in values:
                 raise LayerError(f"the classifier was replaced, so there is no {name} any more")
@@ -189,6 +190,12 @@ class VGG(nn.Module):
             for name, index in layers.positions(net.top).items():
                 names[name] = "classifier" if net.head.kind == "gap" else f"classifier.{index}"
         return names
+
+
+def probabilities(record: Record | None, scores: Tensor) -> Tensor:
+    """As `verydeep.predictor.probabilities`, of logits (n, classes)."""
+    several = record is not None and record.thresholds
+    return torch.sigmoid(scores) if several else torch.softmax(scores, 1)
 
 
 def tabled(model: VGG) -> Network:

@@ -58,14 +58,14 @@ POOLINGS = {"max": "max-pool", "avg": "average pool", "l2": "l2 pool"}
 
 def block_figure(
     net: Network, height: int = 224, width: int | None = None, *, title: str | None = None,
-    narrow: bool = False,
+    narrow: bool = False, several: bool = False,
 ) -> str:  # fmt: skip
     """The figure of `net` for an image of that many pixels, as the text of an SVG file.
 
     width: as `height` where not given. title: the heading, the network's name where not given.
     Each part of a box is a group with the layer's paper name in `data-layer` and what the table
     knows of it as a tooltip. The drawing is 1200 pixels wide, or 340 where it is to be narrow; its height
-    follows from the labels.
+    follows from the labels. several: whether an image may be of several classes.
     Raises NetworkError where the image is too small for the network's pools.
     """
     width = height if width is None else width
@@ -99,7 +99,7 @@ def block_figure(
         y = names + longest * math.sin(math.radians(ANGLE)) + 22
     if gap:
         drawing += _readers(net, blocks)
-    legend, y = _legend(net, blocks, y, page, margin)
+    legend, y = _legend(net, blocks, y, page, margin, several)
     caption, y = _caption(pixel, channel, rows, net, y + 26, page, margin)
     return "\n".join(
         [
@@ -327,7 +327,7 @@ def _readers(net: Network, blocks: Sequence[_Block]) -> Iterator[str]:
 
 
 def _legend(
-    net: Network, blocks: Iterable[_Block], y: float, page: float, margin: float
+    net: Network, blocks: Iterable[_Block], y: float, page: float, margin: float, several: bool
 ) -> tuple[list[str], float]:
     """A swatch for each kind of part that the figure has; as many rows as they need."""
     kinds = {kind for block in blocks for kind, _ in block.parts}
@@ -342,7 +342,7 @@ def _legend(
         "pool": POOLINGS[net.pool],
         "average": f"average to {averaged} × {averaged}" if averaged > 1 else "global average",
         "fc": "fully connected",
-        "softmax": "soft-max",
+        "softmax": "a sigmoid each" if several else "soft-max",
     }
     lines, x = [], margin
     for kind in COLOURS:

@@ -33,6 +33,7 @@ from ..graphs.int8 import Plan, plan, rounded, weight_scales
 from ..graphs.writer import Graph
 from ..modelfile import Activation, ModelFile, Record, dequantised, read, write
 from ..nets import Layer, Network, named
+from ..predictor import probabilities
 from ..preprocess import Preprocess
 from ..published import find_model
 from .rounding import LEVELS, Tally, error_names, probed, round_weights, second_moments, steps
@@ -55,8 +56,8 @@ Array = np.ndarray
 class Quantised:
     """An int8 model, and what was measured of it.
 
-    agreement: the fraction of `checked` images on which its first answer is that of the float model.
-    score_error: ||a - b|| / ||b|| of the scores on them, after each image's mean is taken off.
+    agreement: the fraction of `checked` images on which its first answer is that of the float model, or
+    all that it says, where the record has thresholds. score_error: `score_error` of the scores on them.
     floats: layers that stayed in float32, by paper name. unreadable: photos that could not be read.
     """
 
@@ -77,8 +78,11 @@ class Quantised:
 
     def __str__(self) -> str:
         kept = f"; {', '.join(self.floats)} in float32" if self.floats else ""
+        what = (
+            "say the same classes of" if self.record.thresholds else "give the same first answer on"
+        )
         return (
-            f"int8 and float32 give the same first answer on {self.agreement:.1%} of {self.checked} photos "
+            f"int8 and float32 {what} {self.agreement:.1%} of {self.checked} photos "
             f"that were not used for calibration; score error {self.score_error:.1%}{kept}"
         )
 
@@ -167,7 +171,10 @@ def quantise_pixels(
             )
     floats = None if floats is None else named(floats)
     network = model.record.network.cut(("prob",))  # all that scores need, and no more
-    reference = Draft(network, model.record.preprocess, dict(model.stored), threads=threads)
+    several = bool(model.record.thresholds)
+    reference = Draft(
+        network, model.record.preprocess, dict(model.stored), threads=threads, several=several
+    )
     plan(network, floats or ())  # refuses what is no layer, before minutes of work
     reached(1, 5, "counting values")
     tallies = _tallies(reference, plan(network), calibrate)
@@ -181,8 +188,8 @@ def quantise_pixels(
     _walk(draft, reference, tallies, floats, calibrate)
     reached(5, 5, "comparing answers")
     ours, theirs = draft.scores(check), reference.scores(check, int8=False)
-    agreement = float((ours.argmax(1) == theirs.argmax(1)).mean())
-    error = score_error(ours, theirs)
+    agreement = float((_said(model.record, ours) == _said(model.record, theirs)).all(1).mean())
+    error = score_error(ours, theirs, several)
     figures = {"int8_agreement": agreement, "int8_score_error": error}
     source: dict[str, JSON] = {
         "sha256": model.sha256,
@@ -315,7 +322,7 @@ def _sensitive(
         wanted = plan(draft.network, floats)
         for name in wanted.sources:
             _round(draft, name, tallies.get(wanted.sources[name]))
-        return score_error(draft.scores(images[:CHECKED]), theirs)
+        return score_error(draft.scores(images[:CHECKED]), theirs, reference.several)
 
     whole = error(())
     return tuple(
@@ -375,12 +382,22 @@ def _correct(
     draft.stored[key] = (draft.stored[key] + (target - mean) / share).astype(np.float32)
 
 
-def score_error(ours: Array, theirs: Array) -> float:
+def _said(record: Record, scores: Array) -> Array:
+    """What is the answer of each image: a first class, (images, 1), or whether each class is said."""
+    if not record.thresholds:
+        return np.asarray(scores.argmax(1)[:, None])
+    return np.asarray(probabilities(record, scores) >= np.array(record.thresholds))
+
+
+def score_error(ours: Array, theirs: Array, several: bool = False) -> float:
     """||a - b|| / ||b|| of scores, (images, classes), after the mean of each image is taken off.
 
-    What is added to all scores of an image changes no probability.
+    What is added to all scores of an image changes no probability, but where an image may be of several
+    classes: then nothing is taken off.
     """
-    a, b = (np.asarray(s, np.float64) - s.mean(1, keepdims=True) for s in (ours, theirs))
+    a, b = (np.asarray(s, np.float64) for s in (ours, theirs))
+    if not several:
+        a, b = (s - s.mean(1, keepdims=True) for s in (a, b))
     size, off = float(np.linalg.norm(b)), float(np.linalg.norm(a - b))
     return off / size if size else 0.0 if not off else float("inf")
 
@@ -390,6 +407,7 @@ class Draft:
     """A model on its way to int8: its tensors and ranges as they stand, and what its graphs give on photos.
 
     stored: as a model file holds them, floats or `.q` with `.scale`. activations: rounded so far.
+    several: whether an image may be of several classes.
     """
 
     network: Network
@@ -397,6 +415,7 @@ class Draft:
     stored: dict[str, Array]
     activations: dict[str, Activation] = field(default_factory=dict)
     threads: int | None = None
+    several: bool = False
 
     def graph(
         self, taps: tuple[str, ...] = (), *, scores: bool = False, int8: bool = True

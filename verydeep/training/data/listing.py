@@ -54,9 +54,9 @@ def listed(
 ) -> Listing:
     """The listing of a folder, tar, zip, CSV, .npz, WebDataset shards (files or URLs), or a Python object.
 
-    is_class: of a folder's name, where a model says which classes there are. multi: of a CSV, whether a
-    photo may have several labels; None: as it looks. Raises DataError where it is none of these, cannot be
-    read, or may mean two things.
+    is_class: of a folder's name, or a label of a CSV, where a model says which classes there are. multi: of
+    a CSV, whether a photo may have several labels; None: as it looks. Raises DataError where it is none of
+    these, cannot be read, or may mean two things.
     """
     if not isinstance(data, str | os.PathLike):
         return held_by(data)
@@ -72,7 +72,7 @@ def listed(
         raise DataError(f"{path}: no such file or folder; {EXPECTED}")
     try:
         if path.suffix.lower() in (".csv", ".tsv"):
-            return table(path, multi)
+            return table(path, multi, is_class)
         if path.suffix.lower() == ".npz":
             return arrays(path)
         if zipfile.is_zipfile(path):

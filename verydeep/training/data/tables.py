@@ -7,6 +7,7 @@ import io
 import os
 import posixpath
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -47,12 +48,15 @@ class _Columns:
     headed: bool = True
 
 
-def table(path: Path, multi: bool | None = None) -> Listing:
+def table(
+    path: Path, multi: bool | None = None, is_class: Callable[[str], bool] = lambda _: False
+) -> Listing:
     """Rows of path, label and perhaps split; the first row may name them. Paths are the table's own.
 
     Several labels of a photo stand in one cell with ";", "|", "," or blanks between them, in a column of 0
     and 1 for each class, or in a row for each. multi: whether there may be several; None: as it looks, and
-    a DataError where it may be either.
+    a DataError where it may be either. is_class: of a cell, where a model says which classes there are;
+    it is one label, whatever stands in it.
     """
     rows = _rows(path)
     if not rows:
@@ -60,8 +64,10 @@ def table(path: Path, multi: bool | None = None) -> Listing:
     photos = _Photos(path.parent)
     at = _columns(path, rows, photos)
     width, rows = len(rows[0][1]), rows[at.headed :]
-    read = _flagged if at.classes else _written
-    labels, several = read(path, rows, at, multi)
+    if at.classes:
+        labels, several = _flagged(path, rows, at, multi)
+    else:
+        labels, several = _written(path, rows, at, multi, is_class)
     listing, missing = Listing(multi=several), []
     for (number, row), names in zip(rows, labels, strict=True):
         file, part = _cell(row, at.path), _cell(row, at.part).strip()
@@ -168,12 +174,18 @@ def _flagged(path: Path, rows: Rows, at: _Columns, multi: bool | None) -> tuple[
     return labels, multi or odd
 
 
-def _written(path: Path, rows: Rows, at: _Columns, multi: bool | None) -> tuple[list[Labels], bool]:
+def _written(
+    path: Path, rows: Rows, at: _Columns, multi: bool | None, is_class: Callable[[str], bool]
+) -> tuple[list[Labels], bool]:
     """The labels of each row that has them in one cell, and whether there are several."""
     texts = [_cell(row, at.label).strip() for _, row in rows]
-    separator = next((one for one in SEPARATORS if any(one in text for text in texts)), "")
+    whole = set(filter(is_class, texts))
+    joined = [text for text in texts if text not in whole]
+    separator = next((one for one in SEPARATORS if any(one in text for text in joined)), "")
+    if separator == " " and len({_cell(row, at.path) for _, row in rows}) < len(rows):
+        separator = ""  # a row for each label: blanks are of their names
     if _are_several(path, texts, separator) if multi is None else multi:
-        return [_parts(text, separator) for text in texts], True
+        return [(text,) if text in whole else _parts(text, separator) for text in texts], True
     return [(text,) if text else () for text in texts], False
 
 
