@@ -24,6 +24,7 @@ from verydeep.errors import DataError, LayerError, OutputError
 from verydeep.predictor import softmax
 from verydeep.training.data.labelled import Sample, find
 from verydeep.training.heads import features as features_module
+from verydeep.training.heads import probe
 from verydeep.training.heads.choosing import candidates, choose, familiarity, finished
 from verydeep.training.heads.features import averages
 from verydeep.training.heads.probe import ProbeConfig
@@ -353,6 +354,18 @@ def test_sizes_and_layers_are_chosen_or_told(trunk: Path, flowers: Path, tmp_pat
     assert record.preprocess.crop_size in (32, 36)
     assert {line["size"] for line in result.log if line["event"] == "tried"} == {32, 36}
     assert {line["l2"] for line in result.log if line["event"] == "tried"} == {0.2}
+
+
+def test_few_photos_are_taken_larger_and_mirrored(
+    trunk: Path, flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for few, size, views in ((36, 224, 2), (35, 160, 1)):
+        monkeypatch.setattr(probe, "FEW", few)
+        result = run(config(trunk, sizes=()), flowers, out=tmp_path / str(few))
+        assert modelfile.read(result.model).record.preprocess.resize_size == size
+        notes = [str(line["text"]) for line in result.log if line["event"] == "note"]
+        assert sum("to train on" in text for text in notes) == views
+        assert {line["size"] for line in result.log if line["event"] == "tried"} == {size}
 
 
 def test_refusals(trunk: Path, flowers: Path, tmp_path: Path) -> None:
