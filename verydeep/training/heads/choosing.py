@@ -18,7 +18,7 @@ from ...errors import DataError
 from ...files.progress import stage
 from ...nets import Network
 from ...predictor import softmax
-from ..record.figures import mean_average_precision
+from ..record.figures import mean_average_precision, sigmoid
 from . import linear
 from .linear import LinearHead, Scaling
 
@@ -49,16 +49,12 @@ def thresholds(
     """
     found = np.full(labels.shape[1], 0.5)
     for at in np.flatnonzero(labels.any(axis=0)):
-        chance, true = (
-            1 / (1 + np.exp(-np.asarray(scores[:, at], np.float64) / divide)),
-            labels[:, at] > 0,
-        )
+        chance, true = sigmoid(scores[:, at] / divide), labels[:, at] > 0
         order = np.argsort(-chance, kind="stable")
         chance, hits = np.append(chance[order], 0.0), np.cumsum(true[order])
         f1 = 2 * hits / (np.arange(1, len(hits) + 1) + hits[-1])
-        last = int(
-            np.where(chance[:-1] > chance[1:], f1, 0).argmax()
-        )  # equal ones are said together
+        ends = chance[:-1] > chance[1:]  # equal ones are said together
+        last = int(np.where(ends, f1, 0).argmax())
         found[at] = (chance[last] + chance[last + 1]) / 2
     return found.astype(np.float32)
 
