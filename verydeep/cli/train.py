@@ -40,7 +40,10 @@ def _recipes(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.command()
 @click.argument("data", metavar="DATA", required=False)
 @click.option("--val", metavar="DATA", help="A second data set to validate with.")
-@click.option("--recipe", metavar="NAME", help="probe, finetune, small-images or paper.")
+@click.option(
+    "--recipe", metavar="NAME", default="probe", show_default=True,
+    help="probe, finetune, small-images or paper.",
+)  # fmt: skip
 @click.option(
     "--recipes", is_flag=True, is_eager=True, expose_value=False, callback=_recipes,
     help="Show each recipe, how long it takes, and its settings; then exit.",
@@ -57,7 +60,7 @@ def _recipes(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @options.path(
     "--out",
     metavar="DIR",
-    help="Where model.safetensors, report.html, log.jsonl and checkpoints go.",
+    help="Where the model, report.html, log.jsonl and checkpoints go. [default: runs/1, runs/2, ...]",
 )
 @click.option(
     "--resume", is_flag=True, help="Go on with the run in DIR; nothing else need be said."
@@ -80,7 +83,7 @@ def _recipes(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 def train(
     data: str | None,
     val: str | None,
-    recipe: str | None,
+    recipe: str,
     out: Path | None,
     resume: bool,
     strict: bool,
@@ -100,9 +103,8 @@ def train(
     """
     if data is None and resume and out is not None:
         return int(train.main(_again(out), standalone_mode=False))
-    if data is None or recipe is None:
-        missing = "argument 'DATA'" if data is None else "option '--recipe'"
-        raise click.UsageError(f"Missing {missing}", click.get_current_context())
+    if data is None:
+        raise click.UsageError("Missing argument 'DATA'", click.get_current_context())
     from ..pictures import FIGURES, write
 
     if find_lr or profile:
@@ -118,8 +120,6 @@ def train(
             write(answer.svg(), out / "rates.svg", FIGURES)
             log.info(f"wrote {out / 'rates.svg'}")
         return 0
-    if out is None:
-        raise click.UsageError("--out DIR is missing, where the model goes")
     with _Teller() as teller:
         from ..training import begin
 
@@ -129,9 +129,9 @@ def train(
         )  # fmt: skip
     show(result, as_json)
     if not as_json:
-        place = shlex.quote(str(out))
+        place = shlex.quote(str(result.folder))
         click.echo(
-            f"report: {out / 'report.html'}\ntry it: verydeep classify --model {place} photo.jpg"
+            f"report: {result.folder / 'report.html'}\ntry it: verydeep classify --model {place} photo.jpg"
         )
     return 1 if result.bad else 0
 
@@ -199,9 +199,7 @@ class _Teller(Progress):
         if kind in ("start", "resume"):
             self.say(self._start(line))
         elif kind == "chosen":
-            found = f"top-1 {line['top1']:.2%}" if "top1" in line else (
-                f"mean average precision {line['mean_average_precision']:.2%}"
-            )  # fmt: skip
+            found = _figure(line)
             self.say(
                 f"chosen by cross-validation: {', '.join(line['layers'])} at {line['size']} pixels, l2 "
                 f"{line['l2']:g}; held-out {found}; {line['seconds']:.1f} s"
@@ -238,8 +236,8 @@ class _Teller(Progress):
         done = line["epoch"]
         if not done:
             self.before = line["seconds"]
-            return f"the head alone: held-out top-1 {line['top1']:.2%}, loss {line['loss']:.3f}"
-        shown = f"top-1 {line['top1']:.2%}, loss {line['loss']:.3f}; " if "top1" in line else ""
+            return f"the head alone: held-out {_figure(line)}, loss {line['loss']:.3f}"
+        shown = f"{_figure(line)}, loss {line['loss']:.3f}; " if "loss" in line else ""
         return (
             f"epoch {done} of {self.epochs}: {shown}training loss {line['train_loss']:.3f}, top-1 "
             f"{line['train_top1']:.2%}; rate {line['rate']:.2g}; {clock(line['seconds'])}, "
@@ -253,6 +251,12 @@ class _Teller(Progress):
         if self.config is None:
             return clock((seconds - self.before) / done * (self.epochs - done))
         return clock(seconds * still_to_do(self.config, done))
+
+
+def _figure(line: Mapping[str, Any]) -> str:
+    """How right the answers are, as one says it."""
+    several = "mean_average_precision"
+    return f"mean average precision {line[several]:.2%}" if several in line else f"top-1 {line['top1']:.2%}"
 
 
 def _data(line: Mapping[str, Any], unit: str) -> str:

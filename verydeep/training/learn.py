@@ -21,12 +21,12 @@ from ..preprocess import Preprocess, sized
 from ..published import find_model
 from .data.colours import Statistics, few, statistics
 from .data.feed import Feed, MemorySource, Source, StreamFeed
-from .data.labelled import Sample
+from .data.labelled import Sample, targets
 from .data.photos import PhotoSource
 from .data.shards import of_shards
 from .data.views import Views, pictures
 from .heads import linear
-from .heads.choosing import choose, mcnemar, threshold
+from .heads.choosing import choose, mcnemar, threshold, thresholds
 from .heads.features import averages, digests_of
 from .learner import Learner
 from .loop import Diverged, Position, Stopped, fit
@@ -137,7 +137,6 @@ class Learning:
                     f"{run.folder} holds a model, and no checkpoint to go on from; choose another folder"
                 )
             run.notes.append(f"no checkpoint in {run.folder} yet: beginning anew")
-            run.resume = False
         if found is not None:
             run.config = replace(
                 run.config, **_settled(run.config, init, named, found.facts["config"])
@@ -154,8 +153,9 @@ class Learning:
         if before is None:
             config, notes = _fitted(config, len(data.train), named)
             run.notes += notes
-        learn, self.hold = _parted(data.train, config)
-        held = pictures(learn, config.size, config.threads) if config.memory else None
+        learn, self.hold = _parted(data.train, config, classes)
+        several = classes if data.multi else 0
+        held = pictures(learn, config.size, config.threads, several) if config.memory else None
         torch.manual_seed(config.seed)
         model, expected, notes = started(config, classes, init, named=named)
         run.notes += notes
@@ -173,7 +173,9 @@ class Learning:
         if held is not None:
             run.bad.update(held.bad)
         drawn, rank, world = config.shown(), self.group.rank, self.group.world
-        source: Source = MemorySource(held, drawn) if held else PhotoSource(learn, drawn, colours)
+        source: Source = (
+            MemorySource(held, drawn) if held else PhotoSource(learn, drawn, colours, several)
+        )
         feed = StreamFeed if of_shards(learn) else Feed
         self.feed = feed(source, drawn, rank, world)
         scaling = self._headed(model, learn, before) if config.start == "probe" else None
@@ -198,7 +200,12 @@ class Learning:
             return statistics([held.images])
         config = self.run.config
         chosen = few(samples, MEASURED_PHOTOS, config.seed)
-        views = Views(chosen, _normalised(None, config), threads=config.threads)
+        views = Views(
+            chosen,
+            _normalised(None, config),
+            threads=config.threads,
+            classes=len(self.run.data.classes),
+        )
         batches = [images for _, images in views.batches()]
         if not batches:
             first = next(iter(views.bad.values()))
@@ -243,7 +250,7 @@ class Learning:
         good = ~np.isnan(made.values[:, 0])
         if not good.any():
             raise DataError(f"no photo to train on can be read; {next(iter(made.faults.items()))}")
-        labels = np.array([s.label for s in samples], np.int64)[good]
+        labels = targets(samples, self.run.data.classes)[good]
         values, classes = made.values[good], len(self.run.data.classes)
         widths = {name: model.table.layer(name).outputs for name in layers}
         chosen = choose(
@@ -309,14 +316,17 @@ class Learning:
                 f"the network's answers are no numbers after epoch {self.position.epoch + 1}; lower the "
                 f"rate, as with --set rate={rate / 3:.2g}"
             )
-        labels, found = np.array([s.label for s in samples]), softmax(scores)
-        measured: dict[str, Any] = {
-            "loss": figures.loss(found, labels),
-            "top1": figures.top(found, labels),
-        }
+        labels = targets(samples, self.run.data.classes)
+        measured: dict[str, Any] = {"loss": linear.log_loss(scores, labels)}
+        if self.run.data.multi:
+            measured["mean_average_precision"] = figures.mean_average_precision(scores, labels)
+            right = ((scores > 0) == (labels > 0)).ravel().tolist()
+        else:
+            found = softmax(scores)
+            measured |= {"top1": figures.top(found, labels), "top5": figures.top(found, labels, 5)}
+            right = (scores.argmax(1) == labels).tolist()
         if not self.hold:
-            return {**measured, "top5": figures.top(found, labels, 5)}
-        right = (scores.argmax(1) == labels).tolist()
+            return measured
         if self.run.config.start == "probe" and not self.held.head:
             self.held.head = right
         elif measured["loss"] < self.held.loss:
@@ -348,11 +358,11 @@ class Learning:
     def _views_of(self, samples: Sequence[Sample]) -> Views:
         """The samples as the model file will see them; those in memory are decoded once."""
         if id(samples) not in self._shown:
-            config = self.run.config
+            config, classes = self.run.config, len(self.run.data.classes)
             views = (
-                pictures(samples, config.size, config.threads)
+                pictures(samples, config.size, config.threads, classes)
                 if config.memory and samples
-                else Views(samples, self.preprocess, threads=config.threads)
+                else Views(samples, self.preprocess, threads=config.threads, classes=classes)
             )
             self.run.bad.update(views.bad)
             self._shown[id(samples)] = views
@@ -427,14 +437,18 @@ class Learning:
         network, data = learner.model.table, run.data
         judged = self.hold or data.val
         divide, least = 1.0, None
+        each = (0.5,) * len(data.classes) if data.multi else ()
         read: tuple[Sample, ...] = ()
         scores = np.zeros((0, network.head.classes), np.float32)
         if judged:
             read, scores = self.scores(judged)
-            labels = np.array([s.label for s in read], np.int64)
+            labels = targets(read, data.classes)
             if len(read) >= CALIBRATED:
                 divide = linear.temperature(scores, labels)
-                least = threshold(scores, divide)
+                if data.multi:
+                    each = tuple(round(float(x), 4) for x in thresholds(scores, labels, divide))
+                else:
+                    least = threshold(scores, divide)
         weights = learner.weights()
         last = [layer.key for layer in network.layers if layer.key][-1]
         for name in (f"{last}.weight", f"{last}.bias"):
@@ -454,7 +468,7 @@ class Learning:
         return Outcome(
             network, self.preprocess, tensors, judge,
             f"one view of {config.size} pixels, fp32{calibrated}", licence=self.licence,
-            threshold=least, provenance={"temperature": round(divide, 6)},
+            threshold=least, thresholds=each, provenance={"temperature": round(divide, 6)},
         )  # fmt: skip
 
     def _compact(self, tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -508,14 +522,14 @@ def _fitted(config: Config, count: int, named: Collection[str]) -> tuple[Config,
 
 
 def _parted(
-    samples: tuple[Sample, ...], config: Config
+    samples: tuple[Sample, ...], config: Config, classes: int
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
     """To learn from, and held out: of each class, copies of an image together."""
     if not config.hold:
         return samples, ()
-    labels = np.array([s.label for s in samples], np.int64)
     names = np.array(digests_of(samples, {}))
-    fold = linear.folds(labels, max(2, round(1 / config.hold)), groups=names, seed=config.seed)
+    count = max(2, round(1 / config.hold))
+    fold = linear.folds(targets(samples, classes), count, groups=names, seed=config.seed)
     learn = tuple(s for s, number in zip(samples, fold, strict=True) if number)
     return learn, tuple(s for s, number in zip(samples, fold, strict=True) if not number)
 
@@ -555,5 +569,5 @@ def _class_weights(labels: NDArray[np.int64], classes: int, config: Config) -> T
     """Images / (classes * images of the class), which is 1 where all are equally many."""
     if config.balance != "weights":
         return None
-    counts = np.bincount(labels, minlength=classes)
-    return torch.from_numpy(len(labels) / (classes * np.maximum(counts, 1))).float()
+    counts = labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=classes)
+    return torch.from_numpy(counts.sum() / (classes * np.maximum(counts, 1))).float()

@@ -171,13 +171,7 @@ def find(
 def find_for(config: Any, data: object, val: object = None) -> Labelled:
     """What a recipe learns from, as its settings `seed`, `val_fraction` and `multi` have it."""
     multi = None if config.multi == "auto" else config.multi == "true"
-    found = find(data, val, seed=config.seed, val_fraction=config.val_fraction, multi=multi)
-    if found.multi and config.recipe != "probe":
-        raise DataError(
-            f"photos of several labels each, and the recipe {config.recipe} learns one of each: probe "
-            "learns several; --set multi=false takes what stands in a cell of a CSV as one"
-        )
-    return found
+    return find(data, val, seed=config.seed, val_fraction=config.val_fraction, multi=multi)
 
 
 def open(sample: Sample | Item) -> Content:  # noqa: A001  # labelled.open reads well

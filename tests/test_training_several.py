@@ -1,0 +1,85 @@
+"""Images of several classes at once: from a table of labels to a model file with a threshold for each."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import average_precision_score
+
+from verydeep import modelfile, train
+from verydeep.training.heads.probe import ProbeConfig
+from verydeep.training.recipes import changed, finetune
+from verydeep.training.run import run
+
+from .labelled import SETTINGS
+from .tiny import model_file
+
+CLASSES = ("blue", "green", "red")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stripes of up to three colours, named in one cell."""
+    folder, draw = tmp_path_factory.mktemp("stripes"), np.random.default_rng(0)
+    rows = []
+    for number in range(100):
+        there = draw.integers(0, 2, 3)
+        image = draw.integers(20, 60, (48, 48, 3))
+        for at in np.flatnonzero(there):
+            image[16 * at : 16 * at + 16, :, at] = draw.integers(190, 250, (16, 48))
+        Image.fromarray(image.astype(np.uint8)).save(folder / f"{number}.png")
+        names = [name for name, one in zip(("red", "green", "blue"), there, strict=True) if one]
+        rows.append((f"{number}.png", ";".join(names)))
+    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("file", "labels"), *rows])
+    return folder / "labels.csv"
+
+
+def judged(result: Any) -> None:
+    record = modelfile.read(result.model).record
+    assert record.class_names == CLASSES
+    assert len(record.thresholds) == 3
+    assert record.threshold is None
+    assert result.labels.shape == result.probabilities.shape == (len(result.val), 3)
+    theirs = average_precision_score(result.labels, result.probabilities, average="macro")
+    assert result.mean_average_precision == pytest.approx(theirs)
+    assert result.mean_average_precision > 0.9
+    figure = next(row for row in record.measured if row["what"] == "mean average precision")
+    assert figure["value"] == pytest.approx(result.mean_average_precision, abs=1e-5)
+    assert np.isnan(result.top1)
+    assert "mean average precision" in str(result)
+    assert result.to_dict()["mean_average_precision"] == result.mean_average_precision
+
+
+def test_a_probe(table: Path, tmp_path: Path) -> None:
+    trunk = model_file(tmp_path / "trunk.safetensors")
+    config = ProbeConfig(model=str(trunk), sizes=(48,), engine="onnxruntime", precision="exact")
+    judged(run(config, table, out=tmp_path / "run"))
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_a_loop(table: Path, tmp_path: Path, memory: bool) -> None:
+    settings = {
+        **SETTINGS, "size": 32, "epochs": 8, "memory": memory, "mixup": 0.1, "cutmix": 0.1, "cover": 0.0,
+        "balance": "weights", "area": 0.9, "padding": 0.0,
+    }  # fmt: skip
+    done = train(
+        "small-images", table, out=tmp_path / "run", model="vgg11_bn", width=1 / 8, settings=settings,
+        device="cpu",
+    )  # fmt: skip
+    judged(done)
+    epochs = [line for line in done.log if line["event"] == "epoch"]
+    assert epochs[-1]["mean_average_precision"] == pytest.approx(done.mean_average_precision, abs=0.05)
+
+
+def test_fine_tuning(table: Path, tmp_path: Path) -> None:
+    config = changed(
+        finetune(), {"model": str(model_file(tmp_path / "trunk.safetensors")), "size": 48, "epochs": 2,
+                     "batch": 16, "precision": "fp32", "layout": "default", "jitter": 0.0},
+    )  # fmt: skip
+    judged(run(config, table, out=tmp_path / "run"))
