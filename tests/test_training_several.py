@@ -74,7 +74,9 @@ def test_a_loop(table: Path, tmp_path: Path, memory: bool) -> None:
     )  # fmt: skip
     judged(done)
     epochs = [line for line in done.log if line["event"] == "epoch"]
-    assert epochs[-1]["mean_average_precision"] == pytest.approx(done.mean_average_precision, abs=0.05)
+    assert epochs[-1]["mean_average_precision"] == pytest.approx(
+        done.mean_average_precision, abs=0.05
+    )
 
 
 def test_fine_tuning(table: Path, tmp_path: Path) -> None:

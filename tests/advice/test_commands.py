@@ -139,9 +139,8 @@ def test_where_results_go(tmp_path: Path, model: Path, verydeep: Run) -> None:
 
 
 @follows(
-    "needs torch: pip install 'verydeep[torch]'", "option '--recipe'",
-    "--out DIR is missing, where the model goes",
-    "--resume: there is no folder {}; name the --out of a run",
+    "needs torch: pip install 'verydeep[torch]'",
+        "--resume: there is no folder {}; name the --out of a run",
     "--resume: {} does not say by which command it was begun; give DATA and --recipe as they were then",
     "try it: verydeep classify --model {} photo.jpg", "finish it with: verydeep train --resume --out {}",
 )  # fmt: skip
@@ -176,12 +175,7 @@ def test_training_from_the_command(
     said("needs torch: pip install 'verydeep[torch]'", text)
     assert "torch" in brought(taken("(pip install '.*?')", text))
     begin = ["train", data, *words]
-    text = verydeep(*begin).err
-    said("option '--recipe'", f"option {taken('(.--recipe.)', text)}")
-    begin += [taken("(--recipe)", text), "small-images"]
-    text = verydeep(*begin).err
-    said("--out DIR is missing, where the model goes", text)
-    begin += [taken("(--out)", text), out]
+    begin += ["--recipe", "small-images", "--out", out]
     tell = _Teller.__call__
 
     def stopping(self: _Teller, line: object) -> None:

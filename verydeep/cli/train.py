@@ -256,7 +256,11 @@ class _Teller(Progress):
 def _figure(line: Mapping[str, Any]) -> str:
     """How right the answers are, as one says it."""
     several = "mean_average_precision"
-    return f"mean average precision {line[several]:.2%}" if several in line else f"top-1 {line['top1']:.2%}"
+    return (
+        f"mean average precision {line[several]:.2%}"
+        if several in line
+        else f"top-1 {line['top1']:.2%}"
+    )
 
 
 def _data(line: Mapping[str, Any], unit: str) -> str:
