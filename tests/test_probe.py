@@ -246,7 +246,7 @@ def test_choosing_never_sees_what_is_held_out() -> None:
 
 
 def test_photos_of_several_labels(
-    trunk: Path, tmp_path: Path, verydeep: Run, monkeypatch: pytest.MonkeyPatch
+    trunk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     rows, truth = ["file,labels"], []
@@ -472,11 +472,8 @@ def test_a_run_goes_on_with_nothing_said_again(
     done = verydeep("train", "--resume", "--out", "empty")
     assert done.status == 2
     assert "does not say by which command it was begun; give DATA and --recipe" in done.err
-    for words, missing in (((), "DATA"), ((here,), "--recipe"), (("--resume",), "DATA")):
-        assert (
-            f"Missing {'option' if '-' in missing else 'argument'} '{missing}'"
-            in verydeep("train", *words).err
-        )
+    for words in ((), ("--resume",)):
+        assert "Missing argument 'DATA'" in verydeep("train", *words).err
 
 
 def test_a_quantised_trunk_stays_as_it_is_stored(tmp_path: Path, flowers: Path) -> None:
