@@ -643,7 +643,7 @@ def test_record_is_a_copy_that_later_changes_do_not_reach() -> None:
         ({"thresholds": (0.5,)}, r"has 1 thresholds, but the head has 2 classes"),
         (
             {"thresholds": (0.5, 1), "threshold": 0.5},
-            r"thresholds, one a class, and also a threshold",
+            r"thresholds, and also threshold or least_mean",
         ),
         ({"thresholds": (0.5, 1), "least_mean": 0}, r"expected one or the other"),
         ({"licence": "a\nb"}, r"licence is 'a\\nb'; expected one line of text"),

@@ -173,11 +173,11 @@ def test_evaluate_takes_single_labels_too(model: Path, photos: list[Path], tmp_p
     only = np.eye(7, dtype=bool)[np.full(24, 2)]  # "school bus" alone
     for labels in (one, only):
         result = verydeep.evaluate(model, labelled(tmp_path / "data.csv", photos, labels))
-        assert [figure.photos for figure in result.classes] == labels.sum(0).tolist()  # type: ignore[union-attr]
+        assert [figure["photos"] for figure in result.classes] == labels.sum(0).tolist()  # type: ignore[union-attr]
     for number, name in enumerate(NAMES):
         photo(tmp_path / "folders" / name / "a.png", seed=number)
     folders = verydeep.evaluate(model, tmp_path / "folders")
-    assert {figure.photos for figure in folders.classes} == {1}  # type: ignore[union-attr]
+    assert {figure["photos"] for figure in folders.classes} == {1}  # type: ignore[union-attr]
 
 
 def test_evaluate_says_what_cannot_be_matched(verydeep: Run, model: Path, tmp_path: Path) -> None:

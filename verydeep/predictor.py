@@ -264,10 +264,7 @@ class Predictor:
         top: int = 5,
         range: Range = None,
     ) -> Answer | list[Answer]:
-        """The `top` most probable classes of one image, or of each of several.
-
-        Where an image may be of several classes, all that it is of, and `top` guesses only where it is of
-        none: see `Answer`.
+        """The `top` most probable classes of one image, or of each of several: see `Answer`.
 
         An image is a path, the bytes of a file, a PIL image, a (height, width[, channels]) array or a
         (channels, height, width) tensor. Several are a list, a tuple, or an array or tensor with one axis
@@ -419,14 +416,10 @@ class Predictor:
         labels, ids = self.labels, self.record.class_ids or self.labels
         chances = probabilities(self.record, values["scores"])
         order = np.argsort(-chances, kind="stable")
-        if self.record.thresholds:
-            said = order[chances[order] >= np.array(self.record.thresholds)[order]]
-            sure, order = len(said) > 0, said if len(said) else order[:top]
-        else:
-            threshold, least = self.record.threshold, self.record.least_mean
-            sure = threshold is None or float(chances[order[0]]) >= threshold
-            sure = sure and (least is None or float(values["scores"].mean()) >= least)
-            order = order[:top]
+        each, least = self.record.thresholds, self.record.least_mean
+        reached = chances[order] >= (np.array(each)[order] if each else self.record.threshold or 0)
+        sure = bool(reached.any()) and (least is None or float(values["scores"].mean()) >= least)
+        order = order[reached] if each and sure else order[:top]
         predictions = [Prediction(labels[at], ids[at], float(chances[at])) for at in order]
         return Answer(path, tuple(predictions), sure, engine, self.precision)
 
@@ -606,10 +599,7 @@ def _int8_or_better(model: ModelFile, engine: str) -> str:
 
 
 def probabilities(record: Record, scores: np.ndarray) -> np.ndarray:
-    """What logits, (..., classes), mean to a model of that record, in float64.
-
-    Their soft-max; where an image may be of several classes, the sigmoid of each.
-    """
+    """Of logits (..., classes), float64: their soft-max; where there are thresholds, a sigmoid each."""
     if record.thresholds:
         return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(scores, np.float64))))
     return softmax(scores)

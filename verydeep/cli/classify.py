@@ -27,9 +27,8 @@ BAR_CELLS = 24
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @options.model
 @options.number(
-    "--top", default=5, metavar="K",
-    help="How many classes to name for each photo; a model of several labels names all that it sees.",
-)  # fmt: skip
+    "--top", default=5, metavar="K", help="How many classes to name, where one is right."
+)
 @options.size
 @options.batch
 @options.compute
@@ -164,7 +163,8 @@ def evaluate(model: str, data: str, batch: int, as_json: bool, **compute: Any) -
 
     MODEL is a built-in model (builtin), a published one by its name, or a model file. DATA is what
     `verydeep train` takes, with folders named as a class of the model or by its id; of a divided set
-    val/ is measured, else test/. One centre crop a photo.
+    val/ is measured, else test/. One centre crop a photo. Where photos have several labels: mean average
+    precision.
     """
     from .output import photo_events, show
 

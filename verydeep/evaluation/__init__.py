@@ -61,29 +61,17 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class LabelFigures:
-    """Of one class, how many photos have it, its average precision, and its F1 at the model's threshold.
-
-    Both are 0 to 1, and None where no photo has the class.
-    """
-
-    label: str
-    photos: int
-    average_precision: float | None
-    f1: float | None
-
-
-@dataclass(frozen=True)
 class LabelsEvaluation:
     """What was measured of a model that says several classes of an image, and how.
 
-    mean_average_precision, f1: the means over the classes that a photo has. n, errors, protocol: as of
-    `Evaluation`.
+    classes: of each its "label", how many "photos" have it, its "average_precision", and its "f1" at the
+    model's threshold; both are 0 to 1, and None where no photo has it. mean_average_precision, f1: the
+    means of the others. n, errors, protocol: as of `Evaluation`.
     """
 
     mean_average_precision: float
     f1: float
-    classes: tuple[LabelFigures, ...]
+    classes: tuple[Mapping[str, Any], ...]
     n: int
     errors: int
     protocol: str
@@ -94,17 +82,16 @@ class LabelsEvaluation:
         return asdict(self)
 
     def __str__(self) -> str:
-        rows = [
-            (one.label, f"{one.photos:,}", *(
-                "" if x is None else f"{x:.2%}" for x in (one.average_precision, one.f1)
-            ))
-            for one in self.classes
-        ]  # fmt: skip
+        rows: list[tuple[str, ...]] = [("class", "photos", "average precision", "F1")]
+        for one in self.classes:
+            label, photos, *figures = one.values()
+            own = ("" if figure is None else f"{figure:.2%}" for figure in figures)
+            rows.append((label, f"{photos:,}", *own))
         return (
             f"mean average precision {self.mean_average_precision:.2%}, F1 {self.f1:.2%} at the model's "
             f"thresholds, of {counted(self.n, 'photo')} ({self.protocol}, {self.engine} {self.precision})"
             + (f"; {self.errors} could not be read" if self.errors else "")
-            + f"\n{table([('class', 'photos', 'average precision', 'F1'), *rows], '<>')}"
+            + f"\n{table(rows, '<>')}"
         )
 
 
@@ -187,11 +174,10 @@ def evaluate(
         "engine": predictor.engine,
         "precision": predictor.precision,
     }
+    if several and not second.any():
+        raise DataError(f"{name}: no photo is of any class; expected some that are")
     if several:
-        if not second.any():
-            raise DataError(f"{name}: no photo is of any class; expected some that are")
-        chances = probabilities(predictor.record, first)
-        return _of_labels(predictor, chances, second, how)
+        return _of_labels(predictor, probabilities(predictor.record, first), second, how)
     return Evaluation(
         top1=float((first == 0).mean()),
         top5=float((first < 5).mean()),
@@ -207,14 +193,14 @@ def _of_labels(
     said, photos = chances >= np.array(predictor.record.thresholds), true.sum(0)
     precision = average_precision(chances, true)
     f1 = 2 * (true & said).sum(0) / np.maximum(said.sum(0) + photos, 1)
-    classes = [
-        LabelFigures(label, int(count), *((float(ap), float(f)) if count else (None, None)))
-        for label, count, ap, f in zip(predictor.labels, photos, precision, f1, strict=True)
-    ]
     there = photos > 0
-    return LabelsEvaluation(
-        float(precision[there].mean()), float(f1[there].mean()), tuple(classes), **how
+    keys = ("label", "photos", "average_precision", "f1")
+    rows = zip(predictor.labels, photos.tolist(), precision.tolist(), f1.tolist(), strict=True)
+    classes = tuple(
+        dict(zip(keys, row if row[1] else (*row[:2], None, None), strict=True)) for row in rows
     )
+    means = float(precision[there].mean()), float(f1[there].mean())
+    return LabelsEvaluation(*means, classes, **how)
 
 
 def class_table(names: Iterable[str], ids: Iterable[str]) -> dict[str, int]:

@@ -106,6 +106,8 @@ class Record:
                 f"the network is {self.network.name} cut short; expected all of it"
             )
         licensed = isinstance(self.licence, str) and _LINE.fullmatch(self.licence)
+        each = self.thresholds
+        numbers = isinstance(each, list | tuple) and all(is_number(one, 0, 1) for one in each)
         for what, good, expected in (
             ("class_ids", isinstance(self.class_ids, list | tuple), "a list of names"),
             ("class_names", isinstance(self.class_names, list | tuple), "a list of names"),
@@ -115,12 +117,7 @@ class Record:
                 "0 to 1, or null",
             ),
             ("least_mean", self.least_mean is None or is_number(self.least_mean), "a number"),
-            (
-                "thresholds",
-                isinstance(self.thresholds, list | tuple)
-                and all(is_number(one, 0, 1) for one in self.thresholds),
-                "a list of numbers, 0 to 1",
-            ),
+            ("thresholds", numbers, "a list of numbers, 0 to 1"),
             ("licence", licensed, "one line of text"),
             ("provenance", isinstance(self.provenance, Mapping), "a JSON object"),
             ("measured", isinstance(self.measured, list | tuple), "a list"),
@@ -148,17 +145,15 @@ class Record:
             raise ModelFileError(f"the record has the class id {shown(twice)} twice")
         if self.threshold is not None:
             object.__setattr__(self, "threshold", float(self.threshold))
-        each = len(self.thresholds)
-        if each not in (0, classes):
+        if len(each) not in (0, classes):
             raise ModelFileError(
-                f"the record has {each} thresholds, but the head has {classes} classes"
+                f"the record has {len(each)} thresholds, but the head has {classes} classes"
             )
         if each and (self.threshold, self.least_mean) != (None, None):
             raise ModelFileError(
-                "the record has thresholds, one a class, and also a threshold or least_mean for all; "
-                "expected one or the other"
+                "the record has thresholds, and also threshold or least_mean; expected one or the other"
             )
-        object.__setattr__(self, "thresholds", tuple(map(float, self.thresholds)))
+        object.__setattr__(self, "thresholds", tuple(map(float, each)))
         object.__setattr__(self, "provenance", _copied("provenance", self.provenance))
         object.__setattr__(self, "measured", tuple(_copied("measured", self.measured)))
         for index, figure in enumerate(self.measured):

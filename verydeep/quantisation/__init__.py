@@ -172,9 +172,7 @@ def quantise_pixels(
     floats = None if floats is None else named(floats)
     network = model.record.network.cut(("prob",))  # all that scores need, and no more
     several = bool(model.record.thresholds)
-    reference = Draft(
-        network, model.record.preprocess, dict(model.stored), threads=threads, several=several
-    )
+    reference = Draft(network, model.record.preprocess, dict(model.stored), threads=threads)
     plan(network, floats or ())  # refuses what is no layer, before minutes of work
     reached(1, 5, "counting values")
     tallies = _tallies(reference, plan(network), calibrate)
@@ -182,7 +180,7 @@ def quantise_pixels(
     activations = _ranges(reference, tallies, calibrate)
     reached(3, 5, "looking for layers to keep in float32")
     if floats is None:
-        floats = _sensitive(reference, activations, tallies, calibrate)
+        floats = _sensitive(reference, activations, tallies, calibrate, several)
     draft = _draft(reference, activations, floats)
     reached(4, 5, "rounding weights")
     _walk(draft, reference, tallies, floats, calibrate)
@@ -312,6 +310,7 @@ def _sensitive(
     activations: dict[str, Activation],
     tallies: dict[str, Tally],
     images: Sequence[Array],
+    several: bool,
 ) -> tuple[str, ...]:
     """The first and the last layer, where keeping it in float32 takes a tenth off the squared error."""
     weighted = [layer.name for layer in reference.network.layers if layer.key]
@@ -322,7 +321,7 @@ def _sensitive(
         wanted = plan(draft.network, floats)
         for name in wanted.sources:
             _round(draft, name, tallies.get(wanted.sources[name]))
-        return score_error(draft.scores(images[:CHECKED]), theirs, reference.several)
+        return score_error(draft.scores(images[:CHECKED]), theirs, several)
 
     whole = error(())
     return tuple(
@@ -407,7 +406,6 @@ class Draft:
     """A model on its way to int8: its tensors and ranges as they stand, and what its graphs give on photos.
 
     stored: as a model file holds them, floats or `.q` with `.scale`. activations: rounded so far.
-    several: whether an image may be of several classes.
     """
 
     network: Network
@@ -415,7 +413,6 @@ class Draft:
     stored: dict[str, Array]
     activations: dict[str, Activation] = field(default_factory=dict)
     threads: int | None = None
-    several: bool = False
 
     def graph(
         self, taps: tuple[str, ...] = (), *, scores: bool = False, int8: bool = True
