@@ -24,11 +24,12 @@ from ..engines.processor import processor
 from ..errors import DataError, VerydeepError
 from ..files.atomic import replacing
 from ..files.folders import cache_folder
+from ..files.progress import stage
 from ..models import VGG
 from .recipes import Config
 
 FILE = "training.json"
-PROBE_BATCH, PROBE_STEPS = 64, 3
+PROBE_PIXELS, PROBE_STEPS = 64 * 64**2, 3  # of a batch on a processor; steps
 # malloc.h: parameters of mallopt
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST = 2**31 - 1  # mallopt takes an int
@@ -91,7 +92,9 @@ def seconds(choice: Choice, config: Config, model: VGG, device: torch.device) ->
     """Of the fastest of a few training steps on noise, after one to warm up."""
     trial = copy.deepcopy(model).to(device).train()
     # on a GPU a small batch would measure how fast its work is handed over
-    batch = min(config.batch, PROBE_BATCH) if device.type == "cpu" else config.batch
+    batch = config.batch
+    if device.type == "cpu":
+        batch = min(batch, 64, max(4, PROBE_PIXELS // config.size**2))
     noise = torch.Generator().manual_seed(0)
     shape = (batch, model.table.in_channels, config.size, config.size)
     x = torch.randn(shape, generator=noise).to(device)
@@ -127,7 +130,7 @@ def _remembered(open_to: list[Choice], config: Config, model: VGG, device: torch
     with suppress(KeyError, TypeError):
         return Choice(**known[key])
     times = {}
-    for choice in open_to:
+    for choice in stage(open_to, "measuring which arithmetic is the quickest", "way"):
         try:
             times[choice] = seconds(choice, config, model, device)
         except (RuntimeError, NotImplementedError):  # this device cannot
