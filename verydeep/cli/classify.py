@@ -70,7 +70,8 @@ def classify(
         loaded = load(model, **compute)
         began = time.perf_counter()
         listing = opened.enter_context(Listing(as_json))
-        write = None if table is None else opened.enter_context(_table(table))
+        each = bool(loaded.record.thresholds)  # class has a probability of its own
+        write = None if table is None else opened.enter_context(_table(table, each))
         for answer in loaded.stream(files, top=top, batch=batch):
             if bar is not None:
                 bar.advance()
@@ -79,7 +80,7 @@ def classify(
                 listing(record)
             else:
                 record = _record(answer)
-                listing(record, _bars(answer, bool(loaded.record.thresholds)))
+                listing(record, _bars(answer, each))
             if write is not None:
                 write(record)
     if profile:
@@ -103,8 +104,11 @@ def _bars(answer: Answer, several: bool) -> str:
 
 
 @contextmanager
-def _table(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Write records as CSV, one row a guess. Stopped by Ctrl-C, the rows so far are kept."""
+def _table(path: Path, several: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Write records as CSV, one row a guess. Stopped by Ctrl-C, the rows so far are kept.
+
+    several: whether a photo that is of none may be: its row has no label, so that it is read back as such.
+    """
     from ..files.atomic import replacing
 
     stopped = False
@@ -117,8 +121,9 @@ def _table(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
             if "error" in record:
                 writer.writerow(record)
             else:
-                for rank, guess in enumerate(record["predictions"], 1):
-                    writer.writerow({**record, **guess, "rank": rank})
+                none = several and not record["sure"]
+                for rank, guess in enumerate([{}] if none else record["predictions"], 1):
+                    writer.writerow({**record, "rank": "" if none else rank, **guess})
 
         try:
             yield write

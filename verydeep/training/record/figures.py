@@ -95,4 +95,4 @@ def mean_average_precision(probabilities: Probabilities, labels: NDArray[np.numb
 
 def sigmoid(scores: NDArray[np.floating]) -> NDArray[np.float64]:
     """Of each logit by itself, where an image may be of several classes."""
-    return np.asarray((1 + np.tanh(np.asarray(scores, np.float64) / 2)) / 2)
+    return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(scores, np.float64))))
