@@ -614,3 +614,45 @@ def test_names_of_any_bytes_are_escaped_in_tables(
         os.path.basename(os.fsencode(record["path"])) for record in json.loads(done.out)
     }
     assert listed_paths == set(names)
+
+
+# Tables that could be read wrongly without a word
+
+
+def read_table(root: Path, text: str, *, multi: bool | None = None) -> list[tuple[str, ...]]:
+    """Part and labels of each row of a table about a.png to d.png."""
+    for at, name in enumerate("abcd"):
+        photo(root / f"{name}.png", seed=at)
+    (root / "table.csv").write_text(text, "utf-8")
+    return [(item.part, *item.labels) for item in listed(root / "table.csv", multi=multi).items]
+
+
+def test_a_table_without_names_of_columns_may_divide_the_set(tmp_path: Path) -> None:
+    text = "a.png,cat,train\nb.png,dog,Validation\nc.png,cat,test\n"
+    assert read_table(tmp_path, text) == [("train", "cat"), ("val", "dog"), ("test", "cat")]
+    assert read_table(tmp_path, "cat,a.png,\ndog,b.png,\n") == [("", "cat"), ("", "dog")]
+
+
+def test_is_valid_says_what_validates(tmp_path: Path) -> None:
+    text = "fname,labels,is_valid\na.png,cat,True\nb.png,dog,False\nc.png,cat,False\n"
+    assert read_table(tmp_path, text) == [("val", "cat"), ("train", "dog"), ("train", "cat")]
+
+
+@pytest.mark.parametrize(
+    ("text", "multi", "says"),
+    [
+        ("a.png,cat,dog\nb.png,dog,bird\n", None, "names nothing"),
+        ("0,a.png,cat\n1,b.png,dog\n", None, "names nothing"),
+        ("image,label,label2\na.png,cat,dog\nb.png,dog,\n", None, "columns of labels: label, label2"),
+        ("image,label,label\na.png,cat,dog\nb.png,dog,\n", None, "columns of labels: label, label"),
+        ("image,labels,labels.1\na.png,cat,dog\nb.png,dog,\n", None, "columns of labels"),
+        ('image,labels\na.png,"[1, 0, 1]"\nb.png,"[0, 0, 1]"\n', None, "a column of 0 and 1"),
+        ("image,labels\na.png,1 0 1\nb.png,0 0 1\n", True, "a column of 0 and 1"),
+        ("image,label\n", None, "is empty"),
+    ],
+)  # fmt: skip
+def test_tables_that_would_lose_labels_are_refused(
+    text: str, multi: bool | None, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=says):
+        read_table(tmp_path, text, multi=multi)

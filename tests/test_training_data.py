@@ -21,6 +21,7 @@ from torchvision import transforms
 from verydeep.errors import DataError
 from verydeep.preprocess import decode
 from verydeep.training.data import check, labelled
+from verydeep.training.data.listing import listed
 
 from .tiny import photo
 
@@ -530,3 +531,93 @@ def test_a_shard_without_labels(tmp_path: Path) -> None:
         tar.addfile(tarfile.TarInfo("0001.png"), io.BytesIO())
     with pytest.raises(DataError, match=r"0001\.png has no 0001\.cls beside it"):
         labelled.find(str(tmp_path / "a-{0..0}.tar"))
+
+
+# Labels of objects and arrays that could be read wrongly without a word
+
+
+class Labels(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """Photos with these labels, and what else such an object has."""
+
+    def __init__(self, labels: Any, **more: Any) -> None:
+        self.labels = labels
+        self.__dict__.update(more)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, at: int) -> tuple[Any, Any]:
+        change = getattr(self, "target_transform", None) or (lambda label: label)
+        return picture(at), change(self.labels[at])
+
+
+def test_a_subset_of_a_set_with_photos_without_label() -> None:
+    whole = Labels([-1, 1, 0, 1, -1, 0], classes=["a", "b"])
+    some = torch.utils.data.Subset(torch.utils.data.Subset(whole, [5, 4, 3, 2, 1]), [0, 1, 3])
+    found = listed(some)
+    assert [(item.name, item.labels) for item in found.items] == [
+        ("image 5", ("a",)), ("image 2", ("a",)),
+    ]  # fmt: skip
+    assert found.loose == ["image 4"]
+
+
+def test_a_target_transform_is_heeded(tmp_path: Path) -> None:
+    pixels = np.stack([np.asarray(picture(at)) for at in range(4)])
+    path = tmp_path / "a.png"
+    picture(0).save(path)
+    more: dict[str, Any]
+    for more in ({}, {"data": pixels}, {"samples": [(str(path), at // 2) for at in range(4)]}):
+        held = Labels([0, 0, 1, 1], targets=[0, 0, 1, 1], classes=["a", "b"], **more)
+        assert [item.labels[0] for item in listed(held).items] == list("aabb"), more
+        held.target_transform = lambda label: 1 - label  # type: ignore[attr-defined]
+        assert [item.labels[0] for item in listed(held).items] == list("bbaa"), more
+
+
+def test_pixels_with_channels_first_are_not_taken_as_they_lie() -> None:
+    pixels = np.stack([np.asarray(picture(at)) for at in range(4)]).transpose(0, 3, 1, 2)
+    held = Labels([0, 0, 1, 1], targets=[0, 0, 1, 1], classes=["a", "b"], data=pixels)
+    sample = labelled.find(held, val_fraction=0).train[1]
+    assert np.array_equal(labelled.open(sample), np.asarray(picture(1)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([[0, 1], [1], [0], [1]], None), ([[0, 1], [1, 0], [0, 1]], ["a", "b", "c"]),
+        ([[0, 1, 1], [1, 0]], None), ([{"boxes": 1}, {"boxes": 2}], None), ([0.5, 1.5], None),
+        ([float("nan"), 1.0], None),
+    ],
+)  # fmt: skip
+def test_labels_that_mean_nothing_certain_are_refused(labels: Any, classes: Any) -> None:
+    with pytest.raises(DataError, match="expected a class, or 0 and 1 for each"):
+        listed(Labels(labels, classes=classes))
+
+
+def test_classes_of_any_kind_of_name() -> None:
+    for classes in (["7", "8"], [7, 8], np.array(["7", "8"]), np.array([b"7", b"8"])):
+        found = listed(Labels([0, 1, 1.0, torch.tensor(0.0)], classes=classes))
+        assert [item.labels[0] for item in found.items] == list("7887")
+    for other in (2, lambda: 2, None):
+        found = listed(Labels([b"x", "y", "x"], classes=other))
+        assert [item.labels[0] for item in found.items] == list("xyx")
+
+
+def test_a_first_image_that_raises() -> None:
+    with pytest.raises(DataError, match="Pairs: image 0: gone; no label is known"):
+        listed(Pairs(lambda _: exec("raise RuntimeError('gone')")))
+
+
+@pytest.mark.parametrize(
+    ("held", "says"),
+    [
+        ({"train_labels": np.array(3)}, "one label an image"),
+        ({"train_images": np.array(3)}, "one label an image"),
+        ({"train_images": np.zeros((2, 0, 4, 3), np.uint8)}, "expected uint8"),
+        ({"classes": np.array(["a", "a"])}, "classes names one twice"),
+    ],
+)
+def test_arrays_of_odd_shapes(held: dict[str, Any], says: str, tmp_path: Path) -> None:
+    good = {"train_images": np.zeros((2, 4, 4, 3), np.uint8), "train_labels": np.arange(2)}
+    np.savez(tmp_path / "a.npz", **{**good, **held})
+    with pytest.raises(DataError, match=says):
+        listed(tmp_path / "a.npz")

@@ -41,16 +41,18 @@ def arrays(path: Path) -> Listing:
             raise DataError(f"{path}: {error}; expected plain arrays, no objects") from error
     if "images" in held and "labels" in held:
         held |= {"all_images": held["images"], "all_labels": held["labels"]}
-    listing = Listing(classes=tuple(str(name) for name in held.get("classes", ())))
+    listing = Listing(classes=_names(held.get("classes", ())))
+    if len(set(listing.classes)) < len(listing.classes):
+        raise DataError(f"{path}: classes names one twice; expected each once")
     for prefix, part in (("all", ""), *PARTS.items()):
         images, labels = held.get(f"{prefix}_images"), held.get(f"{prefix}_labels")
         if images is None and labels is None:
             continue
-        if images is None or labels is None or len(images) != len(labels):
+        if images is None or labels is None or images.shape[:1] != labels.shape[:1]:
             raise DataError(
                 f"{path}: {prefix}_images and {prefix}_labels; expected both, one label an image"
             )
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        if not _are_pixels(images) or images.ndim != 4:
             raise DataError(
                 f"{path}: {prefix}_images is {images.dtype} {images.shape}; expected uint8 "
                 "(n, height, width, 3 or 1)"
@@ -72,18 +74,19 @@ def held_by(data: Any) -> Listing:
     if isinstance(data, Mapping):  # of Hugging Face: a DatasetDict
         return _parts(data)
     if hasattr(data, "dataset") and hasattr(data, "indices"):  # of torch: a Subset
-        whole = held_by(data.dataset)
-        return replace(whole, items=[whole.items[at] for at in data.indices])
+        return _some(data.dataset, data.indices)
     listing, what = Listing(classes=_class_names(data)), type(data).__name__
     paths, targets = getattr(data, "samples", None), getattr(data, "targets", None)
-    if paths and isinstance(paths, list) and all(isinstance(one[0], str) for one in paths):
-        for path, label in paths:  # ImageFolder, ImageNet
-            listing.add("", (listing.classes[label],), path, path)
-    elif targets is not None and hasattr(getattr(data, "data", None), "ndim"):  # CIFAR10, MNIST
-        pixels = np.asarray(data.data)
-        _add(
-            listing, what, targets, (pixels[..., None] if pixels.ndim == 3 else pixels).__getitem__
-        )
+    pixels = np.asarray(getattr(data, "data", None))
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    changed = getattr(data, "target_transform", None)  # then data[index] alone knows the label
+    if paths and isinstance(paths, list) and listing.classes and not changed and all(
+        isinstance(one[0], str) for one in paths
+    ):  # fmt: skip
+        _add(listing, what, (label for _, label in paths), lambda at: paths[at][0])  # ImageFolder
+        listing.items = [replace(one, name=str(one.source)) for one in listing.items]
+    elif targets is not None and not changed and _are_pixels(pixels):  # CIFAR10, MNIST
+        _add(listing, what, targets, pixels.__getitem__)
     elif (
         not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or isinstance(data, bytes)
     ):
@@ -99,6 +102,31 @@ def held_by(data: Any) -> Listing:
         except OSError as error:
             raise DataError(f"{what}: {error}") from error
     return listing
+
+
+def _are_pixels(held: np.ndarray) -> bool:
+    """Whether these are images, (n, height, width, 3 or 1) uint8, as they can be taken."""
+    return bool(
+        held.dtype == np.uint8
+        and held.ndim == 4
+        and held.shape[3] in (1, 3)
+        and all(held.shape[1:])
+    )
+
+
+def _some(data: Any, indices: Iterable[int]) -> Listing:
+    """Of a torch Subset: those of what the whole holds; an image without a label has its number, too."""
+    if hasattr(data, "dataset") and hasattr(data, "indices"):
+        return _some(data.dataset, [data.indices[at] for at in indices])
+    whole = held_by(data)
+    loose, known = set(whole.loose), iter(whole.items)
+    names = [f"image {at}" for at in range(len(data))]
+    every = [None if name in loose else next(known) for name in names]
+    return replace(
+        whole,
+        items=[one for at in indices if (one := every[at])],
+        loose=[names[at] for at in indices if not every[at]],
+    )
 
 
 def _parts(data: Mapping[Any, Any]) -> Listing:
@@ -118,27 +146,46 @@ def _parts(data: Mapping[Any, Any]) -> Listing:
 
 def _class_names(data: Any) -> tuple[str, ...]:
     # ImageNet gives each class several names: ("tench", "Tinca tinca")
-    names = getattr(data, "classes", None) or ()
-    classes = tuple(n if isinstance(n, str) else str(n[0]) for n in names)
+    names = getattr(data, "classes", None)
+    if not isinstance(names, list | tuple | np.ndarray):  # a count, or a function of some other use
+        return ()
+    classes = _names(name[0] if isinstance(name, list | tuple) else name for name in names)
     if len(set(classes)) != len(classes):  # ImageNet has two cranes and two maillots
         classes = tuple(f"{name} {i}" for i, name in enumerate(classes))
     return classes
+
+
+def _names(held: Any) -> tuple[str, ...]:
+    """The names of classes as text, which arrays may hold as bytes."""
+    names = np.atleast_1d(held).tolist() if isinstance(held, np.ndarray) else held
+    return tuple(n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in names)
 
 
 def _add(
     listing: Listing, what: str, labels: Iterable[Any], source: Callable[[int], Any], part: str = ""
 ) -> None:
     """Images in order, by the label of each: a number or name, several names, or 0 and 1 for each class."""
-    classes = listing.classes
+    classes, width = listing.classes, None
     for index, label in enumerate(labels):
         held, names = np.asarray(label), []
-        if held.size != 1 and held.dtype.kind not in "UO":
-            if not np.isin(held, (0, 1)).all():
-                raise DataError(
-                    f"{what}: the label of image {index} is {label}; expected a class, or 0 and 1 for each"
-                )
-            held = np.flatnonzero(held)
+        if held.dtype.kind == "f" and (held == np.rint(held)).all():
+            held = held.astype(np.int64)
+        flags = held.size if held.dtype.kind in "iub" and held.size > 1 else 0
+        width = flags if width is None else width  # numbers of classes have lists of any length
+        fits = flags == width and flags in (0, len(classes) or flags)
+        texts = held.dtype.kind != "O" or all(isinstance(one, str | None) for one in held.flat)
+        if (
+            not fits
+            or not texts
+            or held.dtype.kind == "f"
+            or (flags and not np.isin(held, (0, 1)).all())
+        ):
+            raise DataError(
+                f"{what}: the label of image {index} is {label}; expected a class, or 0 and 1 for each"
+            )
+        held = np.flatnonzero(held) if flags else held
         for one in held.reshape(-1).tolist():
+            one = one.decode(errors="replace") if isinstance(one, bytes) else one
             if isinstance(one, int) and classes and not -1 <= one < len(classes):
                 raise DataError(
                     f"{what}: label {one} of image {index}; expected 0 to {len(classes) - 1}"
@@ -156,17 +203,21 @@ def _add(
 def _add_pairs(listing: Listing, data: Any) -> None:
     """Of an object whose [index] is (image, label)."""
     what, count, lock = type(data).__name__, len(data), Lock()
-    if not isinstance(data[0], tuple | list) or len(data[0]) != 2:
-        raise DataError(f"{what}[0] is {type(data[0]).__name__}; expected (image, label)")
+
+    def pair(at: int) -> Any:
+        try:
+            return data[at]
+        except Exception as error:  # the object's own code may raise anything
+            why = str(error) or type(error).__name__
+            raise DataError(f"{what}: image {at}: {why}; no label is known") from error
+
+    if not isinstance(first := pair(0), tuple | list) or len(first) != 2:
+        raise DataError(f"{what}[0] is {type(first).__name__}; expected (image, label)")
 
     def labels() -> Iterator[Any]:
         """Each image is asked for once, as nothing else says its label."""
         for at in stage(range(count), "reading labels", "image", count):
-            try:
-                yield data[at][1]
-            except Exception as error:  # the object's own code may raise anything
-                why = str(error) or type(error).__name__
-                raise DataError(f"{what}: image {at}: {why}; no label is known") from error
+            yield pair(at)[1]
 
     known = getattr(data, "targets", None)
     if known is None or len(known) != count or getattr(data, "target_transform", None):

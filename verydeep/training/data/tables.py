@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,7 +25,8 @@ PATH_COLUMNS = (
     "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "image_name",
     "image_id", "img", "photo",
 )  # fmt: skip
-PART_COLUMNS = ("split", "part", "set", "subset")
+PART_COLUMNS = ("split", "part", "set", "subset", "is_valid")
+IS_VALID = {"true": "val", "1": "val", "false": "train", "0": "train"}  # as fastai writes it
 INDEX_COLUMNS = ("", "index", "unnamed: 0")  # as pandas writes them
 DELIMITERS = ",;\t|"
 SEPARATORS = "|;, "  # between the labels of one photo, the surest first
@@ -59,11 +61,13 @@ def table(
     it is one label, whatever stands in it.
     """
     rows = _rows(path)
+    photos = _Photos(path.parent)
+    at = _columns(path, rows, photos) if rows else _Columns(0, 1)
+    head = rows[0][1] if rows else []
+    width, rows = len(head), rows[at.headed :]
+    marks = IS_VALID if at.headed and _cell(head, at.part).strip().lower() == "is_valid" else {}
     if not rows:
         raise DataError(f"{path}: is empty; expected rows of a path and a label")
-    photos = _Photos(path.parent)
-    at = _columns(path, rows, photos)
-    width, rows = len(rows[0][1]), rows[at.headed :]
     if at.classes:
         labels, several = _flagged(path, rows, at, multi)
     else:
@@ -71,6 +75,7 @@ def table(
     listing, missing = Listing(multi=several), []
     for (number, row), names in zip(rows, labels, strict=True):
         file, part = _cell(row, at.path), _cell(row, at.part).strip()
+        part = marks.get(part.lower(), part)
         if not file or not (names or several):
             raise DataError(f"{path}, line {number}: {row!r}; expected a path and a label")
         if any(map(str.strip, row[width:])):  # more labels, it may be
@@ -138,7 +143,17 @@ def _columns(path: Path, rows: Rows, photos: _Photos) -> _Columns:
         found = (i for i in range(len(first)) if any(photos.find(*row[i : i + 1]) for row in few))
         file = next(found, None)
         if file is None or photos.find(first[file]):
-            return _Columns(file or 0, 0 if file else 1, headed=False)
+            return _headless(path, rows, file or 0)
+    of_labels = (
+        [name for name in named if re.sub(r"[ _.]*\d+$", "", name) == named[label]]
+        if label is not None
+        else []
+    )
+    if len(of_labels) > 1:
+        raise DataError(
+            f"{path}: several columns of labels: {', '.join(of_labels)}; put those of a "
+            "photo into one, with ; between them"
+        )
     rest = [
         i
         for i, name in enumerate(named)
@@ -156,6 +171,20 @@ def _columns(path: Path, rows: Rows, photos: _Photos) -> _Columns:
             f"{' or '.join(LABEL_COLUMNS)}, or a column of 0 and 1 for each class"
         )
     return _Columns(file, label, part)
+
+
+def _headless(path: Path, rows: Rows, file: int) -> _Columns:
+    """Of rows that nothing names: a path and a label, and perhaps a part."""
+    rest = [i for i in range(len(rows[0][1])) if i != file and any(_cell(r, i) for _, r in rows)]
+    parts = [i for i in rest if all(part_of(_cell(row, i)) for _, row in rows)]
+    labels = [i for i in rest if i not in parts] if len(rest) > 1 else rest
+    if len(labels) > 1 or len(rest) - len(labels) > 1:
+        raise DataError(
+            f"{path}: a first row that names nothing, {rows[0][1]!r}; expected path and label, and "
+            "perhaps train, val or test, or a first row of names, such as path,label,split"
+        )
+    label = labels[0] if labels else int(not file)
+    return _Columns(file, label, parts[0] if len(rest) > 1 else None, headed=False)
 
 
 # One label, or several
@@ -184,6 +213,11 @@ def _written(
     separator = next((one for one in SEPARATORS if any(one in text for text in joined)), "")
     if separator == " " and len({_cell(row, at.path) for _, row in rows}) < len(rows):
         separator = ""  # a row for each label: blanks are of their names
+    if separator and {part for text in joined for part in _parts(text, separator)} <= {"0", "1"}:
+        raise DataError(
+            f"{path}: {joined[0]!r} may be 0 and 1 for each class; give each class a column "
+            "of 0 and 1, with its name in the first row"
+        )
     if _are_several(path, texts, separator) if multi is None else multi:
         return [(text,) if text in whole else _parts(text, separator) for text in texts], True
     return [(text,) if text else () for text in texts], False
