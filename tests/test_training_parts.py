@@ -565,6 +565,7 @@ def test_settings_are_of_their_kind() -> None:
         small_images(), ["size=32", "scales=40,48", "rate=1e-2", "flip=false", "width=1"]
     )
     assert config.scales == (40, 48)
+    assert changed(config, {"scales": 40, "layers": "relu5_3"}).scales == (40,)
     assert config.rate == 0.01
     assert config.flip is False
     assert config.width == 1.0

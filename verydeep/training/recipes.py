@@ -317,7 +317,8 @@ def _parsed(key: str, value: Any, kind: Any) -> Any:
         return value
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]
-        parts = value.split(",") if isinstance(value, str) else list(value)
+        held = value if hasattr(value, "__iter__") else (value,)
+        parts = held.split(",") if isinstance(held, str) else list(held)
         return tuple(_parsed(key, part, item) for part in parts if part != "")
     if kind is str:
         return str(value)

@@ -125,7 +125,10 @@ def find(
             raise DataError(f"{label}: no images; expected a data set to validate with")
     for label, one in sets.items():
         if one.multi and (multi is False or not several):
-            raise DataError(f"{label}: images of several classes, or of none; expected one of each")
+            raise DataError(
+                f"{label}: images of several classes, or of none; expected one class of each image, or "
+                "multi=true"
+            )
     classes = _classes(name, found, train)
     number = {label: index for index, label in enumerate(classes)}
 

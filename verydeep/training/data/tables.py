@@ -249,9 +249,9 @@ def _are_several(path: Path, texts: list[str], separator: str) -> bool:
             f"{path}: {joined[0]!r} may be one class, or {len(parts[joined[0]])} of a photo; {CHOOSE}"
         )
     how = f"{len(spread)} classes, of which a photo may have several" if several else "one class"
-    log.info(
-        f"{path}: {joined[0]!r} is read as of {how}; multi={str(apart).lower()} reads the other way"
-    )
+    other = f"; multi={str(apart).lower()} reads the other way"
+    # a photo without a label would be refused, the other way
+    log.info(f"{path}: {joined[0]!r} is read as of {how}{other if all(texts) else ''}")
     return several
 
 
