@@ -29,9 +29,6 @@ NOT_FOLLOWED = {
     "install what onnxruntime-gpu needs": "NVIDIA's libraries, and a GPU: see tests/test_gpu.py",
     "upgrade with: pip install --upgrade verydeep": "pip's own command, of a version that is yet to come",
     "whose values are others, or use lpips": "another package, with weights to fetch",
-    # of today, and to be followed: in tests/advice/test_models.py and test_weights.py
-    "make the loss anew": "came while this was being landed",
-    "and also a threshold or least_mean for all; expected one or the other": "as well",
     "Look at these first: some of them may be wrong labels.{}": "said of photos in a report, to people",
     "run `git lfs pull`": "git's own command, on a repository's server",
 }

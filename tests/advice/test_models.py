@@ -213,3 +213,13 @@ def test_lpips_and_dists(tmp_path: Path) -> None:
          lambda _: measure.update(image, image)),
     ])  # fmt: skip
     assert not float(measure.compute())
+
+
+@follows("nothing can be moved from there; make the loss anew")
+def test_a_loss_without_values() -> None:
+    images = torch.rand(1, 3, 32, 32)
+    loss = LPIPS(net="vgg", verbose=False).to("meta")
+    said(
+        "nothing can be moved from there; make the loss anew", refused(lambda: loss(images, images))
+    )
+    assert LPIPS(net="vgg", verbose=False)(images, images) == 0

@@ -604,3 +604,17 @@ def test_weights_of_the_door(model: Path) -> None:
     vgg.vgg16c(weights=None, **choices)
     model_file(model, tiny("vgg16c", head="classic"))
     vgg.vgg16c(weights=model, num_classes=7)
+
+
+@follows("the record has thresholds, and also threshold or least_mean; expected one or the other")
+def test_thresholds_of_a_record() -> None:
+    def record(**sure: Any) -> Record:
+        return Record(NET, PRESETS["torchvision"], **sure)
+
+    each = (0.5,) * NET.head.classes
+    said(
+        "the record has thresholds, and also threshold or least_mean; expected one or the other",
+        refused(lambda: record(thresholds=each, threshold=0.5)),
+    )
+    assert record(thresholds=each).thresholds == each
+    assert record(threshold=0.5, least_mean=0.0).threshold == 0.5
