@@ -94,7 +94,7 @@ def test_folders(tmp_path: Path, verydeep: Run) -> None:
     "WebDataset shards",
     "{}: a class is named {}, of {} characters; expected a name on one line, of {} at most",
     "val_fraction is {}; expected 0 or more and less than 1",
-    "{}: {} is no text in UTF-8; expected a label",
+    "{}: {} is no text in UTF-8; expected a label", "{}: classes names one twice; expected each once",
 )  # fmt: skip
 def test_forms(tmp_path: Path) -> None:
     def named(label: str) -> object:
@@ -125,6 +125,7 @@ def test_forms(tmp_path: Path) -> None:
          "WebDataset shards", lambda: read(tmp_path / "none"), every),
         ("{}: a class is named {}, of {} characters; expected a name on one line, of {} at most",
          lambda: named("x" * 1001), lambda _, __, ___, most: named("x" * int(most))),
+        ("{}: classes names one twice; expected each once", lambda: named("ant"), lambda _: named("bee")),
         ("val_fraction is {}; expected 0 or more and less than 1",
          lambda: read(arrays(tmp_path / "c.npz"), val_fraction=1),
          lambda _: [read(arrays(tmp_path / "c.npz"), val_fraction=f) for f in (0, 0.99)]),
@@ -215,6 +216,11 @@ def test_names_of_old_zips(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     "{}: not text in UTF-8 ({}); save it as UTF-8", "{}: no table: {}; expected rows of a path and a label",
     "{}: no column of labels among {}; expected one named {}, or a column of 0 and 1 for each class",
     "{}, line {}: split {}{}",
+    "{}: several columns of labels: {}; put those of a photo into one, with ; between them",
+    "{}: a first row that names nothing, {}; expected path and label, and perhaps train, val or test, or a "
+    "first row of names, such as path,label,split",
+    "{}: {} may be 0 and 1 for each class; give each class a column of 0 and 1, with its name in the first "
+    "row",
 )  # fmt: skip
 def test_tables(tmp_path: Path, verydeep: Run) -> None:
     def table(
@@ -269,6 +275,18 @@ def test_tables(tmp_path: Path, verydeep: Run) -> None:
          lambda: flawed(f"1,{'x' * 200_000}"), good),
         ("{}: no column of labels among {}; expected one named {}, or a column of 0 and 1 for each class",
          lambda: table("1,x,cat", "2,y,dog", header="image,size,kind"), column),
+        ("{}: several columns of labels: {}; put those of a photo into one, with ; between them",
+         lambda: table("1,cat,dog", "2,dog,", "3,cat,", header="image,label,label2"),
+         lambda *_: table("1,cat;dog", "2,dog", "3,cat")),
+        ("{}: a first row that names nothing, {}; expected path and label, and perhaps train, val or test, "
+         "or a first row of names, such as path,label,split",
+         lambda: table("2.jpg,dog,bird", header="1.jpg,cat,dog"),
+         lambda *_: [table("2.jpg,dog", header="1.jpg,cat"),
+                     table("2.jpg,dog,train", "3.jpg,cat,val", header="1.jpg,cat,train"),
+                     table("1,cat,train", "2,dog,train", header="path,label,split")]),
+        ("{}: {} may be 0 and 1 for each class; give each class a column of 0 and 1, with its name in the "
+         "first row", lambda: table('1,"[1, 0]"', '2,"[0, 1]"'),
+         lambda *_: table("1,1,0", "2,0,1", header="image,cat,dog")),
         ("{}, line {}: split {}{}", lambda: table("1,cat,trian", "2,dog,val", header="image,label,split"),
          lambda _, __, ___, near: table(
              f"1,cat,{taken('did you mean (.*)[?]', near)}", "2,dog,train", header="image,label,split")),
