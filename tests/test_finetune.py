@@ -16,18 +16,19 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import verydeep
 from verydeep import modelfile
-from verydeep.errors import VerydeepError
+from verydeep.errors import DataError, VerydeepError, WeightsError
 from verydeep.models import build, loading
 from verydeep.nets import Head
 from verydeep.preprocess import Preprocess
-from verydeep.training import learn
+from verydeep.training import begin, learn
 from verydeep.training.heads.linear import Scaling
 from verydeep.training.heads.probe import ProbeConfig
 from verydeep.training.learner import Learner
 from verydeep.training.optim import grouped
-from verydeep.training.recipes import Config, changed, finetune
+from verydeep.training.recipes import Config, changed, finetune, small_images
 from verydeep.training.record.result import TrainResult
 from verydeep.training.run import run
+from verydeep.training.start import started
 
 from .test_probe import photos
 from .test_training_run import At, one_thread  # noqa: F401  # a fixture
@@ -209,11 +210,12 @@ def test_the_best_epoch_is_kept_and_patience_ends_a_run(
 ) -> None:
     losses = iter([9.0, 3.0, 2.0, 4.0, 5.0, 6.0])  # of the head, and of each epoch
     validate: Callable[..., dict[str, Any]] = learn.Learning._validate
-    monkeypatch.setattr(learn.figures, "loss", lambda *_: next(losses))
     made: list[dict[str, torch.Tensor]] = []
 
     def noted(self: learn.Learning) -> dict[str, Any]:
-        found = validate(self)
+        with monkeypatch.context() as patch:
+            patch.setattr(learn.linear, "log_loss", lambda *_: next(losses))
+            found = validate(self)
         made.append({k: v.clone() for k, v in self.learner.average.state_dict().items()})
         return found
 
@@ -235,3 +237,70 @@ def test_a_start_from_a_probe_needs_weights(flowers: Path, tmp_path: Path) -> No
             model="vgg11_bn",
             settings={"start": "probe"},
         )
+
+
+def test_a_rate_test_and_a_profile_begin_as_a_run_does(
+    trunk: Path, flowers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("verydeep.training.ratetest.rate_test", lambda *given: seen.append(given))
+    monkeypatch.setattr("verydeep.training.profile.profile", lambda *given: seen.append(given))
+    for look in (begin.find_rate, begin.profile):
+        look(config(trunk), flowers, device="cpu")
+    assert [learner.scaling is not None for learner, _ in seen] == [True, True]
+
+
+def test_held_out_photos_of_which_none_can_be_read_are_one_line(
+    trunk: Path, flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(self: learn.Learning, samples: Any, side: int | None = None) -> Any:  # noqa: ARG001
+        self.run.bad.update({one.name: "cut off" for one in samples})
+        return (), np.zeros((0, 3), np.float32)
+
+    monkeypatch.setattr(learn.Learning, "scores", nothing)
+    with pytest.raises(
+        DataError, match=r"not one of \d+ photos that were held out .* cut off; .*hold=0"
+    ):
+        run(config(trunk), flowers, out=tmp_path / "out")
+
+
+def test_without_photos_held_out_the_validation_photos_measure(
+    trunk: Path, flowers: Path, tmp_path: Path
+) -> None:
+    """The head alone is told of once, also where a run is gone on with, and for what it is."""
+    settings = config(trunk, hold=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            settings, flowers, out=tmp_path, event=At(3, lambda: signal.raise_signal(signal.SIGINT))
+        )
+    result = run(settings, flowers, out=tmp_path, resume=True)
+    assert [line["epoch"] for line in epochs(result)] == [0, 1, 2, 3]
+    assert not any("judged" in line for line in epochs(result))
+    (tmp_path / "none").mkdir()
+    alone = run(changed(settings, {"val_fraction": 0}), flowers / "train", out=tmp_path / "none")
+    assert [line["epoch"] for line in epochs(alone)] == [1, 2, 3]
+
+
+def test_what_begins_from_a_run_that_was_stopped_has_its_answers(
+    trunk: Path, flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint's head is held for scaled averages; without its scaling it says something else."""
+    settings, seen, save = config(trunk, epochs=2), [], learn.Learning.save
+    with monkeypatch.context() as patch:
+        patch.setattr(learn.Learning, "save", lambda self: seen.append(self) or save(self))
+        stop = At(3, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            run(settings, flowers, out=tmp_path / "cut", event=stop)
+    weights = seen[0].learner.weights()
+    layers = seen[0].learner.model.table.head.layers
+    like = changed(small_images(), {"head": "gap", "layers": layers, "size": 32, "grow": "1"})
+    model, _, _ = started(like, 3, tmp_path / "cut")
+    for name, value in model.state_dict().items():
+        assert_allclose(value.numpy(), weights[name].numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_it_is_of_the_width_of_its_weights(trunk: Path, flowers: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        WeightsError, match=r"weights of width 0\.0625, and width is 2; leave width out"
+    ):
+        run(config(trunk, width=2.0), flowers, out=tmp_path / "out", named=["width"])

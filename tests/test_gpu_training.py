@@ -145,7 +145,7 @@ def test_half_precision_with_its_loss_scaled(data: Path, tmp_path: Path) -> None
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="takes two GPUs")
 def test_two_devices_learn_what_one_does(data: Path, tmp_path: Path) -> None:
-    own = {"memory": True, "sync_norm": True, "batch": 12}
+    own = {"memory": True, "batch": 12}
     learn(0, data, tmp_path / "one", "vgg11_bn", own, "cuda:0")
     found = together(2, learn, data, tmp_path / "two", "vgg11_bn", own, "cuda")
     assert [code for code, _ in found] == [0, 0], found

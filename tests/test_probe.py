@@ -213,6 +213,14 @@ def test_bad_photos_are_left_out_and_listed(trunk: Path, tmp_path: Path) -> None
     assert len(result.bad) == 2
     assert {name.rpartition("/")[2] for name, _ in result.bad} == {"3.png", "0.png"}
     assert any("the file is empty" in why for _, why in result.bad)
+    for part in ("val", "test"):  # what cannot be measured costs no model
+        for file in photos(tmp_path / "parts" / part, 2, seed=len(part)).rglob("*.png"):
+            file.write_bytes(b"no" + str(file).encode())
+    photos(tmp_path / "parts" / "train", 10)
+    result = run(config(trunk), tmp_path / "parts", out=tmp_path / "unmeasured")
+    assert result.model.exists()
+    assert np.isnan(result.top1)
+    assert len(result.bad) == 12
     for file in folder.rglob("*.png"):
         file.write_bytes(b"no")
     with pytest.raises(DataError, match="no photo to train on can be read"):

@@ -244,6 +244,16 @@ def test_odd_runs() -> None:
     assert "confusion matrix" in page(made(classes=60, count=400))
     unseen = Report("t", ("a", "b", "c"), np.eye(3, dtype=np.float32)[:2], np.arange(2))
     Read(page(unseen))
+    wrong = Report(
+        "t", ("a", "unseen", "c"), np.eye(3, dtype=np.float32)[[0, 2, 2]], np.array([0, 2, 0])
+    )
+    table = next(t for t in Read(page(wrong)).tables if t[0][0] == "class")
+    assert [row[0] for row in table[1:]] == [
+        "a",
+        "c",
+        "unseen",
+    ]  # what was not measured is not weak
+    assert table[-1][1:] == ["0", "", "", ""]
     broken = Report("t", ("a", "b"), np.full((2, 2), np.nan, np.float32), np.arange(2))
     with pytest.raises(DataError, match="no finite numbers"):
         page(broken)

@@ -191,10 +191,9 @@ def test_fine_tuning(model: Path, tmp_path: Path) -> None:
 
 
 @forked
-@pytest.mark.parametrize("sync_norm", [False, True])
-def test_two_processes(tmp_path: Path, sync_norm: bool) -> None:
+def test_two_processes(tmp_path: Path) -> None:
     data = arrays(tmp_path / "set.npz", 176, 6)
-    changes = {"batch": 4, "epochs": 1, "sync_norm": sync_norm, "accumulate": 2}
+    changes = {"batch": 4, "epochs": 1, "accumulate": 2}
     assert wrong(2, tmp_path, _small, data, changes) == set()
 
 

@@ -24,7 +24,7 @@ from .processes import together
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
 
 # Batches of 12 over two processes, with batch norm over both; no dropout, whose draws are each one's own.
-TOGETHER: dict[str, Any] = {"sync_norm": True, "dropout": 0.0}
+TOGETHER: dict[str, Any] = {"dropout": 0.0}
 
 
 def process(data: Path, out: Path, die_at: int, resume: bool) -> None:
@@ -142,8 +142,8 @@ def learn(
         # a part of a batch has its own batch norm, so that only without one are many alike with one
         (2, "vgg11", {"accumulate": 2}),
         (3, "vgg11", {"accumulate": 2}),
-        (2, "vgg11_bn", {"sync_norm": True}),
-        (3, "vgg11_bn", {"sync_norm": True}),
+        (2, "vgg11_bn", {}),
+        (3, "vgg11_bn", {}),
     ],
 )
 def test_shares_may_differ(
@@ -157,11 +157,8 @@ def test_shares_may_differ(
     assert_alike(tmp_path / "one", tmp_path / "many")
 
 
-@pytest.mark.parametrize("sync_norm", [False, True])
-def test_parts_of_unequal_shares_wait_for_nobody(
-    photos: Path, tmp_path: Path, sync_norm: bool
-) -> None:
-    changes = {"accumulate": 2, "sync_norm": sync_norm}
+def test_parts_of_unequal_shares_wait_for_nobody(photos: Path, tmp_path: Path) -> None:
+    changes = {"accumulate": 2}
     found = together(2, learn, photos, tmp_path / "many", "vgg11_bn", changes)
     assert [code for code, _ in found] == [0, 0], found
     assert len(found[0][1]) == 4

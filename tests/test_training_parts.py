@@ -349,6 +349,26 @@ def test_balanced_sampling_of_several_labels_an_image() -> None:
 # The rate
 
 
+def test_settings_are_numpys_too() -> None:
+    """And one of many is itself: a number needs no list around it."""
+    config = changed(
+        small_images(),
+        {
+            "rate": np.float32(0.5),
+            "epochs": np.int64(3),
+            "flip": np.bool_(False),
+            "grow": 1,
+            "scales": 96,
+        },
+    )
+    assert (config.rate, config.epochs, config.flip) == (0.5, 3, False)
+    assert (config.grow, config.scales) == ((1.0,), (96,))
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
+    for wrong in (-1, 0, float("nan"), "nan", np.float64("nan"), None, True, [1]):
+        with pytest.raises(DataError, match="width is"):
+            changed(small_images(), {"width": wrong})
+
+
 def test_the_cosine_rises_and_falls() -> None:
     config = changed(small_images(), {"epochs": 10, "warmup": 2, "rate": 0.4, "schedule": "cosine"})
     rates = [rate_at(config, step, 5) for step in range(50)]

@@ -10,15 +10,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import verydeep
-from verydeep import modelfile
+from verydeep import modelfile, train
 from verydeep.errors import DataError, OutputError
 from verydeep.training.learner import Learner
 from verydeep.training.loop import Diverged
@@ -242,6 +244,72 @@ def test_another_configuration_is_refused(unbroken: Path, data: Path, tmp_path: 
     out = shutil.copytree(unbroken, tmp_path / "run")
     with pytest.raises(DataError, match=r"rate was 0\.05, is 0\.1; resume it with its own"):
         trained(data, out, resume=True, rate=0.1)
+
+
+def test_what_a_small_set_settled_is_settled_again(tmp_path: Path) -> None:
+    """A rate that was asked for stays; another one is refused, before there is a checkpoint, too."""
+    few = arrays(tmp_path / "few.npz", 30)
+    given = {k: v for k, v in SETTINGS.items() if k != "batch"}
+    fit = partial(train, "small-images", few, out=tmp_path / "run", model="vgg11_bn", width=1 / 16)
+    with pytest.raises(KeyboardInterrupt):
+        fit(settings=given, event=At(1, lambda: signal.raise_signal(signal.SIGINT)))
+    result = fit(settings=given, resume=True)
+    settled = result.config["config"]
+    assert (settled["batch"], settled["rate"]) == (16, 0.05)
+    assert settled["kernel_rate"] == pytest.approx(0.04 * (16 / 512) ** 0.5)
+    for name, value in (("head_rate", 0.5), ("rate", 0.1), ("seed", 3), ("batch", 8)):
+        with pytest.raises(DataError, match=f"another configuration: .*{name} was"):
+            fit(settings={**given, name: value}, resume=True)
+        before = tmp_path / f"before {name}"
+        before.mkdir()
+        shutil.copy(tmp_path / "run" / "config.json", before)
+        with pytest.raises(DataError, match=f"another configuration: .*{name} was"):
+            fit(settings={**given, name: value}, resume=True, out=before)
+
+
+def test_a_run_of_another_version_is_one_line(unbroken: Path, data: Path, tmp_path: Path) -> None:
+    for change in ({"held": None}, {"position": {"epoch": 1}}):
+        out = shutil.copytree(unbroken, tmp_path / next(iter(change)))
+        found = checkpoint.latest(out / "checkpoints", print)
+        assert found is not None
+        facts = {k: v for k, v in {**found.facts, **change}.items() if v is not None}
+        facts["config"] = {k: v for k, v in facts["config"].items() if k != "head_rate"}
+        checkpoint.save(out / "checkpoints", facts["step"], found.tensors, facts)
+        with pytest.raises(
+            DataError, match="begun by another version of verydeep; go on with that one"
+        ):
+            trained(data, out, resume=True)
+
+
+def test_a_run_without_its_report_is_not_finished(
+    unbroken: Path, data: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(unbroken, tmp_path / "run")
+    (out / "report.html").unlink()  # killed between its last two files
+    trained(data, out, resume=True)
+    assert (out / "report.html").exists()
+    assert_same(out, unbroken)
+
+
+def test_test_images_are_reported_apart(tmp_path: Path, verydeep: Run) -> None:
+    pixels, labels = images(12, 0)
+    for part in ("train", "val", "test"):
+        for number, (one, label) in enumerate(zip(pixels, labels, strict=True)):
+            path = tmp_path / "set" / part / CLASSES[label] / f"{number} {part}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(one).save(path)
+    settings = [f"--set={key}={value}" for key, value in {**SETTINGS, "epochs": 1}.items()]
+    done = verydeep(
+        "train", str(tmp_path / "set"), "--recipe", "small-images", "--model", "vgg11_bn", "--width",
+        "0.0625", "--out", str(tmp_path / "run"), "--device", "cpu", *settings,
+    )  # fmt: skip
+    end = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    told = f"{end['top1, test']:.2%}"
+    assert f"top1, test: {told}" in done[2]
+    assert (
+        f"<dt>top1, test</dt><dd>{told} of test/</dd>"
+        in (tmp_path / "run" / "report.html").read_text()
+    )
 
 
 def test_other_data_is_refused(unbroken: Path, tmp_path: Path) -> None:

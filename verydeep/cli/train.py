@@ -214,6 +214,10 @@ class _Teller(Progress):
             self.total, self.done = self.steps * self.epochs or None, line["step"]
         elif kind == "epoch":
             self.say(self._epoch(line))
+        elif kind == "end":
+            for what, value in line.items():
+                if what.endswith(", test"):
+                    self.say(f"{what}: {value:.2%}")
 
     def say(self, text: str) -> None:
         click.echo(plain(text), err=True)
@@ -236,7 +240,8 @@ class _Teller(Progress):
         done = line["epoch"]
         if not done:
             self.before = line["seconds"]
-            return f"the head alone: held-out {_figure(line)}, loss {line['loss']:.3f}"
+            judged = line.get("judged", "validation")
+            return f"the head alone: {judged} {_figure(line)}, loss {line['loss']:.3f}"
         shown = f"{_figure(line)}, loss {line['loss']:.3f}; " if "loss" in line else ""
         return (
             f"epoch {done} of {self.epochs}: {shown}training loss {line['train_loss']:.3f}, top-1 "

@@ -28,12 +28,12 @@ from .data.views import Views, pictures
 from .heads import linear
 from .heads.choosing import choose, mcnemar, threshold, thresholds
 from .heads.features import averages, digests_of
-from .learner import Learner
+from .learner import Learner, scaling_in
 from .loop import Diverged, Position, Stopped, fit
 from .optim import side_at
 from .parallel import ALONE, Group, device_of, joined
 from .recipes import Config
-from .record import checkpoint, figures
+from .record import checkpoint, figures, folder
 from .record.checkpoint import Checkpoint
 from .record.result import TrainResult
 from .run import Outcome, Run, trunk_of
@@ -54,15 +54,13 @@ def learnt(run: Run, init: Any, named: Collection[str]) -> TrainResult:
     where = device_of(run.device)
     with joined(where) as group, own_numbers(where), memory_kept():
         run.resume |= group.restarted
-        one = Learning(run, group, where)
-        if run.config.start == "probe" and init is None:
-            init = run.config.model
-        before = one.before(init, named)
+        one = Learning(run, group, where, init, named)
+        before = one.before()
         if group.agreed(run.resume and run.finished()):
             done = group.agreed(run.again() if group.first else None)
             assert done is not None
             return done
-        one.prepare(init, named, before)
+        one.prepare(before)
         one.open(before)
         with watched() as stop:  # before the first step there is nothing to save
             try:
@@ -81,8 +79,9 @@ def ready(
     """A learner and its feed as a run has them before its first step; nothing is written."""
     run = Run(config, Path(), device=device)
     run.begin(data, val)
-    one = Learning(run, ALONE, device_of(device))
-    one.prepare(init, named, None)
+    one = Learning(run, ALONE, device_of(device), init, named)
+    one.before()
+    one.prepare(None)
     return one
 
 
@@ -109,20 +108,25 @@ class Held:
 class Learning:
     """What a run with a loop holds between its start and its end."""
 
-    def __init__(self, run: Run, group: Group, device: torch.device) -> None:
-        self.run, self.group, self.device = run, group, device
+    def __init__(
+        self, run: Run, group: Group, device: torch.device, init: Any, named: Collection[str]
+    ) -> None:
+        self.run, self.group, self.device, self.named = run, group, device, named
+        # of finetune the model is the weights
+        self.init = run.config.model if run.config.start == "probe" and init is None else init
         self.position, self.held = Position(bad=run.bad), Held()
         self.best: Mapping[str, Tensor] = {}  # of the averaged network
         self._shown: dict[int, Views] = {}
 
     # Before the first step
 
-    def before(self, init: Any, named: Collection[str]) -> Checkpoint | None:
+    def before(self) -> Checkpoint | None:
         """The checkpoint to go on from, which the first process has: they need not share a disk.
 
-        Raises DataError where it is of another run than the one that is asked for.
+        Raises DataError where the folder holds another run than the one that is asked for.
         """
         run, found = self.run, None
+        was: Mapping[str, Any] = {}  # what the run in the folder says of itself
         there = run.folder / "checkpoints"
         if self.group.first and not run.resume and there.exists():
             raise OutputError(
@@ -130,34 +134,40 @@ class Learning:
             )
         if self.group.first and run.resume:
             found = checkpoint.latest(there, run.notes.append)
-        found = self.group.agreed(found)
+            was = found.facts if found else folder.begun(run.folder)
+        found, was = self.group.agreed((found, was))
         if found is None and run.resume:
             if self.group.first and (run.folder / "model.safetensors").exists():
                 raise OutputError(
                     f"{run.folder} holds a model, and no checkpoint to go on from; choose another folder"
                 )
             run.notes.append(f"no checkpoint in {run.folder} yet: beginning anew")
-        if found is not None:
-            run.config = replace(
-                run.config, **_settled(run.config, init, named, found.facts["config"])
+        run.config, notes = _fitted(run.config, len(run.data.train), self.named)
+        if found is None:
+            run.notes += notes
+        elif (
+            not {"held", "position"} <= was.keys()
+            or was["position"].keys() != vars(Position()).keys()
+        ):
+            raise DataError(
+                f"{run.folder} was begun by another version of verydeep; go on with that one, or choose "
+                "another folder for a new run"
             )
-            run.refuse_changes(found.facts, init)
+        if was:
+            run.config = _settled(run.config, self.init, self.named, was["config"])
+            run.refuse_changes(was, self.init)
         return found
 
-    def prepare(self, init: Any, named: Collection[str], before: Checkpoint | None) -> None:
+    def prepare(self, before: Checkpoint | None) -> None:
         """Everything that can be refused is refused here."""
         run, data = self.run, self.run.data
         config: Config = run.config
         classes = len(data.classes)
-        self.init = init
-        if before is None:
-            config, notes = _fitted(config, len(data.train), named)
-            run.notes += notes
         learn, self.hold = _parted(data.train, config, classes)
         several = classes if data.multi else 0
         held = pictures(learn, config.size, config.threads, several) if config.memory else None
         torch.manual_seed(config.seed)
-        model, expected, notes = started(config, classes, init, named=named)
+        model, expected, notes = started(config, classes, self.init, named=self.named)
         run.notes += notes
         network = model.table
         run.config = config = replace(
@@ -191,7 +201,7 @@ class Learning:
         """Make the folder, or go on in it."""
         self.run.open(
             self.init, before.facts["step"] if before else 0, preprocess=self.preprocess.to_dict(),
-            steps_per_epoch=self.feed.steps, processes=self.group.world,
+            steps_per_epoch=self.feed.steps, processes=self.group.world, device=str(self.device),
         )  # fmt: skip
 
     def _colours(self, samples: Sequence[Sample], held: Views | None) -> Statistics:
@@ -216,10 +226,8 @@ class Learning:
         self, model: Any, samples: Sequence[Sample], before: Checkpoint | None
     ) -> linear.Scaling:
         """Give the network the head that `probe` solves on these samples; how it reads its averages."""
-        if before is not None:  # the head comes with it
-            return linear.Scaling(
-                *(before.tensors[f"scaling.{k}"].numpy() for k in ("mean", "deviation"))
-            )
+        if before is not None and (held := scaling_in(before.tensors)):  # the head comes with it
+            return held
         solved = self.group.agreed(self._solved(model, samples) if self.group.first else None)
         assert solved is not None
         head, scaling = solved
@@ -278,7 +286,7 @@ class Learning:
     def fit(self, stop: Any) -> None:
         """From where it is to the last epoch."""
         try:
-            if self.run.config.start == "probe" and not self.held.head:
+            if self.run.config.start == "probe" and not (self.position.epoch or self.position.step):
                 self._head_alone()
             fit(
                 self.learner, self.feed, self.position, validate=self._validate, event=self._told,
@@ -295,19 +303,26 @@ class Learning:
             self.run.tell({"event": "warning", "step": line["step"], "text": found})
 
     def _head_alone(self) -> None:
-        measured = self._validate()
-        self.run.tell(
-            {"event": "epoch", "epoch": 0, "step": 0, **measured, "seconds": self.run.seconds}
-        )
+        if measured := self._validate():
+            self.run.tell(
+                {"event": "epoch", "epoch": 0, "step": 0, **measured, "seconds": self.run.seconds}
+            )
 
     def _validate(self) -> dict[str, Any]:
         """By the images held out where there are any, else by those to validate with."""
         judged = self.hold or self.run.data.val
         if not judged:
             return {}
-        self.learner.agree()
         # at the side that it learns from now, since it knows no other yet
         samples, scores = self.scores(judged, side=side_at(self.run.config, self.position.epoch))
+        if not samples and self.hold:
+            name, why = next(
+                (s.name, self.run.bad[s.name]) for s in judged if s.name in self.run.bad
+            )
+            raise DataError(
+                f"not one of {len(judged)} photos that were held out can be read; {name}: {why}; mend or "
+                "delete them, or hold none out by --set hold=0"
+            )
         if not samples:  # not one could be read
             return {}
         if not np.isfinite(scores).all():
@@ -370,7 +385,6 @@ class Learning:
 
     def save(self) -> None:
         """Write a checkpoint; Diverged where there is nothing worth keeping."""
-        self.learner.agree()
         tensors = self.learner.tensors()
         if not torch.stack([t.isfinite().all().to(self.device) for t in tensors.values()]).all():
             raise Diverged(
@@ -406,14 +420,12 @@ class Learning:
 
             outcome = probe.solved(run, probe.ProbeConfig(
                 model=str(self.init), sizes=(config.size,), layers=learner.model.table.head.layers,
-                seed=config.seed, threads=config.threads,
+                seed=config.seed, threads=config.threads, stretch=config.stretch,
             ))  # fmt: skip
             outcome = replace(outcome, told={**told, "best_epoch": 0})
         else:
             outcome = replace(self._outcome(), told=told)
-        result = run.finish(outcome)
-        self.save()  # last, since it says that the run has finished
-        return result
+        return run.finish(outcome)
 
     def _is_better(self) -> bool:
         """Whether training has made a better network than the solved head, on held-out images."""
@@ -488,20 +500,17 @@ class Learning:
 
 def _settled(
     config: Config, init: Any, named: Collection[str], stored: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What a run settles by itself, as the one that is gone on with did."""
+) -> Config:
+    """The config with what a run settles by itself, as the one that is gone on with did."""
     keys = [key for key in ("precision", "layout") if getattr(config, key) == "auto"]
-    if init is not None:  # the network was taken from the weights
-        keys += ["model", "width", "pool"]
-    if "batch" not in named:
-        keys += ["batch", "accumulate", "rate", "kernel_rate", "head_rate"]
-    return {
-        key: stored[key] for key in keys if key not in named or key not in ("rate", "kernel_rate")
-    }
+    if init is not None:  # the network was taken from the weights, which are finetune's model
+        given = () if config.start == "probe" else named
+        keys += ["pool", *(key for key in ("model", "width") if key not in given)]
+    return replace(config, **{key: stored[key] for key in keys if key in stored})
 
 
 def _fitted(config: Config, count: int, named: Collection[str]) -> tuple[Config, list[str]]:
-    """A batch that a set of `count` images has some of, with rates that suit it, and epochs enough.
+    """A batch that a set of `count` images has some of, with rates that suit it.
 
     Rates go with the root of the batch. What was asked for by name stays.
     """
@@ -511,13 +520,15 @@ def _fitted(config: Config, count: int, named: Collection[str]) -> tuple[Config,
     if batch == config.batch:
         return config, []
     share = math.sqrt(batch / config.batch)
-    fitted = replace(
-        config, batch=batch, accumulate=min(config.accumulate, batch), rate=config.rate * share,
-        kernel_rate=config.kernel_rate * share, head_rate=config.head_rate * share,
-    )  # fmt: skip
+    rates = {
+        key: getattr(config, key) * share
+        for key in ("rate", "kernel_rate", "head_rate")
+        if key not in named
+    }
+    fitted = replace(config, batch=batch, accumulate=min(config.accumulate, batch), **rates)
     return fitted, [
-        f"{count} images are few for batches of {config.batch}: they are of {batch}, and the rates "
-        f"{share:.2g} times the recipe's; --set batch={config.batch} takes it as it is"
+        f"{count} images are few for batches of {config.batch}: they are of {batch}, and the rates that "
+        f"are not set {share:.2g} times the recipe's; --set batch={config.batch} takes it as it is"
     ]
 
 

@@ -17,7 +17,7 @@ from ..engines.torch import precise
 from ..models import VGG
 from ..preprocess import Preprocess
 from .data.feed import Batch
-from .heads.linear import Scaling
+from .heads.linear import LinearHead, Scaling
 from .optim import grouped, optimiser
 from .parallel import ALONE, Group, synced
 from .recipes import Config
@@ -78,7 +78,7 @@ class Learner:
         self.normalise = normaliser(preprocess, device)
         self.class_weights = None if class_weights is None else class_weights.to(device)
         self.net: nn.Module = self.model
-        if config.sync_norm and group.world > 1:
+        if group.world > 1:
             self.net = synced(self.net)
         if config.compile:
             self.net = torch.compile(self.net)  # type: ignore[assignment]
@@ -112,13 +112,11 @@ class Learner:
     def parts(self, batch: Batch, side: int | None = None) -> Iterator[Part]:
         """The batch in `accumulate` parts, each of two images or more, which batch norm needs.
 
-        Black ones that count for nothing stand in where there are fewer; where batch norm is that of all
-        processes, a part may have none. side: pixels that images are shown at; None for the recipe's size.
+        Black ones that count for nothing stand in where there are fewer. Of several processes, whose batch
+        norms wait for each other in each part, a part may have none. side: pixels that images are shown at;
+        None for the recipe's size.
         """
-        n = len(batch.labels)
-        alike = (
-            self.config.sync_norm and self.group.world > 1
-        )  # each waits for the others in each part
+        n, alike = len(batch.labels), self.group.world > 1
         parts = self.config.accumulate if alike else max(1, min(self.config.accumulate, n // 2))
         for number in range(parts):
             own = slice(number, None, parts)
@@ -172,18 +170,7 @@ class Learner:
     def weights(self) -> dict[str, Tensor]:
         """The averaged network's, on the CPU, its head for what the layers average to."""
         held = {k: v.detach().cpu() for k, v in self.average.state_dict().items()}
-        if self.scaling is not None:
-            inverse = torch.from_numpy(1 / self.scaling.deviation)
-            weight = held["classifier.weight"] * inverse
-            held["classifier.bias"] = held["classifier.bias"] - weight @ torch.from_numpy(
-                self.scaling.mean
-            )
-            held["classifier.weight"] = weight
-        return held
-
-    def agree(self) -> None:
-        """What batch norms have seen becomes what the first process's have: it is measured and kept."""
-        self.group.spread([*self.model.buffers(), *self.average.buffers()])
+        return held if self.scaling is None else folded(held, self.scaling)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the learner has learned, by name, for a checkpoint."""
@@ -220,6 +207,25 @@ class Learner:
             self.scaler.load_state_dict(
                 {**self.scaler.state_dict(), "scale": float(tensors["scaler.scale"])}
             )
+
+
+def scaling_in(tensors: Mapping[str, Tensor]) -> Scaling | None:
+    """That of the head in a checkpoint, where it has one."""
+    held = [
+        tensors[f"scaling.{k}"].numpy() for k in ("mean", "deviation") if f"scaling.{k}" in tensors
+    ]
+    return Scaling(*held) if held else None
+
+
+def folded(tensors: Mapping[str, Tensor], scaling: Scaling) -> dict[str, Tensor]:
+    """A network whose head is held for scaled averages, with the head for averages as they are."""
+    keys = ("classifier.weight", "classifier.bias")
+    weight, bias = (tensors[key].numpy() for key in keys)
+    head = scaling.fold(LinearHead(weight, bias))
+    return {
+        **tensors,
+        **dict(zip(keys, map(torch.from_numpy, (head.weight, head.bias)), strict=True)),
+    }
 
 
 def _read_scaled(model: VGG, scaling: Scaling, dropout: float, device: torch.device) -> None:

@@ -42,7 +42,7 @@ class Position:
     """How far a run has come; all of it goes through a checkpoint as JSON.
 
     epoch, step: the next to do. loss, right, seen: summed over this epoch so far. epochs: what each
-    finished epoch measured. bad: images that could not be read, (name, why).
+    finished epoch measured. bad: images that could not be read, name -> why.
     """
 
     epoch: int = 0
@@ -53,7 +53,6 @@ class Position:
     seconds: float = 0.0
     epochs: list[dict[str, Any]] = field(default_factory=list)
     bad: dict[str, str] = field(default_factory=dict)
-    finished: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -144,7 +143,6 @@ def fit(
         position.loss, position.right, position.seen = 0.0, 0, 0
         save()
         saved = time.monotonic()
-    position.finished = True
 
 
 def criterion(scores: Tensor, labels: Tensor, learner: Learner) -> Tensor:
@@ -224,6 +222,6 @@ def _over(config: Config, position: Position) -> bool:
     if position.epoch >= config.epochs:
         return True
     if config.hold:
-        losses = [row["loss"] for row in position.epochs]
+        losses = [row["loss"] for row in position.epochs if "loss" in row]
         return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= config.patience
     return config.schedule == "plateau" and _drops(config, position) > config.drops

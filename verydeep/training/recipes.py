@@ -50,7 +50,7 @@ class Config:
     start: how weights are drawn: "torchvision", "paper", "glorot" or "he"; "probe" takes the head that the
     recipe probe solves, on trained weights.
     epochs, batch, seed: an epoch goes once through the images; `batch` of them make a step, in all
-    processes together. Of a small set, batch and epochs are fitted to it unless they are set.
+    processes together. To a small set, batch and rates are fitted unless they are set.
     accumulate: parts of a batch that are computed one after the other, for memory.
     blocks: how many of the five learn, from the top; 0 for all. keep_norm: batch norms keep the statistics
     that they came with.
@@ -84,8 +84,8 @@ class Config:
 
     precision: "fp32", "bf16", "fp16" with its loss scaled, or "auto", the faster here of the first two.
     layout: "default", "channels-last" or "auto".
-    compile: by torch.compile. sync_norm: batch norm over all processes. threads: that prepare images, 0
-    for as many as cores. checkpoint_minutes: between two checkpoints within an epoch.
+    compile: by torch.compile. threads: that prepare images, 0 for as many as cores.
+    checkpoint_minutes: between two checkpoints within an epoch.
     val_fraction: of each class, set aside to validate with where the data has nothing for it.
     multi: whether a photo of a CSV may have several labels: "auto" for as it looks, or a DataError.
     """
@@ -139,7 +139,6 @@ class Config:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     layout: Literal["auto", "default", "channels-last"] = "auto"
     compile: bool = False
-    sync_norm: bool = False
     threads: int = 0
     checkpoint_minutes: float = 10.0
     val_fraction: float = 0.1

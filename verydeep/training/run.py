@@ -33,6 +33,7 @@ from .record.figures import sigmoid
 from .record.log import Log, read
 from .record.result import TrainResult
 
+MADE = ("model.safetensors", "report.html")  # at the end of a run, in this order
 Event = Callable[[Mapping[str, Any]], None]
 # the samples that could be read, and their scores (n, classes) float32
 Judge = Callable[[Sequence[Sample], str], tuple[tuple[Sample, ...], NDArray[np.float32]]]
@@ -126,7 +127,7 @@ class Run:
         """Whether the folder holds a run that has come to its end."""
         lines = read(self.folder / "log.jsonl")[-1:]
         whole = bool(lines) and lines[0].get("event") == "end"
-        return whole and (self.folder / "model.safetensors").exists()
+        return whole and all((self.folder / made).exists() for made in MADE)
 
     def refuse_changes(self, was: Mapping[str, Any], init: object) -> None:
         """DataError where the run that is resumed, which was begun as `was` says, is not this one."""

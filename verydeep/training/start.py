@@ -21,6 +21,7 @@ from ..nets import Network
 from ..preprocess import Preprocess
 from ..published import conversion as convert
 from ..published import find_model
+from .learner import folded, scaling_in
 from .recipes import Config
 from .record import checkpoint
 from .record import folder as run_folder
@@ -71,7 +72,7 @@ def started(
     """The network, the pre-processing that its weights expect (None: any), and notes for people.
 
     init: a built-in's or catalogue name, a model file, weights in a layout that `weights convert` knows, or
-    the folder of a run, whose last checkpoint is taken, or its model where it has none of the loop.
+    the folder of a run, whose model is taken, or its last checkpoint where it is not at its end.
     named: settings that were asked for, and are not only the recipe's defaults. Of "model": the weights
     must be of that network, but for the paper's warm start. Of "width": narrower weights are made wider.
     Random weights are drawn from torch's generator. WeightsError or NetworkError where the weights are of
@@ -96,6 +97,11 @@ def started(
             "to train the network that the weights are of"
         )
     wider: list[str] = []
+    if config.start == "probe" and "width" in named and found.network.width != config.width:
+        raise WeightsError(
+            f"{config.recipe} goes on from weights of width {found.network.width:g}, and width is "
+            f"{config.width:g}; leave width out"
+        )
     if "width" in named and found.network.width != config.width:
         if found.network.width > config.width:
             raise WeightsError(
@@ -108,6 +114,7 @@ def started(
         found = widened(found, config.width)
     net = network_of(config, classes, found.network)
     adapted, notes = adapt(found, net)
+    notes = notes if config.start != "probe" else []  # they are of the head, which is solved next
     tensors = {k: t.clone() for k, t in adapted.tensors.items()}
     model = loading.assemble(loading.Trained(net, tensors, adapted.record), dropout=config.dropout)
     model.train()
@@ -139,14 +146,12 @@ def _weights(init: str | os.PathLike[str]) -> loading.Trained:
 
 
 def _of_run(folder: Path) -> loading.Trained:
-    """The weights that a run of the loop validates, at its last checkpoint."""
+    """What a run came to, or, of one that is not at its end, what it validates at its last checkpoint."""
+    if (folder / "model.safetensors").is_file():
+        return loading.read(folder / "model.safetensors")
     notes: list[str] = []
     found = checkpoint.latest(folder / "checkpoints", notes.append)
     begun = run_folder.begun(folder)
-    if (found is None or "position" not in found.facts) and os.path.isfile(
-        folder / "model.safetensors"
-    ):  # of another recipe, or a finished one whose checkpoints were deleted
-        return loading.read(folder / "model.safetensors")
     if found is None or "position" not in found.facts or "preprocess" not in begun:
         raise WeightsError(
             f"{'; '.join([*notes, str(folder)])}: no run of the loop with a checkpoint in it; expected a "
@@ -156,6 +161,8 @@ def _of_run(folder: Path) -> loading.Trained:
     network = network_of(Config.from_dict(facts["config"]), facts["data"]["classes"])
     prefix = "average." if facts["config"]["average"] else "model."
     tensors = {key: found.tensors[prefix + key] for key in network.tensors}
+    if scaling := scaling_in(found.tensors):
+        tensors = folded(tensors, scaling)
     record = Record(
         network, Preprocess.from_dict(begun["preprocess"]),
         provenance={"made_by": "verydeep train", "command": begun["command"], "step": facts["step"]},

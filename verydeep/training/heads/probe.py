@@ -164,7 +164,7 @@ def solved(run: Run, config: ProbeConfig) -> Outcome:
         if not samples:
             return (), np.zeros((0, len(run.data.classes)), np.float32)
         found = probe.averages(samples, size, what)
-        fine = probe.good(found, what)
+        fine = ~np.isnan(found.values[:, 0])  # where it is none, there is nothing to measure
         read = tuple(s for s, one in zip(samples, fine, strict=True) if one)
         return read, head.scores(found.values[fine][:, chosen.columns])
 

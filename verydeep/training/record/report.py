@@ -80,6 +80,10 @@ def of_training(result: TrainResult) -> Report:
     if result.model.exists():
         facts.append(("model file", f"{result.model.stat().st_size / 1e6:.1f} MB"))
     facts.append(("time", clock(result.seconds)))
+    end = result.log[-1] if result.log else {}
+    facts += [
+        (key, f"{value:.2%} of test/") for key, value in end.items() if key.endswith(", test")
+    ]
     details = [
         ("Command", str(start.get("command", ""))),
         ("Data", _pairs({k: v for k, v in about.items() if k != "digest"} | {
@@ -196,9 +200,11 @@ def _classes(report: Report, table: NDArray[np.int64]) -> str:
         (
             escape(report.classes[index]),
             f"{support[index]}",
-            *(_bar(values[index]) for values in (precision, recall, f1)),
+            *(_bar(values[index]) if support[index] else "" for values in (precision, recall, f1)),
         )
-        for index in np.argsort(f1, kind="stable").tolist()
+        for index in np.lexsort(
+            (f1, support == 0)
+        ).tolist()  # last those with nothing to measure by
     ]
     head = ("class", "images", "precision", "recall", "F1")
     whole = html.table(head, rows, numbers=(1,), kind="classes")
