@@ -212,3 +212,6 @@ def test_one_photo_in_a_hundred_is_below_the_threshold() -> None:
     scores = draw.normal(size=(5000, 3)) * 4
     chances = np.exp(scores / 2) / np.exp(scores / 2).sum(axis=1, keepdims=True)
     assert (chances.max(axis=1) < threshold(scores, 2.0)).mean() == pytest.approx(0.01, abs=2e-3)
+    # where all are sure, all are answered
+    sure = np.tile([11.0, 0, 0], (100, 1))
+    assert threshold(sure) == 0.9999

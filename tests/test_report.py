@@ -248,11 +248,8 @@ def test_odd_runs() -> None:
         "t", ("a", "unseen", "c"), np.eye(3, dtype=np.float32)[[0, 2, 2]], np.array([0, 2, 0])
     )
     table = next(t for t in Read(page(wrong)).tables if t[0][0] == "class")
-    assert [row[0] for row in table[1:]] == [
-        "a",
-        "c",
-        "unseen",
-    ]  # what was not measured is not weak
+    # what was not measured is not weak
+    assert [row[0] for row in table[1:]] == ["a", "c", "unseen"]
     assert table[-1][1:] == ["0", "", "", ""]
     broken = Report("t", ("a", "b"), np.full((2, 2), np.nan, np.float32), np.arange(2))
     with pytest.raises(DataError, match="no finite numbers"):
@@ -272,6 +269,12 @@ def test_a_run_with_epochs_shows_its_curves() -> None:
         read.text
     )
     assert "few images" in text
+    for best, says in (
+        (0, "The head alone was kept, and no epoch. 5"),
+        (3, "Epoch 3 was kept. 5 epochs"),
+    ):
+        end = ({"event": "end", "best_epoch": best},)
+        assert says in " ".join(Read(page(made(log=log + end))).text)
 
 
 @pytest.fixture(scope="module")

@@ -92,6 +92,22 @@ def test_torchrun_restarts_what_was_killed(tmp_path: Path) -> None:
     assert len(losses(out)) == 12
 
 
+def test_one_process_tells_what_came_of_it(tmp_path: Path) -> None:
+    data = arrays(tmp_path / "set.npz")
+    settings = [f"--set={key}={value}" for key, value in {**SETTINGS, "epochs": 1}.items()]
+    done = subprocess.run(
+        [
+            sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split(),
+            *"-m verydeep train --recipe small-images --model vgg11_bn --width 0.0625 --device cpu".split(),
+            *settings, "--out", str(tmp_path / "run"), str(data),
+        ],
+        check=False, capture_output=True, text=True, timeout=500,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report: ") == 1, done.stdout
+
+
 def test_two_processes_learn_what_one_does_even_when_one_is_killed(tmp_path: Path) -> None:
     data, out = arrays(tmp_path / "set.npz"), tmp_path / "two"
     trained(data, tmp_path / "one", **TOGETHER)

@@ -127,6 +127,8 @@ def train(
             recipe, data, val, out=out, resume=resume, strict=strict, tensorboard=tensorboard,
             event=teller, **chosen,
         )  # fmt: skip
+    if os.environ.get("RANK", "0") != "0":  # the first of torchrun's processes tells
+        return 1 if result.bad else 0
     show(result, as_json)
     if not as_json:
         place = shlex.quote(str(result.folder))

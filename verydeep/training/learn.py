@@ -458,7 +458,7 @@ class Learning:
             if len(read) >= CALIBRATED:
                 divide = linear.temperature(scores, labels)
                 if data.multi:
-                    each = tuple(round(float(x), 4) for x in thresholds(scores, labels, divide))
+                    each = tuple(thresholds(scores, labels, divide).tolist())
                 else:
                     least = threshold(scores, divide)
         weights = learner.weights()

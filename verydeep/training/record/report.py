@@ -384,8 +384,11 @@ def _curves(report: Report) -> str:
     ]
     best = max(epochs, key=lambda line: _finite(line.get("top1"), -1.0))
     says = ""
+    kept = report.log[-1].get("best_epoch")
+    if kept is not None:
+        says = f"Epoch {kept} was kept. " if kept else "The head alone was kept, and no epoch. "
     if "top1" in best:
-        says = (
+        says += (
             f"{counted(int(xs[-1]), 'epoch')}; the best {judged} accuracy, {best['top1']:.2%}, came after "
             f"epoch {best['epoch']}. Training figures are those of augmented images, while weights changed."
         )
@@ -408,9 +411,9 @@ def _tried(report: Report) -> str:
     head = ("layers", "pixels", "penalty", "held-out loss", f"held-out {_NAMES[figure]}")
     return html.section(
         "How it was chosen",
-        "Nothing was trained: averages of the trunk's layers were computed once, and a linear head was "
-        "solved on them. Layers and penalty are those with the least loss on training images that were "
-        "held out.",
+        "Averages of the trunk's layers were computed once, and a linear head was solved on them; the "
+        "trunk is as it came. Layers and penalty are those with the least loss on training images that "
+        "were held out.",
         html.table(
             head, rows, numbers=(1, 2, 3), kind="classes",
             chosen=same.index(True) if True in same else -1,
