@@ -41,6 +41,9 @@ STAND_INS = (  # what takes minutes or a network: on less data, by a smaller net
     (r"evaluate flowers", "evaluate trained"),
     (r"--check$", "--check --size 64"),
     (r"(.*--recipe probe.*)", rf"\1 {' '.join(f'--set {one}' for one in QUICK.split())}"),
+    (r"train (photos/|labels.csv)( --out tags)?$",
+     rf"train \1\2 {' '.join(f'--set {one}' for one in QUICK.split())}"),
+    (r'out="of-pairs"', f'out="of-pairs", settings="{QUICK}".split()'),
     (r'out="from-python"', f'out="from-python", settings="{QUICK}".split()'),
     (r"(.*--recipe finetune.*)", r"\1 --set epochs=1 --set size=32"),
     (r"(.*--recipe small-images.*)--width 0.5(.*)", rf"\1--width 0.0625\2 {FEW}"),
@@ -97,6 +100,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 240,
                 seed=number,
             )
+    labels = ("cat", "dog", "cat;dog")
+    rows = [f"photos/{('daisy', 'rose')[n % 2]}/{n}.png,{labels[n % 3]}" for n in range(36)]
+    rows.insert(0, "photo,labels")
+    (folder / "labels.csv").write_text("\n".join(rows))
     for data in ("originals", "compressed"):
         photo(folder / data / "a.png", 64, 64, seed=len(data))
     draw = np.random.default_rng(0)
