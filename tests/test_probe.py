@@ -221,6 +221,8 @@ def test_bad_photos_are_left_out_and_listed(trunk: Path, tmp_path: Path) -> None
     assert result.model.exists()
     assert np.isnan(result.top1)
     assert len(result.bad) == 12
+    told = [line["text"] for line in result.log if "photos to test at" in line.get("text", "")]
+    assert ": 0 computed, 0 kept from before" in told[0]
     for file in folder.rglob("*.png"):
         file.write_bytes(b"no")
     with pytest.raises(DataError, match="no photo to train on can be read"):

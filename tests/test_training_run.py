@@ -312,6 +312,20 @@ def test_test_images_are_reported_apart(tmp_path: Path, verydeep: Run) -> None:
     )
 
 
+def test_parts_of_which_nothing_can_be_read_cost_no_model(tmp_path: Path) -> None:
+    for part in ("train", "val", "test"):
+        for number, (one, label) in enumerate(zip(*images(12, 0), strict=True)):
+            path = tmp_path / "set" / part / CLASSES[label] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(one).save(path)
+            if part != "train":
+                path.write_text(f"{part} {number}")
+    result = trained(tmp_path / "set", tmp_path / "run", epochs=1)
+    assert result.model.exists()
+    assert np.isnan(result.top1)
+    assert len(result.bad) == 24
+
+
 def test_other_data_is_refused(unbroken: Path, tmp_path: Path) -> None:
     out = shutil.copytree(unbroken, tmp_path / "run")
     other = arrays(tmp_path / "other.npz", seed=5)

@@ -46,7 +46,6 @@ MEASURED_PHOTOS = 512  # for mean and covariance
 LEAST_STEPS, LEAST_BATCH = 20, 16  # of an epoch, where a set is small
 CALIBRATED = 50  # images, fewer than which say nothing about a temperature
 SURE = 0.1  # of McNemar's test, below which training is better than the head alone
-Inputs = NDArray[np.uint8]
 
 
 def learnt(run: Run, init: Any, named: Collection[str]) -> TrainResult:
@@ -166,6 +165,9 @@ class Learning:
         learn, self.hold = _parted(data.train, config, classes)
         several = classes if data.multi else 0
         held = pictures(learn, config.size, config.threads, several) if config.memory else None
+        if held is not None and not held.samples:
+            first = next(iter(held.bad.values()))
+            raise DataError(f"not one of {len(learn)} images could be read; the first: {first}")
         torch.manual_seed(config.seed)
         model, expected, notes = started(config, classes, self.init, named=self.named)
         run.notes += notes

@@ -84,7 +84,7 @@ class Views:
 def pictures(samples: Sequence[Sample], size: int, threads: int = 0, classes: int = 0) -> Views:
     """All of the samples in memory, the shorter side resized to `size` and the middle cropped.
 
-    Those that cannot be read are left out, and in `bad`. DataError where none can, or they would not fit.
+    Those that cannot be read are left out, and in `bad`. DataError where they would not fit.
     """
     needed = len(samples) * size * size * 3
     if needed > MOST_BYTES:
@@ -102,9 +102,6 @@ def pictures(samples: Sequence[Sample], size: int, threads: int = 0, classes: in
     for numbers, pixels in views.batches():
         images[numbers] = pixels
         good += numbers.tolist()
-    if samples and not good:
-        first = views.bad[samples[0].name]
-        raise DataError(f"not one of {len(samples)} images could be read; the first: {first}")
     if len(good) < len(samples):
         images, views.labels = images[good], views.labels[good]
         views.samples = tuple(samples[at] for at in good)

@@ -234,11 +234,11 @@ class _Probe:
         )  # fmt: skip
         for at, why in made.faults.items():
             run.bad.setdefault(samples[at].name, why)
-        engine = f" by {made.engine} {made.precision}" if made.computed else ""
+        engine = f" by {made.engine} {made.precision}" if made.engine else ""
         run.note(
-            f"features of {len(samples)} photos {what} at {size} pixels: {made.computed} "
-            f"computed{engine}, {len(samples) - made.computed - len(made.faults)} kept from before; "
-            f"{run.seconds:.1f} s"
+            f"features of {len(samples)} photos {what} at {size} pixels: "
+            f"{made.computed - len(made.faults)} computed{engine}, {len(samples) - made.computed} kept "
+            f"from before; {run.seconds:.1f} s"
         )
         return made
 
