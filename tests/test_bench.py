@@ -282,6 +282,7 @@ def test_the_table_says_what_a_reader_asks(monkeypatch: pytest.MonkeyPatch) -> N
     rows = [
         row("openvino", 10), row("auto", 12, chosen="mnn"), row("torch", 8, 8), row("auto", 10, 8, "mnn"),
         row("mnn", 9.9, 3), row("auto", 10, 3, "mnn"),
+        row("onnxruntime", 9, 4), row("auto", 12, 4, "onnxruntime"),
     ]  # fmt: skip
     notes = bench.table(rows).partition("\n\nbatch 1, ")[2].splitlines()
     assert notes == [

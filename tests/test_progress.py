@@ -9,6 +9,8 @@ import signal
 import sys
 import threading
 import time
+import unicodedata
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,12 @@ import pytest
 
 from verydeep.files import progress
 from verydeep.files.progress import Progress, reached, stage
-from verydeep.files.wording import clock, counted, table
+from verydeep.files.wording import clock, counted, plain, table
 
 from .tiny import model_file, photo
+
+# Unicode's bidirectional classes of embeddings, overrides, isolates and what ends them
+TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
 class Screen:
@@ -114,6 +119,49 @@ def test_off_a_terminal_there_is_a_line_every_ten_seconds(
         "classifying: 8 of 40 photos, 1.0/s, 0:00:32 left",
         "classifying: 18 of 40 photos, 1.0/s, 0:00:22 left",
     ]
+
+
+class Writer:
+    """A stream of a program's own, with write() and flush() alone."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None:
+        pass
+
+
+class Notebook(Writer):
+    """stderr of Jupyter's kernel: no terminal, but its descriptor is that of one that nobody sees."""
+
+    encoding = "utf-8"
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.fileno, self.isatty = lambda: descriptor, lambda: False
+
+
+def test_the_line_goes_where_stderr_goes_and_nowhere_where_there_is_none(
+    now: list[float], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    closed = (tmp_path / "closed").open("w")
+    closed.close()
+    with (tmp_path / "unseen").open("w") as unseen:
+        writers = (Writer(), Notebook(unseen.fileno()))
+        for stream in (*writers, closed, None):
+            monkeypatch.setattr(sys, "stderr", stream)
+            if stream is closed:
+                monkeypatch.setattr(sys, "__stderr__", stream)
+            with Progress("classifying", total=40):
+                assert progress._Line.standing is not None
+                now[0] += progress.PLAIN_FIRST_SECONDS
+                with suppress(ValueError, AttributeError):  # as the thread does
+                    tick()
+    assert [writer.text for writer in writers] == ["classifying: 0 of 40 photos, 0:00:02\n"] * 2
+    assert (tmp_path / "unseen").read_text() == ""
 
 
 def test_what_comes_first_slowly_does_not_spoil_the_rate(now: list[float]) -> None:
@@ -434,6 +482,16 @@ def test_a_profile_shows_how_far_it_is(place: Path, monkeypatch: pytest.MonkeyPa
     assert re.search(
         r"measuring the network [━╺╸]+ 3 of [\d,]+ steps, .* left", "\n".join(screen.shown)
     )
+
+
+def test_no_character_that_turns_the_direction_of_writing_is_left() -> None:
+    turning = [
+        chr(n) for n in range(sys.maxunicode) if unicodedata.bidirectional(chr(n)) in TURNING
+    ]
+    marks = ["\u061c", "\u200e", "\u200f"]
+    assert len(turning) == 9
+    for character in (*turning, *marks):
+        assert plain(f"a{character}b") == f"a\\u{ord(character):04x}b"
 
 
 def test_wording() -> None:

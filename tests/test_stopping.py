@@ -54,6 +54,26 @@ def test_an_engine_that_was_stopped_answers_as_before(name: str) -> None:
     np.testing.assert_array_equal(engine.run(batch)["scores"], before)
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_what_another_signal_raises_stops_an_engine_too(name: str) -> None:
+    """Such as the end of the time that a test or a server allows."""
+
+    def over(*_: object) -> None:
+        raise TimeoutError
+
+    engine = _engine(name)
+    batch = pixels(224, 224, 24)
+    before = engine.run(batch)["scores"]
+    handler = signal.signal(signal.SIGALRM, over)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises((TimeoutError, EngineError)):
+            list(map(engine.run, itertools.repeat(batch)))
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    np.testing.assert_array_equal(engine.run(batch)["scores"], before)
+
+
 @pytest.mark.parametrize("name", ["onnxruntime", "torch"])
 def test_an_engine_stops_within_a_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = _engine(name)
@@ -75,6 +95,7 @@ def test_mnn_computes_a_batch_in_pieces_and_converts_in_another_process(
     monkeypatch.delitem(sys.modules, "_tools", raising=False)
     engine = _engine("mnn")
     assert "_tools" not in sys.modules
+    assert mnn.PIECE_PIXELS // 224**2 == 4  # else eight images are pieces of two sizes
     batch = pixels(40, 30, 5)
     whole = engine.run(batch)["scores"]
     monkeypatch.setattr(mnn, "PIECE_PIXELS", 40 * 30 * 2)

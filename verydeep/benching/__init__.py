@@ -208,7 +208,8 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
         rivals = [row for row in rows if not row.chosen and row.batch == auto.batch
                   and _covers(row.precision, auto.precision)]  # fmt: skip
         best = min(rivals, key=lambda row: row.ms_per_image, default=auto)
-        if best.ms_per_image * CLEARLY < auto.ms_per_image:
+        # the very engine that auto took was not quicker than itself
+        if best.engine != auto.chosen and best.ms_per_image * CLEARLY < auto.ms_per_image:
             why = (
                 "torch takes longer to load than it would win back, so auto takes it only where a program "
                 "has loaded it" if best.engine.endswith("torch")

@@ -51,13 +51,13 @@ def never_destroy(thing: object) -> None:
 def awaited(running: Future[T], stop: Callable[[], object]) -> T:
     """What it comes to. At Ctrl-C it is told to stop, and has stopped before the KeyboardInterrupt goes on.
 
-    Ctrl-C is heard by the main thread alone, and only while that runs Python: so long work of an engine
-    runs in another thread.
+    So it is with all that a handler of signals may raise. Signals are heard by the main thread alone, and
+    only while that runs Python: so long work of an engine runs in another thread.
     """
     try:
         while not wait([running], HEED_SECONDS).done:  # which Windows does not interrupt
             pass
-    except KeyboardInterrupt:
+    except BaseException:
         stop()
         wait([running])
         raise

@@ -84,7 +84,9 @@ def prepare(engine: Engine) -> Run:
             for request in used:
                 while not request.wait_for(round(HEED_SECONDS * 1000)):
                     pass
-        except KeyboardInterrupt:  # the requests are free again when they have stopped
+        except (
+            BaseException
+        ):  # of a signal, or of one request: all are free again when they have stopped
             for request in used:
                 request.cancel()
             for request in used:

@@ -136,7 +136,7 @@ class _Line:
 
     def __init__(self) -> None:
         self.work: list[Progress] = []  # the last is told of
-        self.terminal = sys.stderr.isatty()
+        self.terminal = _terminal(sys.stderr)
         self.stream = _own(sys.stderr)
         self._drawn = ""
         self._rich: Any = None  # its console and spinner, once something is drawn
@@ -145,7 +145,7 @@ class _Line:
         self._end = threading.Event()
         streams = {"stdout": sys.stdout, "stderr": sys.stderr} if self.terminal else {}
         self._above = {
-            name: _Above(there, self) for name, there in streams.items() if there.isatty()
+            name: _Above(there, self) for name, there in streams.items() if _terminal(there)
         }
         vars(sys).update(self._above)
         threading.Thread(target=self._live, daemon=True, name="progress").start()
@@ -186,7 +186,8 @@ class _Line:
     def _live(self) -> None:
         seconds = FIRST_SECONDS
         while not self._end.wait(seconds):
-            with suppress(OSError, ValueError, IndexError):  # nobody reads it, or it has just ended
+            # nobody reads it, there is nothing to write to, or it has just ended
+            with suppress(OSError, ValueError, IndexError, AttributeError):
                 self.tick()
             seconds = TICK_SECONDS
 
@@ -237,11 +238,24 @@ class _Line:
         return "" if self.midline else self._drawn
 
 
+def _terminal(stream: TextIO | None) -> bool:
+    """Whether it is one: nothing that is closed, has write() alone, or is not there, as in pythonw."""
+    with suppress(AttributeError, ValueError):
+        return bool(stream and stream.isatty())
+    return False
+
+
 def _own(stream: TextIO) -> TextIO:
-    """The same place under a descriptor of its own: into that one's an engine prints as it opens."""
+    """The same place under a descriptor of its own: into that one's an engine prints as it opens.
+
+    Of the process's stream alone: where another stands in its place, a notebook's for one, what is written
+    to it is not what is written to the descriptor that it may name.
+    """
+    if stream is not sys.__stderr__:
+        return stream
     try:
         return open(os.dup(stream.fileno()), "w", encoding=stream.encoding, errors="replace")
-    except (OSError, ValueError):  # not a file: it has none
+    except (OSError, ValueError, AttributeError):  # not a file, closed, or none: it has none
         return stream
 
 

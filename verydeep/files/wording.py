@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 # control characters, what ends a line, and what turns the direction of writing
-_COMMANDS = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_COMMANDS = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 NAMED = 5  # of many are named in a line
 
 
