@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import unicodedata
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,14 @@ def test_the_line_goes_where_stderr_goes_and_nowhere_where_there_is_none(
                     tick()
     assert [writer.text for writer in writers] == ["classifying: 0 of 40 photos, 0:00:02\n"] * 2
     assert (tmp_path / "unseen").read_text() == ""
+
+
+def test_a_stream_that_stood_for_stderr_for_a_while_is_not_closed() -> None:
+    bar, stream = Progress("classifying", total=40), io.StringIO()
+    with redirect_stderr(stream):
+        bar.__enter__()
+    bar.__exit__()
+    assert not stream.closed
 
 
 def test_what_comes_first_slowly_does_not_spoil_the_rate(now: list[float]) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +103,32 @@ def test_mnn_computes_a_batch_in_pieces_and_converts_in_another_process(
     parts = [engine.run(batch[at : at + 2])["scores"] for at in (0, 2, 4)]
     np.testing.assert_array_equal(engine.run(batch)["scores"], np.concatenate(parts))
     np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("python", "frozen"),
+    [(None, False), ("", False), ("/gone/python", False), (sys.executable, True)],
+)
+def test_mnn_where_there_is_no_python_to_start(
+    python: str | None, frozen: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In a program that has Python within it; a packed one would start itself, again and again."""
+    monkeypatch.setattr(sys, "executable", python)
+    monkeypatch.setattr(sys, "frozen", frozen, raising=False)
+    monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path))
+    with pytest.raises(EngineError, match=r"^mnn needs a Python to convert in, and .* is none$"):
+        _engine("mnn")
+
+
+def test_a_converter_that_is_killed_is_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(mnn, "CONVERTER", "import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path))
+    with pytest.raises(EngineError, match=r"wrote 0 bytes of at least [0-9]+; signal 9 ended it"):
+        _engine("mnn")
+    monkeypatch.undo()
+    assert len(_engine("mnn").run(pixels(40, 30, 1))["scores"]) == 1
 
 
 OPENING = """

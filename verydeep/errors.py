@@ -32,21 +32,10 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 __all__ = [
-    "ArgumentError",
-    "DataError",
-    "EngineError",
-    "Failure",
-    "ImageError",
-    "LayerError",
-    "MissingExtraError",
-    "ModelFileError",
-    "NetworkError",
-    "OutputError",
-    "PreprocessError",
-    "UnknownWeightsError",
-    "VerydeepError",
-    "WeightsError",
-]
+    "ArgumentError", "DataError", "EngineError", "Failure", "ImageError", "LayerError",
+    "MissingExtraError", "ModelFileError", "NetworkError", "OutputError", "PreprocessError",
+    "UnknownWeightsError", "VerydeepError", "WeightsError",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -339,11 +339,7 @@ def network(
 
 
 def convolutions(
-    column: Iterable[str],
-    channels: int,
-    batch_norm: bool,
-    width: float = 1.0,
-    pool: str = "max",
+    column: Iterable[str], channels: int, batch_norm: bool, width: float = 1.0, pool: str = "max"
 ) -> Iterator[Layer]:
     """Walk a column: one entry gives a convolution with its ReLU, a normalisation or a pool."""
     block, number, index = 1, 0, 0

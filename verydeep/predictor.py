@@ -44,22 +44,13 @@ if TYPE_CHECKING:
     from .graphs.pooling import Pooling
     from .preprocess import ImageLike, Preprocess, Range, Size
 
-__all__ = [
-    "Answer",
-    "Failure",
-    "Features",
-    "Prediction",
-    "Predictor",
-    "builtin_models",
-    "load",
-]
+__all__ = ["Answer", "Failure", "Features", "Prediction", "Predictor", "builtin_models", "load"]
 
 T = TypeVar("T")
 Values: TypeAlias = "dict[str, np.ndarray]"  # of one image, by output
 Give: TypeAlias = "Callable[[str | None, Values, str], T]"  # of path, values, the engine's name
-Prepared: TypeAlias = (
-    "tuple[str | None, np.ndarray | Failure]"  # path, and pixels or why there are none
-)
+# path, and pixels or why there are none
+Prepared: TypeAlias = "tuple[str | None, np.ndarray | Failure]"
 
 DEFAULT_BATCH = 8
 DECODING_THREADS = min(4, os.cpu_count() or 1)

@@ -21,19 +21,9 @@ from .perceptual import Perceptual
 from .records import About, Distance, Distances
 
 __all__ = [
-    "METRICS",
-    "RANGES",
-    "About",
-    "Distance",
-    "Distances",
-    "Metric",
-    "Perceptual",
-    "content_distance",
-    "distance",
-    "dists",
-    "lpips",
-    "style_distance",
-]
+    "METRICS", "RANGES", "About", "Distance", "Distances", "Metric", "Perceptual",
+    "content_distance", "distance", "dists", "lpips", "style_distance",
+]  # fmt: skip
 
 KEPT = 4  # of the metrics that were asked for last, with their engines
 _kept: dict[str, Perceptual] = {}

@@ -37,16 +37,9 @@ if TYPE_CHECKING:
     from ..graphs.writer import Graph
 
 __all__ = [
-    "DEVICES",
-    "ENGINES",
-    "REFERENCE",
-    "TOLERANCES",
-    "Engine",
-    "Kind",
-    "check",
-    "installed",
+    "DEVICES", "ENGINES", "REFERENCE", "TOLERANCES", "Engine", "Kind", "check", "installed",
     "relative_error",
-]
+]  # fmt: skip
 
 # Read as onnxruntime is imported, which would leave a number of this machine in the home folder
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -83,15 +83,23 @@ def _convert(source: Source, folder: Path) -> None:
 def convert(onnx: Path, file: Path, text: str, least_bytes: int, *options: str) -> None:
     """An ONNX file to MNN's. text: what the file says about itself. least_bytes: that it must have."""
     words = ["verydeep", "-f", "ONNX", "--modelFile", str(onnx), "--MNNModel", str(file)]
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", CONVERTER, *words, "--bizCode", text, *options],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-    )  # fmt: skip
+    # a program that holds a Python may know of none that it could start, or be what it names
+    python = "" if getattr(sys, "frozen", False) else sys.executable or ""
+    try:
+        done = subprocess.run(
+            [python, "-P", "-c", CONVERTER, *words, "--bizCode", text, *options],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+        )  # fmt: skip
+    except OSError as error:
+        raise EngineError(f"mnn needs a Python to convert in, and {python!r} is none") from error
     size = file.stat().st_size if file.exists() else 0
     if done.returncode or size < least_bytes:  # the converter does not notice that a disk is full
+        reason = _complaint(done.stdout.decode("utf-8", "replace").splitlines())
+        if done.returncode < 0:
+            reason = f"signal {-done.returncode} ended it"
         raise EngineError(
             f"mnn did not take the graph: its converter wrote {size} bytes of at least {least_bytes}; "
-            f"{_complaint(done.stdout.decode('utf-8', 'replace').splitlines())}"
+            f"{reason}"
         )
 
 

@@ -33,9 +33,7 @@ UNSEEN = 0.01  # probability below which a map would show colours that nobody co
 def draw(explanation: Explanation) -> Image.Image:
     """An RGB picture: the photo and a panel for each class, in rows, and one line that says how."""
     photo = layout.fitted(explanation.photo)
-    whole = (
-        explanation.photo.size
-    )  # of a narrow one the sides shrink differently: none below a pixel
+    whole = explanation.photo.size  # of a narrow one both shrink differently: none below a pixel
     across, down = photo.width / whole[0], photo.height / whole[1]
     left, top, right, bottom = explanation.box
     box = (left * across, top * down, right * across, bottom * down)

@@ -137,7 +137,8 @@ class _Line:
     def __init__(self) -> None:
         self.work: list[Progress] = []  # the last is told of
         self.terminal = _terminal(sys.stderr)
-        self.stream = _own(sys.stderr)
+        self._stderr = sys.stderr  # which may be another when this ends
+        self.stream = _own(self._stderr)
         self._drawn = ""
         self._rich: Any = None  # its console and spinner, once something is drawn
         self.midline = False  # somebody has begun a line, and not ended it
@@ -173,7 +174,7 @@ class _Line:
             for name, above in line._above.items():
                 if getattr(sys, name) is above:
                     setattr(sys, name, above.stream)
-            if line.stream is not sys.stderr:
+            if line.stream is not line._stderr:
                 line.stream.close()
 
     @classmethod

@@ -50,11 +50,7 @@ def loads(text: str | bytes) -> JSON:
 def dumps(value: object) -> str:
     """The one canonical text: keys sorted, no spaces, UTF-8 unescaped. ValueError as `checked`."""
     return json.dumps(
-        checked(value),
-        sort_keys=True,
-        separators=(",", ":"),
-        ensure_ascii=False,
-        allow_nan=False,
+        checked(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
 
 

@@ -20,15 +20,9 @@ if TYPE_CHECKING:
     from .metric import LearnedPerceptualImagePatchSimilarity
 
 __all__ = [
-    "DISTS",
-    "LPIPS",
-    "ContentLoss",
-    "LearnedPerceptualImagePatchSimilarity",
-    "PerceptualLoss",
-    "Reference",
-    "StyleLoss",
-    "TotalVariation",
-]
+    "DISTS", "LPIPS", "ContentLoss", "LearnedPerceptualImagePatchSimilarity", "PerceptualLoss",
+    "Reference", "StyleLoss", "TotalVariation",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -101,9 +101,8 @@ class Looking(nn.Module):
 
     eval_mode = True
     remembered: tuple[str, ...] = ()  # by a reference, beside the layers
-    of_each = (
-        False  # a number for each image, and so for none none; a mean of none would be no number
-    )
+    # a number for each image, and so for none none; a mean of none would be no number
+    of_each = False
 
     def __init__(
         self,
@@ -288,11 +287,8 @@ class Looking(nn.Module):
         """
         if not isinstance(image, Tensor):
             raise ImageError(f"{what} is a {type(image).__name__}; expected a tensor (n, c, h, w)")
-        shape, channels, smallest = (
-            tuple(image.shape),
-            self.table.in_channels,
-            self.table.minimum_size,
-        )
+        shape, channels = tuple(image.shape), self.table.in_channels
+        smallest = self.table.minimum_size
         if image.ndim == 3:
             image = image[None]
         none = len(image) == 0 and not self.of_each

@@ -12,14 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import (
-    ModelFileError,
-    NetworkError,
-    PreprocessError,
-    is_number,
-    is_whole,
-    nearest,
-)  # fmt: skip
+from ..errors import ModelFileError, NetworkError, PreprocessError, is_number, is_whole, nearest
 from ..files import strict_json
 from ..files.strict_json import JSON, members, shown
 from ..nets import Head, Network

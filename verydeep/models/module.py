@@ -50,9 +50,8 @@ class VGG(nn.Module):
     record: the record of the model file it was loaded from; None for random weights.
     """
 
-    __jit_unused_properties__ = (
-        "module_names",
-    )  # torch.jit.script neither needs nor understands it
+    # torch.jit.script neither needs nor understands it
+    __jit_unused_properties__ = ("module_names",)
 
     def __init__(
         self,

@@ -34,22 +34,9 @@ if TYPE_CHECKING:  # PIL takes 20 ms to load: it is not needed for the record al
     from PIL import Image
 
 __all__ = [
-    "CAFFE",
-    "FEATURES",
-    "LPIPS",
-    "PRESETS",
-    "RANGES",
-    "TORCHVISION",
-    "ImageLike",
-    "Preprocess",
-    "Range",
-    "Size",
-    "decode",
-    "decoded",
-    "limits",
-    "several",
-    "sized",
-]
+    "CAFFE", "FEATURES", "LPIPS", "PRESETS", "RANGES", "TORCHVISION", "ImageLike", "Preprocess",
+    "Range", "Size", "decode", "decoded", "limits", "several", "sized",
+]  # fmt: skip
 
 RESIZES = ("shorter", "exact", "none")
 # PIL.Image.Resampling

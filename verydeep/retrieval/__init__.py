@@ -8,16 +8,6 @@ from .featurefile import About, FeatureFile, open_features
 from .nearest import Match, Neighbours, contact_sheet, similar
 
 __all__ = [
-    "About",
-    "Duplicates",
-    "FeatureFile",
-    "Group",
-    "Match",
-    "Member",
-    "Neighbours",
-    "contact_sheet",
-    "duplicates",
-    "features",
-    "open_features",
-    "similar",
-]
+    "About", "Duplicates", "FeatureFile", "Group", "Match", "Member", "Neighbours", "contact_sheet",
+    "duplicates", "features", "open_features", "similar",
+]  # fmt: skip

@@ -275,9 +275,7 @@ def _age(place: str) -> float:
 
 
 # by what the best of a group is chosen; of equals the first
-KEEP: dict[str, Callable[[str], float]] = {
-    "first": lambda _: 0, "largest": _pixels, "oldest": _age,
-}  # fmt: skip
+KEEP: dict[str, Callable[[str], float]] = {"first": lambda _: 0, "largest": _pixels, "oldest": _age}
 
 
 def _linked(

@@ -24,9 +24,8 @@ STEPS = ((16, 6), (32, 5), (64, 4))  # from coarse to fine: side in pixels, step
 # turned by 3 degrees and mirrored have 0.94 and more, other flowers 0.3, other pages of text 0.84. All are
 # found but two of the crops; with a white label, 3 of 24, and 1 of the grey ones.
 LEAST_CORRELATION = 0.9
-LARGEST_COLOUR = (
-    20.0  # levels, in 97 % of the blocks; richer colours have 6 to 20, other products 24 and more
-)
+# levels, in 97 % of the blocks; richer colours have 6 to 20, other products 24 and more
+LARGEST_COLOUR = 20.0
 BLANK = 2  # levels between the darkest and the lightest
 FLAT = 0.25  # levels of deviation, below which there are no edges to compare
 WHITE = 245.0  # where a brighter copy is cut off
