@@ -171,7 +171,7 @@ def test_several_labels_have_a_temperature() -> None:
 
 def test_thresholds_have_the_largest_f1() -> None:
     draw = np.random.default_rng(1)
-    labels = (draw.random((120, 3)) < (0.5, 0.05, 0.3)).astype(np.float32)
+    labels = (draw.random((120, 3)) < (0.5, 0.1, 0.3)).astype(np.float32)
     labels[0, 1] = 1
     scores = np.round(3 * labels - 1 + 2 * draw.normal(size=labels.shape), 1)  # with ties
     found = thresholds(scores, labels, 2.0)
@@ -183,6 +183,16 @@ def test_thresholds_have_the_largest_f1() -> None:
         assert not np.isclose(chances[:, at], found[at], atol=1e-6).any()
     assert thresholds(scores, np.zeros_like(labels)).tolist() == [0.5, 0.5, 0.5]
     assert thresholds(np.full((4, 1), 3.0), np.ones((4, 1)))[0] < 0.95
+
+
+def test_a_rare_class_is_not_said_of_every_photo() -> None:
+    draw = np.random.default_rng(0)
+    scores = draw.normal(size=(60, 2)) - 5
+    labels = np.zeros((60, 2))
+    labels[:2, 0] = 1  # of two photos, one the least likely of all
+    scores[0, 0] = -9
+    labels[np.argsort(-scores[:, 1])[[10, 20, 30, 40, 50, 59]], 1] = 1  # nothing is known of these
+    assert thresholds(scores, labels).tolist() == [0.5, 0.5]
 
 
 def test_average_precision_is_scikit_learns() -> None:

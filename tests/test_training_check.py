@@ -77,9 +77,9 @@ def test_a_png_with_much_text_is_no_broken_one(folder: Path) -> None:
 
 def test_strict_is_an_error(folder: Path) -> None:
     (folder / "train/cat").mkdir()
-    with pytest.raises(DataError, match="class folders without images: train/cat"):
+    with pytest.raises(DataError, match="classes without images: train/cat"):
         check.check(folder, size=40, strict=True)
-    with pytest.raises(DataError, match="class folders without images: train/cat"):
+    with pytest.raises(DataError, match="classes without images: train/cat"):
         train("small-images", folder, out=folder / "run", strict=True, settings=SETTINGS)
     assert not (folder / "run").exists()
 

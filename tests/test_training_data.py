@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import pickle
+import re
 import shutil
 import tarfile
 import zipfile
@@ -140,7 +144,7 @@ def test_what_is_odd_is_told(folder: Path) -> None:
     assert found.classes == LABELS
     assert [line.removeprefix(f"{folder}: ") for line in found.warnings] == [
         "images in no class folder are not used: lost.png",
-        "class folders without images: dog",
+        "classes without images: dog",
         "a single image to train on of: bee",
     ]
     assert all(s.label != 1 for s in found.val)  # it is needed to learn from
@@ -621,3 +625,66 @@ def test_arrays_of_odd_shapes(held: dict[str, Any], says: str, tmp_path: Path) -
     np.savez(tmp_path / "a.npz", **{**good, **held})
     with pytest.raises(DataError, match=says):
         listed(tmp_path / "a.npz")
+
+
+def test_two_images_of_one_sample_are_both_there(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a-00.tar", "w") as tar:
+        for name in ("0.png", "0.jpg", "0.cls", "1.png", "1.cls"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(name[:1].encode()))
+    found = listed(str(tmp_path / "a-{00..00}.tar"))
+    assert [item.name for item in found.items] == [
+        "a-00.tar/0.png",
+        "a-00.tar/0.jpg",
+        "a-00.tar/1.png",
+    ]
+
+
+def test_samples_go_to_other_processes() -> None:
+    found = labelled.find([(picture(at), at % 2) for at in range(8)], val_fraction=0)
+    again = pickle.loads(pickle.dumps(found))
+    assert again.digest == found.digest
+    for one, other in zip(again.train, found.train, strict=True):
+        assert np.array_equal(labelled.open(one), labelled.open(other))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # other tests have left threads
+def test_a_zip_is_read_in_a_child_and_its_parent(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_STORED) as archive:
+        for at in range(2):
+            for label in "ab":
+                archive.writestr(f"{label}/{at}.png", os.urandom(4_000_000))
+    found = labelled.find(tmp_path / "a.zip", val_fraction=0)
+    known = [labelled.digest(sample) for sample in found.train]
+    child = os.fork()
+    if not child:
+        wrong = 1
+        with contextlib.suppress(OSError):
+            wrong = int([labelled.digest(sample) for sample in found.train * 9] != known * 9)
+        os._exit(wrong)
+    assert [labelled.digest(sample) for sample in found.train * 9] == known * 9
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_column_that_no_photo_has_is_told(tmp_path: Path) -> None:
+    for at in range(4):
+        photo(tmp_path / f"{at}.png", seed=at)
+    rows = ["image,cat,dog,bird", "0.png,1,0,0", "1.png,1,1,0", "2.png,0,1,0", "3.png,0,0,0"]
+    (tmp_path / "a.csv").write_text("\n".join(rows), "utf-8")
+    found = labelled.find(tmp_path / "a.csv", val_fraction=0)
+    assert found.classes == ("cat", "dog")
+    assert any(line.endswith("classes without images: bird") for line in found.warnings)
+
+
+def test_one_class_that_a_photo_may_have_is_refused(tmp_path: Path) -> None:
+    for at in range(2):
+        photo(tmp_path / f"{at}.png", seed=at)
+    table = tmp_path / "a.csv"
+    table.write_text("image,labels\n0.png,cat\n1.png,\n", "utf-8")
+    with pytest.raises(DataError, match="have 'cat', and no other; expected two") as caught:
+        labelled.find(table, multi=True)
+    (advice,) = re.findall("such as '(.*)'", str(caught.value))
+    table.write_text(f"image,labels\n0.png,cat\n1.png,{advice}\n", "utf-8")
+    assert labelled.find(table, val_fraction=0).classes == ("cat", advice)

@@ -359,3 +359,15 @@ def test_a_single_shard_is_not_split(tmp_path: Path) -> None:
     found = labelled.find(piped(tmp_path, "a", 0))
     assert (len(found.train), len(found.val), found.split) == (PER_SHARD, 0, "")
     assert found.warnings == ("a single shard is not split; to validate, give a second data set",)
+
+
+def test_two_members_of_one_name_are_refused(host: Host, tmp_path: Path) -> None:
+    """Else images would be lost, or have the labels of others."""
+    with tarfile.open(tmp_path / "shards" / "a-00.tar", "w") as tar:
+        for name in ("0.png", "0.cls", "1.png", "1.cls", "0.png", "0.cls"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"0"))
+    for where in (str(tmp_path / "shards"), host.url):
+        with pytest.raises(DataError, match=r"a-00\.tar: holds 0\.png twice"):
+            labelled.find(f"{where}/a-{{00..00}}.tar")

@@ -21,6 +21,7 @@ from ...files.photo_paths import composed, head
 from ...preprocess import decoded
 from .shards import entries
 
+ASKING = Lock()  # objects of other people, which mostly do not expect several threads
 Content: TypeAlias = str | bytes | NDArray[Any]  # what `verydeep.preprocess.decode` takes
 
 
@@ -40,7 +41,7 @@ class Member:
                 file.seek(self.offset)
                 return file.read(self.size_bytes if most < 0 else min(most, self.size_bytes))
         try:
-            with _zip_file(self.archive).open(self.name) as file:
+            with _zip_file(self.archive, os.getpid()).open(self.name) as file:
                 return file.read(most)
         except (zipfile.BadZipFile, zlib.error, LZMAError, RuntimeError, EOFError) as error:
             # RuntimeError: it wants a password, or is packed in a way that is not known here
@@ -66,18 +67,17 @@ class Streamed:
 
 @dataclass(frozen=True, eq=False)
 class Brought:
-    """An image that a Python object brings: `holder[index][key]`. lock: one thread at a time asks it."""
+    """An image that a Python object brings: `holder[index][key]`. One thread at a time asks."""
 
     holder: Any
     index: int
     key: int | str
-    lock: Lock
     size_bytes: int = 0  # which is not known
 
     def read(self) -> Content:
         """Its file's path or bytes, or (h, w, 3) uint8; OSError where the object fails."""
         try:
-            with self.lock:
+            with ASKING:
                 image = self.holder[self.index][self.key]
             if isinstance(image, dict):  # of Hugging Face, as stored
                 stored: str | bytes = image["bytes"] or image["path"]
@@ -120,7 +120,7 @@ def size_bytes(source: Source) -> int:
 
 
 @lru_cache(8)
-def _zip_file(path: str) -> zipfile.ZipFile:
+def _zip_file(path: str, process: int) -> zipfile.ZipFile:  # noqa: ARG001  # after a fork two would seek in one
     return zipfile.ZipFile(path)
 
 
@@ -141,8 +141,8 @@ class Item:
 class Listing:
     """What a data set holds. classes: in the set's own order, empty where it has none.
 
-    multi: whether an image may be of several classes, or of none. empty: class folders without an image,
-    as (part, label). loose: images that have no class.
+    multi: whether an image may be of several classes, or of none. empty: class folders, or columns
+    of a table, without an image, as (part, label). loose: images that have no class.
     unused: of the files in class folders that are no images, how many have each ending.
     """
 

@@ -255,6 +255,11 @@ def _classes(name: str, found: Listing, train: list[Item]) -> tuple[str, ...]:
     numbers = all(map(str.isdecimal, seen))
     order = sorted(seen, key=lambda label: (int(label) if numbers else 0, label))
     classes = tuple(label for label in map(spelt, found.classes or order) if label in seen)
+    if len(classes) < 2 and found.multi:
+        raise DataError(
+            f"{name}: images have {' '.join(map(repr, classes)) or 'no class'}, and no other; expected two "
+            "classes or more; give the images without one a class, such as 'none'"
+        )
     if len(classes) < 2:
         raise DataError(
             f"{name}: all images ({len(train)}) are of one class, {', '.join(classes)!r}; expected a "
@@ -357,7 +362,7 @@ def oddities(name: str, found: Listing) -> list[str]:
         lines.append(f"{name}: images in no class folder are not used: {some(found.loose)}")
     if found.empty and found.items:
         labels = sorted({f"{part}/{label}" if part else label for part, label in found.empty})
-        lines.append(f"{name}: class folders without images: {some(labels)}")
+        lines.append(f"{name}: classes without images: {some(labels)}")
     if found.unused and found.items:
         lines.append(f"{name}: {unused(found.unused)}")
     return lines

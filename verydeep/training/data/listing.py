@@ -255,9 +255,11 @@ def _streamed(urls: list[str]) -> Listing:
 
 
 def _add_samples(listing: Listing, shard: str, archive: tarfile.TarFile) -> None:
-    images: dict[str, tarfile.TarInfo] = {}
+    images: list[tuple[str, tarfile.TarInfo]] = []
     labels: dict[str, str] = {}
+    seen: set[str] = set()
     for info in archive:
+        remote.refuse_twice(shard, info.name, seen)
         folder, _, file = info.name.rpartition("/")
         stem, dot, suffix = file.partition(".")  # the folders may have dots of their own
         stem = f"{folder}/{stem}" if folder else stem
@@ -271,10 +273,10 @@ def _add_samples(listing: Listing, shard: str, archive: tarfile.TarFile) -> None
                     f"{shard}: {info.name} is no text in UTF-8; expected a label"
                 ) from error
         elif is_read(f".{suffix.lower()}"):
-            images[stem] = info
+            images.append((stem, info))
         elif f".{suffix.lower()}" in PICTURES | HEIF_SUFFIXES:
             listing.unused[f".{suffix.lower()}"] += 1
-    for stem, info in images.items():
+    for stem, info in images:
         if stem not in labels:
             raise DataError(f"{shard}: {info.name} has no {stem}.cls beside it, which is its label")
         member = Member(shard, info.name, info.offset_data, info.size)

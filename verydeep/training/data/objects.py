@@ -10,7 +10,6 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -202,7 +201,7 @@ def _add(
 
 def _add_pairs(listing: Listing, data: Any) -> None:
     """Of an object whose [index] is (image, label)."""
-    what, count, lock = type(data).__name__, len(data), Lock()
+    what, count = type(data).__name__, len(data)
 
     def pair(at: int) -> Any:
         try:
@@ -222,7 +221,7 @@ def _add_pairs(listing: Listing, data: Any) -> None:
     known = getattr(data, "targets", None)
     if known is None or len(known) != count or getattr(data, "target_transform", None):
         known = labels()
-    _add(listing, what, known, lambda index: Brought(data, index, 0, lock))
+    _add(listing, what, known, lambda index: Brought(data, index, 0))
 
 
 def _add_rows(listing: Listing, data: Any) -> None:
@@ -238,11 +237,11 @@ def _add_rows(listing: Listing, data: Any) -> None:
             "of the kind ClassLabel or named label; choose two with select_columns"
         )
     (image,), (label,) = of_images, of_labels
-    stored, lock = data.cast_column(image, type(inner[image])(decode=False)), Lock()
+    stored = data.cast_column(image, type(inner[image])(decode=False))
     listing.classes = tuple(getattr(inner[label], "names", None) or ())
     labels = data[label]
     if several := kinds[label] != type(inner[label]).__name__:  # lists of numbers or names
         names = dict(enumerate(listing.classes))
         labels = [[str(names.get(one, one)) for one in some] for some in labels]
-    _add(listing, type(data).__name__, labels, lambda index: Brought(stored, index, image, lock))
+    _add(listing, type(data).__name__, labels, lambda index: Brought(stored, index, image))
     listing.multi = several

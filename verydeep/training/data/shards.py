@@ -75,10 +75,20 @@ def _listing(url: str) -> list[Entry]:
         with suppress(OSError, ValueError, TypeError):
             kept = json.loads(path.read_text(encoding="utf-8"))
             return [(name, label, size) for name, label, size in kept]  # older ones are a mapping
-        found = [(name, label, len(content)) for name, label, content in entries(url)]
+        found, seen = [], set[str]()
+        for name, label, content in entries(url):
+            refuse_twice(url, name, seen)
+            found.append((name, label, len(content)))
         with suppress(OSError, VerydeepError), replacing(path, "w", encoding="utf-8") as file:
             json.dump(found, file)
         return found
+
+
+def refuse_twice(shard: str, name: str, seen: set[str]) -> None:
+    """Add a member's name to those seen; DataError where it is: which label is whose, nothing would say."""
+    if name in seen:
+        raise DataError(f"{shard}: holds {name} twice; expected a name of its own for each")
+    seen.add(name)
 
 
 def _kept(url: str) -> Path:

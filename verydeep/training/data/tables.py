@@ -73,6 +73,8 @@ def table(
     else:
         labels, several = _written(path, rows, at, multi, is_class)
     listing, missing = Listing(multi=several), []
+    there = {name for names in labels for name in names}
+    listing.empty = [("", name) for _, name in at.classes if name not in there]
     for (number, row), names in zip(rows, labels, strict=True):
         file, part = _cell(row, at.path), _cell(row, at.part).strip()
         part = marks.get(part.lower(), part)

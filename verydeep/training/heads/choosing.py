@@ -24,6 +24,7 @@ from .linear import LinearHead, Scaling
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # l2, strongest first
 FIRST = 2  # of them: the one with which layers are compared
+LEAST = 5  # photos that have a class, for a threshold of its own
 JUDGED = 6000  # training photos, at most, that choices are made on
 REFUSED = 0.04, 0.01  # of photos like its own: for being unlike them, for lying between classes
 FAMILIAR_L2, FAMILIAR_SHARE = 0.1, 0.25  # penalty; size beside the scores that tell classes apart
@@ -46,17 +47,20 @@ def thresholds(
     """Of several labels: for each class the probability from which on saying it has the largest F1.
 
     scores, labels: (photos, classes), logits of held-out photos and 0 or 1. The threshold lies half way
-    between the last photo that is said to have the class and the next; 0.5 where no photo has the class.
+    between the last photo that is said to have the class and the next. It is 0.5 where that would say the
+    class of every photo, which has the largest F1 where nothing is known of it, and where fewer than five
+    photos have it: one that the head misses would bring the threshold down to where all photos are.
     """
     found = np.full(labels.shape[1], 0.5)
-    for at in np.flatnonzero(labels.any(axis=0)):
+    for at in np.flatnonzero((labels > 0).sum(axis=0) >= LEAST):
         chance, true = sigmoid(scores[:, at] / divide), labels[:, at] > 0
         order = np.argsort(-chance, kind="stable")
         chance, hits = np.append(chance[order], 0.0), np.cumsum(true[order])
         f1 = 2 * hits / (np.arange(1, len(hits) + 1) + hits[-1])
         ends = chance[:-1] > chance[1:]  # equal ones are said together
         last = int(np.where(ends, f1, 0).argmax())
-        found[at] = (chance[last] + chance[last + 1]) / 2
+        if last < len(true) - 1:
+            found[at] = (chance[last] + chance[last + 1]) / 2
     return found.astype(np.float32)
 
 
