@@ -16,7 +16,7 @@ from verydeep.training.heads.probe import ProbeConfig
 from verydeep.training.recipes import changed, finetune
 from verydeep.training.run import run
 
-from .labelled import SETTINGS
+from .labelled import SETTINGS, trained
 from .tiny import model_file
 
 CLASSES = ("blue", "green", "red")
@@ -85,3 +85,38 @@ def test_fine_tuning(table: Path, tmp_path: Path) -> None:
                      "batch": 16, "precision": "fp32", "layout": "default", "jitter": 0.0},
     )  # fmt: skip
     judged(run(config, table, out=tmp_path / "run"))
+
+
+@pytest.mark.parametrize("recipe", ["probe", "small-images"])
+def test_what_was_learnt_is_kept_whatever_it_is_judged_by(
+    recipe: str, table: Path, tmp_path: Path
+) -> None:
+    """Photos to validate that are of no class, and photos to test that cannot be read."""
+    names = dict(csv.reader(table.read_text("utf-8").splitlines()))
+    del names["file"]
+    for number in range(40):
+        (tmp_path / f"{number}.png").write_bytes((table.parent / f"{number}.png").read_bytes())
+    parts = ["test" if at > 35 else "train" for at in range(40)]
+    rows = [(f"{at}.png", names[f"{at}.png"], parts[at]) for at in range(40)]
+    rows += [(f"none {at}.png", "", "val") for at in range(3)]
+    for at in range(3):
+        Image.new("RGB", (48, 48), (50, 50, 50 + at)).save(tmp_path / f"none {at}.png")
+    for at in range(36, 40):
+        (tmp_path / f"{at}.png").write_bytes(b"no photo")
+    with (tmp_path / "t.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("file", "labels", "split"), *rows])
+    told: list[Any] = []
+    if recipe == "probe":
+        trunk = model_file(tmp_path / "trunk.safetensors")
+        config: Any = ProbeConfig(model=str(trunk), sizes=(32,), engine="onnxruntime")
+        result = run(config, tmp_path / "t.csv", out=tmp_path / "run", event=told.append)
+    else:
+        result = trained(tmp_path / "t.csv", tmp_path / "run", event=told.append)
+    assert np.isnan(result.mean_average_precision)
+    assert str(result).endswith("3 images to validate with are of no class")
+    record = modelfile.read(result.model).record
+    assert not {"mean average precision", "mean average precision, test"} & {
+        row["what"] for row in record.measured
+    }
+    assert [one for one in told if str(one.get("text", "")).startswith("no test: ")]
+    assert (tmp_path / "run" / "report.html").exists()

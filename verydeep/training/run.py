@@ -7,6 +7,7 @@ Each recipe has a module with `learnt(run, init, named)`, which opens the run, l
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__, modelfile
+from ..errors import DataError
 from ..files.atomic import replacing
 from ..files.progress import reached
 from ..modelfile import ModelFile
@@ -189,7 +191,11 @@ class Run:
         result = self._result(samples, chances.astype(np.float32), outcome.thresholds)
         rows = [*self._figures(outcome, samples, scores, ""), *outcome.measured]
         if tested := self.data.test:
-            rows += self._figures(outcome, *outcome.judge(tested, "to test"), ", test")
+            try:
+                rows += self._figures(outcome, *outcome.judge(tested, "to test"), ", test")
+            except DataError as error:  # what was learnt is not lost for it
+                self.note(f"no test: {error}")
+        rows = [row for row in rows if math.isfinite(row["value"])]  # as of photos of no class
         if not self.first:
             return result
         reached(2, 3, "writing the model")

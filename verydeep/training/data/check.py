@@ -207,7 +207,7 @@ def _doubles(samples: Sequence[Sample], same: Sequence[int], train: int) -> Iter
     across = "to validate or test with, there to train on as well, so that accuracy is flattered"
     yield from _told("doubles across", across, named(lambda group: group[0] < train <= group[-1]))
     within = named(lambda group: not group[0] < train <= group[-1])
-    yield from _told("doubles within", "that are there twice or more", within)
+    yield from _told("doubles within", "found twice or more", within)
     at_odds = named(lambda group: len({(samples[g].label, samples[g].labels) for g in group}) > 1)
     yield from _told("labels at odds", "of two classes at once", at_odds)
 

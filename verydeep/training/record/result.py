@@ -65,6 +65,8 @@ class TrainResult:
         top5 = (
             f", top-5 {self.top5:.2%}" if len(self.classes) > 5 else ""
         )  # of five, it is all of them
+        if self.labels.ndim == 2 and len(self.labels) and not self.labels.any():
+            return f"{self.model}: {len(self.labels)} images to validate with are of no class"
         if self.labels.ndim == 2 and len(self.labels):
             return (
                 f"{self.model}: mean average precision {self.mean_average_precision:.2%} of "
