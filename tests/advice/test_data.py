@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -488,3 +490,36 @@ def test_too_many_and_too_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     key, value = taken("--set (balance=weights)", text).split("=")
     trained(tmp_path / "b.npz", tmp_path / "even", epochs=1, **{key: value})
+
+
+@follows(
+    "{}: images have {}, and no other; expected two classes or more; give the images without one a class, "
+    "such as 'none'",
+)  # fmt: skip
+def test_one_class_that_an_image_may_have(tmp_path: Path) -> None:
+    path = lists.table_of(tmp_path, ["1,cat", "2,"])
+    text = refused(lambda: read(path, multi=True))
+    said(
+        "{}: images have {}, and no other; expected two classes or more; give the images without one a "
+        "class, such as 'none'", text,
+    )  # fmt: skip
+    other = taken("such as '(.*)'", text)
+    lists.table_of(tmp_path, ["1,cat", f"2,{other}"])
+    assert read(path).classes == ("cat", "none")
+
+
+@follows("{}: holds {} twice; expected a name of its own for each")
+def test_two_members_of_one_name(tmp_path: Path) -> None:
+    def shard(*names: str) -> labelled.Labelled:
+        with tarfile.open(tmp_path / "a-0.tar", "w") as tar:
+            for name in names:
+                info = tarfile.TarInfo(name)
+                info.size = 1
+                tar.addfile(info, io.BytesIO(name[:1].encode()))
+        return read(str(tmp_path / "a-{0..0}.tar"))
+
+    said(
+        "{}: holds {} twice; expected a name of its own for each",
+        refused(lambda: shard("0.png", "0.cls", "1.png", "1.cls", "0.png")),
+    )
+    assert len(shard("0.png", "0.cls", "1.png", "1.cls", "2.png", "2.cls").train) == 3
