@@ -30,6 +30,10 @@ NOT_FOLLOWED = {
     "upgrade with: pip install --upgrade verydeep": "pip's own command, of a version that is yet to come",
     "whose values are others, or use lpips": "another package, with weights to fetch",
     "Look at these first: some of them may be wrong labels.{}": "said of photos in a report, to people",
+    # of today, and to be followed in tests/advice/test_training.py
+    "was begun by another version of verydeep; go on with that one, or choose another folder": "new",
+    "mend or delete them, or hold none out by --set hold=0": "new",
+    "goes on from weights of width {}, and width is {}; leave width out": "new",
     "run `git lfs pull`": "git's own command, on a repository's server",
 }
 
