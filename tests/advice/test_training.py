@@ -269,8 +269,8 @@ def test_weights_to_start_from(tmp_path: Path) -> None:
 
 
 @follows(
-    "{} images are few for batches of {}: they are of {}, and the rates that are not set {} times the "
-    "recipe's; --set batch={} takes it as it is",
+    "{} images are few for batches of {}: they are of {}, for {} epochs, and the rates that are not "
+    "set {} times the recipe's; --set batch={} takes it as it is",
     "{}={} cannot be relied on on mps; --set {}={}",
     "precision=fp16 is for GPUs; --set precision=bf16, or auto",
     "device {} is none; expected a name as cpu, or cuda:0",
@@ -287,8 +287,8 @@ def test_what_a_machine_can(tmp_path: Path, model: Path, monkeypatch: pytest.Mon
                      settings={**given, "epochs": 1, **more})  # fmt: skip
 
     words = (
-        "{} images are few for batches of {}: they are of {}, and the rates that are not set {} times the "
-        "recipe's; --set batch={} takes it as it is"
+        "{} images are few for batches of {}: they are of {}, for {} epochs, and the rates that are "
+        "not set {} times the recipe's; --set batch={} takes it as it is"
     )
     note = next(line["text"] for line in usual("fitted").log if line["event"] == "note")
     said(words, note)

@@ -44,6 +44,7 @@ from .stuck import Stuck
 
 MEASURED_PHOTOS = 512  # for mean and covariance
 LEAST_STEPS, LEAST_BATCH = 20, 16  # of an epoch, where a set is small
+LEAST_TOTAL, MORE_EPOCHS = 1000, 4  # steps of a run; times the recipe's epochs, at most
 CALIBRATED = 50  # images, fewer than which say nothing about a temperature
 SURE = 0.1  # of McNemar's test, below which training is better than the head alone
 
@@ -512,7 +513,7 @@ def _settled(
 
 
 def _fitted(config: Config, count: int, named: Collection[str]) -> tuple[Config, list[str]]:
-    """A batch that a set of `count` images has some of, with rates that suit it.
+    """A batch that a set of `count` images has some of, with rates that suit it, and epochs enough.
 
     Rates go with the root of the batch. What was asked for by name stays.
     """
@@ -527,10 +528,16 @@ def _fitted(config: Config, count: int, named: Collection[str]) -> tuple[Config,
         for key in ("rate", "kernel_rate", "head_rate")
         if key not in named
     }
-    fitted = replace(config, batch=batch, accumulate=min(config.accumulate, batch), **rates)
+    epochs = config.epochs
+    if "epochs" not in named and not config.hold:  # held-out images end a run by themselves
+        epochs = max(epochs, min(MORE_EPOCHS * epochs, -(-LEAST_TOTAL * batch // count)))
+    fitted = replace(
+        config, batch=batch, accumulate=min(config.accumulate, batch), epochs=epochs, **rates
+    )
     return fitted, [
-        f"{count} images are few for batches of {config.batch}: they are of {batch}, and the rates that "
-        f"are not set {share:.2g} times the recipe's; --set batch={config.batch} takes it as it is"
+        f"{count} images are few for batches of {config.batch}: they are of {batch}, for {epochs} epochs, "
+        f"and the rates that are not set {share:.2g} times the recipe's; --set batch={config.batch} takes "
+        "it as it is"
     ]
 
 
