@@ -148,9 +148,6 @@ def test_which_rate_suits_and_what_sets_the_pace(
     done = verydeep("train", words[1], "--recipe", "probe", "--find-lr")
     assert done.status == 2
     assert "recipe probe solves its head at once: it has no rate" in done.err
-    done = verydeep("train", words[1], "--recipe", "small-images")
-    assert done.status == 2
-    assert "--out DIR is missing" in done.err
 
 
 def test_tensorboard_gets_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

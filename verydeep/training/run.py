@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__, modelfile
-from ..errors import DataError
 from ..files.atomic import replacing
 from ..files.progress import reached
 from ..modelfile import ModelFile
@@ -191,10 +190,7 @@ class Run:
         result = self._result(samples, chances.astype(np.float32), outcome.thresholds)
         rows = [*self._figures(outcome, samples, scores, ""), *outcome.measured]
         if tested := self.data.test:
-            try:
-                rows += self._figures(outcome, *outcome.judge(tested, "to test"), ", test")
-            except DataError as error:  # what was learnt is not lost for it
-                self.note(f"no test: {error}")
+            rows += self._figures(outcome, *outcome.judge(tested, "to test"), ", test")
         rows = [row for row in rows if math.isfinite(row["value"])]  # as of photos of no class
         if not self.first:
             return result
