@@ -117,7 +117,7 @@ def test_an_old_models_hash_is_never_a_new_files(
             predictor.model.sha256,
             source_of(predictor.model, "uint8").key,
             source_of(predictor.model, "uint8", ("relu1_1",), scores=False, pool="avg").key,
-            _space(predictor, ["relu1_1"], None)["space"],
+            _space(predictor, ("relu1_1",), None, False)["space"],
         ]
 
     old = verydeep.load(path, engine="onnxruntime")
