@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from machine import report
-from paced import Again, paced
+from paced import paced
 
 from verydeep import models
 from verydeep.engines import TOLERANCES, Engine, relative_error
@@ -37,6 +37,7 @@ from verydeep.nets import network
 from verydeep.preprocess import TORCHVISION
 from verydeep.training.data.feed import Batch
 from verydeep.training.learner import Learner
+from verydeep.training.profile import Again
 from verydeep.training.recipes import recipe
 
 DEVICE = torch.device("cuda")

@@ -13,17 +13,6 @@ from verydeep.training.learner import Learner
 from verydeep.training.loop import Position, fit
 
 
-class Again(Feed):
-    """One batch again and again."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.steps, self._batch = 10**9, batch
-
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:  # noqa: ARG002
-        while True:
-            yield self._batch
-
-
 def paced(learner: Learner, feed: Feed, rate: float = 0.01) -> Callable[[], float]:
     """A function that takes a step, waits for the device, and returns the mean loss.
 

@@ -25,7 +25,7 @@ from .data.labelled import Sample, targets
 from .data.photos import PhotoSource
 from .data.shards import of_shards
 from .data.views import Views, pictures
-from .heads import linear
+from .heads import linear, probe
 from .heads.choosing import choose, mcnemar, threshold, thresholds
 from .heads.features import averages, digests_of
 from .learner import Learner, scaling_in
@@ -247,17 +247,10 @@ class Learning:
             modelfile.read(find_model(self.init)), precision="half", device=self.run.device,
             threads=config.threads or None,
         )  # fmt: skip
-        done = 0
-
-        def passed(count: int) -> None:
-            nonlocal done
-            done += count
-            self.run.show({
-                "event": "features", "what": "to start from", "size": config.size, "done": done,
-                "total": len(samples),
-            })  # fmt: skip
-
-        made = averages(trunk, samples, layers, size=(config.size, config.size), passed=passed)
+        made = averages(
+            trunk, samples, layers, size=(config.size, config.size),
+            passed=self.run.passed("to start from", config.size, len(samples)),
+        )  # fmt: skip
         good = ~np.isnan(made.values[:, 0])
         if not good.any():
             raise DataError(f"no photo to train on can be read; {next(iter(made.faults.items()))}")
@@ -419,12 +412,11 @@ class Learning:
             told["best_epoch"] = self.held.epoch
             run.note(f"epoch {self.held.epoch} is kept, of the least loss on held-out images")
         if self.held.head and not self._is_better():
-            from .heads import probe
-
-            outcome = probe.solved(run, probe.ProbeConfig(
+            asked = probe.ProbeConfig(
                 model=str(self.init), sizes=(config.size,), layers=learner.model.table.head.layers,
                 seed=config.seed, threads=config.threads, stretch=config.stretch,
-            ))  # fmt: skip
+            )  # fmt: skip
+            outcome = probe.solved(run, asked, *probe.check(asked))
             outcome = replace(outcome, told={**told, "best_epoch": 0})
         else:
             outcome = replace(self._outcome(), told=told)

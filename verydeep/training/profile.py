@@ -57,7 +57,7 @@ def profile(learner: Learner, feed: Feed) -> Profile:
             break
     assert batch is not None  # an epoch has a step
     rate = seen / (time.perf_counter() - began)
-    again = _Again(batch)
+    again = Again(batch)
     learner.config = replace(
         learner.config, epochs=10**9, grow=(side / learner.config.size,), hold=0.0
     )
@@ -83,7 +83,7 @@ def _whole(done: int, seconds: float) -> int:
     return max(done, round(done * SECONDS / max(seconds, 1e-9)))
 
 
-class _Again(Feed):
+class Again(Feed):
     """One batch again and again."""
 
     def __init__(self, batch: Batch) -> None:

@@ -121,8 +121,7 @@ class Run:
         """Find the data; refuse a folder that cannot be written into."""
         if self.first:
             folder.writable(self.folder)
-        config = self.config
-        self.data = labelled.find_for(config, source, val)
+        self.data = labelled.find_for(self.config, source, val)
 
     def finished(self) -> bool:
         """Whether the folder holds a run that has come to its end."""
@@ -177,6 +176,19 @@ class Run:
         if self.first and self._listener is not None:
             self._listener(line)
 
+    def passed(self, what: str, size: int, total: int) -> Callable[[int], None]:
+        """To be told how many photos more have features, of so many; what they are for, in words."""
+        done = 0
+
+        def passed(count: int) -> None:
+            nonlocal done
+            done += count
+            self.show(
+                {"event": "features", "what": what, "size": size, "done": done, "total": total}
+            )
+
+        return passed
+
     def note(self, text: str) -> None:
         self.tell({"event": "note", "text": text})
 
@@ -186,14 +198,13 @@ class Run:
         """Measure, write the model and the report."""
         reached(1, 3, "validating")
         samples, scores = outcome.judge(self.data.val, "to validate")
-        chances = sigmoid(scores) if self.data.multi else softmax(scores)
-        result = self._result(samples, chances.astype(np.float32), outcome.thresholds)
+        found = self._probabilities(scores)
         rows = [*self._figures(outcome, samples, scores, ""), *outcome.measured]
         if tested := self.data.test:
             rows += self._figures(outcome, *outcome.judge(tested, "to test"), ", test")
         rows = [row for row in rows if math.isfinite(row["value"])]  # as of photos of no class
         if not self.first:
-            return result
+            return self._result(samples, found, outcome.thresholds)
         reached(2, 3, "writing the model")
         provenance = {
             "made_by": "verydeep train", "command": about.command(), "versions": about.versions(),
@@ -211,7 +222,7 @@ class Run:
         self.tell({
             "event": "end", "time": about.now(), "seconds": self.seconds, **told, **outcome.told,
         })  # fmt: skip
-        result = self._result(samples, result.probabilities, outcome.thresholds)
+        result = self._result(samples, found, outcome.thresholds)
         reached(3, 3, "writing the report")
         report.write(result)
         return result
@@ -223,14 +234,18 @@ class Run:
         rows, samples = [], []
         for sample in self.data.val:
             try:
-                scores = model.scores([labelled.open(sample)])
-                rows.append((sigmoid(scores) if self.data.multi else softmax(scores))[0])
+                rows.append(self._probabilities(model.scores([labelled.open(sample)]))[0])
             except (ValueError, OSError) as error:
                 self.bad[sample.name] = str(error)
                 continue
             samples.append(sample)
         found = np.array(rows, np.float32).reshape(-1, len(self.data.classes))
         return self._result(tuple(samples), found, model.record.thresholds)
+
+    def _probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of scores (n, classes): a soft-max; where an image may be of several classes, a sigmoid each."""
+        found = sigmoid(scores) if self.data.multi else softmax(scores)
+        return found.astype(np.float32)
 
     def _figures(
         self, outcome: Outcome, samples: tuple[Sample, ...], scores: NDArray[np.float32], which: str
@@ -243,8 +258,8 @@ class Run:
             values = {"mean average precision": figures.mean_average_precision(scores, labels)}
         else:
             values = {"top1": figures.top(found, labels)}
-        if len(self.data.classes) > 5 and not self.data.multi:  # of five classes it is all of them
-            values["top5"] = figures.top(found, labels, 5)
+            if len(self.data.classes) > 5:  # of five classes it is all of them
+                values["top5"] = figures.top(found, labels, 5)
         if outcome.threshold is not None:
             refused = found.max(1) < outcome.threshold
             if outcome.least_mean is not None:

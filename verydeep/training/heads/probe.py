@@ -104,9 +104,9 @@ def learnt(run: Run, init: Any, named: Collection[str]) -> TrainResult:  # noqa:
         run.refuse_changes(folder.begun(run.folder), run.config.model)
         if run.finished():
             return run.again()
-    check(run.config)
+    model, sets = check(run.config)
     run.open(run.config.model)
-    return run.finish(solved(run, run.config))
+    return run.finish(solved(run, run.config, model, sets))
 
 
 def check(config: ProbeConfig) -> tuple[ModelFile, tuple[tuple[str, ...], ...]]:
@@ -124,12 +124,13 @@ def check(config: ProbeConfig) -> tuple[ModelFile, tuple[tuple[str, ...], ...]]:
     return model, sets
 
 
-def solved(run: Run, config: ProbeConfig) -> Outcome:
+def solved(
+    run: Run, config: ProbeConfig, model: ModelFile, sets: tuple[tuple[str, ...], ...]
+) -> Outcome:
     """A head on what the layers average to, on the run's data; the size is the best of `sizes`.
 
-    Few photos are learned from mirrored, too.
+    model, sets: as `check` has them. Few photos are learned from mirrored, too.
     """
-    model, sets = check(config)
     probe = _Probe(run, config, model, sets)
     labels = targets(run.data.train, len(run.data.classes))
     few = len(labels) <= FEW
@@ -220,17 +221,11 @@ class _Probe:
         self, samples: Sequence[Sample], size: int, what: str, *, mirrored: bool = False
     ) -> Averages:
         """What all the layers average to; the run is told of photos that cannot be read."""
-        run, done = self.run, 0
-
-        def passed(count: int) -> None:
-            nonlocal done
-            done += count
-            run.show({"event": "features", "what": what, "size": size, "done": done,
-                      "total": len(samples)})  # fmt: skip
-
+        run = self.run
         made = averages(
-            self.predictor, samples, tuple(self.widths), batch=self.config.batch, passed=passed,
+            self.predictor, samples, tuple(self.widths), batch=self.config.batch,
             size=(size, size) if self.config.stretch else size, mirrored=mirrored,
+            passed=run.passed(what, size, len(samples)),
         )  # fmt: skip
         for at, why in made.faults.items():
             run.bad.setdefault(samples[at].name, why)
