@@ -22,10 +22,9 @@ from verydeep.engines import installed
 from verydeep.errors import DataError
 from verydeep.explanations import Explainer
 from verydeep.modelfile import read
-from verydeep.predictor import Answer, Failure, probabilities, softmax
+from verydeep.predictor import Answer, Failure, probabilities, sigmoid, softmax
 from verydeep.published import conversion
 from verydeep.training.data.labelled import find
-from verydeep.training.record.figures import sigmoid
 
 from .conftest import Run
 from .test_export import SUFFIX

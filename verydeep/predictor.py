@@ -591,9 +591,12 @@ def _int8_or_better(model: ModelFile, engine: str) -> str:
 
 def probabilities(record: Record, scores: np.ndarray) -> np.ndarray:
     """Of logits (..., classes), float64: their soft-max; where there are thresholds, a sigmoid each."""
-    if record.thresholds:
-        return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(scores, np.float64))))
-    return softmax(scores)
+    return sigmoid(scores) if record.thresholds else softmax(scores)
+
+
+def sigmoid(scores: np.ndarray) -> np.ndarray:
+    """Of each logit by itself, where an image may be of several classes, in float64."""
+    return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(scores, np.float64))))
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import modelfile
 from ..errors import DataError, OutputError
 from ..predictor import Predictor, softmax
-from ..preprocess import Preprocess, sized
+from ..preprocess import Preprocess
 from ..published import find_model
 from .data.colours import Statistics, few, statistics
 from .data.feed import Feed, MemorySource, Source, StreamFeed
@@ -548,10 +548,8 @@ def _parted(
 
 def _as_shown(expected: Preprocess, config: Config) -> Preprocess:
     """What the weights that a run starts from expect, at the size, and resized as this run does it."""
-    if config.stretch:
-        return replace(expected, resize="exact", resize_size=config.size, crop_size=None)
-    if not config.memory:
-        return sized(expected, config.size)
+    if config.stretch or not config.memory:
+        return probe.shown(expected, config.size, config.stretch)
     plain = Preprocess()
     return replace(
         expected, resize="shorter", resize_size=config.size, crop_size=config.size,

@@ -24,13 +24,12 @@ from ..files.atomic import replacing
 from ..files.progress import reached
 from ..modelfile import ModelFile
 from ..nets import Network
-from ..predictor import Predictor, softmax
+from ..predictor import Predictor, sigmoid, softmax
 from ..preprocess import Preprocess
 from .data import labelled
 from .data.labelled import Sample
 from .recipes import RECIPES
 from .record import about, figures, folder, report
-from .record.figures import sigmoid
 from .record.log import Log, read
 from .record.result import TrainResult
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ...errors import DataError
 from ...files.progress import stage
 from ...nets import Network
-from ...predictor import softmax
-from ..record.figures import mean_average_precision, sigmoid
+from ...predictor import sigmoid, softmax
+from ..record.figures import mean_average_precision
 from . import linear
 from .linear import LinearHead, Scaling
 

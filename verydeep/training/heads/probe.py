@@ -181,7 +181,7 @@ def solved(
     view = f"one view, {how} {size} pixels, features in {config.precision} precision"
     folds = f"{chosen.folds} folds of {len(chosen.labels)} training photos, held out; {view}"
     return Outcome(
-        network, probe.shown(size),
+        network, shown(model.record.preprocess, size, config.stretch),
         {**trunk_of(model, network), "classifier.weight": head.weight, "classifier.bias": head.bias},
         judge, view, licence=model.record.licence, **sure,
         measured=[{
@@ -194,6 +194,13 @@ def solved(
             "trunk": {"sha256": model.sha256, "provenance": dict(model.record.provenance)},
         },
     )  # fmt: skip
+
+
+def shown(own: Preprocess, size: int, stretch: bool) -> Preprocess:
+    """How photos are prepared at that size: stretched to the square, or as the model's record has it."""
+    if stretch:
+        return replace(own, resize="exact", resize_size=size, crop_size=None)
+    return sized(own, size)
 
 
 class _Probe:
@@ -209,13 +216,6 @@ class _Probe:
             model, engine=config.engine, precision=config.precision,
             threads=config.threads or None, device=run.device,
         )  # fmt: skip
-
-    def shown(self, size: int) -> Preprocess:
-        """How photos are prepared at that size."""
-        own = self.model.record.preprocess
-        if self.config.stretch:
-            return replace(own, resize="exact", resize_size=size, crop_size=None)
-        return sized(own, size)
 
     def averages(
         self, samples: Sequence[Sample], size: int, what: str, *, mirrored: bool = False

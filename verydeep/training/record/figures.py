@@ -91,8 +91,3 @@ def mean_average_precision(probabilities: Probabilities, labels: NDArray[np.numb
         if labels.any()
         else float("nan")
     )
-
-
-def sigmoid(scores: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Of each logit by itself, where an image may be of several classes."""
-    return np.asarray(np.exp(-np.logaddexp(0, -np.asarray(scores, np.float64))))
