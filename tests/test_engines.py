@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +104,68 @@ def test_full_width(name: str) -> None:
     theirs = Engine("onnxruntime", built, threads=1).run(image)["scores"]
     ours = Engine(name, built, precision="fast", threads=1, device="cpu")
     assert relative_error(ours.run(image)["scores"], theirs) <= TOLERANCES["fast"]
+
+
+@pytest.mark.parametrize("names", [["mnn"], HERE], ids=["mnn", "all"])
+def test_no_engine_changes_another_one_s_answers(names: list[str]) -> None:
+    """Whichever precision was opened or run before, or runs beside it: the same bits at every size.
+
+    MNN's choice of tiles is the whole process's when a module first runs, whoever it was told by.
+    """
+    net = network("vgg11", width=1 / 4, head="gap", layers=("relu5_2",), classes=7)
+    source = Source.of(graph.build(net, weights(net), TORCHVISION, taps=("relu3_2",)))
+    images = [pixels(*size, 1) for size in ((64, 64), (32, 96), (128, 80), (64, 64))]
+    mine = [promise for promise in PROMISES if promise[0] in names]
+    bits: dict[tuple[object, ...], bytes] = {}
+
+    def opened(promise: tuple[str, str]) -> Engine:
+        name, precision = promise
+        return Engine(name, source, precision=precision, threads=1, device="cpu")
+
+    def answer(one: Engine, at: int) -> None:
+        value = one.run(images[at])["relu3_2"].tobytes()
+        assert bits.setdefault((one.name, one.precision, images[at].shape), value) == value, one
+
+    for order in itertools.permutations(mine) if len(names) == 1 else (mine, mine[::-1]):
+        each = []
+        for promise in order:  # each runs before the next one is opened
+            each.append(opened(promise))
+            answer(each[-1], 0)
+        for at, run in itertools.product(range(4), (each, each[::-1])):
+            for one in run:
+                answer(one, at)
+        each = [opened(promise) for promise in order]  # all are open before the first one runs
+        with ThreadPoolExecutor(4) as pool:
+            for at in range(4):
+                list(pool.map(answer, each * 2, [at] * len(each) * 2))
+    size = images[0].shape
+    assert bits["mnn", "exact", size] != bits["mnn", "fast", size]  # so that a mix would be seen
+
+
+def test_mnn_s_tiles_are_nobody_else_s() -> None:
+    """A program's own use of MNN, or the check of an export, meets MNN's default after our `exact`."""
+    import MNN.expr
+    import MNN.nn
+
+    net = network("vgg11", width=1 / 4, head="gap", layers=("relu5_2",), classes=7)
+    built = graph.build(net, weights(net), TORCHVISION)
+    image, file = pixels(64, 64, 1), Cache().folder
+
+    def theirs() -> bytes:
+        (entry,) = file.glob("mnn-*/graph.mnn")
+        told = {"backend": "CPU", "numThread": 1, "precision": "high"}
+        manager = MNN.nn.create_runtime_manager((told,))
+        module = MNN.nn.load_module_from_file(
+            str(entry), ["pixels"], ["scores"], runtime_manager=manager
+        )
+        exact.run(image)
+        given = MNN.expr.const(image, list(image.shape), MNN.expr.NCHW, MNN.expr.uint8)
+        (value,) = module.forward([given])
+        return bytes(np.array(MNN.expr.convert(value, MNN.expr.NCHW).read()).tobytes())
+
+    exact = Engine("mnn", built, precision="exact", threads=1)
+    fast = Engine("mnn", built, precision="fast", threads=1).run(image)["scores"].tobytes()
+    assert theirs() == fast != exact.run(image)["scores"].tobytes()
 
 
 @pytest.mark.parametrize("name", HERE)

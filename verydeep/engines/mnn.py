@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FILE = "graph.mnn"
 # MNN's hint of that name: 1 allows the smallest Winograd tiles alone, 3, its default, the largest
-WINOGRAD_MEMORY_LEVEL, SMALL_TILES = 3, 1
+WINOGRAD_MEMORY_LEVEL, SMALL_TILES, ITS_OWN_TILES = 3, 1, 3
 SPARE_BYTES = 1 << 20  # beside the weights: the graph itself
 PIECE_PIXELS = 4 * 224 * 224  # of three channels: a third of a second on two cores
 # it has no other name
@@ -112,8 +112,6 @@ def _load(file: Path, engine: Engine) -> Run:
         config = {"backend": "CPU", "numThread": engine.threads, "precision": "high"}
         try:
             manager = MNN.nn.create_runtime_manager((config,))
-            if engine.precision == "exact":
-                manager.set_hint(WINOGRAD_MEMORY_LEVEL, SMALL_TILES)
             module = MNN.nn.load_module_from_file(
                 str(file), ["pixels"], list(outputs), runtime_manager=manager
             )
@@ -122,8 +120,18 @@ def _load(file: Path, engine: Engine) -> Run:
     if module is None:
         raise EngineError(f"mnn cannot read {file}: {_complaint(lines)}")
     expr: Any = MNN.expr
+    tiles = SMALL_TILES if engine.precision == "exact" else ITS_OWN_TILES
 
-    def run(pixels: np.ndarray, keep: object = manager) -> dict[str, np.ndarray]:  # noqa: ARG001
+    def forward(piece: Any) -> Any:
+        # What one manager is told holds for all of the process, and is read when a module first runs: so
+        # it is told anew each time, by whoever holds the lock, and taken back for who has no lock of ours
+        manager.set_hint(WINOGRAD_MEMORY_LEVEL, tiles)
+        try:
+            return module.forward([piece])
+        finally:
+            manager.set_hint(WINOGRAD_MEMORY_LEVEL, ITS_OWN_TILES)
+
+    def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
         # "NCHW" here only means: these dimensions, in this order
         kind = expr.uint8 if pixels.dtype == np.uint8 else expr.float
         count = max(1, 3 * PIECE_PIXELS // pixels[0].size)
@@ -131,7 +139,7 @@ def _load(file: Path, engine: Engine) -> Run:
         for start in range(0, len(pixels), count):
             piece = pixels[start : start + count]
             with _EXECUTOR.lock:
-                values = module.forward([expr.const(piece, list(piece.shape), expr.NCHW, kind)])
+                values = forward(expr.const(piece, list(piece.shape), expr.NCHW, kind))
                 # read() gives a view of memory that MNN uses again
                 rows.append([np.array(expr.convert(v, expr.NCHW).read()) for v in values])
         whole = rows[0] if len(rows) == 1 else map(np.concatenate, zip(*rows, strict=True))
