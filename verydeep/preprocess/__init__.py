@@ -151,7 +151,7 @@ class Preprocess:
         range: the values that mean black and white, as in `decode`.
         ImageError where the image cannot be used.
         """
-        source = decode(image, range=range)
+        source = decode(image, range=range, padded=self.resize != "none")
         if self.channel_order == "L":
             source = (
                 source @ _LUMA[:, None] if isinstance(source, np.ndarray) else source.convert("L")
@@ -184,7 +184,7 @@ class Preprocess:
             array = np.asarray(
                 source if source.size == new[::-1] else source.resize(new[::-1], how)
             )
-            return array if array.ndim == 3 else array[..., None]
+            return array[..., :3] if array.ndim == 3 else array[..., None]  # RGBX has a fourth
         if source.shape[:2] == new:
             return source
         from PIL import Image

@@ -1,8 +1,8 @@
 """One image, in whatever form it comes, as RGB: files, PIL images, arrays and tensors.
 
-JPEG files are decoded in full, but for training's random crops (`spare`). libjpeg's draft mode decodes a
-large photo at a half or a quarter of its size, and sooner, but its reduction is not the resize that a
-record names: the pixels, and so the scores, would depend on the size and the format of the file.
+JPEG files are decoded in full where nobody asks for less (`spare`). libjpeg's draft mode decodes a large
+photo at a half or a quarter of its size, and sooner, but its reduction is not the resize that a record
+names: the pixels, and so the scores, depend on the size and the format of the file.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ..errors import ImageError
 from ..files.photo_paths import reads_heif, sniff
 from ..files.wording import plain
+from . import jpeg
 
 if TYPE_CHECKING:  # PIL takes 20 ms to load and torch a second
     from PIL import Image
@@ -56,7 +57,7 @@ _ADVICE = {
 
 
 def decode(
-    source: ImageLike, *, range: Range = None, spare: Spare | None = None
+    source: ImageLike, *, range: Range = None, spare: Spare | None = None, padded: bool = False
 ) -> Image.Image | NDArray[np.float32]:
     """One image in RGB: a PIL image, or float32 (h, w, 3) from 0 to 255 where 8 bits are too few.
 
@@ -81,6 +82,8 @@ def decode(
 
     spare, given width and height of a JPEG file, says how many of its pixels a side make one that is
     needed: from 2 on it is decoded at a half of its size, from 4 at a quarter, from 8 at an eighth.
+    padded: a large JPEG file may come as an image in mode RGBX, with a fourth byte that means nothing: it
+    is sooner decoded so where simplejpeg is installed, and the three are the same.
 
     The source is not changed. A PIL image that is RGB and upright is returned as it is.
     Raises ImageError, one line that begins with the file's name, for anything that is not an image:
@@ -93,10 +96,10 @@ def decode(
             with _quiet():
                 return _upright_rgb(source, range)
         if isinstance(source, (bytes, bytearray, memoryview)):
-            return _decode_file(io.BytesIO(source), range, spare)
+            return _decode_file(io.BytesIO(source), range, spare, padded)
         if isinstance(source, (str, os.PathLike)):
             with _open(source) as file:
-                return _decode_file(file, range, spare)
+                return _decode_file(file, range, spare, padded)
         pixels = _array_pixels(_to_array(source), range)
     except ImageError as error:
         raise ImageError(f"{name_of(source)}: {error}") from error.__cause__
@@ -170,11 +173,12 @@ def _open(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def _decode_file(
-    file: BinaryIO, range: Range, spare: Spare | None = None
+    file: BinaryIO, range: Range, spare: Spare | None = None, padded: bool = False
 ) -> Image.Image | NDArray[np.float32]:
     """The image in an open file. Whatever PIL's decoders raise on it is an ImageError."""
     from PIL import UnidentifiedImageError
 
+    padded = padded and range is None
     with _quiet():
         try:
             start = file.read(64)
@@ -191,8 +195,10 @@ def _decode_file(
             raise _failed(error) from error
         if spare is not None and (times := int(spare(*image.size))) > 1:
             image.draft(None, (image.width // times, image.height // times))
+        elif padded:
+            image = jpeg.quickly(image, file)
         try:
-            return _upright_rgb(image, range)
+            return _upright_rgb(image, range, ("RGB", "RGBX") if padded else ("RGB",))
         except ImageError as error:
             if "MAX_TEXT" not in str(error.__cause__):
                 raise
@@ -317,8 +323,10 @@ def _quiet() -> Iterator[None]:
 # PIL images
 
 
-def _upright_rgb(image: Image.Image, range: Range) -> Image.Image | NDArray[np.float32]:
-    """A PIL image, perhaps not loaded yet, turned as EXIF says; RGB, or float32 from 0 to 255."""
+def _upright_rgb(
+    image: Image.Image, range: Range, modes: Sequence[str] = ("RGB",)
+) -> Image.Image | NDArray[np.float32]:
+    """A PIL image, perhaps not loaded yet, turned as EXIF says; of `modes`, or float32 from 0 to 255."""
     try:
         image.load()
         if 0 in image.size:
@@ -334,7 +342,7 @@ def _upright_rgb(image: Image.Image, range: Range) -> Image.Image | NDArray[np.f
             scale = None if image.mode == "F" else (0, 65535)
             grey = np.asarray(image)[..., None]
             return _on_255(grey, limits(range, scale))
-        if image.mode != "RGB":
+        if image.mode not in modes:
             straight = image.convert("LA") if image.mode == "La" else image  # PIL needs the step
             image = straight.convert("RGB")
         ends = limits(range, (0, 255))

@@ -1,0 +1,271 @@
+"""JPEG files by simplejpeg: Pillow's pixels to the last bit, or left to Pillow; with it and without."""
+
+from __future__ import annotations
+
+import io
+import struct
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from PIL import Image, ImageFile, JpegImagePlugin
+
+from verydeep.errors import ImageError
+from verydeep.preprocess import TORCHVISION, Preprocess, decode, jpeg
+
+simplejpeg = pytest.importorskip("simplejpeg")
+SMALL = Preprocess(resize_size=24, crop_size=None)
+SIDES = [(1, 1), (1, 9), (7, 13), (16, 16), (17, 33), (8, 64), (65, 15), (100, 75), (131, 257)]
+
+
+@pytest.fixture(autouse=True)
+def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small images go the way of large ones."""
+    monkeypatch.setattr(jpeg, "LARGE", 1)
+    monkeypatch.setattr(ImageFile, "MAXBLOCK", 1 << 20)  # or PIL cannot write progressive noise
+
+
+@pytest.fixture
+def decoded_by_us(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """Of each file that was decoded, whether it was not left to Pillow."""
+    said: list[bool] = []
+    quickly = jpeg.quickly
+
+    def seen(image: Image.Image, file: Any) -> Image.Image:
+        quick = quickly(image, file)
+        said.append(quick is not image)
+        return quick
+
+    monkeypatch.setattr(jpeg, "quickly", seen)
+    return said
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Noise over a slope: edges, flat parts, and colours out of YCbCr's range."""
+    luck = np.random.default_rng(seed)
+    slope = np.linspace(0, 255, height * width * 3).reshape(height, width, 3)
+    wild = luck.integers(0, 256, (height, width, 3))
+    return Image.fromarray(
+        np.where(luck.random((height, width, 1)) < 0.3, wild, slope).astype(np.uint8)
+    )
+
+
+def encoded(image: Image.Image, **choices: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, choices.pop("format", "JPEG"), **choices)
+    return file.getvalue()
+
+
+def same(data: bytes, *records: Preprocess) -> None:
+    """The pixels of every record are those of Pillow alone, and so is the image where it is not padded."""
+    photo = Image.open(io.BytesIO(data))
+    for record in records or (SMALL,):
+        assert_array_equal(record.pixels(data), record.pixels(decode(photo)))
+    padded = decode(data, padded=True)
+    assert_array_equal(np.asarray(padded)[..., :3], np.asarray(decode(photo)))
+
+
+@pytest.mark.parametrize("sides", SIDES, ids=str)
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("sampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_every_sampling_and_size(
+    sides: tuple[int, int], progressive: bool, sampling: str, decoded_by_us: list[bool]
+) -> None:
+    for quality in (20, 90, 100):
+        choices = {"progressive": progressive, "subsampling": sampling, "quality": quality}
+        same(encoded(picture(*sides), **choices))
+        same(encoded(picture(*sides).convert("L"), progressive=progressive, quality=quality))
+    assert all(decoded_by_us)
+    assert len(decoded_by_us) == 12
+
+
+@pytest.mark.parametrize("sampling", ["440", "411"])
+def test_samplings_that_pillow_does_not_write(sampling: str, decoded_by_us: list[bool]) -> None:
+    for sides in SIDES:
+        noise = np.asarray(picture(*sides))
+        same(simplejpeg.encode_jpeg(noise, colorsubsampling=sampling, quality=70))
+    assert all(decoded_by_us)
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_restart_intervals_profiles_thumbnails_and_what_follows(
+    blocks: int, decoded_by_us: list[bool]
+) -> None:
+    photo = picture(75, 100)
+    same(encoded(photo, restart_marker_blocks=blocks))
+    same(encoded(photo, restart_marker_rows=blocks, progressive=True))
+    same(encoded(photo, icc_profile=bytes(100_000)))  # in two pieces; not applied
+    same(encoded(photo, comment=b"\xff\xd8\xff\xd9" * 9))
+    thumbnail = encoded(picture(10, 12, seed=1))
+    maker = b"http://ns.adobe.com/xap/1.0/\0" + thumbnail
+    plain = encoded(photo)
+    same(plain[:2] + b"\xff\xe1" + struct.pack(">H", len(maker) + 2) + maker + plain[2:])
+    same(plain + bytes(1000))
+    same(plain + thumbnail)
+    same(plain + b"MotionPhoto" * 99)
+    same(encoded(photo, format="MPO", save_all=True, append_images=[picture(30, 40)]))
+    assert all(decoded_by_us)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_turned_the_same(orientation: int, decoded_by_us: list[bool]) -> None:
+    photo = picture(48, 72)
+    exif = photo.getexif()
+    exif[0x0112] = orientation
+    data = encoded(photo, exif=exif)
+    assert decode(data).size == ((48, 72) if orientation in (5, 6, 7, 8) else (72, 48))
+    same(data)
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="{orientation}"/></x:xmpmeta>'
+    same(encoded(photo, xmp=xmp.encode()))
+    assert decoded_by_us[-1]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(picture(40, 50).convert("CMYK")),
+        encoded(picture(40, 50), keep_rgb=True),
+        simplejpeg.encode_jpeg(np.asarray(picture(40, 50).convert("CMYK")), colorspace="CMYK"),
+        encoded(picture(40, 50), format="PNG"),
+        encoded(picture(40, 50), format="WEBP"),
+        encoded(picture(40, 50).convert("L"), format="TIFF", compression="jpeg"),
+    ],
+    ids=["CMYK", "RGB", "YCCK", "PNG", "WebP", "TIFF"],
+)
+def test_other_colours_and_formats_are_left_to_pillow(
+    data: bytes, decoded_by_us: list[bool]
+) -> None:
+    same(data)
+    assert not any(decoded_by_us)
+
+
+def test_records_of_all_kinds(decoded_by_us: list[bool]) -> None:
+    grey = Preprocess("shorter", 32, 28, channel_order="L", mean=(0.5,), std=(0.25,))
+    own = Preprocess("none", None, None)
+    stretched = Preprocess("exact", (30, 20), None, "bicubic")
+    for sides in ((60, 81), (81, 60), (40, 300), (300, 40), (10, 11)):
+        data = encoded(picture(*sides))
+        same(data, TORCHVISION, grey, own, stretched, Preprocess(resize_size=64, detail=32))
+        assert TORCHVISION.pixels(data, range=(0, 255)).shape == (224, 224, 3)
+    assert sum(decoded_by_us) == 5 * 5  # not where nothing is resized, nor for a range
+
+
+def outcome(data: bytes) -> Any:
+    try:
+        return SMALL.pixels(data).tolist()
+    except ImageError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_damaged_and_truncated_files_are_what_pillow_makes_of_them(
+    progressive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = encoded(picture(40, 56), progressive=progressive, exif=exif)
+    luck = np.random.default_rng(5)
+    damaged = [whole[:length] for length in range(0, len(whole), 23)]
+    damaged += [whole[: len(whole) * 3 // 4] + b"\xff\xd9"]
+    for _ in range(300):
+        data = bytearray(whole)
+        for place in luck.integers(0, len(whole), luck.integers(1, 4)):
+            data[place] = luck.integers(256)
+        damaged.append(bytes(data))
+    ours = [outcome(data) for data in damaged]
+    monkeypatch.setattr(jpeg, "LARGE", 1 << 60)
+    theirs = [outcome(data) for data in damaged]
+    assert ours == theirs
+    assert sum(isinstance(said, str) for said in ours) > 20
+
+
+def test_samplings_that_nobody_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = encoded(picture(40, 56), subsampling="4:4:4")
+    at = whole.index(b"\xff\xc0") + 11  # sampling of the first of three components
+    luck = np.random.default_rng(6)
+    odd = []
+    for _ in range(150):
+        data = bytearray(whole)
+        for component in range(3):
+            high, wide = luck.integers(0, 5, 2)
+            data[at + 3 * component] = high * 16 + wide
+        odd.append(bytes(data))
+    ours = [outcome(data) for data in odd]
+    monkeypatch.setattr(jpeg, "LARGE", 1 << 60)
+    assert ours == [outcome(data) for data in odd]
+
+
+def test_progressive_files_that_lack_scans(decoded_by_us: list[bool]) -> None:
+    """libjpeg smooths what it does not know yet, and does not complain."""
+    whole = encoded(picture(64, 80), progressive=True, quality=95)
+    scans = [at for at in range(len(whole) - 1) if whole[at : at + 2] == b"\xff\xda"]
+    assert len(scans) > 4
+    for at in scans[1:]:
+        same(whole[:at] + b"\xff\xd9")
+    assert decoded_by_us
+
+
+def test_limits_hold_before_pixels_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(picture(40, 50))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    monkeypatch.setattr(jpeg, "quickly", lambda *_: pytest.fail("was decoded"))
+    with pytest.raises(ImageError, match="larger than 1400 pixels"):
+        SMALL.pixels(data)
+
+
+def test_a_file_too_large_to_be_read_whole(
+    monkeypatch: pytest.MonkeyPatch, decoded_by_us: list[bool]
+) -> None:
+    monkeypatch.setattr(jpeg, "MOST_BYTES", 1000)
+    same(encoded(picture(40, 50)))
+    assert not any(decoded_by_us)
+
+
+def test_a_decoder_that_differs_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, decoded_by_us: list[bool]
+) -> None:
+    jpeg._agrees.cache_clear()
+    right = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *given: right(*given) ^ 1)
+    try:
+        same(encoded(picture(40, 50)))
+    finally:
+        jpeg._agrees.cache_clear()
+    assert not any(decoded_by_us)
+
+
+@pytest.mark.parametrize("why", ["not installed", "another libjpeg", "an old one"])
+def test_without_it_all_is_the_same(
+    why: str, monkeypatch: pytest.MonkeyPatch, decoded_by_us: list[bool]
+) -> None:
+    jpeg._simplejpeg.cache_clear()
+    if why == "not installed":
+        monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    elif why == "another libjpeg":
+        monkeypatch.setattr("PIL.features.check", lambda _: False)
+    else:
+        monkeypatch.setattr("PIL.features.version", lambda _: "2.0.6")
+    try:
+        same(encoded(picture(40, 50)))
+    finally:
+        jpeg._simplejpeg.cache_clear()
+    assert not any(decoded_by_us)
+
+
+def test_small_files_are_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert jpeg.LARGE > 4_000_000
+    photo = Image.open(io.BytesIO(encoded(picture(40, 50))))
+    assert isinstance(jpeg.quickly(photo, io.BytesIO()), JpegImagePlugin.JpegImageFile)
+
+
+def test_threads_decode_at_once() -> None:
+    files = [encoded(picture(300, 400, seed)) for seed in range(6)]
+    expected = [SMALL.pixels(file) for file in files]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(5):
+            assert_array_equal(list(pool.map(SMALL.pixels, files)), expected)
