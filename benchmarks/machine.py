@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-ENGINES = ("onnxruntime", "openvino", "MNN", "torch")  # as pip calls what `auto` may choose
+ENGINES = ("onnxruntime", "openvino", "ncnn", "MNN", "torch")  # as pip calls what `auto` may choose
 
 
 def machine(*packages: str) -> dict[str, object]:

@@ -379,7 +379,7 @@ def test_the_real_engines(built: Graph, precision: str) -> None:
     assert winner.precision == precision
     (row,) = Memory().choices()
     ran = {r["engine"] for r in row["standings"]}
-    assert {"onnxruntime", "openvino", "mnn"} <= ran
+    assert {"onnxruntime", "openvino", "ncnn", "mnn"} <= ran
     assert all(r["error"] <= engines.TOLERANCES[precision] for r in row["standings"])
     assert chosen.engine(BATCH) is winner
     assert chosen.engine(BATCH[:3], batch=8) is winner  # the last, smaller batch of a stream
@@ -496,7 +496,7 @@ def test_the_cache_command(
         photo(photos / f"{i}.png", seed=i)
     done = verydeep("classify", "--model", model, photos, "--threads", 1)
     assert done.status == 0, done.err
-    assert "quickest here: onnxruntime, openvino, mnn" in done.err
+    assert "quickest here: onnxruntime, openvino, ncnn, mnn" in done.err
     listed = verydeep("cache", "list")
     assert "1 prepared graph, " in listed.out
     assert "1 engine choice\n" in listed.out

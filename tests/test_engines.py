@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from verydeep import nets
+from verydeep import modelfile, nets
 from verydeep.engines import (
     ENGINES,
     TOLERANCES,
@@ -23,12 +23,14 @@ from verydeep.engines import (
 )
 from verydeep.engines import onnxruntime as ours
 from verydeep.errors import EngineError, ImageError
+from verydeep.exporting import synthetic_photos
 from verydeep.files.cache import Cache
-from verydeep.graphs import Source
+from verydeep.graphs import Source, source_of
 from verydeep.graphs import network as graph
 from verydeep.graphs.writer import Graph
 from verydeep.nets import NETWORKS, network
 from verydeep.preprocess import TORCHVISION, Preprocess
+from verydeep.published import find_model
 
 from .tiny import model_file, photo, pixels, tiny, weights
 
@@ -226,6 +228,41 @@ def test_streams_share_a_batch(built: Graph) -> None:
             np.testing.assert_allclose(ours[name], alone[name][:count], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_ncnn_is_exact_on_the_built_in_weights(several: bool) -> None:
+    """Winograd's tiles of 4x4, real weights: 2e-6 were seen. Soft-max and sigmoid keep the scores whole."""
+    model = modelfile.read(find_model("builtin"))
+    taps = (*(f"relu{block}_1" for block in range(1, 6)), "prob")
+    built = graph.build(
+        model.record.network, model.tensors(), model.record.preprocess, taps=taps, several=several
+    )
+    image = synthetic_photos(224, 224)
+    theirs = Engine("onnxruntime", built, threads=1).run(image)
+    for settings in ({}, {"streams": 2}):
+        ours = Engine("ncnn", built, precision="exact", threads=2, settings=settings).run(image)
+        for name, value in theirs.items():
+            error = relative_error(ours[name], value, scores=name == "scores")
+            assert error <= TOLERANCES["exact"], name
+
+
+def test_ncnn_gives_an_image_the_same_bits_however_it_comes(built: Graph) -> None:
+    """Alone or in a batch, in one thread or several, from any thread, beside any other."""
+    images = pixels(40, 33, 6)
+    whole = Engine("ncnn", built, threads=1).run(images)
+    shared = Engine("ncnn", built, threads=2, settings={"streams": 2})
+    with ThreadPoolExecutor(4) as pool:
+        for start, ours in enumerate(pool.map(shared.run, [images[n:] for n in range(6)] * 3)):
+            for name, value in whole.items():
+                np.testing.assert_array_equal(ours[name], value[start % 6 :])
+
+
+def test_ncnn_does_not_keep_a_graph_that_it_had_built(tmp_path: Path) -> None:
+    """It has weights of its own: beside them, the graph's would be there twice."""
+    source = source_of(modelfile.read(model_file(tmp_path / "m.safetensors")), "uint8")
+    Engine("ncnn", source, threads=1).run(pixels(32, 32))
+    assert "graph" not in vars(source)
+
+
 GROWTH = """
 import sys
 from pathlib import Path
@@ -243,7 +280,7 @@ for count, size in enumerate(sizes[:160]):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux tells it")
-@pytest.mark.parametrize("name", [n for n in ("onnxruntime", "openvino") if n in HERE])
+@pytest.mark.parametrize("name", [n for n in ("onnxruntime", "openvino", "ncnn") if n in HERE])
 def test_images_of_many_sizes_take_no_more_memory(name: str, tmp_path: Path) -> None:
     """OpenVINO keeps what it prepared for each size, unless told: 35 MB of these, 395 of a whole VGG-16."""
     net = network("vgg11", width=1 / 4, head="gap", layers=("relu5_2",), classes=7)
@@ -435,7 +472,7 @@ def test_no_engine_leaves_a_number_of_this_machine(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     code = (
         "import verydeep\n"
-        "for name in ('onnxruntime', 'openvino', 'mnn'):\n"
+        "for name in ('onnxruntime', 'openvino', 'ncnn', 'mnn'):\n"
         "    verydeep.load('m.safetensors', engine=name)('a.png')\n"
         "verydeep.export('m.safetensors', 'onnx', 'm.onnx')\n"
         "verydeep.export('m.safetensors', 'openvino', 'm.xml')\n"

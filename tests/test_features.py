@@ -85,7 +85,7 @@ def test_layers_equal_torchvision(tmp_path: Path) -> None:
         assert engines.relative_error(found[name], value.numpy(), scores=False) < 1e-5, name
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "mnn", "torch"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "ncnn", "mnn", "torch"])
 def test_pooling_on_every_engine(engine: str, classic: Path) -> None:
     images = list(pixels(48, 32, 2))
     taps = ("conv3_1", "relu3_1", "pool4", "avgpool", "fc6")

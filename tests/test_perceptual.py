@@ -486,7 +486,7 @@ def agreed() -> dict[str, tuple[Any, ...]]:
     return answers
 
 
-@pytest.mark.parametrize("engine", ["openvino", "mnn", "torch"])
+@pytest.mark.parametrize("engine", ["openvino", "ncnn", "mnn", "torch"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("exact", 1e-5), ("fast", 1e-3)])
 def test_engines_agree(
     agreed: dict[str, tuple[Any, ...]], engine: str, precision: str, tolerance: float

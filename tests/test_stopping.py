@@ -75,7 +75,7 @@ def test_what_another_signal_raises_stops_an_engine_too(name: str) -> None:
     np.testing.assert_array_equal(engine.run(batch)["scores"], before)
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "torch"])
+@pytest.mark.parametrize("name", ["onnxruntime", "ncnn", "torch"])
 def test_an_engine_stops_within_a_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = _engine(name)
 

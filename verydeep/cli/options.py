@@ -77,7 +77,7 @@ size = number("--size", help="Pixels a side that photos are cropped to. [default
 batch = number("--batch", default=8, help="Photos in one pass.")
 engine = click.option(
     "--engine", default="auto", metavar="NAME", show_default=True,
-    help="auto (measures once which is the quickest here), onnxruntime, openvino, mnn or torch.",
+    help="auto (measures once which is the quickest here), onnxruntime, openvino, ncnn, mnn or torch.",
 )  # fmt: skip
 precision = click.option(
     "--precision", default="fast", metavar="CLASS", show_default=True,

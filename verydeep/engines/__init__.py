@@ -116,6 +116,7 @@ ENGINES: dict[str, Kind] = {
             ("exact", "fast", "half", "int8"), ("cpu", "cuda"), takes_turns=False,
         ),
         Kind("openvino", "openvino", ("openvino",), ("exact", "fast", "half", "int8")),
+        Kind("ncnn", "ncnn", ("ncnn",), ("exact", "fast", "half"), takes_turns=False),
         Kind("mnn", "MNN", ("MNN",), ("exact", "fast", "half")),
         Kind("torch", "torch", ("torch",), ("exact", "fast", "half"), ("cpu", "cuda", "mps")),
     )

@@ -15,7 +15,7 @@ from typing import Any
 from ... import __version__
 from ..data.labelled import Labelled
 
-PACKAGES = ("numpy", "torch", "onnxruntime", "openvino", "MNN")
+PACKAGES = ("numpy", "torch", "onnxruntime", "openvino", "ncnn", "MNN")
 
 
 def command() -> str:

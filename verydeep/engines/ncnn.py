@@ -1,0 +1,324 @@
+"""ncnn on the CPU: convolutions by Winograd's tiles of 4x4 outputs, which round well enough for `exact`.
+
+The graph is written in ncnn's own text, in memory. ncnn copies each weight once, out of the mapped model
+file where that has it in float32, and keeps it in the order in which it multiplies.
+
+ncnn computes one image at a time. Those of a batch go one after another through all threads, or as many at
+once as there are threads through one each. Python's lock is released meanwhile, and each image has an
+extractor of its own, so that calls need not take turns. OpenMP, which ncnn computes with, keeps threads for
+each thread that calls: so these are threads of ours, which a forked child makes anew.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import EngineError
+from .forks import awaited, silenced
+
+if TYPE_CHECKING:
+    from ..graphs import Source
+    from ..graphs.writer import Graph
+    from . import Engine, Run, Settings
+
+MAGIC = "7767517"  # the first line of its text
+FLOAT32 = np.zeros(1, np.int32)  # stands before weights that might be of another type
+
+# ONNX's operations that are a layer of ncnn's, with its parameters: its docs/developer-guide/operators.md.
+# Axes do not count the batch, and are of channels, height and width.
+LAYERS = {
+    "Add": "BinaryOp 0=0",
+    "Concat": "Concat 0=0",
+    "Div": "BinaryOp 0=3",
+    "Flatten": "Flatten",
+    "GlobalMaxPool": "Pooling 0=0 4=1",
+    "Identity": "Noop",
+    "MatMul": "MatMul",
+    "Mul": "BinaryOp 0=2",
+    "Reciprocal": "UnaryOp 0=15",
+    "Relu": "ReLU",
+    "Sigmoid": "Sigmoid",
+    "Softmax": "Softmax 0=0 1=1",
+    "Sqrt": "UnaryOp 0=5",
+    "Sub": "BinaryOp 0=1",
+}
+BY_CHANNEL = {"Add": "Bias 0={}", "Mul": "Scale 0={}"}  # of a constant, one number a channel
+POOLS = {"MaxPool": 0, "AveragePool": 1}
+REDUCTIONS = {"ReduceMean": 3, "ReduceL2": 8}
+
+
+def variants(
+    source: Source, precision: str, threads: int, batch: int  # noqa: ARG001
+) -> tuple[Settings, ...]:  # fmt: skip
+    """All threads for each image; for a batch also as many images at once, with a thread each."""
+    return tuple({"streams": n} for n in dict.fromkeys((min(threads, batch), 1)))
+
+
+def prepare(engine: Engine) -> Run:
+    source, streams = engine.source, int(engine.settings.get("streams", 1))
+    # what is built here is not kept, since ncnn has its own weights then
+    text = Text(vars(source).get("graph") or source.build())
+    ours = ThreadPoolExecutor(streams, "verydeep-ncnn")
+    threads = max(1, engine.threads // streams)
+    with silenced():
+        net = ours.submit(opened, text, threads, engine.precision).result()
+    text.weights.clear()
+
+    def image(pixels: np.ndarray, index: int, outputs: dict[str, np.ndarray], count: int) -> None:
+        lanes = np.split(pixels, text.lanes, axis=2)
+        given = [{"pixels": mat(lane.transpose(2, 0, 1))} for lane in lanes]
+        if text.parts:  # what images have in common goes once for each, then what compares them
+            both = {}
+            for lane, values in enumerate(given):
+                for name, value in extracted(net, values, text.parts):
+                    both[text.parts[name][lane]] = value
+            given = [both]
+        for name, value in extracted(net, given[0], text.outputs):
+            array = np.asarray(value)
+            array = array.reshape(array.shape + (1,) * (text.outputs[name] - 1 - array.ndim))
+            if name not in outputs:  # the first of two threads makes it
+                outputs.setdefault(name, np.empty((count, *array.shape), np.float32))
+            outputs[name][index] = array
+
+    def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        outputs: dict[str, np.ndarray] = {}
+        stopped, left = Event(), iter(range(len(pixels)))
+
+        def some() -> None:
+            for index in left:  # each is had by one thread
+                if stopped.is_set():
+                    raise CancelledError
+                image(pixels[index], index, outputs, len(pixels))
+
+        running = [ours.submit(some) for _ in range(min(streams, len(pixels)))]
+        try:
+            for one in running:
+                awaited(one, stopped.set)
+        except BaseException:
+            stopped.set()
+            wait(running)
+            raise
+        return {name: outputs[name] for name in source.outputs}
+
+    return run
+
+
+def opened(text: Text, threads: int, precision: str) -> Any:
+    """ncnn's network of it, computing in float32; EngineError where ncnn refuses it."""
+    import ncnn
+
+    class Reader(ncnn.DataReader):  # type: ignore[misc]  # ncnn has no types
+        """Hands the weights over one after another, as ncnn asks for them."""
+
+        def read(self, place: object, size: int) -> int:
+            given = np.ascontiguousarray(next(weights))
+            if given.nbytes != size:
+                return 0
+            ctypes.memmove(address(ctypes.py_object(place), None), given.ctypes.data, size)
+            return size
+
+    address = ctypes.pythonapi.PyCapsule_GetPointer
+    address.restype, address.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    weights = iter(text.weights)
+    net = ncnn.Net()
+    settings = net.opt
+    settings.num_threads = threads
+    settings.use_fp16_packed = settings.use_fp16_storage = settings.use_fp16_arithmetic = False
+    settings.use_bf16_storage = False
+    if precision == "exact":  # tiles of 6x6 outputs, which it takes for a few channels
+        settings.use_winograd63_convolution = False
+    if net.load_param_mem(text.text) or net.load_model(Reader()):
+        raise EngineError("ncnn did not take the graph: it cannot read its layers or weights")
+    return net
+
+
+def mat(array: np.ndarray) -> Any:
+    """ncnn's own float32 copy of an array of three dimensions."""
+    import ncnn
+
+    value = ncnn.Mat(array.shape[::-1])
+    np.asarray(value)[...] = array
+    return value
+
+
+def extracted(
+    net: Any, given: Mapping[str, Any], names: Iterable[str]
+) -> Iterator[tuple[str, Any]]:
+    """Those values, by name, of one image; in the order in which they are computed."""
+    import ncnn
+
+    extractor = net.create_extractor()
+    for name, value in given.items():
+        extractor.input(name, value)
+    for name in names:
+        value = ncnn.Mat()
+        if status := extractor.extract(name, value):
+            raise EngineError(f"{name} has status {status}, which may mean too little memory")
+        yield name, value
+
+
+class Text:
+    """A graph as ncnn reads it.
+
+    text: its layers, one a line. weights: the arrays that these ask for, in their order. outputs: name to
+    number of dimensions, with the batch, in the order in which they are computed.
+
+    ncnn knows no batch. Where images of one group are compared, `lanes` of them lie side by side in the
+    pixels' channels, and `parts` has those values that each image is computed up to: their names for the
+    images of the group, which then go in together.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        import onnx
+
+        model = graph.model.graph
+        self.weights: list[np.ndarray] = []
+        self.parts: dict[str, list[str]] = {}
+        self.lanes = 1
+        self._lines: list[tuple[str, list[str], list[str], str]] = []
+        self._constants = {
+            tensor.name: graph.weights[tensor.name]
+            if tensor.name in graph.weights
+            else onnx.numpy_helper.to_array(tensor)
+            for tensor in model.initializer
+        }
+        self._blobs = {
+            "pixels": "pixels"
+        }  # ours to ncnn's, where operations leave an image as it is
+        self._sizes: set[str] = set()  # what is computed from shapes alone
+        self._channels: dict[str, int] = {}
+        self._line("Input", [], ["pixels"])
+        for node in model.node:
+            options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            try:
+                self._node(node.op_type, list(node.input), list(node.output), options)
+            except KeyError as error:
+                raise EngineError(
+                    f"ncnn did not take the graph: it has no {error.args[0]}"
+                ) from error
+        # ncnn forgets a value when it was read, so each is taken before what is computed of it
+        computed = [name for *_, outputs, _ in self._lines for name in outputs]
+        ranks = {o.name: len(o.type.tensor_type.shape.dim) for o in model.output}
+        self.outputs = {name: ranks[name] for name in computed if name in ranks}
+        self.parts = {name: self.parts[name] for name in computed if name in self.parts}
+
+    @property
+    def text(self) -> str:
+        """With a layer that hands it on wherever a value is read more than once."""
+        reads = Counter(name for _, inputs, *_ in self._lines for name in inputs)
+        lines = []
+        seen: Counter[str] = Counter()
+        for kind, inputs, outputs, options in self._lines:
+            names = []
+            for name in inputs:
+                names.append(f"{name}/{seen[name]}" if reads[name] > 1 else name)
+                seen[name] += 1
+            lines.append((kind, names, outputs, options))
+            for name in outputs:
+                if reads[name] > 1:
+                    copies = [f"{name}/{number}" for number in range(reads[name])]
+                    lines.append(("Split", [name], copies, ""))
+        blobs = sum(len(outputs) for _, _, outputs, _ in lines)
+        rows = [
+            f"{kind} {outputs[0]} {len(inputs)} {len(outputs)} {' '.join(inputs + outputs)} {options}"
+            for kind, inputs, outputs, options in lines
+        ]
+        return "\n".join([MAGIC, f"{len(lines)} {blobs}", *rows]) + "\n"
+
+    def _line(self, layer: str, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        kind, _, options = layer.partition(" ")
+        self._lines.append((kind, list(inputs), list(outputs), options))
+
+    def _node(
+        self, kind: str, inputs: list[str], outputs: list[str], options: Mapping[str, Any]
+    ) -> None:
+        output = outputs[0]
+        if kind == "Shape" or (self._sizes.intersection(inputs) and kind != "MatMul"):
+            self._sizes.update(outputs)
+            return
+        values = [self._blobs.get(name, name) for name in inputs if name not in self._constants]
+        constants = [self._constants[name] for name in inputs if name in self._constants]
+        self._channels[output] = self._channels.get(inputs[0], 0)
+        if kind == "MatMul" and self._sizes.intersection(inputs):  # rows, then columns, of a grid
+            if inputs[0] in self._sizes:
+                self._blobs[output] = values[1]
+            else:
+                cells = int(self._constants["cells"][0])
+                self._line(f"Pooling 0=1 7=1 8={cells} 18={cells}", values[:1], outputs)
+        elif kind == "Cast" or options.get("perm") == [0, 3, 1, 2]:  # done on the way in
+            self._blobs[output] = values[0]
+        elif kind == "Split" and options["axis"] == 3:
+            self.lanes = len(outputs)
+            self._blobs.update(dict.fromkeys(outputs, values[0]))
+        elif kind == "Split":
+            self.parts[values[0]] = outputs
+            for name in outputs:
+                self._line("Input", [], [name])
+        elif kind == "Concat" and options["axis"] == 0:
+            self._blobs[output] = values[0]
+        elif kind == "Conv":
+            self._conv(values, outputs, constants, options)
+        elif kind == "Gemm":
+            weight, bias = constants
+            weight = weight if options.get("transB") else weight.T
+            self._line(f"InnerProduct 0={len(weight)} 1=1 2={weight.size}", values, outputs)
+            self.weights += [FLOAT32, weight, bias]
+        elif kind in POOLS:
+            (side, _), (step, _) = options["kernel_shape"], options["strides"]
+            pad = options.get("pads", [0])[0]
+            self._line(f"Pooling 0={POOLS[kind]} 1={side} 2={step} 3={pad} 5=1", values, outputs)
+        elif kind == "GlobalAveragePool":  # one sum over all of a large map loses digits
+            self._line(_reduction("ReduceMean", 2, keep=True), values, [f"{output}/rows"])
+            self._line(_reduction("ReduceMean", 1, keep=False), [f"{output}/rows"], outputs)
+        elif kind in REDUCTIONS:
+            self._line(_reduction(kind, options["axes"][0] - 1, keep=True), values, outputs)
+        elif kind == "LRN":
+            size, *rest = (options[name] for name in ("size", "alpha", "beta", "bias"))
+            alpha, beta, bias = map(_text, rest)
+            self._line(f"LRN 0=0 1={size} 2={alpha} 3={beta} 4={bias}", values, outputs)
+        elif kind == "Reshape":  # of maps to rows
+            self._line(f"Reshape 0=-1 1={self._channels[output]}", values, outputs)
+        elif options.get("perm") == [0, 2, 1]:
+            self._line("Permute 0=1", values, outputs)
+        elif values == values[:1] * 2 and kind == "Mul":
+            self._line("UnaryOp 0=4", values[:1], outputs)
+        elif kind == "Pow":  # its BinaryOp of that name gives 1e38 for 0
+            self._line(f"Power 0={_text(constants[0].item())}", values, outputs)
+        elif constants and constants[0].size == 1:
+            self._line(f"{LAYERS[kind]} 1=1 2={_text(constants[0].item())}", values, outputs)
+        elif constants:
+            self._line(BY_CHANNEL[kind].format(constants[0].size), values, outputs)
+            self.weights += constants
+        else:
+            self._line(LAYERS[kind], values, outputs)
+
+    def _conv(
+        self,
+        values: list[str],
+        outputs: list[str],
+        constants: list[np.ndarray],
+        options: Mapping[str, Any],
+    ) -> None:
+        weight, groups = constants[0], options.get("group", 1)
+        self._channels[outputs[0]] = len(weight)
+        (side, _), (step, _), pad = options["kernel_shape"], options["strides"], options["pads"][0]
+        kind = "Convolution" if groups == 1 else "ConvolutionDepthWise"
+        line = f"{kind} 0={len(weight)} 1={side} 3={step} 4={pad} 5={len(constants) - 1} 6={weight.size}"
+        self._line(f"{line} 7={groups}" if groups > 1 else line, values, outputs)
+        self.weights += [FLOAT32, *constants]
+
+
+def _reduction(kind: str, axis: int, *, keep: bool) -> str:
+    return f"Reduction 0={REDUCTIONS[kind]} 1=0 -23303=1,{axis} 4={int(keep)} 5=1"
+
+
+def _text(number: float) -> str:
+    """ncnn reads no more than 15 characters, and a number for a float where it has a point."""
+    return f"{number:.8e}"
