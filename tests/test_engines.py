@@ -366,7 +366,7 @@ def test_exact_whatever_the_program_told_torch_of_tf32() -> None:
 
 
 def test_onnxruntime_does_not_fall_back_to_the_cpu(
-    built: Graph, monkeypatch: pytest.MonkeyPatch
+    built: Graph, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A build with CUDA on a machine without its libraries computes on the CPU and says nothing."""
     import onnxruntime
@@ -378,8 +378,23 @@ def test_onnxruntime_does_not_fall_back_to_the_cpu(
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
     monkeypatch.setitem(ours.PROVIDERS, "cuda", ["CPUExecutionProvider"])  # what becomes of it then
-    with pytest.raises(EngineError, match=r"cannot use CUDA here .* use --device cpu"):
+    looked = []
+
+    def preload_dlls() -> None:  # which prints what it does not find
+        looked.append(print("Failed to load libcudnn.so.9"))
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload_dlls, raising=False)
+    monkeypatch.setattr(onnxruntime, "cuda_version", "13.0", raising=False)
+    told = (
+        r"cannot use CUDA here .*\(CUDA 13.0, cuDNN 9\); use --device cpu, or install them with: pip "
+        r"install 'onnxruntime-gpu\[cuda,cudnn\]'$"
+    )
+    with pytest.raises(EngineError, match=told):
         Engine("onnxruntime", built, device="cuda")
+    assert looked == [None]
+    Engine("onnxruntime", built, device="cpu")
+    assert looked == [None]
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("name", HERE)

@@ -114,6 +114,8 @@ def test_a_build_with_cuda_that_finds_none(source: Source, monkeypatch: pytest.M
     text = refused(lambda: Engine("onnxruntime", source, device="cuda"))
     said("; use --device cpu", text)
     Engine("onnxruntime", source, device=taken(r"--device (\w+)", text))
+    # its extras of these names bring CUDA's libraries and cuDNN's (onnxruntime-gpu 1.21 and later)
+    assert taken(r"pip install '(.*)'", text) == "onnxruntime-gpu[cuda,cudnn]"
 
 
 @follows("; try another precision or --device cpu")

@@ -96,13 +96,18 @@ class Kind:
         )
 
     def load(self) -> Any:
-        """Its module here: prepare(engine), devices() beside the CPU, settings worth a race: variants()."""
+        """Its module here: prepare(engine), devices() beside the CPU; settings worth a race: variants() on
+        the CPU, device_variants() elsewhere.
+        """
         return import_module(f"{__name__}.{self.name}")
 
     def variants(
-        self, source: Source, precision: str, threads: int, batch: int
+        self, source: Source, precision: str, threads: int, batch: int, device: str = "cpu"
     ) -> tuple[Settings, ...]:
         """The settings worth a race; mostly an engine's own choices serve every batch."""
+        if device != "cpu":
+            variants = getattr(self.load(), "device_variants", None)
+            return variants(device, precision) if variants else ({},)
         variants = getattr(self.load(), "variants", None)
         return variants(source, precision, threads, batch) if variants else ({},)
 

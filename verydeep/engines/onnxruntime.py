@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,11 @@ def variants(
 
 def prepare(engine: Engine) -> Run:
     onnxruntime.disable_telemetry_events()  # of builds that read no such word
+    if engine.device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+        with redirect_stdout(
+            None
+        ):  # it prints; libraries that pip installed are found by this alone
+            onnxruntime.preload_dlls()
     graph = engine.source.graph
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what an engine prints by itself is silenced
@@ -61,10 +67,11 @@ def prepare(engine: Engine) -> Run:
     )
     used = session.get_providers()
     if engine.device == "cuda" and "CUDAExecutionProvider" not in used:
+        version = getattr(onnxruntime, "cuda_version", "")
         raise EngineError(
-            "onnxruntime cannot use CUDA here and would compute on the CPU: its CUDA or cuDNN libraries "
-            "are missing, or there is no such device; use --device cpu, or install what "
-            "onnxruntime-gpu needs"
+            "onnxruntime cannot use CUDA here and would compute on the CPU: there is no such device, or "
+            f"libraries are missing (CUDA {version or 'of its build'}, cuDNN 9); use --device cpu, or "
+            "install them with: pip install 'onnxruntime-gpu[cuda,cudnn]'"
         )
     names = list(engine.source.outputs)
     beside = ThreadPoolExecutor(1, "verydeep-onnxruntime")

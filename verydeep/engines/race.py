@@ -161,7 +161,7 @@ def race(
         for kind in kinds
         for device in devices
         if device == "cpu" or (device in kind.devices and device in kind.load().devices())
-        for settings in kind.variants(source, precision, threads, len(pixels))
+        for settings in kind.variants(source, precision, threads, len(pixels), device)
     ]
     ours = [entrant for entrant in entrants if entrant[:2] == (REFERENCE, "cpu")][:1]
     judge = opened(*(ours or [(REFERENCE, "cpu", {})])[0])

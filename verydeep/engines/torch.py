@@ -16,14 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import EngineError
+from ..errors import EngineError, log
 from .forks import Turns, awaited
 
 if TYPE_CHECKING:
     from ..graphs.writer import Graph
-    from . import Engine, Run
+    from . import Engine, Run, Settings
+
+Value = Any  # a tensor, or a numpy array of a few whole numbers on the way to a mask
+Program = Callable[[Value], list[Value]]  # from pixels on the device to outputs there
 
 _SETTINGS = Turns()  # of torch that are the whole process's
+CAPTURED_SHAPES = 3  # of an engine: each keeps its input and outputs on the device
+WARMING = (
+    3  # runs before a capture, in which libraries choose their algorithms and take their memory
+)
 
 
 def devices() -> tuple[str, ...]:
@@ -34,23 +41,44 @@ def devices() -> tuple[str, ...]:
     return (*(name for name, found in there.items() if found), "cpu")
 
 
+def device_variants(device: str, precision: str) -> tuple[Settings, ...]:
+    """Beside launch by launch, on CUDA: captured; and, in float32, with channels as planes.
+
+    Winograd's shorter multiplications in float32 are, in cuDNN, of planes. TF32 is none of them: with
+    VGG-16's weights it is 1e-3 away in scores and 2.6e-3 in pool5, which `fast` does not allow.
+    """
+    if device != "cuda":
+        return ({},)
+    planes: tuple[Settings, ...] = ({"captured": 1, "planes": 1},) if precision != "half" else ()
+    return ({}, {"captured": 1}, *planes)
+
+
 def prepare(engine: Engine) -> Run:
     import torch
 
-    device, outputs = engine.device, engine.source.outputs
-    number = torch.bfloat16 if engine.precision == "half" else torch.float32
+    device, outputs, settings = engine.device, engine.source.outputs, engine.settings
+    number = _short(device) if engine.precision == "half" else torch.float32
+    format_ = torch.contiguous_format if settings.get("planes") else torch.channels_last
     thread = worker(engine.threads)
     stopped = Event()
     try:
-        program = thread.submit(_program, engine.source.graph, device, number, stopped).result()
+        program: Program = thread.submit(
+            _program, engine.source.graph, device, number, format_, stopped
+        ).result()
     except KeyError as error:
         raise EngineError(f"torch did not take the graph: it has no {error.args[0]}") from error
+    captured = _Captured(program) if settings.get("captured") else None
 
     def compute(pixels: np.ndarray) -> list[np.ndarray]:
         with torch.inference_mode(), precise(device, engine.precision):
-            values = program(torch.from_numpy(pixels).to(device))
-            # a copy, since an output may be a weight or the pixels themselves
-            return [np.array(v.to("cpu", torch.float32).contiguous().numpy()) for v in values]
+            given = torch.from_numpy(pixels)
+            if device == "cpu":
+                # a copy, since an output may be a weight or the pixels themselves
+                return [np.array(v.float().contiguous().numpy()) for v in program(given)]
+            if device == "cuda":
+                given = given.pin_memory().to(device, non_blocking=True)
+            values = (captured or program)(given.to(device))
+            return [v.float().contiguous().cpu().numpy() for v in values]
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
         stopped.clear()
@@ -70,6 +98,73 @@ def worker(threads: int | None) -> ThreadPoolExecutor:
         thread.submit(torch.set_num_threads, threads or before).result()
         torch.set_num_threads(before)  # threads to come get what was set last, here or there
     return thread
+
+
+def _short(device: str) -> Any:
+    """The dtype of `half`: bfloat16, or float16 on a GPU that computes only in that."""
+    import torch
+
+    wide = device == "cpu"
+    if device == "cuda":  # AMD's have it
+        wide = bool(torch.version.hip) or torch.cuda.get_device_capability() >= (8, 0)
+    elif device == "mps":
+        wide = torch.backends.mps.is_macos_or_newer(14, 0)
+    return torch.bfloat16 if wide else torch.float16
+
+
+class _Captured:
+    """A program that is recorded once for each of a few shapes, as a CUDA graph, and then replayed.
+
+    A replay hands all its launches over at once, where for a small batch handing over takes longer than
+    computing. Before it is recorded cuDNN tries which algorithms are the quickest. Shapes that are too
+    many, and what cannot be recorded, run as they are. What lies outside the graphs' memory, as weights,
+    the program keeps. Called in one thread, by turns.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self._kept: dict[tuple[int, ...], tuple[Any, Value, list[Value]] | None] = {}
+        self._place: tuple[Any, Any] | None = None  # stream and memory, which all graphs share
+
+    def __call__(self, pixels: Value) -> list[Value]:
+        shape = tuple(pixels.shape)
+        if shape not in self._kept and len(self._kept) < CAPTURED_SHAPES:
+            try:
+                self._kept[shape] = self._recorded(pixels)
+            except RuntimeError as error:
+                first = str(error).partition("\n")[0]
+                log.info(f"torch captured no graph of {'x'.join(map(str, shape))} pixels: {first}")
+                self._kept[shape] = None
+        kept = self._kept.get(shape)
+        if kept is None:
+            return self.program(pixels)
+        graph, given, values = kept
+        given.copy_(pixels)
+        graph.replay()
+        return values
+
+    def _recorded(self, pixels: Value) -> tuple[Any, Value, list[Value]]:
+        """The graph, the pixels that it reads, and what it writes."""
+        import torch
+        from torch import cuda
+
+        with _SETTINGS.lock:  # torch records one at a time
+            if self._place is None:
+                self._place = cuda.Stream(), cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+            stream, pool = self._place
+            given, graph, cudnn = pixels.clone(), cuda.CUDAGraph(), torch.backends.cudnn
+            stream.wait_stream(cuda.current_stream())
+            tried, cudnn.benchmark = cudnn.benchmark, True
+            try:
+                with cuda.stream(stream):
+                    for _ in range(WARMING):
+                        self.program(given)
+                # other threads may do what they like meanwhile
+                with cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+                    values = [v.float().contiguous() for v in self.program(given)]
+            finally:
+                cudnn.benchmark = tried
+            return graph, given, values
 
 
 @contextmanager
@@ -101,13 +196,11 @@ def precise(device: str, precision: str) -> Iterator[None]:
         yield
 
 
-Value = Any  # a tensor, or a numpy array of a few whole numbers on the way to a mask
-
-
-def _program(graph: Graph, device: str, number: Any, stopped: Event) -> Callable[[Any], list[Any]]:
+def _program(graph: Graph, device: str, number: Any, format_: Any, stopped: Event) -> Program:
     """The graph as a function of (batch, height, width, channels) pixels on the device: its outputs.
 
-    number: the dtype in which convolutions and FC layers compute. stopped: set where nobody wants them.
+    number: the dtype in which convolutions and FC layers compute. format_: torch's, of maps and kernels.
+    stopped: set where nobody wants them.
     """
     import onnx
     import torch
@@ -125,8 +218,8 @@ def _program(graph: Graph, device: str, number: Any, stopped: Event) -> Callable
         dtype = number if tensor.name in multiplied else torch.float32
         value = torch.tensor(array, dtype=dtype, device=device)
         four = value.ndim == 4
-        constants[tensor.name] = value.to(memory_format=torch.channels_last) if four else value
-    operations = _operations(number, device)
+        constants[tensor.name] = value.to(memory_format=format_) if four else value
+    operations = _operations(number, device, format_)
     steps = []  # what computes, from which values or constants, with which options, to which name
     for node in nodes:
         options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
@@ -154,7 +247,7 @@ def _program(graph: Graph, device: str, number: Any, stopped: Event) -> Callable
     return program
 
 
-def _operations(number: Any, device: str) -> dict[str, Callable[..., Value]]:
+def _operations(number: Any, device: str, format_: Any) -> dict[str, Callable[..., Value]]:
     """ONNX's operations, as far as `verydeep.graphs` writes them, by torch's.
 
     Shapes, and the masks of the adaptive pool that are made from them, are numpy's until they meet a
@@ -163,12 +256,22 @@ def _operations(number: Any, device: str) -> dict[str, Callable[..., Value]]:
     import torch
     from torch.nn import functional as F
 
+    # a copy to a GPU waits for it, and graphs of it read what they read when they were recorded; there is
+    # one for each height or width of maps
+    masks: dict[tuple[object, ...], Any] = {}
+
+    def mask(values: np.ndarray, dtype: Any) -> Any:
+        key = (values.shape, values.tobytes(), dtype)
+        if key not in masks:
+            masks[key] = torch.tensor(values, dtype=dtype, device=device)
+        return masks[key]
+
     def matmul(a: Value, b: Value) -> Any:
-        if isinstance(a, np.ndarray):
-            a = torch.tensor(a, dtype=b.dtype, device=device)
-        if isinstance(b, np.ndarray):
-            b = torch.tensor(b, dtype=a.dtype, device=device)
-        return a @ b
+        held, other = (a, b) if isinstance(a, np.ndarray) else (b, a)
+        if isinstance(held, np.ndarray) and np.array_equal(held, np.eye(len(held))):
+            return other  # 7x7 cells of 7x7
+        a = mask(a, b.dtype) if isinstance(a, np.ndarray) else a
+        return a @ (mask(b, a.dtype) if isinstance(b, np.ndarray) else b)
 
     def padded(value: Any, pads: list[int]) -> tuple[Any, int]:
         if len(set(pads)) == 1:
@@ -213,7 +316,7 @@ def _operations(number: Any, device: str) -> dict[str, Callable[..., Value]]:
         if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
             return a * b
         # the first product is of the pixels: here the layout of all that follows is decided
-        return (a * b).contiguous(memory_format=torch.channels_last) if a.ndim == 4 else a * b
+        return (a * b).contiguous(memory_format=format_) if a.ndim == 4 else a * b
 
     def whole(divide: Callable[..., Any]) -> Callable[[Value, Value], Value]:
         def apply(a: Value, b: Value) -> Value:
