@@ -20,10 +20,12 @@ from verydeep.errors import DataError
 from verydeep.modelfile import Record, write
 from verydeep.pictures import charts as plots
 from verydeep.pictures.charts import Line
+from verydeep.training.data.labelled import Sample
 from verydeep.training.heads.probe import ProbeConfig
-from verydeep.training.record import report
+from verydeep.training.record import figures, report
 from verydeep.training.record.figures import calibration_error, reliability
-from verydeep.training.record.report import Report, page
+from verydeep.training.record.report import page
+from verydeep.training.record.result import TrainResult
 from verydeep.training.run import run as run_recipe
 
 from .tiny import model_file, photo, tiny, weights
@@ -83,10 +85,25 @@ def answers(classes: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.nda
     return chances.astype(np.float32), labels
 
 
-def made(classes: int = 4, count: int = 200, **more: object) -> Report:
-    probabilities, labels = answers(classes, count)
+def of(
+    classes: Sequence[str], probabilities: np.ndarray, labels: np.ndarray, *, image: object = b"",
+    names: Sequence[str] | None = None, **more: object,
+) -> TrainResult:  # fmt: skip
+    """What a run measured; every image is the one that is given."""
+    names = [f"image {number}" for number in range(len(labels))] if names is None else names
+    val = tuple(Sample(image, 0, name) for name in names)  # type: ignore[arg-type]
+    top1, top5 = (figures.top(np.nan_to_num(probabilities), labels, k) for k in (1, 5))
+    told: dict[str, object] = {"folder": Path("gone"), "model": Path("gone"), "config": {}, "log": (),
+                               "warnings": (), "bad": (), "seconds": 0.0}  # fmt: skip
+    return TrainResult(
+        classes=tuple(classes), top1=top1, top5=top5, val=val, probabilities=probabilities,
+        labels=labels, **told | more,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def made(classes: int = 4, count: int = 200, **more: object) -> TrainResult:
     names = tuple(f"class {number}" for number in range(classes))
-    return Report("a run", names, probabilities, labels, **more)  # type: ignore[arg-type]
+    return of(names, *answers(classes, count), **more)  # type: ignore[arg-type]
 
 
 def test_figures_are_scikit_learns() -> None:
@@ -174,9 +191,9 @@ def test_names_from_outside_stay_text() -> None:
     nasty = '<script>alert("x")</script>'
     probabilities, labels = answers(2, 30)
     text = page(
-        Report(
-            nasty, (nasty, "b & c"), probabilities, labels, names=[nasty] * 30, warnings=(nasty,),
-            bad=((nasty, nasty),), facts=((nasty, nasty),), details=((nasty, nasty),),
+        of(
+            (nasty, "b & c"), probabilities, labels, names=[nasty] * 30, warnings=(nasty,),
+            bad=((nasty, nasty),), config={"config": {"recipe": nasty}, "command": nasty, "device": nasty},
             log=({"event": "epoch", "epoch": 1, "top1": 0.5, "loss": 1.0, "rate": 0.1},),
         )
     )  # fmt: skip
@@ -187,8 +204,7 @@ def test_names_from_outside_stay_text() -> None:
 
 def test_the_page_needs_nothing_from_outside() -> None:
     draw = np.random.default_rng(0)
-    images = draw.integers(0, 256, (200, 8, 8, 3), dtype=np.uint8)
-    text = page(made(image=lambda number: images[number]))
+    text = page(made(image=draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)))
     read = Read(text)
     assert read.seen["img"] == report.MISTAKES
     assert read.addresses
@@ -202,10 +218,7 @@ def test_the_page_needs_nothing_from_outside() -> None:
 
 
 def test_a_mistake_without_a_picture_is_its_words() -> None:
-    def gone(_: int) -> str:
-        return "no such photo.png"
-
-    text = page(made(count=20, image=gone))
+    text = page(made(count=20, image="no such photo.png"))
     assert '<figure class="mistake"><figcaption>' in text
     assert '<div class="row">' not in text
     assert "The maps show" not in text
@@ -213,7 +226,7 @@ def test_a_mistake_without_a_picture_is_its_words() -> None:
 
 def test_the_most_confident_mistakes_come_first() -> None:
     given = made(names=[f"{number}.png" for number in range(200)],
-                 image=lambda _: np.zeros((8, 8, 3), np.uint8))  # fmt: skip
+                 image=np.zeros((8, 8, 3), np.uint8))  # fmt: skip
     text = page(given)
     first, answer = given.probabilities.max(axis=1), given.probabilities.argmax(axis=1)
     wrong = sorted(np.flatnonzero(answer != given.labels), key=lambda i: -first[i])
@@ -223,7 +236,7 @@ def test_the_most_confident_mistakes_come_first() -> None:
 def test_one_image_is_one_image() -> None:
     log = ({"event": "epoch", "epoch": 1, "top1": 1.0},)
     chances = np.array([[0.9, 0.1]], np.float32)
-    one = Report("t", ("a", "b"), chances, np.array([0]), bad=(("x.jpg", "damaged"),), log=log)
+    one = of(("a", "b"), chances, np.array([0]), bad=(("x.jpg", "damaged"),), log=log)
     text = page(one)
     assert "1 of 1 image was named right" in text
     assert "1 image could not be read, and was left out" in text
@@ -231,9 +244,9 @@ def test_one_image_is_one_image() -> None:
 
 
 def test_odd_runs() -> None:
-    none = Report("t", ("a", "b"), np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
+    none = of(("a", "b"), np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
     assert "nothing was measured" in page(none)
-    perfect = Report("t", ("a", "b"), np.eye(2, dtype=np.float32), np.arange(2))
+    perfect = of(("a", "b"), np.eye(2, dtype=np.float32), np.arange(2))
     text = page(perfect)
     assert "No image was taken for another class" in text
     assert "mistake" not in re.sub(r"<style>.*</style>", "", text, flags=re.S)
@@ -242,16 +255,14 @@ def test_odd_runs() -> None:
     assert "<details><summary>All 300 classes" in many
     assert "confusion matrix" not in many
     assert "confusion matrix" in page(made(classes=60, count=400))
-    unseen = Report("t", ("a", "b", "c"), np.eye(3, dtype=np.float32)[:2], np.arange(2))
+    unseen = of(("a", "b", "c"), np.eye(3, dtype=np.float32)[:2], np.arange(2))
     Read(page(unseen))
-    wrong = Report(
-        "t", ("a", "unseen", "c"), np.eye(3, dtype=np.float32)[[0, 2, 2]], np.array([0, 2, 0])
-    )
+    wrong = of(("a", "unseen", "c"), np.eye(3, dtype=np.float32)[[0, 2, 2]], np.array([0, 2, 0]))
     table = next(t for t in Read(page(wrong)).tables if t[0][0] == "class")
     # what was not measured is not weak
     assert [row[0] for row in table[1:]] == ["a", "c", "unseen"]
     assert table[-1][1:] == ["0", "", "", ""]
-    broken = Report("t", ("a", "b"), np.full((2, 2), np.nan, np.float32), np.arange(2))
+    broken = of(("a", "b"), np.full((2, 2), np.nan, np.float32), np.arange(2))
     with pytest.raises(DataError, match="no finite numbers"):
         page(broken)
 
@@ -309,15 +320,15 @@ def test_a_probe_tells_all(run: Path) -> None:
 
 def test_heat_maps_are_left_out_where_there_can_be_none(tmp_path: Path) -> None:
     trunk = model_file(tmp_path / "trunk.safetensors", tiny(classes=0, head="classic"))
-    given = made(image=lambda _: np.zeros((8, 8, 3), np.uint8), model=trunk)
+    given = made(image=np.zeros((8, 8, 3), np.uint8), model=trunk)
     assert Read(page(given)).seen["img"] == report.MISTAKES
-    gone = made(image=lambda _: b"", model=tmp_path / "gone.safetensors")
+    gone = made(model=tmp_path / "gone.safetensors")
     assert "img" not in Read(page(gone)).seen
     net = tiny("vgg11", head="small", classes=4)
     write(tmp_path / "small.safetensors", Record(network=net), weights(net))
     draw = np.random.default_rng(0)
     image = draw.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    text = page(made(count=12, image=lambda _: image, model=tmp_path / "small.safetensors",
+    text = page(made(count=12, image=image, model=tmp_path / "small.safetensors",
                      classes=4))  # fmt: skip
     assert "img" not in Read(text).seen or "Grad-CAM" in text
 
