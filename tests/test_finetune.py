@@ -21,13 +21,13 @@ from verydeep.models import build, loading
 from verydeep.nets import Head
 from verydeep.preprocess import Preprocess
 from verydeep.training import begin, learn
+from verydeep.training.begin import train as run
 from verydeep.training.heads.linear import Scaling
 from verydeep.training.heads.probe import ProbeConfig
 from verydeep.training.learner import Learner
 from verydeep.training.optim import grouped
 from verydeep.training.recipes import Config, changed, finetune, small_images
 from verydeep.training.record.result import TrainResult
-from verydeep.training.run import run
 from verydeep.training.start import started
 
 from .test_probe import photos
@@ -303,4 +303,4 @@ def test_it_is_of_the_width_of_its_weights(trunk: Path, flowers: Path, tmp_path:
     with pytest.raises(
         WeightsError, match=r"weights of width 0\.0625, and width is 2; leave width out"
     ):
-        run(config(trunk, width=2.0), flowers, out=tmp_path / "out", named=["width"])
+        run(config(trunk), flowers, out=tmp_path / "out", width=2.0)

@@ -20,13 +20,13 @@ from verydeep.errors import DataError
 from verydeep.modelfile import Record, write
 from verydeep.pictures import charts as plots
 from verydeep.pictures.charts import Line
+from verydeep.training.begin import train as run_recipe
 from verydeep.training.data.labelled import Sample
 from verydeep.training.heads.probe import ProbeConfig
 from verydeep.training.record import figures, report
 from verydeep.training.record.figures import calibration_error, reliability
 from verydeep.training.record.report import page
 from verydeep.training.record.result import TrainResult
-from verydeep.training.run import run as run_recipe
 
 from .tiny import model_file, photo, tiny, weights
 

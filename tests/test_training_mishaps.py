@@ -10,7 +10,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import chdir, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 
 from verydeep import modelfile, train
-from verydeep.errors import DataError, OutputError
+from verydeep.errors import DataError, ModelFileError, OutputError
 from verydeep.training import begin, loop, profile, recipes
+from verydeep.training.begin import train as run
 from verydeep.training.data.check import check
 from verydeep.training.data.labelled import find
 from verydeep.training.heads import linear
@@ -30,8 +31,8 @@ from verydeep.training.heads.probe import ProbeConfig
 from verydeep.training.recipes import RECIPES
 from verydeep.training.record import checkpoint
 from verydeep.training.record.board import board
+from verydeep.training.record.folder import taken
 from verydeep.training.record.log import Log
-from verydeep.training.run import run
 
 from .conftest import Run
 from .labelled import SETTINGS, arrays, images, trained
@@ -326,6 +327,16 @@ def test_a_folder_that_links_to_itself(tmp_path: Path) -> None:
     )
     found = find(folder, val_fraction=0)
     assert found.counts().tolist() == [2, 2, 2, 3]
+
+
+def test_two_runs_at_once_take_two_folders(data: Path, tmp_path: Path) -> None:
+    with chdir(tmp_path), taken(None, writes=True) as one, taken(None, writes=True) as other:
+        assert [str(one), str(other)] == [os.path.join("runs", "1"), os.path.join("runs", "2")]
+        (one / "log.jsonl").touch()
+        with pytest.raises(ModelFileError, match="no model"):
+            train("probe", data, model="none")
+        assert sorted(os.listdir("runs")) == ["1", "2"]
+    assert os.listdir(tmp_path / "runs") == ["1"]
 
 
 def test_where_the_curve_goes_is_looked_at_first(

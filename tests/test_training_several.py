@@ -12,9 +12,9 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from verydeep import modelfile, train
+from verydeep.training.begin import train as run
 from verydeep.training.heads.probe import ProbeConfig
 from verydeep.training.recipes import changed, finetune
-from verydeep.training.run import run
 
 from .labelled import SETTINGS, trained
 from .tiny import model_file

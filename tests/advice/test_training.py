@@ -24,12 +24,12 @@ from verydeep.models.loading import Trained, read
 from verydeep.nets import network
 from verydeep.training import parallel, recipes
 from verydeep.training.begin import find_rate
+from verydeep.training.begin import train as run
 from verydeep.training.heads import linear
 from verydeep.training.heads.probe import ProbeConfig
 from verydeep.training.learner import Learner
 from verydeep.training.loop import Meter
 from verydeep.training.recipes import Config
-from verydeep.training.run import run
 from verydeep.training.speed import decided
 from verydeep.training.start import started
 from verydeep.training.stuck import Stuck

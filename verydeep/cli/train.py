@@ -105,7 +105,7 @@ def train(
         return int(train.main(_again(out), standalone_mode=False))
     if data is None:
         raise click.UsageError("Missing argument 'DATA'", click.get_current_context())
-    from ..pictures import FIGURES, write
+    from ..pictures import write
 
     if find_lr or profile:
         if find_lr and out is not None:
@@ -117,8 +117,8 @@ def train(
             answer = look(recipe, data, val, **chosen)
         show(answer, as_json)
         if find_lr and out is not None:
-            write(answer.svg(), out / "rates.svg", FIGURES)
-            log.info(f"wrote {out / 'rates.svg'}")
+            write(answer.page(), out / "rates.html")
+            log.info(f"wrote {out / 'rates.html'}")
         return 0
     with _Teller() as teller:
         from ..training import begin

@@ -1,9 +1,10 @@
-"""`train()`: find the recipe, change what was asked to be changed, and hand it to what runs it."""
+"""`train()`: find the recipe, change what was asked to be changed, look at the data, follow the recipe."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -15,15 +16,14 @@ from .data.check import looked_over
 from .data.labelled import find_for
 from .data.shards import is_stream
 from .recipes import Config, changed
-from .record.folder import following
+from .record import folder
 from .record.result import TrainResult
-from .run import run
+from .run import Event, Run
 
 if TYPE_CHECKING:  # torch
+    from .learn import Learning
     from .profile import Profile
     from .ratetest import RateTest
-
-Event = Callable[[Mapping[str, Any]], None]
 
 
 def train(
@@ -58,87 +58,90 @@ def train(
     with what was given; `verydeep.training.loop.Diverged` where the loss is no number any more. Ctrl-C and
     SIGTERM write a checkpoint and then do what they always do.
     """
-    out = following() if out is None else out
     # the process that writes; the others may share no disk with it
     first = os.environ.get("RANK", "0") == "0"
-    if resume and first and not os.path.isdir(out):
+    if resume and first and (out is None or not os.path.isdir(out)):
         raise DataError(
-            f"--resume: there is no folder {os.fspath(out)}; name the --out of a run, or begin one without "
-            "--resume"
+            f"--resume: there is no folder {os.fspath(out or folder.RUNS)}; name the --out of a run, or "
+            "begin one without --resume"
         )
+    resume = (
+        resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    )  # a process had died
     config, asked = _chosen(recipe, model, width, settings)
     if not isinstance(config, Config) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise DataError(
             f"recipe {config.recipe} takes one process, all cores of it, and torchrun started "
             f"{os.environ['WORLD_SIZE']}; call verydeep train without torchrun"
         )
-    import_module(recipes.RECIPES[config.recipe].follows)  # what it lacks is said before any work
+    # what it lacks is said before any work
+    learnt = import_module(recipes.RECIPES[config.recipe].follows).learnt
     _refuse_streams(config, data, val)
-    if tensorboard:
-        from .record.board import board
+    with folder.taken(out, writes=first, resume=resume) as place:
+        listeners = [event] if event else []
+        if tensorboard:
+            from .record.board import board
 
-        event = _both(board(Path(out)), event)
-    found = find_for(config, data, val)
-    if not resume and first:
-        sizes = config.sides if isinstance(config, Config) else config.sizes
-        # photos that are stretched to a size may well be smaller, on purpose
-        least = 0 if config.stretch else min(sizes)
-        lines = (*found.warnings, *looked_over(found, least, thorough=strict))
-        if strict and lines:
-            raise DataError("; ".join(lines))
-        found = replace(found, warnings=lines)
-    return run(
-        config,
-        found,
-        out=out,
-        init=init,
-        named=tuple(asked),
-        resume=resume,
-        device=device,
-        event=event,
-    )
+            listeners.insert(0, board(place))
+        found = find_for(config, data, val)
+        if not resume and first:
+            sizes = config.sides if isinstance(config, Config) else config.sizes
+            # photos that are stretched to a size may well be smaller, on purpose
+            least = 0 if config.stretch else min(sizes)
+            lines = (*found.warnings, *looked_over(found, least, thorough=strict))
+            if strict and lines:
+                raise DataError("; ".join(lines))
+            found = replace(found, warnings=lines)
+        run = Run(config, found, place, resume=resume, device=device, listeners=listeners)
+        try:
+            result: TrainResult = learnt(run, init, tuple(asked))
+        finally:
+            run.close()
+    return result
 
 
-def find_rate(
-    recipe: Any, data: object, val: object = None, *, model: str | None = None,
-    width: float | None = None, settings: Iterable[str] | Mapping[str, Any] = (),
-    init: str | os.PathLike[str] | None = None, device: str = "auto",
-) -> RateTest:  # fmt: skip
-    """A rate range test: which rate suits this recipe on this data. Arguments as for `train`."""
-    config, asked = _loops(recipe, data, val, model, width, settings)
-    from .learn import own_numbers, ready
-    from .parallel import device_of
-    from .ratetest import rate_test
+def find_rate(recipe: Any, data: object, val: object = None, **chosen: Any) -> RateTest:
+    """A rate range test: which rate suits this recipe on this data.
 
-    with own_numbers(device_of(device)):
-        one = ready(config, data, val, init, tuple(asked), device)
+    Arguments as for `train`: model, width, settings, init and device.
+    """
+    with _ready(recipe, data, val, **chosen) as one:
+        from .ratetest import rate_test
+
         return rate_test(one.learner, one.feed)
 
 
-def profile(
-    recipe: Any, data: object, val: object = None, *, model: str | None = None,
-    width: float | None = None, settings: Iterable[str] | Mapping[str, Any] = (),
-    init: str | os.PathLike[str] | None = None, device: str = "auto",
-) -> Profile:  # fmt: skip
-    """How fast images are made ready, and how fast the network learns. Arguments as for `train`."""
-    config, asked = _loops(recipe, data, val, model, width, settings)
-    from . import profile as measuring
-    from .learn import own_numbers, ready
-    from .parallel import device_of
-    from .speed import memory_kept
+def profile(recipe: Any, data: object, val: object = None, **chosen: Any) -> Profile:
+    """How fast images are made ready, and how fast the network learns. Arguments as for `find_rate`."""
+    with _ready(recipe, data, val, **chosen) as one:
+        from . import profile as measuring
 
-    with own_numbers(device_of(device)), memory_kept():
-        one = ready(config, data, val, init, tuple(asked), device)
         return measuring.profile(one.learner, one.feed)
 
 
-def _both(first: Event, second: Event | None) -> Event:
-    def event(line: Mapping[str, Any]) -> None:
-        first(line)
-        if second is not None:
-            second(line)
+@contextmanager
+def _ready(
+    recipe: Any, data: object, val: object, *, model: str | None = None, width: float | None = None,
+    settings: Iterable[str] | Mapping[str, Any] = (), init: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+) -> Iterator[Learning]:  # fmt: skip
+    """A run as it is before its first step, of which nothing is written, while the block measures it."""
+    config, asked = _chosen(recipe, model, width, settings)
+    if not isinstance(config, Config):
+        raise DataError(
+            f"recipe {config.recipe} solves its head at once: it has no rate and no steps"
+        )
+    _refuse_streams(config, data, val)
+    from .learn import Learning, own_numbers
+    from .parallel import ALONE, device_of
+    from .speed import memory_kept
 
-    return event
+    where = device_of(device)
+    with own_numbers(where), memory_kept():
+        run = Run(config, find_for(config, data, val), Path(), device=device)
+        one = Learning(run, ALONE, where, init, tuple(asked))
+        one.prepare(one.before())
+        yield one
 
 
 def _chosen(
@@ -153,34 +156,15 @@ def _chosen(
 
 def _refuse_streams(config: Any, *sets: object) -> None:
     """DataError, before a shard is opened, where they are streamed and the recipe needs images at hand."""
-    for one in sets:
-        if not is_stream(one):
-            continue
+    for one in filter(is_stream, sets):
         if not isinstance(config, Config) or config.start == "probe":
             raise DataError(
                 f"{one}: recipe {config.recipe} reads images in any order, which a stream cannot give; "
                 "fetch the shards and give their path, or take paper or small-images"
             )
-        for key, wrong, right in (
-            ("memory", config.memory, "false"),
-            ("balance", config.balance == "sampling", "weights"),
-        ):
-            if wrong:
+        for key, wrong, right in (("memory", True, "false"), ("balance", "sampling", "weights")):
+            if getattr(config, key) == wrong:
                 raise DataError(
-                    f"{one}: {key}={getattr(config, key)} needs all images at hand, and these are "
-                    f"streamed; --set {key}={right}, or fetch the shards and give their path"
+                    f"{one}: {key}={wrong} needs all images at hand, and these are streamed; --set "
+                    f"{key}={right}, or fetch the shards and give their path"
                 )
-
-
-def _loops(
-    recipe: Any, data: object, val: object, model: str | None, width: float | None,
-    given: Iterable[str] | Mapping[str, Any],
-) -> tuple[Config, dict[str, Any]]:  # fmt: skip
-    """The same, for what only a recipe with a loop has."""
-    config, asked = _chosen(recipe, model, width, given)
-    if not isinstance(config, Config):
-        raise DataError(
-            f"recipe {config.recipe} solves its head at once: it has no rate and no steps"
-        )
-    _refuse_streams(config, data, val)
-    return config, asked

@@ -6,7 +6,6 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from .. import modelfile
 from ..errors import DataError, OutputError
-from ..predictor import Predictor, softmax
+from ..predictor import softmax
 from ..preprocess import Preprocess
 from ..published import find_model
 from .data.colours import Statistics, few, statistics
@@ -25,13 +24,14 @@ from .data.labelled import Sample, targets
 from .data.photos import PhotoSource
 from .data.shards import of_shards
 from .data.views import Views, pictures
-from .heads import linear, probe
-from .heads.choosing import choose, mcnemar, threshold, thresholds
-from .heads.features import averages, digests_of
+from .heads import linear
+from .heads.choosing import mcnemar, threshold, thresholds
+from .heads.features import digests_of
+from .heads.probe import Probe, ProbeConfig, shown
 from .learner import Learner, scaling_in
 from .loop import Diverged, Position, Stopped, fit
 from .optim import side_at
-from .parallel import ALONE, Group, device_of, joined
+from .parallel import Group, device_of, joined
 from .recipes import Config
 from .record import checkpoint, figures, folder
 from .record.checkpoint import Checkpoint
@@ -53,7 +53,6 @@ def learnt(run: Run, init: Any, named: Collection[str]) -> TrainResult:
     """Follow a recipe with a loop to its end; Ctrl-C and SIGTERM write a checkpoint first."""
     where = device_of(run.device)
     with joined(where) as group, own_numbers(where), memory_kept():
-        run.resume |= group.restarted
         one = Learning(run, group, where, init, named)
         before = one.before()
         if group.agreed(run.resume and run.finished()):
@@ -71,18 +70,6 @@ def learnt(run: Run, init: Any, named: Collection[str]) -> TrainResult:
                 return one.finish()
     stop.raise_()
     raise AssertionError("a stop without a signal")
-
-
-def ready(
-    config: Config, data: object, val: object, init: Any, named: Collection[str], device: str
-) -> Learning:
-    """A learner and its feed as a run has them before its first step; nothing is written."""
-    run = Run(config, Path(), device=device)
-    run.begin(data, val)
-    one = Learning(run, ALONE, device_of(device), init, named)
-    one.before()
-    one.prepare(None)
-    return one
 
 
 def own_numbers(where: torch.device) -> AbstractContextManager[None]:
@@ -127,20 +114,15 @@ class Learning:
         """
         run, found = self.run, None
         was: Mapping[str, Any] = {}  # what the run in the folder says of itself
-        there = run.folder / "checkpoints"
-        if self.group.first and not run.resume and there.exists():
-            raise OutputError(
-                f"{run.folder} holds a run already; go on with it by --resume, or choose another folder"
-            )
-        if self.group.first and run.resume:
-            found = checkpoint.latest(there, run.notes.append)
+        if run.resume and self.group.first:
+            found = checkpoint.latest(run.folder / "checkpoints", run.notes.append)
             was = found.facts if found else folder.begun(run.folder)
-        found, was = self.group.agreed((found, was))
-        if found is None and run.resume:
-            if self.group.first and (run.folder / "model.safetensors").exists():
+            if found is None and (run.folder / "model.safetensors").exists():
                 raise OutputError(
                     f"{run.folder} holds a model, and no checkpoint to go on from; choose another folder"
                 )
+        found, was = self.group.agreed((found, was))
+        if found is None and run.resume:
             run.notes.append(f"no checkpoint in {run.folder} yet: beginning anew")
         run.config, notes = _fitted(run.config, len(run.data.train), self.named)
         if found is None:
@@ -177,8 +159,8 @@ class Learning:
             config, model=network.name, width=network.width, pool=network.pool
         )
         colours = self._colours(learn, held)
-        shown = _as_shown(expected, config) if expected else _normalised(colours, config)
-        self.preprocess = replace(shown, detail=held.detail if held else None)
+        seen = _as_shown(expected, config) if expected else _normalised(colours, config)
+        self.preprocess = replace(seen, detail=held.detail if held else None)
         self.licence = model.record.licence if model.record else ""
         if before is None:
             config = self.group.agreed(decided(config, model, self.device))
@@ -242,28 +224,22 @@ class Learning:
     def _solved(
         self, model: Any, samples: Sequence[Sample]
     ) -> tuple[linear.LinearHead, linear.Scaling]:
-        config, layers = self.run.config, model.table.head.layers
-        trunk = Predictor(
-            modelfile.read(find_model(self.init)), precision="half", device=self.run.device,
-            threads=config.threads or None,
+        """The head on scaled averages, before any temperature."""
+        trunk = Probe(self.run, self._probed(model))
+        made = trunk.averages(samples, self.run.config.size, "to start from")
+        good, classes = trunk.good(made, "to train on"), len(self.run.data.classes)
+        labels = targets(samples, classes)[good]
+        chosen = trunk.choose(made.values[good][None], labels, np.array(made.digests)[good])
+        values = chosen.scaling.apply(made.values[good][:, chosen.columns])
+        return linear.solve(values, labels, classes, l2=chosen.l2, tolerance=1e-4), chosen.scaling
+
+    def _probed(self, model: Any) -> ProbeConfig:
+        """The probe whose head this run starts from."""
+        config = self.run.config
+        return ProbeConfig(
+            model=str(self.init), sizes=(config.size,), layers=model.table.head.layers,
+            seed=config.seed, threads=config.threads, stretch=config.stretch,
         )  # fmt: skip
-        made = averages(
-            trunk, samples, layers, size=(config.size, config.size),
-            passed=self.run.passed("to start from", config.size, len(samples)),
-        )  # fmt: skip
-        good = ~np.isnan(made.values[:, 0])
-        if not good.any():
-            raise DataError(f"no photo to train on can be read; {next(iter(made.faults.items()))}")
-        labels = targets(samples, self.run.data.classes)[good]
-        values, classes = made.values[good], len(self.run.data.classes)
-        widths = {name: model.table.layer(name).outputs for name in layers}
-        chosen = choose(
-            values[None], labels, classes, widths, (layers,), seed=config.seed,
-            groups=np.array(made.digests)[good],
-        )  # fmt: skip
-        return linear.solve(
-            chosen.scaling.apply(values), labels, classes, l2=chosen.l2, tolerance=1e-4
-        ), chosen.scaling
 
     def _restore(self, before: Checkpoint) -> None:
         self.learner.restore(before.tensors)
@@ -412,11 +388,7 @@ class Learning:
             told["best_epoch"] = self.held.epoch
             run.note(f"epoch {self.held.epoch} is kept, of the least loss on held-out images")
         if self.held.head and not self._is_better():
-            asked = probe.ProbeConfig(
-                model=str(self.init), sizes=(config.size,), layers=learner.model.table.head.layers,
-                seed=config.seed, threads=config.threads, stretch=config.stretch,
-            )  # fmt: skip
-            outcome = probe.solved(run, asked, *probe.check(asked))
+            outcome = Probe(run, self._probed(learner.model)).solved()
             outcome = replace(outcome, told={**told, "best_epoch": 0})
         else:
             outcome = replace(self._outcome(), told=told)
@@ -549,7 +521,7 @@ def _parted(
 def _as_shown(expected: Preprocess, config: Config) -> Preprocess:
     """What the weights that a run starts from expect, at the size, and resized as this run does it."""
     if config.stretch or not config.memory:
-        return probe.shown(expected, config.size, config.stretch)
+        return shown(expected, config.size, config.stretch)
     plain = Preprocess()
     return replace(
         expected, resize="shorter", resize_size=config.size, crop_size=config.size,

@@ -40,14 +40,10 @@ class Lost(VerydeepError, ConnectionError):  # noqa: N818  # read as a word
 
 @dataclass(frozen=True)
 class Group:
-    """This process, `rank` of `world`. restarted: torchrun began anew after a process had died.
-
-    What it does with others, all of them have to do, in the same order.
-    """
+    """This process, `rank` of `world`. What it does with others, all have to do, in the same order."""
 
     rank: int = 0
     world: int = 1
-    restarted: bool = False
 
     @property
     def first(self) -> bool:
@@ -126,18 +122,18 @@ def joined(device: torch.device) -> Iterator[Group]:
         with own:
             yield ALONE
         return
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     store, rank, world = next(iter(rendezvous("env://", timeout=TIMEOUT)))
     if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
         # torchrun's store outlives a restart, and with it the addresses of processes that are dead; the
         # first to come would call those. (Over several machines the count may differ between them.)
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = distributed_c10d.PrefixStore(f"restart {restarts}", store)
     lost, leave = "", dist.destroy_process_group
     with own:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
         try:
-            yield Group(rank, world, restarts > 0)
+            yield Group(rank, world)
         except BaseException as error:
             if device.type == "cuda":  # an orderly end would wait for the others
                 leave = getattr(distributed_c10d, "_abort_process_group", leave)

@@ -6,7 +6,6 @@ which the smoothed loss falls most steeply; the highest rate of a one-cycle sche
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..files.progress import stage
+from ..pictures import page as html
+from ..pictures.charts import Line, lines
 from .data.feed import Feed
 from .learner import Learner
 from .loop import Diverged, Position, Stopped, fit
@@ -43,55 +44,17 @@ class RateTest:
             f"from {self.rates[0]:.0e} to {self.rates[-1]:.2g}"
         )
 
-    def svg(self, width: int = 640, height: int = 360) -> str:
-        """The curve, over a logarithmic axis of rates: one SVG that stands alone."""
-        left, right, top, bottom = 56, 16, 28, 44
-        x0, x1 = math.log10(self.rates[0]), math.log10(HIGHEST)
-        y0, y1 = 0.0, 1.15 * max(self.smoothed[0], *self.smoothed[: max(2, len(self.smoothed) - 5)])
-
-        def at(rate: float, loss: float) -> str:
-            x = left + (math.log10(rate) - x0) / (x1 - x0) * (width - left - right)
-            y = height - bottom - (min(loss, y1) - y0) / (y1 - y0) * (height - top - bottom)
-            return f"{x:.1f},{y:.1f}"
-
-        def line(values: tuple[float, ...], style: str) -> str:
-            points = " ".join(at(r, v) for r, v in zip(self.rates, values, strict=True))
-            return f'<polyline points="{points}" fill="none" {style}/>'
-
-        marks = []
-        for power in range(math.ceil(x0), math.floor(x1) + 1):
-            x, _ = at(10.0**power, 0).split(",")
-            marks.append(
-                f'<line x1="{x}" x2="{x}" y1="{top}" y2="{height - bottom}" stroke="#ddd"/>'
-            )
-            marks.append(
-                f'<text x="{x}" y="{height - bottom + 18}" text-anchor="middle">1e{power}</text>'
-            )
-        for part in range(5):
-            value = y1 * part / 4
-            _, y = at(self.rates[0], value).split(",")
-            marks.append(
-                f'<line x1="{left}" x2="{width - right}" y1="{y}" y2="{y}" stroke="#eee"/>'
-            )
-            marks.append(
-                f'<text x="{left - 8}" y="{float(y) + 4:.1f}" text-anchor="end">{value:.2f}</text>'
-            )
-        x, _ = at(self.suggested, 0).split(",")
-        middle = (left + width - right) / 2
-        return "\n".join([
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-            f'height="{height}" font-family="system-ui, sans-serif" font-size="12" fill="#333">',
-            f'<rect width="{width}" height="{height}" fill="#fff"/>', *marks,
-            line(self.losses, 'stroke="#bcd" stroke-width="1"'),
-            line(self.smoothed, 'stroke="#1f5fa8" stroke-width="2"'),
-            f'<line x1="{x}" x2="{x}" y1="{top}" y2="{height - bottom}" stroke="#c33" '
-            'stroke-dasharray="4 3"/>',
-            f'<text x="{x}" y="{top - 10}" text-anchor="middle" fill="#c33">{self.suggested:.2g}</text>',
-            f'<text x="{middle}" y="{height - 8}" text-anchor="middle">learning rate</text>',
-            f'<text x="14" y="{height / 2}" text-anchor="middle" '
-            f'transform="rotate(-90 14 {height / 2})">loss</text>',
-            "</svg>",
-        ])  # fmt: skip
+    def page(self) -> str:
+        """The curve as a page that stands alone; what lies far above its beginning is cut off."""
+        powers, top = np.log10(self.rates).tolist(), 1.15 * self.smoothed[0]
+        each, mean = ([min(loss, top) for loss in some] for some in (self.losses, self.smoothed))
+        best = self.rates.index(self.suggested)
+        curves = [
+            Line("smoothed", powers, mean), Line("suggested", [powers[best]], [mean[best]]),
+            Line("each step", powers, each),
+        ]  # fmt: skip
+        drawn = lines(curves, x="rate, as a power of ten", y="loss")
+        return html.page("Learning rates", [html.section("Learning rates", str(self), drawn)])
 
 
 def rate_test(learner: Learner, feed: Feed, steps: int = STEPS) -> RateTest:

@@ -1,4 +1,4 @@
-"""A run in its folder: what every recipe shares, from what is refused at first to the report at the end.
+"""A run in its folder: what every recipe shares, from its first line of the log to the report at the end.
 
 Each recipe has a module with `learnt(run, init, named)`, which opens the run, learns, and hands
 `Run.finish` an `Outcome`. Nothing here needs torch.
@@ -10,9 +10,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__, modelfile
+from ..errors import DataError
 from ..files.atomic import replacing
 from ..files.progress import reached
 from ..modelfile import ModelFile
@@ -27,12 +27,12 @@ from ..nets import Network
 from ..predictor import Predictor, sigmoid, softmax
 from ..preprocess import Preprocess
 from .data import labelled
-from .data.labelled import Sample
-from .recipes import RECIPES
+from .data.labelled import Labelled, Sample
 from .record import about, figures, folder, report
 from .record.log import Log, read
 from .record.result import TrainResult
 
+WITHOUT_EFFECT = ("threads", "checkpoint_minutes")  # settings that change no weight
 MADE = ("model.safetensors", "report.html")  # at the end of a run, in this order
 Event = Callable[[Mapping[str, Any]], None]
 # the samples that could be read, and their scores (n, classes) float32
@@ -64,49 +64,24 @@ class Outcome:
     told: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run(
-    config: Any,
-    data: object,
-    val: object = None,
-    *,
-    out: str | os.PathLike[str],
-    init: str | os.PathLike[str] | None = None,
-    named: Collection[str] = (),
-    resume: bool = False,
-    device: str = "auto",
-    event: Event | None = None,
-) -> TrainResult:
-    """Train by that config; the rest is as `verydeep.training.begin.train` has it.
-
-    named: the settings that were asked for by name, and are not only the recipe's defaults.
-    """
-    one = Run(config, Path(out), resume=resume, device=device, event=event)
-    one.begin(data, val)
-    follow = import_module(RECIPES[config.recipe].follows).learnt
-    try:
-        result: TrainResult = follow(one, init, named)
-    finally:
-        one.close()
-    return result
-
-
 class Run:
     """A run in its folder. Of the processes that torchrun starts, only the first writes and tells.
 
-    config: settled as the run goes on. data: what it learns from. bad: images that could not be read,
-    name -> why. seconds: of training so far, those before a resume included.
+    config: settled as the run goes on. data: what it learns from. listeners: are given each line of the
+    log. bad: images that could not be read, name -> why. seconds: of training so far, those before a
+    resume included.
     """
 
     def __init__(
-        self, config: Any, folder: Path, *, resume: bool = False, device: str = "auto",
-        event: Event | None = None,
+        self, config: Any, data: Labelled, folder: Path, *, resume: bool = False, device: str = "auto",
+        listeners: Sequence[Event] = (),
     ) -> None:  # fmt: skip
-        self.config, self.folder, self.resume, self.device = config, folder, resume, device
+        self.config, self.data, self.folder = config, data, folder
+        self.resume, self.device, self._listeners = resume, device, listeners
         self.first = os.environ.get("RANK", "0") == "0"
         self.bad: dict[str, str] = {}
         self.notes: list[str] = []
         self.inputs: dict[str, Any] = {}
-        self._listener = event
         self._log: Log | None = None
         self._began, self.earlier = time.perf_counter(), 0.0
 
@@ -116,12 +91,6 @@ class Run:
 
     # Before the work
 
-    def begin(self, source: object, val: object) -> None:
-        """Find the data; refuse a folder that cannot be written into."""
-        if self.first:
-            folder.writable(self.folder)
-        self.data = labelled.find_for(self.config, source, val)
-
     def finished(self) -> bool:
         """Whether the folder holds a run that has come to its end."""
         lines = read(self.folder / "log.jsonl")[-1:]
@@ -129,15 +98,28 @@ class Run:
         return whole and all((self.folder / made).exists() for made in MADE)
 
     def refuse_changes(self, was: Mapping[str, Any], init: object) -> None:
-        """DataError where the run that is resumed, which was begun as `was` says, is not this one."""
-        if was:
-            init = None if init is None else str(init)
-            now = {
-                "config": {**self.config.to_dict(), "init": init},
-                "data": about.described(self.data),
-            }
-            was = {"config": {**was["config"], "init": was.get("init")}, "data": was["data"]}
-            folder.refuse_difference(self.folder, was, now, type(self.config)().to_dict())
+        """DataError where the run in the folder, which was begun as `was` says, is not this one."""
+        if not was:
+            return
+        # a setting that is younger than the run had its default
+        old = {**type(self.config)().to_dict(), **was["config"], "init": was.get("init")}
+        new = {**self.config.to_dict(), "init": None if init is None else str(init)}
+        differ = [
+            f"{key} was {old[key]}, is {value}" for key, value in new.items()
+            if old[key] != value and key not in WITHOUT_EFFECT
+        ]  # fmt: skip
+        if differ:
+            raise DataError(
+                f"{self.folder} is a run of another configuration: {'; '.join(differ)}; resume it with its "
+                "own, or choose another folder"
+            )
+        before, after = was["data"], about.described(self.data)
+        if before["digest"] != after["digest"]:
+            raise DataError(
+                f"the data has changed since the run in {self.folder} was begun: {before['train']} images "
+                f"to train on and {before['val']} to validate then, {after['train']} and {after['val']} "
+                "now, not all of them the same; choose another folder for a new run"
+            )
 
     def open(self, init: object, step: int = 0, **facts: Any) -> None:
         """Make the folder, or go on in it after `step` steps; facts: what else config.json says."""
@@ -172,8 +154,8 @@ class Run:
 
     def show(self, line: Mapping[str, Any]) -> None:
         """For people alone."""
-        if self.first and self._listener is not None:
-            self._listener(line)
+        for listener in self._listeners if self.first else ():
+            listener(line)
 
     def passed(self, what: str, size: int, total: int) -> Callable[[int], None]:
         """To be told how many photos more have features, of so many; what they are for, in words."""

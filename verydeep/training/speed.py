@@ -15,15 +15,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from ..engines.processor import processor
-from ..errors import DataError, VerydeepError
-from ..files.atomic import replacing
-from ..files.folders import cache_folder
+from ..errors import DataError
+from ..files.folders import Notebook
 from ..files.progress import stage
 from ..models import VGG
 from .recipes import Config
@@ -122,13 +120,9 @@ def _remembered(open_to: list[Choice], config: Config, model: VGG, device: torch
         "network": f"{model.table.name} {model.table.width:g}", "size": config.size,
         "choices": [asdict(c) for c in open_to],
     }  # fmt: skip
-    key = json.dumps(facts, sort_keys=True)
-    path = cache_folder() / FILE
-    known: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        known = json.loads(path.read_text(encoding="utf-8"))
+    key, known = json.dumps(facts, sort_keys=True), Notebook(FILE)
     with suppress(KeyError, TypeError):
-        return Choice(**known[key])
+        return Choice(**known.rows()[key])
     times = {}
     for choice in stage(open_to, "measuring which arithmetic is the quickest", "way"):
         try:
@@ -136,10 +130,7 @@ def _remembered(open_to: list[Choice], config: Config, model: VGG, device: torch
         except (RuntimeError, NotImplementedError):  # this device cannot
             times[choice] = float("inf")
     best = min(open_to, key=lambda c: times[c])
-    with suppress(OSError, VerydeepError):  # it is measured again next time
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, "w", encoding="utf-8") as file:
-            json.dump({**known, key: asdict(best)}, file, indent=1)
+    known.write(key, asdict(best))
     return best
 
 

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from ... import modelfile
 from ...errors import DataError
 from ...files.progress import reached
-from ...modelfile import ModelFile
 from ...nets import Head
 from ...predictor import Predictor
 from ...preprocess import Preprocess, sized
@@ -104,96 +103,9 @@ def learnt(run: Run, init: Any, named: Collection[str]) -> TrainResult:  # noqa:
         run.refuse_changes(folder.begun(run.folder), run.config.model)
         if run.finished():
             return run.again()
-    model, sets = check(run.config)
+    probe = Probe(run, run.config)
     run.open(run.config.model)
-    return run.finish(solved(run, run.config, model, sets))
-
-
-def check(config: ProbeConfig) -> tuple[ModelFile, tuple[tuple[str, ...], ...]]:
-    """The model, and the sets of layers to try; DataError where its layers or the sizes will not do."""
-    model = modelfile.read(find_model(config.model))
-    network = model.record.network
-    sets = candidates(network, config.layers)
-    last = [layer.name for layer in network.trunk if any(layer.name in s for s in sets)][-1]
-    least = network.cut((last,)).minimum_size
-    for size in config.sizes:
-        if size < least:
-            raise DataError(
-                f"sizes has {size}, too small for {last} of {network.name}; expected {least} or more"
-            )
-    return model, sets
-
-
-def solved(
-    run: Run, config: ProbeConfig, model: ModelFile, sets: tuple[tuple[str, ...], ...]
-) -> Outcome:
-    """A head on what the layers average to, on the run's data; the size is the best of `sizes`.
-
-    model, sets: as `check` has them. Few photos are learned from mirrored, too.
-    """
-    probe = _Probe(run, config, model, sets)
-    labels = targets(run.data.train, len(run.data.classes))
-    few = len(labels) <= FEW
-    tried = []
-    reached(1, 2, "choosing layers")
-    for size in config.sizes or (SIZES[few],):
-        made = [probe.averages(run.data.train, size, "to train on")]
-        if few:
-            made += [probe.averages(run.data.train, size, "to train on, mirrored", mirrored=True)]
-        good = probe.good(made[0], "to train on")
-        features = np.stack([one.values[good] for one in made])
-        names = np.array(made[0].digests)[good]
-        chosen = probe.choose(features, labels[good], names)
-        for line in chosen.tried:
-            run.tell({"event": "tried", "size": size, **line})
-        tried.append((size, features, good, names, chosen))
-    size, features, good, names, chosen = min(tried, key=lambda one: one[-1].loss)
-    reached(2, 2, "solving the head")
-    head = finished(
-        features, labels[good], len(run.data.classes), probe.widths, chosen, groups=names,
-        seed=config.seed, limit=config.epochs,
-    )  # fmt: skip
-    run.tell({
-        "event": "chosen", "size": size, "layers": list(chosen.layers), "l2": chosen.l2,
-        "temperature": chosen.temperature, chosen.figure: chosen.top1, "loss": chosen.loss,
-        "steps": head.steps, "seconds": run.seconds,
-    })  # fmt: skip
-
-    def judge(
-        samples: Sequence[Sample], what: str
-    ) -> tuple[tuple[Sample, ...], NDArray[np.float32]]:
-        if not samples:
-            return (), np.zeros((0, len(run.data.classes)), np.float32)
-        found = probe.averages(samples, size, what)
-        fine = ~np.isnan(found.values[:, 0])  # where it is none, there is nothing to measure
-        read = tuple(s for s, one in zip(samples, fine, strict=True) if one)
-        return read, head.scores(found.values[fine][:, chosen.columns])
-
-    several = labels.ndim == 2
-    if several:
-        each = thresholds(chosen.held_out, chosen.labels, chosen.temperature)
-        sure: dict[str, Any] = {"thresholds": tuple(each.tolist())}
-    else:
-        least = threshold(chosen.held_out, chosen.temperature)
-        sure = {"threshold": least, "least_mean": 0.0}
-    network = replace(model.record.network, head=Head("gap", len(run.data.classes), chosen.layers))
-    how = "stretched to" if config.stretch else "one crop of"
-    view = f"one view, {how} {size} pixels, features in {config.precision} precision"
-    folds = f"{chosen.folds} folds of {len(chosen.labels)} training photos, held out; {view}"
-    return Outcome(
-        network, shown(model.record.preprocess, size, config.stretch),
-        {**trunk_of(model, network), "classifier.weight": head.weight, "classifier.bias": head.bias},
-        judge, view, licence=model.record.licence, **sure,
-        measured=[{
-            "what": f"{chosen.figure.replace('_', ' ')}, cross-validated",
-            "value": round(chosen.top1, 6), "protocol": folds,
-        }],
-        provenance={
-            "chosen": {"layers": list(chosen.layers), "l2": chosen.l2,
-                       "temperature": round(chosen.temperature, 6)},
-            "trunk": {"sha256": model.sha256, "provenance": dict(model.record.provenance)},
-        },
-    )  # fmt: skip
+    return run.finish(probe.solved())
 
 
 def shown(own: Preprocess, size: int, stretch: bool) -> Preprocess:
@@ -203,18 +115,97 @@ def shown(own: Preprocess, size: int, stretch: bool) -> Preprocess:
     return sized(own, size)
 
 
-class _Probe:
-    """The trunk at work on a run's photos."""
+class Probe:
+    """A trunk at work on a run's photos, and the head that is solved on what its layers average to.
 
-    def __init__(
-        self, run: Run, config: ProbeConfig, model: ModelFile, sets: tuple[tuple[str, ...], ...]
-    ) -> None:
-        self.run, self.config, self.model, self.sets = run, config, model, sets
-        trunk = model.record.network.trunk
-        self.widths = {one.name: one.outputs for one in trunk if any(one.name in s for s in sets)}
+    DataError where the model has not the layers that are asked for, or the sizes are too small for them.
+    """
+
+    def __init__(self, run: Run, config: ProbeConfig) -> None:
+        self.run, self.config = run, config
+        self.model = modelfile.read(find_model(config.model))
+        network = self.model.record.network
+        self.sets = candidates(network, config.layers)  # of layers, to try
+        used = [one for one in network.trunk if any(one.name in names for names in self.sets)]
+        self.widths, last = {one.name: one.outputs for one in used}, used[-1].name
+        least = network.cut((last,)).minimum_size
+        for size in config.sizes:
+            if size < least:
+                raise DataError(
+                    f"sizes has {size}, too small for {last} of {network.name}; expected {least} or more"
+                )
         self.predictor = Predictor(
-            model, engine=config.engine, precision=config.precision,
+            self.model, engine=config.engine, precision=config.precision,
             threads=config.threads or None, device=run.device,
+        )  # fmt: skip
+
+    def solved(self) -> Outcome:
+        """The head by the training photos, of the best of `sizes`; few are learned from mirrored, too."""
+        run, config, classes = self.run, self.config, len(self.run.data.classes)
+        labels = targets(run.data.train, classes)
+        few = len(labels) <= FEW
+        tried = []
+        reached(1, 2, "choosing layers")
+        for size in config.sizes or (SIZES[few],):
+            made = [self.averages(run.data.train, size, "to train on")]
+            if few:
+                made += [
+                    self.averages(run.data.train, size, "to train on, mirrored", mirrored=True)
+                ]
+            good = self.good(made[0], "to train on")
+            features = np.stack([one.values[good] for one in made])
+            names = np.array(made[0].digests)[good]
+            chosen = self.choose(features, labels[good], names)
+            for line in chosen.tried:
+                run.tell({"event": "tried", "size": size, **line})
+            tried.append((size, features, good, names, chosen))
+        size, features, good, names, chosen = min(tried, key=lambda one: one[-1].loss)
+        reached(2, 2, "solving the head")
+        head = finished(
+            features, labels[good], classes, self.widths, chosen, groups=names, seed=config.seed,
+            limit=config.epochs,
+        )  # fmt: skip
+        run.tell({
+            "event": "chosen", "size": size, "layers": list(chosen.layers), "l2": chosen.l2,
+            "temperature": chosen.temperature, chosen.figure: chosen.top1, "loss": chosen.loss,
+            "steps": head.steps, "seconds": run.seconds,
+        })  # fmt: skip
+
+        def judge(
+            samples: Sequence[Sample], what: str
+        ) -> tuple[tuple[Sample, ...], NDArray[np.float32]]:
+            if not samples:
+                return (), np.zeros((0, classes), np.float32)
+            found = self.averages(samples, size, what)
+            fine = ~np.isnan(found.values[:, 0])  # where it is none, there is nothing to measure
+            read = tuple(s for s, one in zip(samples, fine, strict=True) if one)
+            return read, head.scores(found.values[fine][:, chosen.columns])
+
+        if labels.ndim == 2:
+            each = thresholds(chosen.held_out, chosen.labels, chosen.temperature)
+            sure: dict[str, Any] = {"thresholds": tuple(each.tolist())}
+        else:
+            least = threshold(chosen.held_out, chosen.temperature)
+            sure = {"threshold": least, "least_mean": 0.0}
+        record = self.model.record
+        network = replace(record.network, head=Head("gap", classes, chosen.layers))
+        how = "stretched to" if config.stretch else "one crop of"
+        view = f"one view, {how} {size} pixels, features in {config.precision} precision"
+        folds = f"{chosen.folds} folds of {len(chosen.labels)} training photos, held out; {view}"
+        trunk = trunk_of(self.model, network)
+        return Outcome(
+            network, shown(record.preprocess, size, config.stretch),
+            {**trunk, "classifier.weight": head.weight, "classifier.bias": head.bias},
+            judge, view, licence=record.licence, **sure,
+            measured=[{
+                "what": f"{chosen.figure.replace('_', ' ')}, cross-validated",
+                "value": round(chosen.top1, 6), "protocol": folds,
+            }],
+            provenance={
+                "chosen": {"layers": list(chosen.layers), "l2": chosen.l2,
+                           "temperature": round(chosen.temperature, 6)},
+                "trunk": {"sha256": self.model.sha256, "provenance": dict(record.provenance)},
+            },
         )  # fmt: skip
 
     def averages(

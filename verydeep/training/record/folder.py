@@ -1,23 +1,23 @@
-"""The folder of a run: found a number, made, and refused where it holds another run."""
+"""The folder of a run: given a number, made, and refused where it holds another run."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from ...errors import DataError, OutputError
+from ...errors import OutputError
 
 RUNS = Path("runs")  # where runs go that are given no folder
-WITHOUT_EFFECT = ("threads", "checkpoint_minutes")  # settings that change no weight
 
 
 def refuse_another_run(folder: Path) -> None:
     """OutputError for a folder that a run was begun in."""
-    if (folder / "config.json").exists():
+    if (folder / "config.json").exists() or (folder / "checkpoints").exists():
         raise OutputError(
             f"{folder} holds a run already; go on with it by --resume, or choose another folder"
         )
@@ -32,34 +32,6 @@ def begun(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def refuse_difference(
-    folder: Path, was: Mapping[str, Any], now: Mapping[str, Any], usual: Mapping[str, Any]
-) -> None:
-    """DataError where the run in the folder, which was begun as `was` says, is not this one.
-
-    was, now: what config.json says of each. usual: the settings' defaults.
-    """
-    # a setting that is younger than the run had its default
-    old, new = {**usual, **was["config"]}, now["config"]
-    differ = [
-        f"{k} was {old.get(k)}, is {v}"
-        for k, v in new.items()
-        if old.get(k) != v and k not in WITHOUT_EFFECT
-    ]
-    if differ:
-        raise DataError(
-            f"{folder} is a run of another configuration: {'; '.join(differ)}; resume it with its own, or "
-            "choose another folder"
-        )
-    before, after = was["data"], now["data"]
-    if before["digest"] != after["digest"]:
-        raise DataError(
-            f"the data has changed since the run in {folder} was begun: {before['train']} images to train "
-            f"on and {before['val']} to validate then, {after['train']} and {after['val']} now, not all of "
-            "them the same; choose another folder for a new run"
-        )
-
-
 def made(folder: Path) -> None:
     """The folder is there afterwards, or OutputError says why not."""
     try:
@@ -70,9 +42,35 @@ def made(folder: Path) -> None:
         ) from error
 
 
-def following() -> Path:
-    """The first of runs/1, runs/2, ... that is not there yet."""
-    return next(path for number in count(1) if not (path := RUNS / str(number)).exists())
+@contextmanager
+def taken(
+    folder: str | os.PathLike[str] | None, *, writes: bool, resume: bool = False
+) -> Iterator[Path]:
+    """A run's folder, while the block lasts; None for the first of runs/1, runs/2, ... that is not there.
+
+    That one is made at once, so that no other run takes it, and is gone afterwards where it is empty.
+    writes: whether this process writes into it. OutputError where it cannot, or, but to resume, where the
+    folder has a run.
+    """
+    place = RUNS if folder is None else Path(folder)
+    if writes:
+        writable(place)
+        if folder is not None and not resume:
+            refuse_another_run(place)
+    if writes and folder is None:
+        made(RUNS)
+        for number in count(1):
+            place = RUNS / str(number)
+            with suppress(FileExistsError):
+                place.mkdir()
+                break
+    try:
+        yield place
+    finally:
+        if writes and folder is None:
+            with suppress(OSError):  # they hold something
+                place.rmdir()
+                RUNS.rmdir()
 
 
 def writable(folder: Path) -> None:
