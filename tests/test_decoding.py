@@ -1,4 +1,7 @@
-"""JPEG files by simplejpeg: Pillow's pixels to the last bit, or left to Pillow; with it and without."""
+"""JPEG files by simplejpeg: Pillow's pixels to the last bit, or left to Pillow; with it and without.
+
+And what precisions other than "exact" make of large photos.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image, ImageFile, JpegImagePlugin
 
+from verydeep import load
 from verydeep.errors import ImageError
 from verydeep.preprocess import TORCHVISION, Preprocess, decode, jpeg
 
@@ -269,3 +274,103 @@ def test_threads_decode_at_once() -> None:
     with ThreadPoolExecutor(6) as pool:
         for _ in range(5):
             assert_array_equal(list(pool.map(SMALL.pixels, files)), expected)
+
+
+# Large photos in other precisions
+
+CROPPED = Preprocess(resize_size=37, crop_size=32)
+PHOTOS = sorted(Path("examples/photos").absolute().glob("*.jpg"))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "box", "hamming"])
+@pytest.mark.parametrize(
+    "sides", [(300, 400), (400, 300), (150, 700), (311, 293), (450, 300)], ids=str
+)
+def test_only_what_the_crop_keeps_is_resized(sides: tuple[int, int], interpolation: Any) -> None:
+    record = Preprocess(resize_size=37, crop_size=32, interpolation=interpolation)
+    for seed in range(3):
+        photo = picture(*sides, seed)
+        assert record._is_cut(photo, record._resized_size(*sides))
+        whole = record.pixels(photo)
+        middle = record.pixels(photo, precision="fast")
+        assert whole.shape == middle.shape == (32, 32, 3)
+        apart = np.abs(whole.astype(int) - middle)
+        assert apart.max() <= 1
+        assert apart.mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("record", "sides"),
+    [
+        (CROPPED, (130, 170)),  # not large
+        (CROPPED, (500, 310)),  # much taller than wide
+        (CROPPED, (20, 30)),  # smaller than the crop
+        (Preprocess(resize_size=37, crop_size=32, interpolation="nearest"), (300, 400)),
+        (Preprocess(resize_size=37, crop_size=32, detail=35), (300, 400)),
+        (Preprocess(resize_size=32, crop_size=32), (300, 300)),  # nothing is cut off
+        (Preprocess(resize_size=32, crop_size=48), (300, 400)),  # padded
+        (Preprocess("exact", 32, None), (300, 400)),
+        (Preprocess("none", None, 32), (300, 400)),
+    ],
+)
+def test_all_else_is_exact_in_fast(record: Preprocess, sides: tuple[int, int]) -> None:
+    for source in (picture(*sides), encoded(picture(*sides)), np.asarray(picture(*sides))):
+        assert_array_equal(record.pixels(source, precision="fast"), record.pixels(source))
+    values = np.asarray(picture(*sides)) / 255
+    for precision in ("fast", "half"):
+        assert_array_equal(
+            record.pixels(values, range=(0, 1), precision=precision),
+            record.pixels(values, range=(0, 1)),
+        )
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_large_jpeg_files_are_decoded_smaller_in_int8(orientation: int) -> None:
+    record = Preprocess(resize_size=24, crop_size=None)
+    for sides, times in (
+        ((192, 256), 2), ((190, 250), 1), ((194, 250), 2), ((193, 250), 1), ((400, 404), 4),
+        ((400, 402), 2), ((768, 1024), 8), ((240, 800), 2),
+    ):  # fmt: skip
+        photo = picture(*sides)
+        exif = photo.getexif()
+        exif[0x0112] = orientation
+        data = encoded(photo, exif=exif)
+        drafted = Image.open(io.BytesIO(data))
+        drafted.draft(None, (sides[1] // times, sides[0] // times))
+        assert drafted.size == (sides[1] // times, sides[0] // times)
+        assert_array_equal(record.pixels(data, precision="int8"), record.pixels(drafted))
+        assert_array_equal(record.pixels(data, precision="half"), record.pixels(data))
+        lossless = encoded(photo, format="PNG")
+        assert_array_equal(record.pixels(lossless, precision="int8"), record.pixels(lossless))
+    for other in (
+        Preprocess("exact", (24, 32), None), Preprocess("none", None, 24),
+        Preprocess(resize_size=24, crop_size=None, detail=16),
+    ):  # fmt: skip
+        data = encoded(picture(400, 400))
+        assert_array_equal(other.pixels(data, precision="int8"), other.pixels(data))
+
+
+def test_scores_and_features_of_real_photos_are_within_the_promise() -> None:
+    predictor = load(size=32, engine="onnxruntime", precision="exact")
+    record = predictor.preprocess
+    layers = ["relu1_2", "relu3_3", "relu5_3"]
+    expected, features = predictor.scores(PHOTOS), predictor.features(PHOTOS, layers)
+    pixels = [record.pixels(photo, precision="fast") for photo in PHOTOS]
+    assert any((a != record.pixels(b)).any() for a, b in zip(pixels, PHOTOS, strict=True))
+    apart = np.abs(predictor.scores(pixels) - expected).max() / np.abs(expected).max()
+    assert apart <= 5e-4  # of 1e-3: the rest is the engine's
+    for layer, values in predictor.features(pixels, layers).items():
+        apart = np.linalg.norm(values - features[layer]) / np.linalg.norm(features[layer])
+        assert apart <= 5e-4, layer
+    rough = predictor.scores([record.pixels(photo, precision="int8") for photo in PHOTOS])
+    assert (rough != expected).any(1).all()
+    assert (rough.argmax(1) == expected.argmax(1)).mean() >= 0.9  # of nine
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast", "half"])
+def test_a_predictor_prepares_photos_for_its_precision(precision: str) -> None:
+    predictor = load(size=32, engine="onnxruntime", precision=precision)
+    (photo,) = PHOTOS[:1]
+    asked = predictor._pass((), scores=True)
+    _, pixels = predictor._prepared(photo, asked)
+    assert_array_equal(pixels, predictor.preprocess.pixels(photo, precision=precision))

@@ -488,7 +488,7 @@ class Predictor:
         path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
         began = time.perf_counter()
         try:
-            pixels = asked.preprocess.pixels(image, range=asked.range)
+            pixels = asked.preprocess.pixels(image, range=asked.range, precision=self.precision)
             if min(pixels.shape[:2]) < asked.minimum:
                 raise ImageError(
                     f"{path or 'image'}: {pixels.shape[1]}x{pixels.shape[0]} pixels is too "

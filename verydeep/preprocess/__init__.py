@@ -43,6 +43,10 @@ RESIZES = ("shorter", "exact", "none")
 INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 CHANNEL_ORDERS = {"RGB": 3, "BGR": 3, "L": 1}
 
+# How many times as large as what it is resized to, a side, a photo must be for less to be computed of it
+# than in "exact". docs/log.md has what that does to scores.
+LARGE = 4
+
 # Rec. 601 luma, the weights of PIL's convert("L").
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -142,16 +146,20 @@ class Preprocess:
             )
         return cls(**values)
 
-    def pixels(self, image: ImageLike, *, range: Range = None) -> Pixels:
+    def pixels(self, image: ImageLike, *, range: Range = None, precision: str = "exact") -> Pixels:
         """One image, decoded (see `decode` for what is taken), resized and cropped.
 
         Returns a new array (height, width, 3) in RGB order, whatever `channel_order` says, or
         (height, width, 1) for "L": uint8, or float32 on the same scale, 0 to 255, for images of
         more than 8 bits.
         range: the values that mean black and white, as in `decode`.
+        precision: what the scores are to keep. In "exact" all pixels are Pillow's. Else only what the crop
+        keeps of a large photo is resized: some values of a thousand are others, by 1. In "int8" a large
+        JPEG file is decoded at a half, a quarter or an eighth of its size, too; "half" promises more.
         ImageError where the image cannot be used.
         """
-        source = decode(image, range=range, padded=self.resize != "none")
+        spare = self._spare if precision == "int8" else None
+        source = decode(image, range=range, spare=spare, padded=self.resize != "none")
         if self.channel_order == "L":
             source = (
                 source @ _LUMA[:, None] if isinstance(source, np.ndarray) else source.convert("L")
@@ -170,12 +178,51 @@ class Preprocess:
                 scale = self.detail / min(height, width)
                 small = max(1, round(scale * height)), max(1, round(scale * width))
                 source = self._scaled(source, small)
+            elif precision != "exact" and self._is_cut(source, new):
+                return np.array(self._middle(source, new))
             # an array of its own, since PIL's is read-only
             return np.array(_centre_crop(self._scaled(source, new), self.crop_size))
         except MemoryError as error:
             raise ImageError(
                 f"{name_of(image)}: not enough memory to resize it; ask for a smaller size"
             ) from error
+
+    def _spare(self, width: int, height: int) -> int:
+        """By how much a JPEG file of that size may be decoded smaller: 8, 4, 2, or 1 for not at all.
+
+        It then is still `LARGE`, and no part of a pixel is lost at its edges.
+        """
+        if self.detail is not None or isinstance(self.resize_size, tuple):
+            return 1
+        most = min(width, height) / min(self._resized_size(height, width)) / LARGE
+        return next((n for n in (8, 4, 2) if n <= most and width % n == height % n == 0), 1)
+
+    def _is_cut(self, source: Image.Image | Pixels, new: tuple[int, int]) -> TypeGuard[Image.Image]:
+        """Whether it is a large photo, of which the crop leaves something away.
+
+        Of what is much taller than wide Pillow 13 resizes the height first, but of its crop the width.
+        """
+        if (
+            self.crop_size is None
+            or isinstance(source, np.ndarray)
+            or self.interpolation == "nearest"
+        ):
+            return False
+        width, height = source.size
+        large = min(height / new[0], width / new[1]) >= LARGE and height <= 1.5 * width
+        return large and max(new) > self.crop_size <= min(new)
+
+    def _middle(self, source: Image.Image, new: tuple[int, int]) -> Pixels:
+        """The centre crop of the image resized to `new`, of which nothing else is computed."""
+        size = self.crop_size or 0
+        box = []
+        for length, whole in (source.width, new[1]), (source.height, new[0]):
+            before, _ = margins(whole, size)  # negative: cut off
+            box.append((-before * length / whole, min(length, (size - before) * length / whole)))
+        (left, right), (top, bottom) = box
+        how = INTERPOLATIONS[self.interpolation]
+        array = np.asarray(source.resize((size, size), how, (left, top, right, bottom)))
+        return array[..., :3] if array.ndim == 3 else array[..., None]
 
     def _scaled(self, source: Image.Image | Pixels, new: tuple[int, int]) -> Pixels:
         """(height, width, channels) of that size; read-only where it comes from PIL."""
