@@ -46,12 +46,15 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "I8": np.dtype("i1"),
     "I16": np.dtype("<i2"),
     "I64": np.dtype("<i8"),
+    "U8": np.dtype("u1"),
 }
-_FLOATS, _QUANTISED, _COUNTS = ("F32", "F16"), ("I8", "I16"), ("I64",)
+_FLOATS, _QUANTISED, _COUNTS, _CODED = ("F32", "F16"), ("I8", "I16"), ("I64",), ("U8",)
 
 # vgg19_bn's tensors take 15 kB, the names of ImageNet-21k's classes 1 MB. Parsed JSON takes up to
 # some sixty times its size in memory, so this also bounds what a hostile file can make us allocate.
 MAX_HEADER_BYTES = 8 * 2**20
+
+_FORMS = ("q", "scale", "code")  # how a weight may be stored otherwise than as floats
 
 _AGAIN = "it was cut short, added to or damaged: fetch or write it again"
 _CONVERT = "`verydeep weights convert` makes a model file of published or trained weights"
@@ -73,7 +76,8 @@ class ModelFile:
 
     path: as given. record: what the tensors are.
     stored: arrays as they lie in the file, by their names there: "features.0.weight", or
-    "features.0.weight.q" with "features.0.weight.scale". They are read-only views of the map, which
+    "features.0.weight.q" with "features.0.weight.scale", or "features.0.weight.code", which
+    `verydeep.modelfile.codec` reads. They are read-only views of the map, which
     lives as long as one of them does. A file that is replaced (as `write` does) keeps its old bytes
     here; one that another program shortens in place must not be used any more.
     stamp: which file was opened: its device, inode, ctime_ns, size in bytes and mtime_ns, as they were
@@ -110,26 +114,54 @@ class ModelFile:
     ) -> dict[str, NDArray[Any]]:
         """Weights by torchvision's key, all of them or those of `keys`, in shape `network.tensors`.
 
-        float32, dequantised (q * scale); num_batches_tracked is int64. Tensors that are stored so
-        already come as read-only views without a copy, the others as new arrays.
+        float32, dequantised (q * scale) or decoded; num_batches_tracked is int64. Tensors that are stored
+        so already come as read-only views without a copy, the others as new arrays.
         writable: views may be written to, as torch.from_numpy wants it. The map is copy-on-write, so that
         the file never changes; but this ModelFile does, and must not be used for anything else then.
-        ModelFileError for a key that the network does not have.
+        ModelFileError for a key that the network does not have, and for a coded tensor that is damaged.
         """
         known = self.record.network.tensors
-        result: dict[str, NDArray[Any]] = {}
-        for key in known if keys is None else keys:
+        wanted = list(known if keys is None else keys)
+        for key in wanted:
             if key not in known:
                 raise ModelFileError(
                     f"{self.record.network.name} has no tensor {shown(key)}{nearest(key, known)}"
                 )
-            array = dequantised(self.stored, key)
+        stored = self.decoded(wanted)
+        result: dict[str, NDArray[Any]] = {}
+        for key in wanted:
+            array = dequantised(stored, key)
             if writable and not array.flags.writeable:
                 shared = memoryview(self._mapped).readonly
                 array = array.copy() if shared else array.view()
                 array.flags.writeable = True
             result[key] = array
         return result
+
+    def decoded(self, keys: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
+        """`stored` with float32 weights in place of what is coded, all of it or that of `keys`.
+
+        ModelFileError where a coded tensor is damaged.
+        """
+        known = self.record.network.tensors
+        coded = [key for key in (known if keys is None else keys) if f"{key}.code" in self.stored]
+        found = {name: array for name, array in self.stored.items() if not name.endswith(".code")}
+        if not coded:
+            return found
+        from concurrent.futures import ThreadPoolExecutor
+
+        from . import codec
+
+        def weight(key: str) -> NDArray[Any]:
+            try:
+                return codec.decode(self.stored[f"{key}.code"], known[key]).weight
+            except ModelFileError as error:
+                raise about(self.path, f"the tensor {key}.code: {error}") from None
+
+        # the range coder takes turns, and what surrounds it runs beside it
+        with ThreadPoolExecutor(2, "verydeep-decoding") as threads:
+            found.update(zip(coded, threads.map(weight, coded), strict=True))
+        return found
 
     @cached_property
     def stamp(self) -> Stamp:
@@ -160,6 +192,12 @@ def dequantised(stored: Mapping[str, NDArray[Any]], key: str) -> NDArray[Any]:
             return values
         dtype = np.int64 if stored[key].dtype.kind == "i" else np.float32
         return np.require(stored[key], dtype, "A")  # A: a foreign writer need not align its data
+
+
+def key_of(name: str) -> str:
+    """Torchvision's key of a tensor by its name in a file."""
+    stem, _, form = name.rpartition(".")
+    return stem if form in _FORMS else name
 
 
 def read(path: str | os.PathLike[str]) -> ModelFile:
@@ -284,14 +322,27 @@ def _reopen(path: Path, glance: str) -> ModelFile:
 
 
 def check_table(network: Network, given: Mapping[str, Tensor]) -> None:
-    """Compare names, dtypes, shapes with the table: each tensor once, in one of its two forms."""
+    """Compare names, dtypes, shapes with the table: each tensor once, in one of its three forms."""
     allowed: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
     for key, shape in network.tensors.items():
-        q, scale = f"{key}.q", f"{key}.scale"
+        q, scale, code = f"{key}.q", f"{key}.scale", f"{key}.code"
         # weights of layers alone have several dimensions
-        if len(shape) > 1 and (q in given or scale in given):
-            if key in given:
-                raise ModelFileError(f"it has {key} both as floats and quantised; expected one")
+        coded = len(shape) > 1 and code in given
+        quantised = len(shape) > 1 and (q in given or scale in given)
+        if key in given and (coded or quantised):
+            form = "coded" if coded else "quantised"
+            raise ModelFileError(f"it has {key} both as floats and {form}; expected one")
+        if coded:
+            from .codec import least_bytes
+
+            stream = given[code].shape
+            if len(stream) != 1 or stream[0] < least_bytes(shape):
+                raise ModelFileError(
+                    f"the tensor {code} has the shape {shown(list(stream))}; expected one dimension, "
+                    f"and for {math.prod(shape)} weights {least_bytes(shape)} bytes at least"
+                )
+            allowed[code] = _CODED, stream
+        elif quantised:
             allowed[q] = _QUANTISED, shape
             allowed[scale] = ("F32",), (shape[0], *[1] * (len(shape) - 1))
         else:
@@ -364,7 +415,8 @@ def write(
 
     tensors: by torchvision's key, float32 or float16 (num_batches_tracked int64), in the shapes of
     `record.network.tensors`. Instead of a convolution's or FC layer's weight there may be
-    `<key>.q`, int8 or int16, with `<key>.scale`, float32 of shape (out, 1, 1, 1) or (out, 1).
+    `<key>.q`, int8 or int16, with `<key>.scale`, float32 of shape (out, 1, 1, 1) or (out, 1); or
+    `<key>.code`, uint8, as `verydeep.modelfile.codec.encode` makes it.
 
     The file appears whole or not at all: one that was at `path` before stays until the new one is
     safely on the disk. ModelFileError where tensors contradict the table; OutputError where the file cannot
@@ -381,7 +433,8 @@ def write(
             layout[name] = Tensor(_dtype(arrays[name]), arrays[name].shape, begin, end)
         check_table(record.network, layout)
         check_scales(arrays)
-        header = encode({"verydeep": record.to_json()}, layout)
+        coded = any(name.endswith(".code") for name in names)
+        header = encode({"verydeep": record.to_json(coded)}, layout)
     except ModelFileError as error:
         raise about(path, str(error)) from None
     from ..files.atomic import replacing  # not needed to read

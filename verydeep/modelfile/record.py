@@ -18,7 +18,7 @@ from ..files.strict_json import JSON, members, shown
 from ..nets import Head, Network
 from ..preprocess import TORCHVISION, Preprocess
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the newest that is read; 1 is a file without coded tensors
 
 _RECORD_KEYS = (
     "format_version", "network", "preprocess", "class_ids", "class_names", "threshold", "licence",
@@ -155,14 +155,14 @@ class Record:
             _check_activations(self.activations, self.network)
         object.__setattr__(self, "activations", dict(self.activations or {}))
 
-    def to_json(self) -> str:
-        """The record as canonical JSON: keys sorted, no spaces."""
+    def to_json(self, coded: bool = False) -> str:
+        """The record as canonical JSON: keys sorted, no spaces. coded: whether any of the tensors is."""
         network = {key: getattr(self.network, key) for key in _NETWORK_KEYS}
         network["width"] = float(self.network.width)
         network["head"] = {key: getattr(self.network.head, key) for key in _HEAD_KEYS}
         values: dict[str, object] = {
             **{key: getattr(self, key) for key in _RECORD_KEYS if key != "format_version"},
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if coded else 1,
             "network": network,
             "preprocess": self.preprocess.to_dict(),
         }
@@ -185,14 +185,14 @@ class Record:
         if is_whole(version, FORMAT_VERSION + 1):
             raise ModelFileError(
                 f"written by a newer verydeep: its format version is {version}, and this verydeep "
-                f"reads {FORMAT_VERSION}; upgrade with: pip install --upgrade verydeep"
+                f"reads those up to {FORMAT_VERSION}; upgrade with: pip install --upgrade verydeep"
             )
         values = members(
             record, (*_RECORD_KEYS, *_OPTIONAL), "record", ModelFileError, optional=_OPTIONAL
         )
-        if not is_whole(version, FORMAT_VERSION):
+        if not is_whole(version, 1):
             raise ModelFileError(
-                f"the record's format_version is {shown(version)}; expected {FORMAT_VERSION}"
+                f"the record's format_version is {shown(version)}; expected 1 or {FORMAT_VERSION}"
             )
         del values["format_version"]
         network = members(values["network"], _NETWORK_KEYS, "record's network", ModelFileError)

@@ -172,7 +172,7 @@ def quantise_pixels(
     floats = None if floats is None else named(floats)
     network = model.record.network.cut(("prob",))  # all that scores need, and no more
     several = bool(model.record.thresholds)
-    reference = Draft(network, model.record.preprocess, dict(model.stored), threads=threads)
+    reference = Draft(network, model.record.preprocess, model.decoded(), threads=threads)
     plan(network, floats or ())  # refuses what is no layer, before minutes of work
     reached(1, 5, "counting values")
     tallies = _tallies(reference, plan(network), calibrate)

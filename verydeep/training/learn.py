@@ -457,9 +457,7 @@ class Learning:
         for key, value in list(tensors.items()):
             if key in own and not own[key].requires_grad:
                 del tensors[key]
-                tensors |= {
-                    k: v for k, v in source.items() if k in (key, f"{key}.q", f"{key}.scale")
-                }
+                tensors |= {k: v for k, v in source.items() if modelfile.key_of(k) == key}
             elif value.ndim == 4 and float(np.abs(value).max()) < 6e4:
                 tensors[key] = value.astype(np.float16)
         return tensors

@@ -22,7 +22,7 @@ from .. import __version__, modelfile
 from ..errors import DataError
 from ..files.atomic import replacing
 from ..files.progress import reached
-from ..modelfile import ModelFile
+from ..modelfile import ModelFile, key_of
 from ..nets import Network
 from ..predictor import Predictor, sigmoid, softmax
 from ..preprocess import Preprocess
@@ -286,7 +286,4 @@ class Run:
 def trunk_of(model: ModelFile, network: Network) -> dict[str, NDArray[Any]]:
     """The tensors of the trunk as they are stored, rounded ones too."""
     own = {key for layer in network.trunk for key in layer.tensors}
-    return {
-        name: array for name, array in model.stored.items()
-        if name in own or name.removesuffix(".q") in own or name.removesuffix(".scale") in own
-    }  # fmt: skip
+    return {name: array for name, array in model.stored.items() if key_of(name) in own}
