@@ -41,7 +41,8 @@ NOT_FOLLOWED = {
 NO_ADVICE = {
     "load s": "a column's title",
     "check train": "names of verbs",
-    "export quantize models weights cache": "names of verbs",
+    "export quantize serve models weights cache": "names of verbs",
+    "verydeep serve": "what needs an extra",
     "name network file url size_bytes licence preprocess classes": "names of fields",
     "verydeep weights convert": "what made a file",
     "{}: {}; range={}": "how a loss shows itself",

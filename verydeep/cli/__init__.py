@@ -26,6 +26,7 @@ MODULES = {
     "compare": "distance duplicates features similar",
     "explain": "explain",
     "export": "bench export quantize",
+    "serve": "serve",
     "summary": "models show summary",
     "train": "check train",
     "weights": "cache weights",
@@ -40,7 +41,7 @@ GROUPS = {
     "Look": "classify explain show similar duplicates",
     "Measure": "evaluate distance features bench summary",
     "Train": "check train",
-    "Ship": "export quantize models weights cache",
+    "Ship": "export quantize serve models weights cache",
 }
 
 

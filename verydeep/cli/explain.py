@@ -120,36 +120,5 @@ def _text(explanation: Explanation, picture: Path, fidelity: Fidelity | None) ->
 
 
 def _record(explanation: Explanation, picture: Path, fidelity: Fidelity | None) -> dict[str, Any]:
-    return {
-        "path": explanation.path,
-        "picture": str(picture),
-        "method": explanation.method,
-        "layers": list(explanation.layers),
-        "engine": explanation.engine,
-        "precision": explanation.precision,
-        "seconds": round(explanation.seconds, 4),
-        "maps": [
-            {
-                "label": heat.label,
-                "id": heat.id,
-                "probability": round(heat.probability, 6),
-                "score": round(heat.score, 5),
-                "shape": list(heat.map.shape),
-                "lowest": float(heat.map.min()),
-                "highest": float(heat.map.max()),
-                "peak": _peak(explanation, heat.peak),
-            }
-            for heat in explanation.maps
-        ],
-        **({} if fidelity is None else {"check": fidelity.to_dict()}),
-    }
-
-
-def _peak(explanation: Explanation, peak: tuple[int, int]) -> list[float]:
-    """Where in the photo the peak lies: shares of its width and height, 0 to 1."""
-    left, top, right, bottom = explanation.box
-    height, width = explanation.pixels.shape[:2]
-    x = left + (peak[1] + 0.5) / width * (right - left)
-    y = top + (peak[0] + 0.5) / height * (bottom - top)
-    photo = explanation.photo
-    return [round(x / photo.width, 4), round(y / photo.height, 4)]
+    check = {} if fidelity is None else {"check": fidelity.to_dict()}
+    return {"path": explanation.path, "picture": str(picture), **explanation.to_dict(), **check}

@@ -132,6 +132,38 @@ class Explanation:
         layers = ", ".join(self.layers)
         return f"{self.method}{' of ' + layers if layers else ''}; {self.engine} {self.precision}"
 
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON, without the maps' values. "peak": where it lies in the photo, as shares of its
+        width and height."""
+        return {
+            "path": self.path,
+            "method": self.method,
+            "layers": list(self.layers),
+            "engine": self.engine,
+            "precision": self.precision,
+            "seconds": round(self.seconds, 4),
+            "maps": [
+                {
+                    "label": heat.label,
+                    "id": heat.id,
+                    "probability": round(heat.probability, 6),
+                    "score": round(heat.score, 5),
+                    "shape": list(heat.map.shape),
+                    "lowest": float(heat.map.min()),
+                    "highest": float(heat.map.max()),
+                    "peak": self._place(heat.peak),
+                }
+                for heat in self.maps
+            ],
+        }
+
+    def _place(self, pixel: tuple[int, int]) -> list[float]:
+        left, top, right, bottom = self.box
+        height, width = self.pixels.shape[:2]
+        x = left + (pixel[1] + 0.5) / width * (right - left)
+        y = top + (pixel[0] + 0.5) / height * (bottom - top)
+        return [round(x / self.photo.width, 4), round(y / self.photo.height, 4)]
+
     def picture(self) -> Image.Image:
         """The photo, and each heat map over it with its scale, class and probability."""
         return picture.draw(self)

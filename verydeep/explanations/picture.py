@@ -32,16 +32,35 @@ UNSEEN = 0.01  # probability below which a map would show colours that nobody co
 
 def draw(explanation: Explanation) -> Image.Image:
     """An RGB picture: the photo and a panel for each class, in rows, and one line that says how."""
-    photo = layout.fitted(explanation.photo)
-    whole = explanation.photo.size  # of a narrow one both shrink differently: none below a pixel
-    across, down = photo.width / whole[0], photo.height / whole[1]
-    left, top, right, bottom = explanation.box
-    box = (left * across, top * down, right * across, bottom * down)
+    photo, box = _fitted(explanation)
     parts = [_first(photo, box, explanation)]
     parts += [_panel(photo, box, heat, explanation.method) for heat in explanation.maps]
     count = len(parts)
     columns = count if count <= 3 else math.ceil(count / math.ceil(count / 4))
     return layout.sheet(parts, columns, f"{explanation.model} · {explanation.how}")
+
+
+def over_photo(explanation: Explanation, heat: HeatMap) -> Image.Image:
+    """One heat map over the photo, without its scale and words."""
+    values, top = _scaled(heat, explanation.method)
+    return overlaid(*_fitted(explanation), values, top / max(heat.probability, 1e-9))
+
+
+def _fitted(explanation: Explanation) -> tuple[Image.Image, Box]:
+    """The photo as it is drawn, and where the network saw it."""
+    photo = layout.fitted(explanation.photo)
+    whole = explanation.photo.size  # of a narrow one both shrink differently: none below a pixel
+    across, down = photo.width / whole[0], photo.height / whole[1]
+    left, top, right, bottom = explanation.box
+    return photo, (left * across, top * down, right * across, bottom * down)
+
+
+def _scaled(heat: HeatMap, method: str) -> tuple[np.ndarray, float]:
+    """The values that are drawn, and the one that gets the last colour."""
+    if method != "ig":
+        return heat.upscaled, float(heat.upscaled.max())
+    values = blurred(heat.upscaled, SMOOTH)
+    return values, float(np.percentile(values, OUTLIERS))
 
 
 def _first(photo: Image.Image, box: Box, explanation: Explanation) -> Panel:
@@ -54,8 +73,7 @@ def _first(photo: Image.Image, box: Box, explanation: Explanation) -> Panel:
 
 
 def _panel(photo: Image.Image, box: Box, heat: HeatMap, method: str) -> Panel:
-    values = blurred(heat.upscaled, SMOOTH) if method == "ig" else heat.upscaled
-    top = float(np.percentile(values, OUTLIERS) if method == "ig" else values.max())
+    values, top = _scaled(heat, method)
     width = max(photo.width, layout.NARROWEST)
     if top <= 0:
         foot = layout.paragraph("nothing here speaks for this class", width)

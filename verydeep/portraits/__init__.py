@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -190,16 +191,13 @@ def show(
         sides = sized(Preprocess(), size).sides or (SIZE, SIZE)
         height, width = (max(side, network.minimum_size) for side in sides)
     else:
-        source = decode(photo, range=range)
-        deep = (0.0, 255.0) if isinstance(source, np.ndarray) else None  # more than 8 bits
-        pixels = sized(predictor.preprocess, size).pixels(source, range=deep)
-        maps = predictor.features(pixels, last, size="own", range=deep)
+        pixels, maps = _seen(predictor, photo, last, size, range)
         height, width = pixels.shape[:2]
         if network.head.classes:
             answer = predictor(photo, range=range)
     rows = {row.layer.name: row for row in network.rows(height, width)}
     blocks = tuple(
-        Block(rows[name], _strongest(maps[name][0], strongest) if maps else ()) for name in last
+        Block(rows[name], _strongest(maps[name], strongest) if maps else ()) for name in last
     )
     path = os.fspath(photo) if isinstance(photo, str | os.PathLike) else None
     filters = _filters(predictor)
@@ -212,7 +210,33 @@ def show(
     return Portrait(network, predictor.model.path.name, filters, blocks, path, pixels, answer)
 
 
+def strongest_channels(
+    predictor: Predictor, photo: ImageLike, layers: Sequence[str] = (), strongest: int = STRONGEST,
+    range: Range = None,
+) -> tuple[Block, ...]:  # fmt: skip
+    """The strongest channels of each of these layers, by paper name; of none, of each block's last ReLU.
+
+    A channel of an FC layer has a map of one unit. Raises as `show` does, and LayerError.
+    """
+    network = predictor.record.network
+    pixels, maps = _seen(predictor, photo, tuple(layers) or network.last_relus, SIZE, range)
+    rows = {row.layer.name: row for row in network.rows(*pixels.shape[:2])}
+    return tuple(Block(rows[name], _strongest(one, strongest)) for name, one in maps.items())
+
+
+def _seen(
+    predictor: Predictor, photo: ImageLike, layers: Sequence[str], size: Size, range: Range
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What the network looks at, (height, width, channels), and each layer's maps of it."""
+    source = decode(photo, range=range)
+    deep = (0.0, 255.0) if isinstance(source, np.ndarray) else None  # more than 8 bits
+    pixels = sized(predictor.preprocess, size).pixels(source, range=deep)
+    maps = predictor.features(pixels, layers, size="own", range=deep)
+    return pixels, {name: values[0] for name, values in maps.items()}
+
+
 def _strongest(maps: np.ndarray, count: int) -> tuple[Channel, ...]:
+    maps = maps.reshape(len(maps), -1, 1) if maps.ndim == 1 else maps
     means = maps.mean((1, 2))
     best = np.argsort(-means, kind="stable")[:count]
     return tuple(Channel(int(i), float(means[i]), maps[i]) for i in best)

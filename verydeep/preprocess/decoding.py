@@ -205,6 +205,21 @@ def _decode_file(
             return _without_text(file, range)
 
 
+def header(content: bytes) -> tuple[str, int, int]:
+    """Format, width and height of an image file's bytes, without decoding it; ImageError as of `decode`."""
+    from PIL import UnidentifiedImageError
+
+    with _quiet():
+        try:
+            with opened(io.BytesIO(content)) as image:
+                return image.format or "", image.width, image.height
+        except UnidentifiedImageError as error:
+            looks = _looks_like(content[:64]) if content else "the file is empty"
+            raise ImageError(f"not an image that can be read; {looks}") from error
+        except Exception as error:
+            raise _failed(error) from error
+
+
 def opened(file: str | BinaryIO) -> Image.Image:
     """A file as PIL opens it, by its header alone; what PIL raises is not caught."""
     from PIL import Image, UnidentifiedImageError

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,6 +23,7 @@ from .featurefile import FeatureFile, open_features
 
 if TYPE_CHECKING:
     from ..graphs.pooling import Pooling
+    from ..predictor import Predictor
     from ..preprocess import ImageLike
 
 TILE, GAP = 160, 12  # pixels of a contact sheet
@@ -102,40 +103,57 @@ def similar(
     ImageError. Raises DataError for a file that is none or has numbers that are not finite, ModelFileError
     where the model is not the one that made the file.
     """
-    from ..predictor import Failure, load
-
     opened = index if isinstance(index, FeatureFile) else open_features(index)
     require_whole(DataError, top=top)
+    opened.about.layer(layer)
     asked, many = several(queries)
-    about, name = opened.about, opened.about.layer(layer)
+    predictor = maker(opened, model, engine=engine, threads=threads, device=device)
+    answers = nearest_to(opened, predictor, asked, top, layer)
+    if not many and answers[0].error:
+        raise ImageError(answers[0].error)
+    return answers if many else answers[0]
+
+
+def maker(
+    index: FeatureFile, model: str | os.PathLike[str] | None = None, **choices: Any
+) -> Predictor:
+    """What computed a file of features, to compute those of queries. Raises ModelFileError as `similar`."""
+    from ..predictor import load
+
+    about = index.about
     try:
         predictor = load(
-            about.model if model is None else model,
-            engine=engine, precision=about.precision, threads=threads, device=device,
-        )  # fmt: skip
+            about.model if model is None else model, precision=about.precision, **choices
+        )
     except ModelFileError as error:
         raise ModelFileError(
-            f"{opened.path} was made with {error}; if it was moved, name its place with --model"
+            f"{index.path} was made with {error}; if it was moved, name its place with --model"
         ) from error
     if predictor.sha256 != about.sha256:
         raise ModelFileError(
-            f"{opened.path} was made with another model than {predictor.model.path} (SHA-256 "
+            f"{index.path} was made with another model than {predictor.model.path} (SHA-256 "
             f"{about.sha256[:12]}..., not {predictor.sha256[:12]}...); give that model, or make the file "
             "again"
         )
-    pool = cast("Pooling | None", about.pool)
-    items = list(predictor.features_stream(asked, name, pool, size=about.size))
+    return predictor
+
+
+def nearest_to(
+    index: FeatureFile, predictor: Predictor, queries: list[Any], top: int, layer: str | None = None
+) -> list[Neighbours]:
+    """What `similar` says of each query. predictor: the file's `maker`."""
+    from ..predictor import Failure
+
+    name, pool = index.about.layer(layer), cast("Pooling | None", index.about.pool)
+    items = list(predictor.features_stream(queries, name, pool, size=index.about.size))
     values = [item[name] for item in items if not isinstance(item, Failure)]
-    if not many and isinstance(items[0], Failure):
-        raise ImageError(items[0].error)
-    matches = iter(_search(opened, np.stack(values), top, name) if values else ())
-    answers = [
+    matches = iter(_search(index, np.stack(values), top, name) if values else ())
+    return [
         Neighbours(item.path, (), item.error)
         if isinstance(item, Failure)
         else Neighbours(item.path, next(matches))
         for item in items
     ]
-    return answers if many else answers[0]
 
 
 def unit_rows(block: np.ndarray) -> np.ndarray:
