@@ -20,11 +20,22 @@ import pytest
 
 import verydeep
 from verydeep import engines, errors, modelfile
-from verydeep.engines import ENGINES, Engine, Kind, Run, check, choice, onnxruntime, processor, race
+from verydeep.engines import (
+    ENGINES,
+    Engine,
+    Kind,
+    Run,
+    check,
+    choice,
+    installed,
+    onnxruntime,
+    processor,
+    race,
+)  # fmt: skip
 from verydeep.engines.choice import Choice
 from verydeep.engines.race import Memory, Standing
 from verydeep.errors import EngineError
-from verydeep.graphs import Source, source_of
+from verydeep.graphs import Source, lighter, source_of
 from verydeep.graphs import network as graph
 from verydeep.graphs.writer import Graph
 from verydeep.preprocess import TORCHVISION
@@ -125,42 +136,209 @@ def test_the_quickest_wins(
     assert [r["engine"] for r in row["standings"]] == ["onnxruntime", "slow", "slower"]
 
 
+class Field:
+    """Engines that a race may open, on a clock of their own: nobody waits, and nothing disturbs them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **seconds: Callable[[int], float]) -> None:
+        self.now, self.seconds, self.opened, self.ran = 0.0, seconds, [], []  # type: ignore[var-annotated]
+        self.wrong: set[tuple[str, tuple[str, ...]]] = set()  # engine and outputs
+        field = self
+
+        class Timed:
+            def __init__(self, name: str, graph: Source, *, device: str, settings: Any, **_: Any):
+                self.name, self.device, self.settings, self.graph = name, device, settings, graph
+                if self.called not in field.seconds:
+                    raise EngineError("it is not there")
+                field.opened.append((self.called, graph.outputs))
+
+            @property
+            def called(self) -> str:
+                return f"{self.name}{'' if self.device == 'cpu' else '_' + self.device}"
+
+            def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+                field.now += field.seconds[self.called](len(image))
+                field.ran.append((self.called, len(image)))
+                value = 1.5 if (self.called, self.graph.outputs) in field.wrong else 1.0
+                return {name: np.full((len(image), 2), value) for name in self.graph.outputs}
+
+        clock = SimpleNamespace(perf_counter=lambda: self.now, sleep=lambda _: None)
+        monkeypatch.setattr(race, "time", clock)
+        monkeypatch.setattr(race, "Engine", Timed)
+        self.graph = cast(Source, SimpleNamespace(outputs=("scores",)))
+        self.light = self.graph
+        monkeypatch.setattr(race, "lighter", lambda _: (self.light, self.graph))
+        real = Kind.variants
+        monkeypatch.setattr(
+            Kind, "variants",
+            lambda kind, *told: ({},) if kind.package == "none" else real(kind, *told),
+        )  # fmt: skip
+
+    def race(
+        self,
+        *,
+        batch: int = 8,
+        threads: int = 1,
+        devices: tuple[str, ...] = ("cpu",),
+        backwards: bool = False,
+    ) -> tuple[str, tuple[Standing, ...]]:
+        names = [name for name in self.seconds if "_" not in name]
+        kinds = [Kind(name, "none", ("none",), ("fast",), ("cpu", "cuda")) for name in names]
+        winner, rows = race.race(
+            self.graph, np.zeros((batch, 32, 32, 3), np.uint8), kinds[:: -1 if backwards else 1],
+            precision="fast", threads=threads, devices=devices,
+        )  # fmt: skip
+        return winner.name, rows
+
+
+def steady(seconds: float) -> Callable[[int], float]:
+    return lambda images: images * seconds
+
+
 def test_an_engine_that_is_slow_on_the_processor_may_win_on_a_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seconds = {("onnxruntime", "cpu"): 0.03, ("torch", "cpu"): 0.2, ("torch", "cuda"): 0.0}
-
-    class Sleeping:
-        def __init__(self, name: str, _: object, *, device: str, settings: object, **_told: Any):
-            self.name, self.device, self.settings = name, device, settings
-            if (name, device) not in seconds:
-                raise EngineError("it is not there")
-
-        def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
-            time.sleep(seconds[self.name, self.device])
-            return {"scores": np.ones((len(image), 2))}
-
-    monkeypatch.setattr(race, "Engine", Sleeping)
     monkeypatch.setattr("verydeep.engines.torch.devices", lambda: ("cuda", "cpu"))
-    kinds = [ENGINES["onnxruntime"], ENGINES["torch"]]
-    told: Any = {"precision": "fast", "threads": 1, "devices": ("cpu", "cuda"), "seconds": 0.2}
-    winner, standings = race.race(cast(Any, None), BATCH, kinds, **told)
-    assert (winner.name, winner.device) == ("torch", "cuda")
-    assert {(row.engine, row.device) for row in standings} == set(seconds)
+    field = Field(
+        monkeypatch, onnxruntime=steady(0.03), torch=steady(0.2), torch_cuda=steady(0.001)
+    )
+    winner, rows = field.race(devices=("cpu", "cuda"))
+    assert [(row.engine, row.device) for row in rows] == [
+        ("torch", "cuda"), ("onnxruntime", "cpu"), ("torch", "cpu"),
+    ]  # fmt: skip
+    assert winner == "torch"
 
 
-def test_a_winner_is_never_slower_than_who_lost(
-    built: Graph, planted: Planted, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_order_does_not_decide(backwards: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three that lie within three per cent, too; the hopeless are not looked at for long."""
+    field = Field(
+        monkeypatch, onnxruntime=steady(0.01), slow=steady(0.0065), third=steady(0.00412),
+        second=steady(0.00404), first=steady(0.004),
+    )  # fmt: skip
+    winner, rows = field.race(backwards=backwards)
+    assert winner == "first"
+    assert [row.engine for row in rows[:3]] == ["first", "second", "third"]
+    for row in rows:
+        others = [other.seconds for other in rows if other.engine == row.engine]
+        assert others == [pytest.approx(field.seconds[row.engine](1))]
+        assert row.images == 8
+    assert max(row.pairs for row in rows) == race.MOST_PAIRS
+    if not backwards:
+        assert sum(name == "onnxruntime" for name, _ in field.ran) == 2  # as the judge
+        assert sum(name == "slow" for name, _ in field.ran) == 2
+
+
+@pytest.mark.parametrize("quick", ["first", "second"])
+def test_a_disturbance_does_not_decide(quick: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First runs after opening, and now and then another one, take half as long again."""
+    runs = dict.fromkeys(("first", "second"), 0)
+
+    def disturbed(name: str) -> Callable[[int], float]:
+        def seconds(images: int) -> float:
+            runs[name] += 1
+            slow = runs[name] <= 2 or (name == quick and runs[name] % 4 == 0)
+            return images * (0.04 if name == quick else 0.043) * (1.4 if slow else 1)
+
+        return seconds
+
+    field = Field(
+        monkeypatch, onnxruntime=steady(0.2), first=disturbed("first"), second=disturbed("second")
+    )
+    winner, rows = field.race()
+    assert winner == quick
+    assert max(row.pairs for row in rows) >= 3
+
+
+def test_a_batch_is_cut_but_never_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What shares a batch out to threads is slow for one image, and quickest for eight."""
+
+    def shared(images: int) -> float:
+        return 0.5 * -(-images // 2)  # two at a time
+
+    field = Field(monkeypatch, onnxruntime=steady(1.0), whole=steady(0.3), shared=shared)
+    assert field.race(batch=1, threads=2)[0] == "whole"
+    winner, rows = field.race(batch=8, threads=2)
+    assert winner == "shared"
+    assert {row.images for row in rows} == {4}
+    assert max(images for _, images in field.ran) == 4
+    for batch, threads, images in ((1, 2, 1), (8, 1, 4), (8, 3, 6), (8, 4, 4), (8, 6, 6), (64, 16, 16),
+                                   (3, 2, 3), (2, 8, 2)):  # fmt: skip
+        assert race.fewest(batch, threads) == images
+
+
+def test_only_the_winner_is_prepared_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """However busy the machine was when it was measured alone, or later."""
-    planted.add("second")
-    clock = iter((8.0, 8.0, *[1.0, 2.0] * 99))  # alone at first, then in turns
-    monkeypatch.setattr(race, "timed", lambda *_: next(clock))
-    kinds = [ENGINES["onnxruntime"], ENGINES["second"]]
-    winner, rows = race.race(Source.of(built), BATCH, kinds, precision="fast", threads=1)
-    assert winner.name == "onnxruntime"
-    assert rows[1].seconds == 2 * rows[0].seconds
-    assert "2.0 times as fast as second" in race.told(rows)
+    """Large FC layers are left out of the race; who is wrong with them is caught, the next one taken."""
+    seconds = {"onnxruntime": 0.2, "far": 0.06, "near": 0.044, "quick": 0.04}
+    field = Field(monkeypatch, **{name: steady(value) for name, value in seconds.items()})
+    field.light = cast(Source, SimpleNamespace(outputs=("map",)))
+    monkeypatch.setattr(field, "graph", cast(Source, SimpleNamespace(outputs=("scores", "map"))))
+
+    def whole() -> list[str]:
+        return [name for name, outputs in field.opened if outputs == field.graph.outputs]
+
+    winner, rows = field.race()
+    assert winner == "quick"
+    assert whole() == [
+        "onnxruntime",
+        "quick",
+        "near",
+    ]  # the judge, the winner and who was close to it
+    assert [row.engine for row in rows] == list(seconds)[::-1]
+    field.opened.clear()
+    field.wrong.add(("quick", field.graph.outputs))
+    winner, rows = field.race()
+    assert winner == "near"
+    assert [row.engine for row in rows] == ["near", "far", "onnxruntime"]
+    assert "engine quick is left out: its relative error on this model" in capsys.readouterr().err
+    field.wrong.add(("near", field.graph.outputs))
+    field.opened.clear()
+    winner, rows = field.race()
+    assert (winner, whole()) == ("far", ["onnxruntime", "quick", "near", "far"])
+
+
+@pytest.mark.parametrize(
+    "taps", [(), ("relu6", "relu3_1"), ("fc8", "prob"), ("conv5_2", "avgpool")]
+)
+def test_a_graph_without_its_large_layers(
+    taps: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that stands before them: the same values, none of their weights, another key."""
+    net = tiny(head="classic")
+    held = Source.of(graph.build(net, weights(net), TORCHVISION, taps=taps))
+    assert lighter.lighter(held) == (held, held)
+    monkeypatch.setattr(lighter, "LARGE_BYTES", 1 << 10)
+    light, both = lighter.lighter(held)
+    assert both.outputs[: len(held.outputs)] == held.outputs
+    assert set(light.outputs) == {
+        "avgpool",
+        *(tap for tap in taps if tap in net.cut(("avgpool",)).taps),
+    }
+    assert set(light.outputs) <= set(both.outputs)
+    assert not [name for name in light.graph.weights if name.startswith("fc")]
+    assert len({light.key, both.key, held.key}) == 3
+    image = pixels(64, 64)
+    whole = Engine("onnxruntime", held, threads=1).run(image)
+    more = Engine("onnxruntime", both, threads=1).run(image)
+    for name in held.outputs:
+        np.testing.assert_array_equal(more[name], whole[name])
+    for kind in installed():
+        part = Engine(kind.name, light, precision="exact", threads=1, device="cpu").run(image)
+        assert race.worst_error(part, {name: more[name] for name in light.outputs}) < 1e-5
+
+
+def test_a_model_with_large_layers_is_raced(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lighter, "LARGE_BYTES", 1 << 10)
+    net = tiny(head="classic")
+    planted.add("liar", factor=1.01)
+    source = Source.of(graph.build(net, weights(net), TORCHVISION))
+    engine = Choice(source, threads=1, device="cpu").engine(BATCH, to_come=100)
+    assert (engine.name, engine.source) == ("onnxruntime", source)
+    (row,) = Memory().choices()
+    assert [r["engine"] for r in row["standings"]] == ["onnxruntime"]
 
 
 def test_a_wrong_engine_is_left_out(
@@ -218,9 +396,9 @@ def test_a_winner_that_starts_slowly_waits_for_a_handful(planted: Planted, built
     """Neither it nor what is remembered is touched for a few; open already, it serves one as well."""
     planted.add("quick")
     kinds = [ENGINES["onnxruntime"], ENGINES["quick"]]
-    about = choose(built)._about(kinds, BATCH, 8)
     for batch in (1, 8):
-        Memory().remember({**about, "batch": batch}, [Standing("quick", "cpu", {}, 0.01, 8, 0.0)])
+        about = choose(built)._about(kinds, BATCH[:batch], batch)
+        Memory().remember(about, [Standing("quick", "cpu", {}, 0.01, batch, 0.0)])
 
     def never() -> str:
         raise AssertionError("the model file was hashed")
@@ -273,16 +451,19 @@ def test_the_winner_is_remembered(
 def test_what_was_raced_is_what_is_remembered(
     planted: Planted, built: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One image tells nothing of eight. Of a large batch as many run as time allows, and it says so."""
+    """One image tells nothing of eight, nor does what was remembered when a batch was cut to one."""
     planted.add("other", seconds=0.05)
     chosen = choose(built)
     assert chosen.engine(BATCH[:1], batch=8, to_come=100).name == "onnxruntime"
     assert Memory().choices() == []
-    monkeypatch.setattr(race, "timed", lambda _engine, pixels: 0.4 * len(pixels))
-    chosen.engine(BATCH, batch=8, to_come=100)
-    (row,) = Memory().choices()
-    assert row["race"]["batch"] == 8
-    assert {one["images"] for one in row["standings"]} == {2}
+    about = chosen._about([ENGINES["onnxruntime"], ENGINES["other"]], BATCH, 8)
+    old = {key: value for key, value in about.items() if key != "images"}
+    Memory().remember(old, [Standing("other", "cpu", {}, 0.001, 1, 0.0)])
+    monkeypatch.setattr(race, "RUN_SECONDS", 1e-9)
+    assert chosen.engine(BATCH, batch=8, to_come=100).name == "onnxruntime"
+    row = Memory().choices()[-1]
+    assert (row["race"]["batch"], row["race"]["images"]) == (8, 4)
+    assert {one["images"] for one in row["standings"]} == {4}
 
 
 def test_threads_that_come_first_race_once(planted: Planted, built: Graph) -> None:

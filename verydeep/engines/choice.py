@@ -140,16 +140,20 @@ class Choice:
         return self._open[key]
 
     def _about(self, kinds: list[Kind], pixels: np.ndarray, batch: int) -> dict[str, Any]:
-        """What the result of a race depends on."""
+        """What the result of a race depends on. images: those that were run at once, at least."""
+        from .race import fewest
+
         _, height, width, _ = pixels.shape
+        threads = self.threads or cores()
         return {
             "graph": self.source.key,
             "processor": processor(),
             "engines": {kind.name: kind.version for kind in kinds},
             "precision": self.precision,
             "devices": list(self._devices),
-            "threads": self.threads or cores(),
+            "threads": threads,
             "batch": batch,
+            "images": fewest(batch, threads),
             "height": height,
             "width": width,
         }

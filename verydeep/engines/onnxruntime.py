@@ -57,6 +57,8 @@ def prepare(engine: Engine) -> Run:
     # a plan of memory for each shape would be kept beside the memory of its first run: twice as much
     options.enable_mem_pattern = False
     options.intra_op_num_threads = engine.threads
+    # else its threads go on waiting for more, at full speed for 40 ms, beside whoever decodes or computes
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if not engine.settings.get("packed"):
         options.add_session_config_entry("session.disable_prepacking", "1")
     # the session may read the arrays where they are for as long as it lives, so they are kept

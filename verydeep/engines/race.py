@@ -1,9 +1,11 @@
 """Race the engines on one model, on real pixels, check each against the reference, remember who won.
 
-The reference, ONNX Runtime in float32, starts as champion. Each challenger answers the same pixels first:
-one that strays further than the precision allows is left out, said why. Then the two take turns, so that
-whatever else the machine does meets both, and the quicker one stays. Two engines at most are open at a
-time, since each may hold half a gigabyte.
+The reference, ONNX Runtime in float32, answers first. Each entrant answers the same pixels: one that strays
+further than the precision allows is left out, said why; so is one that is hopelessly slow. Any other takes
+turns with the champion, so that whatever else the machine does meets both, and the quicker one stays.
+
+Where FC layers hold most of a model, all run what is left without them, and only the winner, with those
+close to it, is prepared whole. Few engines are open at a time, since each may hold half a gigabyte.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from statistics import median
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -23,25 +26,32 @@ from ..errors import EngineError, log
 from ..files.atomic import locked
 from ..files.folders import Notebook, cache_folder
 from ..files.progress import stage
+from ..graphs.lighter import lighter
 from . import REFERENCE, TOLERANCES, Engine, Kind, Settings, relative_error
 
 if TYPE_CHECKING:
     from ..graphs import Source
 
-MOST_PAIRS = 7
+JUDGE = (REFERENCE, "cpu")
+FEWEST = 4  # images of a batch: engines that share them out, or not, do as with more
+MOST_PAIRS = 9
 CLEAR = 1.5  # a lead of this much is not chance, nor made up for by other settings
+NEAR = 1.15  # less may be chance, so more pairs tell; or be made up for by FC layers, so all run
 PAUSE_SECONDS = 0.01  # in which the threads of the one before stop waiting for more
 INT8_TOLERANCE = 3e-2  # between two engines that round at the same places: 4e-3 was seen
-RUN_SECONDS = 0.8  # of the reference's run, about: larger batches are cut down to it
+RUN_SECONDS = 0.8  # of the reference's run, about: larger batches are cut down to it, or to FEWEST
+
+Entrant: TypeAlias = "tuple[str, str, Settings]"  # engine, device, settings
 
 
 @dataclass(frozen=True)
 class Standing:
     """How one engine did in a race.
 
-    seconds: of one image, its share of the batch. images: how many it ran at once, which is the whole batch
-    or, of a large one, as many as there was time for. error: against the reference, as `relative_error`
-    has it.
+    seconds: of one image, its share of the batch; where large FC layers were left out, the winner's with
+    them, and others' in proportion. images: how many it ran at once, which is the whole batch or, of a
+    large one, as many as there was time for, `fewest` at least. error: against the reference, as
+    `relative_error` has it. pairs: of runs by turns with the champion; 0 of whoever was hopeless.
     """
 
     engine: str
@@ -50,6 +60,7 @@ class Standing:
     seconds: float
     images: int
     error: float
+    pairs: int = 0
 
 
 def told(standings: Sequence[Standing]) -> str:
@@ -135,6 +146,12 @@ def _digest(race: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(race, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def fewest(batch: int, threads: int) -> int:
+    """How many images stand for a batch at least: several, and as many for each thread."""
+    share = min(batch, threads)
+    return min(batch, share * -(-FEWEST // share))
+
+
 def race(
     source: Source,
     pixels: np.ndarray,
@@ -150,81 +167,114 @@ def race(
     pixels: a real batch, of the size that will be run. kinds: engines that have that precision.
     devices: where to run them. seconds: for the turns, opening not counted.
     """
-
-    def opened(name: str, device: str, settings: Settings) -> Engine:
-        return Engine(
-            name, source, precision=precision, threads=threads, device=device, settings=settings
-        )
-
-    entrants = [
+    entrants: list[Entrant] = [
         (kind.name, device, settings)
-        for kind in kinds
+        for kind in reversed(kinds)  # likely winners come last, beside whom the slow are soon out
         for device in devices
         if device == "cpu" or (device in kind.devices and device in kind.load().devices())
         for settings in kind.variants(source, precision, threads, len(pixels), device)
     ]
-    ours = [entrant for entrant in entrants if entrant[:2] == (REFERENCE, "cpu")][:1]
-    judge = opened(*(ours or [(REFERENCE, "cpu", {})])[0])
-    judge.run(pixels[:1])
-    pixels = pixels[: max(1, min(len(pixels), int(RUN_SECONDS / timed(judge, pixels[:1]))))]
-    reference = judge.run(pixels)
+    allowed = TOLERANCES.get(precision, INT8_TOLERANCE)
 
-    def standing(engine: Engine, seconds: float, error: float) -> Standing:
-        count = len(pixels)
-        return Standing(engine.name, engine.device, engine.settings, seconds / count, count, error)
+    def opened(entrant: Entrant, graph: Source) -> Engine:
+        name, device, settings = entrant
+        return Engine(
+            name, graph, precision=precision, threads=threads, device=device, settings=settings
+        )
 
-    champion = judge if ours else None
-    standings = [standing(judge, timed(judge, pixels), 0.0)] if ours else []
-    del judge  # where it does not run itself, its half gigabyte is free again
-    out: set[tuple[str, str]] = set()  # engines, each on a device
-    rest = [entrant for entrant in entrants if entrant not in ours]
-    for name, device, settings in stage(rest, "measuring engines", "engine"):
-        if (name, device) in out:
-            continue
-        try:
-            challenger = opened(name, device, settings)
-            error = worst_error(challenger.run(pixels), reference)
-            allowed = TOLERANCES.get(precision, INT8_TOLERANCE)
-            if not error <= allowed:
-                raise EngineError(
-                    f"its relative error on this model is {error:.1e}, and {precision} allows "
-                    f"{allowed:.0e}"
-                )
-        except EngineError as reason:
-            log.info(f"engine {name} is left out: {reason}")
-            out.add((name, device))
-            continue
-        if champion is None:
-            ratio, took = 0.0, timed(challenger, pixels)
-        else:  # by turns with the champion: what each did at another hour would not compare
-            ratio = _duel(champion, challenger, pixels, seconds / len(rest))
-            took = ratio * standings[0].seconds * len(pixels)
-        if ratio > CLEAR:
-            out.add((name, device))  # other settings of it will not win either
-        if ratio < 1:
-            champion = challenger
-        standings.insert(0 if ratio < 1 else len(standings), standing(challenger, took, error))
-        del challenger
+    light, judged = lighter(source)
+    judge = opened(next((one for one in entrants if one[:2] == JUDGE), (*JUDGE, {})), judged)
+    few, share = pixels[:threads], min(threads, len(pixels))
+    began = time.perf_counter()
+    reference = judge.run(few)
+    count = int(RUN_SECONDS / (time.perf_counter() - began) * len(few)) // share * share
+    pixels = pixels[: max(fewest(len(pixels), threads), count)]
+    judged_seconds = timed(judge, pixels) / len(pixels)
+    ready = {JUDGE: judge} if judged is source else {}  # else its half gigabyte is free again
+    del judge
+
+    def contest(entrants: Iterable[Entrant], graph: Source) -> tuple[Engine | None, list[Standing]]:
+        """The quickest of those that are right, and how each of them did, quickest first."""
+        champion: Engine | None = None
+        standings: list[Standing] = []
+        out: set[tuple[str, str]] = set()  # engines, each on a device
+        for entrant in entrants:
+            where = entrant[:2]
+            if where in out:
+                continue
+            best = standings[0].seconds if standings else 0.0
+            if where == JUDGE and standings and judged_seconds > CLEAR * best:
+                standings.append(Standing(*entrant, judged_seconds, len(pixels), 0.0))
+                continue
+            try:
+                challenger = ready.pop(where, None) or opened(entrant, graph)
+                outputs = challenger.run(few)
+                error = worst_error(outputs, {name: reference[name] for name in graph.outputs})
+                if not error <= allowed:
+                    raise EngineError(
+                        f"its relative error on this model is {error:.1e}, and {precision} allows "
+                        f"{allowed:.0e}"
+                    )
+            except EngineError as reason:
+                log.info(f"engine {where[0]} is left out: {reason}")
+                out.add(where)
+                continue
+            took, ratio, pairs = timed(challenger, pixels) / len(pixels), 0.0, 0
+            if champion is not None and (ratio := took / best) <= CLEAR:
+                # by turns with the champion: what each did at another hour would not compare
+                ratio, pairs = _duel(champion, challenger, pixels, seconds / 2)
+                took = ratio * best
+            if ratio > CLEAR:
+                out.add(where)  # other settings of it will not win either
+            if ratio < 1:
+                champion = challenger
+            row = Standing(*entrant, took, len(pixels), error, pairs)
+            standings.insert(0 if ratio < 1 else len(standings), row)
+            del challenger
+        return champion, standings[:1] + sorted(standings[1:], key=lambda row: row.seconds)
+
+    champion, standings = contest(stage(entrants, "measuring engines", "engine"), light)
+    rest = standings if light is not source else []
+    while (
+        rest
+    ):  # the winner on the whole graph, with who was close; where none is right there, others
+        champion = None  # its memory is free again
+        best = {row.engine + row.device: row for row in reversed(rest)}.values()
+        close = [row for row in reversed(best) if row.seconds < NEAR * rest[0].seconds]
+        champion, finals = contest([(r.engine, r.device, r.settings) for r in close], source)
+        tried = {(row.engine, row.device) for row in close}
+        longer = finals[0].seconds / rest[0].seconds if finals else 1
+        rest = [row for row in rest if (row.engine, row.device) not in tried]
+        if champion is not None:
+            standings = [*finals, *(replace(row, seconds=longer * row.seconds) for row in rest)]
+            break
     if champion is None:
         raise EngineError(
             f"no engine that is installed keeps {precision} on this model and device; "
             "try another precision or --device cpu"
         )
-    return champion, (standings[0], *sorted(standings[1:], key=lambda row: row.seconds))
+    return champion, tuple(standings)
 
 
-def _duel(champion: Engine, challenger: Engine, pixels: np.ndarray, seconds: float) -> float:
-    """The challenger's time relative to the champion's."""
-    ours: list[float] = []
-    theirs: list[float] = []
+def _duel(
+    champion: Engine, challenger: Engine, pixels: np.ndarray, seconds: float
+) -> tuple[float, int]:
+    """The challenger's time relative to the champion's, and from how many pairs of runs.
+
+    The median of the pairs: what else the machine does meets both of a pair, or is one pair's alone.
+    """
+    ratios: list[float] = []
     until = time.perf_counter() + seconds
-    while len(ours) < 2 or (len(ours) < MOST_PAIRS and time.perf_counter() < until):
-        ours.append(timed(champion, pixels))
-        theirs.append(timed(challenger, pixels))
-        ratio = min(theirs) / min(ours)  # the shortest time is the least disturbed one
-        if not 1 / CLEAR < ratio < CLEAR:
+    while len(ratios) < MOST_PAIRS:
+        took = {}
+        for engine in (champion, challenger) if len(ratios) % 2 else (challenger, champion):
+            took[id(engine)] = timed(engine, pixels)
+        ratios.append(took[id(challenger)] / took[id(champion)])
+        least = max(min(ratios), 1 / max(ratios))  # by how much one was ahead each time
+        late = len(ratios) > 2 and time.perf_counter() > until
+        if least > CLEAR or (least > NEAR and len(ratios) > 1) or late:
             break
-    return ratio
+    return median(ratios), len(ratios)
 
 
 def timed(engine: Engine, pixels: np.ndarray) -> float:

@@ -1,0 +1,58 @@
+"""A graph without its large FC layers: engines race on it, since preparing those is most of a race's time.
+
+VGG-16's FC layers are 495 of its 553 MB, and one multiplication in a hundred. What is left is all of the
+convolutions, and whatever else does not wait for such a layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from . import Source
+
+LARGE_BYTES = 32 << 20  # of one FC layer's weights
+
+
+def lighter(source: Source) -> tuple[Source, Source]:
+    """Without all that needs a large FC layer; and whole, with outputs more: what such layers read.
+
+    The lighter graph has those outputs, too. Where there is no large FC layer, both are the source itself.
+    """
+    graph = source.graph.model.graph
+    makers = {node.output[0]: node for node in graph.node}
+    lost: set[str] = set()  # values that need a large FC layer
+    read: dict[str, int] = {}  # what the first of them read, and its number of dimensions
+    for node in graph.node:
+        weights = source.graph.weights.get(node.input[1]) if node.op_type == "Gemm" else None
+        if lost.intersection(node.input):
+            lost.update(node.output)
+        elif weights is not None and weights.nbytes >= LARGE_BYTES:
+            lost.update(node.output)
+            maker = makers.get(node.input[0])
+            flat = maker is not None and maker.op_type == "Flatten"
+            read[maker.input[0] if maker and flat else node.input[0]] = 4 if flat else 2
+    if not lost:
+        return source, source
+
+    def part(*without: str) -> Source:
+        from .writer import Writer  # onnx takes a while to load
+
+        writer = Writer(source.graph)
+        for name, rank in read.items():
+            if name not in source.outputs:
+                writer.output(name, [f"{name}_{axis}" for axis in range(rank)])
+        writer.outputs[:0] = [output for output in graph.output if output.name not in without]
+        names = tuple(output.name for output in writer.outputs)
+        needed = set(names)
+        for node in reversed(graph.node):
+            if needed.intersection(node.output):
+                needed.update(node.input)
+                writer.copy(node)
+        writer.nodes.reverse()
+        facts = "\0".join([source.key, *names, Path(__file__).read_text(encoding="utf-8")])
+        key = hashlib.sha256(facts.encode()).hexdigest
+        return replace(source, outputs=names, build=writer.graph, find_key=key)
+
+    return part(*lost), part()
