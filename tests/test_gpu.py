@@ -20,9 +20,11 @@ from torch import Tensor
 
 import verydeep
 from verydeep.distances import Perceptual
-from verydeep.engines import TOLERANCES, Engine, relative_error
+from verydeep.engines import ENGINES, TOLERANCES, Engine, relative_error
+from verydeep.engines.race import race
 from verydeep.errors import EngineError, ImageError
 from verydeep.explanations import Explainer
+from verydeep.graphs import Source
 from verydeep.graphs import network as graph
 from verydeep.losses import LPIPS, LearnedPerceptualImagePatchSimilarity
 from verydeep.models.loading import Trained, as_torch, assemble
@@ -36,11 +38,15 @@ from .test_processes import FORKING, ROOT
 from .test_threads import at_once
 from .tiny import model_file, photo, pixels, tiny, weights
 
+# VERYDEEP_GPU=cpu rehearses on the processor what needs nothing of CUDA's own: do the tests run?
+GPU = os.environ.get("VERYDEEP_GPU", "cuda")
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.skipif(
+        GPU == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA device"
+    ),
 ]
-GPU = "cuda"
+of_cuda = pytest.mark.skipif(GPU != "cuda", reason="looks at what CUDA alone has")
 
 
 @pytest.fixture
@@ -111,6 +117,7 @@ def test_at_full_width(name: str) -> None:
         assert relative_error(engine.run(pixels(224, 224))["scores"], theirs) <= allowed, precision
 
 
+@of_cuda
 def test_exact_whatever_the_program_told_torch() -> None:
     """TF32 in products is not `exact`; torch's other names for it are tested without a device."""
     net = tiny("vgg16", "classic", width=1 / 4)
@@ -123,6 +130,81 @@ def test_exact_whatever_the_program_told_torch() -> None:
     finally:
         torch.set_float32_matmul_precision("highest")
     assert relative_error(ours, truth(net, held, pixels(64, 64))["fc8"]) <= TOLERANCES["exact"]
+
+
+def settings_of(precision: str) -> tuple[dict[str, int], ...]:
+    return ENGINES["torch"].load().device_variants(GPU, precision)  # type: ignore[no-any-return]
+
+
+@of_cuda
+@pytest.mark.parametrize("head", ["classic", "gap"])
+@pytest.mark.parametrize("name", ["vgg11_lrn", "vgg16", "vgg19_bn"])
+def test_what_was_captured_is_of_its_own_pixels(name: str, head: str) -> None:
+    """tests/test_torch_device.py has the same, with the processor as the device."""
+    net = tiny(name, head, width=1 / 4)
+    held = weights(net)
+    built = graph.build(net, held, TORCHVISION, taps=("relu1_1", "pool5"))
+    for precision, allowed in TOLERANCES.items():
+        for settings in settings_of(precision)[1:]:
+            engine = Engine("torch", built, precision=precision, device=GPU, settings=settings)
+            for seed, side in enumerate((224, 64, 224, 97, 128, 64)):
+                image = pixels(side, 96, 3, seed=seed)
+                ours, theirs = engine.run(image), truth(net, held, image)
+                for tap, value in (("scores", theirs["fc8"]), ("pool5", theirs["pool5"])):
+                    error = relative_error(ours[tap], value, scores=tap == "scores")
+                    assert error <= allowed, (precision, settings, side, tap)
+            assert len(captures(engine)) == 3
+            assert all(captures(engine)), "what should have been captured was not"
+
+
+def captures(engine: Engine) -> list[object]:
+    """What an engine holds of each shape: a graph, or None where it could not be captured."""
+
+    def within(function: object, name: str) -> object:
+        cells = [cell.cell_contents for cell in function.__closure__]  # type: ignore[attr-defined]
+        return next(c for c in cells if name in (type(c).__name__, getattr(c, "__name__", "")))
+
+    held = within(within(engine._run, "compute"), "_Captured")
+    return [*held._kept.values()]  # type: ignore[attr-defined]
+
+
+@of_cuda
+def test_captures_beside_other_threads_work() -> None:
+    """One thread captures again and again; others compute, allocate and run engines of their own."""
+    net = tiny("vgg16", "classic", width=1 / 8)
+    built = graph.build(net, weights(net), TORCHVISION)
+    image = pixels(64, 64)
+    alone = Engine("torch", built, device=GPU).run(image)["scores"]
+
+    def task(number: int) -> None:
+        for _ in range(5):
+            if number % 2:
+                settings = {"captured": 1, **({"planes": 1} if number % 4 == 3 else {})}
+                engine = Engine("torch", built, device=GPU, settings=settings)
+                for _ in range(3):
+                    assert relative_error(engine.run(image)["scores"], alone) <= 1e-5
+            else:
+                x = torch.randn(64, 64, device=GPU)
+                assert float((x @ x.cpu().to(GPU)).sum()) == pytest.approx(
+                    float((x @ x).sum()), 1e-3
+                )
+
+    at_once(task)
+
+
+@of_cuda
+def test_a_race_among_torchs_own_settings() -> None:
+    net = tiny("vgg16", "classic", width=1 / 2)
+    source = Source.of(graph.build(net, weights(net), TORCHVISION))
+    for precision, allowed in TOLERANCES.items():
+        winner, standings = race(
+            source, pixels(224, 224, 4), [ENGINES["torch"]], precision=precision, threads=2,
+            devices=(GPU,), seconds=1.0,
+        )  # fmt: skip
+        assert winner.device == GPU
+        assert all(row.error <= allowed for row in standings)
+        raced = [dict(row.settings) for row in standings]
+        assert {"captured": 1} in raced, "a graph was not captured, or answered wrongly"
 
 
 # ------------------------------------------------------------------------------------- the predictor
@@ -138,7 +220,8 @@ def test_a_predictor_on_the_device(eighth: Path) -> None:
                           reference) <= TOLERANCES["exact"]  # fmt: skip
     again = pickle.loads(pickle.dumps(there))
     assert [a.label for a in again(list(given))] == [a.label for a in here(list(given))]
-    assert next(iter(again.stream(given[:1]))).engine == "torch"  # type: ignore[union-attr]
+    if GPU == "cuda":
+        assert next(iter(again.stream(given[:1]))).engine == "torch"  # type: ignore[union-attr]
     for pool in (None, "avg", "max", "gem"):
         layers = ("conv1_2", "relu5_3", "fc6")
         ours, theirs = there.features(given, layers, pool), here.features(given, layers, pool)  # type: ignore[arg-type]
@@ -153,6 +236,7 @@ def test_a_predictor_on_the_device(eighth: Path) -> None:
         assert a.answer.label == b.answer.label  # type: ignore[union-attr]
 
 
+@of_cuda
 def test_auto_takes_the_device_where_it_is_quicker(tmp_path: Path) -> None:
     """By far, for a network of full width: however long torch takes for it on the processor."""
     net = tiny("vgg16", "small", width=1)
@@ -187,6 +271,7 @@ def test_eight_threads_share_the_device(eighth: Path, file: Path) -> None:
     assert torch.backends.cudnn.allow_tf32
 
 
+@of_cuda
 def test_what_closes_gives_its_memory_back(eighth: Path) -> None:
     gc.collect()
     before = torch.cuda.memory_allocated()
@@ -197,6 +282,7 @@ def test_what_closes_gives_its_memory_back(eighth: Path) -> None:
     assert torch.cuda.memory_allocated() == before
 
 
+@of_cuda
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_says_that_it_cannot(eighth: Path) -> None:
     code = FORKING.replace('device="cpu"', 'device="cuda"')
@@ -213,6 +299,7 @@ def test_a_forked_child_says_that_it_cannot(eighth: Path) -> None:
         assert "spawn" in line
 
 
+@of_cuda
 def test_what_the_device_cannot_is_refused_at_once(eighth: Path) -> None:
     with pytest.raises(EngineError, match="device 'cuda:7' is unknown"):
         verydeep.load(eighth, device="cuda:7")
@@ -221,6 +308,7 @@ def test_what_the_device_cannot_is_refused_at_once(eighth: Path) -> None:
             verydeep.load(eighth, device=GPU, precision="int8")
 
 
+@of_cuda
 def test_commands_on_the_device(verydeep: Run, eighth: Path, tmp_path: Path) -> None:
     image, told = photo(tmp_path / "a.png", 64, 64), ("--model", eighth, "--device", GPU)
     done = verydeep("classify", image, *told, "--json")
@@ -282,6 +370,8 @@ def test_losses_against_float64(file: Path, kind: str) -> None:
         assert_allclose(_value(ours, x.to(GPU), known).detach().cpu(), value, rtol=1e-4)
         few = _value(ours, x.to(GPU), y[:1].to(GPU)).detach().cpu()
         assert_allclose(few, _value(loss, x, y[:1]).detach(), rtol=1e-4)
+    if GPU != "cuda":
+        return
     with pytest.raises(ImageError, match=r"is on cpu and the loss on cuda:0; .*loss.to\('cpu'\)"):
         moved(x, y)
 
@@ -309,6 +399,7 @@ def test_losses_in_fewer_bits(file: Path, kind: str) -> None:
     assert _value(loss, (255 * b).byte(), b.bfloat16()).isfinite().all()
 
 
+@of_cuda
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_waits_for_nothing_and_is_captured(file: Path, kind: str) -> None:
@@ -340,6 +431,7 @@ def test_a_step_waits_for_nothing_and_is_captured(file: Path, kind: str) -> None
     assert (gradient - fresh).norm() <= 2e-2 * fresh.norm()
 
 
+@of_cuda
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_a_compiled_loss(file: Path) -> None:
     loss = _all(file)["lpips"].to(GPU)

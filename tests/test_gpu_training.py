@@ -24,7 +24,7 @@ from verydeep.training.recipes import recipe
 
 from .labelled import SETTINGS, arrays, trained
 from .processes import together
-from .test_gpu import GPU, ieee, pytestmark  # noqa: F401  # a fixture
+from .test_gpu import GPU, ieee, of_cuda, pytestmark  # noqa: F401  # a fixture
 from .test_probe import photos
 from .test_training_distributed import assert_alike, learn
 
@@ -107,6 +107,7 @@ def test_small_images_resumed(
     assert_allclose(softmax(scores), whole.probabilities, atol=2e-5)
 
 
+@of_cuda
 def test_what_else_trains_on_the_device(data: Path, tmp_path: Path) -> None:
     changes = {**SETTINGS, "precision": "auto", "layout": "auto", "compile": False, "epochs": 2}
     told: dict[str, Any] = {"model": "vgg11_bn", "width": 1 / 16, "device": GPU}
@@ -117,6 +118,7 @@ def test_what_else_trains_on_the_device(data: Path, tmp_path: Path) -> None:
     assert profile("small-images", data, settings=changes, **told)
 
 
+@of_cuda
 def test_only_the_lines_of_the_log_wait(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +139,7 @@ def test_only_the_lines_of_the_log_wait(
     assert len(waits) <= sum(line["event"] == "step" for line in result.log)
 
 
+@of_cuda
 def test_half_precision_with_its_loss_scaled(data: Path, tmp_path: Path) -> None:
     here = trained(data, tmp_path / "fp32", device=GPU, epochs=6)
     there = trained(data, tmp_path / "fp16", device=GPU, epochs=6, precision="fp16")

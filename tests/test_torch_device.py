@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,8 +21,10 @@ from verydeep.engines import torch as ours
 from verydeep.engines.race import race
 from verydeep.graphs import network as graph
 from verydeep.graphs.writer import Graph
+from verydeep.losses import LPIPS
 from verydeep.preprocess import TORCHVISION
 
+from .test_gpu import captures
 from .test_threads import at_once
 from .tiny import pixels, tiny, weights
 
@@ -184,6 +187,8 @@ def test_few_shapes_are_recorded(played: Played) -> None:
         near(engine, built, pixels(side, 48))
     assert len(played.recorded) == ours.CAPTURED_SHAPES
     assert played.replays == ours.CAPTURED_SHAPES + 1
+    assert len(captures(engine)) == ours.CAPTURED_SHAPES
+    assert all(captures(engine))
 
 
 @pytest.mark.usefixtures("played")
@@ -336,3 +341,22 @@ def test_a_kind_without_settings_for_devices() -> None:
         pytest.skip("MNN is not installed")
     source = Engine("onnxruntime", made(), threads=1).source
     assert kind.variants(source, "exact", 1, 1, "cuda") == ({},)
+
+
+class NoDoubles(TorchFunctionMode):
+    """A default device that has no float64, as a Mac's."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        told = kwargs or {}
+        if func is torch.tensor and told.get("dtype") == torch.float64 and "device" not in told:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return func(*args, **told)
+
+
+def test_a_loss_is_made_where_the_default_device_has_no_float64() -> None:
+    with NoDoubles():
+        loss = LPIPS(net="vgg", pnet_rand=True)
+        with pytest.raises(TypeError, match="MPS"):
+            torch.tensor(1.0, dtype=torch.float64)
+    expected = torch.tensor([-0.030, -0.088, -0.188])  # lpips' own
+    torch.testing.assert_close(loss.scaling_layer.shift.flatten(), expected)

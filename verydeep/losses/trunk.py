@@ -68,8 +68,9 @@ class Scaling(nn.Module):
         super().__init__()
         # On the scale of 0 to 1 that pictures have, whatever range the weights were trained on.
         low, high = record.range
-        mean = (torch.tensor(record.mean, dtype=torch.float64) - low) / (high - low)
-        std = torch.tensor(record.std, dtype=torch.float64) / (high - low)
+        exact: Any = {"dtype": torch.float64, "device": "cpu"}  # a Mac's GPU has no such numbers
+        mean = (torch.tensor(record.mean, **exact) - low) / (high - low)
+        std = torch.tensor(record.std, **exact) / (high - low)
         self.flip = record.channel_order == "BGR"
         if self.flip:
             mean, std = mean.flip(0), std.flip(0)
