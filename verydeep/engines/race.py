@@ -184,12 +184,12 @@ def race(
 
     light, judged = lighter(source)
     judge = opened(next((one for one in entrants if one[:2] == JUDGE), (*JUDGE, {})), judged)
-    few, share = pixels[:threads], min(threads, len(pixels))
-    began = time.perf_counter()
-    reference = judge.run(few)
-    count = int(RUN_SECONDS / (time.perf_counter() - began) * len(few)) // share * share
+    share = min(threads, len(pixels))
+    count = int(RUN_SECONDS / timed(judge, pixels[:share]) * share) // share * share
     pixels = pixels[: max(fewest(len(pixels), threads), count)]
-    judged_seconds = timed(judge, pixels) / len(pixels)
+    began = time.perf_counter()
+    reference = judge.run(pixels)
+    judged_seconds = (time.perf_counter() - began) / len(pixels)
     ready = {JUDGE: judge} if judged is source else {}  # else its half gigabyte is free again
     del judge
 
@@ -208,7 +208,7 @@ def race(
                 continue
             try:
                 challenger = ready.pop(where, None) or opened(entrant, graph)
-                outputs = challenger.run(few)
+                outputs = challenger.run(pixels)
                 error = worst_error(outputs, {name: reference[name] for name in graph.outputs})
                 if not error <= allowed:
                     raise EngineError(
@@ -234,10 +234,9 @@ def race(
         return champion, standings[:1] + sorted(standings[1:], key=lambda row: row.seconds)
 
     champion, standings = contest(stage(entrants, "measuring engines", "engine"), light)
+    # the winner on the whole graph, with who was close; where none of them is right there, others
     rest = standings if light is not source else []
-    while (
-        rest
-    ):  # the winner on the whole graph, with who was close; where none is right there, others
+    while rest:
         champion = None  # its memory is free again
         best = {row.engine + row.device: row for row in reversed(rest)}.values()
         close = [row for row in reversed(best) if row.seconds < NEAR * rest[0].seconds]

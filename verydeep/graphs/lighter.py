@@ -20,19 +20,16 @@ def lighter(source: Source) -> tuple[Source, Source]:
 
     The lighter graph has those outputs, too. Where there is no large FC layer, both are the source itself.
     """
-    graph = source.graph.model.graph
-    makers = {node.output[0]: node for node in graph.node}
+    graph, weights = source.graph.model.graph, source.graph.weights
     lost: set[str] = set()  # values that need a large FC layer
-    read: dict[str, int] = {}  # what the first of them read, and its number of dimensions
+    read: list[str] = []  # by the first of them
     for node in graph.node:
-        weights = source.graph.weights.get(node.input[1]) if node.op_type == "Gemm" else None
+        large = node.op_type == "Gemm" and node.input[1] in weights
         if lost.intersection(node.input):
             lost.update(node.output)
-        elif weights is not None and weights.nbytes >= LARGE_BYTES:
+        elif large and weights[node.input[1]].nbytes >= LARGE_BYTES:
             lost.update(node.output)
-            maker = makers.get(node.input[0])
-            flat = maker is not None and maker.op_type == "Flatten"
-            read[maker.input[0] if maker and flat else node.input[0]] = 4 if flat else 2
+            read.append(node.input[0])
     if not lost:
         return source, source
 
@@ -40,9 +37,9 @@ def lighter(source: Source) -> tuple[Source, Source]:
         from .writer import Writer  # onnx takes a while to load
 
         writer = Writer(source.graph)
-        for name, rank in read.items():
+        for name in read:
             if name not in source.outputs:
-                writer.output(name, [f"{name}_{axis}" for axis in range(rank)])
+                writer.output(name, ["batch", f"{name}_features"])
         writer.outputs[:0] = [output for output in graph.output if output.name not in without]
         names = tuple(output.name for output in writer.outputs)
         needed = set(names)
