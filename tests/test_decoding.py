@@ -16,21 +16,19 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from PIL import Image, ImageFile, JpegImagePlugin
+from PIL import Image, ImageFile, ImageOps
 
 from verydeep import load
 from verydeep.errors import ImageError
-from verydeep.preprocess import TORCHVISION, Preprocess, decode, jpeg
+from verydeep.preprocess import Preprocess, decode, decoded, jpeg
 
 simplejpeg = pytest.importorskip("simplejpeg")
-SMALL = Preprocess(resize_size=24, crop_size=None)
+OWN = Preprocess(resize="none", resize_size=None, crop_size=None)
 SIDES = [(1, 1), (1, 9), (7, 13), (16, 16), (17, 33), (8, 64), (65, 15), (100, 75), (131, 257)]
 
 
 @pytest.fixture(autouse=True)
-def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small images go the way of large ones."""
-    monkeypatch.setattr(jpeg, "LARGE", 1)
+def room_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "MAXBLOCK", 1 << 20)  # or PIL cannot write progressive noise
 
 
@@ -38,14 +36,14 @@ def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
 def decoded_by_us(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     """Of each file that was decoded, whether it was not left to Pillow."""
     said: list[bool] = []
-    quickly = jpeg.quickly
+    array = jpeg.array
 
-    def seen(image: Image.Image, file: Any) -> Image.Image:
-        quick = quickly(image, file)
-        said.append(quick is not image)
-        return quick
+    def seen(image: Image.Image, file: Any) -> np.ndarray | None:
+        pixels = array(image, file)
+        said.append(pixels is not None)
+        return pixels
 
-    monkeypatch.setattr(jpeg, "quickly", seen)
+    monkeypatch.setattr(jpeg, "array", seen)
     return said
 
 
@@ -65,13 +63,13 @@ def encoded(image: Image.Image, **choices: Any) -> bytes:
     return file.getvalue()
 
 
-def same(data: bytes, *records: Preprocess) -> None:
-    """The pixels of every record are those of Pillow alone, and so is the image where it is not padded."""
-    photo = Image.open(io.BytesIO(data))
-    for record in records or (SMALL,):
-        assert_array_equal(record.pixels(data), record.pixels(decode(photo)))
-    padded = decode(data, padded=True)
-    assert_array_equal(np.asarray(padded)[..., :3], np.asarray(decode(photo)))
+def same(data: bytes) -> None:
+    """The pixels are those of Pillow alone."""
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    for pixels in decoded(data), OWN.pixels(data):
+        assert pixels.flags.c_contiguous
+        assert pixels.flags.writeable
+        assert_array_equal(pixels, expected)
 
 
 @pytest.mark.parametrize("sides", SIDES, ids=str)
@@ -148,20 +146,20 @@ def test_other_colours_and_formats_are_left_to_pillow(
     assert not any(decoded_by_us)
 
 
-def test_records_of_all_kinds(decoded_by_us: list[bool]) -> None:
-    grey = Preprocess("shorter", 32, 28, channel_order="L", mean=(0.5,), std=(0.25,))
-    own = Preprocess("none", None, None)
-    stretched = Preprocess("exact", (30, 20), None, "bicubic")
-    for sides in ((60, 81), (81, 60), (40, 300), (300, 40), (10, 11)):
-        data = encoded(picture(*sides))
-        same(data, TORCHVISION, grey, own, stretched, Preprocess(resize_size=64, detail=32))
-        assert TORCHVISION.pixels(data, range=(0, 255)).shape == (224, 224, 3)
-    assert sum(decoded_by_us) == 5 * 5  # not where nothing is resized, nor for a range
+def test_what_a_range_is_given_for_is_left_to_pillow(decoded_by_us: list[bool]) -> None:
+    data = encoded(picture(60, 81))
+    assert decoded(data, range=(0, 255)).dtype == np.uint8
+    assert decoded(data, range=(-5, 300)).dtype == np.float32
+    grey = Preprocess("none", None, 28, channel_order="L", mean=(0.5,), std=(0.25,))
+    assert_array_equal(grey.pixels(data), grey.pixels(Image.open(io.BytesIO(data))))
+    cropped = Preprocess("none", None, 28)
+    assert_array_equal(cropped.pixels(data), cropped.pixels(Image.open(io.BytesIO(data))))
+    assert decoded_by_us == [True]
 
 
 def outcome(data: bytes) -> Any:
     try:
-        return SMALL.pixels(data).tolist()
+        return decoded(data).tolist()
     except ImageError as error:
         return str(error)
 
@@ -182,7 +180,7 @@ def test_damaged_and_truncated_files_are_what_pillow_makes_of_them(
             data[place] = luck.integers(256)
         damaged.append(bytes(data))
     ours = [outcome(data) for data in damaged]
-    monkeypatch.setattr(jpeg, "LARGE", 1 << 60)
+    monkeypatch.setattr(jpeg, "_simplejpeg", lambda: None)
     theirs = [outcome(data) for data in damaged]
     assert ours == theirs
     assert sum(isinstance(said, str) for said in ours) > 20
@@ -200,7 +198,7 @@ def test_samplings_that_nobody_writes(monkeypatch: pytest.MonkeyPatch) -> None:
             data[at + 3 * component] = high * 16 + wide
         odd.append(bytes(data))
     ours = [outcome(data) for data in odd]
-    monkeypatch.setattr(jpeg, "LARGE", 1 << 60)
+    monkeypatch.setattr(jpeg, "_simplejpeg", lambda: None)
     assert ours == [outcome(data) for data in odd]
 
 
@@ -217,9 +215,9 @@ def test_progressive_files_that_lack_scans(decoded_by_us: list[bool]) -> None:
 def test_limits_hold_before_pixels_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(picture(40, 50))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
-    monkeypatch.setattr(jpeg, "quickly", lambda *_: pytest.fail("was decoded"))
+    monkeypatch.setattr(jpeg, "array", lambda *_: pytest.fail("was decoded"))
     with pytest.raises(ImageError, match="larger than 1400 pixels"):
-        SMALL.pixels(data)
+        decoded(data)
 
 
 def test_a_file_too_large_to_be_read_whole(
@@ -261,19 +259,12 @@ def test_without_it_all_is_the_same(
     assert not any(decoded_by_us)
 
 
-def test_small_files_are_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    assert jpeg.LARGE > 4_000_000
-    photo = Image.open(io.BytesIO(encoded(picture(40, 50))))
-    assert isinstance(jpeg.quickly(photo, io.BytesIO()), JpegImagePlugin.JpegImageFile)
-
-
 def test_threads_decode_at_once() -> None:
     files = [encoded(picture(300, 400, seed)) for seed in range(6)]
-    expected = [SMALL.pixels(file) for file in files]
+    expected = [decoded(file) for file in files]
     with ThreadPoolExecutor(6) as pool:
         for _ in range(5):
-            assert_array_equal(list(pool.map(SMALL.pixels, files)), expected)
+            assert_array_equal(list(pool.map(decoded, files)), expected)
 
 
 # Large photos in other precisions
@@ -284,7 +275,9 @@ PHOTOS = sorted(Path("examples/photos").absolute().glob("*.jpg"))
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "box", "hamming"])
 @pytest.mark.parametrize(
-    "sides", [(300, 400), (400, 300), (150, 700), (311, 293), (450, 300)], ids=str
+    "sides",
+    [(300, 400), (400, 300), (150, 700), (311, 293), (450, 300)],
+    ids=str,
 )
 def test_only_what_the_crop_keeps_is_resized(sides: tuple[int, int], interpolation: Any) -> None:
     record = Preprocess(resize_size=37, crop_size=32, interpolation=interpolation)
@@ -292,7 +285,7 @@ def test_only_what_the_crop_keeps_is_resized(sides: tuple[int, int], interpolati
         photo = picture(*sides, seed)
         assert record._is_cut(photo, record._resized_size(*sides))
         whole = record.pixels(photo)
-        middle = record.pixels(photo, precision="fast")
+        middle = record.pixels(photo, precision="half")
         assert whole.shape == middle.shape == (32, 32, 3)
         apart = np.abs(whole.astype(int) - middle)
         assert apart.max() <= 1
@@ -302,7 +295,8 @@ def test_only_what_the_crop_keeps_is_resized(sides: tuple[int, int], interpolati
 @pytest.mark.parametrize(
     ("record", "sides"),
     [
-        (CROPPED, (130, 170)),  # not large
+        (CROPPED, (50, 70)),  # not much larger
+        (CROPPED, (70, 60)),
         (CROPPED, (500, 310)),  # much taller than wide
         (CROPPED, (20, 30)),  # smaller than the crop
         (Preprocess(resize_size=37, crop_size=32, interpolation="nearest"), (300, 400)),
@@ -313,15 +307,21 @@ def test_only_what_the_crop_keeps_is_resized(sides: tuple[int, int], interpolati
         (Preprocess("none", None, 32), (300, 400)),
     ],
 )
-def test_all_else_is_exact_in_fast(record: Preprocess, sides: tuple[int, int]) -> None:
+def test_all_else_is_pillows(record: Preprocess, sides: tuple[int, int]) -> None:
     for source in (picture(*sides), encoded(picture(*sides)), np.asarray(picture(*sides))):
-        assert_array_equal(record.pixels(source, precision="fast"), record.pixels(source))
+        assert_array_equal(record.pixels(source, precision="half"), record.pixels(source))
     values = np.asarray(picture(*sides)) / 255
     for precision in ("fast", "half"):
         assert_array_equal(
             record.pixels(values, range=(0, 1), precision=precision),
             record.pixels(values, range=(0, 1)),
         )
+
+
+@pytest.mark.parametrize("sides", [(300, 400), (400, 300), (700, 90), (50, 60)], ids=str)
+def test_fast_has_the_pixels_of_exact(sides: tuple[int, int]) -> None:
+    data = encoded(picture(*sides))
+    assert_array_equal(CROPPED.pixels(data, precision="fast"), CROPPED.pixels(data))
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -355,13 +355,12 @@ def test_scores_and_features_of_real_photos_are_within_the_promise() -> None:
     record = predictor.preprocess
     layers = ["relu1_2", "relu3_3", "relu5_3"]
     expected, features = predictor.scores(PHOTOS), predictor.features(PHOTOS, layers)
-    pixels = [record.pixels(photo, precision="fast") for photo in PHOTOS]
-    assert any((a != record.pixels(b)).any() for a, b in zip(pixels, PHOTOS, strict=True))
+    pixels = [record.pixels(photo, precision="half") for photo in PHOTOS]
     apart = np.abs(predictor.scores(pixels) - expected).max() / np.abs(expected).max()
-    assert apart <= 5e-4  # of 1e-3: the rest is the engine's
+    assert apart <= 3e-3  # of 3e-2: the rest is the engine's
     for layer, values in predictor.features(pixels, layers).items():
         apart = np.linalg.norm(values - features[layer]) / np.linalg.norm(features[layer])
-        assert apart <= 5e-4, layer
+        assert apart <= 3e-3, layer
     rough = predictor.scores([record.pixels(photo, precision="int8") for photo in PHOTOS])
     assert (rough != expected).any(1).all()
     assert (rough.argmax(1) == expected.argmax(1)).mean() >= 0.9  # of nine

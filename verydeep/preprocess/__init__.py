@@ -43,8 +43,7 @@ RESIZES = ("shorter", "exact", "none")
 INTERPOLATIONS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 CHANNEL_ORDERS = {"RGB": 3, "BGR": 3, "L": 1}
 
-# How many times as large as what it is resized to, a side, a photo must be for less to be computed of it
-# than in "exact". docs/log.md has what that does to scores.
+# How many times as large as what it is resized to, a side, a photo must be to be decoded smaller in int8.
 LARGE = 4
 
 # Rec. 601 luma, the weights of PIL's convert("L").
@@ -153,13 +152,17 @@ class Preprocess:
         (height, width, 1) for "L": uint8, or float32 on the same scale, 0 to 255, for images of
         more than 8 bits.
         range: the values that mean black and white, as in `decode`.
-        precision: what the scores are to keep. In "exact" all pixels are Pillow's. Else only what the crop
-        keeps of a large photo is resized: some values of a thousand are others, by 1. In "int8" a large
-        JPEG file is decoded at a half, a quarter or an eighth of its size, too; "half" promises more.
+        precision: what the scores are to keep. In "exact" and "fast" all pixels are Pillow's: one in ten
+        thousand that is rounded otherwise moves features by 1e-3. In "half" and "int8" nothing is resized
+        that the crop cuts off, which does that. In "int8" a large JPEG file is decoded at a half, a quarter
+        or an eighth of its size, too, which moves them by up to 8e-2.
         ImageError where the image cannot be used.
         """
         spare = self._spare if precision == "int8" else None
-        source = decode(image, range=range, spare=spare, padded=self.resize != "none")
+        as_it_is = self.resize == "none" and self.detail is None and self.channel_order != "L"
+        source = (
+            decoded(image, range=range) if as_it_is else decode(image, range=range, spare=spare)
+        )
         if self.channel_order == "L":
             source = (
                 source @ _LUMA[:, None] if isinstance(source, np.ndarray) else source.convert("L")
@@ -178,7 +181,7 @@ class Preprocess:
                 scale = self.detail / min(height, width)
                 small = max(1, round(scale * height)), max(1, round(scale * width))
                 source = self._scaled(source, small)
-            elif precision != "exact" and self._is_cut(source, new):
+            elif precision in ("half", "int8") and self._is_cut(source, new):
                 return np.array(self._middle(source, new))
             # an array of its own, since PIL's is read-only
             return np.array(_centre_crop(self._scaled(source, new), self.crop_size))
@@ -198,31 +201,27 @@ class Preprocess:
         return next((n for n in (8, 4, 2) if n <= most and width % n == height % n == 0), 1)
 
     def _is_cut(self, source: Image.Image | Pixels, new: tuple[int, int]) -> TypeGuard[Image.Image]:
-        """Whether it is a large photo, of which the crop leaves something away.
+        """Whether its crop can be resized alone: it is made smaller, and something is cut off.
 
-        Of what is much taller than wide Pillow 13 resizes the height first, but of its crop the width.
+        Of what is much taller than wide Pillow 13 resizes the height first, but the width of its middle,
+        which rounds otherwise everywhere.
         """
-        if (
-            self.crop_size is None
-            or isinstance(source, np.ndarray)
-            or self.interpolation == "nearest"
-        ):
+        if self.crop_size is None or isinstance(source, np.ndarray):
             return False
         width, height = source.size
-        large = min(height / new[0], width / new[1]) >= LARGE and height <= 1.5 * width
-        return large and max(new) > self.crop_size <= min(new)
+        smaller = min(height / new[0], width / new[1]) >= 2 and self.interpolation != "nearest"
+        return smaller and height <= 1.5 * width and max(new) > self.crop_size <= min(new)
 
     def _middle(self, source: Image.Image, new: tuple[int, int]) -> Pixels:
         """The centre crop of the image resized to `new`, of which nothing else is computed."""
-        size = self.crop_size or 0
-        box = []
+        size, ends = self.crop_size or 0, []
         for length, whole in (source.width, new[1]), (source.height, new[0]):
-            before, _ = margins(whole, size)  # negative: cut off
-            box.append((-before * length / whole, min(length, (size - before) * length / whole)))
-        (left, right), (top, bottom) = box
+            first = -margins(whole, size)[0]
+            ends.append((first * length / whole, min(length, (first + size) * length / whole)))
+        (left, right), (top, bottom) = ends
         how = INTERPOLATIONS[self.interpolation]
         array = np.asarray(source.resize((size, size), how, (left, top, right, bottom)))
-        return array[..., :3] if array.ndim == 3 else array[..., None]
+        return array if array.ndim == 3 else array[..., None]
 
     def _scaled(self, source: Image.Image | Pixels, new: tuple[int, int]) -> Pixels:
         """(height, width, channels) of that size; read-only where it comes from PIL."""
@@ -231,7 +230,7 @@ class Preprocess:
             array = np.asarray(
                 source if source.size == new[::-1] else source.resize(new[::-1], how)
             )
-            return array[..., :3] if array.ndim == 3 else array[..., None]  # RGBX has a fourth
+            return array if array.ndim == 3 else array[..., None]
         if source.shape[:2] == new:
             return source
         from PIL import Image

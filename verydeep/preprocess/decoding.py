@@ -57,7 +57,7 @@ _ADVICE = {
 
 
 def decode(
-    source: ImageLike, *, range: Range = None, spare: Spare | None = None, padded: bool = False
+    source: ImageLike, *, range: Range = None, spare: Spare | None = None
 ) -> Image.Image | NDArray[np.float32]:
     """One image in RGB: a PIL image, or float32 (h, w, 3) from 0 to 255 where 8 bits are too few.
 
@@ -82,8 +82,6 @@ def decode(
 
     spare, given width and height of a JPEG file, says how many of its pixels a side make one that is
     needed: from 2 on it is decoded at a half of its size, from 4 at a quarter, from 8 at an eighth.
-    padded: a large JPEG file may come as an image in mode RGBX, with a fourth byte that means nothing: it
-    is sooner decoded so where simplejpeg is installed, and the three are the same.
 
     The source is not changed. A PIL image that is RGB and upright is returned as it is.
     Raises ImageError, one line that begins with the file's name, for anything that is not an image:
@@ -91,19 +89,30 @@ def decode(
     """
     from PIL import Image
 
+    found = _decode(source, range, spare)
+    if isinstance(found, np.ndarray) and found.dtype == np.uint8:
+        return Image.fromarray(found)
+    return found
+
+
+def _decode(
+    source: ImageLike, range: Range, spare: Spare | None = None, *, array: bool = False
+) -> Image.Image | Pixels:
+    """An image from a file or of PIL's, else an array. array: of a JPEG file too, where it can be."""
+    from PIL import Image
+
     try:
         if isinstance(source, Image.Image):
             with _quiet():
                 return _upright_rgb(source, range)
         if isinstance(source, (bytes, bytearray, memoryview)):
-            return _decode_file(io.BytesIO(source), range, spare, padded)
+            return _decode_file(io.BytesIO(source), range, spare, array)
         if isinstance(source, (str, os.PathLike)):
             with _open(source) as file:
-                return _decode_file(file, range, spare, padded)
-        pixels = _array_pixels(_to_array(source), range)
+                return _decode_file(file, range, spare, array)
+        return _array_pixels(_to_array(source), range)
     except ImageError as error:
         raise ImageError(f"{name_of(source)}: {error}") from error.__cause__
-    return pixels if pixels.dtype != np.uint8 else Image.fromarray(pixels)
 
 
 def decoded(source: ImageLike, *, range: Range = None, overshoot: float = 0) -> Pixels:
@@ -115,7 +124,8 @@ def decoded(source: ImageLike, *, range: Range = None, overshoot: float = 0) -> 
     from PIL import Image
 
     if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
-        return np.array(decode(source, range=range))
+        found = _decode(source, range, array=True)
+        return found if isinstance(found, np.ndarray) else np.array(found)
     try:
         return _array_pixels(_to_array(source), range, overshoot)
     except ImageError as error:
@@ -173,12 +183,11 @@ def _open(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def _decode_file(
-    file: BinaryIO, range: Range, spare: Spare | None = None, padded: bool = False
-) -> Image.Image | NDArray[np.float32]:
+    file: BinaryIO, range: Range, spare: Spare | None = None, array: bool = False
+) -> Image.Image | Pixels:
     """The image in an open file. Whatever PIL's decoders raise on it is an ImageError."""
     from PIL import UnidentifiedImageError
 
-    padded = padded and range is None
     with _quiet():
         try:
             start = file.read(64)
@@ -195,10 +204,10 @@ def _decode_file(
             raise _failed(error) from error
         if spare is not None and (times := int(spare(*image.size))) > 1:
             image.draft(None, (image.width // times, image.height // times))
-        elif padded:
-            image = jpeg.quickly(image, file)
+        if array and range is None and (pixels := jpeg.array(image, file)) is not None:
+            return _turned(pixels, _orientation(image))
         try:
-            return _upright_rgb(image, range, ("RGB", "RGBX") if padded else ("RGB",))
+            return _upright_rgb(image, range)
         except ImageError as error:
             if "MAX_TEXT" not in str(error.__cause__):
                 raise
@@ -235,7 +244,7 @@ def opened(file: str | BinaryIO) -> Image.Image:
         return Image.open(file, formats=[known for known in Image.ID if known not in _NOT_FOR_US])
 
 
-def _without_text(file: BinaryIO, range: Range) -> Image.Image | NDArray[np.float32]:
+def _without_text(file: BinaryIO, range: Range) -> Image.Image | Pixels:
     """The image in a PNG with more text, XMP or colour profile than PIL reads, none of which is used."""
     file.seek(0)
     content = file.read()
@@ -338,18 +347,13 @@ def _quiet() -> Iterator[None]:
 # PIL images
 
 
-def _upright_rgb(
-    image: Image.Image, range: Range, modes: Sequence[str] = ("RGB",)
-) -> Image.Image | NDArray[np.float32]:
-    """A PIL image, perhaps not loaded yet, turned as EXIF says; of `modes`, or float32 from 0 to 255."""
+def _upright_rgb(image: Image.Image, range: Range) -> Image.Image | NDArray[np.float32]:
+    """A PIL image, perhaps not loaded yet, turned as EXIF says; RGB, or float32 from 0 to 255."""
     try:
         image.load()
         if 0 in image.size:
             raise ImageError(f"{image.width} x {image.height} pixels; expected at least 1 x 1")
-        try:
-            transpose = _TRANSPOSES.get(image.getexif().get(_ORIENTATION, 1))
-        except Exception:  # damaged EXIF says nothing
-            transpose = None
+        transpose = _TRANSPOSES.get(_orientation(image))
         if transpose is not None:
             image = image.transpose(transpose)  # type: ignore[arg-type]  # the enum's numbers
             image.info = {}  # it still says "turn me", which a second decode() would obey
@@ -357,7 +361,7 @@ def _upright_rgb(
             scale = None if image.mode == "F" else (0, 65535)
             grey = np.asarray(image)[..., None]
             return _on_255(grey, limits(range, scale))
-        if image.mode not in modes:
+        if image.mode != "RGB":
             straight = image.convert("LA") if image.mode == "La" else image  # PIL needs the step
             image = straight.convert("RGB")
         ends = limits(range, (0, 255))
@@ -366,6 +370,25 @@ def _upright_rgb(
         raise
     except Exception as error:
         raise _failed(error) from error
+
+
+def _orientation(image: Image.Image) -> Any:
+    """What EXIF says of it: 1 to 8, or what else stands there."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF says nothing
+        return 1
+
+
+def _turned(pixels: NDArray[np.uint8], orientation: Any) -> NDArray[np.uint8]:
+    """(h, w, 3) turned as EXIF says, as `_TRANSPOSES` turns images."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 # Arrays

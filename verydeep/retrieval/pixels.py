@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ..errors import ImageError
-from ..preprocess import decoded
+from ..pictures.layout import as_rgb
+from ..preprocess import decode
 
 SIDE, BLOCK = 160, 16  # pixels, of the pictures that are compared and of the blocks in them
 STEPS = ((16, 6), (32, 5), (64, 4))  # from coarse to fine: side in pixels, steps of the search
@@ -55,8 +56,7 @@ def is_blank(picture: Image.Image) -> bool:
 def small(path: str) -> Image.Image | None:
     """The picture in a file, 160 pixels a side; None where it cannot be read."""
     with suppress(ImageError):
-        pixels = np.rint(decoded(path)).astype(np.uint8)
-        return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        return as_rgb(decode(path)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     return None
 
 
