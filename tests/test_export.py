@@ -25,7 +25,7 @@ import verydeep as package
 from verydeep import engines, modelfile
 from verydeep import exporting as export
 from verydeep.errors import EngineError, LayerError, ModelFileError, OutputError
-from verydeep.exporting import FORMATS, mnn, openvino, preparation
+from verydeep.exporting import FORMATS, mnn, ncnn, openvino, preparation
 from verydeep.exporting import onnx as onnx_format
 from verydeep.exporting import torch as torch_format
 from verydeep.graphs import int8 as qdq
@@ -41,6 +41,7 @@ SUFFIX = {name: form.suffix for name, form in FORMATS.items()}
 LOAD: dict[str, Callable[..., Callable[[np.ndarray], dict[str, np.ndarray]]]] = {
     "onnx": onnx_format.load,
     "openvino": openvino.load,
+    "ncnn": ncnn.load,
     "mnn": mnn.load,
     "torch": torch_format.load,
 }
@@ -120,6 +121,8 @@ def inside(to: str, path: Path) -> dict[str, str]:
     if to == "openvino":
         (info,) = ElementTree.parse(path).getroot().iterfind("rt_info/verydeep")
         return {item.tag: item.attrib["value"] for item in info}
+    if to == "ncnn":
+        return dict(json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8")))
     if to == "mnn":
         raw = path.read_bytes()
         start = raw.index(b'{"producer"')
@@ -208,13 +211,14 @@ def test_a_trunk_gives_its_taps(tmp_path: Path) -> None:
     assert ran.stdout.strip() == "{'relu5_2': (1, 32, 2, 2)}"
 
 
-def test_a_grey_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["onnx", "ncnn"])
+def test_a_grey_model(to: str, tmp_path: Path) -> None:
     net = tiny(in_channels=1)
     grey = Preprocess(resize_size=32, crop_size=32, channel_order="L", mean=(0.5,), std=(0.25,))
     model = model_file(tmp_path / "grey.safetensors", net, preprocess=grey)
-    done = export.export(model, "onnx", tmp_path / "grey.onnx")
+    done = export.export(model, to, tmp_path / f"grey{SUFFIX[to]}")
     images = pixels(32, 48, 2, channels=1)
-    found = LOAD["onnx"](done.path, ("scores",), "fast")(images)["scores"]
+    found = LOAD[to](done.path, ("scores",), "fast")(images)["scores"]
     assert engines.relative_error(found, independent(net, grey, images)) < 1e-5
     command = [sys.executable, str(done.program), str(photo(tmp_path / "photo.png"))]
     assert "%" in subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -499,6 +499,26 @@ def test_engines_agree(
             assert {about.engine for about in found.abouts} == {engine}
 
 
+@pytest.mark.parametrize("metric", ["dists", "style"])
+def test_ncnn_agrees_on_tiles(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large photos each tile brings a mask, which ncnn reads beside the images."""
+    layers = ["relu1_2", "relu3_3"] if metric == "style" else None
+    size, largest = ((131, 146), 1 << 14) if metric == "style" else ((33, 315), 17_000)
+    a, b = smooth(*size, 1), smooth(*size, 2)
+    told = {"layers": layers, "precision": "exact", "threads": 1}
+    expected = Perceptual(metric, engine="onnxruntime", **told)(a, b)  # type: ignore[arg-type]
+    monkeypatch.setattr(tiles, "LARGEST", largest)
+    tiles.grid.cache_clear()
+    given: list[int] = []
+    real = Engine.run
+    monkeypatch.setattr(Engine, "run", lambda e, p: (given.append(p.shape[3]), real(e, p))[1])
+    found = Perceptual(metric, engine="ncnn", **told)(a, b)  # type: ignore[arg-type]
+    tiles.grid.cache_clear()
+    assert len(given) > 1
+    assert {channels % 3 for channels in given} == {1}  # the mask
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_one_against_many_is_worth_a_race(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forty images are five groups of eight: they count as images."""
     from verydeep.engines.choice import Choice

@@ -432,8 +432,8 @@ def _write_onnx(model: ModelFile, path: Path) -> None:
     from ..graphs.writer import write_onnx
 
     graph = source_of(model, "uint8").graph
-    # MNN's file, and for a moment what it is made from, stand beside it
-    _require_room(path.parent, 3 * graph.size_bytes)
+    # ncnn's and MNN's files, and for a moment what that is made from, stand beside it
+    _require_room(path.parent, 4 * graph.size_bytes)
     write_onnx(graph, path, beside=False)
 
 
@@ -442,9 +442,10 @@ def _workers(
 ) -> list[Worker]:
     """Open each entrant. One that computes the very same as its own in another precision joins that."""
     known: dict[tuple[object, ...], Worker] = {}
+    filers = ("auto", "mnn", "plain mnn", "plain ncnn")  # make files that later openings find
     for name, precision in stage(entrants, "opening engines", "engine"):
         try:
-            if name in ("auto", "mnn", "plain mnn"):  # makes files that later openings find
+            if name in filers:
                 with closing(Worker(name, precision, task)) as first:
                     first.ask("open")
             worker = Worker(name, precision, task)

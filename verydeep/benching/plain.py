@@ -2,7 +2,7 @@
 
 No setting but the number of threads, and where the name says so the precision; the pre-processing is done
 as those documents do it. torch runs torchvision's module where torchvision has the network, the others
-run the ONNX file as an export is run where it is checked, MNN after its converter.
+run the ONNX file as an export is run where it is checked, MNN after its converter, and ncnn our export.
 """
 
 from __future__ import annotations
@@ -44,6 +44,12 @@ class Plain:
         if self.engine == "torch":
             return _torch(model, threads, bf16=self.bf16, **self.told)
         file = onnx
+        if self.engine == "ncnn":
+            from ..exporting import Job, ncnn
+
+            file = onnx.with_suffix(".param")
+            if not file.exists():
+                ncnn.write(Job(model, self.precision), file)
         if self.engine == "mnn":
             from ..engines.mnn import convert
 
@@ -123,6 +129,7 @@ PLAIN: dict[str, Plain] = {
     "plain torch compiled": Plain("torch", "exact", {"compiled": True}, apart=COMPILED),
     "plain onnxruntime": Plain("onnxruntime", "exact"),
     "plain openvino f32": Plain("openvino", "exact"),
+    "plain ncnn": Plain("ncnn", "fast"),
     "plain mnn": Plain("mnn", "fast"),
     "plain openvino": Plain("openvino", "half", bf16=True),
     "plain torch bf16": Plain("torch", "half", QUICKER, bf16=True),

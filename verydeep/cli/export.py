@@ -15,8 +15,8 @@ from .output import json_text, show
 @click.command()
 @click.argument("model", metavar="MODEL")
 @click.option(
-    "--to", required=True, type=click.Choice(["onnx", "openvino", "mnn", "torch"]),
-    help="The format: .onnx, .xml with .bin, .mnn or .pt2.",
+    "--to", required=True, type=click.Choice(["onnx", "openvino", "ncnn", "mnn", "torch"]),
+    help="The format: .onnx, .xml with .bin, .param with .bin, .mnn or .pt2.",
 )  # fmt: skip
 @options.path(
     "--out", required=True, metavar="PATH",

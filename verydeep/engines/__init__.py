@@ -11,9 +11,9 @@ int8    graphs that were quantised; see `verydeep.quantisation`
 A precision is a promise: an engine that does better keeps it. "auto" chooses by measurement: see
 `verydeep.engines.choice`. A number that is not finite is an error.
 
-An engine may be called from any thread. Calls take turns, but for those of ONNX Runtime, which runs several
-at once. After a fork the child opens its engines anew; where that cannot work it gets one EngineError that
-says so (`verydeep.engines.forks`).
+An engine may be called from any thread. Calls take turns, but for those of ONNX Runtime and ncnn, which
+run several at once. After a fork the child opens its engines anew; where that cannot work it gets one
+EngineError that says so (`verydeep.engines.forks`).
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+import ncnn
 import numpy as np
 
 from ..errors import EngineError
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
     from . import Engine, Run, Settings
 
 MAGIC = "7767517"  # the first line of its text
+MASK = "mask"  # beside the pixels
 FLOAT32 = np.zeros(1, np.int32)  # stands before weights that might be of another type
 
 # ONNX's operations that are a layer of ncnn's, with its parameters: its docs/developer-guide/operators.md.
-# Axes do not count the batch, and are of channels, height and width.
+# Axes do not count the batch, and are of channels, height and width. A number is a float where it has a
+# point, and has at most 15 characters.
 LAYERS = {
     "Add": "BinaryOp 0=0",
     "Concat": "Concat 0=0",
@@ -49,9 +52,12 @@ LAYERS = {
     "Sqrt": "UnaryOp 0=5",
     "Sub": "BinaryOp 0=1",
 }
-BY_CHANNEL = {"Add": "Bias 0={}", "Mul": "Scale 0={}"}  # of a constant, one number a channel
+BY_CHANNEL = {"Add": "Bias", "Mul": "Scale"}  # of a constant, one number a channel
 POOLS = {"MaxPool": 0, "AveragePool": 1}
-REDUCTIONS = {"ReduceMean": 3, "ReduceL2": 8}
+REDUCTIONS = {  # over one axis
+    "ReduceMean": "Reduction 0=3 1=0 -23303=1,{} 4=1 5=1",
+    "ReduceL2": "Reduction 0=8 1=0 -23303=1,{} 4=1 5=1",
+}
 
 
 def variants(
@@ -72,17 +78,17 @@ def prepare(engine: Engine) -> Run:
     text.weights.clear()
 
     def image(pixels: np.ndarray, index: int, outputs: dict[str, np.ndarray], count: int) -> None:
-        lanes = np.split(pixels, text.lanes, axis=2)
-        given = [{"pixels": mat(lane.transpose(2, 0, 1))} for lane in lanes]
-        if text.parts:  # what images have in common goes once for each, then what compares them
-            both = {}
-            for lane, values in enumerate(given):
-                for name, value in extracted(net, values, text.parts):
-                    both[text.parts[name][lane]] = value
-            given = [both]
-        for name, value in extracted(net, given[0], text.outputs):
+        maps = pixels.transpose(2, 0, 1)
+        given: dict[str, Any] = {}
+        if text.masked:
+            maps, given[MASK] = maps[:-1], mat(maps[-1:])
+        # what is computed for each image, then what compares them
+        lanes = [{**given, "pixels": mat(lane)} for lane in np.split(maps, text.lanes)]
+        for lane, values in enumerate(lanes):
+            for name, value in extracted(net, values, text.parts):
+                given[text.parts[name][lane]] = value
+        for name, value in extracted(net, given if text.parts else lanes[0], text.outputs):
             array = np.asarray(value)
-            array = array.reshape(array.shape + (1,) * (text.outputs[name] - 1 - array.ndim))
             if name not in outputs:  # the first of two threads makes it
                 outputs.setdefault(name, np.empty((count, *array.shape), np.float32))
             outputs[name][index] = array
@@ -112,7 +118,6 @@ def prepare(engine: Engine) -> Run:
 
 def opened(text: Text, threads: int, precision: str) -> Any:
     """ncnn's network of it, computing in float32; EngineError where ncnn refuses it."""
-    import ncnn
 
     class Reader(ncnn.DataReader):  # type: ignore[misc]  # ncnn has no types
         """Hands the weights over one after another, as ncnn asks for them."""
@@ -141,8 +146,6 @@ def opened(text: Text, threads: int, precision: str) -> Any:
 
 def mat(array: np.ndarray) -> Any:
     """ncnn's own float32 copy of an array of three dimensions."""
-    import ncnn
-
     value = ncnn.Mat(array.shape[::-1])
     np.asarray(value)[...] = array
     return value
@@ -152,8 +155,6 @@ def extracted(
     net: Any, given: Mapping[str, Any], names: Iterable[str]
 ) -> Iterator[tuple[str, Any]]:
     """Those values, by name, of one image; in the order in which they are computed."""
-    import ncnn
-
     extractor = net.create_extractor()
     for name, value in given.items():
         extractor.input(name, value)
@@ -167,12 +168,12 @@ def extracted(
 class Text:
     """A graph as ncnn reads it.
 
-    text: its layers, one a line. weights: the arrays that these ask for, in their order. outputs: name to
-    number of dimensions, with the batch, in the order in which they are computed.
+    text: its layers, one a line. weights: the arrays that these ask for, in their order. outputs: names, in
+    the order in which they are computed.
 
     ncnn knows no batch. Where images of one group are compared, `lanes` of them lie side by side in the
     pixels' channels, and `parts` has those values that each image is computed up to: their names for the
-    images of the group, which then go in together.
+    images of the group, which then go in together. masked: whether one more channel is a mask of all.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -181,7 +182,7 @@ class Text:
         model = graph.model.graph
         self.weights: list[np.ndarray] = []
         self.parts: dict[str, list[str]] = {}
-        self.lanes = 1
+        self.lanes, self.masked = 1, any(node.op_type == "Slice" for node in model.node)
         self._lines: list[tuple[str, list[str], list[str], str]] = []
         self._constants = {
             tensor.name: graph.weights[tensor.name]
@@ -189,12 +190,11 @@ class Text:
             else onnx.numpy_helper.to_array(tensor)
             for tensor in model.initializer
         }
-        self._blobs = {
-            "pixels": "pixels"
-        }  # ours to ncnn's, where operations leave an image as it is
+        self._blobs: dict[str, str] = {}  # ncnn's name of what an operation leaves as it is
         self._sizes: set[str] = set()  # what is computed from shapes alone
         self._channels: dict[str, int] = {}
-        self._line("Input", [], ["pixels"])
+        for name in ("pixels", *([MASK] if self.masked else [])):
+            self._line("Input", [], [name])
         for node in model.node:
             options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             try:
@@ -205,9 +205,10 @@ class Text:
                 ) from error
         # ncnn forgets a value when it was read, so each is taken before what is computed of it
         computed = [name for *_, outputs, _ in self._lines for name in outputs]
-        ranks = {o.name: len(o.type.tensor_type.shape.dim) for o in model.output}
-        self.outputs = {name: ranks[name] for name in computed if name in ranks}
+        wanted = {output.name for output in model.output}
+        self.outputs = [name for name in computed if name in wanted]
         self.parts = {name: self.parts[name] for name in computed if name in self.parts}
+        self._constants.clear()
 
     @property
     def text(self) -> str:
@@ -252,8 +253,6 @@ class Text:
             else:
                 cells = int(self._constants["cells"][0])
                 self._line(f"Pooling 0=1 7=1 8={cells} 18={cells}", values[:1], outputs)
-        elif kind == "Cast" or options.get("perm") == [0, 3, 1, 2]:  # done on the way in
-            self._blobs[output] = values[0]
         elif kind == "Split" and options["axis"] == 3:
             self.lanes = len(outputs)
             self._blobs.update(dict.fromkeys(outputs, values[0]))
@@ -261,10 +260,22 @@ class Text:
             self.parts[values[0]] = outputs
             for name in outputs:
                 self._line("Input", [], [name])
-        elif kind == "Concat" and options["axis"] == 0:
-            self._blobs[output] = values[0]
+        elif kind == "Cast" or options.get("perm") == [0, 3, 1, 2] or options.get("axis") == 0:
+            self._blobs[output] = values[0]  # done on the way in; images are side by side
+        elif kind == "Slice":  # the channels of images, or the last one
+            self._blobs[output] = MASK if constants[0].item() else values[0]
         elif kind == "Conv":
-            self._conv(values, outputs, constants, options)
+            weight, groups, pad = constants[0], options.get("group", 1), options["pads"][0]
+            (side, _), (step, _) = options["kernel_shape"], options["strides"]
+            self._channels[output] = len(weight)
+            line = (
+                f"0={len(weight)} 1={side} 3={step} 4={pad} 5={len(constants) - 1} 6={weight.size}"
+            )
+            line = (
+                f"ConvolutionDepthWise {line} 7={groups}" if groups > 1 else f"Convolution {line}"
+            )
+            self._line(line, values, outputs)
+            self.weights += [FLOAT32, *constants]
         elif kind == "Gemm":
             weight, bias = constants
             weight = weight if options.get("transB") else weight.T
@@ -275,14 +286,13 @@ class Text:
             pad = options.get("pads", [0])[0]
             self._line(f"Pooling 0={POOLS[kind]} 1={side} 2={step} 3={pad} 5=1", values, outputs)
         elif kind == "GlobalAveragePool":  # one sum over all of a large map loses digits
-            self._line(_reduction("ReduceMean", 2, keep=True), values, [f"{output}/rows"])
-            self._line(_reduction("ReduceMean", 1, keep=False), [f"{output}/rows"], outputs)
+            self._line(REDUCTIONS["ReduceMean"].format(2), values, [f"{output}/rows"])
+            self._line(REDUCTIONS["ReduceMean"].format(1), [f"{output}/rows"], outputs)
         elif kind in REDUCTIONS:
-            self._line(_reduction(kind, options["axes"][0] - 1, keep=True), values, outputs)
+            self._line(REDUCTIONS[kind].format(options["axes"][0] - 1), values, outputs)
         elif kind == "LRN":
-            size, *rest = (options[name] for name in ("size", "alpha", "beta", "bias"))
-            alpha, beta, bias = map(_text, rest)
-            self._line(f"LRN 0=0 1={size} 2={alpha} 3={beta} 4={bias}", values, outputs)
+            line = "LRN 0=0 1={size} 2={alpha:.8e} 3={beta:.8e} 4={bias:.8e}"
+            self._line(line.format(**options), values, outputs)
         elif kind == "Reshape":  # of maps to rows
             self._line(f"Reshape 0=-1 1={self._channels[output]}", values, outputs)
         elif options.get("perm") == [0, 2, 1]:
@@ -290,35 +300,11 @@ class Text:
         elif values == values[:1] * 2 and kind == "Mul":
             self._line("UnaryOp 0=4", values[:1], outputs)
         elif kind == "Pow":  # its BinaryOp of that name gives 1e38 for 0
-            self._line(f"Power 0={_text(constants[0].item())}", values, outputs)
+            self._line(f"Power 0={constants[0].item():.8e}", values, outputs)
         elif constants and constants[0].size == 1:
-            self._line(f"{LAYERS[kind]} 1=1 2={_text(constants[0].item())}", values, outputs)
+            self._line(f"{LAYERS[kind]} 1=1 2={constants[0].item():.8e}", values, outputs)
         elif constants:
-            self._line(BY_CHANNEL[kind].format(constants[0].size), values, outputs)
+            self._line(f"{BY_CHANNEL[kind]} 0={constants[0].size}", values, outputs)
             self.weights += constants
         else:
             self._line(LAYERS[kind], values, outputs)
-
-    def _conv(
-        self,
-        values: list[str],
-        outputs: list[str],
-        constants: list[np.ndarray],
-        options: Mapping[str, Any],
-    ) -> None:
-        weight, groups = constants[0], options.get("group", 1)
-        self._channels[outputs[0]] = len(weight)
-        (side, _), (step, _), pad = options["kernel_shape"], options["strides"], options["pads"][0]
-        kind = "Convolution" if groups == 1 else "ConvolutionDepthWise"
-        line = f"{kind} 0={len(weight)} 1={side} 3={step} 4={pad} 5={len(constants) - 1} 6={weight.size}"
-        self._line(f"{line} 7={groups}" if groups > 1 else line, values, outputs)
-        self.weights += [FLOAT32, *constants]
-
-
-def _reduction(kind: str, axis: int, *, keep: bool) -> str:
-    return f"Reduction 0={REDUCTIONS[kind]} 1=0 -23303=1,{axis} 4={int(keep)} 5=1"
-
-
-def _text(number: float) -> str:
-    """ncnn reads no more than 15 characters, and a number for a float where it has a point."""
-    return f"{number:.8e}"

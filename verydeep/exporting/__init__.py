@@ -74,6 +74,7 @@ FLOATS = ("exact", "fast", "half")
 FORMATS = {
     "onnx": Format(".onnx", "onnxruntime", (*FLOATS, "int8")),
     "openvino": Format(".xml", "openvino", (*FLOATS, "int8")),
+    "ncnn": Format(".param", "ncnn", FLOATS),
     "mnn": Format(".mnn", "mnn", ("fast", "half")),
     "torch": Format(".pt2", "torch", FLOATS),
 }
@@ -164,11 +165,12 @@ def export(
     taps: str | Sequence[str] = (),
     photos: ImageLike | Sequence[ImageLike] = (),
 ) -> Exported:
-    """Write the model to `out` as "onnx", "openvino", "mnn" or "torch", and check it there.
+    """Write the model to `out` as "onnx", "openvino", "ncnn", "mnn" or "torch", and check it there.
 
     The file takes "pixels", uint8 (batch, height, width, channels) in RGB order, already resized and
     cropped; any batch, and any size that the network takes. It gives "scores" (batch, classes) and an
-    output for each of `taps`, float32. Labels and the pre-processing record are inside.
+    output for each of `taps`, float32. Labels and the pre-processing record are inside. ncnn takes one
+    image at a time, without a batch, and has labels and the record in a JSON file beside.
 
     precision: "exact" and "fast" keep the weights in float32, "half" stores 16 bits each, "int8" takes a
     model that `verydeep quantize` made. The file must come as close to the model file as the precision
