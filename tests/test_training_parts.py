@@ -427,10 +427,6 @@ def test_figures_are_scikit_learns() -> None:
         assert figures.top(probabilities, labels, k) == pytest.approx(
             metrics.top_k_accuracy_score(labels, probabilities, k=k, labels=range(7))
         )
-    loss = metrics.log_loss(
-        labels, probabilities / probabilities.sum(1, keepdims=True), labels=range(7)
-    )
-    assert figures.loss(probabilities, labels) == pytest.approx(loss, rel=1e-4)
     table = figures.confusion(probabilities, labels)
     np.testing.assert_array_equal(table, metrics.confusion_matrix(labels, guesses, labels=range(7)))
     by_class = figures.class_figures(table)
@@ -571,8 +567,8 @@ def test_recipes_say_their_command() -> None:
 
     from verydeep.training.recipes import RECIPES
 
-    for name, where in RECIPES.items():
-        text = getattr(import_module(where.module), where.function).__doc__
+    for name, (module, _) in RECIPES.items():
+        text = getattr(import_module(module), name.replace("-", "_")).__doc__
         for word in ("Command: verydeep train", f"--recipe {name}", "Expected:", "Duration:"):
             assert word in text, name
         config = recipe(name)

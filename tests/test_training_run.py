@@ -22,6 +22,7 @@ from PIL import Image
 import verydeep
 from verydeep import modelfile, train
 from verydeep.errors import DataError, OutputError
+from verydeep.training.data.labelled import find
 from verydeep.training.learner import Learner
 from verydeep.training.loop import Diverged
 from verydeep.training.record import checkpoint
@@ -416,6 +417,11 @@ def test_an_image_that_cannot_be_read_is_skipped_and_listed(tmp_path: Path) -> N
     for memory in (True, False):
         result = trained(tmp_path / "photos", tmp_path / f"run {memory}", memory=memory, batch=8)
         assert [name for name, _ in result.bad] == ["red/broken.jpg"]
+    for file in (tmp_path / "photos" / "red").iterdir():
+        file.write_text(f"no image {file}")
+    data = find(tmp_path / "photos", val_fraction=0)
+    told = [line.get("text", "") for line in trained(data, tmp_path / "no red", batch=8).log]
+    assert "no image to train on of these could be read, so nothing is known of them: red" in told
 
 
 def test_the_command(data: Path, tmp_path: Path, verydeep: Run) -> None:

@@ -75,7 +75,7 @@ def train(
             f"{os.environ['WORLD_SIZE']}; call verydeep train without torchrun"
         )
     # what it lacks is said before any work
-    learnt = import_module(recipes.RECIPES[config.recipe].follows).learnt
+    learnt = import_module(recipes.RECIPES[config.recipe][1]).learnt
     _refuse_streams(config, data, val)
     with folder.taken(out, writes=first, resume=resume) as place:
         listeners = [event] if event else []

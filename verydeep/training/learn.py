@@ -117,7 +117,7 @@ class Learning:
         if run.resume and self.group.first:
             found = checkpoint.latest(run.folder / "checkpoints", run.notes.append)
             was = found.facts if found else folder.begun(run.folder)
-            if found is None and (run.folder / "model.safetensors").exists():
+            if not found and (run.folder / "model.safetensors").exists():
                 raise OutputError(
                     f"{run.folder} holds a model, and no checkpoint to go on from; choose another folder"
                 )
@@ -127,10 +127,7 @@ class Learning:
         run.config, notes = _fitted(run.config, len(run.data.train), self.named)
         if found is None:
             run.notes += notes
-        elif (
-            not {"held", "position"} <= was.keys()
-            or was["position"].keys() != vars(Position()).keys()
-        ):
+        elif "held" not in was or was.get("position", {}).keys() != vars(Position()).keys():
             raise DataError(
                 f"{run.folder} was begun by another version of verydeep; go on with that one, or choose "
                 "another folder for a new run"
@@ -149,8 +146,7 @@ class Learning:
         several = classes if data.multi else 0
         held = pictures(learn, config.size, config.threads, several) if config.memory else None
         if held is not None and not held.samples:
-            first = next(iter(held.bad.values()))
-            raise DataError(f"not one of {len(learn)} images could be read; the first: {first}")
+            raise _unread(held.bad, len(learn))
         torch.manual_seed(config.seed)
         model, expected, notes = started(config, classes, self.init, named=self.named)
         run.notes += notes
@@ -195,16 +191,11 @@ class Learning:
             return statistics([held.images])
         config = self.run.config
         chosen = few(samples, MEASURED_PHOTOS, config.seed)
-        views = Views(
-            chosen,
-            _normalised(None, config),
-            threads=config.threads,
-            classes=len(self.run.data.classes),
-        )
+        plain, classes = _normalised(None, config), len(self.run.data.classes)
+        views = Views(chosen, plain, threads=config.threads, classes=classes)
         batches = [images for _, images in views.batches()]
         if not batches:
-            first = next(iter(views.bad.values()))
-            raise DataError(f"not one of {len(chosen)} images could be read; the first: {first}")
+            raise _unread(views.bad, len(chosen))
         return statistics(batches)
 
     def _headed(
@@ -331,9 +322,8 @@ class Learning:
         """
         group, views = self.group, self._views_of(samples)
         samples = views.samples
-        whole = torch.zeros(
-            len(samples), len(self.run.data.classes) + 1
-        )  # the last column: it was read
+        # the last column: it was read
+        whole = torch.zeros(len(samples), len(self.run.data.classes) + 1)
         for numbers, images in views.batches(group.rank, group.world):
             whole[numbers, :-1] = torch.from_numpy(self.learner.scores(images, side))
             whole[numbers, -1] = 1
@@ -461,6 +451,11 @@ class Learning:
             elif value.ndim == 4 and float(np.abs(value).max()) < 6e4:
                 tensors[key] = value.astype(np.float16)
         return tensors
+
+
+def _unread(bad: Mapping[str, str], count: int) -> DataError:
+    first = next(iter(bad.values()))
+    return DataError(f"not one of {count} images could be read; the first: {first}")
 
 
 def _settled(

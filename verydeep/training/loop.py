@@ -82,11 +82,8 @@ def fit(
     every = every or max(1, feed.steps // TOLD_PER_EPOCH)
     saved = time.monotonic()
     while not _over(config, position):
-        epoch, side, drops = (
-            position.epoch,
-            side_at(config, position.epoch),
-            _drops(config, position),
-        )
+        epoch = position.epoch
+        side, drops = side_at(config, epoch), _drops(config, position)
         # of a run that was stopped between its last step and validation, no step is left to do
         rate = rate_at(config, (epoch + 1) * feed.steps - 1, feed.steps, drops)
         meter = Meter(learner)

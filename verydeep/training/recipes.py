@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from textwrap import fill, indent
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ..errors import DataError, nearest
 
@@ -22,22 +22,15 @@ C = TypeVar("C")
 COLUMNS = 98  # of what `described` gives
 
 
-class Where(NamedTuple):
-    """A recipe's function, the module it is in, and the module whose `learnt` follows its config."""
+_ROOM = __name__.rpartition(".")[0]
 
-    module: str
-    function: str
-    follows: str
-
-
-_HERE, _ROOM = __name__, __name__.rpartition(".")[0]
-
-# loaded when one is asked for: not all of them need torch
-RECIPES: dict[str, Where] = {
-    "probe": Where(f"{_ROOM}.heads.probe", "probe", f"{_ROOM}.heads.probe"),
-    "finetune": Where(_HERE, "finetune", f"{_ROOM}.learn"),
-    "small-images": Where(_HERE, "small_images", f"{_ROOM}.learn"),
-    "paper": Where(_HERE, "paper", f"{_ROOM}.learn"),
+# recipe -> the module with the function that makes its config, and the one whose `learnt` follows that;
+# loaded when one is asked for, as not all of them need torch
+RECIPES: dict[str, tuple[str, str]] = {
+    "probe": (f"{_ROOM}.heads.probe", f"{_ROOM}.heads.probe"),
+    "finetune": (__name__, f"{_ROOM}.learn"),
+    "small-images": (__name__, f"{_ROOM}.learn"),
+    "paper": (__name__, f"{_ROOM}.learn"),
 }
 
 
@@ -252,9 +245,12 @@ def recipe(name: str) -> Any:
     """The config of that recipe; DataError, with the nearest name, where there is none."""
     if name not in RECIPES:
         raise DataError(f"no recipe {name!r}{nearest(name, RECIPES)}")
-    where = RECIPES[name]
-    make: Callable[[], Any] = getattr(import_module(where.module), where.function)
-    return make()
+    return _maker(name)()
+
+
+def _maker(name: str) -> Callable[[], Any]:
+    made: Callable[[], Any] = getattr(import_module(RECIPES[name][0]), name.replace("-", "_"))
+    return made
 
 
 def described(name: str) -> str:
@@ -263,9 +259,8 @@ def described(name: str) -> str:
     ModuleNotFoundError where what it needs is not installed.
     """
     made = recipe(name)
-    where = RECIPES[name]
-    import_module(where.follows)  # so that whoever looks for a recipe knows what it lacks
-    text = inspect.getdoc(getattr(import_module(where.module), where.function)) or ""
+    import_module(RECIPES[name][1])  # so that whoever looks for a recipe knows what it lacks
+    text = inspect.getdoc(_maker(name)) or ""
     meaning = (inspect.getdoc(type(made)) or "").partition("\n\n")[2]
     values = []
     for key, value in made.to_dict().items():

@@ -22,6 +22,7 @@ from .. import __version__, modelfile
 from ..errors import DataError
 from ..files.atomic import replacing
 from ..files.progress import reached
+from ..files.wording import some
 from ..modelfile import ModelFile, key_of
 from ..nets import Network
 from ..predictor import Predictor, sigmoid, softmax
@@ -177,6 +178,12 @@ class Run:
 
     def finish(self, outcome: Outcome) -> TrainResult:
         """Measure, write the model and the report."""
+        seen = {
+            k for s in self.data.train if s.name not in self.bad for k in (s.labels or (s.label,))
+        }
+        if gone := [name for at, name in enumerate(self.data.classes) if at not in seen]:
+            text = f"no image to train on of these could be read, so nothing is known of them: {some(gone)}"
+            self.tell({"event": "warning", "step": 0, "text": text})
         reached(1, 3, "validating")
         samples, scores = outcome.judge(self.data.val, "to validate")
         found = self._probabilities(scores)

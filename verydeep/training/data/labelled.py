@@ -185,16 +185,6 @@ def open(sample: Sample | Item) -> Content:  # noqa: A001  # labelled.open reads
     return read(sample.source)
 
 
-def stacked(samples: Sequence[Sample]) -> NDArray[np.uint8] | None:
-    """Images (n, h, w, c) uint8 in one array, where they are arrays of one shape; else None."""
-    if not samples:
-        return None
-    shapes = {s.source.shape if isinstance(s.source, np.ndarray) else None for s in samples}
-    if len(shapes) != 1 or None in shapes:
-        return None
-    return np.stack([s.source for s in samples])  # type: ignore[misc]  # arrays, all of them
-
-
 def digest(sample: Sample) -> str:
     """SHA-256 of an image as it is stored, hexadecimal; OSError where it cannot be had."""
     held = open(sample)

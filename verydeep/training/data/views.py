@@ -94,9 +94,10 @@ def pictures(samples: Sequence[Sample], size: int, threads: int = 0, classes: in
         )
     fit = Preprocess(resize="shorter", resize_size=size, crop_size=size)
     views = Views(samples, fit, threads=threads, classes=classes)
-    whole = labelled.stacked(samples)
-    if whole is not None and whole.shape[1:3] == (size, size):
-        views.images = np.repeat(whole, 3, axis=3) if whole.shape[3] == 1 else whole
+    arrays = [s.source for s in samples if isinstance(s.source, np.ndarray)]
+    shapes = {one.shape for one in arrays}
+    if arrays and len(arrays) == len(samples) and shapes <= {(size, size, 1), (size, size, 3)}:
+        views.images = np.stack([np.broadcast_to(one, (size, size, 3)) for one in arrays])
         return views
     images, good = np.zeros((len(samples), size, size, 3), np.uint8), []
     for numbers, pixels in views.batches():

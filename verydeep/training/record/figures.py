@@ -44,14 +44,6 @@ def top(probabilities: Probabilities, labels: Labels, k: int = 1) -> float:
     return float((rank < k).mean())
 
 
-def loss(probabilities: Probabilities, labels: Labels) -> float:
-    """Mean cross-entropy, in nats; NaN for no images."""
-    if not len(labels):
-        return float("nan")
-    own = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.log(np.maximum(own, 1e-30)).mean())
-
-
 def confusion(probabilities: Probabilities, labels: Labels) -> NDArray[np.int64]:
     """(classes, classes): how many images of the row's class were taken for the column's."""
     classes = probabilities.shape[1]
