@@ -28,7 +28,7 @@ from machine import ENGINES, report
 
 import verydeep
 from verydeep import modelfile
-from verydeep.training.data import labelled
+from verydeep.datasets import labelled
 from verydeep.training.heads.features import averages
 
 COMPARED = 8  # photos whose features are computed a second time

@@ -79,7 +79,7 @@ else:
     from verydeep.preprocess import Preprocess
     from paced import paced
     from verydeep.training.speed import memory_kept
-    from verydeep.training.data import labelled
+    from verydeep.datasets import labelled
     from verydeep.training.data.feed import Feed, MemorySource
     from verydeep.training.learner import Learner
     from verydeep.training.data.views import pictures

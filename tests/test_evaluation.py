@@ -19,13 +19,13 @@ from sklearn.metrics import accuracy_score, top_k_accuracy_score
 
 import verydeep
 from verydeep import modelfile
+from verydeep.datasets.labelled import find
+from verydeep.datasets.labelled import open as content
+from verydeep.datasets.listing import listed
 from verydeep.errors import DataError
 from verydeep.evaluation import class_of, class_table
+from verydeep.evaluation.figures import calibration_error
 from verydeep.predictor import softmax
-from verydeep.training.data.labelled import find
-from verydeep.training.data.labelled import open as content
-from verydeep.training.data.listing import listed
-from verydeep.training.record.figures import calibration_error
 
 from .conftest import Run
 from .tiny import IDS, NAMES, photo, tiny, weights

@@ -11,9 +11,9 @@ from sklearn.metrics import average_precision_score, f1_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from verydeep.errors import DataError
+from verydeep.evaluation.figures import average_precision
 from verydeep.training.heads.choosing import mcnemar, threshold, thresholds
 from verydeep.training.heads.linear import folds, log_loss, scaling, solve, temperature
-from verydeep.training.record.figures import average_precision
 
 
 def problem(

@@ -18,13 +18,13 @@ import pytest
 from PIL import Image
 
 from verydeep import errors
+from verydeep.datasets import labelled
+from verydeep.datasets.check import check
+from verydeep.datasets.layout import part_of
+from verydeep.datasets.listing import listed
 from verydeep.errors import DataError
 from verydeep.files import photo_paths
 from verydeep.preprocess import decoding
-from verydeep.training.data import labelled
-from verydeep.training.data.check import check
-from verydeep.training.data.layout import part_of
-from verydeep.training.data.listing import listed
 
 from .conftest import Run
 from .tiny import photo

@@ -20,10 +20,10 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 
 import verydeep
 from verydeep import modelfile
+from verydeep.datasets.labelled import Sample, find
 from verydeep.errors import DataError, LayerError, OutputError
 from verydeep.predictor import softmax
 from verydeep.training.begin import train as run
-from verydeep.training.data.labelled import Sample, find
 from verydeep.training.heads import features as features_module
 from verydeep.training.heads import probe
 from verydeep.training.heads.choosing import candidates, choose, familiarity, finished

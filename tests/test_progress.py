@@ -379,7 +379,7 @@ VERBS = {  # verb: what is made slow, the words, what the line must have said
     ),
     "duplicates": (PIXELS, "P --model M --engine onnxruntime", "duplicates .* 0 of 40 photos"),
     "evaluate": (PIXELS, "M P", "evaluating .* 0 of 40 photos"),
-    "check": ("verydeep.training.data.check._look", "P", "looking at images .* of 40 images"),
+    "check": ("verydeep.datasets.check._look", "P", "looking at images .* of 40 images"),
     "quantize": (PIXELS, "M --calibrate P --out q.safetensors", "reading photos .* 0 of 20 photos"),
     "export": (
         "verydeep.exporting.onnx.write", "M --to onnx --out m.onnx",

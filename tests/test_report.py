@@ -16,15 +16,16 @@ from PIL import Image
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from verydeep.datasets.labelled import Sample
 from verydeep.errors import DataError
+from verydeep.evaluation import figures
+from verydeep.evaluation.figures import calibration_error, reliability
 from verydeep.modelfile import Record, write
 from verydeep.pictures import charts as plots
 from verydeep.pictures.charts import Line
 from verydeep.training.begin import train as run_recipe
-from verydeep.training.data.labelled import Sample
 from verydeep.training.heads.probe import ProbeConfig
-from verydeep.training.record import figures, report
-from verydeep.training.record.figures import calibration_error, reliability
+from verydeep.training.record import report
 from verydeep.training.record.report import page
 from verydeep.training.record.result import TrainResult
 

@@ -18,13 +18,13 @@ from sklearn.metrics import average_precision_score, f1_score
 
 import verydeep
 from verydeep import exporting, models, quantisation
+from verydeep.datasets.labelled import find
 from verydeep.engines import installed
 from verydeep.errors import DataError
 from verydeep.explanations import Explainer
 from verydeep.modelfile import read
 from verydeep.predictor import Answer, Failure, probabilities, sigmoid, softmax
 from verydeep.published import conversion
-from verydeep.training.data.labelled import find
 
 from .conftest import Run
 from .test_export import SUFFIX

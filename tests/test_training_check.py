@@ -13,8 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from verydeep import train
+from verydeep.datasets import check, labelled
 from verydeep.errors import DataError, MissingExtraError
-from verydeep.training.data import check, labelled
 
 from .conftest import Run
 from .labelled import SETTINGS, arrays, trained

@@ -22,10 +22,10 @@ import torchvision
 from PIL import Image
 from torchvision import transforms
 
+from verydeep.datasets import check, labelled
+from verydeep.datasets.listing import listed
 from verydeep.errors import DataError
 from verydeep.preprocess import decode
-from verydeep.training.data import check, labelled
-from verydeep.training.data.listing import listed
 
 from .tiny import photo
 

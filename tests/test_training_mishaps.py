@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 
 from verydeep import modelfile, train
+from verydeep.datasets.check import check
+from verydeep.datasets.labelled import find
 from verydeep.errors import DataError, ModelFileError, OutputError
 from verydeep.training import begin, loop, profile, recipes
 from verydeep.training.begin import train as run
-from verydeep.training.data.check import check
-from verydeep.training.data.labelled import find
 from verydeep.training.heads import linear
 from verydeep.training.heads.probe import ProbeConfig
 from verydeep.training.recipes import RECIPES

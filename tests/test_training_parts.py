@@ -17,11 +17,13 @@ from PIL import Image, ImageEnhance
 from PIL.JpegImagePlugin import JpegImageFile
 from sklearn import metrics
 
+from verydeep.datasets import labelled
 from verydeep.errors import DataError
+from verydeep.evaluation import figures
 from verydeep.models import build
 from verydeep.preprocess import PRESETS, Preprocess
 from verydeep.training import draws
-from verydeep.training.data import augment, labelled
+from verydeep.training.data import augment
 from verydeep.training.data.colours import colour_shift, statistics
 from verydeep.training.data.feed import Feed, MemorySource
 from verydeep.training.data.photos import PhotoSource
@@ -30,7 +32,6 @@ from verydeep.training.learner import Learner, normaliser
 from verydeep.training.loop import Position, fit
 from verydeep.training.optim import drops_after, rate_at, side_at, still_to_do
 from verydeep.training.recipes import Config, changed, paper, recipe, small_images
-from verydeep.training.record import figures
 from verydeep.training.stuck import Stuck
 
 from .labelled import arrays, images

@@ -21,8 +21,8 @@ from PIL import Image
 
 import verydeep
 from verydeep import modelfile, train
+from verydeep.datasets.labelled import find
 from verydeep.errors import DataError, OutputError
-from verydeep.training.data.labelled import find
 from verydeep.training.learner import Learner
 from verydeep.training.loop import Diverged
 from verydeep.training.record import checkpoint

@@ -22,9 +22,9 @@ import pytest
 from PIL import Image
 
 from verydeep import modelfile, train
+from verydeep.datasets import labelled, shards
 from verydeep.errors import DataError, MissingExtraError
 from verydeep.training.data import feed as feeding
-from verydeep.training.data import labelled, shards
 from verydeep.training.data.colours import Statistics
 from verydeep.training.data.feed import Batch, StreamFeed
 from verydeep.training.data.photos import PhotoSource

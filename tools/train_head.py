@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from compress_trunk import best_scale, gptq
 from torch import Tensor
 
+from verydeep.evaluation.figures import calibration_error
 from verydeep.nets import network
-from verydeep.training.record.figures import calibration_error
 
 
 def read(path: Path, layers: list[str]) -> tuple[Tensor, list[str]]:

@@ -70,8 +70,9 @@ for _module, _names in {
     _HOME |= dict.fromkeys(_names.split(), _module)
 _MODULES = frozenset(
     (
-        "benching distances engines errors evaluation explanations exporting files graphs losses modelfile "
-        "models nets pictures portraits predictor preprocess published quantisation retrieval training"
+        "benching datasets distances engines errors evaluation explanations exporting files graphs losses "
+        "modelfile models nets pictures portraits predictor preprocess published quantisation retrieval "
+        "training"
     ).split()
 )
 

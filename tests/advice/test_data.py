@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from verydeep import train
+from verydeep.datasets import labelled, objects
+from verydeep.datasets.check import check
 from verydeep.evaluation import evaluate
-from verydeep.training.data import labelled, objects
-from verydeep.training.data.check import check
 from verydeep.training.data.feed import Feed, MemorySource
 from verydeep.training.data.views import pictures
 from verydeep.training.recipes import Config

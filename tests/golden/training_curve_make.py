@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from verydeep.datasets import labelled
 from verydeep.models import build
 from verydeep.preprocess import Preprocess
-from verydeep.training.data import labelled
 from verydeep.training.data.feed import Feed, MemorySource
 from verydeep.training.data.views import pictures
 from verydeep.training.learner import Learner

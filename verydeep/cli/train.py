@@ -180,7 +180,7 @@ def check(
     parts; and images smaller than the network's input. The exit status is 1 where anything was found.
     """
     with Progress("looking for images", ""):
-        from ..training.data import check as checking
+        from ..datasets import check as checking
 
         result = checking.check(data, val, size=size, multi=multi)
     show(result, as_json)

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..datasets import labelled
+from ..datasets.items import Item
+from ..datasets.listing import listed
+from ..datasets.shards import is_stream
 from ..errors import DataError, log, nearest
 from ..files.photo_paths import composed
 from ..files.progress import expect
 from ..files.wording import counted, table
-from ..training.data import labelled
-from ..training.data.items import Item
-from ..training.data.listing import listed
-from ..training.data.shards import is_stream
-from ..training.record.figures import average_precision, calibration_error
+from .figures import average_precision, calibration_error
 
 if TYPE_CHECKING:
     from ..predictor import Predictor

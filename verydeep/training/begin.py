@@ -10,11 +10,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..datasets.check import looked_over
+from ..datasets.labelled import find_for
+from ..datasets.shards import is_stream
 from ..errors import DataError
 from . import recipes
-from .data.check import looked_over
-from .data.labelled import find_for
-from .data.shards import is_stream
 from .recipes import Config, changed
 from .record import folder
 from .record.result import TrainResult
@@ -46,7 +46,7 @@ def train(
 
     out: None for the first of runs/1, runs/2, ... that is not there.
     recipe: a name of `verydeep.training.recipes.RECIPES`, or the config that one of them returns.
-    data, val: as `verydeep.training.data.labelled.find` takes them. settings: "key=value" each, or a
+    data, val: as `verydeep.datasets.labelled.find` takes them. settings: "key=value" each, or a
     mapping, changing the recipe; model and width are settings too. init: weights to start from, a
     built-in's or catalogue name or a file. resume: go on from the last checkpoint in `out`, to the bit on
     a CPU. device: "auto", "cpu", "cuda" or "mps". strict: every image is decoded and compared first, as by

@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import modelfile
+from ..datasets.labelled import Sample, targets
+from ..datasets.shards import of_shards
 from ..errors import DataError, OutputError
+from ..evaluation import figures
 from ..predictor import softmax
 from ..preprocess import Preprocess
 from ..published import find_model
 from .data.colours import Statistics, few, statistics
 from .data.feed import Feed, MemorySource, Source, StreamFeed
-from .data.labelled import Sample, targets
 from .data.photos import PhotoSource
-from .data.shards import of_shards
 from .data.views import Views, pictures
 from .heads import linear
 from .heads.choosing import mcnemar, threshold, thresholds
@@ -33,7 +34,7 @@ from .loop import Diverged, Position, Stopped, fit
 from .optim import side_at
 from .parallel import Group, device_of, joined
 from .recipes import Config
-from .record import checkpoint, figures, folder
+from .record import checkpoint, folder
 from .record.checkpoint import Checkpoint
 from .record.result import TrainResult
 from .run import Outcome, Run, trunk_of

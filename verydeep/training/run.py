@@ -19,7 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import __version__, modelfile
+from ..datasets import labelled
+from ..datasets.labelled import Labelled, Sample
 from ..errors import DataError
+from ..evaluation import figures
 from ..files.atomic import replacing
 from ..files.progress import reached
 from ..files.wording import some
@@ -27,9 +30,7 @@ from ..modelfile import ModelFile, key_of
 from ..nets import Network
 from ..predictor import Predictor, sigmoid, softmax
 from ..preprocess import Preprocess
-from .data import labelled
-from .data.labelled import Labelled, Sample
-from .record import about, figures, folder, report
+from .record import about, folder, report
 from .record.log import Log, read
 from .record.result import TrainResult
 

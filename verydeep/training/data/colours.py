@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ...datasets.labelled import Sample
+from ...datasets.shards import of_shards
 from .. import draws
 from .augment import Luck
-from .labelled import Sample
-from .shards import of_shards
 
 FEW_SHARDS = 16
 CHUNK = 2**20  # pixels that are float64 at one time

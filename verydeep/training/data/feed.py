@@ -21,14 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ...datasets.labelled import Sample
+from ...datasets.shards import of_shards, read
 from ...errors import DataError
 from .. import draws
 from ..recipes import Config
 from . import augment
 from .augment import Luck
 from .colours import Statistics, colour_shift, statistics
-from .labelled import Sample
-from .shards import of_shards, read
 from .views import Views
 
 AHEAD = 3  # batches ready or being made

@@ -15,15 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
+from ...datasets import labelled
+from ...datasets.labelled import Sample
 from ...engines.processor import cores
 from ...errors import ImageError
 from ...preprocess import decode
 from ..recipes import Config
-from . import augment, labelled
+from . import augment
 from .augment import Luck, Numbers
 from .colours import Statistics
 from .feed import Indices, Marks, Seen, Source
-from .labelled import Sample
 
 PROPORTIONS = (3 / 4, 4 / 3)  # of a crop of random area
 

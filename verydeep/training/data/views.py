@@ -9,12 +9,12 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from ...datasets import labelled
+from ...datasets.labelled import Sample
+from ...datasets.shards import of_shards, read
 from ...engines.processor import cores
 from ...errors import DataError, ImageError
 from ...preprocess import Preprocess, decode
-from . import labelled
-from .labelled import Sample
-from .shards import of_shards, read
 
 BATCH = 128
 MOST_BYTES = 8 * 2**30  # that `pictures` may take

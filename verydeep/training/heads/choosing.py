@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DataError
+from ...evaluation.figures import mean_average_precision
 from ...files.progress import stage
 from ...nets import Network
 from ...predictor import sigmoid, softmax
-from ..record.figures import mean_average_precision
 from . import linear
 from .linear import LinearHead, Scaling
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...datasets import labelled
 from ...errors import EngineError, ImageError
 from ...files.cache import Cache
 from ...files.folders import cache_folder
@@ -27,7 +28,6 @@ from ...files.progress import stage
 from ...graphs import source_of
 from ...predictor import DECODING_THREADS, Failure, Predictor
 from ...preprocess import decoded, sized
-from ..data import labelled
 
 if TYPE_CHECKING:
     from ...preprocess import ImageLike, Size

@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import modelfile
+from ...datasets.labelled import Sample, targets
 from ...errors import DataError
 from ...files.progress import reached
 from ...nets import Head
 from ...predictor import Predictor
 from ...preprocess import Preprocess, sized
 from ...published import find_model
-from ..data.labelled import Sample, targets
 from ..recipes import changed, hold_to
 from ..record import folder
 from ..record.result import TrainResult

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ..data.labelled import Labelled
+from ...datasets.labelled import Labelled
 
 PACKAGES = ("numpy", "torch", "onnxruntime", "openvino", "ncnn", "MNN")
 

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...datasets import labelled
 from ...errors import DataError, VerydeepError
+from ...evaluation import figures
 from ...files.wording import clock, counted
 from ...pictures import charts
 from ...pictures import page as html
 from ...pictures import write as write_text
-from ..data import labelled
-from . import figures
 from .result import TrainResult
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ...datasets.labelled import Sample
     from ...explanations import Explainer
-    from ..data.labelled import Sample
 
 MISTAKES = 12  # shown with their pictures
 CONFUSIONS = 12  # pairs of classes that are listed

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.labelled import Sample
-from .figures import mean_average_precision
+from ...datasets.labelled import Sample
+from ...evaluation.figures import mean_average_precision
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...engines.processor import cores
-from ...errors import DataError, ImageError
-from ...files.progress import stage
-from ...files.wording import counted, some
-from ...preprocess import decode
-from ...preprocess.decoding import opened
+from ..engines.processor import cores
+from ..errors import DataError, ImageError
+from ..files.progress import stage
+from ..files.wording import counted, some
+from ..preprocess import decode
+from ..preprocess.decoding import opened
 from . import labelled
 from .items import Brought, Streamed, size_bytes
 from .labelled import Labelled, Sample
@@ -80,7 +80,7 @@ def check(
     strict: bool = False,
     multi: bool | None = None,
 ) -> Check:
-    """Every image is decoded and compared; source, val and multi as for `training.data.labelled.find`.
+    """Every image is decoded and compared; source, val and multi as for `datasets.labelled.find`.
 
     size: pixels a side of the network's input; smaller images are told of. strict: what is found is an
     error.

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from ...errors import DataError, log, nearest
-from ...files.photo_paths import composed, is_photo, walked
-from ...files.wording import some
+from ..errors import DataError, log, nearest
+from ..files.photo_paths import composed, is_photo, walked
+from ..files.wording import some
 from .items import Item, Listing, Source
 from .layout import part_of
 from .objects import LABEL_COLUMNS

@@ -1,6 +1,6 @@
 """Labelled images to train on and to validate with: found, split if need be, and told apart by a digest.
 
->>> from verydeep.training.data import labelled
+>>> from verydeep.datasets import labelled
 >>> found = labelled.find("photos/", seed=0)  # doctest: +SKIP
 >>> found.classes, len(found.train), len(found.val)  # doctest: +SKIP
 (('daisy', 'rose'), 900, 100)
@@ -21,11 +21,11 @@ from unicodedata import category
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engines.processor import cores
-from ...errors import DataError
-from ...files.photo_paths import unused
-from ...files.progress import stage
-from ...files.wording import counted, some
+from ..engines.processor import cores
+from ..errors import DataError
+from ..files.photo_paths import unused
+from ..files.progress import stage
+from ..files.wording import counted, some
 from .items import Content, Item, Listing, Source, beginning, read, size_bytes, spelt
 from .listing import listed
 from .shards import of_shards
@@ -95,7 +95,7 @@ def find(
     val_fraction: float = VAL_FRACTION,
     multi: bool | None = None,
 ) -> Labelled:
-    """The samples of a data set, in any form that `verydeep.training.data.listing` knows.
+    """The samples of a data set, in any form that `verydeep.datasets.listing` knows.
 
     val: a second data set to validate with. Without one, the set's own val/ (or test/) is taken; without
     that either, `val_fraction` of each class, drawn by `seed`: the same images on every machine, and of

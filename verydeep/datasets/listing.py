@@ -20,8 +20,8 @@ from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
-from ...errors import DataError, warn_once
-from ...files.photo_paths import (
+from ..errors import DataError, warn_once
+from ..files.photo_paths import (
     HEIF_SUFFIXES,
     PICTURES,
     composed,

@@ -12,8 +12,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
-from ...errors import DataError
-from ...files.wording import some
+from ..errors import DataError
+from ..files.wording import some
 
 Place: TypeAlias = tuple[str, ...]  # a folder, by the names on the way to it
 

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.request import Request, urlopen
 
-from ...errors import DataError, MissingExtraError, VerydeepError
-from ...files.atomic import locked, replacing
-from ...files.folders import cache_folder
-from ...files.photo_paths import IMAGE_SUFFIXES
-from ...files.progress import stage
+from ..errors import DataError, MissingExtraError, VerydeepError
+from ..files.atomic import locked, replacing
+from ..files.folders import cache_folder
+from ..files.photo_paths import IMAGE_SUFFIXES
+from ..files.progress import stage
 
 if TYPE_CHECKING:
     from .labelled import Sample

@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import DataError
-from ...files.photo_paths import composed, head
-from ...preprocess import decoded
+from ..errors import DataError
+from ..files.photo_paths import composed, head
+from ..preprocess import decoded
 from .shards import entries
 
 ASKING = Lock()  # objects of other people, which mostly do not expect several threads

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import DataError
-from ...files.progress import stage
+from ..errors import DataError
+from ..files.progress import stage
 from .items import Brought, Listing
 from .layout import PARTS, part_of
 
