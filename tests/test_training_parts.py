@@ -336,7 +336,7 @@ def test_balanced_sampling_of_several_labels_an_image() -> None:
         for row in labels
     ]
     config = changed(small_images(), {"balance": "sampling", "size": 32, "mixup": 0.2})
-    source = MemorySource(pictures(samples, 32, classes=3), config)
+    source = MemorySource(pictures(samples, 32), config, classes=3)
     np.testing.assert_array_equal(source.labels, labels)
     drawn = Feed(source, config).indices(0)
     # half of the draws are for the first class, of which 5 % are of both

@@ -26,7 +26,7 @@ from .data.feed import Feed, MemorySource, Source, StreamFeed
 from .data.photos import PhotoSource
 from .data.views import Views, pictures
 from .heads import linear
-from .heads.choosing import mcnemar, threshold, thresholds
+from .heads.choosing import limits, mcnemar
 from .heads.features import digests_of
 from .heads.probe import Probe, ProbeConfig, shown
 from .learner import Learner, scaling_in
@@ -145,7 +145,7 @@ class Learning:
         classes = len(data.classes)
         learn, self.hold = _parted(data.train, config, classes)
         several = classes if data.multi else 0
-        held = pictures(learn, config.size, config.threads, several) if config.memory else None
+        held = pictures(learn, config.size, config.threads) if config.memory else None
         if held is not None and not held.samples:
             raise _unread(held.bad, len(learn))
         torch.manual_seed(config.seed)
@@ -166,7 +166,9 @@ class Learning:
             run.bad.update(held.bad)
         drawn, rank, world = config.shown(), self.group.rank, self.group.world
         source: Source = (
-            MemorySource(held, drawn) if held else PhotoSource(learn, drawn, colours, several)
+            MemorySource(held, drawn, several)
+            if held
+            else PhotoSource(learn, drawn, colours, several)
         )
         feed = StreamFeed if of_shards(learn) else Feed
         self.feed = feed(source, drawn, rank, world)
@@ -192,8 +194,7 @@ class Learning:
             return statistics([held.images])
         config = self.run.config
         chosen = few(samples, MEASURED_PHOTOS, config.seed)
-        plain, classes = _normalised(None, config), len(self.run.data.classes)
-        views = Views(chosen, plain, threads=config.threads, classes=classes)
+        views = Views(chosen, _normalised(None, config), threads=config.threads)
         batches = [images for _, images in views.batches()]
         if not batches:
             raise _unread(views.bad, len(chosen))
@@ -336,11 +337,11 @@ class Learning:
     def _views_of(self, samples: Sequence[Sample]) -> Views:
         """The samples as the model file will see them; those in memory are decoded once."""
         if id(samples) not in self._shown:
-            config, classes = self.run.config, len(self.run.data.classes)
+            config = self.run.config
             views = (
-                pictures(samples, config.size, config.threads, classes)
+                pictures(samples, config.size, config.threads)
                 if config.memory and samples
-                else Views(samples, self.preprocess, threads=config.threads, classes=classes)
+                else Views(samples, self.preprocess, threads=config.threads)
             )
             self.run.bad.update(views.bad)
             self._shown[id(samples)] = views
@@ -362,7 +363,7 @@ class Learning:
             done = self.position.epoch * self.feed.steps + self.position.step
             facts = {
                 "config": self.run.config.to_dict(), **self.run.inputs, "step": done,
-                "position": self.position.to_dict(), "held": vars(self.held), "seconds": self.run.seconds,
+                "position": vars(self.position), "held": vars(self.held), "seconds": self.run.seconds,
             }  # fmt: skip
             checkpoint.save(self.run.folder / "checkpoints", done, tensors, facts)
         self.group.wait()
@@ -390,35 +391,25 @@ class Learning:
         head, best = np.array(self.held.head), np.array(self.held.best)
         won, lost = int((best & ~head).sum()), int((head & ~best).sum())
         chance = mcnemar(won, lost)
-        good = chance < SURE
+        kept = "no sure gain, so the head alone is kept, solved on all photos"
         self.run.note(
             f"of {len(head)} held-out photos the head alone has {head.mean():.2%} right, epoch "
             f"{self.held.epoch} {best.mean():.2%} ({won} won, {lost} lost, p = {chance:.3f}): "
-            + (
-                "it is kept"
-                if good
-                else "no sure gain, so the head alone is kept, solved on all photos"
-            )
+            f"{'it is kept' if chance < SURE else kept}"
         )
-        return good
+        return chance < SURE
 
     def _outcome(self) -> Outcome:
         run, config, learner = self.run, self.run.config, self.learner
         network, data = learner.model.table, run.data
         judged = self.hold or data.val
-        divide, least = 1.0, None
-        each = (0.5,) * len(data.classes) if data.multi else ()
-        read: tuple[Sample, ...] = ()
-        scores = np.zeros((0, network.head.classes), np.float32)
-        if judged:
-            read, scores = self.scores(judged)
+        read, scores = self.scores(judged)
+        divide = 1.0
+        sure: dict[str, Any] = {"thresholds": (0.5,) * len(data.classes)} if data.multi else {}
+        if len(read) >= CALIBRATED:
             labels = targets(read, data.classes)
-            if len(read) >= CALIBRATED:
-                divide = linear.temperature(scores, labels)
-                if data.multi:
-                    each = tuple(thresholds(scores, labels, divide).tolist())
-                else:
-                    least = threshold(scores, divide)
+            divide = linear.temperature(scores, labels)
+            sure = limits(scores, labels, divide)
         weights = learner.weights()
         last = [layer.key for layer in network.layers if layer.key][-1]
         for name in (f"{last}.weight", f"{last}.bias"):
@@ -434,11 +425,13 @@ class Learning:
             return found, answers / np.float32(divide)
 
         fitted = "held-out training" if self.hold else "the same"
-        calibrated = f", temperature and threshold by {fitted} images" if least is not None else ""
+        calibrated = (
+            f", temperature and threshold by {fitted} images" if "threshold" in sure else ""
+        )
         return Outcome(
             network, self.preprocess, tensors, judge,
             f"one view of {config.size} pixels, fp32{calibrated}", licence=self.licence,
-            threshold=least, thresholds=each, provenance={"temperature": round(divide, 6)},
+            provenance={"temperature": round(divide, 6)}, **sure,
         )  # fmt: skip
 
     def _compact(self, tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

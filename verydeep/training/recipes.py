@@ -317,16 +317,12 @@ def _parsed(key: str, value: Any, kind: Any) -> Any:
     if kind is str:
         return str(value)
     words = {bool: "true or false", int: "a whole number", float: "a number"}
-    try:
-        found = json.loads(value.lower()) if isinstance(value, str) else value
-        found = found.item() if hasattr(found, "item") else found  # of numpy
-        if kind is float and isinstance(found, int) and not isinstance(found, bool):
-            found = float(found)
-    except ValueError:
-        found = None
-        if kind is float and isinstance(value, str):  # ".1" and "1e-2" are no JSON
-            with suppress(ValueError):
-                found = float(value)
+    found = value.item() if hasattr(value, "item") else value  # of numpy
+    if kind is float and type(found) is int:
+        found = float(found)
+    elif isinstance(found, str):
+        with suppress(ValueError):
+            found = float(found) if kind is float else json.loads(found.lower())
     if type(found) is not kind or (kind is float and not math.isfinite(found)):
         raise DataError(f"{key} is {value!r}; expected {words[kind]}")
     return found

@@ -160,12 +160,9 @@ class Run:
             listener(line)
 
     def passed(self, what: str, size: int, total: int) -> Callable[[int], None]:
-        """To be told how many photos more have features, of so many; what they are for, in words."""
-        done = 0
+        """To be told how many photos have features, of so many; what they are for, in words."""
 
-        def passed(count: int) -> None:
-            nonlocal done
-            done += count
+        def passed(done: int) -> None:
             self.show(
                 {"event": "features", "what": what, "size": size, "done": done, "total": total}
             )
@@ -218,7 +215,7 @@ class Run:
 
     def again(self) -> TrainResult:
         """The result of a run that had finished, measured anew; nothing is written."""
-        self.show({"event": "note", "text": f"{self.folder} had finished; nothing is done"})
+        self.note(f"{self.folder} had finished; nothing is done")
         model = Predictor(modelfile.read(self.folder / "model.safetensors"), precision="exact")
         rows, samples = [], []
         for sample in self.data.val:

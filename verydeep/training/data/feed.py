@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ...datasets.labelled import Sample
+from ...datasets.labelled import Sample, targets
 from ...datasets.shards import of_shards, read
 from ...errors import DataError
 from .. import draws
@@ -62,13 +62,15 @@ class Batch:
 class Source:
     """Labelled images, augmented as the config says. found: of their colours.
 
+    classes: how many, which samples with several labels need. labels: (n,), or for those (n, classes).
     brought: those of the samples that a stream has brought, by number, with the bytes of their files.
     """
 
     def __init__(
-        self, samples: Sequence[Sample], labels: Labels, config: Config, found: Statistics
+        self, samples: Sequence[Sample], config: Config, found: Statistics, classes: int = 0
     ) -> None:
-        self.samples, self.labels, self.config = samples, labels, config
+        self.samples, self.config = samples, config
+        self.labels: Labels = targets(samples, classes)
         self.brought: dict[int, Sample] = {}
         self._found, self._mean = found, np.rint(found.mean).clip(0, 255).astype(np.uint8)
 
@@ -103,11 +105,11 @@ class Source:
 class MemorySource(Source):
     """Small images in memory, shifted and flipped."""
 
-    def __init__(self, held: Views, config: Config) -> None:
+    def __init__(self, held: Views, config: Config, classes: int = 0) -> None:
         assert held.images is not None
         self._images = held.images
         found = statistics([held.images[:: max(1, len(held.images) // MEASURED)]])
-        super().__init__(held.samples, held.labels, config, found)
+        super().__init__(held.samples, config, found, classes)
 
     def seen(self, indices: Indices, luck: Luck, mirrored: Marks) -> Seen:
         config = self.config

@@ -35,8 +35,7 @@ class PhotoSource(Source):
     def __init__(
         self, samples: Sequence[Sample], config: Config, found: Statistics, classes: int = 0
     ) -> None:
-        """classes: how many, which samples with several labels need."""
-        super().__init__(samples, labelled.targets(samples, classes), config, found)
+        super().__init__(samples, config, found, classes)
         self._pool = ThreadPoolExecutor(config.threads or cores(), thread_name_prefix="photos")
 
     def seen(self, indices: Indices, luck: Luck, mirrored: Marks) -> Seen:

@@ -23,23 +23,15 @@ MOST_BYTES = 8 * 2**30  # that `pictures` may take
 class Views:
     """The samples under one pre-processing.
 
-    bad: why those could not be read that could not, so far, by name. labels: (n,), or for samples with
-    several labels (n, classes). sides: the shorter one of each photo that was read. images: the pixels
-    (n, size, size, 3) uint8, where they are in memory, and `detail` there the side that all of them were
-    enlarged from; None where not all were.
+    bad: why those could not be read that could not, so far, by name. sides: the shorter one of each photo
+    that was read. images: the pixels (n, size, size, 3) uint8, where they are in memory, and `detail` there
+    the side that all of them were enlarged from; None where not all were.
     """
 
     def __init__(
-        self,
-        samples: Sequence[Sample],
-        preprocess: Preprocess,
-        *,
-        threads: int = 0,
-        classes: int = 0,
+        self, samples: Sequence[Sample], preprocess: Preprocess, *, threads: int = 0
     ) -> None:
-        """classes: how many, which samples with several labels need."""
         self.samples = tuple(samples)
-        self.labels = labelled.targets(samples, classes)
         self.bad: dict[str, str] = {}
         self.images: NDArray[np.uint8] | None = None
         self.detail: int | None = None
@@ -81,7 +73,7 @@ class Views:
         return pixels if pixels.dtype == np.uint8 else np.rint(pixels).astype(np.uint8)
 
 
-def pictures(samples: Sequence[Sample], size: int, threads: int = 0, classes: int = 0) -> Views:
+def pictures(samples: Sequence[Sample], size: int, threads: int = 0) -> Views:
     """All of the samples in memory, the shorter side resized to `size` and the middle cropped.
 
     Those that cannot be read are left out, and in `bad`. DataError where they would not fit.
@@ -93,7 +85,7 @@ def pictures(samples: Sequence[Sample], size: int, threads: int = 0, classes: in
             "set memory=false to read them again each epoch"
         )
     fit = Preprocess(resize="shorter", resize_size=size, crop_size=size)
-    views = Views(samples, fit, threads=threads, classes=classes)
+    views = Views(samples, fit, threads=threads)
     arrays = [s.source for s in samples if isinstance(s.source, np.ndarray)]
     shapes = {one.shape for one in arrays}
     if arrays and len(arrays) == len(samples) and shapes <= {(size, size, 1), (size, size, 3)}:
@@ -104,7 +96,7 @@ def pictures(samples: Sequence[Sample], size: int, threads: int = 0, classes: in
         images[numbers] = pixels
         good += numbers.tolist()
     if len(good) < len(samples):
-        images, views.labels = images[good], views.labels[good]
+        images = images[good]
         views.samples = tuple(samples[at] for at in good)
     views.images, largest = images, max(views.sides, default=size)
     views.detail = largest if largest < size else None

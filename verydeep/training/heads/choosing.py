@@ -64,6 +64,13 @@ def thresholds(
     return found.astype(np.float32)
 
 
+def limits(scores: NDArray[Any], labels: NDArray[Any], divide: float) -> dict[str, Any]:
+    """Of held-out photos: "threshold", or of several labels "thresholds", as a model's record has them."""
+    if labels.ndim == 1:
+        return {"threshold": threshold(scores, divide)}
+    return {"thresholds": tuple(thresholds(scores, labels, divide).tolist())}
+
+
 def mcnemar(better: int, worse: int) -> float:
     """How likely so many or more wins are by chance: one-sided exact McNemar test of two classifiers.
 

@@ -51,11 +51,6 @@ class Averages:
     precision: str = ""
 
 
-def features_cache() -> Cache:
-    """Where averages are kept: "features" in `folders.cache_folder()`, $VERYDEEP_CACHE_LIMIT at most."""
-    return Cache(cache_folder() / "features")
-
-
 def averages(
     predictor: Predictor,
     photos: Sequence[labelled.Sample],
@@ -64,15 +59,15 @@ def averages(
     size: Size = None,
     batch: int = 16,
     mirrored: bool = False,
-    cache: Cache | None = None,
     passed: Callable[[int], None] = lambda _: None,
 ) -> Averages:
     """The average of each layer over each photo.
 
-    layers: paper names. size: see `preprocess.Size`. mirrored: of each photo's mirror image. passed: told 1
-    for each photo that is computed. Photos that cannot be read are in `faults`.
+    layers: paper names. size: see `preprocess.Size`. mirrored: of each photo's mirror image. passed: told
+    how many were computed so far, after each. Photos that cannot be read are in `faults`. What is computed
+    is kept in "features" in `folders.cache_folder()`, of $VERYDEEP_CACHE_LIMIT at most.
     """
-    cache = features_cache() if cache is None else cache
+    cache = Cache(cache_folder() / "features")
     layers = tuple(layers)
     faults: dict[int, str] = {}
     digests = digests_of(photos, faults)
@@ -88,8 +83,9 @@ def averages(
     )
     try:
         pairs = zip(new, stream, strict=True)
-        for digest, item in stage(pairs, "computing features", "photo", len(new)):
-            passed(1)
+        told = stage(pairs, "computing features", "photo", len(new))
+        for done, (digest, item) in enumerate(told, 1):
+            passed(done)
             if isinstance(item, Failure):
                 bad[digest] = item.error
                 continue

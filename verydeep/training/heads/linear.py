@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DataError
+from ...predictor import softmax
 
 Array = NDArray[Any]
 
@@ -275,6 +276,4 @@ def _probabilities(scores: Array, several: bool = False) -> Array:
     """Soft-max of each row; `several`: the sigmoid of each score."""
     if several:
         return np.asarray((1 + np.tanh(scores / 2)) / 2)
-    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
-    shifted /= shifted.sum(axis=1, keepdims=True)
-    return np.asarray(shifted)
+    return softmax(scores)

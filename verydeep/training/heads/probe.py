@@ -31,7 +31,7 @@ from ..record import folder
 from ..record.result import TrainResult
 from ..run import Outcome, Run, trunk_of
 from . import linear
-from .choosing import JUDGED, Chosen, candidates, choose, finished, threshold, thresholds
+from .choosing import JUDGED, Chosen, candidates, choose, finished, limits
 from .features import Averages, averages
 
 FEW = 500  # photos, or less: a larger size and mirror images are worth their time
@@ -181,12 +181,9 @@ class Probe:
             read = tuple(s for s, one in zip(samples, fine, strict=True) if one)
             return read, head.scores(found.values[fine][:, chosen.columns])
 
-        if labels.ndim == 2:
-            each = thresholds(chosen.held_out, chosen.labels, chosen.temperature)
-            sure: dict[str, Any] = {"thresholds": tuple(each.tolist())}
-        else:
-            least = threshold(chosen.held_out, chosen.temperature)
-            sure = {"threshold": least, "least_mean": 0.0}
+        sure = limits(chosen.held_out, chosen.labels, chosen.temperature)
+        if labels.ndim == 1:
+            sure["least_mean"] = 0.0
         record = self.model.record
         network = replace(record.network, head=Head("gap", classes, chosen.layers))
         how = "stretched to" if config.stretch else "one crop of"

@@ -62,19 +62,14 @@ class TrainResult:
         return {k: None if v != v else v for k, v in figures.items()}
 
     def __str__(self) -> str:
-        top5 = (
-            f", top-5 {self.top5:.2%}" if len(self.classes) > 5 else ""
-        )  # of five, it is all of them
-        if self.labels.ndim == 2 and len(self.labels) and not self.labels.any():
-            return f"{self.model}: {len(self.labels)} images to validate with are of no class"
-        if self.labels.ndim == 2 and len(self.labels):
-            return (
-                f"{self.model}: mean average precision {self.mean_average_precision:.2%} of "
-                f"{len(self.labels)} images"
-            )
-        figures = (
-            f"top-1 {self.top1:.2%}{top5} of {len(self.labels)} images"
-            if len(self.labels)
-            else "no images to validate with"
-        )
+        count, figures = len(self.labels), "no images to validate with"
+        if self.labels.ndim == 2 and count and not self.labels.any():
+            figures = f"{count} images to validate with are of no class"
+        elif self.labels.ndim == 2 and count:
+            figures = f"mean average precision {self.mean_average_precision:.2%} of {count} images"
+        elif count:
+            top5 = (
+                f", top-5 {self.top5:.2%}" if len(self.classes) > 5 else ""
+            )  # of five, it is all of them
+            figures = f"top-1 {self.top1:.2%}{top5} of {count} images"
         return f"{self.model}: {figures}"
