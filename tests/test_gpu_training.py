@@ -155,6 +155,7 @@ def test_two_devices_learn_what_one_does(data: Path, tmp_path: Path) -> None:
     assert_alike(tmp_path / "one", tmp_path / "two")
 
 
+@of_cuda
 def test_transfer_on_the_device(model: Path, tmp_path: Path) -> None:
     flowers = tmp_path / "flowers"
     photos(flowers / "train", 12)

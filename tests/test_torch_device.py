@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from verydeep.engines import ENGINES, TOLERANCES, Engine, Kind, relative_error
+from verydeep.engines import race as races
 from verydeep.engines import torch as ours
 from verydeep.engines.race import race
 from verydeep.graphs import network as graph
@@ -314,6 +315,26 @@ def test_a_race_on_the_device() -> None:
     assert winner.device == "cuda"
     assert {} in [row.settings for row in standings]
     assert all(row.error <= TOLERANCES["exact"] for row in standings)
+
+
+def test_a_race_times_no_capture(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes a second, once: replays would look slow."""
+    timed, captured = races.timed, []
+
+    def watched(engine: Engine, images: np.ndarray) -> float:
+        before = len(played.recorded)
+        seconds = timed(engine, images)
+        captured.append(len(played.recorded) - before)
+        return seconds
+
+    monkeypatch.setattr(races, "timed", watched)
+    source = Engine("onnxruntime", made(), threads=1).source
+    race(
+        source, pixels(64, 64, 8), [ENGINES["torch"]], precision="exact", threads=1, devices=("cuda",),
+        seconds=0.1,
+    )  # fmt: skip
+    assert played.recorded
+    assert not any(captured)
 
 
 @pytest.mark.usefixtures("played")
