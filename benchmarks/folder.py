@@ -7,7 +7,7 @@
 exit, in turns, the built-in model at one size. The script is what torchvision's examples do: Dataset,
 DataLoader, a worker a core, batches of 32, channels-last; its net is torchvision's with the built-in's
 weights and head, so that both must give the same answers: that is checked before anything is timed, and in
-each round. The photos are pieces of those in `examples/photos`, no two alike; the large ones have a camera's
+each round. The photos are pieces of those in `examples/photos`, no two alike; the large ones have camera
 grain, and six of them are one file. `classify` has chosen and prepared its engine before, as it has on a
 person's machine from the second folder on.
 """
