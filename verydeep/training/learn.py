@@ -223,6 +223,7 @@ class Learning:
         good, classes = trunk.good(made, "to train on"), len(self.run.data.classes)
         labels = targets(samples, classes)[good]
         chosen = trunk.choose(made.values[good][None], labels, np.array(made.digests)[good])
+        # `take` keeps photos one after another in memory, and with that the last digit of sums
         values = chosen.scaling.apply(made.values[good].take(chosen.columns, axis=1))
         return linear.solve(values, labels, classes, l2=chosen.l2, tolerance=1e-4), chosen.scaling
 
