@@ -41,7 +41,7 @@ NOT_FOLLOWED = {
 NO_ADVICE = {
     "load s": "a column's title",
     "check train": "names of verbs",
-    "export quantize serve models weights cache": "names of verbs",
+    "export quantize compress serve models weights cache": "names of verbs",
     "verydeep serve": "what needs an extra",
     "name network file url size_bytes licence preprocess classes": "names of fields",
     "verydeep weights convert": "what made a file",

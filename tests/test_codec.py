@@ -131,7 +131,7 @@ def test_smooth_kernels_take_less_than_their_entropy() -> None:
     size = 8 * len(there_and_back(given))
     counts = np.unique(given.multiples, return_counts=True)[1] / given.multiples.size
     assert size < -0.85 * given.multiples.size * (counts * np.log2(counts)).sum()
-    assert codec.measured_bits(given) == pytest.approx(size, rel=0.01)
+    assert codec.Rate(given).total == pytest.approx(size, rel=0.01)
 
 
 # In a model file

@@ -75,6 +75,7 @@ def test_public_names() -> None:
     assert verydeep.__all__ == [
         "__version__",
         "Answer",
+        "Compressed",
         "Distance",
         "Distances",
         "Duplicates",
@@ -96,6 +97,7 @@ def test_public_names() -> None:
         "TrainResult",
         "VerydeepError",
         "bench",
+        "compress",
         "content_distance",
         "distance",
         "dists",

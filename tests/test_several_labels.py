@@ -274,8 +274,8 @@ def test_int8_is_compared_by_all_that_is_said(model: Path) -> None:
     assert quantisation.score_error(scores + 1, scores) == pytest.approx(0, abs=1e-12)
     assert quantisation.score_error(scores + 1, scores, several=True) > 0.1  # another probability
     moved = np.zeros((1, 7))
-    assert not (quantisation._said(opened.record, moved - 9)).any()
-    assert quantisation._said(opened.record, moved + 90).all()
+    assert not (quantisation.said(opened.record, moved - 9)).any()
+    assert quantisation.said(opened.record, moved + 90).all()
 
 
 def test_int8_predicts_as_any(model: Path, photos: list[Path], tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .benching import bench
+    from .compression import Compressed, compress
     from .distances import (
         Distance,
         Distances,
@@ -42,17 +43,19 @@ if TYPE_CHECKING:
     from .training.record.result import TrainResult
 
 __all__ = [
-    "__version__", "Answer", "Distance", "Distances", "Duplicates", "Evaluation", "Explanation",
-    "Exported", "Failure", "FeatureFile", "Features", "Head", "Neighbours", "Network", "Perceptual",
-    "Portrait", "Prediction", "Predictor", "Preprocess", "Quantised", "TrainResult", "VerydeepError",
-    "bench", "content_distance", "distance", "dists", "duplicates", "evaluate", "explain", "export",
-    "features", "load", "lpips", "network", "quantize", "show", "similar", "style_distance", "train",
+    "__version__", "Answer", "Compressed", "Distance", "Distances", "Duplicates", "Evaluation",
+    "Explanation", "Exported", "Failure", "FeatureFile", "Features", "Head", "Neighbours",
+    "Network", "Perceptual", "Portrait", "Prediction", "Predictor", "Preprocess", "Quantised",
+    "TrainResult", "VerydeepError", "bench", "compress", "content_distance", "distance", "dists",
+    "duplicates", "evaluate", "explain", "export", "features", "load", "lpips", "network",
+    "quantize", "show", "similar", "style_distance", "train",
 ]  # fmt: skip
 
 # the module that each of them comes from
 _HOME: dict[str, str] = {}
 for _module, _names in {
     "benching": "bench",
+    "compression": "Compressed compress",
     "distances": "Distance Distances Perceptual content_distance distance dists lpips style_distance",
     "errors": "VerydeepError",
     "evaluation": "Evaluation evaluate",
@@ -70,9 +73,9 @@ for _module, _names in {
     _HOME |= dict.fromkeys(_names.split(), _module)
 _MODULES = frozenset(
     (
-        "benching datasets distances engines errors evaluation explanations exporting files graphs losses "
-        "modelfile models nets pictures portraits predictor preprocess published quantisation retrieval "
-        "training"
+        "benching compression datasets distances engines errors evaluation explanations exporting "
+        "files graphs losses modelfile models nets pictures portraits predictor preprocess published "
+        "quantisation retrieval training"
     ).split()
 )
 

@@ -174,8 +174,8 @@ RECORDS: list[Row] = [
      lambda _: Record(NET, provenance={"x": {"1": 1}})),
     ("tensor {} is described by {}; expected dtype, shape and data_offsets",
      lambda: described({"more": 1}), lambda *_: described({})),
-    ("it has {} both as floats and quantised; expected one",
-     lambda: write("a", **{f"{FIRST}.q": TENSORS[FIRST].astype(np.int8)}), lambda _: write("a")),
+    ("it has {} both as floats and {}; expected one",
+     lambda: write("a", **{f"{FIRST}.q": TENSORS[FIRST].astype(np.int8)}), lambda *_: write("a")),
     ("the tensor {} has the dtype {}; expected {}",
      lambda: write("a", **{FIRST: TENSORS[FIRST].astype(float)}),
      lambda _, __, kinds: [write("a", **{FIRST: TENSORS[FIRST].astype({"F32": "f4", "F16": "f2"}[kind])})

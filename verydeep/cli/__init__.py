@@ -24,6 +24,7 @@ from ..files.wording import plain
 MODULES = {
     "classify": "classify evaluate",
     "compare": "distance duplicates features similar",
+    "compress": "compress",
     "explain": "explain",
     "export": "bench export quantize",
     "serve": "serve",
@@ -41,7 +42,7 @@ GROUPS = {
     "Look": "classify explain show similar duplicates",
     "Measure": "evaluate distance features bench summary",
     "Train": "check train",
-    "Ship": "export quantize serve models weights cache",
+    "Ship": "export quantize compress serve models weights cache",
 }
 
 

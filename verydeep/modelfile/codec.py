@@ -269,11 +269,16 @@ class _Counts:
         )
 
 
-def _code(numbers: Array, exponents: Array, model: _Model, width: int, coder: _Coder) -> None:
-    """Bring a plane through a coder: written from `numbers`, or read into them, which are zeros."""
+def _code(
+    numbers: Array, exponents: Array, model: _Model, width: int, coder: _Coder
+) -> _Counts | None:
+    """Bring a plane through a coder: written from `numbers`, or read into them, which are zeros.
+
+    Gives what was counted in the end.
+    """
     alphabet = model.alphabet
     if not alphabet:
-        return
+        return None
     counts = _Counts(_priors(alphabet))
     lengths = _Counts(np.full((1, 16), _UNIT, np.int64))
     for group in _groups(numbers, exponents, model, width):
@@ -313,6 +318,7 @@ def _code(numbers: Array, exponents: Array, model: _Model, width: int, coder: _C
             if np.abs(found).max(initial=0) > LARGEST:
                 raise ValueError
             place[:] = found.reshape(place.shape)
+    return counts
 
 
 class _Coder:
@@ -448,12 +454,54 @@ def _planes(coded: Coded) -> list[tuple[Array, Array, int]]:
     ]
 
 
-def measured_bits(coded: Coded) -> float:
-    """What the multiples take under the model, in bits, without coding them."""
-    numbers, exponents, width = _planes(coded)[2]
-    measure = _Measure()
-    _code(numbers, exponents, _fitted(numbers, exponents, width), width, measure)
-    return measure.total
+class Rate:
+    """What a matrix's multiples take, and what others in their place would, under the model fitted to them.
+
+    total: of all of them, in bits, to a few bytes what `encode` makes of them.
+    """
+
+    def __init__(self, coded: Coded) -> None:
+        numbers, exponents, width = _planes(coded)[2]
+        self._model = _fitted(numbers, exponents, width)
+        self._near = _neighbours(coded.cells, width)
+        self._scales = quarters(exponents)  # (channels, cells)
+        measure = _Measure()
+        counts = _code(numbers, exponents, self._model, width, measure)
+        self.total = measure.total
+        seen = np.ones((1, 1)) if counts is None else counts.seen
+        self._bits = np.log2(seen.sum(1, keepdims=True) / seen)
+        off = np.zeros(numbers.shape, np.float32)
+        for group in _groups(numbers, exponents, self._model, width):
+            off[group.cell, group.block] = np.abs(
+                numbers[group.cell, group.block] - np.rint(group.mean)
+            )
+        self._columns = off.mean(1)  # (cells, channels)
+        self._rows = off.mean((0, 2)) / max(float(off.mean()), 1e-9)
+
+    def bits(self, channels: slice, cell: int, before: Array, numbers: Array) -> Array:
+        """Of candidates, (candidates, rows, channels) whole numbers; the same shape.
+
+        before: (rows, channels, cells) of the same channels, of which the cells before `cell` count.
+        """
+        alphabet = self._model.alphabet
+        if not alphabet:  # nothing is known of anything but zeros
+            return np.asarray(np.log2(1 + 2 * np.abs(numbers)))
+        mean = np.zeros(numbers.shape[1:], np.float32)
+        sizes = np.zeros_like(mean)
+        for number, other in self._near[cell]:
+            value = before[:, :, other] * (
+                self._scales[channels, other] / self._scales[channels, cell]
+            )
+            mean += value * (self._model.mixture[cell, number] / _MIXTURE)
+            sizes += np.abs(value) / len(self._near[cell])
+        own = self._rows[:, None] * self._columns[cell, channels]
+        parts = np.asarray(self._model.parts) / _PARTS
+        spread = own * parts[0] + sizes * parts[1] + np.abs(mean) * parts[2]
+        middle, side, context = contexts(mean, spread.astype(np.float32))
+        off = ((numbers - middle) * side).astype(np.int64)
+        beyond = np.maximum(np.abs(off) - alphabet, 0)
+        symbols = np.clip(off, -alphabet, alphabet) + alphabet
+        return np.asarray(self._bits[context, symbols] + 2 * np.log2(1 + beyond))
 
 
 def _fitted(numbers: Array, exponents: Array, width: int) -> _Model:

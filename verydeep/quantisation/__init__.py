@@ -108,21 +108,38 @@ def quantize(
     """
     opened = model if isinstance(model, ModelFile) else read(find_model(model))
     _refuse(opened)
-    require_other(Path(out), opened.path)
+    require_writable(out, opened)
+    *images, unreadable = photos(opened.record.preprocess, calibrate, check, count)
+    result = quantise_pixels(opened, *images, floats=floats, threads=threads)
+    write(out, result.record, result.tensors)
+    return replace(result, unreadable=unreadable)
+
+
+def require_writable(out: str | os.PathLike[str], source: ModelFile) -> None:
+    """OutputError where a model made of that one cannot be written: said before minutes of work."""
+    require_other(Path(out), source.path)
     folder = Path(out).absolute().parent
-    if not os.access(folder, os.W_OK):  # said now, and not after minutes of work
+    if not os.access(folder, os.W_OK):
         raise OutputError(
             f"{out}: cannot be written: {folder} is not a folder that can be written to"
         )
     if os.path.isdir(out):
         raise OutputError(f"{out}: cannot be written: it is a folder; name a file in it")
+
+
+def photos(
+    preprocess: Preprocess, calibrate: Iterable[str], check: Iterable[str], count: int
+) -> tuple[list[Array], list[Array], int]:
+    """Pixels to calibrate on and to check with, and how many photos could not be read.
+
+    calibrate, check, count: as `quantize` takes them.
+    """
     first, second = (
         list(find_some(given)[0]) if given else [] for given in (names(calibrate), names(check))
     )
     if not second:
         first = _spread(first, count)
         first, second = first[::2], first[1::2]
-    preprocess = opened.record.preprocess
     unreadable = 0
     images: tuple[list[Array], list[Array]] = [], []
     for paths, pixels in zip((first, second), images, strict=True):
@@ -132,9 +149,7 @@ def quantize(
             except ImageError as error:
                 unreadable += 1
                 log.warning(error)
-    result = quantise_pixels(opened, *images, floats=floats, threads=threads)
-    write(out, result.record, result.tensors)
-    return replace(result, unreadable=unreadable)
+    return *images, unreadable
 
 
 def _spread(paths: Sequence[str], count: int) -> list[str]:
@@ -186,7 +201,7 @@ def quantise_pixels(
     _walk(draft, reference, tallies, floats, calibrate)
     reached(5, 5, "comparing answers")
     ours, theirs = draft.scores(check), reference.scores(check, int8=False)
-    agreement = float((_said(model.record, ours) == _said(model.record, theirs)).all(1).mean())
+    agreement = float((said(model.record, ours) == said(model.record, theirs)).all(1).mean())
     error = score_error(ours, theirs, several)
     figures = {"int8_agreement": agreement, "int8_score_error": error}
     source: dict[str, JSON] = {
@@ -381,7 +396,7 @@ def _correct(
     draft.stored[key] = (draft.stored[key] + (target - mean) / share).astype(np.float32)
 
 
-def _said(record: Record, scores: Array) -> Array:
+def said(record: Record, scores: Array) -> Array:
     """What is the answer of each image: a first class, (images, 1), or whether each class is said."""
     if not record.thresholds:
         return np.asarray(scores.argmax(1)[:, None])

@@ -12,7 +12,7 @@ time, and what a rounding does to the answers is made up for by the weights that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -182,24 +182,43 @@ def round_weights(weight: Array, step: Array, moments: Array | None = None) -> A
         return nearest.astype(np.int8)
     # the inputs that matter most come first
     order = np.argsort(-np.diagonal(moments), kind="stable")
-    upper = _factor(moments[np.ix_(order, order)])
-    rest = np.asarray(weight, np.float64)[:, order]
     q = np.zeros(weight.shape, np.int8)
+
+    def nearest_multiples(column: int, values: Array) -> Array:
+        q[:, column] = np.clip(np.rint(values / step), -LIMIT, LIMIT)
+        return np.asarray(q[:, column] * step)
+
+    compensate(weight, order, factor(moments, order), nearest_multiples)
+    return q
+
+
+def compensate(
+    weight: Array, order: Array, upper: Array, decide: Callable[[int, Array], Array]
+) -> None:
+    """Round one column after another; what that does to the answers the columns still to come make up for.
+
+    weight: (outputs, inputs). order: of the inputs. upper: their `factor`. decide: of an input's number and
+    its values as they stand by then, (outputs,), gives what they become.
+    """
+    rest = np.asarray(weight, np.float64)[:, order]
     for start in range(0, rest.shape[1], _BLOCK):
         stop = min(start + _BLOCK, rest.shape[1])
         errors = np.zeros((len(rest), stop - start))
         for column in range(start, stop):
-            number = np.clip(np.rint(rest[:, column] / step), -LIMIT, LIMIT)
-            q[:, order[column]] = number
-            error = (rest[:, column] - number * step) / upper[column, column]
+            became = decide(int(order[column]), rest[:, column])
+            error = (rest[:, column] - became) / upper[column, column]
             rest[:, column:stop] -= np.outer(error, upper[column, column:stop])
             errors[:, column - start] = error
         rest[:, stop:] -= errors @ upper[start:stop, stop:]
-    return q
 
 
-def _factor(moments: Array) -> Array:
-    """The upper Cholesky factor of the damped moments' inverse."""
+def factor(moments: Array, order: Array) -> Array:
+    """The upper Cholesky factor of the damped moments' inverse, inputs in that order.
+
+    A change e of the input that comes k-th costs (e / factor[k, k])^2, once those after it have made up for
+    what they can.
+    """
+    moments = moments[np.ix_(order, order)]
     damped = np.asarray(moments, np.float64).copy()
     mean = np.diagonal(damped).mean()
     damped[np.diag_indices_from(damped)] += _DAMPING * mean if mean > 0 else 1.0
@@ -208,15 +227,25 @@ def _factor(moments: Array) -> Array:
 
 
 def second_moments(maps: Iterable[Array], kernel: int, padding: int, *, patches: int) -> Array:
-    """The mean of x x' over patches x at random places, (inputs, inputs) float64.
+    """The mean of x x' over `patches_of` maps, (inputs, inputs) float64."""
+    total: Array = np.zeros(())
+    count = 0
+    for flat in patches_of(maps, kernel, padding, patches=patches):
+        total = total + (flat.T @ flat).astype(np.float64)
+        count += len(flat)
+    return total / count
+
+
+def patches_of(
+    maps: Iterable[Array], kernel: int, padding: int, *, patches: int
+) -> Iterator[Array]:
+    """Patches x at random places, (patches, inputs) float32 for each batch; the same places each time.
 
     maps: batches of (batch, channels, height, width) float32, padded with 0 as the convolution does. Each
     patch is flattened as the convolution's weight is: (channels * kernel * kernel). patches: how many are
     taken of each image, all where it has fewer.
     """
     draw = np.random.default_rng(0)
-    total: Array = np.zeros(())
-    count = 0
     sides = ((0, 0), (0, 0), (padding, padding), (padding, padding))
     for batch in maps:
         windows = np.lib.stride_tricks.sliding_window_view(
@@ -229,7 +258,4 @@ def second_moments(maps: Iterable[Array], kernel: int, padding: int, *, patches:
             # (channels, places, kernel, kernel)
             windows_there = image[:, places // columns, places % columns]
             picked.append(windows_there.transpose(1, 0, 2, 3).reshape(len(places), -1))
-        flat = np.concatenate(picked)
-        total = total + (flat.T @ flat).astype(np.float64)
-        count += len(flat)
-    return total / count
+        yield np.concatenate(picked)

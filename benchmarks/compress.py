@@ -1,0 +1,167 @@
+"""VGG-16's published convolutions made small without retraining, against others, in one run.
+
+    python benchmarks/compress.py --photos DIR --count 512 --pixels 160 --nncodec --out FILE
+
+Half of the photos calibrate. Rows, each with its bytes and the relative L2 error of relu5_3 against float32
+on the other half:
+
+- verydeep: `verydeep.compression`, at several coarsenesses, before and after the fitting walk;
+- plain: a step a layer (a quarter of it in the first two blocks), nearest multiples, under the codec;
+- gptq: plain rate-aware GPTQ, one step a layer, the same moments; an adaptive arithmetic coder of order 0;
+- nncodec: PyPI's, where it is installed, at several qp.
+
+The convolutions come by tools/sources.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+from sources import published_vgg16
+
+from verydeep import compression
+from verydeep.compression.rounding import SLOPE
+from verydeep.modelfile import Record, read, write
+from verydeep.nets import network
+from verydeep.preprocess import TORCHVISION
+from verydeep.quantisation import photos
+from verydeep.quantisation.rounding import compensate, factor
+
+
+def trunk(folder: Path, pixels: int, cache: Path) -> Path:
+    net = network("vgg16", classes=0)
+    source = published_vgg16(cache)
+    tensors = {
+        f"{layer.key}.{part}": source[f"{layer.name}.{part}"]
+        for layer in net.layers if layer.key for part in ("weight", "bias")
+    }  # fmt: skip
+    path = folder / "vgg16.safetensors"
+    size = replace(TORCHVISION, resize_size=pixels, crop_size=pixels)
+    write(path, Record(net, preprocess=size), tensors)
+    return path
+
+
+def order_0(numbers: np.ndarray) -> float:
+    """Bytes of an adaptive arithmetic coder without contexts: its counts begin with one of each symbol."""
+    from math import lgamma, log
+
+    counts = np.bincount((numbers - numbers.min()).ravel())
+    nats = lgamma(counts.sum() + len(counts)) - lgamma(len(counts))
+    nats -= sum(lgamma(count + 1) for count in counts)
+    return nats / log(2) / 8
+
+
+def plain_gptq(weight: np.ndarray, step: float, moments: np.ndarray | None) -> np.ndarray:
+    """Multiples of one step, by least squared error plus SLOPE times the bits of an order-0 model."""
+    flat = weight.reshape(len(weight), -1) / step
+    counts = np.ones(2 * 4096 + 1)
+    rounded = np.clip(np.rint(flat), -4096, 4096).astype(int) + 4096
+    counts += np.bincount(rounded.ravel(), minlength=len(counts))
+    bits = np.log2(counts.sum() / counts)
+    chosen = np.zeros(flat.shape, np.int16)
+
+    def decide(column: int, values: np.ndarray) -> np.ndarray:
+        low = np.clip(np.floor(values), -4095, 4095)
+        options = np.stack([low, low + 1, np.zeros_like(low)])
+        cost = np.square(values - options) + SLOPE * bits[options.astype(int) + 4096]
+        best = np.take_along_axis(options, cost.argmin(0)[None], 0)[0]
+        chosen[:, column] = best
+        return best
+
+    if moments is None:
+        for column in range(flat.shape[1]):
+            decide(column, flat[:, column])
+    else:
+        order = np.argsort(-np.diagonal(moments), kind="stable")
+        compensate(flat, order, factor(moments, order), decide)
+    return chosen.reshape(weight.shape)
+
+
+class Race:
+    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        self.model = read(trunk(folder, args.pixels, args.cache))
+        record = self.model.record
+        first, second, _ = photos(record.preprocess, [str(args.photos)], (), args.count)
+        self.work = compression._Work(self.model, (first, second), None, args.threads)
+        self.rows: list[dict[str, object]] = []
+        self.began = time.time()
+
+    def row(self, who: str, size: float, error: float, **more: object) -> None:
+        self.rows.append({"who": who, "bytes": round(size), "relu5_3": round(error, 5), **more})
+        print(f"{time.time() - self.began:6.0f} s", self.rows[-1], flush=True)
+
+    def verydeep(self, coarseness: float, fitted: bool) -> None:
+        one = self.work.trial(coarseness, fitted)
+        self.row("verydeep", one.size, one.error or 0, coarseness=coarseness, fitted=fitted)
+
+    def other(self, who: str, step: float, gptq: bool) -> None:
+        """A step a layer, as a share of its deviation; a quarter of it in the first two blocks."""
+        draft = replace(self.work.reference, stored=dict(self.work.reference.stored))
+        size = 0.0
+        for layer in self.work.layers:
+            weight = self.work._weight(layer)
+            own = step * float(weight.std()) / (4 if layer.name[4] in "12" else 1)
+            known = self.work.known.get(layer.name)
+            moments = known.moments if gptq and known else None
+            q = plain_gptq(weight, own, moments) if gptq else np.rint(weight / own).astype(np.int16)
+            size += order_0(q) + 4 * len(q)
+            new = (q * np.float32(own)).astype(np.float32)
+            draft.stored[f"{layer.key}.weight"] = new
+            if known:
+                shift = (weight - new).reshape(len(weight), -1) @ known.mean
+                key = f"{layer.key}.bias"
+                draft.stored[key] = (draft.stored[key] + shift).astype(np.float32)
+        assert self.work.theirs is not None
+        error = compression._error(self.work._outputs(draft, self.work.check), self.work.theirs)
+        self.row(who, size, error, step=step)
+
+    def nncodec(self, qp: int) -> None:
+        import nncodec.nn as nn
+
+        weights = {layer.name: self.work._weight(layer) for layer in self.work.layers}
+        stream = nn.encode(weights, {"qp": qp})
+        found = nn.decode(stream)
+        draft = replace(self.work.reference, stored=dict(self.work.reference.stored))
+        for layer in self.work.layers:
+            draft.stored[f"{layer.key}.weight"] = np.asarray(found[layer.name], np.float32)
+        assert self.work.theirs is not None
+        error = compression._error(self.work._outputs(draft, self.work.check), self.work.theirs)
+        self.row("nncodec", len(stream), error, qp=qp)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--pixels", type=int, default=128)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--nncodec", action="store_true")
+    parser.add_argument("--coarse", type=float, nargs="+", default=[0.25, 0.5, 1, 2, 4])
+    parser.add_argument("--cache", type=Path, default=Path("build/sources"))
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        race = Race(args, Path(folder))
+        for coarseness in args.coarse:
+            race.verydeep(coarseness, False)
+            race.verydeep(coarseness, True)
+            race.other("gptq", coarseness / 8, True)
+            race.other("plain", coarseness / 8, False)
+        if args.nncodec:
+            for qp in (-44, -40, -36, -32):
+                race.nncodec(qp)
+    if args.out:
+        args.out.write_text(json.dumps({"rows": race.rows, "command": sys.argv[1:]}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

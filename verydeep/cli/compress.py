@@ -1,0 +1,82 @@
+"""`verydeep compress`: a model made small."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import log
+from ..files.progress import Progress
+from . import options
+from .output import show
+
+_UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1_000_000}
+
+
+def _bytes(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?(B|KB|MB)?", text.upper())
+    size = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
+    if not size:
+        raise click.BadParameter(f"{text!r} is not a size; write 300KB, 8.5MB or bytes")
+    return size
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@options.path("--out", required=True, help="The model file to write.")
+@click.option(
+    "--calibrate", multiple=True, metavar="IMAGES",
+    help="A photo, a folder, or a glob in quotes; may be repeated. Labels are not needed.",
+)  # fmt: skip
+@options.path(
+    "--data", help="Labelled photos to measure the accuracy on, as `evaluate` takes them."
+)
+@click.option(
+    "--size", callback=_bytes, metavar="SIZE", help="What the file may take: 300KB, 8.5MB or bytes."
+)
+@click.option(
+    "--max-drop", type=click.FloatRange(0, 100), metavar="POINTS",
+    help="How many percentage points of accuracy may be lost on --data, or, without it, how many of 100 "
+    "photos of --calibrate may get another first answer.",
+)  # fmt: skip
+@options.number(
+    "--count",
+    default=256,
+    help="At most so many photos of --calibrate, evenly spread over the folders.",
+)
+@click.option("--again", is_flag=True, help="Also take a model that was compressed already.")
+@options.threads
+@options.json_object
+def compress(
+    model: str, calibrate: tuple[str, ...], out: Path, as_json: bool, **choices: Any
+) -> int:
+    """Make a model file small: its weights rounded as coarsely as the goal allows, and coded.
+
+    MODEL is a built-in model (builtin), a published one by its name, or a model file; it is not changed.
+    Every verb takes the small file as any other: the network and its speed are the same. Half of the photos
+    of --calibrate say how each weight may be rounded, the other half measure it. Without any, nothing of
+    the answers is promised. Takes minutes.
+    """
+
+    def told(event: Mapping[str, Any]) -> None:
+        parts = [f"{event['size']:,} bytes"]
+        if "agreement" in event:
+            parts.append(f"same first answer {event['agreement']:.1%}")
+        if choices["data"] is not None:
+            parts.append(f"{event['drop']:.2f} points less accurate")
+        if "error" in event:
+            parts.append(f"error {event['error']:.2%}")
+        log.info("trial: " + ", ".join(parts))
+
+    with Progress("compressing", ""):
+        from .. import compression
+
+        result = compression.compress(model, out, calibrate=calibrate, on_event=told, **choices)
+    show(result, as_json)
+    return 1 if result.unreadable else 0

@@ -1,0 +1,494 @@
+"""Make a model file small: its weights rounded and coded, as coarsely as a goal allows.
+
+Each layer's weights become multiples of steps (`rounding`), its bias takes up what that does to the mean,
+and the multiples go through the codec of the model file. One number says how coarse all of it is: what a
+rounded weight may cost the network's answers. A layer's share of it is measured, by rounding that layer
+alone. Trials look for the number that meets the goal; the last one walks through the layers once more, each
+fitted to what the rounded layers before it make of the photos.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArgumentError, DataError, ModelFileError, NetworkError
+from ..files.photo_paths import names
+from ..files.progress import stage
+from ..files.strict_json import JSON
+from ..files.wording import table
+from ..graphs.network import norm_factor
+from ..modelfile import ModelFile, Record, dequantised, read, write
+from ..modelfile.codec import Coded, encode
+from ..nets import Layer
+from ..published import find_model
+from ..quantisation import (
+    BATCH,
+    FEWEST,
+    PATCHES,
+    PATCHES_EACH,
+    Draft,
+    photos,
+    require_writable,
+    said,
+)
+from ..quantisation.rounding import patches_of
+from .rounding import round_coded
+
+__all__ = ["Compressed", "compress"]
+
+TRIALS = 7  # at most, beside the one that measures the layers
+_BEGIN = 2.0**-3  # of the first trial: the share of a layer's own deviation that a step is
+_NEAR, _AIMED = 0.975, 0.985  # of the size asked for: near enough, and what is aimed at
+_TENSOR_BYTES, _RECORD_BYTES = (
+    100,
+    1000,
+)  # what a tensor and the new record take of the header, about
+_RIDGE = 2e-3  # of the mean moment: how strongly fitted weights are drawn to the published ones
+_WIDEST = 5000  # inputs of which all moments are kept
+_PROTOCOL = (
+    "against the model it was made of, ONNX Runtime on a CPU, photos not used for calibration"
+)
+_MEASURED = 32  # photos on which a layer's share is measured
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A small model file, and what was measured of it.
+
+    size_bytes, before_bytes: of both files. trials: of each its "coarseness", "size" and what was measured.
+    layers: of each layer with weights its "name", "weights", "bits" a weight, and "share" of the bytes.
+    agreement: the fraction of `checked` photos with the first answer of the model that it was made of; None
+    without photos or head. error: of the scores there, or of the last layer's maps (||a - b|| / ||b||).
+    drop: of the accuracy on `data`, in percentage points; None without it. met: whether the goal was.
+    """
+
+    record: Record
+    tensors: dict[str, Array] = field(repr=False)
+    size_bytes: int
+    before_bytes: int
+    trials: tuple[dict[str, Any], ...]
+    layers: tuple[dict[str, Any], ...]
+    agreement: float | None
+    error: float | None
+    drop: float | None
+    checked: int
+    met: bool
+    unreadable: int = 0
+
+    def to_dict(self) -> dict[str, object]:
+        """What `verydeep compress --json` prints."""
+        values = dict(vars(self))
+        del values["record"], values["tensors"]
+        return {**values, "trials": list(self.trials), "layers": list(self.layers)}
+
+    def __str__(self) -> str:
+        rows = [("layer", "weights", "bits", "of the file")]
+        rows += [
+            (one["name"], f"{one['weights']:,}", f"{one['bits']:.2f}", f"{one['share']:.1%}")
+            for one in self.layers
+        ]
+        text = f"{table(rows, '<>')}\n{self.before_bytes:,} bytes became {self.size_bytes:,}"
+        text += f" ({self.before_bytes / self.size_bytes:.1f}x smaller)"
+        if self.drop is not None:
+            text += f"; {self.drop:.2f} points less accurate"
+        if self.agreement is not None:
+            text += f"; the same first answer on {self.agreement:.1%} of {self.checked} photos"
+        if self.error is not None:
+            text += f"; error {self.error:.2%}"
+        else:
+            text += "; without photos nothing was measured, and nothing of its answers is promised"
+        return text + ("" if self.met else "; the goal was not met: this is the nearest")
+
+
+def compress(
+    model: str | os.PathLike[str] | ModelFile,
+    out: str | os.PathLike[str],
+    *,
+    calibrate: Iterable[str] = (),
+    data: object = None,
+    size: int | None = None,
+    max_drop: float | None = None,
+    count: int = 256,
+    again: bool = False,
+    threads: int | None = None,
+    on_event: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Compressed:
+    """Make a small model file of a float one, and write it to `out`.
+
+    model: a name or path, as `verydeep.load` takes it, or an open model file.
+    calibrate: photos, folders and globs, without labels; every other one is held back, to measure.
+    count: how many of them are taken. data: labelled photos, as `verydeep.evaluate` takes them.
+    size: bytes that the file may have. max_drop: percentage points of accuracy on `data` that may be lost;
+    without it, of photos of `calibrate` whose first answer may change. Without either goal steps are an
+    eighth of each layer's deviation, weighed by what was measured.
+    again: also take a file that this made. on_event: called with {"event": "trial"} and a trial's figures.
+
+    Raises ModelFileError where the model was compressed or quantised before, ArgumentError where a goal
+    needs what was not given, DataError where there are too few photos, OutputError where `out` cannot be
+    written.
+    """
+    opened = model if isinstance(model, ModelFile) else read(find_model(model))
+    _refuse(opened, again)
+    if size is not None and max_drop is not None:
+        raise ArgumentError("size and max_drop are two goals; give one of them")
+    if max_drop is not None and data is None and not calibrate:
+        raise ArgumentError("max_drop needs photos to measure it on: give data or calibrate")
+    if max_drop is not None and not opened.record.network.head.classes:
+        raise NetworkError(f"{opened.path}: a trunk has no answers to drop; give size instead")
+    require_writable(out, opened)
+    calibrate = names(calibrate)
+    *images, unreadable = photos(opened.record.preprocess, calibrate, (), count)
+    if calibrate and len(images[1]) < FEWEST:
+        raise DataError(
+            f"{sum(map(len, images))} photos to calibrate on; expected {2 * FEWEST} or more, and a few "
+            "hundred are better"
+        )
+    work = _Work(opened, images, data, threads)
+    trials: list[_Trial] = []
+
+    def tried(coarseness: float, fitted: bool = False) -> _Trial:
+        one = work.trial(coarseness, fitted)
+        trials.append(one)
+        if on_event:
+            on_event({"event": "trial", **one.told()})
+        return one
+
+    def met(one: _Trial) -> bool:
+        return one.size <= size if size else max_drop is None or one.drop <= max_drop
+
+    best = tried(1.0)
+    if size or max_drop is not None:
+        best = _search(best, tried, size, met)
+    if images[0]:
+        fitted = tried(best.coarseness, fitted=True)
+        if met(fitted) and (fitted.error or 0) <= (best.error or 0):
+            best = fitted
+    result = work.result(best, trials, met(best))
+    write(out, result.record, result.tensors)
+    made = os.path.getsize(out)
+    return replace(
+        result, unreadable=unreadable, size_bytes=made, before_bytes=opened.path.stat().st_size,
+        met=made <= size if size else result.met,
+    )  # fmt: skip
+
+
+def _refuse(model: ModelFile, again: bool) -> None:
+    if model.record.activations:
+        raise ModelFileError(
+            f"{model.path}: it was quantised; expected the float model that it was made from"
+        )
+    if "compressed_from" in model.record.provenance and not again:
+        raise ModelFileError(
+            f"{model.path}: it was compressed already, and would lose twice; take the model that it was "
+            "made from, or add --again (again=True in Python)"
+        )
+
+
+def _search(
+    one: _Trial, tried: Callable[[float], _Trial], size: int | None, met: Callable[[_Trial], bool]
+) -> _Trial:
+    """The trial that just meets the goal; where none does, the smallest file, or the one that drops least.
+
+    A file is small enough from some coarseness on, and good enough up to some.
+    """
+    fine, coarse, trials = 0.0, math.inf, [one]
+    for _ in range(TRIALS):
+        if met(one) == bool(size):
+            coarse = min(coarse, one.coarseness)
+        else:
+            fine = max(fine, one.coarseness)
+        if size and _NEAR * size <= one.size <= size:
+            break
+        # steps twice as large take a bit less for each weight, as long as numbers are not small
+        move = 8 * (one.size - _AIMED * size) / one.weights if size else 1.0 if met(one) else -1.0
+        coarseness = one.coarseness * 2 ** min(max(move, -4), 4)
+        if not fine < coarseness < coarse:
+            coarseness = math.sqrt(fine * coarse)
+        one = tried(coarseness)
+        trials.append(one)
+    good = [one for one in trials if met(one)]
+    if not good:
+        return min(trials, key=lambda one: one.size if size else one.drop)
+    return (min if size else max)(good, key=lambda one: one.coarseness)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A model rounded so coarsely: its tensors as a file holds them, and what was measured."""
+
+    coarseness: float
+    tensors: dict[str, Array]
+    size: int
+    weights: int
+    drop: float
+    agreement: float | None
+    error: float | None
+
+    def told(self) -> dict[str, Any]:
+        keys = ("coarseness", "size", "drop", "agreement", "error")
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+
+
+class _Work:
+    """A model that is compressed: what is known of its layers, and what a trial makes of it.
+
+    images: to calibrate on, and to measure with; may be empty. data: labelled, or None.
+    """
+
+    def __init__(
+        self, model: ModelFile, images: Sequence[Sequence[Array]], data: object, threads: int | None
+    ) -> None:
+        self.model, self.data = model, data
+        self.images, self.check = images
+        network = model.record.network
+        self.layers = [layer for layer in network.layers if layer.key]
+        used = network.cut(("prob",)) if network.head.classes else network
+        self.sources = {
+            after.name: layer.name for layer, after in pairwise(used.layers) if after.key
+        }
+        self.last = used.layers[-1].name
+        self.reference = Draft(used, model.record.preprocess, model.decoded(), threads=threads)
+        self.accuracy = self._accuracy(model) if data is not None else None
+        self.known: dict[str, _Inputs] = self._inputs() if self.images else {}
+        self.theirs = self._outputs(self.reference, self.check) if self.check else None
+        self.steps = {layer.name: self._deviation(layer) * _BEGIN for layer in self.layers}
+        if self.check:
+            self._share()
+
+    def _weight(self, layer: Layer) -> Array:
+        return dequantised(self.reference.stored, f"{layer.key}.weight")
+
+    def _deviation(self, layer: Layer) -> float:
+        return float(self._weight(layer).std(dtype=np.float64)) or 1.0
+
+    def _inputs(self) -> dict[str, _Inputs]:
+        """Of each layer that reads another one: the moments of what it reads on the photos."""
+        known = {name: _Inputs() for name in self.sources}
+        taps = tuple(dict.fromkeys(self.sources.values()))
+        batches = self.reference.run(self.reference.graph(taps, int8=False), self.images)
+        for batch in stage(batches, "calibrating", "batch", -(-len(self.images) // BATCH)):
+            for name, source in self.sources.items():
+                known[name].add(self._patches(self.reference.network.layer(name), [batch[source]]))
+        return known
+
+    def _patches(self, layer: Layer, maps: Iterable[Array]) -> Iterator[Array]:
+        """What the layer multiplies its weights by, (places, inputs) for each batch."""
+        if layer.kind != "conv":
+            return (batch.reshape(len(batch), -1) for batch in maps)
+        wished = max(PATCHES, PATCHES_EACH * layer.inputs * layer.kernel**2)
+        each = -(-wished // len(self.images))
+        return patches_of(maps, layer.kernel, layer.padding, patches=each)
+
+    def _share(self) -> None:
+        """Steps of which each layer's lose equally much for what they save.
+
+        The squared error at the end goes with the square of a layer's step, and the bits of every weight
+        with its logarithm: so the squared errors are to go with the numbers of weights.
+        """
+        assert self.theirs is not None
+        some = slice(0, _MEASURED)
+        ratios = {}
+        for layer in stage(self.layers, "measuring layers", "layer"):
+            if layer.name not in {one.name for one in self.reference.network.layers}:
+                continue
+            draft = replace(self.reference, stored=dict(self.reference.stored))
+            coarse = 8 * self.steps[layer.name]
+            self._round(layer, coarse, draft.stored, self.known.get(layer.name))
+            error = _error(self._outputs(draft, self.check[some]), self.theirs[some])
+            ratios[layer.name] = coarse / max(error, 1e-6) * math.sqrt(self._weight(layer).size)
+        counts = np.array([self._weight(self.model.record.network.layer(n)).size for n in ratios])
+        logs = np.log([ratio / self.steps[name] for name, ratio in ratios.items()])
+        middle = math.exp(float((logs * counts).sum() / counts.sum()))
+        for name, ratio in ratios.items():
+            self.steps[name] = ratio / middle
+
+    def _round(
+        self, layer: Layer, step: float, stored: dict[str, Array], known: _Inputs | None,
+        weight: Array | None = None, mean: Array | None = None,
+    ) -> Coded:  # fmt: skip
+        """Put rounded weights in place of a layer's, and on its bias what that does to the mean.
+
+        known: of what it reads now. weight, mean: what it would best be there, and the mean it read before.
+        """
+        own = self._weight(layer)
+        weight = own if weight is None else weight
+        rows = None
+        if layer.norm_key:  # what a batch norm makes small may be coarse
+            factor = np.abs(norm_factor(layer, self.reference.stored))
+            logs = np.log2(np.maximum(factor, 1e-6 * factor.max() + 1e-30))
+            rows = np.clip(np.rint(-4 * (logs - np.median(logs))), -40, 40).astype(np.int16)
+        if known is None:
+            coded = round_coded(weight, step, rows=rows)
+        elif layer.kind == "conv":
+            coded = round_coded(weight, step, known.moments, rows=rows)
+        else:
+            coded = round_coded(weight, step, importance=known.squares, rows=rows)
+        if known is not None:
+            before = known.mean if mean is None else mean
+            flat, rounded = (part.reshape(len(part), -1) for part in (own, coded.weight))
+            bias = stored[f"{layer.key}.bias"]
+            stored[f"{layer.key}.bias"] = (bias + flat @ before - rounded @ known.mean).astype(
+                np.float32
+            )
+        key = f"{layer.key}.weight"
+        for name in (f"{key}.q", f"{key}.scale"):
+            stored.pop(name, None)
+        stored[key] = coded.weight
+        return coded
+
+    def _drifted(self, draft: Draft, layer: Layer) -> tuple[_Inputs, Array, Array]:
+        """What a layer reads by now, the weights that do best there, and the mean that it read before."""
+        source = self.sources[layer.name]
+
+        def read_of(one: Draft) -> Iterator[Array]:
+            batches = one.run(one.graph((source,), int8=False), self.images)
+            return self._patches(layer, (batch[source] for batch in batches))
+
+        now, before = read_of(draft), read_of(self.reference)
+        known, cross, mean = _Inputs(), np.zeros(()), np.zeros(())
+        for ours, theirs in zip(now, before, strict=True):
+            known.add([ours])
+            cross = cross + (theirs.T @ ours).astype(np.float64)
+            mean = mean + theirs.sum(0, dtype=np.float64)
+        mean = mean / known.count
+        cross = cross / known.count - np.outer(mean, known.mean)
+        own = known.moments
+        damped = _RIDGE * np.diagonal(own).mean() * np.eye(len(own))
+        weight = self._weight(layer)
+        flat = weight.reshape(len(weight), -1).astype(np.float64)
+        moved = np.linalg.solve(own + damped, (flat @ (cross + damped)).T).T
+        return known, moved.reshape(weight.shape), mean
+
+    def trial(self, coarseness: float, drifting: bool = False) -> _Trial:
+        """drifting: each layer is fitted to what the rounded ones before it give."""
+        draft = replace(self.reference, stored=dict(self.reference.stored))
+        tensors: dict[str, Array] = {}
+        for layer in stage(self.layers, "rounding weights", "layer"):
+            step = coarseness * self.steps[layer.name]
+            if drifting and layer.kind == "conv" and layer.name in self.sources:
+                coded = self._round(layer, step, draft.stored, *self._drifted(draft, layer))
+            else:
+                coded = self._round(layer, step, draft.stored, self.known.get(layer.name))
+            tensors[f"{layer.key}.weight.code"] = np.frombuffer(encode(coded), np.uint8)
+        for name, array in draft.stored.items():
+            if f"{name}.code" not in tensors:
+                tensors[name] = array
+        size = sum(array.nbytes for array in tensors.values()) + _TENSOR_BYTES * len(tensors)
+        size += len(self.model.record.to_json()) + _RECORD_BYTES
+        agreement, error, drop = None, None, 0.0
+        if self.theirs is not None:
+            ours = self._outputs(draft, self.check)
+            error = _error(ours, self.theirs)
+            if self.model.record.network.head.classes:
+                answers = (said(self.model.record, scores) for scores in (ours, self.theirs))
+                agreement = float(np.equal(*answers).all(1).mean())
+                drop = 100 * (1 - agreement)
+        if self.accuracy is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "trial.safetensors"
+                write(path, self.model.record, tensors)
+                drop = 100 * (self.accuracy - self._accuracy(read(path)))
+        weights = sum(self._weight(layer).size for layer in self.layers)
+        return _Trial(coarseness, tensors, size, weights, drop, agreement, error)
+
+    def _accuracy(self, model: ModelFile) -> float:
+        from ..evaluation import Evaluation, evaluate
+
+        measured = evaluate(model.path, self.data)
+        return (
+            measured.top1 if isinstance(measured, Evaluation) else measured.mean_average_precision
+        )
+
+    def _outputs(self, draft: Draft, images: Sequence[Array]) -> Array:
+        """What is to stay as it is, (images, numbers): scores, or the last maps of a trunk."""
+        if self.model.record.network.head.classes:
+            scores = draft.scores(images, int8=False)
+            off = 0.0 if self.model.record.thresholds else scores.mean(1, keepdims=True)
+            return np.asarray(scores - off)
+        batches = draft.run(draft.graph((self.last,), int8=False), images)
+        return np.concatenate(
+            [batch[self.last].reshape(len(batch[self.last]), -1) for batch in batches]
+        )
+
+    def result(self, best: _Trial, trials: Sequence[_Trial], met: bool) -> Compressed:
+        record = self.model.record
+        source: dict[str, JSON] = {
+            "sha256": self.model.sha256, "measured": [dict(figure) for figure in record.measured],
+            "photos": len(self.images), "coarseness": best.coarseness,
+        }  # fmt: skip
+        figures: list[dict[str, JSON]] = []
+        for what, value in (("agreement", best.agreement), ("output_error", best.error)):
+            if value is not None:
+                figures.append(
+                    {"what": what, "value": value, "n": len(self.check), "protocol": _PROTOCOL}
+                )
+        if self.accuracy is not None:
+            figures.append(
+                {"what": "drop", "value": best.drop, "protocol": "points on the same data"}
+            )
+        small = replace(
+            record,
+            measured=tuple(figures),
+            provenance={**record.provenance, "compressed_from": source},
+        )
+        sizes = {one.name: best.tensors[f"{one.key}.weight.code"].nbytes for one in self.layers}
+        layers = tuple(
+            {
+                "name": layer.name, "weights": self._weight(layer).size,
+                "bits": 8 * sizes[layer.name] / self._weight(layer).size,
+                "share": sizes[layer.name] / best.size,
+            }
+            for layer in self.layers
+        )  # fmt: skip
+        drop = best.drop if self.accuracy is not None else None
+        return Compressed(
+            small, best.tensors, best.size, 0, tuple(one.told() for one in trials), layers,
+            best.agreement, best.error, drop, len(self.check), met,
+        )  # fmt: skip
+
+
+class _Inputs:
+    """What a layer reads: sums over places on photos, of (places, inputs) at a time."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._products, self._sums, self._squares = (np.zeros((), np.float32) for _ in range(3))
+
+    def add(self, batches: Iterable[Array]) -> None:
+        for flat in batches:
+            if flat.shape[1] <= _WIDEST:
+                self._products = self._products + flat.T @ flat
+            self._sums = self._sums + flat.sum(0, dtype=np.float64)
+            self._squares = self._squares + np.square(flat, dtype=np.float64).sum(0)
+            self.count += len(flat)
+
+    @property
+    def mean(self) -> Array:
+        return np.asarray(self._sums / self.count)
+
+    @property
+    def moments(self) -> Array:
+        """About the mean, which the bias takes care of."""
+        mean = self.mean
+        return np.asarray(self._products / self.count - np.outer(mean, mean))
+
+    @property
+    def squares(self) -> Array:
+        return np.asarray(self._squares / self.count)
+
+
+def _error(ours: Array, theirs: Array) -> float:
+    """||a - b|| / ||b||."""
+    size, off = float(np.linalg.norm(theirs)), float(np.linalg.norm(ours - theirs))
+    return off / size if size else 0.0 if not off else math.inf
