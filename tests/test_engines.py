@@ -256,6 +256,17 @@ def test_ncnn_gives_an_image_the_same_bits_however_it_comes(built: Graph) -> Non
                 np.testing.assert_array_equal(ours[name], value[start % 6 :])
 
 
+def test_what_ncnn_is_told_of_spinning_is_told_to_it_alone() -> None:
+    """torch has an OpenMP too, which reads the same when it is loaded."""
+    code = (
+        "import os, verydeep.engines.ncnn\n"
+        "assert os.environ.get('GOMP_SPINCOUNT') == os.environ.get('EXPECTED')\n"
+    )
+    bare = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    for told in ({}, {"GOMP_SPINCOUNT": "7", "EXPECTED": "7"}):
+        subprocess.run([sys.executable, "-c", code], check=True, env={**bare, **told})
+
+
 def test_ncnn_does_not_keep_a_graph_that_it_had_built(tmp_path: Path) -> None:
     """It has weights of its own: beside them, the graph's would be there twice."""
     source = source_of(modelfile.read(model_file(tmp_path / "m.safetensors")), "uint8")

@@ -12,13 +12,13 @@ each thread that calls: so these are threads of ours, which a forked child makes
 from __future__ import annotations
 
 import ctypes
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-import ncnn
 import numpy as np
 
 from ..errors import EngineError
@@ -28,6 +28,16 @@ if TYPE_CHECKING:
     from ..graphs import Source
     from ..graphs.writer import Graph
     from . import Engine, Run, Settings
+
+# Read once, as ncnn brings an OpenMP of its own. Threads that wait for each other after a layer would spin,
+# and keep the cores from whoever decodes: on a busy machine an image took six times as long.
+SPINNING = "GOMP_SPINCOUNT"
+TOLD = os.environ.get(SPINNING)
+os.environ[SPINNING] = TOLD or "0"
+import ncnn  # noqa: E402
+
+if TOLD is None:  # others have an OpenMP, too
+    del os.environ[SPINNING]
 
 MAGIC = "7767517"  # the first line of its text
 MASK = "mask"  # beside the pixels
