@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,3 +55,26 @@ def serving(
 
 def send(client: Any, route: str, content: bytes = PHOTO, **params: Any) -> httpx.Response:
     return client.post(f"/v1/{route}", files={"file": content}, params=params)  # type: ignore[no-any-return]
+
+
+class Server:
+    """`verydeep serve` in a process of its own, on a free port."""
+
+    def __init__(self, *words: object) -> None:
+        program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        program += "from verydeep.cli import main; main()"
+        command = [sys.executable, "-c", program, "serve", "--port", "0", "--engine", "onnxruntime"]
+        self.process = subprocess.Popen(
+            [*command, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stderr is not None
+        self.line = self.process.stderr.readline()
+        assert "ready on http://127.0.0.1:" in self.line, self.line + self.process.stderr.read()
+        self.port = int(self.line.split("127.0.0.1:")[1].split("/")[0])
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def end(self, one: signal.Signals) -> tuple[int, str]:
+        self.process.send_signal(one)
+        out, err = self.process.communicate(timeout=60)
+        assert out == ""
+        return self.process.returncode, err

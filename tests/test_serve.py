@@ -8,7 +8,6 @@ import itertools
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -35,7 +34,7 @@ from verydeep.serving.guard import Limits
 from verydeep.serving.service import Service
 
 from .conftest import Run
-from .served import BASE, PHOTO, jpeg, send, serving
+from .served import BASE, PHOTO, Server, jpeg, send, serving
 from .tiny import NAMES, model_file, photo, tiny
 
 # starlette leaves the file of a part that does not end to the garbage collector
@@ -510,29 +509,6 @@ def test_what_cannot_be_served(
 
 HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\n"
 HEAD += b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: %d\r\n\r\n"
-
-
-class Server:
-    """`verydeep serve` in a process of its own, on a free port."""
-
-    def __init__(self, *words: object) -> None:
-        program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        program += "from verydeep.cli import main; main()"
-        command = [sys.executable, "-c", program, "serve", "--port", "0", "--engine", "onnxruntime"]
-        self.process = subprocess.Popen(
-            [*command, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        assert self.process.stderr is not None
-        self.line = self.process.stderr.readline()
-        assert "ready on http://127.0.0.1:" in self.line, self.line + self.process.stderr.read()
-        self.port = int(self.line.split("127.0.0.1:")[1].split("/")[0])
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def end(self, one: signal.Signals) -> tuple[int, str]:
-        self.process.send_signal(one)
-        out, err = self.process.communicate(timeout=60)
-        assert out == ""
-        return self.process.returncode, err
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 // The page: photos go to the API as a program's would, and what comes back is drawn. No framework.
 
 const $ = (id) => document.getElementById(id);
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
 const wait = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
 let token = sessionStorage.getItem("token");
 let photo = null; // the File that is looked at
@@ -101,7 +101,7 @@ function drawAnswer(file, answer, seen) {
   const [best] = answer.predictions;
   const buttons = answer.predictions.map((guess, rank) => {
     const fill = make("i");
-    fill.style.width = percent(guess.probability);
+    fill.style.width = `${100 * guess.probability}%`;
     const button = make(
       "button",
       { type: "button", disabled: !maps.has(guess.label) },
@@ -242,8 +242,8 @@ async function compare() {
 async function begin() {
   tell();
   model = await asked("v1/model");
-  const knows = model.classes ? `knows ${model.classes.toLocaleString("en")} names` : "gives features";
-  $("about").textContent = `${model.model}, a ${model.network}, ${knows}, here on ${model.engine}. Drop a photo, and see what it makes of it.`;
+  const knows = model.classes ? ` that knows ${model.classes.toLocaleString("en")} names` : "";
+  $("about").textContent = `${model.network}${knows}. Give it a photo, and see what it makes of it.`;
   $("login").hidden = true;
   $("distance").hidden = false;
   await drawNetwork();

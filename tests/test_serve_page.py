@@ -1,0 +1,141 @@
+"""The served page in a real Chromium, by mouse and keyboard, narrow and dark; skipped without one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from verydeep import retrieval
+
+from .served import PHOTO, Server, jpeg
+from .tiny import NAMES, model_file, photo, tiny
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+if CHROMIUM is None:
+    pytest.skip("there is no Chromium here", allow_module_level=True)
+playwright = pytest.importorskip("playwright.sync_api")
+
+TOKEN = "a-token-of-mine"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("page")
+    model_file(folder / "m.safetensors", tiny("vgg16"), threshold=1.0)
+    for seed in range(3):
+        photo(folder / "photos" / f"{seed}.png", seed=seed)
+    retrieval.features([folder / "photos"], folder / "index.npz", model=folder / "m.safetensors")
+    (folder / "a.jpg").write_bytes(PHOTO)
+    (folder / "b.jpg").write_bytes(jpeg(1, 40, 40))
+    (folder / "no.jpg").write_text("no photo at all")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(place: Path) -> Iterator[Server]:
+    words = ("--model", place / "m.safetensors", "--index", place / "index.npz", "--token", TOKEN)
+    running = Server(*words)
+    yield running
+    running.process.kill()
+    running.process.communicate()
+
+
+def opened(browser: Any, server: Server, **look: Any) -> Any:
+    """The page, past its question for the token; what goes wrong in it, or out of it, is kept."""
+    page = browser.new_context(**look).new_page()
+    page.set_default_timeout(30_000)
+    page.wrong = []
+    page.on("pageerror", lambda error: page.wrong.append(str(error)))
+    own = (server.url, "blob:", "data:")
+    page.on("request", lambda one: one.url.startswith(own) or page.wrong.append(one.url))
+    page.on("console", lambda one: "Content Security" in one.text and page.wrong.append(one.text))
+    page.goto(server.url)
+    page.get_by_label("This server asks for its token").fill("nonsense")
+    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("alert").filter(has_text="the token is not the right one").wait_for()
+    page.get_by_label("This server asks for its token").fill(TOKEN)
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="The network", exact=True).wait_for()
+    return page
+
+
+def test_a_photo_is_looked_at(browser: Any, server: Server, place: Path) -> None:
+    page = opened(browser, server, viewport={"width": 1300, "height": 900})
+    page.locator("#one input").set_input_files(place / "no.jpg")
+    page.get_by_role("alert").filter(has_text="not an image that can be read").wait_for()
+    page.locator("#one input").set_input_files(place / "a.jpg")
+    page.get_by_role("status").filter(has_text="Not sure: ").wait_for()
+    assert not page.get_by_role("alert").is_visible()
+    guesses = page.locator("#guesses button")
+    assert guesses.count() == 5
+    assert {text.splitlines()[0] for text in guesses.all_inner_texts()} < set(NAMES)
+    first = page.locator("#heat").get_attribute("src")
+    guesses.nth(1).focus()
+    page.keyboard.press("Enter")
+    assert guesses.nth(1).get_attribute("aria-pressed") == "true"
+    assert guesses.nth(0).get_attribute("aria-pressed") == "false"
+    assert page.locator("#heat").get_attribute("src") != first
+    page.locator("#blocks .block").nth(4).wait_for()
+    assert page.locator("#matches img").count() == 3
+    page.locator("#matches img").first.evaluate("image => image.decode()")
+    # a click on the drawing, and the list that a keyboard reaches
+    page.locator('.figure.broad [data-layer="pool4"] .front').click()
+    page.locator("#channels h3").filter(has_text="pool4").wait_for()
+    page.get_by_label("layer").select_option("fc8")
+    page.locator("#channels h3").filter(has_text="fc8").wait_for()
+    assert page.locator("#channels img").count() == 7
+    page.locator("#a input").set_input_files(place / "a.jpg")
+    page.locator("#b input").set_input_files(place / "b.jpg")  # of another size
+    page.locator("#difference").filter(has_text="LPIPS, compared at 64 × 48").wait_for()
+    assert page.evaluate(
+        "[...document.images].every((image) => image.hidden || image.hasAttribute('alt'))"
+    )
+    assert page.wrong == []
+
+
+def test_paste_and_drop(browser: Any, server: Server) -> None:
+    page = opened(browser, server)
+    given = """([kind, target, bytes]) => {
+        const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(bytes)], "a.jpg", { type: "image/jpeg" }));
+        const event = kind === "paste" ? new ClipboardEvent(kind, { clipboardData: data, bubbles: true })
+            : new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true });
+        document.querySelector(target).dispatchEvent(event);
+    }"""
+    for kind, target in (("paste", "body"), ("drop", "#one"), ("drop", "h1")):
+        page.evaluate("document.getElementById('status').textContent = ''")
+        page.evaluate(given, [kind, target, list(PHOTO)])
+        page.get_by_role("status").filter(has_text="Not sure: ").wait_for()
+    assert page.wrong == []
+
+
+def test_narrow_dark_and_by_keyboard(browser: Any, server: Server, place: Path) -> None:
+    page = opened(browser, server, viewport={"width": 360, "height": 740}, color_scheme="dark")
+    page.locator("#one input").set_input_files(place / "a.jpg")
+    page.locator("#blocks .block").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.locator(".figure.narrow svg").is_visible()
+    assert not page.locator(".figure.broad svg").is_visible()
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper == "rgb(21, 23, 28)"
+    page.evaluate("document.activeElement.blur()")
+    seen = set()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        seen.add(page.evaluate("document.activeElement.closest('[id]')?.id"))
+    assert {"one", "mix", "guesses", "layer", "a", "b"} <= seen
+    assert page.wrong == []
