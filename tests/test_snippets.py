@@ -27,7 +27,7 @@ from .tiny import model_file, photo
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/format.md", "docs/lpips.md",
-         "docs/torchvision.md",
+         "docs/serve.md", "docs/torchvision.md",
          "docs/why-3x3.md", "docs/why-3x3.zh.md", "docs/runs/README.md")  # fmt: skip
 
 QUICK = "sizes=32 layers=relu5_3 engine=onnxruntime"
@@ -58,6 +58,8 @@ NOT_HERE = {  # what begins like this, or is in a block of these, and why it is 
     "torchrun": "it takes a machine of four processes; test_training_distributed.py runs two",
     'verydeep train "https://': "it takes a network; test_training_streams.py has a server of its own",
     "verydeep weights convert": "Keras' file is 528 MB; test_convert.py converts narrow ones",
+    "verydeep serve": "it ends when it is told; test_serve.py tells it", "VERYDEEP_TOKEN": "so does this",
+    "curl": "it takes that server", "st run": "so does this",
     "python -m pytest": "it is these", "git clone": "it takes a network", "cd ": "so does this",
     "sed -i": "so does this", "USE_PYTEST_POOL": "so does this",
     "python benchmarks/": "it takes a GPU",

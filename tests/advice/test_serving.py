@@ -6,11 +6,9 @@ import io
 from contextlib import closing
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from verydeep import retrieval
-from verydeep.serving import app as application
 from verydeep.serving.guard import Limits
 from verydeep.serving.running import listening
 
@@ -44,12 +42,11 @@ def test_addresses() -> None:
 
 
 @follows(
-    "; give it a --token to be called by any name", "; ask for form=npz, or a pool",
+    "; give it a --token to be called by any name",
     "expected a form (multipart/form-data) with the photo in it", "; start the server with --index",
     "a {} file; expected JPEG, PNG, WebP, TIFF or the like", "; scale it down",
 )  # fmt: skip
-def test_requests(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(application, "MOST_NUMBERS", 1000)
+def test_requests(model: Path, tmp_path: Path) -> None:
     photo(tmp_path / "photos" / "a.png")
     index = tmp_path / "index.npz"
     retrieval.features([tmp_path / "photos"], index, model=model)
@@ -59,11 +56,6 @@ def test_requests(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     Image.open(odd).save(right, "PNG")
     foreign = {"host": "photos.example"}
     with serving(model, limits=Limits(pixels=60 * 60)) as client:
-        answer = send(client, "features", layer="relu1_1", pool="none")
-        said("; ask for form=npz, or a pool", answer.text)
-        for change in ({"form": "npz"}, {"pool": "avg"}):
-            params = {"layer": "relu1_1", "pool": "none", **change}
-            assert send(client, "features", **params).status_code == 200
         answer = client.post("/v1/classify", content=PHOTO)
         said("expected a form (multipart/form-data) with the photo in it", answer.text)
         assert send(client, "classify").status_code == 200

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import io
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, File, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -26,7 +24,7 @@ from ..pictures.page import STYLE
 from ..predictor import Answer
 from .batching import FullError
 from .guard import LOOPBACK, Guard, problem, refused
-from .service import MOST_NUMBERS, Service
+from .service import Service
 
 PAGE = Path(__file__).parent / "page"
 # path -> file, media type
@@ -48,9 +46,10 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": what}
     for status, what in {
         400: "The body is no form", 401: "No token, or a false one", 403: "Asked by another site's page",
+        404: "No index, or no such photo in it",
         408: "The body did not come in time", 413: "Too many bytes or pixels", 415: "Not an image",
         421: "Another host's name", 422: "It makes no sense for this model", 429: "Too much at once",
-        500: "The engine failed", 503: "No answer in time, or not ready",
+        500: "The engine failed", 501: "An extra is not installed", 503: "No answer in time, or not ready",
     }.items()
 }  # fmt: skip
 PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}}
@@ -86,37 +85,14 @@ async def classify(service: Served, file: Photo, top: Top = 5) -> Answer:
     return await service.classify(file, top)
 
 
-@photos.post("/features", responses={200: {"content": {"application/octet-stream": {}}}})
+@photos.post("/features")
 async def features(
-    service: Served,
-    file: Photo,
-    layer: Layers = (),
-    pool: Literal["avg", "max", "gem", "none"] = "avg",
-    form: Annotated[
-        Literal["json", "npz"], Query(description="npz: arrays for numpy.load")
-    ] = "json",
+    service: Served, file: Photo, layer: Layers = (), pool: Literal["avg", "max", "gem"] = "avg"
 ) -> Response:
-    """What layers make of a photo; by default the last ReLU of the convolutions, averaged."""
-    found = await service.features(file, layer, None if pool == "none" else pool)
-    numbers = sum(value.size for value in found.values.values())
-    if form == "npz":
-        content = await asyncio.to_thread(_npz, found.values)
-        return Response(content, media_type="application/octet-stream")
-    if numbers > MOST_NUMBERS:
-        raise refused(
-            422, f"{numbers:,} numbers are too many for JSON; ask for form=npz, or a pool"
-        )
-    layers = {
-        name: {"shape": value.shape, "values": value.ravel().tolist()}
-        for name, value in found.values.items()
-    }
+    """What layers make of a photo, a number a channel; by default the last ReLU of the convolutions."""
+    found = await service.features(file, layer, pool)
+    layers = {name: value.tolist() for name, value in found.values.items()}
     return JSONResponse({"layers": layers, "engine": found.engine, "precision": found.precision})
-
-
-def _npz(values: Mapping[str, np.ndarray]) -> bytes:
-    file = io.BytesIO()
-    np.savez(file, **values)  # type: ignore[arg-type]
-    return file.getvalue()
 
 
 @photos.post("/explain", responses=PICTURE)

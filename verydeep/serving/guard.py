@@ -15,7 +15,6 @@ import asyncio
 import hmac
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -116,8 +115,8 @@ class Guard:
                 task.result()
             else:
                 task.cancel()  # its photo leaves the queue
-                with suppress(asyncio.CancelledError):
-                    await task
+                await asyncio.wait([task])
+                task.cancelled() or task.exception()  # which nobody waits for any more
                 if status == 499 and not body.left:
                     words = f"no answer within {seconds:g} seconds; try again later"
                     await problem(refused(503, words))(scope, receive, guarded)

@@ -36,7 +36,6 @@ R = TypeVar("R")
 MOST = 8  # images in a batch
 TO_WARM = 40  # images: enough for the engines' race
 SLOW_ROOM = 16  # of what takes longer
-MOST_NUMBERS = 100_000  # that are written as text
 THUMBNAIL = 320  # pixels of the longer side
 DISTANCE_SHARE = 10  # a photo to be compared has at most that part of the pixels
 
@@ -134,7 +133,7 @@ class Service:
         assert item.answer is not None
         return item.answer
 
-    async def features(self, photo: bytes, layers: tuple[str, ...], pool: str | None) -> Features:
+    async def features(self, photo: bytes, layers: tuple[str, ...], pool: str) -> Features:
         run = partial(self._stream, layers=layers or None, pool=pool)
         return await self.quick(("features", layers, pool), partial(self._pixels, photo), run)
 
