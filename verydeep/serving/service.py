@@ -82,11 +82,15 @@ class Service:
         channels = predictor.record.network.in_channels
         noise = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
         classes = predictor.record.network.head.classes
-        images = [noise] * (TO_WARM if auto else MOST)
-        for item in self._stream(images, () if classes else None, int(classes > 0)):
-            if isinstance(item, Exception):
-                raise item
-        # what comes one by one: with the engine that won, and no race of its own
+        layers = () if classes else None
+        for images in (
+            [noise] * (TO_WARM if auto else MOST),
+            [noise],
+        ):  # full batches, and one alone
+            for item in self._stream(predictor, images, layers, int(classes > 0)):
+                if isinstance(item, Exception):
+                    raise item
+        # for all other graphs: the engine that won, and no race of their own while somebody waits
         options = {**self.options, "engine": predictor.engine}
         self.single = Predictor(predictor.model, **options)
         if self.index is not None:
@@ -128,13 +132,13 @@ class Service:
     # What is asked for
 
     async def classify(self, photo: bytes, top: int) -> Answer:
-        run = partial(self._stream, layers=(), top=top)
+        run = partial(self._stream, self.predictor, layers=(), top=top)
         item: Features = await self.quick(("classify", top), partial(self._pixels, photo), run)
         assert item.answer is not None
         return item.answer
 
     async def features(self, photo: bytes, layers: tuple[str, ...], pool: str) -> Features:
-        run = partial(self._stream, layers=layers or None, pool=pool)
+        run = partial(self._stream, self.single, layers=layers or None, pool=pool)
         return await self.quick(("features", layers, pool), partial(self._pixels, photo), run)
 
     async def explain(self, photo: bytes, label: str | None, top: int, form: str) -> Any:
@@ -238,11 +242,15 @@ class Service:
         return await self.slow(object(), prepare, lambda items: [run(one) for one in items])
 
     def _stream(
-        self, photos: list[Pixels], layers: Any = (), top: int = 0, pool: Any = None
-    ) -> list[Features | Exception]:
-        """Through the engine in batches of the one size of which the race was: a list would say its own."""
-        stream = self.predictor.features_stream(
-            iter(photos), layers, pool, size="own", range=(0, 255), top=top, batch=MOST
+        self, predictor: Predictor, photos: list[Pixels], layers: Any = (), top: int = 0, pool: Any = None
+    ) -> list[Features | Exception]:  # fmt: skip
+        """Through the engine that won with full batches, however many these are, or with one image.
+
+        A list would say how many there are, and each number would have a race of its own.
+        """
+        given = photos if len(photos) == 1 else iter(photos)
+        stream = predictor.features_stream(
+            given, layers, pool, size="own", range=(0, 255), top=top, batch=MOST
         )
         return [ImageError(one.error) if isinstance(one, Failure) else one for one in stream]
 
