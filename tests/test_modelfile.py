@@ -550,7 +550,7 @@ def test_specification_names_every_member_and_limit() -> None:
         assert f"`{member}`" in FORMAT, member
     assert f"{modelfile.MAX_HEADER_BYTES:,}" in FORMAT
     assert f"at most {strict_json.MAX_DEPTH} levels" in FORMAT
-    assert f"model file, versions 1 and {modelfile.FORMAT_VERSION}\n" in FORMAT
+    assert f"model file, versions 1 to {modelfile.FORMAT_VERSION}\n" in FORMAT
 
 
 # The record
@@ -968,15 +968,15 @@ def test_huge_scales_overflow_in_silence(tmp_path: Path) -> None:
     ("edit", "message"),
     [
         (
-            lambda r: r.update(format_version=3),
-            r"^written by a newer verydeep: its format version is 3, and this verydeep reads those up to "
-            r"2; upgrade with: pip install --upgrade verydeep$",
+            lambda r: r.update(format_version=4),
+            r"^written by a newer verydeep: its format version is 4, and this verydeep reads those up to "
+            r"3; upgrade with: pip install --upgrade verydeep$",
         ),
         (
-            lambda r: r.update(format_version=3, surprise=1),
+            lambda r: r.update(format_version=4, surprise=1),
             r"^written by a newer verydeep",
         ),
-        (lambda r: r.update(format_version=0), r"format_version is 0; expected 1 or 2"),
+        (lambda r: r.update(format_version=0), r"format_version is 0; expected 1 to 3"),
         (lambda r: r.update(format_version=True), r"format_version is True; expected 1"),
         (lambda r: r.update(format_version="1"), r"format_version is '1'; expected 1"),
         (lambda r: r.pop("format_version"), r"the record has no 'format_version'"),
@@ -994,6 +994,14 @@ def test_huge_scales_overflow_in_silence(tmp_path: Path) -> None:
         (
             lambda r: r["network"]["head"].update(layer=1),
             r"^the record's network's head has an unknown key 'layer'; did you mean layers\?$",
+        ),
+        (
+            lambda r: r["network"].update(channels=[1] * 8),
+            r"^the record's network has an unknown key 'channels'; did you mean in_channels\?$",
+        ),
+        (
+            lambda r: r["network"].update(channels=[1, 2]) or r.update(format_version=3),
+            r"channels are \[1, 2\]; expected 8 whole numbers",
         ),
         (lambda r: r["network"].update(column="F"), r"^its record does not .*: column 'F' is unk"),
         (lambda r: r["network"].update(column=["A"]), r"column \['A'\] is unknown"),

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -54,6 +55,8 @@ _NAMES = dict(zip(NETWORKS.values(), NETWORKS, strict=True))
 # (arXiv:1508.06576, section 2); "l2" is the Hann-weighted root of summed squares of DISTS
 # (Ding et al. 2020, arXiv:2004.07728, section 3.2).
 POOLS: dict[str, tuple[int, int, int]] = {"max": (2, 2, 0), "avg": (2, 2, 0), "l2": (3, 2, 1)}
+
+MOST_CHANNELS = 65536  # of a layer whose channels are given one by one
 
 # The Hann window of 5 without its zero ends, made to sum to 1 over 3x3: the l2 pool's weights.
 L2_WINDOW: tuple[float, float, float] = (0.25, 0.5, 0.25)
@@ -167,6 +170,9 @@ class Network:
     column: a key of COLUMNS. batch_norm: whether each convolution has one.
     width: multiplies the channels of every convolution and hidden FC layer (rounded, at least 1).
     in_channels: of the image. pool: a key of POOLS. head: what stands on top.
+    channels: of a network that some were taken from: of each convolution in order, then of the head's two
+    hidden FC layers where it has them; these may be left out, and are then the table's times width. Empty
+    where all are the table's times width, and made so where they are.
 
     name: the one people know ("vgg16_bn"), whatever the width, pooling or head. trunk: the layers from
     conv1_1 to pool5. top: the head's layers, empty for a trunk alone. layers: both. head_inputs: those of
@@ -179,6 +185,7 @@ class Network:
     in_channels: int = 3
     pool: Literal["max", "avg", "l2"] = "max"
     head: Head = Head()
+    channels: tuple[int, ...] = ()
     name: str = field(init=False, repr=False)
     head_inputs: tuple[str, ...] = field(init=False, repr=False)
     trunk: tuple[Layer, ...] = field(init=False, repr=False)
@@ -196,6 +203,12 @@ class Network:
         if not is_whole(channels, 1, 4096):
             raise NetworkError(f"in_channels is {channels!r}; expected a whole number, 1 to 4096")
         entries = COLUMNS[self.column].split()
+        vars(self)["channels"] = own = _own_channels(self, entries)
+        if own:
+            left = iter(own)
+            # "256:1" becomes "97:1"
+            entries = [re.sub(r"^\d+", lambda _: str(next(left)), entry) for entry in entries]
+            width = 1
         trunk = tuple(convolutions(entries, channels, self.batch_norm, width, self.pool))
         # past the frozen fields' guard; the top comes last, since it is made from the others
         vars(self).update(
@@ -225,6 +238,12 @@ class Network:
     @property
     def parameters(self) -> int:
         return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def widths(self) -> str:
+        """How wide the network is, in words: "width 0.5", or "channels 12-33-..." of its own."""
+        own = "-".join(map(str, self.channels))
+        return f"channels {own}" if own else f"width {self.width:g}"
 
     @property
     def weight_layers(self) -> int:
@@ -327,6 +346,7 @@ def network(
     width: float = 1.0,
     in_channels: int = 3,
     pool: str = "max",
+    channels: Sequence[int] = (),
 ) -> Network:
     """The network that people know by `name`, such as "vgg16_bn"; NetworkError where there is none.
 
@@ -335,7 +355,29 @@ def network(
     require("network", name, NETWORKS, NetworkError)
     column, batch_norm = NETWORKS[name]
     top = Head(head, classes, named(layers))  # type: ignore[arg-type]  # checked by Head itself
-    return Network(column, batch_norm, width, in_channels, pool, top)  # type: ignore[arg-type]
+    return Network(column, batch_norm, width, in_channels, pool, top, channels)  # type: ignore[arg-type]
+
+
+def _own_channels(net: Network, entries: Iterable[str]) -> tuple[int, ...]:
+    """`net.channels`, checked and complete; nothing where they are those of the table and width."""
+    counts = (entry.partition(":")[0] for entry in entries)
+    usual = [_times(int(count), net.width) for count in counts if count.isdigit()]
+    convs, hidden = len(usual), HEADS[net.head.kind][1] if net.head.classes else 0
+    usual += [_times(hidden, net.width)] * 2 if hidden else []
+    given: Any = net.channels
+    own = list(given) if isinstance(given, list | tuple) else [0]
+    if len(own) not in (0, convs, convs + 2) or not all(is_whole(n, 1, MOST_CHANNELS) for n in own):
+        raise NetworkError(
+            f"channels are {given!r}; expected {convs} whole numbers, 1 to {MOST_CHANNELS}, one for each "
+            f"convolution of column {net.column}, and perhaps two for the hidden FC layers"
+        )
+    # those of FC layers that the head does not have are left out
+    own = own[: len(usual)] + usual[len(own) :]
+    return () if own == usual else tuple(own)
+
+
+def _times(channels: int, width: float) -> int:
+    return max(1, round(channels * width))
 
 
 def convolutions(
@@ -352,7 +394,7 @@ def convolutions(
             index += 1
         else:
             count, _, kernel_text = entry.partition(":")
-            outputs, kernel = max(1, round(int(count) * width)), int(kernel_text or 3)
+            outputs, kernel = _times(int(count), width), int(kernel_text or 3)
             number, last = number + 1, index + batch_norm
             yield Layer(
                 f"conv{block}_{number}", "conv", channels, outputs, kernel, 1, kernel // 2,
@@ -374,12 +416,14 @@ def _top(net: Network) -> Iterator[Layer]:
     if head.kind == "gap":
         yield Layer("fc8", "fc", inputs, head.classes, key="classifier")
     else:
-        hidden = max(1, round(hidden * net.width))
-        for name, index, features in (("6", 0, inputs * grid * grid), ("7", 3, hidden)):
+        features = inputs * grid * grid
+        wide = net.channels[-2:] or [_times(hidden, net.width)] * 2
+        for name, index, outputs in zip("67", (0, 3), wide, strict=True):
             key = f"classifier.{index}"
-            yield Layer(f"fc{name}", "fc", features, hidden, key=key, place=index)
-            yield Layer(f"relu{name}", "relu", hidden, hidden, place=index + 1)
-        yield Layer("fc8", "fc", hidden, head.classes, key="classifier.6", place=6)
+            yield Layer(f"fc{name}", "fc", features, outputs, key=key, place=index)
+            yield Layer(f"relu{name}", "relu", outputs, outputs, place=index + 1)
+            features = outputs
+        yield Layer("fc8", "fc", features, head.classes, key="classifier.6", place=6)
     yield Layer("prob", "softmax", head.classes, head.classes)
 
 

@@ -101,10 +101,12 @@ def _module(model: ModelFile) -> Any:
     import torch
 
     network = model.record.network
-    usual = (network.head.kind, network.pool, network.width, network.in_channels)
+    usual = (
+        network.head.kind, network.pool, network.width, network.channels, network.in_channels
+    )  # fmt: skip
     with torch.device("meta"):
         try:
-            if usual != ("classic", "max", 1, 3):
+            if usual != ("classic", "max", 1, (), 3):
                 raise ValueError("torchvision has no such network")
             from torchvision.models import get_model
 

@@ -100,8 +100,8 @@ def summary(name: str, size: tuple[int, int], figure: Path | None, as_json: bool
 def describe(net: Network, several: bool = False) -> str:
     """One line: the network, and every choice that is not the usual. several: classes of one image."""
     parts = [f"{net.name} (column {net.column}{', batch norm' if net.batch_norm else ''})"]
-    if net.width != 1:
-        parts.append(f"width {net.width:g}")
+    if (net.width, net.channels) != (1, ()):
+        parts.append(net.widths)
     if net.pool != "max":
         parts.append(f"{net.pool} pooling")
     head = net.head

@@ -91,9 +91,9 @@ class Perceptual:
                 raise NetworkError(
                     f"{metric} reads its own layers; layers are for content and style"
                 )
-            if (network.name, network.width) != ("vgg16", 1):
+            if (network.name, network.width, network.channels) != ("vgg16", 1, ()):
                 raise NetworkError(
-                    f"{self.model.path} is {network.name} of width {network.width:g}; {metric} was "
+                    f"{self.model.path} is {network.name} of {network.widths}; {metric} was "
                     "fitted to the features of vgg16 and needs that"
                 )
         self.layers = chosen(layers, self.metric.layers, network)

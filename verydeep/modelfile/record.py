@@ -18,7 +18,8 @@ from ..files.strict_json import JSON, members, shown
 from ..nets import Head, Network
 from ..preprocess import TORCHVISION, Preprocess
 
-FORMAT_VERSION = 2  # the newest that is read; 1 is a file without coded tensors
+# the newest that is read; 1 is a file without coded tensors, 2 one without a network of its own channels
+FORMAT_VERSION = 3
 
 _RECORD_KEYS = (
     "format_version", "network", "preprocess", "class_ids", "class_names", "threshold", "licence",
@@ -159,10 +160,12 @@ class Record:
         """The record as canonical JSON: keys sorted, no spaces. coded: whether any of the tensors is."""
         network = {key: getattr(self.network, key) for key in _NETWORK_KEYS}
         network["width"] = float(self.network.width)
+        if self.network.channels:
+            network["channels"] = self.network.channels
         network["head"] = {key: getattr(self.network.head, key) for key in _HEAD_KEYS}
         values: dict[str, object] = {
             **{key: getattr(self, key) for key in _RECORD_KEYS if key != "format_version"},
-            "format_version": FORMAT_VERSION if coded else 1,
+            "format_version": 3 if self.network.channels else 2 if coded else 1,
             "network": network,
             "preprocess": self.preprocess.to_dict(),
         }
@@ -192,10 +195,14 @@ class Record:
         )
         if not is_whole(version, 1):
             raise ModelFileError(
-                f"the record's format_version is {shown(version)}; expected 1 or {FORMAT_VERSION}"
+                f"the record's format_version is {shown(version)}; expected 1 to {FORMAT_VERSION}"
             )
         del values["format_version"]
-        network = members(values["network"], _NETWORK_KEYS, "record's network", ModelFileError)
+        own = ("channels",) if version > 2 else ()
+        known = (*_NETWORK_KEYS, *own)
+        network = members(
+            values["network"], known, "record's network", ModelFileError, optional=own
+        )
         head = members(network["head"], _HEAD_KEYS, "record's network's head", ModelFileError)
         if not isinstance(head["layers"], list):
             raise ModelFileError(f"the head's layers are {shown(head['layers'])}; expected a list")

@@ -48,8 +48,8 @@ def adapt(trained: Trained, network: Network) -> tuple[Trained, list[str]]:
             else:
                 given = "nothing" if value is None else tuple(value.shape)
                 raise WeightsError(
-                    f"these weights are those of {old.name}, width {old.width:g}: they have "
-                    f"{given} for {key}, and {network.name}, width {network.width:g}, needs {shape}"
+                    f"these weights are those of {old.name}, {old.widths}: they have {given} for {key}, "
+                    f"and {network.name}, {network.widths}, needs {shape}"
                 )
     if fresh:
         notes.append(f"{', '.join(fresh)} {'is' if len(fresh) == 1 else 'are'} new and untrained")

@@ -121,6 +121,7 @@ def backbone(
             name,
             classes=0,
             width=of.width if width is None else width,
+            channels=of.channels if width is None else (),
             in_channels=of.in_channels if in_channels is None else in_channels,
             pool=of.pool if pool is None else pool,
         ).cut(taps)

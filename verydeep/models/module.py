@@ -6,7 +6,7 @@ of either loads into the other, strictly, for the eight networks that both have.
 Annotations are evaluated here, since torch.fx writes them into its code, which torch.jit.script reads.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Self, TypedDict, Unpack
 
@@ -31,6 +31,7 @@ class Choices(TypedDict, total=False):
     head: str
     layers: str | Iterable[str]
     width: float
+    channels: Sequence[int]
     in_channels: int
     pool: str
 
@@ -220,7 +221,8 @@ def build(
     init: "torchvision" (the same numbers as torchvision's under the same seed), "paper", "glorot"
     or "he".
     dropout: probability of dropping, after the hidden FC layers.
-    choices: classes, head, layers, width, in_channels, pool, as `verydeep.nets.network` takes them.
+    choices: classes, head, layers, width, in_channels, pool, channels, as `verydeep.nets.network` takes
+    them.
 
     Raises NetworkError for what the table does not have.
     """

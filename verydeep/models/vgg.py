@@ -377,6 +377,7 @@ def _chosen(name: str, choices: Around, of: Network) -> Network:
     return replace(
         of,
         width=choices.get("width", of.width),
+        channels=() if "width" in choices else of.channels,
         in_channels=choices.get("in_channels", of.in_channels),
         pool=pool,
         head=nets.Head(kind, choices.get("num_classes", head.classes), layers),

@@ -163,7 +163,7 @@ def arrange(
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise WeightsError(
-            f"these tensors are no network of the table; the nearest is {net.name}, width {net.width:g}, "
+            f"these tensors are no network of the table; the nearest is {net.name}, {net.widths}, "
             f"{net.in_channels} input channels: {problems[0]}{more}"
             + ("" if trunk else _advice(tensors, network, only))
         )

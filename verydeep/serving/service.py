@@ -258,7 +258,8 @@ class Service:
         """On this model where it is the network that LPIPS and DISTS were fitted to."""
         if metric not in self._distances:
             network = self.single.record.network
-            own = (network.name, network.width, network.in_channels) == ("vgg16", 1, 3)
+            given = (network.name, network.width, network.channels, network.in_channels)
+            own = given == ("vgg16", 1, (), 3)
             told: Mapping[str, Any] = self.single._told
             precision = "fast" if self.single.precision == "int8" else self.single.precision
             model = self.single.model if own else "builtin"

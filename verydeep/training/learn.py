@@ -153,7 +153,11 @@ class Learning:
         run.notes += notes
         network = model.table
         run.config = config = replace(
-            config, model=network.name, width=network.width, pool=network.pool
+            config,
+            model=network.name,
+            width=network.width,
+            channels=network.channels,
+            pool=network.pool,
         )
         colours = self._colours(learn, held)
         seen = _as_shown(expected, config) if expected else _normalised(colours, config)
@@ -460,7 +464,7 @@ def _settled(
     keys = [key for key in ("precision", "layout") if getattr(config, key) == "auto"]
     if init is not None:  # the network was taken from the weights, which are finetune's model
         given = () if config.start == "probe" else named
-        keys += ["pool", *(key for key in ("model", "width") if key not in given)]
+        keys += ["pool", *(key for key in ("model", "width", "channels") if key not in given)]
     return replace(config, **{key: stored[key] for key in keys if key in stored})
 
 

@@ -38,10 +38,10 @@ RECIPES: dict[str, tuple[str, str]] = {
 class Config:
     """What a run is made of; the model file and config.json record it. DataError for what makes no sense.
 
-    model, width, head, layers, pool: the network, in the table's words; `layers` of the head "gap", none
-    for the last ReLU. Of finetune, `model` is the weights to start from. size: pixels a side that it sees.
-    start: how weights are drawn: "torchvision", "paper", "glorot" or "he"; "probe" takes the head that the
-    recipe probe solves, on trained weights.
+    model, width, channels, head, layers, pool: the network, in the table's words; `layers` of the head
+    "gap", none for the last ReLU. Of finetune, `model` is the weights to start from, with their channels.
+    size: pixels a side that it sees. start: how weights are drawn: "torchvision", "paper", "glorot", "he";
+    "probe" takes the head that the recipe probe solves, on trained weights.
     epochs, batch, seed: an epoch goes once through the images; `batch` of them make a step, in all
     processes together. To a small set, batch and rates are fitted unless they are set.
     accumulate: parts of a batch that are computed one after the other, for memory.
@@ -86,6 +86,7 @@ class Config:
     recipe: str = "small-images"
     model: str = "vgg16_bn"
     width: float = 1.0
+    channels: tuple[int, ...] = ()
     head: Literal["classic", "small", "gap"] = "small"
     layers: tuple[str, ...] = ()
     pool: Literal["max", "avg", "l2"] = "max"

@@ -117,7 +117,7 @@ def _remembered(open_to: list[Choice], config: Config, model: VGG, device: torch
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     facts = {
         "machine": f"{where}, {torch.get_num_threads()} threads", "torch": torch.__version__,
-        "network": f"{model.table.name} {model.table.width:g}", "size": config.size,
+        "network": f"{model.table.name} {model.table.widths}", "size": config.size,
         "choices": [asdict(c) for c in open_to],
     }  # fmt: skip
     key, known = json.dumps(facts, sort_keys=True), Notebook(FILE)

@@ -45,6 +45,7 @@ def network_of(config: Config, classes: int, like: Network | None = None) -> Net
         head=config.head,
         layers=layers,
         width=like.width if like else config.width,
+        channels=like.channels if like else config.channels,
         in_channels=like.in_channels if like else 3,
         pool=like.pool if like else config.pool,
     )
@@ -96,6 +97,8 @@ def started(
             f"--init {init} is {found.network.name}, and --model is {config.model}; leave --model out "
             "to train the network that the weights are of"
         )
+    if "channels" in named and found.network.channels != config.channels:
+        raise WeightsError(f"--init {init} has {found.network.widths}; leave channels out")
     wider: list[str] = []
     if config.start == "probe" and "width" in named and found.network.width != config.width:
         raise WeightsError(

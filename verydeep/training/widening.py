@@ -24,11 +24,11 @@ def widened(trained: Trained, width: float) -> Trained:
     """
     old, network = trained.network, replace(trained.network, width=width)
     # response normalisation sums over neighbours, whom repeating channels changes
-    fixed = any(layer.kind == "lrn" for layer in old.trunk) and width != old.width
-    if fixed or width < old.width:
+    fixed = width != old.width and any(layer.kind == "lrn" for layer in old.trunk)
+    if fixed or old.channels or width < old.width:
         raise WeightsError(
-            f"{old.name} of width {old.width:g} cannot become one of width {width:g}; expected a greater "
-            "width, and a network without LRN"
+            f"{old.name} of {old.widths} cannot become one of width {width:g}; expected a greater width, "
+            "and a network without LRN or channels of its own"
         )
     tensors: dict[str, Tensor] = {}
     source = torch.arange(old.in_channels)  # the narrow channel that each is a copy of
