@@ -1,4 +1,4 @@
-"""builtin/cifar10, which verydeep trained itself: its record, its log and what README says are one."""
+"""builtin/cifar10, which verydeep trained itself: its record, its log and docs/models.md are one."""
 
 from __future__ import annotations
 
@@ -58,8 +58,10 @@ def test_the_record_is_what_the_run_wrote(cifar10: ModelFile) -> None:
     assert "data:image" not in page  # no picture of a data set is in this repository
 
 
-def test_readme_says_what_was_measured(cifar10: ModelFile) -> None:
-    row = re.search(r"\| `builtin/cifar10`.*\| ([\d.]+) % top-1", (ROOT / "README.md").read_text())
+def test_the_documentation_says_what_was_measured(cifar10: ModelFile) -> None:
+    row = re.search(
+        r"\| `builtin/cifar10`.*\| ([\d.]+) % top-1", (ROOT / "docs/models.md").read_text()
+    )
     assert row
     assert float(row[1]) == pytest.approx(100 * measured(cifar10)["top1"], abs=0.05)
 

@@ -26,9 +26,12 @@ from .conftest import Run
 from .tiny import model_file, photo
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/format.md", "docs/lpips.md",
-         "docs/serve.md", "docs/torchvision.md",
-         "docs/why-3x3.md", "docs/why-3x3.zh.md", "docs/runs/README.md")  # fmt: skip
+TASKS = ("start", "classify", "explain", "features", "distance", "losses", "torch", "train", "evaluate",
+         "compress", "engines", "export", "serve")  # fmt: skip
+PASTED = ("README.md", *(f"docs/{task}.md" for task in TASKS))  # each snippet by itself
+PAGES = (*PASTED, "CONTRIBUTING.md", "docs/architecture.md", "docs/format.md", "docs/lpips.md",
+         "docs/torchvision.md", "docs/why-3x3.md", "docs/why-3x3.zh.md",
+         "docs/runs/README.md")  # fmt: skip
 
 QUICK = "sizes=32 layers=relu5_3 engine=onnxruntime"
 FEW = "--set epochs=1 --set batch=8"
@@ -41,9 +44,10 @@ STAND_INS = (  # what takes minutes or a network: on less data, by a smaller net
     (r"(bench tiny.safetensors)", r"\1 --rounds 1 --batch 1 --engines onnxruntime --precision exact"),
     (r"--model vgg16 (examples/photos)", r"--model tiny.safetensors \1"),
     (r"evaluate flowers", "evaluate trained"),
+    (r'evaluate\("flowers"', 'evaluate("trained"'),
     (r"--check$", "--check --size 64"),
     (r"(.*--recipe probe.*)", rf"\1 {' '.join(f'--set {one}' for one in QUICK.split())}"),
-    (r"train (photos/|labels.csv)( --out tags)?$",
+    (r"train (photos/|labels.csv)( --out \w+)?$",
      rf"train \1\2 {' '.join(f'--set {one}' for one in QUICK.split())}"),
     (r'out="of-pairs"', f'out="of-pairs", settings="{QUICK}".split()'),
     (r'out="from-python"', f'out="from-python", settings="{QUICK}".split()'),
@@ -64,6 +68,7 @@ NOT_HERE = {  # what begins like this, or is in a block of these, and why it is 
     "sed -i": "so does this", "USE_PYTEST_POOL": "so does this",
     "python benchmarks/": "it takes a GPU",
     "python -m venv": "what developers do by hand", ". .venv": "so is this",
+    "sphinx-build": "CI runs it",
     "pytest": "it is this", "ruff": "CI runs it", "mypy": "CI runs it",
     "python tools/": "CI runs it, or it takes hours",
     "verydeep train cifar10.npz --recipe small-images --model vgg16_bn --width 0.5 --out run": "85 minutes",
@@ -152,8 +157,8 @@ def test_a_snippet_runs(
         return
     printed = io.StringIO()
     if one.language == "python":
-        # the README's can be pasted one by one; the pages that are read from top to bottom, in order
-        known = {"__name__": "__main__"} if one.page == "README.md" else names[one.page]
+        # these can be pasted one by one; the pages that are read from top to bottom, in order
+        known = {"__name__": "__main__"} if one.page in PASTED else names[one.page]
         with contextlib.redirect_stdout(printed):
             exec("\n".join(map(stood_in, one.text.splitlines())), known)
     else:

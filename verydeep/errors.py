@@ -2,21 +2,22 @@
 
 A stream raises none for an image that cannot be read: it gives a `Failure` in its place.
 
-An error says what was given, what was expected, what to do. Below them is what checks of values share.
+An error says what was given, what was expected, what to do. Below them is what checks of values
+share. The tree::
 
-VerydeepError                 catch this one to catch them all
-├── NetworkError              a network, head, width or pooling that the table does not have
-│   └── LayerError            a layer name that this network does not have
-├── ImageError                a file or array that is not an image we can use
-├── PreprocessError           a pre-processing record that does not make sense
-├── ModelFileError            a model file that is damaged, foreign or contradicts the table
-├── EngineError               an engine that is missing, failed or does not agree with the reference
-├── DataError                 a data set that cannot be used: no images, classes that do not match
-├── WeightsError              published weights that cannot be had, or are not what they claim to be
-│   └── UnknownWeightsError   a name of weights that nobody published
-├── ArgumentError             a keyword that a function does not take, or an argument of another type
-├── OutputError               a file that cannot be written: no space, no permission, no folder
-└── MissingExtraError         an optional dependency is not installed
+    VerydeepError                 catch this one to catch them all
+    ├── NetworkError              a network, head, width or pooling that the table does not have
+    │   └── LayerError            a layer name that this network does not have
+    ├── ImageError                a file or array that is not an image we can use
+    ├── PreprocessError           a pre-processing record that does not make sense
+    ├── ModelFileError            a model file that is damaged, foreign or contradicts the table
+    ├── EngineError               an engine that is missing, failed or does not agree with the reference
+    ├── DataError                 a data set that cannot be used: no images, classes that do not match
+    ├── WeightsError              published weights that cannot be had, or are not what they claim to be
+    │   └── UnknownWeightsError   a name of weights that nobody published
+    ├── ArgumentError             a keyword that a function does not take, or an argument of another type
+    ├── OutputError               a file that cannot be written: no space, no permission, no folder
+    └── MissingExtraError         an optional dependency is not installed
 """
 
 from __future__ import annotations

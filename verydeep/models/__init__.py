@@ -1,9 +1,11 @@
 """VGG in torch: every network of the table as a module, under the names torchvision's readers know.
 
-vgg16(weights="builtin")             as torchvision.models has it, and more
-build("vgg16", classes=5)            random weights, any head, width, pooling
-load("photos.safetensors")           from any model file
-backbone("vgg16", ("relu4_3",))      named layers, for other people's networks
+The four ways to one::
+
+    vgg16(weights="builtin")             as torchvision.models has it, and more
+    build("vgg16", classes=5)            random weights, any head, width, pooling
+    load("photos.safetensors")           from any model file
+    backbone("vgg16", ("relu4_3",))      named layers, for other people's networks
 """
 
 from __future__ import annotations

@@ -506,7 +506,7 @@ def list_models(
     """The names of the models, sorted.
 
     module: verydeep.models or verydeep.models.vgg, which hold all of them; any other holds none.
-    include, exclude: shell patterns such as "*_bn"; a name matches where one of them does.
+    include, exclude: shell patterns such as `*_bn`; a name matches where one of them does.
     """
     if module is not None and module.__name__ not in (__package__, __name__):
         return []

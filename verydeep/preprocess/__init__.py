@@ -54,21 +54,21 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 class Preprocess:
     """How an image becomes a network's input: resize, centre crop, channels, range, mean, std.
 
-    The defaults are those of torchvision's ImageNet weights (``torchvision.models.VGG16_Weights``).
+    The defaults are those of torchvision's ImageNet weights (`torchvision.models.VGG16_Weights`).
 
-    resize: "shorter" makes the shorter side `resize_size` and the longer ``int(resize_size * longer
-        / shorter)``, torchvision's truncation; "exact" makes both sides `resize_size`, or height and
-        width where it is two numbers; "none" resizes nothing, and then `resize_size` is None.
-    crop_size: side of the centre crop, with torchvision's rounding. Where the image is smaller, it
-        is padded with black. None: no crop.
-    interpolation: PIL's filter of that name.
-    channel_order: the order in which the network takes the channels; "L" is one grey channel (Rec.
-        601 luma, as PIL has it).
-    range: what 0 and 255 are mapped onto before `mean` is subtracted and the result divided by
-        `std`, both in `channel_order`.
-    detail: of a network that has seen nothing but small images made larger: an image whose shorter
-        side has more pixels is first made that small, since it would show details that mean nothing
-        to such a network. None for all the details there are.
+    - resize: "shorter" makes the shorter side `resize_size` and the longer torchvision's truncation,
+      `int(resize_size * longer / shorter)`; "exact" makes both sides `resize_size`, or height and
+      width where it is two numbers; "none" resizes nothing, and then `resize_size` is None.
+    - crop_size: side of the centre crop, with torchvision's rounding. Where the image is smaller, it
+      is padded with black. None: no crop.
+    - interpolation: PIL's filter of that name.
+    - channel_order: the order in which the network takes the channels; "L" is one grey channel (Rec.
+      601 luma, as PIL has it).
+    - range: what 0 and 255 are mapped onto before `mean` is subtracted and the result divided by
+      `std`, both in `channel_order`.
+    - detail: of a network that has seen nothing but small images made larger: an image whose shorter
+      side has more pixels is first made that small, since it would show details that mean nothing
+      to such a network. None for all the details there are.
 
     Raises PreprocessError where values do not make sense.
     """
