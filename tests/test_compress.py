@@ -13,7 +13,7 @@ import pytest
 import verydeep
 from verydeep import modelfile
 from verydeep.compression import Compressed, _search, _Trial
-from verydeep.compression.rounding import SLOPE, round_coded
+from verydeep.compression.rounding import SLOPE, curved_by, round_coded
 from verydeep.errors import ArgumentError, DataError, ModelFileError, NetworkError
 from verydeep.modelfile.codec import Coded, Rate, quarters
 from verydeep.quantisation.rounding import second_moments
@@ -42,7 +42,7 @@ def test_tiny_layer_against_brute_force() -> None:
     for _ in range(12):
         moments = moments_of(draw, 3, 1)
         weight = draw.normal(0, 1, (1, 3, 1, 1))
-        found = round_coded(weight, 0.6, moments)
+        found = round_coded(weight, 0.6, curved_by(moments, 1))
         steps = found.step * quarters(found.columns)
 
         def made(numbers: np.ndarray, like: Coded = found) -> np.ndarray:
@@ -62,7 +62,7 @@ def test_smaller_and_nearer_than_the_nearest_multiples() -> None:
     draw = np.random.default_rng(0)
     moments = moments_of(draw, 24, 3)
     weight = 0.05 * (draw.normal(0, 1, (48, 24, 3, 3)) + draw.normal(0, 1, (48, 24, 1, 1)))
-    found = round_coded(weight, 0.04, moments)
+    found = round_coded(weight, 0.04, curved_by(moments, 9))
     found_bits = Rate(found).total
     numbers = np.rint(weight / 0.03).astype(np.int16)
     plain = Coded(numbers, 0.03, found.rows, np.zeros(216, np.int16), 9, 3)

@@ -41,7 +41,7 @@ from ..quantisation import (
     said,
 )
 from ..quantisation.rounding import patches_of
-from .rounding import round_coded
+from .rounding import Curved, curved_by, round_coded
 
 __all__ = ["Compressed", "compress"]
 
@@ -331,7 +331,7 @@ class _Work:
         if known is None:
             coded = round_coded(weight, step, rows=rows)
         elif layer.kind == "conv":
-            coded = round_coded(weight, step, known.moments, rows=rows)
+            coded = round_coded(weight, step, known.curved(layer.kernel**2), rows=rows)
         else:
             coded = round_coded(weight, step, importance=known.squares, rows=rows)
         if known is not None:
@@ -463,6 +463,7 @@ class _Inputs:
 
     def __init__(self) -> None:
         self.count = 0
+        self._curved: Curved | None = None
         self._products, self._sums, self._squares = (np.zeros((), np.float32) for _ in range(3))
 
     def add(self, batches: Iterable[Array]) -> None:
@@ -482,6 +483,12 @@ class _Inputs:
         """About the mean, which the bias takes care of."""
         mean = self.mean
         return np.asarray(self._products / self.count - np.outer(mean, mean))
+
+    def curved(self, cells: int) -> Curved:
+        """Made once: it takes longer than all else of a trial."""
+        if self._curved is None:
+            self._curved = curved_by(self.moments, cells)
+        return self._curved
 
     @property
     def squares(self) -> Array:

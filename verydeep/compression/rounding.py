@@ -13,6 +13,7 @@ Three things, none of which looks at labels:
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,32 +28,42 @@ _DEAD = 0.4  # the first rounding goes away from 0 from 1 - this part of a step 
 _DAMPING = 0.01
 
 
+class Curved(NamedTuple):
+    """An order of inputs, and the `factor` of their moments in it."""
+
+    order: Array
+    upper: Array
+
+
+def curved_by(moments: Array, cells: int) -> Curved:
+    """moments: of a layer's inputs, (inputs, inputs), the mean of x x'; `cells` of them are one channel."""
+    # channels that matter most first, the cells of each in the codec's order
+    energy = np.diagonal(moments).reshape(-1, cells).sum(1)
+    first = np.argsort(-energy, kind="stable")
+    order = (first[:, None] * cells + np.arange(cells)).ravel()
+    return Curved(order, factor(moments, order).astype(np.float32))
+
+
 def round_coded(
     weight: Array,
     step: float,
-    moments: Array | None = None,
+    curved: Curved | None = None,
     importance: Array | None = None,
     rows: Array | None = None,
 ) -> Coded:
     """A layer's weights as multiples of steps.
 
     weight: (outputs, inputs, ...). step: the geometric mean of the columns'.
-    moments: of the flattened inputs, (inputs, inputs), the mean of x x'; or importance: its diagonal alone,
-    (inputs,): then nothing is made up for. Without either all inputs count alike.
+    curved: what `curved_by` makes of the inputs' moments; or importance: their diagonal alone, (inputs,),
+    and nothing is made up for. Without either all inputs count alike.
     rows: int16, (outputs,): exponents of steps, where some outputs matter less than others.
     """
     cells, width = grid(weight.shape)
     flat = np.asarray(weight, np.float64).reshape(len(weight), -1)
     channels = flat.shape[1] // cells
     costs = np.ones(flat.shape[1])
-    order = np.arange(flat.shape[1])
-    if moments is not None:
-        # channels that matter most first, the cells of each in the codec's order
-        energy = np.diagonal(moments).reshape(channels, cells).sum(1)
-        first = np.argsort(-energy, kind="stable")
-        order = (first[:, None] * cells + np.arange(cells)).ravel()
-        upper = factor(moments, order)
-        costs[order] = np.diagonal(upper)
+    if curved is not None:
+        costs[curved.order] = np.diagonal(curved.upper)
     elif importance is not None:
         costs = 1 / np.sqrt(importance + _DAMPING * importance.mean() + 1e-30)
     middle = math.exp(float(np.log(costs).mean()))
@@ -85,8 +96,8 @@ def round_coded(
         best = choose(slice(channel, channel + 1), cell, (values / size)[:, None])
         return np.asarray(best[:, 0] * size)
 
-    if moments is not None:
-        compensate(flat, order, upper, decide)
+    if curved is not None:
+        compensate(flat, curved.order, curved.upper, decide)
     else:
         for cell in range(cells):
             choose(slice(None), cell, units[:, cell::cells])
