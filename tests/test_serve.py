@@ -554,6 +554,10 @@ def test_slow_clients_and_cut_off_uploads(server: Callable[..., Server]) -> None
     with socket.create_connection(("127.0.0.1", running.port)) as odd:
         odd.sendall(b"nonsense\r\n\r\n")
         assert odd.recv(100).startswith(b"HTTP/1.1 400 ")
+    for beginning in (b"", b"GET /health HTTP/1.1\r\nHost: lo"):
+        with socket.create_connection(("127.0.0.1", running.port), 20) as silent:
+            silent.sendall(beginning)
+            assert silent.recv(100) == b""
     files = {"file": PHOTO}
     assert httpx.post(f"{running.url}/v1/classify", files=files).status_code == 200
     status, err = running.end(signal.SIGTERM)

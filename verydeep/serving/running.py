@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import ctypes
 import logging
 import os
 import re
 import signal
 import socket
+from contextlib import suppress
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import DataError, VerydeepError, log
 from ..modelfile import read
@@ -20,7 +25,32 @@ from .app import Metrics, build
 from .guard import LOOPBACK, Limits
 from .service import Service
 
+M_MMAP_THRESHOLD = -3  # malloc.h: what is larger has pages of its own
 GRACE_SECONDS = 5  # beyond the limits of time, for what is in flight at the end
+
+
+class Patient(H11Protocol):
+    """A connection that is closed where nothing whole is asked in `seconds`; uvicorn waits for ever."""
+
+    def __init__(self, seconds: float, **given: Any) -> None:
+        super().__init__(**given)
+        self.seconds = seconds
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.look = self.loop.call_later(self.seconds, self._look, 0)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.look.cancel()
+        super().connection_lost(exc)
+
+    def _look(self, before: int) -> None:
+        """before: which request was the last one when this looked before; 0 for none."""
+        last = 0 if self.cycle is None else id(self.cycle)
+        if last == before and (self.cycle is None or self.cycle.response_complete):
+            self.transport.close()
+        else:
+            self.look = self.loop.call_later(self.seconds, self._look, last)
 
 
 def listening(host: str, port: int, token: str | None) -> socket.socket:
@@ -44,12 +74,19 @@ def listening(host: str, port: int, token: str | None) -> socket.socket:
         raise DataError(f"{host}:{port}: {why}; name another with --port") from None
 
 
+def _give_back() -> None:
+    """Have glibc return a decoded photo's memory; it would keep some hundred MB for each thread."""
+    with suppress(AttributeError, OSError, TypeError):  # other systems
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 4 << 20)
+
+
 def serve(
     model: str, *, host: str, port: int, token: str | None, index: str | None, layer: str | None,
     limits: Limits, say_requests: bool, **options: Any,
 ) -> int:  # fmt: skip
     """Answer until SIGTERM or Ctrl-C, finish what is in flight, and return 0; 2 where the model failed."""
     with listening(host, port, token) as listener:
+        _give_back()
         metrics = Metrics()
         service = Service(
             read(find_model(model)), index=open_features(index) if index else None, layer=layer,
@@ -66,12 +103,12 @@ def serve(
         )  # fmt: skip
         config = uvicorn.Config(
             app, log_config=None, log_level="error", access_log=False, server_header=False, ws="none",
+            http=partial(Patient, limits.seconds),  # type: ignore[arg-type]
             timeout_graceful_shutdown=int(2 * limits.seconds + GRACE_SECONDS),
         )  # fmt: skip
         server = uvicorn.Server(config)
-        logging.getLogger("python_multipart").setLevel(
-            logging.ERROR
-        )  # each odd byte is a warning there
+        # where each odd byte is a warning
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)
         shown = f"[{host}]" if ":" in host else host
         service.on_ready = lambda: log.info(
             f"ready on http://{shown}:{listener.getsockname()[1]}/ ({service.predictor})"
