@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import io
 import itertools
+import json
+import os
 import signal
 import socket
 import struct
@@ -213,6 +215,17 @@ def test_search(client: TestClient, made: Made, files: Path) -> None:
         send(without, "search"), 404, "no index to search; start the server with --index"
     )
     assert is_problem(without.get("/v1/photo/0"), 404, "no index")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
+def test_names_that_are_not_utf8_are_found(files: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    photo(tmp_path / "a.png").rename(tmp_path / name)
+    retrieval.features([tmp_path], tmp_path / "i.npz", model=files / "tiny.safetensors")
+    with serving(files / "tiny.safetensors", tmp_path / "i.npz") as client:
+        (match,) = json.loads(send(client, "search").content)["matches"]
+        assert Path(match["path"]).name == name
+        assert client.get("/v1/photo/0").status_code == 200
 
 
 def test_what_is_served_and_how_it_is_drawn(client: TestClient) -> None:

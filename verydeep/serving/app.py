@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter as Counts
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, File, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
@@ -23,7 +23,7 @@ from ..pictures.block_figure import block_figure
 from ..pictures.page import STYLE
 from ..predictor import Answer
 from .batching import FullError
-from .guard import LOOPBACK, Guard, problem, refused
+from .guard import LOOPBACK, Guard, as_json, problem, refused
 from .service import Service
 
 PAGE = Path(__file__).parent / "page"
@@ -64,9 +64,9 @@ async def _service(request: Request) -> Service:
 
 async def _once(request: Request) -> None:
     """Each field is there once: a second photo would go unanswered."""
-    names = [name for name, _ in (await request.form()).multi_items()]
-    for name in names:
-        if names.count(name) > 1:
+    names = Counts(name for name, _ in (await request.form()).multi_items())
+    for name, count in names.items():
+        if count > 1:
             raise refused(422, f"{name} is there several times; send each photo by itself")
 
 
@@ -92,7 +92,7 @@ async def features(
     """What layers make of a photo, a number a channel; by default the last ReLU of the convolutions."""
     found = await service.features(file, layer, pool)
     layers = {name: value.tolist() for name, value in found.values.items()}
-    return JSONResponse({"layers": layers, "engine": found.engine, "precision": found.precision})
+    return _answered({"layers": layers, "engine": found.engine, "precision": found.precision})
 
 
 @photos.post("/explain", responses=PICTURE)
@@ -145,9 +145,9 @@ async def photo(service: Served, row: int) -> Response:
 
 
 @routes.get("/model")
-async def model(service: Served) -> dict[str, Any]:
+async def model(service: Served) -> Response:
     """What is served."""
-    return service.about()
+    return _answered(service.about())
 
 
 @routes.get(
@@ -177,9 +177,7 @@ async def ready(service: Served) -> dict[str, str]:  # noqa: ARG001  # which rai
 
 
 def _answered(said: Any) -> Response:
-    if isinstance(said, bytes):
-        return Response(said, media_type="image/png")
-    return JSONResponse(said)
+    return Response(said, media_type="image/png") if isinstance(said, bytes) else as_json(said)
 
 
 def _wrong(request: Request, error: Exception) -> Response:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -60,9 +61,14 @@ def refused(status: int, words: str) -> HTTPException:
     return HTTPException(status, words, {"retry-after": "1"} if status in (429, 503) else None)
 
 
-def problem(error: HTTPException) -> JSONResponse:
+def as_json(said: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """In ASCII: names of files may hold what is no UTF-8."""
+    return Response(json.dumps(said, allow_nan=False), status, headers, "application/json")
+
+
+def problem(error: HTTPException) -> Response:
     """Every error has this shape."""
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    return as_json({"error": error.detail}, error.status_code, error.headers)
 
 
 class Guard:

@@ -85,7 +85,7 @@ async function look(file) {
       drawAnswer(file, answer, seen);
     }
     if (model.index !== null) await drawMatches(file);
-    const blocks = await asked("v1/channels?strongest=6", { file });
+    const blocks = await asked("v1/channels?strongest=8", { file });
     if (!current()) return;
     $("blocks-rows").replaceChildren(...blocks.map(block));
     $("blocks").hidden = false;
@@ -185,7 +185,7 @@ async function drawChannels(layer) {
   }
   $("channels").classList.add("busy");
   try {
-    const [one] = await asked(`v1/channels?strongest=12&layer=${layer}`, { file: photo });
+    const [one] = await asked(`v1/channels?strongest=16&layer=${layer}`, { file: photo });
     if ($("layer").value === layer) $("channels").replaceChildren(block(one));
   } catch (error) {
     tell(error);
