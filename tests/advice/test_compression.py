@@ -9,6 +9,8 @@ import numpy as np
 
 import verydeep as package
 from verydeep import modelfile
+from verydeep.training.recipes import changed, paper
+from verydeep.training.start import started
 
 from ..conftest import Run
 from ..tiny import model_file, photo, tiny
@@ -63,6 +65,66 @@ def test_what_can_be_compressed(model: Path, tmp_path: Path, verydeep: Run) -> N
     words = "a trunk has no answers to drop; give size instead"
     said(words, compress(*both[2:], given=trunk))
     assert "trial: " in compress(*both[:2], given=trunk)
+
+
+@follows(
+    "{} is not a number of multiply-adds; write 80M or 5.2G",
+    "multiply_adds and speedup are two goals; give one of them",
+    "which channels can go is measured on photos: name some with --calibrate (calibrate= in Python)",
+    "speedup is {}; expected more than 1, and at most 100",
+    "multiply_adds is {}; {} needs {}, so expected less",
+)
+def test_what_can_be_pruned(model: Path, tmp_path: Path, verydeep: Run) -> None:
+    out = tmp_path / "out.safetensors"
+    for seed in range(40):
+        photo(tmp_path / "photos" / f"{seed}.png", seed=seed)
+
+    def compress(*words: object, photos: bool = True) -> str:
+        given = ("--calibrate", tmp_path / "photos") if photos else ()
+        done = verydeep("compress", model, "--out", out, *words, *given, "--threads", 1)
+        assert (done.status == 2) == (not done.out), done.err
+        return done.err
+
+    said(
+        "{} is not a number of multiply-adds; write 80M or 5.2G", compress("--multiply-adds", "few")
+    )
+    words = "multiply_adds is {}; {} needs {}, so expected less"
+    for much in ("80M", "5.2G"):  # a number, but more than this one needs
+        *_, needed = said(words, compress("--multiply-adds", much))
+    less = int(needed.replace(",", "")) - 1
+    words = "which channels can go is measured on photos: name some with --calibrate (calibrate= in Python)"
+    said(words, compress("--multiply-adds", less, photos=False))
+    assert "pruned: " in compress("--multiply-adds", less)
+    words = "multiply_adds and speedup are two goals; give one of them"
+    said(words, compress("--multiply-adds", less, "--speedup", 1.001))
+    words = "speedup is {}; expected more than 1, and at most 100"
+    for wrong in (1, 101):
+        said(words, compress("--speedup", wrong))
+    assert "pruned: " in compress("--speedup", 1.001)
+
+
+@follows(
+    "channels are {}; expected {} whole numbers, 1 to {}, one for each convolution of column {}, and "
+    "perhaps two for the hidden FC layers",
+    "--init {} has {}; leave channels out",
+)
+def test_channels_of_its_own(tmp_path: Path) -> None:
+    words = (
+        "channels are {}; expected {} whole numbers, 1 to {}, one for each convolution of column {}, "
+        "and perhaps two for the hidden FC layers"
+    )
+    _, count, most, _ = said(words, refused(lambda: package.network("vgg11", channels=[1])))
+    assert package.network("vgg11", channels=[int(most)] * int(count)).channels
+    assert package.network("vgg11", channels=[2] * (int(count) + 2)).channels
+    path = model_file(tmp_path / "own", package.network("vgg11", classes=2, channels=[2] * 10))
+    config = changed(paper(), {"model": "vgg11", "channels": (3,) * 8, "size": 32})
+
+    def start(named: tuple[str, ...]) -> object:
+        return started(config, 2, path, named=named)
+
+    said("--init {} has {}; leave channels out", refused(lambda: start(("model", "channels"))))
+    model, *_ = start(("model",))  # type: ignore[misc]
+    assert model.table.channels == (2,) * 10
 
 
 @follows(

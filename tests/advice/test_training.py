@@ -136,7 +136,8 @@ def choices(text: str, pattern: str = r"--set (\w+=[\w.-]+)") -> dict[str, Any]:
     "l2 is {}; expected a number above 0, or the answer may be infinite",
     "{} photos to learn from, no two of which differ: nothing can be held out to choose by; expected more "
     "photos",
-    "{} of width {} cannot become one of width {}; expected a greater width, and a network without LRN",
+    "{} of {} cannot become one of width {}; expected a greater width, and a network without LRN or "
+    "channels of its own",
 )  # fmt: skip
 def test_numbers(tmp_path: Path, model: Path) -> None:
     draw = np.random.default_rng(0)
@@ -170,10 +171,10 @@ def test_numbers(tmp_path: Path, model: Path) -> None:
          lambda _: linear.solve(features, flags, 2, l2=1e-3)),
         ("{} photos to learn from, no two of which differ: nothing can be held out to choose by; expected "
          "more photos", lambda: probed(few, (32,)), lambda _: probed(more, (32,))),
-        ("{} of width {} cannot become one of width {}; expected a greater width, and "
-         "a network without LRN",
+        ("{} of {} cannot become one of width {}; expected a greater width, and "
+         "a network without LRN or channels of its own",
          lambda: widened(trunk("vgg11_lrn"), 0.125),
-         lambda _, width, __: widened(trunk("vgg11"), 2 * float(width))),
+         lambda _, width, __: widened(trunk("vgg11"), 2 * float(width.split()[1]))),
     ]  # fmt: skip
     all_followed(rows)
 

@@ -149,7 +149,7 @@ RECORDS: list[Row] = [
     ("expected 1 to {} characters of text without control characters",
      lambda: Record(NET, class_names=("\n",) * 7),
      lambda most: [Record(NET, class_names=("x" * n,) * 7) for n in (1, int(most))]),
-    ("the record's format_version is {}; expected 1 or {}",
+    ("the record's format_version is {}; expected 1 to {}",
      lambda: read(format_version=0), lambda _, other: [read(format_version=n) for n in (1, int(other))]),
     ("the head's layers are {}; expected a list",
      lambda: read(network={**JSON["network"], "head": {**JSON["network"]["head"], "layers": 0}}),

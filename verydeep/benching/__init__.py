@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import indent
@@ -154,6 +154,40 @@ def bench(
                 rows += _rows(workers, batch)
     order = {"exact": 0, "fast": 1, "half": 2, "int8": 3}
     return sorted(rows, key=lambda row: (row.batch, order[row.precision], row.ms_per_image))
+
+
+@contextmanager
+def against(
+    model: Path, *, threads: int | None = None, batch: int = 1, rounds: int = ROUNDS
+) -> Iterator[tuple[str, Callable[[Path], float]]]:
+    """Measure other models against one, all in the engine that is the quickest for it, by turns with it.
+
+    Gives that engine's name, and what says of another model file how many times as fast it is: the median
+    over the rounds. Images are `batch` at once, of the size that the model is for.
+    """
+    side = read(model).record.preprocess.crop_size or SIDE
+    task = {
+        "side": side, "threads": threads or cores(), "batches": [batch], "environment": {}
+    }  # fmt: skip
+    with ExitStack() as stack:
+
+        def opened(path: Path, engine: str) -> Worker:
+            worker = Worker(engine, "fast", {**task, "model": str(path), "onnx": ""})
+            stack.callback(worker.close)
+            worker.told = {int(size): facts for size, facts in worker.ask("open").items()}
+            return worker
+
+        engine = opened(model, "auto").told[batch]["chosen"]
+        first = opened(model, engine)
+
+        def ratio(path: Path) -> float:
+            first.seconds.clear()
+            other = opened(path, engine)
+            _rounds([first, other], batch, rounds)
+            other.close()
+            return other.ratio(first, batch)
+
+        yield engine, ratio
 
 
 def random_model(net: Network, path: Path) -> Path:

@@ -15,6 +15,7 @@ from . import options
 from .output import show
 
 _UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1_000_000}
+_COUNTS = {"": 1, "K": 1000, "M": 10**6, "G": 10**9}
 
 
 def _bytes(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
@@ -25,6 +26,16 @@ def _bytes(_: click.Context, __: click.Parameter, text: str | None) -> int | Non
     if not size:
         raise click.BadParameter(f"{text!r} is not a size; write 300KB, 8.5MB or bytes")
     return size
+
+
+def _count(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([KMG])?", text.upper())
+    count = int(float(found[1]) * _COUNTS[found[2] or ""]) if found else 0
+    if not count:
+        raise click.BadParameter(f"{text!r} is not a number of multiply-adds; write 80M or 5.2G")
+    return count
 
 
 @click.command()
@@ -45,6 +56,15 @@ def _bytes(_: click.Context, __: click.Parameter, text: str | None) -> int | Non
     help="How many percentage points of accuracy may be lost on --data, or, without it, how many of 100 "
     "photos of --calibrate may get another first answer.",
 )  # fmt: skip
+@click.option(
+    "--speedup", type=float, metavar="X",
+    help="Take channels away until the network is X times as fast, measured here in the engine that is the "
+    "quickest for the whole one. Needs --calibrate.",
+)  # fmt: skip
+@click.option(
+    "--multiply-adds", callback=_count, metavar="N",
+    help="Take channels away until an image costs at most N multiply-adds: 80M, 5.2G. Needs --calibrate.",
+)  # fmt: skip
 @options.number(
     "--count",
     default=256,
@@ -62,9 +82,18 @@ def compress(
     Every verb takes the small file as any other: the network and its speed are the same. Half of the photos
     of --calibrate say how each weight may be rounded, the other half measure it. Without any, nothing of
     the answers is promised. Takes minutes.
+
+    With --speedup or --multiply-adds the network itself becomes smaller and faster: those channels go that
+    the others can best make up for. Weights are then rounded only with --size or --max-drop. Accuracy that
+    is lost can be won back by `verydeep train --recipe finetune --init`.
     """
 
     def told(event: Mapping[str, Any]) -> None:
+        if event["event"] == "pruned":
+            few = event["before"] / event["multiply_adds"]
+            quick = f", {event['speedup']:.2f} times as fast" if "speedup" in event else ""
+            log.info(f"pruned: {event['multiply_adds']:,} multiply-adds, {few:.2f}x fewer{quick}")
+            return
         parts = [f"{event['size']:,} bytes"]
         if "agreement" in event:
             parts.append(f"same first answer {event['agreement']:.1%}")

@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from ..files.wording import table
 from ..graphs.network import norm_factor
 from ..modelfile import ModelFile, Record, dequantised, read, write
 from ..modelfile.codec import Coded, encode
-from ..nets import Layer
+from ..nets import Layer, Network
 from ..published import find_model
 from ..quantisation import (
     BATCH,
@@ -71,6 +72,8 @@ class Compressed:
     agreement: the fraction of `checked` photos with the first answer of the model that it was made of; None
     without photos or head. error: of the scores there, or of the last layer's maps (||a - b|| / ||b||).
     drop: of the accuracy on `data`, in percentage points; None without it. met: whether the goal was.
+    multiply_adds, before_multiply_adds: of one image. speedup: how many times as fast it was measured to
+    be; None where that was not asked for.
     """
 
     record: Record
@@ -85,6 +88,9 @@ class Compressed:
     checked: int
     met: bool
     unreadable: int = 0
+    multiply_adds: int = 0
+    before_multiply_adds: int = 0
+    speedup: float | None = None
 
     def to_dict(self) -> dict[str, object]:
         """What `verydeep compress --json` prints."""
@@ -100,6 +106,11 @@ class Compressed:
         ]
         text = f"{table(rows, '<>')}\n{self.before_bytes:,} bytes became {self.size_bytes:,}"
         text += f" ({self.before_bytes / self.size_bytes:.1f}x smaller)"
+        if self.multiply_adds < self.before_multiply_adds:
+            fewer = self.before_multiply_adds / self.multiply_adds
+            text += f"; {self.multiply_adds:,} multiply-adds an image ({fewer:.1f}x fewer)"
+        if self.speedup is not None:
+            text += f"; {self.speedup:.2f} times as fast here"
         if self.drop is not None:
             text += f"; {self.drop:.2f} points less accurate"
         if self.agreement is not None:
@@ -119,6 +130,8 @@ def compress(
     data: object = None,
     size: int | None = None,
     max_drop: float | None = None,
+    multiply_adds: int | None = None,
+    speedup: float | None = None,
     count: int = 256,
     again: bool = False,
     threads: int | None = None,
@@ -132,16 +145,29 @@ def compress(
     size: bytes that the file may have. max_drop: percentage points of accuracy on `data` that may be lost;
     without it, of photos of `calibrate` whose first answer may change. Without either goal steps are an
     eighth of each layer's deviation, weighed by what was measured.
-    again: also take a file that this made. on_event: called with {"event": "trial"} and a trial's figures.
+    multiply_adds, speedup: channels are taken away first: until an image costs at most so many, or until
+    the network is measured to be so many times as fast, in the engine that is the quickest for the whole
+    one. Weights are then rounded only where size or max_drop is given, too; else they stay float32.
+    again: also take a file that this made. on_event: called with {"event": "trial"} and a trial's figures,
+    or {"event": "pruned"} with "multiply_adds", "before" and, where it was measured, "speedup".
 
     Raises ModelFileError where the model was compressed or quantised before, ArgumentError where a goal
     needs what was not given, DataError where there are too few photos, OutputError where `out` cannot be
     written.
     """
     opened = model if isinstance(model, ModelFile) else read(find_model(model))
-    _refuse(opened, again)
+    prunes = multiply_adds is not None or speedup is not None
+    _refuse(opened, again, prunes)
     if size is not None and max_drop is not None:
         raise ArgumentError("size and max_drop are two goals; give one of them")
+    if multiply_adds is not None and speedup is not None:
+        raise ArgumentError("multiply_adds and speedup are two goals; give one of them")
+    if prunes and not calibrate:
+        raise ArgumentError(
+            "which channels can go is measured on photos: name some with --calibrate (calibrate= in Python)"
+        )
+    if speedup is not None and not 1 < speedup <= 100:
+        raise ArgumentError(f"speedup is {speedup!r}; expected more than 1, and at most 100")
     if max_drop is not None and data is None and not calibrate:
         raise ArgumentError("max_drop needs photos to measure it on: give data or calibrate")
     if max_drop is not None and not opened.record.network.head.classes:
@@ -156,6 +182,13 @@ def compress(
         )
     work = _Work(opened, images, data, threads)
     trials: list[_Trial] = []
+    speed, suffices = None, True
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        if prunes:
+            from .pruning import prune
+
+            small, speed, suffices = prune(work, Path(folder), multiply_adds, speedup, on_event)
+            work = _Work(small, images, data, threads, original=work)
 
     def tried(coarseness: float, fitted: bool = False) -> _Trial:
         one = work.trial(coarseness, fitted)
@@ -167,28 +200,32 @@ def compress(
     def met(one: _Trial) -> bool:
         return one.size <= size if size else max_drop is None or one.drop <= max_drop
 
-    best = tried(1.0)
+    rounds = size is not None or max_drop is not None or not prunes
+    if rounds and work.check:
+        work.share()
+    best = tried(1.0 if rounds else 0.0)
     if size or max_drop is not None:
         best = _search(best, tried, size, met)
-    if images[0]:
+    if rounds and images[0]:
         fitted = tried(best.coarseness, fitted=True)
         if met(fitted) and (fitted.error or 0) <= (best.error or 0):
             best = fitted
-    result = work.result(best, trials, met(best))
+    result = work.result(best, trials, met(best) and suffices)
     write(out, result.record, result.tensors)
     made = os.path.getsize(out)
     return replace(
         result, unreadable=unreadable, size_bytes=made, before_bytes=opened.path.stat().st_size,
-        met=made <= size if size else result.met,
+        met=result.met and (not size or made <= size), speedup=speed,
     )  # fmt: skip
 
 
-def _refuse(model: ModelFile, again: bool) -> None:
+def _refuse(model: ModelFile, again: bool, prunes: bool) -> None:
     if model.record.activations:
         raise ModelFileError(
             f"{model.path}: it was quantised; expected the float model that it was made from"
         )
-    if "compressed_from" in model.record.provenance and not again:
+    made = model.record.provenance
+    if ("compressed_from" in made or (prunes and "pruned_from" in made)) and not again:
         raise ModelFileError(
             f"{model.path}: it was compressed already, and would lose twice; take the model that it was "
             "made from, or add --again (again=True in Python)"
@@ -243,28 +280,36 @@ class _Trial:
 class _Work:
     """A model that is compressed: what is known of its layers, and what a trial makes of it.
 
-    images: to calibrate on, and to measure with; may be empty. data: labelled, or None.
+    images: to calibrate on, and to measure with; may be empty. data: labelled, or None. original: of the
+    model that this one was pruned from, whose answers it is to give.
     """
 
     def __init__(
-        self, model: ModelFile, images: Sequence[Sequence[Array]], data: object, threads: int | None
-    ) -> None:
-        self.model, self.data = model, data
+        self, model: ModelFile, images: Sequence[Sequence[Array]], data: object, threads: int | None,
+        original: _Work | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.data, self.original = model, data, original or self
         self.images, self.check = images
         network = model.record.network
         self.layers = [layer for layer in network.layers if layer.key]
-        used = network.cut(("prob",)) if network.head.classes else network
+        used = _as_used(network)
         self.sources = {
             after.name: layer.name for layer, after in pairwise(used.layers) if after.key
         }
         self.last = used.layers[-1].name
         self.reference = Draft(used, model.record.preprocess, model.decoded(), threads=threads)
-        self.accuracy = self._accuracy(model) if data is not None else None
-        self.known: dict[str, _Inputs] = self._inputs() if self.images else {}
-        self.theirs = self._outputs(self.reference, self.check) if self.check else None
         self.steps = {layer.name: self._deviation(layer) * _BEGIN for layer in self.layers}
-        if self.check:
-            self._share()
+        self.accuracy: float | None = None
+        self.theirs: Array | None = None
+        if original:
+            self.accuracy, self.theirs = original.accuracy, original.theirs
+        else:
+            self.accuracy = self._accuracy(model) if data is not None else None
+            self.theirs = self._outputs(self.reference, self.check) if self.check else None
+
+    @cached_property
+    def known(self) -> dict[str, _Inputs]:
+        return self._inputs() if self.images else {}
 
     def _weight(self, layer: Layer) -> Array:
         return dequantised(self.reference.stored, f"{layer.key}.weight")
@@ -290,7 +335,7 @@ class _Work:
         each = -(-wished // len(self.images))
         return patches_of(maps, layer.kernel, layer.padding, patches=each)
 
-    def _share(self) -> None:
+    def share(self) -> None:
         """Steps of which each layer's lose equally much for what they save.
 
         The squared error at the end goes with the square of a layer's step, and the bits of every weight
@@ -371,10 +416,10 @@ class _Work:
         return known, moved.reshape(weight.shape), mean
 
     def trial(self, coarseness: float, drifting: bool = False) -> _Trial:
-        """drifting: each layer is fitted to what the rounded ones before it give."""
+        """drifting: each layer is fitted to what the rounded ones before it give. 0 rounds nothing."""
         draft = replace(self.reference, stored=dict(self.reference.stored))
         tensors: dict[str, Array] = {}
-        for layer in stage(self.layers, "rounding weights", "layer"):
+        for layer in stage(self.layers if coarseness else [], "rounding weights", "layer"):
             step = coarseness * self.steps[layer.name]
             if drifting and layer.kind == "conv" and layer.name in self.sources:
                 coded = self._round(layer, step, draft.stored, *self._drifted(draft, layer))
@@ -424,10 +469,12 @@ class _Work:
     def result(self, best: _Trial, trials: Sequence[_Trial], met: bool) -> Compressed:
         record = self.model.record
         source: dict[str, JSON] = {
-            "sha256": self.model.sha256, "measured": [dict(figure) for figure in record.measured],
+            "sha256": self.original.model.sha256,
+            "measured": [dict(figure) for figure in self.original.model.record.measured],
             "photos": len(self.images), "coarseness": best.coarseness,
         }  # fmt: skip
-        figures: list[dict[str, JSON]] = []
+        # of one that was pruned, how fast it is
+        figures = [dict(figure) for figure in record.measured] if self.original is not self else []
         for what, value in (("agreement", best.agreement), ("output_error", best.error)):
             if value is not None:
                 figures.append(
@@ -440,9 +487,15 @@ class _Work:
         small = replace(
             record,
             measured=tuple(figures),
-            provenance={**record.provenance, "compressed_from": source},
-        )
-        sizes = {one.name: best.tensors[f"{one.key}.weight.code"].nbytes for one in self.layers}
+            provenance={
+                **record.provenance, **({"compressed_from": source} if best.coarseness else {})
+            },
+        )  # fmt: skip
+        names = ((one.name, f"{one.key}.weight") for one in self.layers)
+        sizes = {
+            name: best.tensors[f"{key}.code" if best.coarseness else key].nbytes
+            for name, key in names
+        }
         layers = tuple(
             {
                 "name": layer.name, "weights": self._weight(layer).size,
@@ -455,7 +508,20 @@ class _Work:
         return Compressed(
             small, best.tensors, best.size, 0, tuple(one.told() for one in trials), layers,
             best.agreement, best.error, drop, len(self.check), met,
+            multiply_adds=_multiply_adds(record),
+            before_multiply_adds=_multiply_adds(self.original.model.record),
         )  # fmt: skip
+
+
+def _multiply_adds(record: Record) -> int:
+    """Of one image of the size that the model is for, as it is run."""
+    sides = record.preprocess.sides or (224, 224)
+    return sum(row.multiply_adds for row in _as_used(record.network).rows(*sides))
+
+
+def _as_used(network: Network) -> Network:
+    """Without what no answer needs."""
+    return network.cut(("prob",)) if network.head.classes else network
 
 
 class _Inputs:
