@@ -113,8 +113,11 @@ class Compressed:
             text += f"; {self.speedup:.2f} times as fast here"
         if self.drop is not None:
             text += f"; {self.drop:.2f} points less accurate"
+        elif self.agreement is not None:
+            text += "; without labelled photos its accuracy was not measured"
         if self.agreement is not None:
             text += f"; the same first answer on {self.agreement:.1%} of {self.checked} photos"
+            text += " that it was not fitted to"
         if self.error is not None:
             text += f"; error {self.error:.2%}"
         else:
