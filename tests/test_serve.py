@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import io
 import itertools
@@ -31,7 +32,7 @@ from PIL import Image
 import verydeep as package
 from verydeep import retrieval
 from verydeep.errors import EngineError
-from verydeep.serving.guard import Limits
+from verydeep.serving.guard import Guard, Limits
 from verydeep.serving.service import Service
 
 from .conftest import Run
@@ -578,3 +579,44 @@ def test_slow_clients_and_cut_off_uploads(server: Callable[..., Server]) -> None
     assert "Traceback" not in err
     assert "/v1/classify 408 in" in err
     assert "/v1/classify 200 in" in err
+
+
+def test_a_request_whose_sender_goes_is_given_up() -> None:
+    told: list[int] = []
+    cancelled: list[bool] = []
+
+    async def app(_: Any, receive: Any, __: Any) -> None:
+        await receive()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    async def test() -> None:
+        messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        messages.put_nowait({"type": "http.request", "body": b"x", "more_body": False})
+        messages.put_nowait({"type": "http.disconnect"})
+        guard = Guard(app, Limits(), told=lambda _, __, status, ___: told.append(status))
+        headers = [(b"host", b"localhost")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/classify", "headers": headers}
+        async with asyncio.timeout(20):
+            await guard(scope, messages.get, messages.put)
+        assert (guard.inside, guard.held, messages.qsize()) == (0, 0, 0)
+
+    asyncio.run(test())
+    assert (cancelled, told) == ([True], [499])
+
+
+def test_a_model_that_turns_out_to_be_of_no_use(
+    verydeep: Run, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise EngineError("it gave scores that are not finite")
+
+    monkeypatch.setattr(Service, "_warm", fails)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    done = verydeep("serve", "--model", files / "tiny.safetensors", "--port", 0)
+    assert (done.status, done.out) == (2, "")
+    assert done.err == "verydeep: it gave scores that are not finite\n"
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

@@ -52,20 +52,6 @@ def serve(
         from ..serving.guard import Limits
         from ..serving.running import serve as run
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in NEEDED:
-            raise
         raise MissingExtraError("verydeep serve", "serve") from error
     limits = Limits(max_mb << 20, max_megapixels * 1_000_000, timeout, max_waiting)
     return run(limits=limits, **choices)
-
-
-# what the extra brings
-NEEDED = (
-    "fastapi",
-    "uvicorn",
-    "multipart",
-    "python_multipart",
-    "prometheus_client",
-    "starlette",
-    "pydantic",
-)
