@@ -24,12 +24,12 @@ from verydeep.explanations import Explainer, methods, subject
 from verydeep.files.atomic import locked
 from verydeep.nets import HEADS
 from verydeep.preprocess import Preprocess, decode
-from verydeep.retrieval import featurefile, open_features
+from verydeep.retrieval import approximate, featurefile, open_features
 from verydeep.retrieval import nearest as around
 
 from ..conftest import Run
 from ..tiny import NAMES, model_file, photo, pixels, tiny
-from .following import Row, all_followed, command, follows, refused, said, taken
+from .following import Row, all_followed, brought, command, follows, refused, said, taken
 
 IMAGE = pixels(40, 44)[0]
 GAP, CLASSIC, TRUNK = tiny(), tiny(head="classic"), tiny(head="classic", classes=0)
@@ -214,6 +214,34 @@ def test_files_of_features(tmp_path: Path, photos: Path, model: Path, verydeep: 
     out.unlink()
     assert not features()
     assert not similar()
+
+
+@follows(
+    "an index makes this quick, install it with: pip install 'verydeep[nearest]'",
+    "; --exact for all of them", "once; --exact goes without it",
+)  # fmt: skip
+def test_an_index_of_features(
+    photos: Path, tmp_path: Path, model: Path, verydeep: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("usearch")
+    out = tmp_path / "f.npz"
+    assert verydeep("features", photos, "--out", out, "--model", model).status == 0
+    monkeypatch.setattr(approximate, "LEAST_ROWS", 3)
+
+    def similar(*words: object) -> str:
+        done = verydeep("similar", out, photos / "0.png", "--model", model, *words)
+        assert done.status == 0
+        return done.err
+
+    with monkeypatch.context() as gone:
+        gone.setitem(__import__("sys").modules, "usearch.index", None)
+        text = similar()
+        said("an index makes this quick, install it with: pip install 'verydeep[nearest]'", text)
+        assert "usearch" in brought(taken("with: (.*)", text))
+    text = similar()
+    for words in ("once; --exact goes without it", "; --exact for all of them"):
+        said(words, text)
+    assert not similar("--exact")
 
 
 @follows(

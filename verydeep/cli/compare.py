@@ -161,6 +161,7 @@ def features(paths: tuple[str, ...], out: Path, **choices: Any) -> int:
     "--model", metavar="NAME|FILE",
     help="Where the model that made INDEX is now. [default: where it was then]",
 )  # fmt: skip
+@options.exact
 @options.engine
 @options.device
 @options.threads
@@ -173,6 +174,9 @@ def similar(
     INDEX is a file that `verydeep features` wrote. QUERY is a photo, a folder, or a glob in quotes: its
     features are computed as they were for INDEX, and compared by cosine with every row. A query that
     cannot be read is reported: the exit status is then 1, and 2 where not one could be read.
+
+    Of more than 100,000 photos an index is built once, in INDEX.nearest, where verydeep[nearest] is
+    installed: it misses some of the nearest, and how many is measured and said.
     """
     from ..pictures import require_picture
 
@@ -210,6 +214,7 @@ def similar(
     help="Print only the photos to keep, a line each: of each group the first, largest or oldest one, and "
     "all that links lead to.",
 )  # fmt: skip
+@options.exact
 @options.model
 @options.batch
 @options.compute
@@ -221,6 +226,8 @@ def duplicates(paths: tuple[str, ...], as_json: bool, **choices: Any) -> int:
     stdin; or one file that `verydeep features` wrote. Duplicates have the same bytes, or features whose
     cosine is at least the threshold and pixels that lie over each other: other sizes and qualities of one
     photo, slight crops and edits. Links to a file are that file, and no duplicates of it.
+
+    Of more than 100,000 photos the pairs are proposed by an index, as for `similar`, which misses some.
     """
     with photo_events("looking for duplicates") as on_event:
         from .. import retrieval

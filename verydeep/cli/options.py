@@ -68,6 +68,10 @@ def path(*names: str, metavar: str = "FILE", **words: Any) -> Callable[[C], C]:
 json_object = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
 )
+exact = click.option(
+    "--exact", is_flag=True,
+    help="Look at every photo, of more than 100,000 too. [default: at those that an index proposes]",
+)  # fmt: skip
 json_list = click.option("--json", "as_json", is_flag=True, help="Print one JSON list on stdout.")
 model = click.option(
     "--model", default="builtin", metavar="NAME|FILE", show_default=True,

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +27,10 @@ from ..files import photo_paths
 from ..files.progress import expect, stage
 from ..files.wording import counted, plain, some
 from ..preprocess.decoding import opened
+from .approximate import Graph, graph_of
+from .cosines import closest, unit_rows
 from .extraction import features
-from .featurefile import FeatureFile, is_feature_file, open_features
-from .nearest import closest, unit_rows
+from .featurefile import BLOCK_BYTES, FeatureFile, is_feature_file, open_features
 from .pixels import is_blank, same_picture, small
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ THRESHOLD = 0.96
 # Equal pictures differ by rounding, and by what an engine's precision allows: in "fast" by 1e-3 of their
 # length, which is half of that squared in their cosine.
 ROUNDING = 1e-6
+ROUNDED = 1e-3  # by which a graph's cosines, of float16, are off at most
 BLOCK_ROWS = 2048
 SMALL = 2000  # pictures are kept to be compared, 77 kB each
 LOOKS = 8  # of a photo's nearest before it, that it is laid over
@@ -137,6 +139,7 @@ def duplicates(
     *,
     layer: str | None = None,
     keep: str | None = None,
+    exact: bool = False,
     model: str | os.PathLike[str] = "builtin",
     engine: str = "auto",
     precision: str = "fast",
@@ -150,8 +153,10 @@ def duplicates(
     photos: files, folders and globs; or one file of features, whose photos are then compared by it (and
     by their bytes where they are still there). threshold: the least cosine of duplicates, above 0, at most
     1. layer: of the file, where it has several. keep: "first", "largest" (in pixels) or "oldest", what
-    `Duplicates.keep` names of each group. on_event: as for `features`, with "total" as well. The rest is as
-    for `features`. Raises DataError where there are no photos.
+    `Duplicates.keep` names of each group. exact: compare every two photos, where there are more than
+    100,000 too; otherwise an index proposes the pairs, as for `similar`, and misses some. on_event: as for
+    `features`, with "total" as well. The rest is as for `features`. Raises DataError where there are no
+    photos.
     """
     if keep not in (None, *KEEP):
         raise DataError(f"keep is {keep!r}; expected {', '.join(KEEP)}")
@@ -163,7 +168,9 @@ def duplicates(
         places = {
             p: file.photo(p) for p, bad in zip(file.paths, file.errors, strict=True) if not bad
         }
-        return _grouped(file, file.about.layer(layer), threshold, keep, places, *_on_disk(places))
+        name = file.about.layer(layer)
+        graph = graph_of(file, name, exact=exact, threads=threads)
+        return _grouped(file, name, graph, threshold, keep, places, *_on_disk(places))
     paths, _ = photo_paths.find_some(given)
     places = {path: path for path in paths}
     distinct, copies, linked = _on_disk(places)
@@ -180,7 +187,10 @@ def duplicates(
             different, Path(folder) / "features.npz", layer or LAYER, POOL, model=model, engine=engine,
             precision=precision, threads=threads, device=device, batch=batch, on_event=counting,
         )  # fmt: skip
-        return _grouped(file, layer or LAYER, threshold, keep, places, distinct, copies, linked)
+        graph = graph_of(file, layer or LAYER, exact=exact, threads=threads)
+        return _grouped(
+            file, layer or LAYER, graph, threshold, keep, places, distinct, copies, linked
+        )
 
 
 def _on_disk(places: Mapping[str, str]) -> tuple[list[str], dict[str, str], set[str]]:
@@ -229,8 +239,8 @@ def _is_link(place: str) -> bool:
 
 
 def _grouped(
-    file: FeatureFile, layer: str, threshold: float, keep: str | None, places: Mapping[str, str],
-    distinct: list[str], copies: dict[str, str], linked: set[str],
+    file: FeatureFile, layer: str, graph: Graph | None, threshold: float, keep: str | None,
+    places: Mapping[str, str], distinct: list[str], copies: dict[str, str], linked: set[str],
 ) -> Duplicates:  # fmt: skip
     """Groups of the file's rows by their links; a copy stands with the first of its bytes, row or not."""
     paths, kept = file.paths, set(distinct) - copies.keys()
@@ -241,7 +251,7 @@ def _grouped(
     left_out = np.ones(len(paths), bool)
     left_out[list(rows.values())] = False
     where = [places.get(path, path) for path in paths]
-    groups_of, partner, blank = _linked(file, layer, threshold, left_out, where)
+    groups_of, partner, blank = _linked(file, layer, graph, threshold, left_out, where)
     members: dict[int, list[Member]] = {}
     for path in distinct:
         row = rows[copies.get(path, path)]
@@ -279,8 +289,9 @@ KEEP: dict[str, Callable[[str], float]] = {"first": lambda _: 0, "largest": _pix
 
 
 def _linked(
-    file: FeatureFile, layer: str, threshold: float, left_out: np.ndarray, places: list[str]
-) -> tuple[list[list[int]], dict[int, tuple[int, float]], set[int]]:
+    file: FeatureFile, layer: str, graph: Graph | None, threshold: float, left_out: np.ndarray,
+    places: list[str],
+) -> tuple[list[list[int]], dict[int, tuple[int, float]], set[int]]:  # fmt: skip
     """Rows joined with the nearest of those before them, unless their photos show other pictures.
 
     left_out: (rows,) bool, those that are joined with none. places: where the photo of each row is.
@@ -288,7 +299,8 @@ def _linked(
     before it where there is one, and their cosine; and those whose photos are blank, which are not joined.
     """
     least = max(threshold - ROUNDING, ROUNDING)  # more than rows of zeros have
-    cosines, rows = _nearest_before(file, layer, least, left_out)
+    before = _nearest_before if graph is None else partial(_proposed_before, graph)
+    cosines, rows = before(file, layer, least, left_out)
     groups = [[row] for row in range(len(file))]
     partner: dict[int, tuple[int, float]] = {}
     picture = lru_cache(SMALL)(small)  # as the files are now
@@ -345,4 +357,35 @@ def _nearest_before(
             cosines[here], rows[here] = closest(
                 (cosines[here], rows[here]), found[close], earlier, LOOKS
             )
+    return cosines, rows
+
+
+def _proposed_before(
+    graph: Graph, file: FeatureFile, layer: str, least: float, left_out: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same, of the pairs that a graph proposes: from either of the two, so that later ones count."""
+    pairs = [np.zeros((2, 0), np.int64)]
+    blocks = file.blocks(layer, BLOCK_ROWS)
+    for start, block in stage(blocks, "comparing photos", "block", -(-len(file) // BLOCK_ROWS)):
+        near, other = graph.candidates(unit_rows(block), 2 * LOOKS + 1)
+        row = start + np.arange(len(block))[:, None]
+        close = (near >= least - ROUNDED) & (other != row) & ~left_out[row] & ~left_out[other]
+        both = np.minimum(row, other)[close], np.maximum(row, other)[close]
+        pairs.append(np.stack(both))
+    before, after = np.unique(np.concatenate(pairs, axis=1), axis=1)
+    cosine = np.zeros(len(before), np.float32)
+    step = max(1, BLOCK_BYTES // (4 * file.about.width(layer)))
+    for start in range(0, len(before), step):
+        part = slice(start, start + step)
+        wanted, where = np.unique([before[part], after[part]], return_inverse=True)
+        one, other = unit_rows(file.rows_of(layer, wanted))[where.reshape(2, -1)]
+        cosine[part] = np.einsum("pn,pn->p", one, other)
+    order = np.lexsort((before, -cosine, after))
+    order = order[cosine[order] >= least]
+    before, after, cosine = before[order], after[order], cosine[order]
+    place = np.arange(len(after)) - np.searchsorted(after, after)  # among those of the same row
+    few = place < LOOKS
+    cosines = np.full((len(file), LOOKS), -1, np.float32)
+    rows = np.zeros((len(file), LOOKS), np.int64)
+    cosines[after[few], place[few]], rows[after[few], place[few]] = cosine[few], before[few]
     return cosines, rows

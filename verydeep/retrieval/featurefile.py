@@ -195,6 +195,15 @@ class FeatureFile:
             yield start, block
             start += len(block)
 
+    def rows_of(self, layer: str, rows: np.ndarray) -> np.ndarray:
+        """(len(rows), ...) float32: some rows, given in rising order. Of a .npz no others are read."""
+        start, found = 0, []
+        for block in self._numbers(layer, self.about.step(layer)):
+            first, last = np.searchsorted(rows, (start, start + len(block)))
+            found.append(block[rows[first:last] - start])
+            start += len(block)
+        return np.concatenate(found)
+
     def numbers(self, layer: str | None = None) -> np.ndarray:
         """The whole layer, (rows, ...) float32: a memory map, except of a .parquet file."""
         name = self.about.layer(layer)

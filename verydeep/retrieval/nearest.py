@@ -1,7 +1,7 @@
-"""The nearest photos of a file of features, by cosine: matrix products over blocks of it.
+"""The nearest photos of a file of features, by cosine.
 
-No index is built: a million photos of 512 numbers are 2 GB, which a memory map and one product per block
-go through in seconds, and the answer is exact. A contact sheet shows a person whether they are alike.
+Each photo is looked at, and the answer is exact; of more than 100,000 a graph proposes those to look at,
+where usearch is installed. A contact sheet shows a person whether they are alike.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from ..files.wording import counted, plain
 from ..pictures import layout, require_picture, save
 from ..pictures.layout import FAINT, INK, SMALL, Colour
 from ..preprocess import decode, several
+from .approximate import Graph, graph_of
+from .cosines import nearest_rows, unit_rows
 from .featurefile import FeatureFile, open_features
 
 if TYPE_CHECKING:
@@ -74,13 +76,13 @@ class Neighbours:
 @overload
 def similar(
     index: str | os.PathLike[str] | FeatureFile, queries: ImageLike, top: int = 10,
-    *, layer: str | None = None, model: str | os.PathLike[str] | None = None,
+    *, layer: str | None = None, model: str | os.PathLike[str] | None = None, exact: bool = False,
     engine: str = "auto", threads: int | None = None, device: str = "auto",
 ) -> Neighbours: ...  # fmt: skip
 @overload
 def similar(
     index: str | os.PathLike[str] | FeatureFile, queries: list[ImageLike] | list[str], top: int = 10,
-    *, layer: str | None = None, model: str | os.PathLike[str] | None = None,
+    *, layer: str | None = None, model: str | os.PathLike[str] | None = None, exact: bool = False,
     engine: str = "auto", threads: int | None = None, device: str = "auto",
 ) -> list[Neighbours]: ...  # fmt: skip
 def similar(
@@ -90,6 +92,7 @@ def similar(
     *,
     layer: str | None = None,
     model: str | os.PathLike[str] | None = None,
+    exact: bool = False,
     engine: str = "auto",
     threads: int | None = None,
     device: str = "auto",
@@ -98,7 +101,10 @@ def similar(
 
     index: a file that `features` wrote, or an open one. Queries are computed as it was: by the same
     model, layer, pool, size and precision. layer: which one, where the file has several. model: where its
-    model file lies now, if it was moved.
+    model file lies now, if it was moved. exact: look at each photo, where there are more than 100,000 too.
+    Otherwise, where usearch is installed, an index of these is built once, beside the file in FILE.nearest;
+    it misses some of the nearest, and the log says how many. Cosines are exact in any case.
+
     Of several queries, one that cannot be read has its error in place of matches; alone it is an
     ImageError. Raises DataError for a file that is none or has numbers that are not finite, ModelFileError
     where the model is not the one that made the file.
@@ -108,7 +114,8 @@ def similar(
     opened.about.layer(layer)
     asked, many = several(queries)
     predictor = maker(opened, model, engine=engine, threads=threads, device=device)
-    answers = nearest_to(opened, predictor, asked, top, layer)
+    graph = graph_of(opened, opened.about.layer(layer), exact=exact, threads=threads)
+    answers = nearest_to(opened, predictor, asked, top, layer, graph)
     if not many and answers[0].error:
         raise ImageError(answers[0].error)
     return answers if many else answers[0]
@@ -139,15 +146,16 @@ def maker(
 
 
 def nearest_to(
-    index: FeatureFile, predictor: Predictor, queries: list[Any], top: int, layer: str | None = None
-) -> list[Neighbours]:
-    """What `similar` says of each query. predictor: the file's `maker`."""
+    index: FeatureFile, predictor: Predictor, queries: list[Any], top: int, layer: str | None = None,
+    graph: Graph | None = None,
+) -> list[Neighbours]:  # fmt: skip
+    """What `similar` says of each query. predictor: the file's `maker`. graph: None, to be exact."""
     from ..predictor import Failure
 
     name, pool = index.about.layer(layer), cast("Pooling | None", index.about.pool)
     items = list(predictor.features_stream(queries, name, pool, size=index.about.size))
     values = [item[name] for item in items if not isinstance(item, Failure)]
-    matches = iter(_search(index, np.stack(values), top, name) if values else ())
+    matches = iter(_search(index, np.stack(values), top, name, graph) if values else ())
     return [
         Neighbours(item.path, (), item.error)
         if isinstance(item, Failure)
@@ -156,41 +164,17 @@ def nearest_to(
     ]
 
 
-def unit_rows(block: np.ndarray) -> np.ndarray:
-    """(rows, numbers) float32 of length 1 each; rows of zeros, or not of numbers, become zeros."""
-    flat = np.array(block.reshape(len(block), -1), np.float32)
-    with np.errstate(all="ignore"):
-        lengths = np.sqrt(np.einsum("ij,ij->i", flat, flat, dtype=np.float64))
-        good = np.isfinite(lengths) & (lengths > 0)
-        flat /= np.where(good, lengths, 1).astype(np.float32)[:, None]
-    flat[~good] = 0
-    return flat
-
-
-def closest(
-    known: tuple[np.ndarray, np.ndarray], cosines: np.ndarray, start: int, top: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The `top` of what is known, (queries, n) cosines and rows, and of the rows from `start` on.
-
-    Best first, equal ones in the order of the rows. cosines: (queries, rows).
-    """
-    at = np.broadcast_to(np.arange(start, start + cosines.shape[1]), cosines.shape)
-    both = np.concatenate([known[0], cosines], axis=1)
-    order = np.argsort(-both, axis=1, kind="stable")[:, :top]
-    rows = np.concatenate([known[1], at], axis=1)
-    return np.take_along_axis(both, order, axis=1), np.take_along_axis(rows, order, axis=1)
-
-
-def _search(index: FeatureFile, asked: np.ndarray, top: int, layer: str) -> list[tuple[Match, ...]]:
+def _search(
+    index: FeatureFile, asked: np.ndarray, top: int, layer: str, graph: Graph | None = None
+) -> list[tuple[Match, ...]]:
     """For each query, its nearest rows, best first; equal ones in the order of the file."""
     queries = unit_rows(asked)
-    best = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
-    for start, block in index.blocks(layer):
-        cosines = queries @ unit_rows(block).T
-        cosines[:, index.failed[start : start + len(block)]] = -np.inf
-        best = closest(best, cosines, start, top)
-    rows = best[1]
-    paths = index.paths_of(rows.ravel().tolist())
+    if graph is None:
+        best = nearest_rows(index, layer, queries, top)
+    else:
+        best = graph.nearest_rows(index, layer, queries, top)
+    rows = best[1][np.isfinite(best[0])]
+    paths = index.paths_of(rows.tolist())
     photos = {path: index.photo(path) for path in paths.values()}
     return [
         tuple(
