@@ -194,9 +194,12 @@ def _groups(numbers: Array, exponents: Array, model: _Model, width: int) -> Iter
             sizes = np.zeros((stop - start, channels), np.float32)
             for number, other in around[cell]:
                 ratio = quarters(exponents[:, other] - exponents[:, cell])
+                weight = model.mixture[cell, number]
+                if not weight and not model.parts[1]:
+                    continue  # nothing comes of it, as where an FC layer's columns have no order
                 value = numbers[other, block] * ratio
-                mean += value * np.float32(model.mixture[cell, number] / _MIXTURE)
-                sizes += np.abs(value)
+                mean += value * np.float32(weight / _MIXTURE)
+                sizes += np.abs(value, out=value)
             sizes *= np.float32(1 / max(1, len(around[cell])))
             np.clip(mean, -LARGEST, LARGEST, out=mean)
             expected = np.float32(model.size) * quarters(-exponents[:, cell])
