@@ -25,6 +25,7 @@ MODULES = {
     "classify": "classify evaluate",
     "compare": "distance duplicates features similar",
     "compress": "compress",
+    "doctor": "doctor",
     "explain": "explain",
     "export": "bench export quantize",
     "serve": "serve",
@@ -42,7 +43,7 @@ GROUPS = {
     "Look": "classify explain show similar duplicates",
     "Measure": "evaluate distance features bench summary",
     "Train": "check train",
-    "Ship": "export quantize compress serve models weights cache",
+    "Ship": "export quantize compress serve models weights cache doctor",
 }
 
 
