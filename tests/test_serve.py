@@ -33,6 +33,7 @@ import verydeep as package
 from verydeep import retrieval
 from verydeep.errors import EngineError
 from verydeep.serving.guard import Guard, Limits
+from verydeep.serving.running import listening
 from verydeep.serving.service import Service
 
 from .conftest import Run
@@ -508,6 +509,15 @@ def test_what_cannot_be_served(
 
 HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\n"
 HEAD += b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: %d\r\n\r\n"
+
+
+def test_no_answer_waits_for_a_receipt() -> None:
+    with (
+        closing(listening("127.0.0.1", 0, None)) as listener,
+        socket.create_connection(listener.getsockname()),
+        closing(listener.accept()[0]) as taken,
+    ):
+        assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.fixture

@@ -68,10 +68,14 @@ def listening(host: str, port: int, token: str | None) -> socket.socket:
             f"--host {host} can be reached from other machines; give a --token, or leave --host out"
         )
     try:
-        return socket.create_server(address[:2], family=family, backlog=512)
+        listener = socket.create_server(address[:2], family=family, backlog=512)
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else error
         raise DataError(f"{host}:{port}: {why}; name another with --port") from None
+    # which connections inherit: asyncio sees to it only where it made the socket itself, and without it
+    # the second part of an answer waits 40 ms for the first one's receipt
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _give_back() -> None:
