@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ import numpy as np
 import verydeep as package
 from verydeep import modelfile
 from verydeep.training.recipes import changed, paper
-from verydeep.training.start import started
+from verydeep.training.start import started, teacher_of
 
 from ..conftest import Run
-from ..tiny import model_file, photo, tiny
+from ..tiny import NAMES, model_file, photo, tiny
 from .following import follows, refused, said
 
 
@@ -125,6 +126,26 @@ def test_channels_of_its_own(tmp_path: Path) -> None:
     said("--init {} has {}; leave channels out", refused(lambda: start(("model", "channels"))))
     model, *_ = start(("model",))  # type: ignore[misc]
     assert model.table.channels == (2,) * 10
+
+
+@follows(
+    "does not know the data's {} classes, in their order, and no others; leave teacher out",
+    "teacher {} takes pixels with {} {}, and this network with {}; begin with what was pruned from the "
+    "teacher, or leave teacher out",
+)
+def test_teachers(model: Path) -> None:
+    how = modelfile.read(model).record.preprocess
+    words = "does not know the data's {} classes, in their order, and no others; leave teacher out"
+    said(words, refused(lambda: teacher_of(str(model), how, ("cat", "dog"))))
+    assert teacher_of("", how, ("cat", "dog")) is None
+    words = (
+        "teacher {} takes pixels with {} {}, and this network with {}; begin with what was pruned from "
+        "the teacher, or leave teacher out"
+    )
+    other = replace(how, mean=(0.5, 0.5, 0.5))
+    said(words, refused(lambda: teacher_of(str(model), other, NAMES)))
+    assert teacher_of(str(model), how, NAMES)  # what was pruned has its pre-processing
+    assert teacher_of("", other, NAMES) is None
 
 
 @follows(

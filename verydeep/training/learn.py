@@ -40,7 +40,7 @@ from .record.result import TrainResult
 from .run import Outcome, Run, trunk_of
 from .signals import watched
 from .speed import decided, memory_kept
-from .start import started
+from .start import started, teacher_of
 from .stuck import Stuck
 
 MEASURED_PHOTOS = 512  # for mean and covariance
@@ -162,6 +162,7 @@ class Learning:
         colours = self._colours(learn, held)
         seen = _as_shown(expected, config) if expected else _normalised(colours, config)
         self.preprocess = replace(seen, detail=held.detail if held else None)
+        teacher = teacher_of(config.teacher, self.preprocess, data.classes)
         self.licence = model.record.licence if model.record else ""
         if before is None:
             config = self.group.agreed(decided(config, model, self.device))
@@ -178,7 +179,7 @@ class Learning:
         self.feed = feed(source, drawn, rank, world)
         scaling = self._headed(model, learn, before) if config.start == "probe" else None
         self.learner = Learner(
-            model, config, self.preprocess, self.device, self.group, scaling=scaling,
+            model, config, self.preprocess, self.device, self.group, scaling=scaling, teacher=teacher,
             class_weights=_class_weights(source.labels, classes, config),
         )  # fmt: skip
         if before is not None:

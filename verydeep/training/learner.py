@@ -44,6 +44,7 @@ class Learner:
 
     model: its parameters are trained in place. average: the same network with the running mean of the
     weights, which is what is validated; the model itself where the recipe has none.
+    teacher: a network whose answers are learned, too; it stays as it is.
     scaling: brings what the head reads to mean 0 and deviation 1; the head is held for that.
     """
 
@@ -57,12 +58,16 @@ class Learner:
         *,
         class_weights: Tensor | None = None,
         scaling: Scaling | None = None,
+        teacher: VGG | None = None,
     ) -> None:
         self.config, self.device, self.group, self.scaling = config, device, group, scaling
         self._cuda = device.type == "cuda"
         self.channels_last = config.layout == "channels-last"
         format_ = torch.channels_last if self.channels_last else torch.contiguous_format
         self.model: VGG = model.to(device).to(memory_format=format_)
+        self.teacher = None
+        if teacher is not None:
+            self.teacher = teacher.requires_grad_(False).eval().to(device).to(memory_format=format_)
         if scaling is not None:
             _read_scaled(self.model, scaling, config.dropout, device)
         group.spread([*self.model.parameters(), *self.model.buffers()])

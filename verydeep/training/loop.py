@@ -26,6 +26,7 @@ from .recipes import Config
 from .speed import arithmetic
 
 Event = Callable[[dict[str, Any]], None]
+TEMPERATURE = 4.0  # at which a teacher's answers are learned
 TOLD_PER_EPOCH = 20  # lines of the log within an epoch, at most
 
 
@@ -102,6 +103,12 @@ def fit(
                 if part.others is not None and part.shares is not None:
                     others = criterion(scores.float(), part.others, learner) * part.counts
                     losses = part.shares * losses + (1 - part.shares) * others
+                if learner.teacher is not None:
+                    with torch.no_grad(), arithmetic(config.precision, device):
+                        theirs = learner.teacher(part.inputs)
+                    several = part.labels.dim() > 1
+                    unlike = distance(scores.float(), theirs.float(), several) * part.counts
+                    losses = (losses + unlike) / 2
                 learner.scaler.scale(losses.sum() / max(1, total)).backward()  # type: ignore[no-untyped-call]
                 meter.add(losses, scores, part.labels, part.counts)
             group.gradients(learner.parameters)
@@ -149,6 +156,24 @@ def criterion(scores: Tensor, labels: Tensor, learner: Learner) -> Tensor:
         return F.cross_entropy(scores, labels, weights, reduction="none", label_smoothing=smoothing)
     aim = labels * (1 - smoothing) + smoothing / 2
     return F.binary_cross_entropy_with_logits(scores, aim, weights, reduction="none").mean(1)
+
+
+def distance(scores: Tensor, theirs: Tensor, several: bool) -> Tensor:
+    """How far each image's answers are from a teacher's, (n,), of scores (n, classes); 0 for the same.
+
+    The soft-maxes' divergence, both at a temperature, and times its square, so that its gradient stays as
+    large: Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2. several: where an image may be of
+    several classes, the mean of each class's own.
+    """
+    if several:
+        aim = torch.sigmoid(theirs)
+        own, least = (
+            F.binary_cross_entropy_with_logits(one, aim, reduction="none").mean(1)
+            for one in (scores, theirs)
+        )
+        return own - least
+    own, aim = (F.log_softmax(one / TEMPERATURE, 1) for one in (scores, theirs))
+    return F.kl_div(own, aim, reduction="none", log_target=True).sum(1) * TEMPERATURE**2
 
 
 class Meter:

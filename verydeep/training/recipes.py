@@ -64,6 +64,8 @@ class Config:
     of the gradient, 0 for any. average: decay of the running mean of the weights, which is what is
     validated and kept; 0 for none.
 
+    teacher: a model file of the same classes, whose answers are half of what is learned; none for labels
+    alone.
     smoothing: of the labels. dropout: after the hidden FC layers, and of the averages that a head from
     "probe" reads. balance: "weights" weighs the loss of rare classes up, "sampling" shows them more often.
     memory: small images are kept decoded in memory and shifted by up to `padding`, a part of `size`; photos
@@ -115,6 +117,7 @@ class Config:
     decay_all: bool = False
     clip: float = 0.0
     average: float = 0.999
+    teacher: str = ""
     smoothing: float = 0.1
     dropout: float = 0.3
     balance: Literal["none", "weights", "sampling"] = "none"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -122,6 +122,31 @@ def started(
     model = loading.assemble(loading.Trained(net, tensors, adapted.record), dropout=config.dropout)
     model.train()
     return model, record.preprocess, [f"from {init}: {found.network.name}", *wider, *notes]
+
+
+def teacher_of(given: str, preprocess: Preprocess, classes: Sequence[str]) -> VGG | None:
+    """The network of that name or path, whose answers are to be learned; None for "".
+
+    WeightsError where it is of other classes, or takes pixels on another scale.
+    """
+    if not given:
+        return None
+    teacher = loading.load(find_model(given))
+    record = teacher.record
+    assert record is not None  # a model file has one
+    if list(record.class_names or record.class_ids) != list(classes):
+        raise WeightsError(
+            f"teacher {given} does not know the data's {len(classes)} classes, in their order, and no "
+            "others; leave teacher out"
+        )
+    for key in ("channel_order", "range", "mean", "std"):
+        theirs, ours = getattr(record.preprocess, key), getattr(preprocess, key)
+        if theirs != ours:
+            raise WeightsError(
+                f"teacher {given} takes pixels with {key} {theirs}, and this network with {ours}; begin "
+                "with what was pruned from the teacher, or leave teacher out"
+            )
+    return teacher
 
 
 def _drawn(network: Network, config: Config) -> VGG:
