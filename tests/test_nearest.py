@@ -155,7 +155,9 @@ def test_stopped_it_goes_on_with_the_next_part(
     before = {one.name: one.stat().st_mtime_ns for one in folder.glob("*.usearch")}
     assert len(before) == 2
     assert not list(folder.glob(".*"))
+    (folder / f".{LAYER}-0.abcd.part").write_text("what a kill left half written")
     graph = made(file)
+    assert not list(folder.glob(".*"))
     after = {one.name: one.stat().st_mtime_ns for one in folder.glob("*.usearch")}
     assert len(after) == 3
     assert before.items() <= after.items()

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -32,6 +33,7 @@ from PIL import Image
 import verydeep as package
 from verydeep import retrieval
 from verydeep.errors import EngineError
+from verydeep.retrieval import approximate, nearest
 from verydeep.serving.guard import Guard, Limits
 from verydeep.serving.running import listening
 from verydeep.serving.service import Service
@@ -217,6 +219,21 @@ def test_search(client: TestClient, made: Made, files: Path) -> None:
         send(without, "search"), 404, "no index to search; start the server with --index"
     )
     assert is_problem(without.get("/v1/photo/0"), 404, "no index")
+
+
+def test_search_among_very_many(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph of neighbours is there before somebody waits for it."""
+    pytest.importorskip("usearch")
+    shutil.copy(files / "index.npz", tmp_path / "f.npz")
+    monkeypatch.setattr(approximate, "LEAST_ROWS", 2)
+    with serving(files / "tiny.safetensors", tmp_path / "f.npz") as client:
+        assert list(tmp_path.glob("f.npz.nearest/*.json"))
+        monkeypatch.setattr(nearest, "nearest_rows", None)  # no row but those that it proposes
+        content = (files / "photos" / "3.png").read_bytes()
+        (match,) = send(client, "search", content, top=1).json()["matches"]
+        assert Path(match["path"]).name == "3.png"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are text there")

@@ -94,7 +94,7 @@ def graph_of(
 
     That is: few photos, `exact`, no usearch, or no place for the graph, which is said.
     """
-    if exact or len(file) <= LEAST_ROWS or file.failed.all():
+    if exact or len(file) <= LEAST_ROWS:
         return None
     try:
         importlib.import_module("usearch.index")
@@ -110,6 +110,8 @@ def graph_of(
     except (OSError, RuntimeError, MemoryError, OutputError) as error:  # RuntimeError: usearch's
         log.warning(f"{place}: there can be no index ({error}), so each photo is looked at")
         return None
+    if graph is None:
+        return None
     log.info(
         f"approximate: {100 * graph.recall:.1f} % of the ten nearest, measured on {SAMPLE} photos; "
         "--exact for all of them"
@@ -117,19 +119,23 @@ def graph_of(
     return graph
 
 
-def _found(file: FeatureFile, layer: str, folder: Path, threads: int) -> Graph:
-    """The graph that lies in the folder, or a new one."""
+def _found(file: FeatureFile, layer: str, folder: Path, threads: int) -> Graph | None:
+    """The graph that lies in the folder, or a new one; None where no photo could be read."""
     known = remembered(stamp(os.stat(file.path))) or digests_of(file.path)["sha256"]
     place = folder / f"{layer}-{known[:16]}"
     record, parts = _read(place)
     if "recall" not in record:
+        if file.failed.all():
+            return None
         folder.mkdir(exist_ok=True)
         wait = f"another process is building {folder}; waiting for it"
         with locked(folder / f"{layer}.lock", lambda: log.info(wait)):
             record, parts = _read(place)
             if "recall" not in record:
-                for old in set(folder.glob(f"{layer}-*")) - set(folder.glob(f"{place.name}*")):
-                    old.unlink()  # of what the file was before
+                # of what the file was before, and what a kill left half written
+                old = {*folder.glob(f"{layer}-*")} - {*folder.glob(f"{place.name}*")}
+                for one in (*old, *folder.glob(f".{layer}-*.part")):
+                    one.unlink()
                 log.info(f"building an index of {file.path}, once; --exact goes without it")
                 parts = _built(file, layer, place, record, parts, threads)
                 record = _measured(file, layer, record, parts, threads)
@@ -139,8 +145,6 @@ def _found(file: FeatureFile, layer: str, folder: Path, threads: int) -> Graph:
 
 def _read(place: Path) -> tuple[dict[str, Any], list[Any]]:
     """The record, and the parts that it names, mapped; an empty one where they are not all there."""
-    from usearch.index import Index
-
     record: dict[str, Any] = {"format": FORMAT, "rows": 0, "parts": []}
     try:
         value = json.loads(place.with_name(f"{place.name}.json").read_text(encoding="utf-8"))
@@ -149,13 +153,20 @@ def _read(place: Path) -> tuple[dict[str, Any], list[Any]]:
         parts = []
         for number, size in enumerate(value["parts"]):
             path = _part(place, number)
-            one = Index.restore(path, view=True) if path.stat().st_size == size else None
+            one = _mapped(path) if path.stat().st_size == size else None
             if one is None:
                 return record, []
             parts.append(one)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):
         return record, []
     return value, parts
+
+
+def _mapped(path: Path) -> Any:
+    """A part, to be searched where it lies; None, or a RuntimeError, where the file is none."""
+    from usearch.index import Index
+
+    return Index.restore(path, view=True, enable_key_lookups=False)
 
 
 def _write(place: Path, record: dict[str, Any]) -> None:
@@ -199,7 +210,7 @@ def _built(
             if size != graph.serialized_length:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         graph = None  # its memory is given back before the next one is built
-        parts.append(Index.restore(path, view=True))
+        parts.append(_mapped(path))
         record |= {"rows": end, "parts": [*record["parts"], size]}
         _write(place, record)
     return parts

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,8 +163,9 @@ class FeatureFile:
 
     def paths_of(self, rows: Collection[int]) -> dict[int, str]:
         """Paths of some rows, without keeping those of all."""
-        wanted = set(rows)
-        return {i: path for i, path in enumerate(self._texts("path")) if i in wanted}
+        texts, wanted = self._texts("path"), sorted(set(rows))
+        gaps = (row - before - 1 for before, row in pairwise((-1, *wanted)))
+        return {row: next(islice(texts, gap, None)) for row, gap in zip(wanted, gaps, strict=True)}
 
     def photo(self, path: str) -> str:
         """Where the photo of that path is now: as seen from where the features were made, from here, or

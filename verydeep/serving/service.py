@@ -24,6 +24,7 @@ from ..predictor import DECODING_THREADS, Answer, Features, Predictor
 from ..preprocess import decode, decoded
 from ..preprocess.decoding import Pixels, header
 from ..retrieval import FeatureFile
+from ..retrieval.approximate import graph_of
 from ..retrieval.nearest import maker, nearest_to
 from .batching import Batcher
 from .guard import Limits, refused
@@ -98,6 +99,7 @@ class Service:
                 key: options[key] for key in ("engine", "threads", "device") if key in options
             }
             self.maker = maker(self.index, predictor.model.path, **chosen)
+            self.graph = graph_of(self.index, self.index.about.layer(self.layer))
         return [None]
 
     @property
@@ -211,7 +213,7 @@ class Service:
         index = self._searched()
 
         def found(image: bytes) -> dict[str, Any]:
-            (answer,) = nearest_to(index, self.maker, [image], top, self.layer)
+            (answer,) = nearest_to(index, self.maker, [image], top, self.layer, self.graph)
             if answer.error:
                 raise ImageError(answer.error)
             return {"matches": answer.to_dict()["matches"]}
