@@ -241,13 +241,22 @@ def test_a_decoder_that_differs_is_not_used(
     assert not any(decoded_by_us)
 
 
-@pytest.mark.parametrize("why", ["not installed", "another libjpeg", "an old one"])
+@pytest.mark.parametrize(
+    "why", ["not installed", "broken", "half-removed", "another libjpeg", "an old one"]
+)
 def test_without_it_all_is_the_same(
-    why: str, monkeypatch: pytest.MonkeyPatch, decoded_by_us: list[bool]
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded_by_us: list[bool]
 ) -> None:
     jpeg._simplejpeg.cache_clear()
     if why == "not installed":
         monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    elif why in ("broken", "half-removed"):
+        (tmp_path / "simplejpeg").mkdir()
+        if why == "broken":
+            (tmp_path / "simplejpeg" / "__init__.py").write_text("raise SystemError('no such ABI')")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(sys, "path", [str(tmp_path)])
+        monkeypatch.delitem(sys.modules, "simplejpeg")
     elif why == "another libjpeg":
         monkeypatch.setattr("PIL.features.check", lambda _: False)
     else:

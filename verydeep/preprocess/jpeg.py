@@ -53,9 +53,12 @@ def _simplejpeg() -> ModuleType | None:
     if has is None or tuple(map(int, has.split(".")[:2])) < OLDEST:
         return None
     try:
-        return import_module("simplejpeg")
-    except (ImportError, ValueError):  # ValueError: built for another numpy
+        module = import_module("simplejpeg")
+    except Exception:  # not installed, or built for another numpy: whatever a broken one raises
         return None
+    return (
+        module if hasattr(module, "decode_jpeg") else None
+    )  # of a half-removed one a folder is left
 
 
 @cache
