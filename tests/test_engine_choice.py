@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,7 @@ import numpy as np
 import pytest
 
 import verydeep
-from verydeep import engines, errors, modelfile
+from verydeep import engines, errors, exporting, modelfile
 from verydeep.engines import (
     ENGINES,
     Engine,
@@ -555,6 +557,34 @@ def test_an_engine_that_broke_since(
     Memory().remember(about, rows)
     assert Choice(source, **told).engine(BATCH, to_come=100).name == "onnxruntime"
     assert "engine gone is left out: gone did not take the graph" in capsys.readouterr().err
+
+
+def test_an_engine_whose_package_cannot_be_imported(
+    tmp_path: Path, built: Graph, monkeypatch: pytest.MonkeyPatch, verydeep: Command
+) -> None:
+    """A race goes on without it; who asks for it, or exports for it, is told why."""
+    (tmp_path / "ncnn").mkdir()
+    (tmp_path / "ncnn" / "__init__.py").write_text(
+        "raise ImportError('libgomp.so.1: no such file')"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    for name in ("ncnn", "verydeep.engines.ncnn", "verydeep.exporting.ncnn"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for module in (engines, exporting):
+        monkeypatch.delattr(module, "ncnn", raising=False)
+    kinds = [ENGINES["onnxruntime"], ENGINES["ncnn"]]
+    winner, _ = race.race(Source.of(built), BATCH, kinds, precision="exact", threads=1)
+    assert winner.name == "onnxruntime"
+    assert "GOMP_SPINCOUNT" not in os.environ  # is told as ncnn is imported, to it alone
+    why = "ncnn is installed and cannot be imported: libgomp.so.1: no such file"
+    with pytest.raises(EngineError, match=why):
+        Engine("ncnn", built)
+    done = verydeep(
+        "export", model_file(tmp_path / "m"), "--to", "ncnn", "--out", tmp_path / "m.param"
+    )
+    assert done.status == 2
+    assert why in done.err
 
 
 def test_one_engine_needs_no_race(planted: Planted, built: Graph) -> None:

@@ -95,11 +95,18 @@ class Kind:
             "verydeep" if self.name == REFERENCE else f"'verydeep[{self.name}]'"
         )
 
+    def broken(self, error: ImportError) -> EngineError:
+        """What to raise where it is installed, and Python cannot import it."""
+        return EngineError(f"{self.package} is installed and cannot be imported: {_line(error)}")
+
     def load(self) -> Any:
         """Its module here: prepare(engine), devices() beside the CPU; settings worth a race: variants() on
-        the CPU, device_variants() elsewhere.
+        the CPU, device_variants() elsewhere. EngineError where its package cannot be imported.
         """
-        return import_module(f"{__name__}.{self.name}")
+        try:
+            return import_module(f"{__name__}.{self.name}")
+        except ImportError as error:
+            raise self.broken(error) from error
 
     def variants(
         self, source: Source, precision: str, threads: int, batch: int, device: str = "cpu"
@@ -176,6 +183,8 @@ class Engine:
             run: Run = self.kind.load().prepare(self)
         except (EngineError, OSError):
             raise
+        except ImportError as error:
+            raise self.kind.broken(error) from error
         except Exception as error:
             # each engine raises what it likes, with the reason in many lines
             raise EngineError(f"{self.name} did not take the graph: {_line(error)}") from error

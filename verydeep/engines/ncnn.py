@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 SPINNING = "GOMP_SPINCOUNT"
 TOLD = os.environ.get(SPINNING)
 os.environ[SPINNING] = TOLD or "0"
-import ncnn  # noqa: E402
-
-if TOLD is None:  # others have an OpenMP, too
-    del os.environ[SPINNING]
+try:
+    import ncnn
+finally:
+    if TOLD is None:  # others have an OpenMP, too
+        del os.environ[SPINNING]
 
 MAGIC = "7767517"  # the first line of its text
 MASK = "mask"  # beside the pixels

@@ -167,13 +167,17 @@ def race(
     pixels: a real batch, of the size that will be run. kinds: engines that have that precision.
     devices: where to run them. seconds: for the turns, opening not counted.
     """
-    entrants: list[Entrant] = [
-        (kind.name, device, settings)
-        for kind in reversed(kinds)  # likely winners come last, beside whom the slow are soon out
-        for device in devices
-        if device == "cpu" or (device in kind.devices and device in kind.load().devices())
-        for settings in kind.variants(source, precision, threads, len(pixels), device)
-    ]
+    entrants: list[Entrant] = []
+    for kind in reversed(kinds):  # likely winners come last, beside whom the slow are soon out
+        try:
+            entrants += [
+                (kind.name, device, settings)
+                for device in devices
+                if device == "cpu" or (device in kind.devices and device in kind.load().devices())
+                for settings in kind.variants(source, precision, threads, len(pixels), device)
+            ]
+        except EngineError as reason:
+            log.info(f"engine {kind.name} is left out: {reason}")
     allowed = TOLERANCES.get(precision, INT8_TOLERANCE)
 
     def opened(entrant: Entrant, graph: Source) -> Engine:

@@ -207,7 +207,10 @@ def export(
             f"taps, such as {record.network.trunk[-2].name}"
         )
     batches = dict(_batches(record.preprocess, several(photos)[0]))
-    module = import_module(f".{to}", __package__)
+    try:
+        module = import_module(f".{to}", __package__)
+    except ImportError as error:
+        raise engine.broken(error) from error
     # the file, and for a moment the ONNX file that it is made from
     with _staged(out, 2 * job.source.graph.size_bytes + SPARE_BYTES) as stage:
         log.info(f"writing {out.name}")
