@@ -587,6 +587,28 @@ def test_an_engine_whose_package_cannot_be_imported(
     assert why in done.err
 
 
+def test_what_takes_more_memory_than_there_is(
+    built: Graph, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ncnn takes three times what others do of an image: with too large ones it does not win, or stay."""
+    source, batch = replace(Source.of(built), maps=8), pixels(64, 64, 8)
+    chosen = Choice(source, threads=1, device="cpu")
+    chosen._settled[8] = ncnn = Engine("ncnn", source, precision="fast", threads=1)
+    assert chosen.engine(batch, batch=8) is ncnn
+    one = 2 * 4 * source.maps * 64 * 64  # bytes of its first two layers
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 10 * one, "SC_PAGE_SIZE": 1}.__getitem__)
+    assert len(ncnn.run(batch)["scores"]) == 8  # one after another
+    larger = pixels(128, 128, 2)
+    assert chosen.engine(larger, batch=8).name == "onnxruntime"
+    with pytest.raises(EngineError, match="1 image of 128x128 at once would take"):
+        ncnn.run(larger)
+    assert len(Engine("onnxruntime", source).run(larger)["scores"]) == 2
+    kinds = [ENGINES["onnxruntime"], ENGINES["ncnn"]]
+    winner, standings = race.race(source, larger, kinds, precision="fast", threads=1)
+    assert [row.engine for row in standings] == [winner.name] == ["onnxruntime"]
+    assert "engine ncnn is left out: 1 image of 128x128 at once" in capsys.readouterr().err
+
+
 def test_one_engine_needs_no_race(planted: Planted, built: Graph) -> None:
     assert choose(built).engine(BATCH, to_come=1000).name == "onnxruntime"
     assert Memory().choices() == []

@@ -61,6 +61,7 @@ class Kind:
     name: of its module here, and of the extra that installs it. package: what Python imports.
     distributions: what pip may call it, the usual name first. precisions: the promises it can keep.
     devices: where it can run. takes_turns: whether two threads must not run one graph of it at once.
+    alone: how many times the usual memory an image takes, where it has as many at once as `streams` says.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Kind:
     precisions: tuple[str, ...]
     devices: tuple[str, ...] = ("cpu",)
     takes_turns: bool = True
+    alone: int = 0
 
     @property
     def available(self) -> bool:
@@ -128,7 +130,8 @@ ENGINES: dict[str, Kind] = {
             ("exact", "fast", "half", "int8"), ("cpu", "cuda"), takes_turns=False,
         ),
         Kind("openvino", "openvino", ("openvino",), ("exact", "fast", "half", "int8")),
-        Kind("ncnn", "ncnn", ("ncnn",), ("exact", "fast", "half"), takes_turns=False),
+        # all of a layer's tiles before and after its multiplications: 36 numbers each, for 16 of its maps
+        Kind("ncnn", "ncnn", ("ncnn",), ("exact", "fast", "half"), takes_turns=False, alone=3),
         Kind("mnn", "MNN", ("MNN",), ("exact", "fast", "half")),
         Kind("torch", "torch", ("torch",), ("exact", "fast", "half"), ("cpu", "cuda", "mps")),
     )
@@ -194,6 +197,14 @@ class Engine:
         never_destroy(self._run)
         self._run = None
 
+    def require_memory(self, shape: tuple[int, ...]) -> None:
+        """EngineError where what it has at once of such a batch cannot be held here."""
+        count = shape[0]
+        if self.kind.alone:
+            count = min(count, int(self.settings.get("streams", 1)))
+        maps = (self.kind.alone or 1) * self.source.maps
+        require_memory((count, *shape[1:]), maps, self.device)
+
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Outputs by name, float32, for a batch of pixels; arrays of the caller's own.
 
@@ -203,7 +214,7 @@ class Engine:
         not finite.
         """
         pixels = _checked(pixels, self.source)
-        require_memory(pixels.shape, self.source.maps, self.device)
+        self.require_memory(pixels.shape)
         # of none the engine itself says what the other dimensions are
         given = pixels if len(pixels) else np.zeros((1, *pixels.shape[1:]), pixels.dtype)
         if self._run is None:  # in a child

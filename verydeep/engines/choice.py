@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,10 @@ class Choice:
             if self.name != "auto":
                 return self._opened(self.name, self.device, {})
             if batch in self._settled:
-                return self._settled[batch]
+                with suppress(EngineError):  # of larger images it may take too much memory
+                    self._settled[batch].require_memory(pixels.shape)
+                    return self._settled[batch]
+                return self._default()
             # who has seen many will probably see as many again
             images = max(len(pixels) + to_come, self._seen)
             if images < HANDFUL:  # whatever is open, since opening takes longer than they do
