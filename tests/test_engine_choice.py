@@ -609,6 +609,20 @@ def test_what_takes_more_memory_than_there_is(
     assert "engine ncnn is left out: 1 image of 128x128 at once" in capsys.readouterr().err
 
 
+def test_what_cannot_be_remembered_is_not_said_to_be(
+    planted: Planted, built: Graph, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path / "file"))
+    planted.add("other", seconds=0.01)
+    choose(built).engine(BATCH, to_come=100)
+    said = capsys.readouterr().err
+    assert "file cannot be written" in said
+    assert "chose onnxruntime" in said
+    assert "remembered for this model" not in said
+
+
 def test_one_engine_needs_no_race(planted: Planted, built: Graph) -> None:
     assert choose(built).engine(BATCH, to_come=1000).name == "onnxruntime"
     assert Memory().choices() == []

@@ -187,9 +187,6 @@ class Choice:
             threads=about["threads"],
             devices=about["devices"],
         )
-        Memory().remember(about, standings)
-        log.info(
-            f"chose {told(standings)}; remembered for this model until an engine is updated or `verydeep "
-            "cache clear`"
-        )
+        kept = "; remembered for this model until an engine is updated or `verydeep cache clear`"
+        log.info(f"chose {told(standings)}{kept if Memory().remember(about, standings) else ''}")
         return winner

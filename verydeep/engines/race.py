@@ -123,11 +123,14 @@ class Memory:
             return ()
         return standings if good else ()
 
-    def remember(self, race: Mapping[str, Any], standings: Iterable[Standing]) -> None:
-        """Keep the result of a race. What it was about is kept beside it, for people."""
+    def remember(self, race: Mapping[str, Any], standings: Iterable[Standing]) -> bool:
+        """Keep the result of a race. What it was about is kept beside it, for people.
+
+        False where it is kept in this process alone.
+        """
         row = {"race": dict(race), "standings": [asdict(one) for one in standings]}
         self._here[self._notebook.path, _digest(race)] = row
-        self._notebook.write(_digest(race), row)
+        return self._notebook.write(_digest(race), row)
 
     def choices(self) -> list[dict[str, Any]]:
         """Every result, as {"race": ..., "standings": [...]}."""

@@ -105,8 +105,8 @@ class Notebook:
             self._rows = rows  # whole, whichever thread looks
         return self._rows
 
-    def write(self, key: str, value: Any) -> None:
-        """Add a row, or put it in the place of the one with that key."""
+    def write(self, key: str, value: Any) -> bool:
+        """Add a row, or put it in the place of the one with that key; False where it cannot be kept."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with locked(self.path.with_name(f"{self.path.name}.lock"), lambda: None):
@@ -118,6 +118,8 @@ class Notebook:
                     json.dump({"format": FORMAT, "rows": self._rows}, file, indent=1)
         except OSError as error:
             going_without(self.path.parent, error)
+            return False
+        return True
 
     def clear(self) -> None:
         """Forget everything."""
