@@ -163,7 +163,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a message: "; did you mean X or Y?", or the known names where they are few.
 
     >>> nearest("vgg61", ["vgg16", "vgg19"])
-    '; did you mean vgg16 or vgg19?'
+    '; did you mean vgg19 or vgg16?'
     >>> nearest("golden", ["gondola", "golden retriever"])
     '; did you mean golden retriever?'
     """

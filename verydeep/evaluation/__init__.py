@@ -49,6 +49,7 @@ class Evaluation:
     precision: str
 
     def to_dict(self) -> dict[str, object]:
+        """What `verydeep evaluate --json` prints."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -79,6 +80,7 @@ class LabelsEvaluation:
     precision: str
 
     def to_dict(self) -> dict[str, object]:
+        """What `verydeep evaluate --json` prints."""
         return asdict(self)
 
     def __str__(self) -> str:

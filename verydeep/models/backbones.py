@@ -62,6 +62,7 @@ class Backbone(nn.Module):
         self._order = list(dict.fromkeys(self.taps))  # torch.jit.script walks no tuple
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Values by tap, in their order, of normalised images, float (n, in_channels, height, width)."""
         values: dict[str, Tensor] = {}
         if not torch.jit.is_scripting() and self.checkpointing and torch.is_grad_enabled():  # type: ignore[attr-defined]
             values = self._in_pieces(x)

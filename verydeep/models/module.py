@@ -120,6 +120,7 @@ class VGG(nn.Module):
                     self._averaged.append(network.layer(name).place)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, classes) scores of normalised images, float (n, in_channels, height, width)."""
         if self._averaged is not None:
             x = self._averages(x, self._averaged)
         else:

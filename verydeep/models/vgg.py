@@ -263,7 +263,11 @@ def _enums() -> Iterator[tuple[str, type[WeightsEnum]]]:
         if members:
             members.append(("DEFAULT", members[0][1]))
             made: Any = WeightsEnum  # mypy knows no enum that is made by a call of its parent
-            yield network, made(f"{network.upper()}_Weights", members, module=__name__)
+            enum = made(f"{network.upper()}_Weights", members, module=__name__)
+            enum.__doc__ = (
+                f"The weights of {network} that torchvision published, the default first."
+            )
+            yield network, enum
 
 
 ENUMS = dict(_enums())

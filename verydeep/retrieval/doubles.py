@@ -109,6 +109,7 @@ class Duplicates:
     blank: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
+        """What `verydeep duplicates --json` prints."""
         more = {"keep": list(self.keep)} if self.keep is not None else {}
         more |= {"blank": list(self.blank)} if self.blank else {}
         groups = [group.to_dict() for group in self.groups]

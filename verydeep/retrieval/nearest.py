@@ -59,6 +59,7 @@ class Neighbours:
     error: str = ""
 
     def to_dict(self) -> dict[str, object]:
+        """What `verydeep similar --json` prints."""
         if self.error:
             return {"query": self.query, "error": self.error}
         return {
