@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-MOMENT_SECONDS = 0.004  # that an idle engine waits for what is being prepared
+MOMENT_SECONDS = 0.008  # that an idle engine waits for photos that are being decoded
 
 
 class FullError(Exception):
