@@ -205,6 +205,13 @@ def test_the_command(model: Path, photos: Path, tmp_path: Path, verydeep: Run) -
     record = modelfile.read(tmp_path / "both").record
     assert {"pruned_from", "compressed_from"} <= record.provenance.keys()
     assert record.provenance["compressed_from"]["sha256"] == modelfile.read(model).sha256  # type: ignore[index,call-overload]
+    # labelled photos say what is lost, of the whole model's
+    for name in ("ant", "bee"):
+        tiny.photo(photos.parent / "data" / name / "0.png", seed=len(name))
+    data = ("--data", photos.parent / "data", "--json")
+    given = verydeep(*words, tmp_path / "less", "--multiply-adds", "400K", *data)
+    assert given.status == 0, given.err
+    assert json.loads(given.out)["drop"] in (-50, 0, 50)
     again = verydeep("compress", out, "--calibrate", photos, "--multiply-adds", "9K", "--out", less)
     assert again.status == 2
     assert "it was compressed already, and would lose twice" in again.err

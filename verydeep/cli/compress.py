@@ -19,23 +19,21 @@ _COUNTS = {"": 1, "K": 1000, "M": 10**6, "G": 10**9}
 
 
 def _bytes(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?(B|KB|MB)?", text.upper())
-    size = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
-    if not size:
-        raise click.BadParameter(f"{text!r} is not a size; write 300KB, 8.5MB or bytes")
-    return size
+    return _whole(text, _UNITS, f"{text!r} is not a size; write 300KB, 8.5MB or bytes")
 
 
 def _count(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+    return _whole(text, _COUNTS, f"{text!r} is not a number of multiply-adds; write 80M or 5.2G")
+
+
+def _whole(text: str | None, units: Mapping[str, int], otherwise: str) -> int | None:
     if text is None:
         return None
-    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([KMG])?", text.upper())
-    count = int(float(found[1]) * _COUNTS[found[2] or ""]) if found else 0
-    if not count:
-        raise click.BadParameter(f"{text!r} is not a number of multiply-adds; write 80M or 5.2G")
-    return count
+    found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?([A-Z]*)", text.upper())
+    number = int(float(found[1]) * units.get(found[2], 0)) if found else 0
+    if not number:
+        raise click.BadParameter(otherwise)
+    return number
 
 
 @click.command()

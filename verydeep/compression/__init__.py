@@ -105,7 +105,10 @@ class Compressed:
             for one in self.layers
         ]
         text = f"{table(rows, '<>')}\n{self.before_bytes:,} bytes became {self.size_bytes:,}"
-        text += f" ({self.before_bytes / self.size_bytes:.1f}x smaller)"
+        if (
+            self.size_bytes < self.before_bytes
+        ):  # float32 weights may take more than rounded ones did
+            text += f" ({self.before_bytes / self.size_bytes:.1f}x smaller)"
         if self.multiply_adds < self.before_multiply_adds:
             fewer = self.before_multiply_adds / self.multiply_adds
             text += f"; {self.multiply_adds:,} multiply-adds an image ({fewer:.1f}x fewer)"
