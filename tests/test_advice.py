@@ -41,7 +41,8 @@ NOT_FOLLOWED = {
 NO_ADVICE = {
     "load s": "a column's title",
     "check train": "names of verbs",
-    "export quantize compress serve models weights cache": "names of verbs",
+    "export quantize compress serve models weights cache doctor": "names of verbs",
+    "it says {}; expected {} with at least {}": "what is wrong with an engine's answer",
     "verydeep serve": "what needs an extra",
     "name network file url size_bytes licence preprocess classes": "names of fields",
     "verydeep weights convert": "what made a file",

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from email.message import Message
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 
 import verydeep as package
 from verydeep import benching, exporting, modelfile, quantisation
+from verydeep.cli import doctor
 from verydeep.engines import ENGINES, Engine, Kind, choice, mnn, onnxruntime, processor, race
 from verydeep.engines.choice import Choice
 from verydeep.engines.race import Memory
@@ -80,6 +82,20 @@ def test_packages_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     said("pip install 'verydeep[fast]'", text)
     named, engines = re.findall(r"pip install '(.*?)' adds (.*)", text)[0]
     assert {one.lower() for one in re.split(", | and ", engines)} <= brought(named)
+
+
+@follows(": pip install 'verydeep[{}]'")
+def test_extras_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    about = Message()
+    about["Provides-Extra"] = "tensorboard"
+    monkeypatch.setattr(doctor.metadata, "metadata", lambda _: about)
+    monkeypatch.setattr(
+        doctor.metadata, "requires", lambda _: ["nowhere>=2; extra == 'tensorboard'"]
+    )
+    ((extra, text),) = doctor._extras()
+    (named,) = said(": pip install 'verydeep[{}]'", text)
+    assert extra == named
+    assert extra in brought(f"verydeep[{named}]")
 
 
 # Devices and precisions
