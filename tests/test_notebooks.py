@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import notebooks  # noqa: E402
 
 
 def kinds(notebook: Any) -> list[list[str]]:
-    return [[one.output_type for one in cell.get("outputs", ())] for cell in notebook.cells]
+    """Of each cell's outputs; what is printed comes in as many pieces as the machine pleases."""
+    found = [[one.output_type for one in cell.get("outputs", ())] for cell in notebook.cells]
+    return [[kind for kind, _ in groupby(kinds)] for kinds in found]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # Jupyter's
