@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from ..graphs.writer import Graph
     from . import Engine, Run, Settings
 
-# Read once, as ncnn brings an OpenMP of its own. Threads that wait for each other after a layer would spin,
-# and keep the cores from whoever decodes: on a busy machine an image took six times as long.
-SPINNING = "GOMP_SPINCOUNT"
+# Read once, as ncnn brings an OpenMP of its own. Threads that wait for each other after a layer would spin
+# for milliseconds, and keep the cores from whoever decodes: on a busy machine an image took six times as
+# long. Without spinning at all each layer waits for a thread to wake, a tenth and more of a small image.
+SPINNING, SPINS = "GOMP_SPINCOUNT", "3000"  # some tens of microseconds
 TOLD = os.environ.get(SPINNING)
-os.environ[SPINNING] = TOLD or "0"
+os.environ[SPINNING] = TOLD or SPINS
 try:
     import ncnn
 finally:
