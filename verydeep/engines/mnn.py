@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,14 +83,18 @@ def _convert(source: Source, folder: Path) -> None:
 
 def convert(onnx: Path, file: Path, text: str, least_bytes: int, *options: str) -> None:
     """An ONNX file to MNN's. text: what the file says about itself. least_bytes: that it must have."""
-    words = ["verydeep", "-f", "ONNX", "--modelFile", str(onnx), "--MNNModel", str(file)]
+    words = ["verydeep", "-f", "ONNX", "--modelFile", str(onnx.resolve())]
+    words += ["--MNNModel", str(file.resolve())]
     # a program that holds a Python may know of none that it could start, or be what it names
     python = "" if getattr(sys, "frozen", False) else sys.executable or ""
     try:
-        done = subprocess.run(
-            [python, "-P", "-c", CONVERTER, *words, "--bizCode", text, *options],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
-        )  # fmt: skip
+        # it writes weights to a file of one name where it runs: two in one folder would mix theirs up
+        with TemporaryDirectory(dir=file.parent) as place:
+            done = subprocess.run(
+                [python, "-P", "-c", CONVERTER, *words, "--bizCode", text, *options],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+                cwd=place,
+            )  # fmt: skip
     except OSError as error:
         raise EngineError(f"mnn needs a Python to convert in, and {python!r} is none") from error
     size = file.stat().st_size if file.exists() else 0
