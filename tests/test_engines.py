@@ -170,6 +170,18 @@ def test_mnn_s_tiles_are_nobody_else_s() -> None:
     assert theirs() == fast != exact.run(image)["scores"].tobytes()
 
 
+def test_mnn_s_converter_leaves_the_working_folder_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes weights where it runs, under one name: two in one folder would read each other's."""
+    monkeypatch.chdir(tmp_path)
+    another = tmp_path / ".__convert_external_data.bin"
+    another.write_bytes(b"another's weights")
+    net = tiny(head="classic")
+    Engine("mnn", graph.build(net, weights(net), TORCHVISION), threads=1)
+    assert another.read_bytes() == b"another's weights"
+
+
 @pytest.mark.parametrize("name", HERE)
 def test_protocol(name: str, built: Graph) -> None:
     engine = Engine(name, built, precision="fast", threads=2, device="cpu")

@@ -87,16 +87,16 @@ def convert(onnx: Path, file: Path, text: str, least_bytes: int, *options: str) 
     words += ["--MNNModel", str(file.resolve())]
     # a program that holds a Python may know of none that it could start, or be what it names
     python = "" if getattr(sys, "frozen", False) else sys.executable or ""
-    try:
-        # it writes weights to a file of one name where it runs: two in one folder would mix theirs up
-        with TemporaryDirectory(dir=file.parent) as place:
+    # it writes weights to a file of one name where it runs: two in one folder would mix theirs up
+    with TemporaryDirectory(dir=file.parent) as place:
+        try:
             done = subprocess.run(
                 [python, "-P", "-c", CONVERTER, *words, "--bizCode", text, *options],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
                 cwd=place,
             )  # fmt: skip
-    except OSError as error:
-        raise EngineError(f"mnn needs a Python to convert in, and {python!r} is none") from error
+        except OSError as error:
+            raise EngineError(f"mnn needs a Python to convert in, and {python!r} is none") from error
     size = file.stat().st_size if file.exists() else 0
     if done.returncode or size < least_bytes:  # the converter does not notice that a disk is full
         reason = _complaint(done.stdout.decode("utf-8", "replace").splitlines())
