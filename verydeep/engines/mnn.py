@@ -96,7 +96,9 @@ def convert(onnx: Path, file: Path, text: str, least_bytes: int, *options: str) 
                 cwd=place,
             )  # fmt: skip
         except OSError as error:
-            raise EngineError(f"mnn needs a Python to convert in, and {python!r} is none") from error
+            raise EngineError(
+                f"mnn needs a Python to convert in, and {python!r} is none"
+            ) from error
     size = file.stat().st_size if file.exists() else 0
     if done.returncode or size < least_bytes:  # the converter does not notice that a disk is full
         reason = _complaint(done.stdout.decode("utf-8", "replace").splitlines())
