@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import verydeep
 from verydeep import modelfile, models
 from verydeep.benching import float64
+from verydeep.cli.train import _Teller
 from verydeep.distances import Perceptual
 from verydeep.engines import TOLERANCES, Engine, installed, relative_error
 from verydeep.errors import NetworkError, WeightsError
@@ -307,6 +308,8 @@ def test_training_goes_on_from_such_a_file(flowers: Path, tmp_path: Path) -> Non
     path = model_file(tmp_path / "odd.safetensors", net)
     result = train(config(path, epochs=1), flowers, out=tmp_path / "out")
     assert modelfile.read(result.model).record.network.channels == net.channels
+    start = next(line for line in result.log if line["event"] == "start")
+    assert f": {net.name} of {net.widths}, " in _Teller()._start(start)
     (tmp_path / "out" / "model.safetensors").unlink()
     again = train(config(path, epochs=1), flowers, out=tmp_path / "out", resume=True)
     assert modelfile.read(again.model).record.network.channels == net.channels

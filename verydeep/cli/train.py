@@ -229,12 +229,12 @@ class _Teller(Progress):
         self.epochs = config["epochs"]
         if config["recipe"] == "probe":
             return f"probe: a head on {config['model']}, {_data(line, 'photo')}"
-        from ..nets import network
         from ..training.recipes import Config
+        from ..training.start import network_of
 
         self.config = Config.from_dict(config)
         self.steps = line.get("steps_per_epoch", 0)
-        net = network(config["model"], width=config["width"], channels=config.get("channels", ()))
+        net = network_of(self.config, line["data"]["classes"])
         return (
             f"{config['recipe']}: {net.name} of {net.widths}, {_data(line, 'image')}; "
             f"{config['precision']}, {config['layout']} layout, {line['device']}"
