@@ -229,6 +229,19 @@ def test_bad_photos_are_left_out_and_listed(trunk: Path, tmp_path: Path) -> None
         run(config(trunk), folder, out=tmp_path / "none")
 
 
+def test_what_was_computed_is_counted_without_what_could_not_be_read(
+    trunk: Path, flowers: Path, tmp_path: Path
+) -> None:
+    data = find(flowers)
+    Path(str(data.train[0].source)).unlink()
+    for number, counts in enumerate((": 35 computed by", ": 0 computed, 35 kept from before")):
+        result = run(config(trunk), data, out=tmp_path / str(number))
+        told = [
+            line["text"] for line in result.log if "photos to train on at" in line.get("text", "")
+        ]
+        assert counts in told[0]
+
+
 def test_choosing_never_sees_what_is_held_out() -> None:
     draw = np.random.default_rng(0)
     labels = np.arange(200) % 2

@@ -39,7 +39,7 @@ SHARD = 512  # photos, about 4 MB at 2048 channels
 class Averages:
     """values: (photos, channels) float32, the layers' channels one after another; NaN where `faults` has
     the photo. digests: of each photo's content, hexadecimal; "" where it could not be read.
-    faults: photo number -> why it has no features. computed: how many were not found on disk.
+    faults: photo number -> why it has no features. computed: how many of them now.
     engine, precision: of those computed now, "" where none was.
     """
 
@@ -106,7 +106,7 @@ def averages(
         elif digest:
             faults[at] = bad[digest].partition(": ")[2] or bad[digest]
     return Averages(
-        values, tuple(digests), dict(sorted(faults.items())), len(new), engine, precision
+        values, tuple(digests), dict(sorted(faults.items())), len(new) - len(bad), engine, precision
     )
 
 

@@ -219,9 +219,9 @@ class Probe:
             run.bad.setdefault(samples[at].name, why)
         engine = f" by {made.engine} {made.precision}" if made.engine else ""
         run.note(
-            f"features of {len(samples)} photos {what} at {size} pixels: "
-            f"{made.computed - len(made.faults)} computed{engine}, {len(samples) - made.computed} kept "
-            f"from before; {run.seconds:.1f} s"
+            f"features of {len(samples)} photos {what} at {size} pixels: {made.computed} "
+            f"computed{engine}, {len(samples) - made.computed - len(made.faults)} kept from before; "
+            f"{run.seconds:.1f} s"
         )
         return made
 
