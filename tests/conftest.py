@@ -10,7 +10,7 @@ import pytest
 
 from verydeep import cli, errors
 
-from .tiny import model_file
+from .tiny import model_file, photo
 
 # A shell ignores Ctrl-C in what it starts in the background, and tests of Ctrl-C would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -62,3 +62,11 @@ def heard() -> Iterator[None]:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return model_file(tmp_path / "tiny.safetensors")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of forty."""
+    for seed in range(40):
+        photo(tmp_path / "photos" / f"{seed}.png", seed=seed)
+    return tmp_path / "photos"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from verydeep import train
 from verydeep.training.record.result import TrainResult
@@ -20,6 +21,15 @@ def images(count: int, seed: int, size: int = 32) -> tuple[np.ndarray, np.ndarra
     pixels = draw.integers(0, 160, (count, size, size, 3))
     pixels[np.arange(count), :, :, labels] += 60
     return pixels.astype(np.uint8), labels
+
+
+def folders(place: Path, count: int, seed: int = 0) -> Path:
+    """Such images as files, in a folder for each class."""
+    for number, (one, label) in enumerate(zip(*images(count, seed), strict=True)):
+        path = place / CLASSES[label] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(one).save(path)
+    return place
 
 
 def arrays(path: Path, train_count: int = 48, val_count: int = 24, seed: int = 0) -> Path:

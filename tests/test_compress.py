@@ -132,13 +132,6 @@ def test_a_goal_that_cannot_be_met_gives_the_nearest() -> None:
 # The command
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    for seed in range(40):
-        tiny.photo(tmp_path / "photos" / f"{seed}.png", seed=seed)
-    return tmp_path / "photos"
-
-
 def test_the_command_meets_a_size(model: Path, photos: Path, tmp_path: Path, verydeep: Run) -> None:
     out = tmp_path / "small.safetensors"
     words = ("compress", model, "--out", out, "--calibrate", photos, "--size", "20KB")

@@ -129,13 +129,6 @@ def test_who_reads_whom() -> None:
 # The command
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    for seed in range(40):
-        tiny.photo(tmp_path / "photos" / f"{seed}.png", seed=seed)
-    return tmp_path / "photos"
-
-
 NETS = [
     tiny.tiny("vgg11"), tiny.tiny("vgg13_bn"), tiny.tiny("vgg11", "classic"),
     tiny.tiny("vgg11_lrn", "small"), network("vgg11_bn", classes=0, width=1 / 16),

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import verydeep
 from verydeep import modelfile, train
@@ -28,7 +27,7 @@ from verydeep.training.loop import Diverged
 from verydeep.training.record import checkpoint
 
 from .conftest import Run
-from .labelled import CLASSES, SETTINGS, arrays, images, trained
+from .labelled import CLASSES, SETTINGS, arrays, folders, images, trained
 
 STEPS = 12  # of the run in `labelled`
 
@@ -293,12 +292,8 @@ def test_a_run_without_its_report_is_not_finished(
 
 
 def test_test_images_are_reported_apart(tmp_path: Path, verydeep: Run) -> None:
-    pixels, labels = images(12, 0)
     for part in ("train", "val", "test"):
-        for number, (one, label) in enumerate(zip(pixels, labels, strict=True)):
-            path = tmp_path / "set" / part / CLASSES[label] / f"{number} {part}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(one).save(path)
+        folders(tmp_path / "set" / part, 12)
     settings = [f"--set={key}={value}" for key, value in {**SETTINGS, "epochs": 1}.items()]
     done = verydeep(
         "train", str(tmp_path / "set"), "--recipe", "small-images", "--model", "vgg11_bn", "--width",
@@ -314,13 +309,10 @@ def test_test_images_are_reported_apart(tmp_path: Path, verydeep: Run) -> None:
 
 
 def test_parts_of_which_nothing_can_be_read_cost_no_model(tmp_path: Path) -> None:
-    for part in ("train", "val", "test"):
-        for number, (one, label) in enumerate(zip(*images(12, 0), strict=True)):
-            path = tmp_path / "set" / part / CLASSES[label] / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(one).save(path)
-            if part != "train":
-                path.write_text(f"{part} {number}")
+    folders(tmp_path / "set" / "train", 12)
+    for part in ("val", "test"):
+        for path in folders(tmp_path / "set" / part, 12).rglob("*.png"):
+            path.write_text(f"no image {path}")
     result = trained(tmp_path / "set", tmp_path / "run", epochs=1)
     assert result.model.exists()
     assert np.isnan(result.top1)
@@ -406,13 +398,7 @@ def test_what_a_recipe_can_be_told(changes: dict[str, Any], data: Path, tmp_path
 
 
 def test_an_image_that_cannot_be_read_is_skipped_and_listed(tmp_path: Path) -> None:
-    from PIL import Image
-
-    pixels, labels = images(24, seed=0)
-    for index, (one, label) in enumerate(zip(pixels, labels, strict=True)):
-        folder = tmp_path / "photos" / CLASSES[label]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(one).save(folder / f"{index}.png")
+    folders(tmp_path / "photos", 24)
     (tmp_path / "photos" / "red" / "broken.jpg").write_text("no image")
     for memory in (True, False):
         result = trained(tmp_path / "photos", tmp_path / f"run {memory}", memory=memory, batch=8)

@@ -161,13 +161,8 @@ class Run:
 
     def passed(self, what: str, size: int, total: int) -> Callable[[int], None]:
         """To be told how many photos have features, of so many; what they are for, in words."""
-
-        def passed(done: int) -> None:
-            self.show(
-                {"event": "features", "what": what, "size": size, "done": done, "total": total}
-            )
-
-        return passed
+        facts = {"event": "features", "what": what, "size": size, "total": total}
+        return lambda done: self.show({**facts, "done": done})
 
     def note(self, text: str) -> None:
         self.tell({"event": "note", "text": text})

@@ -150,10 +150,9 @@ def _by_class(says: str, columns: tuple[str, ...], rows: Iterable[tuple[Any, ...
         (escape(name), str(images), *(one if isinstance(one, str) else _bar(one) for one in rest))
         for name, images, *rest in rows
     ]
-    numbers = [
-        at for at, name in enumerate(("", "images", *columns)) if name in ("images", "threshold")
-    ]
-    whole = html.table(("class", "images", *columns), cells, numbers=numbers, kind="classes")
+    head = ("class", "images", *columns)
+    numbers = [at for at, name in enumerate(head) if name in ("images", "threshold")]
+    whole = html.table(head, cells, numbers=numbers, kind="classes")
     if len(cells) > LISTED:
         whole = f"<details><summary>All {len(cells)} classes</summary>{whole}</details>"
     return html.section("Class by class", says, whole)
