@@ -909,6 +909,7 @@ def test_a_png_with_more_text_than_pil_reads(kind: str, end: bool, tmp_path: Pat
     assert (image.size, image.getpixel((0, 0))) == ((10, 20), (10, 200, 30))
     (tmp_path / "a.png").write_bytes(content)
     assert np.asarray(decode(tmp_path / "a.png")).shape == (20, 10, 3)
+    assert decoding.header(content) == ("PNG", 20, 10)
 
 
 def test_heic_without_what_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,22 +186,8 @@ def _decode_file(
     file: BinaryIO, range: Range, spare: Spare | None = None, array: bool = False
 ) -> Image.Image | Pixels:
     """The image in an open file. Whatever PIL's decoders raise on it is an ImageError."""
-    from PIL import UnidentifiedImageError
-
     with _quiet():
-        try:
-            start = file.read(64)
-            if not start:
-                raise ImageError("the file is empty; fetch or export it again")
-            image = opened(file)
-        except ImageError:
-            raise
-        except UnidentifiedImageError as error:
-            raise ImageError(f"not an image that can be read; {_looks_like(start)}") from error
-        except Exception as error:
-            if "MAX_TEXT" in str(error):
-                return _without_text(file, range)
-            raise _failed(error) from error
+        image = _recognised(file)
         if spare is not None and (times := int(spare(*image.size))) > 1:
             image.draft(None, (image.width // times, image.height // times))
         if array and range is None and (pixels := jpeg.array(image, file)) is not None:
@@ -211,22 +197,32 @@ def _decode_file(
         except ImageError as error:
             if "MAX_TEXT" not in str(error.__cause__):
                 raise
-            return _without_text(file, range)
+            return _upright_rgb(_recognised(_without_text(file)), range)
 
 
 def header(content: bytes) -> tuple[str, int, int]:
     """Format, width and height of an image file's bytes, without decoding it; ImageError as of `decode`."""
+    with _quiet(), _recognised(io.BytesIO(content)) as image:
+        return image.format or "", image.width, image.height
+
+
+def _recognised(file: BinaryIO) -> Image.Image:
+    """The same as `opened`, without text that PIL does not read; ImageError for whatever PIL raises."""
     from PIL import UnidentifiedImageError
 
-    with _quiet():
-        try:
-            with opened(io.BytesIO(content)) as image:
-                return image.format or "", image.width, image.height
-        except UnidentifiedImageError as error:
-            looks = _looks_like(content[:64]) if content else "the file is empty"
-            raise ImageError(f"not an image that can be read; {looks}") from error
-        except Exception as error:
-            raise _failed(error) from error
+    try:
+        start = file.read(64)
+        if not start:
+            raise ImageError("the file is empty; fetch or export it again")
+        return opened(file)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"not an image that can be read; {_looks_like(start)}") from error
+    except Exception as error:
+        if "MAX_TEXT" in str(error):
+            return _recognised(_without_text(file))
+        raise _failed(error) from error
 
 
 def opened(file: str | BinaryIO) -> Image.Image:
@@ -244,8 +240,8 @@ def opened(file: str | BinaryIO) -> Image.Image:
         return Image.open(file, formats=[known for known in Image.ID if known not in _NOT_FOR_US])
 
 
-def _without_text(file: BinaryIO, range: Range) -> Image.Image | Pixels:
-    """The image in a PNG with more text, XMP or colour profile than PIL reads, none of which is used."""
+def _without_text(file: BinaryIO) -> BinaryIO:
+    """A PNG with more text, XMP or colour profile than PIL reads, without these: none is used."""
     file.seek(0)
     content = file.read()
     kept, at = [content[:8]], 8
@@ -254,7 +250,7 @@ def _without_text(file: BinaryIO, range: Range) -> Image.Image | Pixels:
         if content[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
             kept.append(content[at:end])
         at = end
-    return _decode_file(io.BytesIO(b"".join(kept)), range)
+    return io.BytesIO(b"".join(kept))
 
 
 def _looks_like(start: bytes) -> str:
