@@ -587,6 +587,27 @@ def test_an_engine_whose_package_cannot_be_imported(
     assert why in done.err
 
 
+def test_a_torch_that_cannot_be_imported(
+    tmp_path: Path, built: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is imported only where its devices are asked for."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libcudart.so.12')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    why = "torch is installed and cannot be imported: libcudart.so.12"
+    with pytest.raises(EngineError, match=why):
+        Engine("torch", built)
+    with pytest.raises(EngineError, match=why):
+        engines.check("torch", "exact", "cuda")
+    kinds = [ENGINES["onnxruntime"], ENGINES["torch"]]
+    devices = ("cpu", "cuda")
+    winner, _ = race.race(
+        Source.of(built), BATCH, kinds, precision="exact", threads=1, devices=devices
+    )
+    assert winner.name == "onnxruntime"
+
+
 def test_what_takes_more_memory_than_there_is(
     built: Graph, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,8 +80,7 @@ def _asked(kind: Kind, reference: np.ndarray | None) -> tuple[str, np.ndarray]:
     off = 0.0 if reference is None else float(np.abs(values - reference).max())
     if off > TOLERANCES["exact"]:
         raise EngineError(f"its probabilities differ by {off:.1e} from those of the engines above")
-    found = kind.load().devices() if len(kind.devices) > 1 else ("cpu",)
-    gpus = [f", {DEVICE_NAMES[name]}" for name in found if name in DEVICE_NAMES]
+    gpus = [f", {DEVICE_NAMES[name]}" for name in kind.found() if name in DEVICE_NAMES]
     return f"{answer.label} {answer.probability:.1%}, {seconds:.1f} s{''.join(gpus)}", values
 
 

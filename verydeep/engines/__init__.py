@@ -101,13 +101,27 @@ class Kind:
         """What to raise where it is installed, and Python cannot import it."""
         return EngineError(f"{self.package} is installed and cannot be imported: {_line(error)}")
 
+    def imported(self, module: str) -> Any:
+        """A module of ours that imports its package. EngineError where that cannot be imported."""
+        try:
+            return import_module(module)
+        except ImportError as error:
+            raise self.broken(error) from error
+
     def load(self) -> Any:
         """Its module here: prepare(engine), devices() beside the CPU; settings worth a race: variants() on
         the CPU, device_variants() elsewhere. EngineError where its package cannot be imported.
         """
+        return self.imported(f"{__name__}.{self.name}")
+
+    def found(self) -> tuple[str, ...]:
+        """Where it can run here, the quickest first. EngineError where its package cannot be imported."""
+        if self.devices == ("cpu",):
+            return self.devices
+        module = self.load()
         try:
-            return import_module(f"{__name__}.{self.name}")
-        except ImportError as error:
+            return tuple(module.devices())
+        except ImportError as error:  # torch itself is imported only when asked for
             raise self.broken(error) from error
 
     def variants(
@@ -172,7 +186,7 @@ class Engine:
             check(name, precision, device, threads)
             self.source = graph if isinstance(graph, Source) else Source.of(graph)
             if device == "auto":  # the quickest of torch's devices; others have their GPUs by name
-                device = self.kind.load().devices()[0] if name == "torch" else "cpu"
+                device = self.kind.found()[0] if name == "torch" else "cpu"
             self.device = device
             self._run: Run | None = self._prepared()
         WATCHED.add(self)
@@ -275,7 +289,7 @@ def check(engine: str, precision: str, device: str = "auto", threads: int | None
             raise EngineError(
                 f"no engine that is installed computes {precision} on {device}; use --device cpu"
             )
-        if not any(device in kind.load().devices() for kind in able):
+        if not any(device in kind.found() for kind in able):
             who = " or ".join(kind.name for kind in able)
             raise EngineError(
                 f"{who} finds no {DEVICE_NAMES[device]} here; expected one, or --device cpu"

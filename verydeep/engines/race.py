@@ -176,7 +176,7 @@ def race(
             entrants += [
                 (kind.name, device, settings)
                 for device in devices
-                if device == "cpu" or (device in kind.devices and device in kind.load().devices())
+                if device == "cpu" or device in kind.found()
                 for settings in kind.variants(source, precision, threads, len(pixels), device)
             ]
         except EngineError as reason:

@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -207,10 +206,7 @@ def export(
             f"taps, such as {record.network.trunk[-2].name}"
         )
     batches = dict(_batches(record.preprocess, several(photos)[0]))
-    try:
-        module = import_module(f".{to}", __package__)
-    except ImportError as error:
-        raise engine.broken(error) from error
+    module = engine.imported(f"{__package__}.{to}")
     # the file, and for a moment the ONNX file that it is made from
     with _staged(out, 2 * job.source.graph.size_bytes + SPARE_BYTES) as stage:
         log.info(f"writing {out.name}")
