@@ -174,10 +174,12 @@ def against(
         def opened(path: Path, engine: str) -> Worker:
             worker = Worker(engine, "fast", {**task, "model": str(path), "onnx": ""})
             stack.callback(worker.close)
-            worker.told = {int(size): facts for size, facts in worker.ask("open").items()}
+            worker.open()
             return worker
 
-        engine = opened(model, "auto").told[batch]["chosen"]
+        auto = opened(model, "auto")
+        engine = auto.told[batch]["chosen"]
+        auto.close()  # so that neither its memory nor its threads are beside what is timed
         first = opened(model, engine)
 
         def ratio(path: Path) -> float:
@@ -275,6 +277,10 @@ class Worker:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
             env={**os.environ, **task["environment"]},
         )  # fmt: skip
+
+    def open(self) -> None:
+        """Open the engine, and keep what it tells; EngineError as of `ask`."""
+        self.told = {int(batch): facts for batch, facts in self.ask("open").items()}
 
     def ratio(self, other: Worker, batch: int) -> float:
         """How many times as fast as the other: the median over the rounds."""
@@ -484,7 +490,7 @@ def _workers(
                     first.ask("open")
             worker = Worker(name, precision, task)
             stack.callback(worker.close)
-            worker.told = {int(batch): facts for batch, facts in worker.ask("open").items()}
+            worker.open()
         except EngineError as error:
             log.info(f"{name} {precision} is left out: {error}")
             continue

@@ -43,6 +43,9 @@ finally:
 
 MAGIC = "7767517"  # the first line of its text
 MASK = "mask"  # beside the pixels
+# its own names of what it is told not to do
+HALVES = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic")
+LARGEST_TILES = "use_winograd63_convolution"  # for a few channels; they round too much for `exact`
 FLOAT32 = np.zeros(1, np.int32)  # stands before weights that might be of another type
 
 # ONNX's operations that are a layer of ncnn's, with its parameters: its docs/developer-guide/operators.md.
@@ -145,12 +148,10 @@ def opened(text: Text, threads: int, precision: str) -> Any:
     address.restype, address.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     weights = iter(text.weights)
     net = ncnn.Net()
-    settings = net.opt
-    settings.num_threads = threads
-    settings.use_fp16_packed = settings.use_fp16_storage = settings.use_fp16_arithmetic = False
-    settings.use_bf16_storage = False
-    if precision == "exact":  # tiles of 6x6 outputs, which it takes for a few channels
-        settings.use_winograd63_convolution = False
+    net.opt.num_threads = threads
+    off = (*HALVES, "use_bf16_storage")
+    for name in (*off, LARGEST_TILES) if precision == "exact" else off:
+        setattr(net.opt, name, False)
     if net.load_param_mem(text.text) or net.load_model(Reader()):
         raise EngineError("ncnn did not take the graph: it cannot read its layers or weights")
     return net

@@ -15,13 +15,11 @@ import ncnn
 import numpy as np
 
 from ..engines.forks import silenced
-from ..engines.ncnn import FLOAT32, Text
+from ..engines.ncnn import FLOAT32, HALVES, LARGEST_TILES, Text
 from ..errors import EngineError
 from . import Job, Run
 
 FLOAT16 = np.array([0x01306B47], np.uint32)  # ncnn's mark of it, before the numbers
-EXACT = "use_winograd63_convolution"  # the largest tiles, which round too much for it
-HALVES = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic")
 
 
 def write(job: Job, file: Path) -> None:
@@ -72,7 +70,7 @@ def load(file: Path, outputs: tuple[str, ...], precision: str, threads: int | No
 
 def _off(precision: str) -> tuple[str, ...]:
     """What ncnn is told not to do."""
-    return {"exact": (*HALVES, EXACT), "fast": HALVES}.get(precision, ())
+    return {"exact": (*HALVES, LARGEST_TILES), "fast": HALVES}.get(precision, ())
 
 
 def program(outputs: tuple[str, ...], precision: str) -> tuple[str, str]:

@@ -219,17 +219,22 @@ class Preprocess:
             first = -margins(whole, size)[0]
             ends.append((first * length / whole, min(length, (first + size) * length / whole)))
         (left, right), (top, bottom) = ends
-        how = INTERPOLATIONS[self.interpolation]
-        array = np.asarray(source.resize((size, size), how, (left, top, right, bottom)))
-        return array if array.ndim == 3 else array[..., None]
+        return self._scaled(source, (size, size), (left, top, right, bottom))
 
-    def _scaled(self, source: Image.Image | Pixels, new: tuple[int, int]) -> Pixels:
-        """(height, width, channels) of that size; read-only where it comes from PIL."""
+    def _scaled(
+        self,
+        source: Image.Image | Pixels,
+        new: tuple[int, int],
+        box: tuple[float, float, float, float] | None = None,
+    ) -> Pixels:
+        """(height, width, channels) of that size; read-only where it comes from PIL.
+
+        box: left, top, right and bottom of the part of a PIL image that is meant; None for all of it.
+        """
         how = INTERPOLATIONS[self.interpolation]
         if not isinstance(source, np.ndarray):
-            array = np.asarray(
-                source if source.size == new[::-1] else source.resize(new[::-1], how)
-            )
+            as_it_is = box is None and source.size == new[::-1]
+            array = np.asarray(source if as_it_is else source.resize(new[::-1], how, box))
             return array if array.ndim == 3 else array[..., None]
         if source.shape[:2] == new:
             return source
