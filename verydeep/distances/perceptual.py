@@ -26,7 +26,7 @@ from ..errors import (
 from ..files import hashes
 from ..graphs import Source, graph_key
 from ..modelfile import ModelFile, read
-from ..nets import Head
+from ..nets import Head, Network
 from ..preprocess import ImageLike, Range, decoded, limits, several
 from ..published import find_model
 from . import tiles
@@ -91,7 +91,7 @@ class Perceptual:
                 raise NetworkError(
                     f"{metric} reads its own layers; layers are for content and style"
                 )
-            if (network.name, network.width, network.channels) != ("vgg16", 1, ()):
+            if not is_fitted(network):
                 raise NetworkError(
                     f"{self.model.path} is {network.name} of {network.widths}; {metric} was "
                     "fitted to the features of vgg16 and needs that"
@@ -432,6 +432,11 @@ class _Decoder:
             pixels = old
         self._known, self._pixels = known, pixels
         return pixels
+
+
+def is_fitted(network: Network) -> bool:
+    """Whether it is what LPIPS and DISTS were fitted to, but for the channels of its input."""
+    return (network.name, network.width, network.channels) == ("vgg16", 1, ())
 
 
 def _called(image: object) -> str | None:

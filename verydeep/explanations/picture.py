@@ -40,10 +40,10 @@ def draw(explanation: Explanation) -> Image.Image:
     return layout.sheet(parts, columns, f"{explanation.model} · {explanation.how}")
 
 
-def over_photo(explanation: Explanation, heat: HeatMap) -> Image.Image:
-    """One heat map over the photo, without its scale and words."""
-    values, top = _scaled(heat, explanation.method)
-    return overlaid(*_fitted(explanation), values, top / max(heat.probability, 1e-9))
+def over_photo(explanation: Explanation) -> list[Image.Image]:
+    """Each heat map over the photo, without its scale and words."""
+    photo, box = _fitted(explanation)
+    return [overlaid(photo, box, *_scaled(heat, explanation.method)) for heat in explanation.maps]
 
 
 def _fitted(explanation: Explanation) -> tuple[Image.Image, Box]:
@@ -56,11 +56,10 @@ def _fitted(explanation: Explanation) -> tuple[Image.Image, Box]:
 
 
 def _scaled(heat: HeatMap, method: str) -> tuple[np.ndarray, float]:
-    """The values that are drawn, and the one that gets the last colour."""
-    if method != "ig":
-        return heat.upscaled, float(heat.upscaled.max())
-    values = blurred(heat.upscaled, SMOOTH)
-    return values, float(np.percentile(values, OUTLIERS))
+    """The values that are drawn, and the one that would get the last colour."""
+    values = blurred(heat.upscaled, SMOOTH) if method == "ig" else heat.upscaled
+    top = float(np.percentile(values, OUTLIERS) if method == "ig" else values.max())
+    return values, top / max(heat.probability, 1e-9)
 
 
 def _first(photo: Image.Image, box: Box, explanation: Explanation) -> Panel:
@@ -81,7 +80,7 @@ def _panel(photo: Image.Image, box: Box, heat: HeatMap, method: str) -> Panel:
         foot = layout.paragraph("the network does not see this class here", width)
     else:
         foot = layout.scale(width, "100 %", "probability, by evidence", _on_grey)
-    picture = overlaid(photo, box, values, top / max(heat.probability, 1e-9))
+    picture = overlaid(photo, box, values, top)
     return heat.label, f"{heat.probability:.1%}", picture, (12, foot)
 
 

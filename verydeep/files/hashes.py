@@ -125,12 +125,17 @@ def unbroken(path: Path, copy: Path | None = None) -> bool:
     return right is not None and agrees(copy or path, right)
 
 
-def agrees(path: Path, sha256: str) -> bool:
-    """Whether a file has that SHA-256; read only where it is not remembered. WeightsError if unreadable."""
+def digest_of(path: Path) -> str:
+    """A file's SHA-256; read only where it is not remembered. WeightsError if unreadable."""
     known = None
     with suppress(OSError):
         known = remembered(stamp(path.stat()))
-    return (known or digests_of(path)["sha256"]) == sha256
+    return known or digests_of(path)["sha256"]
+
+
+def agrees(path: Path, sha256: str) -> bool:
+    """Whether a file has that SHA-256. WeightsError if unreadable."""
+    return digest_of(path) == sha256
 
 
 def _note(path: Path) -> Path:

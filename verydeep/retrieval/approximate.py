@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OutputError, log
+from ..errors import OutputError, WeightsError, log
 from ..files.atomic import locked, replacing
-from ..files.hashes import digests_of, remembered, stamp
+from ..files.hashes import digest_of
 from ..files.progress import stage
-from .cosines import nearest_rows, unit_rows
+from .cosines import best, nearest_rows, unit_rows
 from .featurefile import BLOCK_BYTES, FeatureFile
 
 FORMAT = 1  # of the record and the parts
@@ -35,6 +35,8 @@ SAMPLE, NEAREST = 200, 10  # photos whose nearest are looked for to measure that
 PART_BYTES = 1 << 30  # of numbers, in memory while a part is built
 ADD_ROWS = 1024  # in one go: less than a second, after which Ctrl-C is heard
 MORE = 2  # candidates for each row that is asked for
+# what stands in a graph's way; RuntimeError: usearch's
+UNMADE = (OSError, RuntimeError, MemoryError, OutputError, WeightsError)
 
 
 class Graph:
@@ -65,8 +67,7 @@ class Graph:
             keys = np.where(there, keys.astype(np.int64), -1)
             found.append((np.where(there, 1 - distances, -np.inf), keys))
         cosines, rows = (np.concatenate(each, axis=1) for each in zip(*found, strict=True))
-        order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
-        return np.take_along_axis(cosines, order, 1), np.take_along_axis(rows, order, 1)
+        return best(cosines, rows, count)
 
     def nearest_rows(
         self, file: FeatureFile, layer: str, queries: np.ndarray, top: int
@@ -81,8 +82,7 @@ class Graph:
             units = unit_rows(file.rows_of(layer, np.maximum(wanted, 0)))
             cosines = np.einsum("qn,qkn->qk", asked, units[where.reshape(rows.shape)])
             cosines[rows < 0] = -np.inf
-            order = np.argsort(-cosines, axis=1, kind="stable")[:, :top]
-            found.append([np.take_along_axis(each, order, 1) for each in (cosines, rows)])
+            found.append(best(cosines, rows, top))
         cosines, rows = (np.concatenate(each) for each in zip(*found, strict=True))
         return cosines, rows
 
@@ -107,7 +107,7 @@ def graph_of(
     place = file.path.with_name(f"{file.path.name}.nearest")
     try:
         graph = _found(file, layer, place, threads or 0)
-    except (OSError, RuntimeError, MemoryError, OutputError) as error:  # RuntimeError: usearch's
+    except UNMADE as error:
         log.warning(f"{place}: there can be no index ({error}), so each photo is looked at")
         return None
     if graph is None:
@@ -121,7 +121,7 @@ def graph_of(
 
 def _found(file: FeatureFile, layer: str, folder: Path, threads: int) -> Graph | None:
     """The graph that lies in the folder, or a new one; None where no photo could be read."""
-    known = remembered(stamp(os.stat(file.path))) or digests_of(file.path)["sha256"]
+    known = digest_of(file.path)
     place = folder / f"{layer}-{known[:16]}"
     record, parts = _read(place)
     if "recall" not in record:

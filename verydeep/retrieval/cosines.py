@@ -18,6 +18,12 @@ def unit_rows(block: np.ndarray) -> np.ndarray:
     return flat
 
 
+def best(cosines: np.ndarray, rows: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `top` of each query, (queries, top): both best first, equal ones in their order."""
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :top]
+    return np.take_along_axis(cosines, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
 def closest(
     known: tuple[np.ndarray, np.ndarray], cosines: np.ndarray, start: int, top: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -27,9 +33,7 @@ def closest(
     """
     at = np.broadcast_to(np.arange(start, start + cosines.shape[1]), cosines.shape)
     both = np.concatenate([known[0], cosines], axis=1)
-    order = np.argsort(-both, axis=1, kind="stable")[:, :top]
-    rows = np.concatenate([known[1], at], axis=1)
-    return np.take_along_axis(both, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    return best(both, np.concatenate([known[1], at], axis=1), top)
 
 
 def nearest_rows(
@@ -39,9 +43,9 @@ def nearest_rows(
 
     queries: as `unit_rows` gives them. Rows of photos that could not be read have the cosine -inf.
     """
-    best = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
+    known = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
     for start, block in file.blocks(layer):
         cosines = queries @ unit_rows(block).T
         cosines[:, file.failed[start : start + len(block)]] = -np.inf
-        best = closest(best, cosines, start, top)
-    return best
+        known = closest(known, cosines, start, top)
+    return known

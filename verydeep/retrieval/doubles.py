@@ -30,7 +30,7 @@ from ..preprocess.decoding import opened
 from .approximate import Graph, graph_of
 from .cosines import closest, unit_rows
 from .extraction import features
-from .featurefile import BLOCK_BYTES, FeatureFile, is_feature_file, open_features
+from .featurefile import FeatureFile, is_feature_file, open_features
 from .pixels import is_blank, same_picture, small
 
 if TYPE_CHECKING:
@@ -375,7 +375,7 @@ def _proposed_before(
         pairs.append(np.stack(both))
     before, after = np.unique(np.concatenate(pairs, axis=1), axis=1)
     cosine = np.zeros(len(before), np.float32)
-    step = max(1, BLOCK_BYTES // (4 * file.about.width(layer)))
+    step = file.about.step(layer)
     for start in range(0, len(before), step):
         part = slice(start, start + step)
         wanted, where = np.unique([before[part], after[part]], return_inverse=True)

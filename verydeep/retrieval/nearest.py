@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import DataError, ImageError, ModelFileError, log, require_whole
+from ..errors import DataError, Failure, ImageError, ModelFileError, log, require_whole
 from ..files.wording import counted, plain
 from ..pictures import layout, require_picture, save
 from ..pictures.layout import FAINT, INK, SMALL, Colour
@@ -112,11 +112,11 @@ def similar(
     """
     opened = index if isinstance(index, FeatureFile) else open_features(index)
     require_whole(DataError, top=top)
-    opened.about.layer(layer)
+    name = opened.about.layer(layer)
     asked, many = several(queries)
     predictor = maker(opened, model, engine=engine, threads=threads, device=device)
-    graph = graph_of(opened, opened.about.layer(layer), exact=exact, threads=threads)
-    answers = nearest_to(opened, predictor, asked, top, layer, graph)
+    graph = graph_of(opened, name, exact=exact, threads=threads)
+    answers = nearest_to(opened, predictor, asked, top, name, graph)
     if not many and answers[0].error:
         raise ImageError(answers[0].error)
     return answers if many else answers[0]
@@ -151,8 +151,6 @@ def nearest_to(
     graph: Graph | None = None,
 ) -> list[Neighbours]:  # fmt: skip
     """What `similar` says of each query. predictor: the file's `maker`. graph: None, to be exact."""
-    from ..predictor import Failure
-
     name, pool = index.about.layer(layer), cast("Pooling | None", index.about.pool)
     items = list(predictor.features_stream(queries, name, pool, size=index.about.size))
     values = [item[name] for item in items if not isinstance(item, Failure)]

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..distances import Distance, Perceptual
+from ..distances.perceptual import is_fitted
 from ..distances.records import draw
 from ..engines import ENGINES
 from ..errors import DataError, Failure, ImageError
@@ -155,10 +156,11 @@ class Service:
             if form == "png":
                 return _png(explanation.picture())
             said = explanation.to_dict()
-            for heat, one in zip(explanation.maps, said["maps"], strict=True):
-                if form == "page":
-                    one["picture"] = page.data(over_photo(explanation, heat), 88)
-                else:
+            if form == "page":
+                for picture, one in zip(over_photo(explanation), said["maps"], strict=True):
+                    one["picture"] = page.data(picture, 88)
+            else:
+                for heat, one in zip(explanation.maps, said["maps"], strict=True):
                     one["values"] = heat.map.tolist()
             return said
 
@@ -260,8 +262,7 @@ class Service:
         """On this model where it is the network that LPIPS and DISTS were fitted to."""
         if metric not in self._distances:
             network = self.single.record.network
-            given = (network.name, network.width, network.channels, network.in_channels)
-            own = given == ("vgg16", 1, (), 3)
+            own = is_fitted(network) and network.in_channels == 3
             told: Mapping[str, Any] = self.single._told
             precision = "fast" if self.single.precision == "int8" else self.single.precision
             model = self.single.model if own else "builtin"
