@@ -34,7 +34,7 @@ from verydeep.compression.rounding import SLOPE
 from verydeep.modelfile import Record, read, write
 from verydeep.nets import network
 from verydeep.preprocess import TORCHVISION
-from verydeep.quantisation import photos
+from verydeep.quantisation import output_error, photos
 from verydeep.quantisation.rounding import compensate, factor
 
 
@@ -122,7 +122,7 @@ class Race:
                 key = f"{layer.key}.bias"
                 draft.stored[key] = (draft.stored[key] + shift).astype(np.float32)
         assert self.work.theirs is not None
-        error = compression._error(self.work._outputs(draft, self.work.check), self.work.theirs)
+        error = output_error(self.work._outputs(draft, self.work.check), self.work.theirs)
         self.row(who, size, error, step=step)
 
     def nncodec(self, python: Path, qp: int) -> None:
@@ -140,7 +140,7 @@ class Race:
                 weights[layer.name].shape
             )
         assert self.work.theirs is not None
-        error = compression._error(self.work._outputs(draft, self.work.check), self.work.theirs)
+        error = output_error(self.work._outputs(draft, self.work.check), self.work.theirs)
         self.row("nncodec", size, error, qp=qp)
 
 

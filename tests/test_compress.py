@@ -132,6 +132,17 @@ def test_a_goal_that_cannot_be_met_gives_the_nearest() -> None:
 # The command
 
 
+def test_a_convolution_too_wide_for_its_moments(
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is rounded by how large each of its inputs is, and never fitted to what is before it."""
+    monkeypatch.setattr("verydeep.compression._WIDEST", 40)
+    result = verydeep.compress(model, tmp_path / "small.safetensors", calibrate=[str(photos)])
+    assert result.checked == 20
+    assert result.error is not None
+    assert result.error < 0.5
+
+
 def test_the_command_meets_a_size(model: Path, photos: Path, tmp_path: Path, verydeep: Run) -> None:
     out = tmp_path / "small.safetensors"
     words = ("compress", model, "--out", out, "--calibrate", photos, "--size", "20KB")

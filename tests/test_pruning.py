@@ -12,9 +12,10 @@ from numpy.testing import assert_allclose
 
 import verydeep as package
 from verydeep import benching, modelfile
-from verydeep.compression import _error, _multiply_adds, _Work, pruning
+from verydeep.compression import _multiply_adds, _Work, pruning
 from verydeep.compression.pruning import energies, links, removal, solved, solved_on_few, without
 from verydeep.nets import Network, network
+from verydeep.quantisation import output_error
 from verydeep.quantisation import photos as pixels_of
 
 from . import tiny
@@ -167,7 +168,7 @@ def test_solving_anew_is_worth_it(photos: Path, tmp_path: Path) -> None:
     kept = one.kept(whole / 2)
     assert work.theirs is not None
     plain, fitted = (
-        _error(work._outputs(one._draft(*made), work.check), work.theirs)
+        output_error(work._outputs(one._draft(*made), work.check), work.theirs)
         for made in (without(one.network, one.tensors, kept), one.fitted(kept))
     )
     assert fitted < plain / 3

@@ -34,9 +34,10 @@ from ..published import find_model
 from ..quantisation import (
     BATCH,
     FEWEST,
-    PATCHES,
-    PATCHES_EACH,
     Draft,
+    made_from,
+    output_error,
+    patches_each,
     photos,
     require_writable,
     said,
@@ -310,7 +311,7 @@ class _Work:
         if original:
             self.accuracy, self.theirs = original.accuracy, original.theirs
         else:
-            self.accuracy = self._accuracy(model) if data is not None else None
+            self.accuracy = self._accuracy(model.path) if data is not None else None
             self.theirs = self._outputs(self.reference, self.check) if self.check else None
 
     @cached_property
@@ -325,21 +326,27 @@ class _Work:
 
     def _inputs(self) -> dict[str, _Inputs]:
         """Of each layer that reads another one: the moments of what it reads on the photos."""
-        known = {name: _Inputs() for name in self.sources}
+        network = self.reference.network
+        known = {name: _Inputs(_paired(network.layer(name))) for name in self.sources}
         taps = tuple(dict.fromkeys(self.sources.values()))
         batches = self.reference.run(self.reference.graph(taps, int8=False), self.images)
         for batch in stage(batches, "calibrating", "batch", -(-len(self.images) // BATCH)):
             for name, source in self.sources.items():
-                known[name].add(self._patches(self.reference.network.layer(name), [batch[source]]))
+                known[name].add(self._patches(network.layer(name), [batch[source]]))
         return known
 
     def _patches(self, layer: Layer, maps: Iterable[Array]) -> Iterator[Array]:
         """What the layer multiplies its weights by, (places, inputs) for each batch."""
         if layer.kind != "conv":
             return (batch.reshape(len(batch), -1) for batch in maps)
-        wished = max(PATCHES, PATCHES_EACH * layer.inputs * layer.kernel**2)
-        each = -(-wished // len(self.images))
+        each = patches_each(layer, len(self.images))
         return patches_of(maps, layer.kernel, layer.padding, patches=each)
+
+    def read_by(self, layer: Layer, draft: Draft) -> Iterator[Array]:
+        """What the layer reads in a draft, as `_patches` gives it."""
+        source = self.sources[layer.name]
+        batches = draft.run(draft.graph((source,), int8=False), self.images)
+        return self._patches(layer, (batch[source] for batch in batches))
 
     def share(self) -> None:
         """Steps of which each layer's lose equally much for what they save.
@@ -349,16 +356,16 @@ class _Work:
         """
         assert self.theirs is not None
         some = slice(0, _MEASURED)
-        ratios = {}
-        for layer in stage(self.layers, "measuring layers", "layer"):
-            if layer.name not in {one.name for one in self.reference.network.layers}:
-                continue
+        layers = [layer for layer in self.reference.network.layers if layer.key]
+        ratios, counts = {}, np.array([self._weight(layer).size for layer in layers])
+        for layer, count in stage(
+            list(zip(layers, counts, strict=True)), "measuring layers", "layer"
+        ):
             draft = replace(self.reference, stored=dict(self.reference.stored))
             coarse = 8 * self.steps[layer.name]
             self._round(layer, coarse, draft.stored, self.known.get(layer.name))
-            error = _error(self._outputs(draft, self.check[some]), self.theirs[some])
-            ratios[layer.name] = coarse / max(error, 1e-6) * math.sqrt(self._weight(layer).size)
-        counts = np.array([self._weight(self.model.record.network.layer(n)).size for n in ratios])
+            error = output_error(self._outputs(draft, self.check[some]), self.theirs[some])
+            ratios[layer.name] = coarse / max(error, 1e-6) * math.sqrt(count)
         logs = np.log([ratio / self.steps[name] for name, ratio in ratios.items()])
         middle = math.exp(float((logs * counts).sum() / counts.sum()))
         for name, ratio in ratios.items():
@@ -381,7 +388,7 @@ class _Work:
             rows = np.clip(np.rint(-4 * (logs - np.median(logs))), -40, 40).astype(np.int16)
         if known is None:
             coded = round_coded(weight, step, rows=rows)
-        elif layer.kind == "conv":
+        elif known.paired:
             coded = round_coded(weight, step, known.curved(layer.kernel**2), rows=rows)
         else:
             coded = round_coded(weight, step, importance=known.squares, rows=rows)
@@ -400,14 +407,8 @@ class _Work:
 
     def _drifted(self, draft: Draft, layer: Layer) -> tuple[_Inputs, Array, Array]:
         """What a layer reads by now, the weights that do best there, and the mean that it read before."""
-        source = self.sources[layer.name]
-
-        def read_of(one: Draft) -> Iterator[Array]:
-            batches = one.run(one.graph((source,), int8=False), self.images)
-            return self._patches(layer, (batch[source] for batch in batches))
-
-        now, before = read_of(draft), read_of(self.reference)
-        known, cross, mean = _Inputs(), np.zeros(()), np.zeros(())
+        now, before = self.read_by(layer, draft), self.read_by(layer, self.reference)
+        known, cross, mean = _Inputs(paired=True), np.zeros(()), np.zeros(())
         for ours, theirs in zip(now, before, strict=True):
             known.add([ours])
             cross = cross + (theirs.T @ ours).astype(np.float64)
@@ -427,7 +428,7 @@ class _Work:
         tensors: dict[str, Array] = {}
         for layer in stage(self.layers if coarseness else [], "rounding weights", "layer"):
             step = coarseness * self.steps[layer.name]
-            if drifting and layer.kind == "conv" and layer.name in self.sources:
+            if drifting and _paired(layer) and layer.name in self.sources:
                 coded = self._round(layer, step, draft.stored, *self._drifted(draft, layer))
             else:
                 coded = self._round(layer, step, draft.stored, self.known.get(layer.name))
@@ -440,7 +441,7 @@ class _Work:
         agreement, error, drop = None, None, 0.0
         if self.theirs is not None:
             ours = self._outputs(draft, self.check)
-            error = _error(ours, self.theirs)
+            error = output_error(ours, self.theirs)
             if self.model.record.network.head.classes:
                 answers = (said(self.model.record, scores) for scores in (ours, self.theirs))
                 agreement = float(np.equal(*answers).all(1).mean())
@@ -449,14 +450,14 @@ class _Work:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "trial.safetensors"
                 write(path, self.model.record, tensors)
-                drop = 100 * (self.accuracy - self._accuracy(read(path)))
+                drop = 100 * (self.accuracy - self._accuracy(path))
         weights = sum(self._weight(layer).size for layer in self.layers)
         return _Trial(coarseness, tensors, size, weights, drop, agreement, error)
 
-    def _accuracy(self, model: ModelFile) -> float:
+    def _accuracy(self, path: Path) -> float:
         from ..evaluation import Evaluation, evaluate
 
-        measured = evaluate(model.path, self.data)
+        measured = evaluate(path, self.data)
         return (
             measured.top1 if isinstance(measured, Evaluation) else measured.mean_average_precision
         )
@@ -475,9 +476,7 @@ class _Work:
     def result(self, best: _Trial, trials: Sequence[_Trial], met: bool) -> Compressed:
         record = self.model.record
         source: dict[str, JSON] = {
-            "sha256": self.original.model.sha256,
-            "measured": [dict(figure) for figure in self.original.model.record.measured],
-            "photos": len(self.images), "coarseness": best.coarseness,
+            **made_from(self.original.model), "photos": len(self.images), "coarseness": best.coarseness,
         }  # fmt: skip
         # of one that was pruned, how fast it is
         figures = [dict(figure) for figure in record.measured] if self.original is not self else []
@@ -497,22 +496,16 @@ class _Work:
                 **record.provenance, **({"compressed_from": source} if best.coarseness else {})
             },
         )  # fmt: skip
-        names = ((one.name, f"{one.key}.weight") for one in self.layers)
-        sizes = {
-            name: best.tensors[f"{key}.code" if best.coarseness else key].nbytes
-            for name, key in names
-        }
-        layers = tuple(
-            {
-                "name": layer.name, "weights": self._weight(layer).size,
-                "bits": 8 * sizes[layer.name] / self._weight(layer).size,
-                "share": sizes[layer.name] / best.size,
-            }
-            for layer in self.layers
-        )  # fmt: skip
+        layers = []
+        for one in self.layers:
+            key, count = f"{one.key}.weight", self._weight(one).size
+            size = best.tensors[f"{key}.code" if best.coarseness else key].nbytes
+            layers.append({
+                "name": one.name, "weights": count, "bits": 8 * size / count, "share": size / best.size,
+            })  # fmt: skip
         drop = best.drop if self.accuracy is not None else None
         return Compressed(
-            small, best.tensors, best.size, 0, tuple(one.told() for one in trials), layers,
+            small, best.tensors, best.size, 0, tuple(one.told() for one in trials), tuple(layers),
             best.agreement, best.error, drop, len(self.check), met,
             multiply_adds=_multiply_adds(record),
             before_multiply_adds=_multiply_adds(self.original.model.record),
@@ -530,17 +523,25 @@ def _as_used(network: Network) -> Network:
     return network.cut(("prob",)) if network.head.classes else network
 
 
-class _Inputs:
-    """What a layer reads: sums over places on photos, of (places, inputs) at a time."""
+def _paired(layer: Layer) -> bool:
+    """Whether all moments of what a layer reads are kept: of convolutions, but the widest."""
+    return layer.kind == "conv" and layer.inputs * layer.kernel**2 <= _WIDEST
 
-    def __init__(self) -> None:
-        self.count = 0
+
+class _Inputs:
+    """What a layer reads: sums over places on photos, of (places, inputs) at a time.
+
+    paired: whether moments of each input with each other are kept, too.
+    """
+
+    def __init__(self, paired: bool) -> None:
+        self.paired, self.count = paired, 0
         self._curved: Curved | None = None
         self._products, self._sums, self._squares = (np.zeros((), np.float32) for _ in range(3))
 
     def add(self, batches: Iterable[Array]) -> None:
         for flat in batches:
-            if flat.shape[1] <= _WIDEST:
+            if self.paired:
                 self._products = self._products + flat.T @ flat
             self._sums = self._sums + flat.sum(0, dtype=np.float64)
             self._squares = self._squares + np.square(flat, dtype=np.float64).sum(0)
@@ -565,9 +566,3 @@ class _Inputs:
     @property
     def squares(self) -> Array:
         return np.asarray(self._squares / self.count)
-
-
-def _error(ours: Array, theirs: Array) -> float:
-    """||a - b|| / ||b||."""
-    size, off = float(np.linalg.norm(theirs)), float(np.linalg.norm(ours - theirs))
-    return off / size if size else 0.0 if not off else math.inf

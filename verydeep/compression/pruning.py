@@ -24,8 +24,8 @@ from ..files.strict_json import JSON
 from ..graphs.network import norm_factor
 from ..modelfile import ModelFile, dequantised, read, write
 from ..nets import Layer, Network
-from ..quantisation import Draft
-from . import _WIDEST, _as_used, _error, _multiply_adds
+from ..quantisation import Draft, made_from, output_error
+from . import _as_used, _multiply_adds, _paired
 
 if TYPE_CHECKING:
     from . import _Work
@@ -72,8 +72,7 @@ def links(used: Network) -> Iterator[Link]:
     for layer, after in pairwise(layer for layer in used.layers if layer.key):
         reader = None if averages and after.kind == "fc" else after
         group = after.kernel**2 * after.inputs // layer.outputs if reader else 0
-        wide = after.kind == "conv" and layer.outputs * group > _WIDEST
-        if layer.name not in fixed and not wide:
+        if layer.name not in fixed and (after.kind != "conv" or _paired(after)):
             yield Link(layer, reader, group, tuple(places.get(layer.name, ())))
 
 
@@ -204,28 +203,26 @@ class Pruning:
         self.links = {link.layer.name: link for link in links(self.used)}
         sides = self.record.preprocess.sides or (224, 224)
         self.rows = [row for row in self.used.rows(*sides) if row.layer.key]
-        self.few = self._few(work.reference)
+        self.few = self._few(
+            work.reference, [row.layer.name for row in self.rows if row.layer.kind == "fc"]
+        )
         self.parts: dict[str, list[Array]] = {}
         self.losses: dict[str, Array] = {}
         for link in stage(list(self.links.values()), "measuring channels", "layer"):
             self._measure(link)
 
     def _draft(self, network: Network, tensors: dict[str, Array]) -> Draft:
-        threads = self.work.reference.threads
-        return Draft(_as_used(network), self.record.preprocess, tensors, threads=threads)
+        return replace(self.work.reference, network=_as_used(network), stored=tensors)
 
-    def _few(self, draft: Draft) -> dict[str, Array]:
-        """What each FC layer reads, (photos, inputs) float64."""
-        fc = [row.layer.name for row in self.rows if row.layer.kind == "fc"]
-        if not fc:
+    def _few(self, draft: Draft, names: Sequence[str]) -> dict[str, Array]:
+        """What those FC layers read, (photos, inputs) float64."""
+        if not names:
             return {}
-        taps = tuple(dict.fromkeys(self.work.sources[name] for name in fc))
+        taps = tuple(self.work.sources[name] for name in names)
         batches = list(draft.run(draft.graph(taps, int8=False), self.work.images))
-        values = {tap: np.concatenate([batch[tap] for batch in batches]) for tap in taps}
-        flat = {
-            tap: value.reshape(len(value), -1).astype(np.float64) for tap, value in values.items()
-        }
-        return {name: flat[self.work.sources[name]] for name in fc}
+        values = (np.concatenate([batch[tap] for batch in batches]) for tap in taps)
+        flat = [value.reshape(len(value), -1).astype(np.float64) for value in values]
+        return dict(zip(names, flat, strict=True))
 
     def _flat(self, layer: Layer) -> Array:
         weight = np.asarray(self.tensors[f"{layer.key}.weight"], np.float64)
@@ -266,7 +263,7 @@ class Pruning:
         theirs = self.work.theirs
         assert theirs is not None
         ours = self.work._outputs(self._draft(network, small), self.work.check[:MEASURED])
-        return max(_error(ours, theirs[:MEASURED]), 1e-6)
+        return max(output_error(ours, theirs[:MEASURED]), 1e-6)
 
     def kept(self, budget: float) -> dict[str, Array]:
         """Which outputs stay for at most so many multiply-adds; the fewest where even these cost more."""
@@ -328,7 +325,7 @@ class Pruning:
         flat, columns = self._flat(layer)[outputs], columns_of(inputs, layer.kernel**2)
         if layer.kind == "fc":
             theirs = self.few[layer.name]
-            ours = self._few(draft)[layer.name] if draft else theirs[:, columns]
+            ours = self._few(draft, [layer.name])[layer.name] if draft else theirs[:, columns]
             before, mean = theirs.mean(0), ours.mean(0)
             moved = solved_on_few(flat, (theirs - before) @ flat.T, ours - mean, columns)
         elif draft is None:
@@ -347,15 +344,10 @@ class Pruning:
         self, layer: Layer, draft: Draft, flat: Array
     ) -> tuple[Array, Array, Array, Array]:
         """Of a convolution: `own` and `cross` of `solved`; the mean that it read, and what it is now."""
-        work, tap = self.work, self.work.sources[layer.name]
-
-        def patches(one: Draft) -> Iterator[Array]:
-            maps = one.run(one.graph((tap,), int8=False), work.images)
-            return work._patches(layer, (batch[tap] for batch in maps))
-
+        read_by, reference = self.work.read_by, self.work.reference
         count, rows = 0, flat.T.astype(np.float32)
         own, cross, before, mean = (np.zeros(()) for _ in range(4))
-        for theirs, ours in zip(patches(work.reference), patches(draft), strict=True):
+        for theirs, ours in zip(read_by(layer, reference), read_by(layer, draft), strict=True):
             own = own + ours.T @ ours
             cross = cross + (theirs @ rows).T @ ours
             before = before + theirs.sum(0, dtype=np.float64)
@@ -397,8 +389,7 @@ def prune(
             measured = {"speedup": speed[0]} if speed else {}
             on_event({"event": "pruned", "multiply_adds": cost, "before": whole, **measured})
         source: dict[str, JSON] = {
-            "sha256": work.model.sha256, "measured": [dict(figure) for figure in record.measured],
-            "photos": len(work.images), "multiply_adds": whole,
+            **made_from(work.model), "photos": len(work.images), "multiply_adds": whole,
         }  # fmt: skip
         figures: list[dict[str, JSON]] = [
             {"what": "multiply_adds", "value": cost, "protocol": "of one image"}

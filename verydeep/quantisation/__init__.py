@@ -204,10 +204,6 @@ def quantise_pixels(
     agreement = float((said(model.record, ours) == said(model.record, theirs)).all(1).mean())
     error = score_error(ours, theirs, several)
     figures = {"int8_agreement": agreement, "int8_score_error": error}
-    source: dict[str, JSON] = {
-        "sha256": model.sha256,
-        "measured": [dict(figure) for figure in model.record.measured],
-    }
     record = replace(
         model.record,
         activations=draft.activations,
@@ -215,7 +211,7 @@ def quantise_pixels(
             {"what": what, "value": value, "n": len(check), "protocol": _PROTOCOL}
             for what, value in figures.items()
         ),
-        provenance={**model.record.provenance, "quantised_from": source},
+        provenance={**model.record.provenance, "quantised_from": made_from(model)},
     )
     kept = tuple(layer.name for layer in network.layers if layer.name in floats)
     return Quantised(record, draft.stored, agreement, error, len(calibrate), len(check), kept)
@@ -371,10 +367,9 @@ def _walk(
             moments = None
             if layer.kind == "conv" and name in before:
                 source = before[name]
-                wished = max(PATCHES, PATCHES_EACH * layer.inputs * layer.kernel**2)
                 maps = (values[source] for values in draft.run(draft.graph((source,)), images))
                 moments = second_moments(
-                    maps, layer.kernel, layer.padding, patches=-(-wished // len(images))
+                    maps, layer.kernel, layer.padding, patches=patches_each(layer, len(images))
                 )
             _round(draft, name, tallies.get(wanted.sources[name]), moments)
         _correct(draft, layer, value, theirs[value][0], images)
@@ -412,8 +407,23 @@ def score_error(ours: Array, theirs: Array, several: bool = False) -> float:
     a, b = (np.asarray(s, np.float64) for s in (ours, theirs))
     if not several:
         a, b = (s - s.mean(1, keepdims=True) for s in (a, b))
-    size, off = float(np.linalg.norm(b)), float(np.linalg.norm(a - b))
+    return output_error(a, b)
+
+
+def output_error(ours: Array, theirs: Array) -> float:
+    """||a - b|| / ||b||."""
+    size, off = float(np.linalg.norm(theirs)), float(np.linalg.norm(ours - theirs))
     return off / size if size else 0.0 if not off else float("inf")
+
+
+def made_from(model: ModelFile) -> dict[str, JSON]:
+    """What a record keeps of the model that its own was made of."""
+    return {"sha256": model.sha256, "measured": [dict(figure) for figure in model.record.measured]}
+
+
+def patches_each(layer: Layer, images: int) -> int:
+    """Of how many patches of each image a convolution's weights are rounded."""
+    return -(-max(PATCHES, PATCHES_EACH * layer.inputs * layer.kernel**2) // images)
 
 
 @dataclass
