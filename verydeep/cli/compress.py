@@ -38,11 +38,8 @@ def _whole(text: str | None, units: Mapping[str, int], otherwise: str) -> int | 
 
 @click.command()
 @click.argument("model", metavar="MODEL")
-@options.path("--out", required=True, help="The model file to write.")
-@click.option(
-    "--calibrate", multiple=True, metavar="IMAGES",
-    help="A photo, a folder, or a glob in quotes; may be repeated. Labels are not needed.",
-)  # fmt: skip
+@options.model_file
+@options.calibrate(required=False)
 @options.path(
     "--data", help="Labelled photos to measure the accuracy on, as `evaluate` takes them."
 )

@@ -61,15 +61,12 @@ def export(model: str, to: str, out: Path, as_json: bool, **choices: Any) -> Non
 
 @click.command()
 @click.argument("model", metavar="MODEL")
-@click.option(
-    "--calibrate", required=True, multiple=True, metavar="IMAGES",
-    help="A photo, a folder, or a glob in quotes; may be repeated. Labels are not needed.",
-)  # fmt: skip
+@options.calibrate(required=True)
 @click.option(
     "--check", multiple=True, metavar="IMAGES",
     help="Photos to measure the agreement on. [default: every other one of --calibrate]",
 )  # fmt: skip
-@options.path("--out", required=True, help="The model file to write.")
+@options.model_file
 @options.number(
     "--count", default=512,
     help="At most so many photos of --calibrate, and of --check, evenly spread over the folders.",

@@ -65,6 +65,15 @@ def path(*names: str, metavar: str = "FILE", **words: Any) -> Callable[[C], C]:
     return click.option(*names, type=click.Path(path_type=Path), metavar=metavar, **words)
 
 
+def calibrate(*, required: bool) -> Callable[[C], C]:
+    """The photos that say how weights may be rounded."""
+    return click.option(
+        "--calibrate", required=required, multiple=True, metavar="IMAGES",
+        help="A photo, a folder, or a glob in quotes; may be repeated. Labels are not needed.",
+    )  # fmt: skip
+
+
+model_file = path("--out", required=True, help="The model file to write.")
 json_object = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
 )
