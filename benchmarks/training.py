@@ -87,7 +87,7 @@ else:
     from verydeep.training.recipes import changed, small_images
     config = changed(small_images(), {"batch": batch, "width": width, "optimiser": "sgd", "size": 32})
     config = changed(config, {"precision": "fp32"}) if entrant == "fp32" else config
-    config = decided(config, model, torch.device("cpu"))
+    config = decided(config, torch.device("cpu"))
     choice = f"{config.precision}, {config.layout} layout"
     ExitStack().enter_context(memory_kept())  # as `train` has it
     samples = [labelled.Sample(i, int(k)) for i, k in zip(images, labels)]

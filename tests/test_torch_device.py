@@ -269,7 +269,7 @@ def test_half_is_what_the_device_computes(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *_: macos)
-    assert ours._short(device) == expected
+    assert ours.short(device) == expected
 
 
 @pytest.mark.usefixtures("played")

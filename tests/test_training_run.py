@@ -24,6 +24,7 @@ from verydeep.datasets.labelled import find
 from verydeep.errors import DataError, OutputError
 from verydeep.training.learner import Learner
 from verydeep.training.loop import Diverged
+from verydeep.training.recipes import changed, small_images
 from verydeep.training.record import checkpoint
 
 from .conftest import Run
@@ -471,34 +472,25 @@ def test_a_class_with_one_image(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "report.html").exists()
 
 
-def test_the_fastest_arithmetic_is_taken_and_remembered(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("knows", "taken"), [(True, "bf16"), (False, "fp32")])
+def test_arithmetic_is_what_the_device_multiplies(
+    knows: bool, taken: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from verydeep.training import speed
 
-    measured: list[str] = []
-
-    def seconds(choice: speed.Choice, *_: object) -> float:
-        measured.append(f"{choice.precision} {choice.layout}")
-        return 1.0 if choice.layout == "channels-last" and choice.precision == "fp32" else 2.0
-
-    monkeypatch.setattr(speed, "seconds", seconds)
+    monkeypatch.setattr(speed, "computes_bf16", lambda: knows)
     free = {"precision": "auto", "layout": "auto", "epochs": 1}
     log = At(2, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         trained(data, tmp_path / "run", event=log, **free)
-    assert measured == ["fp32 default", "fp32 channels-last", "bf16 channels-last"]
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
-    assert (config["precision"], config["layout"]) == ("fp32", "channels-last")
-
-    trained(data, tmp_path / "again", **free)
-    assert len(measured) == 3  # known by now
-    monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path / "empty"))
+    assert (config["precision"], config["layout"]) == (taken, "channels-last")
+    monkeypatch.setattr(speed, "computes_bf16", lambda: not knows)
     result = trained(data, tmp_path / "run", resume=True, **free)
-    assert len(measured) == 3  # a run goes on as it began
-    assert result.config["config"]["layout"] == "channels-last"
-    trained(data, tmp_path / "third", **{**free, "precision": "bf16"})
-    assert len(measured) == 3  # nothing was left to choose
+    assert result.config["config"]["precision"] == taken  # a run goes on as it began
+    auto = changed(small_images(), free)
+    on_mac = speed.decided(auto, torch.device("mps"))
+    assert (on_mac.precision, on_mac.layout) == ("fp32", "default")
 
 
 def test_arithmetic_can_be_asked_for(data: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def prepare(engine: Engine) -> Run:
     import torch
 
     device, outputs, settings = engine.device, engine.source.outputs, engine.settings
-    number = _short(device) if engine.precision == "half" else torch.float32
+    number = short(device) if engine.precision == "half" else torch.float32
     format_ = torch.contiguous_format if settings.get("planes") else torch.channels_last
     thread = worker(engine.threads)
     stopped = Event()
@@ -100,7 +100,7 @@ def worker(threads: int | None) -> ThreadPoolExecutor:
     return thread
 
 
-def _short(device: str) -> Any:
+def short(device: str) -> Any:
     """The dtype of `half`: bfloat16, or float16 on a GPU that computes only in that."""
     import torch
 

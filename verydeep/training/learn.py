@@ -165,7 +165,7 @@ class Learning:
         teacher = teacher_of(config.teacher, self.preprocess, data.classes)
         self.licence = model.record.licence if model.record else ""
         if before is None:
-            config = self.group.agreed(decided(config, model, self.device))
+            config = self.group.agreed(decided(config, self.device))
         run.config = config
         if held is not None:
             run.bad.update(held.bad)

@@ -77,8 +77,8 @@ class Config:
     for none; with both, each batch gets the one or the other).
     strength: of all that changes photos: 0 for none of it, 1 as said, 2 for twice as much.
 
-    precision: "fp32", "bf16", "fp16" with its loss scaled, or "auto", the faster here of the first two.
-    layout: "default", "channels-last" or "auto".
+    precision: "fp32", "bf16", "fp16" with its loss scaled, or "auto": bf16 where the device multiplies it.
+    layout: "default", "channels-last", or "auto": channels-last, but on a Mac's GPU.
     compile: by torch.compile. threads: that prepare images, 0 for as many as cores.
     checkpoint_minutes: between two checkpoints within an epoch.
     val_fraction: of each class, set aside to validate with where the data has nothing for it.
