@@ -48,7 +48,7 @@ from verydeep.graphs.writer import Graph
 from verydeep.losses import LPIPS
 from verydeep.nets import network
 from verydeep.preprocess import TORCHVISION, sized
-from verydeep.training.data.feed import Batch
+from verydeep.training.data.source import Batch
 from verydeep.training.learner import Learner
 from verydeep.training.profile import Again
 from verydeep.training.recipes import recipe

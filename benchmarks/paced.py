@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from verydeep.training.data.feed import Batch, Feed
+from verydeep.training.data.feed import Feed
+from verydeep.training.data.source import Batch
 from verydeep.training.learner import Learner
 from verydeep.training.loop import Position, fit
 

@@ -80,14 +80,17 @@ else:
     from paced import paced
     from verydeep.training.speed import memory_kept
     from verydeep.datasets import labelled
-    from verydeep.training.data.feed import Feed, MemorySource
+    from verydeep.training.data.colours import statistics
+    from verydeep.training.data.feed import Feed
+    from verydeep.training.data.source import Source
     from verydeep.training.learner import Learner
     from verydeep.training.data.views import pictures
     ExitStack().enter_context(memory_kept())
     batch = config.batch
     samples = [labelled.Sample(i, int(k)) for i, k in zip(images, labels)]
     held = pictures(samples, config.size)
-    feed = Feed(MemorySource(held, config), config)
+    source = Source(held.samples, config, statistics([held.images]), held=held.images)
+    feed = Feed(source, config)
     learner = Learner(model, config, Preprocess(mean=mean, std=std), torch.device("cpu"))
     at = {}  # a pace for each side that images are shown at
     def step(side):

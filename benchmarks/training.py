@@ -80,7 +80,9 @@ else:
     from contextlib import ExitStack
     from paced import paced
     from verydeep.datasets import labelled
-    from verydeep.training.data.feed import Feed, MemorySource
+    from verydeep.training.data.colours import statistics
+    from verydeep.training.data.feed import Feed
+    from verydeep.training.data.source import Source
     from verydeep.training.learner import Learner
     from verydeep.training.data.views import pictures
     from verydeep.training.speed import decided, memory_kept
@@ -91,7 +93,9 @@ else:
     choice = f"{config.precision}, {config.layout} layout"
     ExitStack().enter_context(memory_kept())  # as `train` has it
     samples = [labelled.Sample(i, int(k)) for i, k in zip(images, labels)]
-    feed = Feed(MemorySource(pictures(samples, 32), config), config)
+    held = pictures(samples, 32)
+    source = Source(held.samples, config, statistics([held.images]), held=held.images)
+    feed = Feed(source, config)
     learner = Learner(model, config, Preprocess(mean=mean, std=std), torch.device("cpu"))
     step = paced(learner, feed)
     x = learner.normalise(torch.from_numpy(images[:batch]), None)

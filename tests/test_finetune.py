@@ -22,9 +22,9 @@ from verydeep.nets import Head
 from verydeep.preprocess import Preprocess
 from verydeep.training import begin, learn
 from verydeep.training.begin import train as run
-from verydeep.training.heads.linear import Scaling
+from verydeep.training.heads.linear import LinearHead, Scaling
 from verydeep.training.heads.probe import ProbeConfig
-from verydeep.training.learner import Learner
+from verydeep.training.learner import Learner, ScaledHead, scaled
 from verydeep.training.optim import grouped
 from verydeep.training.recipes import Config, changed, finetune, small_images
 from verydeep.training.record.result import TrainResult
@@ -116,17 +116,17 @@ def test_the_head_that_it_begins_with_is_the_solved_one(
         seen.append(found)
         return found
 
-    solved: list[Any] = []
-    solve = learn.Learning._solved
+    solved: list[torch.Tensor] = []
+    solve = learn.Learning._solve
 
-    def kept(self: learn.Learning, *given: Any) -> Any:
-        solved.append(solve(self, *given))
-        return solved[-1]
+    def kept(self: learn.Learning, head: ScaledHead, *given: Any) -> None:
+        solve(self, head, *given)
+        solved.extend(t.detach().clone() for t in (head.weight, head.bias, head.mean, head.inverse))
 
     monkeypatch.setattr(learn.Learning, "scores", noted)
-    monkeypatch.setattr(learn.Learning, "_solved", kept)
+    monkeypatch.setattr(learn.Learning, "_solve", kept)
     run(config(trunk, epochs=1), flowers, out=tmp_path / "out")
-    (head, scale), (samples, found) = solved[0], seen[0]
+    (weight, bias, mean, inverse), (samples, found) = (t.numpy() for t in solved), seen[0]
     layers = (
         config(trunk).layers
         or tuple(
@@ -137,7 +137,8 @@ def test_the_head_that_it_begins_with_is_the_solved_one(
     taken = predictor.features([str(s.source) for s in samples], layers, "avg", size=(32, 32))
     averages = np.concatenate([taken[name] for name in layers], axis=1)
     # the head was solved on features of half precision
-    assert_allclose(found, head.scores(scale.apply(averages)), atol=0.05 * np.abs(found).max())
+    expected = (averages - mean) * inverse @ weight.T + bias
+    assert_allclose(found, expected, atol=0.05 * np.abs(found).max())
 
 
 def test_where_training_is_no_better_the_head_is_kept(
@@ -163,12 +164,18 @@ def test_a_scaled_head_is_folded() -> None:
     scaling = Scaling(
         draw.normal(size=width).astype(np.float32), draw.uniform(0.5, 2, width).astype(np.float32)
     )
-    ours = Learner(
-        model, config(Path("x"), average=0.5), Preprocess(), torch.device("cpu"), scaling=scaling
-    )
+    scaling.deviation[0] = np.inf  # of an average that never changes
+    head = scaled(model.classifier, 0.0)
+    head.mean.copy_(torch.from_numpy(scaling.mean))
+    head.inverse.copy_(torch.from_numpy(1 / scaling.deviation))
+    ours = Learner(model, config(Path("x"), average=0.5), Preprocess(), torch.device("cpu"))
+    told = scaling.fold(LinearHead(head.weight.detach().numpy(), head.bias.detach().numpy()))
+    assert_allclose(ours.weights()["classifier.weight"], told.weight, rtol=1e-6)
+    assert_allclose(ours.weights()["classifier.bias"], told.bias, rtol=1e-5, atol=1e-6)
     images = draw.integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
     found = ours.scores(images)
-    plain = loading.assemble(loading.Trained(network, ours.weights())).eval()
+    weights = {key: ours.weights()[key] for key in network.tensors}
+    plain = loading.assemble(loading.Trained(network, weights)).eval()
     with torch.no_grad():
         expected = plain(torch.from_numpy(Preprocess().normalise(images))).numpy()
     assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -177,7 +184,7 @@ def test_a_scaled_head_is_folded() -> None:
 def test_rates_fall_towards_the_input() -> None:
     model = build("vgg11_bn", classes=3, head="gap", layers=("relu5_2",), width=1 / 16)
     groups = grouped(model, changed(finetune(), {"blocks": 2, "fall": 0.5, "decay_all": True}))
-    shares = sorted({group.share for group in groups}, reverse=True)
+    shares = sorted({group["share"] for group in groups}, reverse=True)
     assert shares == [
         10.0,
         1.0,
@@ -186,7 +193,7 @@ def test_rates_fall_towards_the_input() -> None:
         0.125,
     ]  # the head, and four convolutions of blocks 4 and 5
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert sum(len(group.tensors) for group in groups) == len(learning)
+    assert sum(len(group["params"]) for group in groups) == len(learning)
     assert all("classifier" in name or int(name.split(".")[1]) > 14 for name in learning)
 
 
@@ -247,7 +254,7 @@ def test_a_rate_test_and_a_profile_begin_as_a_run_does(
     monkeypatch.setattr("verydeep.training.profile.profile", lambda *given: seen.append(given))
     for look in (begin.find_rate, begin.profile):
         look(config(trunk), flowers, device="cpu")
-    assert [learner.scaling is not None for learner, _ in seen] == [True, True]
+    assert [isinstance(one.model.classifier, ScaledHead) for one, _ in seen] == [True, True]
 
 
 def test_held_out_photos_of_which_none_can_be_read_are_one_line(

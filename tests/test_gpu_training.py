@@ -19,7 +19,8 @@ from verydeep import modelfile, models
 from verydeep.engines import relative_error
 from verydeep.predictor import softmax
 from verydeep.training.begin import find_rate, profile, train
-from verydeep.training.data.feed import Batch, Feed
+from verydeep.training.data.feed import Feed
+from verydeep.training.data.source import Batch
 from verydeep.training.recipes import recipe
 
 from .labelled import SETTINGS, arrays, trained

@@ -85,9 +85,9 @@ def test_kernels_are_the_convolutions() -> None:
     for name, level in (("vgg11_bn", True), ("vgg11", False)):
         model = build(name, classes=3, head="gap", layers=("relu5_2",), width=1 / 16)
         groups = grouped(model, config)
-        assert [g.kernel for g in groups] == [True, False, False]
-        assert all(p.dim() == 4 for p in groups[0].tensors)
-        assert len(groups[0].tensors) == 8
-        assert groups[0].level is level
-        assert groups[0].share * config.rate == pytest.approx(0.03)
-        assert [p.shape for p in groups[1].tensors] == [model.classifier.weight.shape]
+        assert [g["kernel"] for g in groups] == [True, False, False]
+        assert all(p.dim() == 4 for p in groups[0]["params"])
+        assert len(groups[0]["params"]) == 8
+        assert groups[0]["level"] is level
+        assert groups[0]["share"] * config.rate == pytest.approx(0.03)
+        assert [p.shape for p in groups[1]["params"]] == [model.classifier.weight.shape]

@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from verydeep import train
-from verydeep.training.data.feed import Batch, Feed
+from verydeep.training.data.feed import Feed
+from verydeep.training.data.source import Batch
 from verydeep.training.parallel import ALONE, Group
 
 from .labelled import arrays, trained

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from verydeep import modelfile, train
-from verydeep.training.data.feed import Batch, Feed
+from verydeep.training.data.feed import Feed
+from verydeep.training.data.source import Batch
 
 from .labelled import CLASSES, SETTINGS, arrays, images, trained
 from .processes import together

@@ -25,8 +25,8 @@ from verydeep.preprocess import PRESETS, Preprocess
 from verydeep.training import draws
 from verydeep.training.data import augment
 from verydeep.training.data.colours import colour_shift, statistics
-from verydeep.training.data.feed import Feed, MemorySource
-from verydeep.training.data.photos import PhotoSource
+from verydeep.training.data.feed import Feed
+from verydeep.training.data.source import Source
 from verydeep.training.data.views import Views, pictures
 from verydeep.training.learner import Learner, normaliser
 from verydeep.training.loop import Position, fit
@@ -34,7 +34,7 @@ from verydeep.training.optim import drops_after, rate_at, side_at, still_to_do
 from verydeep.training.recipes import Config, changed, paper, recipe, small_images
 from verydeep.training.stuck import Stuck
 
-from .labelled import arrays, images
+from .labelled import arrays, images, in_memory
 
 GOLDEN = Path(__file__).parent / "golden" / "training_curve.json"
 
@@ -99,7 +99,7 @@ def test_shift_and_flip_is_pad_crop_and_mirror(epoch: int) -> None:
     assert pixels is not None
     indices = np.arange(len(pixels))
     config = changed(small_images(), {"seed": 1, "size": 32, "padding": 0.125, "cover": 0})
-    found = MemorySource(held(), config).batch(epoch, indices).images
+    found = in_memory(held(), config).batch(epoch, indices).images
     padded = np.pad(pixels, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
     rows, columns = (
         np.floor(draws.uniform(1, epoch, indices, name) * 9).astype(int)
@@ -145,7 +145,7 @@ def test_a_mixture_is_of_its_labels(mix: dict[str, float]) -> None:
     flat[np.arange(30), :, :, labels] = 200
     samples = [labelled.Sample(p, int(k)) for p, k in zip(flat, labels, strict=True)]
     config = changed(small_images(), {"cover": 0, **mix})
-    batch = MemorySource(pictures(samples, 32), config).batch(0, np.arange(30))
+    batch = in_memory(pictures(samples, 32), config).batch(0, np.arange(30))
     assert batch.others is not None
     assert batch.shares is not None
     assert batch.shares.std() > 0.05
@@ -156,7 +156,7 @@ def test_a_mixture_is_of_its_labels(mix: dict[str, float]) -> None:
 
 
 def test_augmentation_depends_on_the_image_alone() -> None:
-    source = MemorySource(held(), changed(small_images(), {"jitter": 0.4}))
+    source = in_memory(held(), changed(small_images(), {"jitter": 0.4}))
     whole = source.batch(3, np.arange(40))
     part = source.batch(3, np.array([31, 4]))
     np.testing.assert_array_equal(part.images, whole.images[[31, 4]])
@@ -204,7 +204,7 @@ def test_a_photos_crop_is_of_the_rescaled_photo(tmp_path: Path) -> None:
     photo = small.resize((120, 90), Image.Resampling.BICUBIC)
     photo.save(tmp_path / "a.png")
     config = changed(paper(), {"size": 32, "scales": (40, 48), "flip": False, "colour": 0.0})
-    source = PhotoSource(
+    source = Source(
         [labelled.Sample(str(tmp_path / "a.png"), 0)] * 8, config, statistics([np.asarray(photo)])
     )
     seen = source.batch(0, np.arange(8)).images
@@ -233,7 +233,7 @@ def test_a_jpeg_that_is_decoded_smaller_gives_the_same_crop(
     exif[0x0112] = orientation
     photo.save(tmp_path / "a.jpg", quality=95, exif=exif, subsampling=0)
     config = changed(paper(), {"size": 32, "scales": scales, "colour": 0.0, "jitter": 0.2})
-    source = PhotoSource(
+    source = Source(
         [labelled.Sample(str(tmp_path / "a.jpg"), 0)] * 8, config, statistics([np.asarray(photo)])
     )
     drafts: list[object] = []
@@ -249,7 +249,7 @@ def test_a_jpeg_that_is_decoded_smaller_gives_the_same_crop(
 # Feeding
 
 
-def counted(count: int, **changes: object) -> MemorySource:
+def counted(count: int, **changes: object) -> Source:
     """Images each of one value, its number."""
     pixels = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones(
         (1, 32, 32, 3), np.uint8
@@ -257,10 +257,10 @@ def counted(count: int, **changes: object) -> MemorySource:
     config = changed(
         small_images(), {"cover": 0, "flip": False, "padding": 0, "size": 32, **changes}
     )
-    return MemorySource(pictures([labelled.Sample(p, 0) for p in pixels], 32), config)
+    return in_memory(pictures([labelled.Sample(p, 0) for p in pixels], 32), config)
 
 
-def seen(source: MemorySource, rank: int = 0, world: int = 1, first: int = 0) -> list[list[int]]:
+def seen(source: Source, rank: int = 0, world: int = 1, first: int = 0) -> list[list[int]]:
     feed = Feed(source, source.config, rank, world)
     batches = [b.images[:, 0, 0, 0].tolist() for b in feed.epoch(0, first)]
     assert len(batches) == feed.steps - first
@@ -302,15 +302,15 @@ def test_a_batch_of_hardly_any_images(tmp_path: Path, count: int) -> None:
     )
     found = statistics([pictures(samples, 32).images])
     for source in (
-        PhotoSource(samples, config, found),
-        MemorySource(pictures(samples, 32), config),
+        Source(samples, config, found),
+        in_memory(pictures(samples, 32), config),
     ):
         batch = source.batch(0, np.arange(count))
         assert batch.images.shape == (count, 32, 32, 3)
         assert batch.labels.shape == batch.others.shape == batch.shares.shape == (count,)
         assert batch.shift.shape == (count, 3)
     bad = [*samples[:2], labelled.Sample(str(tmp_path / "none.png"), 0, "none")]
-    batch = PhotoSource(bad, config, found).batch(0, np.arange(2 - count, 3))
+    batch = Source(bad, config, found).batch(0, np.arange(2 - count, 3))
     assert len(batch.images) == len(batch.shares) == count
     assert [name for name, _ in batch.bad] == ["none"]
 
@@ -320,7 +320,7 @@ def test_balanced_sampling_evens_out() -> None:
     pixels = np.zeros((1000, 32, 32, 3), np.uint8)
     samples = [labelled.Sample(p, int(k)) for p, k in zip(pixels, labels, strict=True)]
     config = changed(small_images(), {"balance": "sampling"})
-    feed = Feed(MemorySource(pictures(samples, 32), config), config)
+    feed = Feed(in_memory(pictures(samples, 32), config), config)
     counts = sum(np.bincount(labels[feed.indices(e)], minlength=3) for e in range(5))
     np.testing.assert_allclose(counts, 5000 / 3, rtol=0.1)
 
@@ -336,7 +336,7 @@ def test_balanced_sampling_of_several_labels_an_image() -> None:
         for row in labels
     ]
     config = changed(small_images(), {"balance": "sampling", "size": 32, "mixup": 0.2})
-    source = MemorySource(pictures(samples, 32), config, classes=3)
+    source = in_memory(pictures(samples, 32), config, classes=3)
     np.testing.assert_array_equal(source.labels, labels)
     drawn = Feed(source, config).indices(0)
     # half of the draws are for the first class, of which 5 % are of both
@@ -459,7 +459,7 @@ def learner(**changes: object) -> tuple[Learner, Feed]:
     model = build("vgg11_bn", classes=3, head="small", width=1 / 16, init="glorot", dropout=0.0)
     made = Learner(model, config, Preprocess(), torch.device("cpu"))
     made.model.train()
-    return made, Feed(MemorySource(held(), config), config)
+    return made, Feed(in_memory(held(), config), config)
 
 
 def followed(ours: Learner, feed: Feed, after: Callable[[], object] = lambda: None) -> list[float]:

@@ -26,8 +26,8 @@ from verydeep.datasets import labelled, shards
 from verydeep.errors import DataError, MissingExtraError
 from verydeep.training.data import feed as feeding
 from verydeep.training.data.colours import Statistics
-from verydeep.training.data.feed import Batch, StreamFeed
-from verydeep.training.data.photos import PhotoSource
+from verydeep.training.data.feed import StreamFeed
+from verydeep.training.data.source import Batch, Source
 from verydeep.training.data.views import Views
 from verydeep.training.recipes import Config
 
@@ -94,7 +94,7 @@ def piped(folder: Path, stem: str, last: int) -> str:
     return f"pipe:cat {shlex.quote(str(folder))}/{stem}-{{00..{last:02}}}.tar"
 
 
-class Watched(PhotoSource):
+class Watched(Source):
     """asked: the numbers of the images of each batch, in order."""
 
     asked: list[list[int]]
@@ -175,7 +175,7 @@ def test_an_epoch_holds_every_image_once_and_looks_as_files_do(
         assert sorted(flat(parts)) == list(range(4 * PER_SHARD))
     assert first != second
     local = labelled.find(str(tmp_path / "a-{00..03}.tar"), val_fraction=0.0)
-    plain = PhotoSource(local.train, CONFIG, GREY)
+    plain = Source(local.train, CONFIG, GREY)
     expected = [plain.batch(1, np.array(part)) for part in second]
     assert_same(list(feed.epoch(1)), expected)
 

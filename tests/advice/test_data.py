@@ -15,7 +15,7 @@ from verydeep import train
 from verydeep.datasets import labelled, objects
 from verydeep.datasets.check import check
 from verydeep.evaluation import evaluate
-from verydeep.training.data.feed import Feed, MemorySource
+from verydeep.training.data.feed import Feed
 from verydeep.training.data.views import pictures
 from verydeep.training.recipes import Config
 
@@ -23,7 +23,7 @@ from .. import test_listing as lists
 from .. import test_training_data as forms
 from .. import test_training_streams as streams
 from ..conftest import Run
-from ..labelled import CLASSES, arrays, images, trained
+from ..labelled import CLASSES, arrays, images, in_memory, trained
 from ..tiny import NAMES, model_file, photo
 from .following import Row, all_followed, follows, refused, said, taken
 
@@ -463,7 +463,7 @@ def test_too_many_and_too_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     pixels, labels = images(3, 0)
     np.savez(tmp_path / "a.npz", images=pixels, labels=labels)
     samples, config = read(tmp_path / "a.npz").train, Config(batch=8)
-    source = MemorySource(pictures(samples, 32), config)
+    source = in_memory(pictures(samples, 32), config)
     words = "{} images to train on, and {} processes; take fewer"
     _, world = said(words, refused(lambda: Feed(source, config, 0, 4)))
     Feed(source, config, 0, int(taken("(4)", f"4{world}")) - 1)

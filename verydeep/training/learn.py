@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,14 @@ from ..predictor import softmax
 from ..preprocess import Preprocess
 from ..published import find_model
 from .data.colours import Statistics, few, statistics
-from .data.feed import Feed, MemorySource, Source, StreamFeed
-from .data.photos import PhotoSource
+from .data.feed import Feed, StreamFeed
+from .data.source import Source
 from .data.views import Views, pictures
 from .heads import linear
 from .heads.choosing import limits, mcnemar
 from .heads.features import digests_of
 from .heads.probe import Probe, ProbeConfig, shown
-from .learner import Learner, scaling_in
+from .learner import Learner, ScaledHead, scaled
 from .loop import Diverged, Position, Stopped, fit
 from .optim import side_at
 from .parallel import Group, device_of, joined
@@ -80,19 +80,6 @@ def own_numbers(where: torch.device) -> AbstractContextManager[None]:
     return torch.random.fork_rng([where.index or 0], device_type=where.type)
 
 
-@dataclass
-class Held:
-    """What the held-out images say. head: whether the solved head is right on each, before any training.
-
-    best: the same of the best epoch so far; loss, epoch: its.
-    """
-
-    head: list[bool] = field(default_factory=list)
-    best: list[bool] = field(default_factory=list)
-    loss: float = math.inf
-    epoch: int = 0
-
-
 class Learning:
     """What a run with a loop holds between its start and its end."""
 
@@ -102,7 +89,7 @@ class Learning:
         self.run, self.group, self.device, self.named = run, group, device, named
         # of finetune the model is the weights
         self.init = run.config.model if run.config.start == "probe" and init is None else init
-        self.position, self.held = Position(bad=run.bad), Held()
+        self.position = Position(bad=run.bad)
         self.best: Mapping[str, Tensor] = {}  # of the averaged network
         self._shown: dict[int, Views] = {}
 
@@ -128,7 +115,7 @@ class Learning:
         run.config, notes = _fitted(run.config, len(run.data.train), self.named)
         if found is None:
             run.notes += notes
-        elif "held" not in was or was.get("position", {}).keys() != vars(Position()).keys():
+        elif was.get("position", {}).keys() != vars(Position()).keys():
             raise DataError(
                 f"{run.folder} was begun by another version of verydeep; go on with that one, or choose "
                 "another folder for a new run"
@@ -170,16 +157,16 @@ class Learning:
         if held is not None:
             run.bad.update(held.bad)
         drawn, rank, world = config.shown(), self.group.rank, self.group.world
-        source: Source = (
-            MemorySource(held, drawn, several)
-            if held
-            else PhotoSource(learn, drawn, colours, several)
-        )
+        images = held.images if held else None
+        source = Source(held.samples if held else learn, drawn, colours, several, images)
         feed = StreamFeed if of_shards(learn) else Feed
         self.feed = feed(source, drawn, rank, world)
-        scaling = self._headed(model, learn, before) if config.start == "probe" else None
+        if config.start == "probe":
+            head = scaled(model.classifier, config.dropout)
+            if before is None:
+                self._solve(head, model.table.head.layers, learn)
         self.learner = Learner(
-            model, config, self.preprocess, self.device, self.group, scaling=scaling, teacher=teacher,
+            model, config, self.preprocess, self.device, self.group, teacher=teacher,
             class_weights=_class_weights(source.labels, classes, config),
         )  # fmt: skip
         if before is not None:
@@ -205,45 +192,40 @@ class Learning:
             raise _unread(views.bad, len(chosen))
         return statistics(batches)
 
-    def _headed(
-        self, model: Any, samples: Sequence[Sample], before: Checkpoint | None
-    ) -> linear.Scaling:
-        """Give the network the head that `probe` solves on these samples; how it reads its averages."""
-        if before is not None and (held := scaling_in(before.tensors)):  # the head comes with it
-            return held
-        solved = self.group.agreed(self._solved(model, samples) if self.group.first else None)
-        assert solved is not None
-        head, scaling = solved
-        with torch.no_grad():
-            model.classifier.weight.copy_(torch.from_numpy(head.weight))
-            model.classifier.bias.copy_(torch.from_numpy(head.bias))
-        return scaling
+    def _solve(self, head: ScaledHead, layers: tuple[str, ...], samples: Sequence[Sample]) -> None:
+        """Make the head the one that `probe` solves on these samples, before any temperature.
 
-    def _solved(
-        self, model: Any, samples: Sequence[Sample]
-    ) -> tuple[linear.LinearHead, linear.Scaling]:
-        """The head on scaled averages, before any temperature."""
-        trunk = Probe(self.run, self._probed(model))
+        The first process does; the others are given its weights as all start.
+        """
+        if not self.group.first:
+            return
+        trunk = Probe(self.run, self._probed(layers))
         made = trunk.averages(samples, self.run.config.size, "to start from")
         good, classes = trunk.good(made, "to train on"), len(self.run.data.classes)
         labels = targets(samples, classes)[good]
         chosen = trunk.choose(made.values[good][None], labels, np.array(made.digests)[good])
         # `take` keeps photos one after another in memory, and with that the last digit of sums
-        values = chosen.scaling.apply(made.values[good].take(chosen.columns, axis=1))
-        return linear.solve(values, labels, classes, l2=chosen.l2, tolerance=1e-4), chosen.scaling
+        scaling = chosen.scaling
+        values = scaling.apply(made.values[good].take(chosen.columns, axis=1))
+        solved = linear.solve(values, labels, classes, l2=chosen.l2, tolerance=1e-4)
+        found = (solved.weight, solved.bias, scaling.mean, 1 / scaling.deviation)
+        with torch.no_grad():
+            for tensor, array in zip(
+                (head.weight, head.bias, head.mean, head.inverse), found, strict=True
+            ):
+                tensor.copy_(torch.from_numpy(array))
 
-    def _probed(self, model: Any) -> ProbeConfig:
+    def _probed(self, layers: tuple[str, ...]) -> ProbeConfig:
         """The probe whose head this run starts from."""
         config = self.run.config
         return ProbeConfig(
-            model=str(self.init), sizes=(config.size,), layers=model.table.head.layers,
+            model=str(self.init), sizes=(config.size,), layers=layers,
             seed=config.seed, threads=config.threads, stretch=config.stretch,
         )  # fmt: skip
 
     def _restore(self, before: Checkpoint) -> None:
         self.learner.restore(before.tensors)
         self.position = Position(**before.facts["position"])
-        self.held = Held(**before.facts["held"])
         self.run.bad.update(self.position.bad)
         self.position.bad = self.run.bad
         self.run.earlier = before.facts["seconds"]
@@ -313,11 +295,11 @@ class Learning:
             right = (scores.argmax(1) == labels).tolist()
         if not self.hold:
             return measured
-        if self.run.config.start == "probe" and not self.held.head:
-            self.held.head = right
-        elif measured["loss"] < self.held.loss:
-            epoch = self.position.epoch + 1
-            self.held = Held(self.held.head, right, measured["loss"], epoch)
+        position, losses = self.position, [row["loss"] for row in self.position.epochs]
+        if self.run.config.start == "probe" and not position.head:
+            position.head = right
+        elif measured["loss"] < min(losses, default=math.inf):
+            position.best = right
             self.best = {k: v.cpu().clone() for k, v in self.learner.average.state_dict().items()}
         return {**measured, "judged": "held-out"}
 
@@ -362,14 +344,11 @@ class Learning:
                 f"with --set rate={self.run.config.rate / 3:.2g}"
             )
         if self.group.first:
-            if scaling := self.learner.scaling:
-                tensors["scaling.mean"] = torch.from_numpy(scaling.mean)
-                tensors["scaling.deviation"] = torch.from_numpy(scaling.deviation)
             tensors |= {f"best.{k}": v for k, v in self.best.items()}
             done = self.position.epoch * self.feed.steps + self.position.step
             facts = {
                 "config": self.run.config.to_dict(), **self.run.inputs, "step": done,
-                "position": vars(self.position), "held": vars(self.held), "seconds": self.run.seconds,
+                "position": vars(self.position), "seconds": self.run.seconds,
             }  # fmt: skip
             checkpoint.save(self.run.folder / "checkpoints", done, tensors, facts)
         self.group.wait()
@@ -383,10 +362,10 @@ class Learning:
         told: dict[str, Any] = {"step": self.position.epoch * self.feed.steps}
         if self.best:
             learner.average.load_state_dict(self.best)
-            told["best_epoch"] = self.held.epoch
-            run.note(f"epoch {self.held.epoch} is kept, of the least loss on held-out images")
-        if self.held.head and not self._is_better():
-            outcome = Probe(run, self._probed(learner.model)).solved()
+            told["best_epoch"] = best = self.position.best_epoch
+            run.note(f"epoch {best} is kept, of the least loss on held-out images")
+        if self.position.head and not self._is_better():
+            outcome = Probe(run, self._probed(learner.model.table.head.layers)).solved()
             outcome = replace(outcome, told={**told, "best_epoch": 0})
         else:
             outcome = replace(self._outcome(), told=told)
@@ -394,13 +373,13 @@ class Learning:
 
     def _is_better(self) -> bool:
         """Whether training has made a better network than the solved head, on held-out images."""
-        head, best = np.array(self.held.head), np.array(self.held.best)
+        head, best = np.array(self.position.head), np.array(self.position.best)
         won, lost = int((best & ~head).sum()), int((head & ~best).sum())
         chance = mcnemar(won, lost)
         kept = "no sure gain, so the head alone is kept, solved on all photos"
         self.run.note(
             f"of {len(head)} held-out photos the head alone has {head.mean():.2%} right, epoch "
-            f"{self.held.epoch} {best.mean():.2%} ({won} won, {lost} lost, p = {chance:.3f}): "
+            f"{self.position.best_epoch} {best.mean():.2%} ({won} won, {lost} lost, p = {chance:.3f}): "
             f"{'it is kept' if chance < SURE else kept}"
         )
         return chance < SURE

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from ..engines.torch import precise
 from ..models import VGG
 from ..preprocess import Preprocess
-from .data.feed import Batch
-from .heads.linear import LinearHead, Scaling
+from .data.source import Batch
 from .optim import grouped, optimiser
 from .parallel import ALONE, Group, synced
 from .recipes import Config
@@ -45,7 +44,6 @@ class Learner:
     model: its parameters are trained in place. average: the same network with the running mean of the
     weights, which is what is validated; the model itself where the recipe has none.
     teacher: a network whose answers are learned, too; it stays as it is.
-    scaling: brings what the head reads to mean 0 and deviation 1; the head is held for that.
     """
 
     def __init__(
@@ -57,22 +55,19 @@ class Learner:
         group: Group = ALONE,
         *,
         class_weights: Tensor | None = None,
-        scaling: Scaling | None = None,
         teacher: VGG | None = None,
     ) -> None:
-        self.config, self.device, self.group, self.scaling = config, device, group, scaling
-        self._cuda = device.type == "cuda"
-        self.channels_last = config.layout == "channels-last"
-        format_ = torch.channels_last if self.channels_last else torch.contiguous_format
-        self.model: VGG = model.to(device).to(memory_format=format_)
+        self.config, self.device, self.group = config, device, group
+        planes = config.layout != "channels-last"
+        self._format = torch.contiguous_format if planes else torch.channels_last
+        self.model: VGG = model.to(device).to(memory_format=self._format)
         self.teacher = None
         if teacher is not None:
-            self.teacher = teacher.requires_grad_(False).eval().to(device).to(memory_format=format_)
-        if scaling is not None:
-            _read_scaled(self.model, scaling, config.dropout, device)
+            teacher = teacher.requires_grad_(False).eval().to(device)
+            self.teacher = teacher.to(memory_format=self._format)
         group.spread([*self.model.parameters(), *self.model.buffers()])
         groups = grouped(self.model, config)
-        self.parameters = [tensor for g in groups for tensor in g.tensors]
+        self.parameters = [tensor for each in groups for tensor in each["params"]]
         self.average = copy.deepcopy(self.model).eval() if config.average else self.model
         self.optimiser = optimiser(groups, config, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -146,7 +141,7 @@ class Learner:
         found = torch.from_numpy(mine)
         return (
             found.pin_memory().to(self.device, non_blocking=True)
-            if self._cuda
+            if self.device.type == "cuda"
             else found.to(self.device)
         )
 
@@ -157,8 +152,7 @@ class Learner:
         inputs = self.normalise(images, shift)
         if side is not None and side != inputs.shape[-1]:
             inputs = F.interpolate(inputs, size=(side, side), mode="bilinear", antialias=True)
-        format_ = torch.channels_last if self.channels_last else torch.contiguous_format
-        return inputs.contiguous(memory_format=format_)
+        return inputs.contiguous(memory_format=self._format)
 
     def scores(self, images: NDArray[np.uint8], side: int | None = None) -> NDArray[np.float32]:
         """(n, classes) of (n, h, w, 3) uint8, by the averaged weights. side: as for `parts`."""
@@ -174,8 +168,7 @@ class Learner:
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged network's, on the CPU, its head for what the layers average to."""
-        held = {k: v.detach().cpu() for k, v in self.average.state_dict().items()}
-        return held if self.scaling is None else folded(held, self.scaling)
+        return folded({k: v.detach().cpu() for k, v in self.average.state_dict().items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the learner has learned, by name, for a checkpoint."""
@@ -214,34 +207,43 @@ class Learner:
             )
 
 
-def scaling_in(tensors: Mapping[str, Tensor]) -> Scaling | None:
-    """That of the head in a checkpoint, where it has one."""
-    held = [
-        tensors[f"scaling.{k}"].numpy() for k in ("mean", "deviation") if f"scaling.{k}" in tensors
-    ]
-    return Scaling(*held) if held else None
+class ScaledHead(nn.Linear):
+    """A head that reads averages scaled, some of them left out while it learns.
+
+    mean, inverse: of `heads.linear.Scaling`, what is taken from an average, and what the rest is times;
+    they go with the weights into a checkpoint.
+    """
+
+    mean: Tensor
+    inverse: Tensor
+    dropout: float
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name
+        scaled = (input - self.mean) * self.inverse
+        return super().forward(F.dropout(scaled, self.dropout, self.training))
 
 
-def folded(tensors: Mapping[str, Tensor], scaling: Scaling) -> dict[str, Tensor]:
-    """A network whose head is held for scaled averages, with the head for averages as they are."""
-    keys = ("classifier.weight", "classifier.bias")
-    weight, bias = (tensors[key].numpy() for key in keys)
-    head = scaling.fold(LinearHead(weight, bias))
-    return {
-        **tensors,
-        **dict(zip(keys, map(torch.from_numpy, (head.weight, head.bias)), strict=True)),
-    }
+def scaled(head: nn.Module, dropout: float) -> ScaledHead:
+    """The head of a network, in place, as one that reads averages scaled: by nothing, yet."""
+    assert isinstance(head, nn.Linear)
+    head.__class__ = ScaledHead
+    assert isinstance(head, ScaledHead)
+    head.dropout = dropout
+    head.register_buffer("mean", torch.zeros(head.in_features))
+    head.register_buffer("inverse", torch.ones(head.in_features))
+    return head
 
 
-def _read_scaled(model: VGG, scaling: Scaling, dropout: float, device: torch.device) -> None:
-    """The head of `model` reads averages scaled, some of them left out while it learns."""
-    mean = torch.from_numpy(scaling.mean).to(device)
-    inverse = torch.from_numpy(1 / scaling.deviation).to(device)
-
-    def scaled(head: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-        return F.dropout((inputs[0] - mean) * inverse, dropout, head.training)
-
-    model.classifier.register_forward_pre_hook(scaled)
+def folded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's weights on the CPU, a head that reads averages scaled being for them as they are."""
+    if "classifier.inverse" not in tensors:
+        return dict(tensors)
+    weight, bias, mean, inverse = (
+        tensors[f"classifier.{name}"].double() for name in ("weight", "bias", "mean", "inverse")
+    )
+    weight = weight * inverse
+    own = {"classifier.weight": weight.float(), "classifier.bias": (bias - weight @ mean).float()}
+    return {**tensors, **own}
 
 
 def normaliser(

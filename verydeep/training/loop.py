@@ -43,7 +43,8 @@ class Position:
     """How far a run has come; all of it goes through a checkpoint as JSON.
 
     epoch, step: the next to do. loss, right, seen: summed over this epoch so far. epochs: what each
-    finished epoch measured. bad: images that could not be read, name -> why.
+    finished epoch measured. bad: images that could not be read, name -> why. head, best: of each image that
+    is held out, whether the solved head alone names it right, and whether the best epoch so far does.
     """
 
     epoch: int = 0
@@ -54,6 +55,14 @@ class Position:
     seconds: float = 0.0
     epochs: list[dict[str, Any]] = field(default_factory=list)
     bad: dict[str, str] = field(default_factory=dict)
+    head: list[bool] = field(default_factory=list)
+    best: list[bool] = field(default_factory=list)
+
+    @property
+    def best_epoch(self) -> int:
+        """The finished epoch of the least loss, counted from 1; 0 where none has measured one."""
+        losses = [(row["loss"], row["epoch"]) for row in self.epochs if "loss" in row]
+        return min(losses, default=(0.0, 0))[1]
 
 
 def fit(
@@ -241,6 +250,6 @@ def _over(config: Config, position: Position) -> bool:
     if position.epoch >= config.epochs:
         return True
     if config.hold:
-        losses = [row["loss"] for row in position.epochs if "loss" in row]
-        return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= config.patience
+        best = position.best_epoch
+        return 0 < best <= position.epoch - config.patience
     return config.schedule == "plateau" and _drops(config, position) > config.drops

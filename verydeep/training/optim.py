@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..models import VGG
 from .recipes import Config
@@ -24,23 +23,11 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 STEPS = 3  # five come nearer, and networks learn no better from it
 
 
-@dataclass(eq=False)
-class Parameters:
-    """Parameters that learn alike. share: of the schedule's rate. decay: on these.
+def grouped(model: VGG, config: Config) -> list[dict[str, Any]]:
+    """The parameters that learn, those alike together, as torch's optimisers take them.
 
-    kernel: by Muon's orthogonal steps. level: a batch norm follows each, so that its length means nothing.
-    """
-
-    share: float
-    decay: float
-    kernel: bool = False
-    level: bool = False
-    tensors: list[nn.Parameter] = field(default_factory=list)
-
-
-def grouped(model: VGG, config: Config) -> list[Parameters]:
-    """The parameters that learn, those alike together.
-
+    Of each group "share" says which part of the schedule's rate it has, "kernel" whether it learns by
+    Muon's orthogonal steps, "level" whether a batch norm follows, so that its length means nothing.
     The decay pulls on weights, and on biases and batch norms if decay_all. Each convolution below the top
     one learns at `fall` times the rate of the one above it, the head at head_rate. Under Muon kernels are
     groups of their own. With `blocks`, only that many from the top learn.
@@ -51,7 +38,7 @@ def grouped(model: VGG, config: Config) -> list[Parameters]:
         depth |= {key: above for key in (layer.key, layer.norm_key) if key}
     held = _held(model, config.blocks)
     head = config.head_rate / config.rate if config.head_rate and config.rate else 1.0
-    found: dict[tuple[float, float, bool], Parameters] = {}
+    found: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         module = name.rpartition(".")[0]
         if module in held:
@@ -63,9 +50,15 @@ def grouped(model: VGG, config: Config) -> list[Parameters]:
             share *= config.kernel_rate / (config.rate or 1)
         decay = config.decay if parameter.dim() > 1 or config.decay_all else 0.0
         level = kernel and model.table.batch_norm
-        group = found.setdefault((share, decay, kernel), Parameters(share, decay, kernel, level))
-        group.tensors.append(parameter)
-    return sorted(found.values(), key=lambda group: (not group.kernel, -group.decay))
+        new = {
+            "params": [],
+            "share": share,
+            "weight_decay": decay,
+            "kernel": kernel,
+            "level": level,
+        }
+        found.setdefault((share, decay, kernel), new)["params"].append(parameter)
+    return sorted(found.values(), key=lambda group: (not group["kernel"], -group["weight_decay"]))
 
 
 def _held(model: VGG, blocks: int) -> set[str]:
@@ -77,27 +70,17 @@ def _held(model: VGG, blocks: int) -> set[str]:
 
 
 def optimiser(
-    groups: Sequence[Parameters], config: Config, device: torch.device
+    groups: Sequence[dict[str, Any]], config: Config, device: torch.device
 ) -> torch.optim.Optimizer:
-    """The recipe's rule over these groups, each with its "share" of the rate."""
-    params: list[dict[str, Any]] = [
-        {"params": g.tensors, "weight_decay": g.decay, "share": g.share} for g in groups
-    ]
-    fused = device.type in ("cpu", "cuda")
+    """The recipe's rule over these groups."""
+    fused = {"fused": device.type in ("cpu", "cuda")}
     if config.optimiser == "adamw":
-        return torch.optim.AdamW(
-            params, lr=config.rate, betas=(config.momentum, 0.999), fused=fused
-        )
+        return torch.optim.AdamW(groups, lr=config.rate, betas=(config.momentum, 0.999), **fused)
+    heavy: dict[str, Any] = {"momentum": config.momentum, "nesterov": config.nesterov}
     if config.optimiser == "sgd":
-        return torch.optim.SGD(
-            params, lr=config.rate, momentum=config.momentum, nesterov=config.nesterov, fused=fused
-        )
-    for group, settings in zip(groups, params, strict=True):
-        settings |= {"kernel": group.kernel, "level": group.level}
-    return Muon(
-        params, lr=config.rate, momentum=config.momentum, nesterov=config.nesterov,
-        dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
-    )  # fmt: skip
+        return torch.optim.SGD(groups, lr=config.rate, **heavy, **fused)
+    short = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    return Muon(groups, lr=config.rate, **heavy, dtype=short)
 
 
 # What changes as a run goes on

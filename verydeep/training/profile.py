@@ -10,7 +10,8 @@ from itertools import chain, count
 from typing import Any
 
 from ..files.progress import expect, stage
-from .data.feed import Batch, Feed
+from .data.feed import Feed
+from .data.source import Batch
 from .learner import Learner
 from .loop import Position, Stopped, fit
 
@@ -45,18 +46,15 @@ def profile(learner: Learner, feed: Feed) -> Profile:
     The learner is spoilt by it.
     """
     side = min(learner.config.sides)
-    batch, seen, began = None, 0, 0.0
-    batches = enumerate(chain.from_iterable(map(feed.epoch, count())))
-    for number, batch in stage(batches, "measuring the input", "batch"):
-        if not number:  # it started the threads
-            began = time.perf_counter()
-            continue
+    batches = chain.from_iterable(map(feed.epoch, count()))
+    batch, seen, began = next(batches), 0, time.perf_counter()  # the first starts the threads
+    for number, batch in stage(enumerate(batches, 1), "measuring the input", "batch"):
         seen += len(batch.labels)
-        expect(_whole(number, time.perf_counter() - began))
-        if time.perf_counter() - began > SECONDS:
+        seconds = time.perf_counter() - began
+        expect(_whole(number, seconds))
+        if seconds > SECONDS:
             break
-    assert batch is not None  # an epoch has a step
-    rate = seen / (time.perf_counter() - began)
+    rate = seen / seconds
     again = Again(batch)
     learner.config = replace(
         learner.config, epochs=10**9, grow=(side / learner.config.size,), hold=0.0

@@ -62,41 +62,38 @@ def rate_test(learner: Learner, feed: Feed, steps: int = STEPS) -> RateTest:
 
     Diverged where training breaks before there is a curve to read a rate from.
     """
+    rates = np.geomspace(LOWEST, HIGHEST, steps).tolist()
     losses: list[float] = []
     smoothed: list[float] = []
-
-    def rate_of(step: int) -> float:
-        return float(LOWEST * (HIGHEST / LOWEST) ** (step / max(1, steps - 1)))
+    mean = 0.0
 
     def event(line: Mapping[str, Any]) -> None:
+        nonlocal mean
         if line["event"] != "step":
             return
-        step, loss = len(losses), line["loss"]
         next(told, None)
-        mean = (
-            SMOOTHING * (smoothed[-1] * (1 - SMOOTHING**step) if step else 0.0)
-            + (1 - SMOOTHING) * loss
-        )
-        value = mean / (1 - SMOOTHING ** (step + 1))
-        if step > 10 and value > BROKEN * min(smoothed):
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * line["loss"]
+        value = mean / (1 - SMOOTHING ** (len(losses) + 1))  # it began at 0
+        if len(losses) > FIRST and value > BROKEN * min(smoothed):
             raise Stopped
-        losses.append(loss)
+        losses.append(line["loss"])
         smoothed.append(value)
         if len(losses) == steps:
             raise Stopped
 
-    told = stage(range(steps), "trying learning rates", "step", steps)
+    told = stage(rates, "trying learning rates", "step", steps)
     learner.config = replace(learner.config, epochs=steps, hold=0.0, schedule="constant")
     next(told)
     with suppress(Stopped, Diverged):  # a loss that is no number ends the curve, too
-        fit(learner, feed, Position(), event=event, rate_of=rate_of, every=1)
-    rates = [rate_of(step) for step in range(len(losses))]
-    if len(rates) <= FIRST + SPAN:
+        fit(learner, feed, Position(), event=event, rate_of=rates.__getitem__, every=1)
+    tried = len(losses)
+    if tried <= FIRST + SPAN:
         raise Diverged(
-            f"the loss broke in step {len(rates) + 1}, at a rate of {rate_of(len(rates)):.1e}, before it "
+            f"the loss broke in step {tried + 1}, at a rate of {rates[tried]:.1e}, before it "
             "could fall: no rate suits; draw other weights, as with --set start=glorot, or look whether "
             "labels and images belong together"
         )
+    rates = rates[:tried]
     return RateTest(tuple(rates), tuple(losses), tuple(smoothed), _steepest(rates, smoothed))
 
 

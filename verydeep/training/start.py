@@ -21,7 +21,7 @@ from ..nets import Network
 from ..preprocess import Preprocess
 from ..published import conversion as convert
 from ..published import find_model
-from .learner import folded, scaling_in
+from .learner import folded
 from .recipes import Config
 from .record import checkpoint
 from .record import folder as run_folder
@@ -188,9 +188,8 @@ def _of_run(folder: Path) -> loading.Trained:
     facts = found.facts
     network = network_of(Config.from_dict(facts["config"]), facts["data"]["classes"])
     prefix = "average." if facts["config"]["average"] else "model."
-    tensors = {key: found.tensors[prefix + key] for key in network.tensors}
-    if scaling := scaling_in(found.tensors):
-        tensors = folded(tensors, scaling)
+    held = {k.removeprefix(prefix): v for k, v in found.tensors.items() if k.startswith(prefix)}
+    tensors = {key: value for key, value in folded(held).items() if key in network.tensors}
     record = Record(
         network, Preprocess.from_dict(begun["preprocess"]),
         provenance={"made_by": "verydeep train", "command": begun["command"], "step": facts["step"]},

@@ -8,117 +8,22 @@ what one process would; mixtures alone differ, since each process mixes its own.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from random import Random
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from ...datasets.labelled import Sample, targets
 from ...datasets.shards import of_shards, read
 from ...errors import DataError
 from .. import draws
 from ..recipes import Config
-from . import augment
-from .augment import Luck
-from .colours import Statistics, colour_shift, statistics
-from .views import Views
+from .source import Batch, Indices, Labels, Source
 
 AHEAD = 3  # batches ready or being made
 BUFFER = 1000  # streamed files that wait to be drawn: some 100 MB of photos
-MEASURED = 1000  # images in memory whose colours are measured
-
-Indices = NDArray[np.int64]
-Labels = NDArray[Any]  # (n,) int64, or (n, classes) float32 0 or 1 where an image may have several
-Marks = NDArray[np.bool_]
-Seen = tuple[NDArray[np.uint8], dict[int, str]]  # (n, size, size, 3); which are unreadable, and why
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Images of one step, of this process. images (n, h, w, 3) uint8 RGB; labels (n,) int64.
-
-    Of a set with several labels an image, labels are (n, classes) float32, 0 or 1.
-    others, shares: with mixup or cutmix, the second label of each image, in the same form, and the part,
-    (n,), that is of the first. shift (n, 3) float32: added to every pixel, where the recipe shifts colours.
-    bad: (name, why) of images that could not be read and are not here. n may be 0.
-    """
-
-    images: NDArray[np.uint8]
-    labels: Labels
-    others: Labels | None = None
-    shares: NDArray[np.float32] | None = None
-    shift: NDArray[np.float32] | None = None
-    bad: tuple[tuple[str, str], ...] = ()
-
-
-class Source:
-    """Labelled images, augmented as the config says. found: of their colours.
-
-    classes: how many, which samples with several labels need. labels: (n,), or for those (n, classes).
-    brought: those of the samples that a stream has brought, by number, with the bytes of their files.
-    """
-
-    def __init__(
-        self, samples: Sequence[Sample], config: Config, found: Statistics, classes: int = 0
-    ) -> None:
-        self.samples, self.config = samples, config
-        self.labels: Labels = targets(samples, classes)
-        self.brought: dict[int, Sample] = {}
-        self._found, self._mean = found, np.rint(found.mean).clip(0, 255).astype(np.uint8)
-
-    def seen(self, indices: Indices, luck: Luck, mirrored: Marks) -> Seen:
-        """Images as they look each by itself."""
-        raise NotImplementedError
-
-    def batch(self, epoch: int, indices: Indices) -> Batch:
-        """Those images, augmented as in that epoch."""
-        config, draw = self.config, partial(draws.uniform, self.config.seed, epoch)
-        # what is mirrored in one epoch is not in the next, so that any two show both sides (Jordan 2024,
-        # arXiv:2404.00498, section 3.6)
-        side = draws.uniform(config.seed, 0, indices, "flip") < 0.5
-        mirrored = (side ^ bool(epoch % 2)) & config.flip
-        images, why = self.seen(indices, partial(draw, indices), mirrored)
-        bad = tuple((self.samples[indices[at]].name, text) for at, text in why.items())
-        if bad:
-            good = [at for at in range(len(indices)) if at not in why]
-            images, indices = images[good], indices[good]
-        luck, labels = partial(draw, indices), self.labels[indices]
-        others = shares = shift = None
-        if config.cover:
-            augment.cover(images, luck, round(config.cover * config.size), self._mean)
-        if config.mixup or config.cutmix:
-            shares = augment.mix(images, luck, config.mixup, config.cutmix)
-            others = np.roll(labels, -1, axis=0)
-        if config.colour:
-            shift = colour_shift(self._found, luck, config.colour)
-        return Batch(images, labels, others, shares, shift, bad)
-
-
-class MemorySource(Source):
-    """Small images in memory, shifted and flipped."""
-
-    def __init__(self, held: Views, config: Config, classes: int = 0) -> None:
-        assert held.images is not None
-        self._images = held.images
-        found = statistics([held.images[:: max(1, len(held.images) // MEASURED)]])
-        super().__init__(held.samples, config, found, classes)
-
-    def seen(self, indices: Indices, luck: Luck, mirrored: Marks) -> Seen:
-        config = self.config
-        padding = round(config.padding * config.size)
-        images = augment.shifted(self._images[indices], luck, padding, mirrored)
-        if config.jitter:
-            for image, times in zip(images, augment.jitter(luck, config.jitter), strict=True):
-                image[:] = np.asarray(augment.recoloured(Image.fromarray(image), times))
-        return images, {}
 
 
 class Feed:

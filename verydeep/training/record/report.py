@@ -221,8 +221,8 @@ def _explainer(result: TrainResult) -> Explainer | None:
 
 def _pictures(sample: Sample, true: str, classes: list[int], explainer: Explainer | None) -> str:
     """The image, and where the network saw these classes. true: what it is."""
-    from ...explanations.picture import overlaid
-    from ...pictures.layout import as_rgb, fitted
+    from ...explanations.picture import over_photo
+    from ...pictures.layout import as_rgb
     from ...preprocess import decode
 
     try:
@@ -234,12 +234,8 @@ def _pictures(sample: Sample, true: str, classes: list[int], explainer: Explaine
     with suppress(VerydeepError):
         seen = explainer(image, label=classes) if explainer else None
     if seen is not None:
-        photo = fitted(seen.photo, SMALL)
-        left, top, right, bottom = (side * photo.width / seen.photo.width for side in seen.box)
-        for heat in seen.maps:  # on one scale, as in the pictures of `verydeep explain`
-            strongest = float(heat.upscaled.max()) / max(heat.probability, 1e-9)
-            picture = overlaid(photo, (left, top, right, bottom), heat.upscaled, strongest)
-            shown.append((picture, f"{heat.label}: where"))
+        names = [f"{heat.label}: where" for heat in seen.maps]
+        shown += zip(over_photo(seen), names, strict=True)  # on one scale, as `verydeep explain`
     return "".join(f'<img src="{_data(picture)}" alt="{escape(alt)}">' for picture, alt in shown)
 
 
