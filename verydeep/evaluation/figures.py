@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,6 +44,16 @@ def top(probabilities: Probabilities, labels: Labels, k: int = 1) -> float:
     before = np.arange(probabilities.shape[1]) < labels[:, None]
     rank = (probabilities > own).sum(1) + ((probabilities == own) & before).sum(1)
     return float((rank < k).mean())
+
+
+def accuracy(scores: Probabilities, labels: NDArray[Any]) -> dict[str, float]:
+    """ "top1" and "top5" of (n, classes), as `top` has them.
+
+    Of labels (n, classes) of 0 and 1 it is "mean_average_precision".
+    """
+    if labels.ndim == 2:
+        return {"mean_average_precision": mean_average_precision(scores, labels)}
+    return {f"top{k}": top(scores, labels, k) for k in (1, 5)}
 
 
 def confusion(probabilities: Probabilities, labels: Labels) -> NDArray[np.int64]:

@@ -92,9 +92,12 @@ def train(
             if strict and lines:
                 raise DataError("; ".join(lines))
             found = replace(found, warnings=lines)
-        run = Run(config, found, place, resume=resume, device=device, listeners=listeners)
+        run = Run(
+            config, found, place, init=init, named=asked, resume=resume, device=device,
+            listeners=listeners,
+        )  # fmt: skip
         try:
-            result: TrainResult = learnt(run, init, tuple(asked))
+            result: TrainResult = learnt(run)
         finally:
             run.close()
     return result
@@ -138,8 +141,10 @@ def _ready(
 
     where = device_of(device)
     with own_numbers(where), memory_kept():
-        run = Run(config, find_for(config, data, val), Path(), device=device)
-        one = Learning(run, ALONE, where, init, tuple(asked))
+        found = find_for(config, data, val)
+        one = Learning(
+            Run(config, found, Path(), init=init, named=asked, device=device), ALONE, where
+        )
         one.prepare(one.before())
         yield one
 

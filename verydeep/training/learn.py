@@ -18,7 +18,6 @@ from ..datasets.labelled import Sample, targets
 from ..datasets.shards import of_shards
 from ..errors import DataError, OutputError
 from ..evaluation import figures
-from ..predictor import softmax
 from ..preprocess import Preprocess
 from ..published import find_model
 from .data.colours import Statistics, few, statistics
@@ -50,11 +49,11 @@ CALIBRATED = 50  # images, fewer than which say nothing about a temperature
 SURE = 0.1  # of McNemar's test, below which training is better than the head alone
 
 
-def learnt(run: Run, init: Any, named: Collection[str]) -> TrainResult:
+def learnt(run: Run) -> TrainResult:
     """Follow a recipe with a loop to its end; Ctrl-C and SIGTERM write a checkpoint first."""
     where = device_of(run.device)
     with joined(where) as group, own_numbers(where), memory_kept():
-        one = Learning(run, group, where, init, named)
+        one = Learning(run, group, where)
         before = one.before()
         if group.agreed(run.resume and run.finished()):
             done = group.agreed(run.again() if group.first else None)
@@ -83,12 +82,10 @@ def own_numbers(where: torch.device) -> AbstractContextManager[None]:
 class Learning:
     """What a run with a loop holds between its start and its end."""
 
-    def __init__(
-        self, run: Run, group: Group, device: torch.device, init: Any, named: Collection[str]
-    ) -> None:
-        self.run, self.group, self.device, self.named = run, group, device, named
-        # of finetune the model is the weights
-        self.init = run.config.model if run.config.start == "probe" and init is None else init
+    def __init__(self, run: Run, group: Group, device: torch.device) -> None:
+        self.run, self.group, self.device = run, group, device
+        if run.config.start == "probe":  # of finetune the model is the weights
+            run.init = run.init or run.config.model
         self.position = Position(bad=run.bad)
         self.best: Mapping[str, Tensor] = {}  # of the averaged network
         self._shown: dict[int, Views] = {}
@@ -112,7 +109,7 @@ class Learning:
         found, was = self.group.agreed((found, was))
         if found is None and run.resume:
             run.notes.append(f"no checkpoint in {run.folder} yet: beginning anew")
-        run.config, notes = _fitted(run.config, len(run.data.train), self.named)
+        run.config, notes = _fitted(run.config, len(run.data.train), run.named)
         if found is None:
             run.notes += notes
         elif was.get("position", {}).keys() != vars(Position()).keys():
@@ -121,8 +118,8 @@ class Learning:
                 "another folder for a new run"
             )
         if was:
-            run.config = _settled(run.config, self.init, self.named, was["config"])
-            run.refuse_changes(was, self.init)
+            run.config = _settled(run, was["config"])
+            run.refuse_changes(was)
         return found
 
     def prepare(self, before: Checkpoint | None) -> None:
@@ -136,7 +133,7 @@ class Learning:
         if held is not None and not held.samples:
             raise _unread(held.bad, len(learn))
         torch.manual_seed(config.seed)
-        model, expected, notes = started(config, classes, self.init, named=self.named)
+        model, expected, notes = started(config, classes, run.init, named=run.named)
         run.notes += notes
         network = model.table
         run.config = config = replace(
@@ -176,7 +173,7 @@ class Learning:
     def open(self, before: Checkpoint | None) -> None:
         """Make the folder, or go on in it."""
         self.run.open(
-            self.init, before.facts["step"] if before else 0, preprocess=self.preprocess.to_dict(),
+            before.facts["step"] if before else 0, preprocess=self.preprocess.to_dict(),
             steps_per_epoch=self.feed.steps, processes=self.group.world, device=str(self.device),
         )  # fmt: skip
 
@@ -219,7 +216,7 @@ class Learning:
         """The probe whose head this run starts from."""
         config = self.run.config
         return ProbeConfig(
-            model=str(self.init), sizes=(config.size,), layers=layers,
+            model=str(self.run.init), sizes=(config.size,), layers=layers,
             seed=config.seed, threads=config.threads, stretch=config.stretch,
         )  # fmt: skip
 
@@ -285,21 +282,16 @@ class Learning:
                 f"rate, as with --set rate={rate / 3:.2g}"
             )
         labels = targets(samples, self.run.data.classes)
-        measured: dict[str, Any] = {"loss": linear.log_loss(scores, labels)}
-        if self.run.data.multi:
-            measured["mean_average_precision"] = figures.mean_average_precision(scores, labels)
-            right = ((scores > 0) == (labels > 0)).ravel().tolist()
-        else:
-            found = softmax(scores)
-            measured |= {"top1": figures.top(found, labels), "top5": figures.top(found, labels, 5)}
-            right = (scores.argmax(1) == labels).tolist()
+        measured = {"loss": linear.log_loss(scores, labels), **figures.accuracy(scores, labels)}
         if not self.hold:
             return measured
+        several = self.run.data.multi
+        right = ((scores > 0) == (labels > 0)).ravel() if several else scores.argmax(1) == labels
         position, losses = self.position, [row["loss"] for row in self.position.epochs]
         if self.run.config.start == "probe" and not position.head:
-            position.head = right
+            position.head = right.tolist()
         elif measured["loss"] < min(losses, default=math.inf):
-            position.best = right
+            position.best = right.tolist()
             self.best = {k: v.cpu().clone() for k, v in self.learner.average.state_dict().items()}
         return {**measured, "judged": "held-out"}
 
@@ -422,7 +414,7 @@ class Learning:
     def _compact(self, tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Trained filters in half precision, as trunks are published; what was not trained as it came."""
         own = dict(self.learner.model.named_parameters())
-        source = trunk_of(modelfile.read(find_model(self.init)), self.learner.model.table)
+        source = trunk_of(modelfile.read(find_model(self.run.init or "")), self.learner.model.table)
         for key, value in list(tensors.items()):
             if key in own and not own[key].requires_grad:
                 del tensors[key]
@@ -437,13 +429,12 @@ def _unread(bad: Mapping[str, str], count: int) -> DataError:
     return DataError(f"not one of {count} images could be read; the first: {first}")
 
 
-def _settled(
-    config: Config, init: Any, named: Collection[str], stored: Mapping[str, Any]
-) -> Config:
+def _settled(run: Run, stored: Mapping[str, Any]) -> Config:
     """The config with what a run settles by itself, as the one that is gone on with did."""
+    config: Config = run.config
     keys = [key for key in ("precision", "layout") if getattr(config, key) == "auto"]
-    if init is not None:  # the network was taken from the weights, which are finetune's model
-        given = () if config.start == "probe" else named
+    if run.init is not None:  # the network was taken from the weights, which are finetune's model
+        given = () if config.start == "probe" else run.named
         keys += ["pool", *(key for key in ("model", "width", "channels") if key not in given)]
     return replace(config, **{key: stored[key] for key in keys if key in stored})
 

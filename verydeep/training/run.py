@@ -1,7 +1,7 @@
 """A run in its folder: what every recipe shares, from its first line of the log to the report at the end.
 
-Each recipe has a module with `learnt(run, init, named)`, which opens the run, learns, and hands
-`Run.finish` an `Outcome`. Nothing here needs torch.
+Each recipe has a module with `learnt(run)`, which opens the run, learns, and hands `Run.finish` an
+`Outcome`. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,16 +69,18 @@ class Outcome:
 class Run:
     """A run in its folder. Of the processes that torchrun starts, only the first writes and tells.
 
-    config: settled as the run goes on. data: what it learns from. listeners: are given each line of the
-    log. bad: images that could not be read, name -> why. seconds: of training so far, those before a
-    resume included.
+    config: settled as the run goes on. data: what it learns from. init: weights to start from. named: the
+    settings that were asked for. listeners: are given each line of the log. bad: images that could not be
+    read, name -> why. seconds: of training so far, those before a resume included.
     """
 
     def __init__(
-        self, config: Any, data: Labelled, folder: Path, *, resume: bool = False, device: str = "auto",
+        self, config: Any, data: Labelled, folder: Path, *, init: str | os.PathLike[str] | None = None,
+        named: Collection[str] = (), resume: bool = False, device: str = "auto",
         listeners: Sequence[Event] = (),
     ) -> None:  # fmt: skip
         self.config, self.data, self.folder = config, data, folder
+        self.init, self.named = None if init is None else os.fspath(init), named
         self.resume, self.device, self._listeners = resume, device, listeners
         self.first = os.environ.get("RANK", "0") == "0"
         self.bad: dict[str, str] = {}
@@ -99,13 +101,13 @@ class Run:
         whole = bool(lines) and lines[0].get("event") == "end"
         return whole and all((self.folder / made).exists() for made in MADE)
 
-    def refuse_changes(self, was: Mapping[str, Any], init: object) -> None:
+    def refuse_changes(self, was: Mapping[str, Any]) -> None:
         """DataError where the run in the folder, which was begun as `was` says, is not this one."""
         if not was:
             return
         # a setting that is younger than the run had its default
         old = {**type(self.config)().to_dict(), **was["config"], "init": was.get("init")}
-        new = {**self.config.to_dict(), "init": None if init is None else str(init)}
+        new = {**self.config.to_dict(), "init": self.init}
         differ = [
             f"{key} was {old[key]}, is {value}" for key, value in new.items()
             if old[key] != value and key not in WITHOUT_EFFECT
@@ -123,11 +125,9 @@ class Run:
                 "now, not all of them the same; choose another folder for a new run"
             )
 
-    def open(self, init: object, step: int = 0, **facts: Any) -> None:
+    def open(self, step: int = 0, **facts: Any) -> None:
         """Make the folder, or go on in it after `step` steps; facts: what else config.json says."""
-        self.inputs = {
-            "data": about.described(self.data), "init": None if init is None else str(init),
-        }  # fmt: skip
+        self.inputs = {"data": about.described(self.data), "init": self.init}
         if not self.first:
             return
         folder.made(self.folder)
@@ -234,15 +234,11 @@ class Run:
         """How right the scores are, as a record has it; none of no samples. which: ends figures' names."""
         if not samples:
             return []
-        labels, found = labelled.targets(samples, self.data.classes), softmax(scores)
-        if self.data.multi:
-            values = {"mean average precision": figures.mean_average_precision(scores, labels)}
-        else:
-            values = {"top1": figures.top(found, labels)}
-            if len(self.data.classes) > 5:  # of five classes it is all of them
-                values["top5"] = figures.top(found, labels, 5)
+        values = figures.accuracy(scores, labelled.targets(samples, self.data.classes))
+        if len(self.data.classes) <= 5:  # it is all of them
+            values.pop("top5", None)
         if outcome.threshold is not None:
-            refused = found.max(1) < outcome.threshold
+            refused = softmax(scores).max(1) < outcome.threshold
             if outcome.least_mean is not None:
                 refused |= scores.mean(1) < outcome.least_mean
             values["not sure"] = float(refused.mean())
@@ -250,7 +246,7 @@ class Run:
         protocol = f"{len(samples)} {own}, {outcome.protocol}"
         return [
             {
-                "what": f"{what}{which}",
+                "what": f"{what.replace('_', ' ')}{which}",
                 "value": round(value, 6),
                 "n": len(samples),
                 "protocol": protocol,
@@ -265,17 +261,15 @@ class Run:
         thresholds: tuple[float, ...],
     ) -> TrainResult:
         labels = labelled.targets(samples, self.data.classes)
-        if self.data.multi:
-            right = dict.fromkeys(("top1", "top5"), float("nan"))
-        else:
-            right = {f"top{k}": figures.top(probabilities, labels, k) for k in (1, 5)}
+        right = figures.accuracy(probabilities, labels)
         begun = folder.begun(self.folder)  # only the first process needs to see the folder
         log = self._log.lines if self._log else read(self.folder / "log.jsonl")
         return TrainResult(
             folder=self.folder, model=self.folder / "model.safetensors", classes=self.data.classes,
             config=begun or {"config": self.config.to_dict(), **self.inputs}, log=tuple(log),
             val=samples, probabilities=probabilities, labels=labels, warnings=self.data.warnings,
-            bad=tuple(self.bad.items()), seconds=self.seconds, thresholds=thresholds, **right,
+            bad=tuple(self.bad.items()), seconds=self.seconds, thresholds=thresholds,
+            top1=right.get("top1", math.nan), top5=right.get("top5", math.nan),
         )  # fmt: skip
 
     def close(self) -> None:

@@ -33,21 +33,18 @@ def network_of(config: Config, classes: int, like: Network | None = None) -> Net
 
     NetworkError where images of the config's size are too small for it.
     """
-    layers = config.layers
+    base, layers = like or nets.network(config.model), config.layers
     if config.head == "gap" and not layers:
-        relus = [
-            one.name for one in (like or nets.network(config.model)).trunk if one.kind == "relu"
-        ]
+        relus = [one.name for one in base.trunk if one.kind == "relu"]
         layers = tuple(relus[-6:] if config.start == "probe" else relus[-1:])
+    own = {key: getattr(like or config, key) for key in ("width", "channels", "pool")}
     made = nets.network(
-        like.name if like else config.model,
+        base.name,
         classes=classes,
         head=config.head,
         layers=layers,
-        width=like.width if like else config.width,
-        channels=like.channels if like else config.channels,
-        in_channels=like.in_channels if like else 3,
-        pool=like.pool if like else config.pool,
+        in_channels=base.in_channels,
+        **own,
     )
     least = made.cut(("fc8",)).minimum_size
     if config.size < least:

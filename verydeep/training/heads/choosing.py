@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DataError
-from ...evaluation.figures import mean_average_precision
+from ...evaluation.figures import accuracy
 from ...files.progress import stage
 from ...nets import Network
 from ...predictor import sigmoid, softmax
@@ -78,11 +78,7 @@ def mcnemar(better: int, worse: int) -> float:
     which they differ would be won by chance (McNemar 1947).
     """
     differ = better + worse
-    return min(1.0, sum(
-        math.exp(math.lgamma(differ + 1) - math.lgamma(won + 1) - math.lgamma(differ - won + 1)
-                 - differ * math.log(2))
-        for won in range(better, differ + 1)
-    ))  # fmt: skip
+    return sum(math.comb(differ, won) for won in range(better, differ + 1)) / 2**differ
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,10 +176,7 @@ def choose(
             heads[layers, number] = made
         divide = linear.temperature(scores, labels)
         loss = linear.log_loss(scores, labels, divide=divide)
-        if labels.ndim == 2:
-            top1 = mean_average_precision(scores, labels)
-        else:
-            top1 = float((scores.argmax(axis=1) == labels).mean())
+        top1 = next(iter(accuracy(scores, labels).values()))
         own = Scaling(scale.mean[at], scale.deviation[at])
         tried.append(Chosen(layers, at, own, penalty, scores, labels, divide, top1, loss, parts))
         return tried[-1]

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DataError
-from ...predictor import softmax
+from ...predictor import sigmoid, softmax
 
 Array = NDArray[Any]
 
@@ -138,6 +138,7 @@ class _Loss:
 
     def __init__(self, features: Array, labels: Array, classes: int, l2: float) -> None:
         self.features, self.several = features, labels.ndim == 2
+        self.chances = sigmoid if self.several else softmax
         self.truth = labels if self.several else np.eye(classes, dtype=np.float32)[labels]
         self.penalty = np.append(np.full(features.shape[1], l2), 0.0)
 
@@ -146,7 +147,7 @@ class _Loss:
         return np.asarray((self.features @ weight.T).astype(np.float64) + head[:, -1])
 
     def gradient(self, head: Array, scores: Array) -> Array:
-        error = (_probabilities(scores, self.several) - self.truth) / len(scores)
+        error = (self.chances(scores) - self.truth) / len(scores)
         gradient = self.penalty * head
         gradient[:, :-1] += error.astype(np.float32).T @ self.features
         gradient[:, -1] += error.sum(axis=0)
@@ -165,7 +166,7 @@ class _Loss:
         def loss(step: float) -> tuple[float, float, float]:
             moved = scores + step * along
             value = (_log_sum(moved, self.several) - (self.truth * moved).sum(axis=1)).mean()
-            chances = _probabilities(moved, self.several)
+            chances = self.chances(moved)
             each = chances * along
             slope = (each.sum(axis=1) - truth).mean()
             own = (each**2).sum(axis=1) if self.several else each.sum(axis=1) ** 2
@@ -255,9 +256,7 @@ def temperature(scores: Array, labels: Array) -> float:
     """
     low, high = np.log(0.05), np.log(20.0)
     golden = (5**0.5 - 1) / 2
-    for _ in range(
-        40
-    ):  # the loss has one valley in the inverse temperature, so in its logarithm too
+    for _ in range(40):  # one valley in the inverse temperature, and so in its logarithm
         left, right = high - golden * (high - low), low + golden * (high - low)
         losses = [log_loss(scores, labels, divide=float(np.exp(at))) for at in (left, right)]
         low, high = (low, right) if losses[0] < losses[1] else (left, high)
@@ -270,10 +269,3 @@ def _log_sum(scores: Array, several: bool = False) -> Array:
         return np.asarray(np.logaddexp(0, scores).sum(axis=1))
     most = scores.max(axis=1)
     return np.asarray(most + np.log(np.exp(scores - most[:, None]).sum(axis=1)))
-
-
-def _probabilities(scores: Array, several: bool = False) -> Array:
-    """Soft-max of each row; `several`: the sigmoid of each score."""
-    if several:
-        return np.asarray((1 + np.tanh(scores / 2)) / 2)
-    return softmax(scores)

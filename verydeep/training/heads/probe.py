@@ -11,7 +11,7 @@ Nothing here needs torch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from ...nets import Head
 from ...predictor import Predictor
 from ...preprocess import Preprocess, sized
 from ...published import find_model
-from ..recipes import changed, hold_to
+from ..recipes import hold_to
 from ..record import folder
 from ..record.result import TrainResult
 from ..run import Outcome, Run, trunk_of
@@ -95,16 +95,16 @@ def probe() -> ProbeConfig:
     return ProbeConfig()
 
 
-def learnt(run: Run, init: Any, named: Collection[str]) -> TrainResult:  # noqa: ARG001  # as for a loop
+def learnt(run: Run) -> TrainResult:
     """Solve a head on the run's data. What a stopped run has computed of its features is there still."""
-    if init is not None:
-        run.config = changed(run.config, {"model": str(init)})
+    run.init = run.init or run.config.model
+    run.config = replace(run.config, model=run.init)
     if run.resume:
-        run.refuse_changes(folder.begun(run.folder), run.config.model)
+        run.refuse_changes(folder.begun(run.folder))
         if run.finished():
             return run.again()
     probe = Probe(run, run.config)
-    run.open(run.config.model)
+    run.open()
     return run.finish(probe.solved())
 
 
