@@ -78,7 +78,8 @@ def mcnemar(better: int, worse: int) -> float:
     which they differ would be won by chance (McNemar 1947).
     """
     differ = better + worse
-    return sum(math.comb(differ, won) for won in range(better, differ + 1)) / 2**differ
+    chances = (math.comb(differ, won) for won in range(better, differ + 1))
+    return float(sum(chances) / 2**differ)
 
 
 @dataclass(frozen=True, eq=False)
