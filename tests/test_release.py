@@ -33,6 +33,14 @@ def test_the_version_is_one() -> None:
     assert set(release.versions().values()) == {verydeep.__version__}
 
 
+def test_the_changelog_has_the_version_below_what_is_not_released() -> None:
+    sections = re.findall(r"^## \[(.+?)\](?: - (.+))?$", text("CHANGELOG.md"), re.MULTILINE)
+    assert sections[0] == ("Unreleased", "")
+    version, date = sections[1]
+    assert version == verydeep.__version__
+    assert f"date-released: {date}" in text("CITATION.cff")
+
+
 def test_another_version_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, "tools/release.py", "--out", str(tmp_path), "--version", "9.9.9"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -135,6 +143,14 @@ def test_workflows_run_what_people_read() -> None:
     flow = text(".github/workflows/ci.yml")
     named = set(re.findall(r"readme_commands\.py (\w+)", flow))
     assert named == readme_commands.commands(text("README.md")).keys()
+    # what is built without isolation needs its backend beside it
+    backend = re.search(r'^requires = \["([\w-]+)', text("pyproject.toml"), re.MULTILINE)
+    installed = re.search(
+        r"pip install (build .+)$", text(".github/workflows/publish.yml"), re.MULTILINE
+    )
+    assert backend
+    assert installed
+    assert {"build", "twine", backend[1]} <= set(installed[1].split())
     for tool in re.findall(r"(?:tools|\.ci)/[\w.]+", flow + text(".github/workflows/publish.yml")):
         assert (ROOT / tool).is_file(), tool
     lowest = re.search(r'requires-python = ">=([\d.]+)"', text("pyproject.toml"))

@@ -60,6 +60,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    sys.stdout.reconfigure(newline="\n")  # type: ignore[union-attr]  # bash on Windows keeps a \r
     print(found[sys.argv[1]])
     return 0
 

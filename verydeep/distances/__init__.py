@@ -2,7 +2,7 @@
 
 >>> import verydeep
 >>> verydeep.lpips("photo.png", "photo-compressed.jpg")  # doctest: +SKIP
-<lpips 0.0931: lpips 0.1, vgg16 ..., onnxruntime 1.22.0 fast, 640x480, 0..255, verydeep 0.1.0>
+<lpips 0.0931: lpips 0.1, vgg16 ..., onnxruntime 1.22.0 fast, 640x480, 0..255, verydeep 1.0.0rc1>
 
 Images are neither resized nor cropped. What the four distances are, and their sources: `metrics`.
 """
