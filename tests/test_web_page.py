@@ -155,7 +155,6 @@ def test_scores_are_those_of_python(browser: Any, tmp_path: Path) -> None:
         found = np.array(page.evaluate(SCORES, names))
     predictor = package.load("builtin/cifar10", engine="onnxruntime")
     expected = predictor.scores([EXAMPLES / name for name in names])
-    print(np.abs(found - expected).max() / np.abs(expected).max())
     assert np.abs(found - expected).max() <= 1e-2 * np.abs(expected).max()
     assert (found.argmax(1) == expected.argmax(1)).all()
 

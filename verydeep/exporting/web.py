@@ -48,6 +48,7 @@ class Package:
 
     name = "onnxruntime-web@1.30.0"
     file = "onnxruntime-web-1.30.0.tgz"
+    otherwise = "unpack it in a folder that you name with --runtime"
     published = (
         Published(
             f"npm:{name}/{file}",

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import ClassVar
 
 from .. import nets
 from ..errors import WeightsError, nearest
@@ -64,6 +65,8 @@ class Entry:
     classes: int = 1000
     accuracy: Accuracy | None = None
     file_mebibytes: float | None = None
+
+    otherwise: ClassVar[str] = "give the path of one that you have"
 
     @property
     def url(self) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from ..errors import MissingExtraError, OutputError, WeightsError, log, nearest
 from ..files.atomic import locked
@@ -83,8 +83,11 @@ def model_path(known: Entry) -> Path:
 class Wanted(Protocol):
     """What is to be had: an entry of the catalogue, or another file that somebody published.
 
-    published: where it is, and older files that do as well. file: the name of the first.
+    published: where it is, and older files that do as well. file: the name of the first. otherwise: what to
+    do where it cannot be had.
     """
+
+    otherwise: ClassVar[str]
 
     @property
     def name(self) -> str: ...
@@ -134,7 +137,7 @@ def _fetched(known: Wanted, mirror: str, progress: bool) -> Path:
                 break
     raise WeightsError(
         f"{first}; set VERYDEEP_MIRROR to an address or folder that has it, or put the file at "
-        f"{weights_folder() / known.file}, or give the path of one that you have"
+        f"{weights_folder() / known.file}, or {known.otherwise}"
     ) from first
 
 
