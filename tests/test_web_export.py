@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
-import io
 import json
-import os
-import stat
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +13,7 @@ import pytest
 from verydeep import modelfile
 from verydeep.exporting import export, web
 from verydeep.modelfile import codec
-from verydeep.nets import network
 from verydeep.preprocess import Preprocess
-from verydeep.published.catalog import Published
 
 from .conftest import Run
 from .tiny import IDS, NAMES, model_file, pixels, tiny, weights
@@ -30,35 +23,15 @@ NPM = web.Package.name
 
 @pytest.fixture
 def runtime(tmp_path: Path) -> Path:
+    return runtime_in(tmp_path / "runtime")
+
+
+def runtime_in(folder: Path) -> Path:
     """A folder that has what onnxruntime-web has, by name."""
+    (folder / "dist").mkdir(parents=True)
     for name in web.RUNTIME:
-        file = tmp_path / "runtime" / "dist" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(name.encode())
-    return tmp_path / "runtime"
-
-
-@pytest.fixture
-def archive(monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """An archive as npm has them, which is taken for the real one."""
-    whole = io.BytesIO()
-    with tarfile.open(fileobj=whole, mode="w:gz") as tar:
-        for name in web.RUNTIME:
-            info = tarfile.TarInfo(f"package/dist/{name}")
-            info.size = len(name)
-            tar.addfile(info, io.BytesIO(name.encode()))
-    digest = f"sha256:{hashlib.sha256(whole.getvalue()).hexdigest()}"
-    published = (Published(web.Package.published[0].url, digest),)
-    monkeypatch.setattr(web.Package, "published", published)
-    return whole.getvalue()
-
-
-def npm(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """A program of that name, the only one there is."""
-    folder.mkdir(exist_ok=True)
-    (folder / "npm").write_text(f"#!/bin/sh\n{script}\n")
-    (folder / "npm").chmod(stat.S_IRWXU)
-    monkeypatch.setenv("PATH", str(folder))
+        (folder / "dist" / name).write_bytes(name.encode())
+    return folder
 
 
 def scores(page: Path, images: np.ndarray) -> np.ndarray:
@@ -131,76 +104,3 @@ def test_weights_stay_in_few_bits(runtime: Path, tmp_path: Path) -> None:
     (right,) = session.run(["scores"], {"pixels": images})
     np.testing.assert_allclose(scores(tmp_path / "exact", images), right, rtol=1e-6, atol=1e-6)
     assert sizes["exact"] < 0.6 * sizes["half"]
-
-
-def test_where_the_runtime_comes_from(
-    verydeep: Run, archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = model_file(tmp_path / "m.safetensors")
-
-    def exported(name: str, status: int = 2) -> str:
-        done = verydeep("export", model, "--to", "web", "--out", tmp_path / name)
-        assert done.status == status
-        assert (tmp_path / name).exists() == (status == 0)
-        return done.err
-
-    npm(tmp_path / "bin", monkeypatch, "exit 1")
-    (tmp_path / "bin" / "npm").unlink()
-    assert "npm, which brings it, is not installed" in exported("none")
-    said = r"npm error code ENOTFOUND\nnpm error network request to x failed, reason: no y\n"
-    npm(tmp_path / "bin", monkeypatch, f"printf '{said}' >&2; exit 1")
-    text = exported("unreachable")
-    assert (
-        f"npm cannot fetch {NPM}: network request to x failed, reason: no y; set VERYDEEP_MIRROR"
-        in text
-    )
-    assert text.count("\n") < 8
-    (tmp_path / "whole.tgz").write_bytes(archive)
-    npm(tmp_path / "bin", monkeypatch, f"echo odd > {web.Package.file}")
-    assert "gave a file whose sha256 is" in exported("other")
-    monkeypatch.setenv("VERYDEEP_OFFLINE", "1")
-    assert "VERYDEEP_OFFLINE is set" in exported("offline")
-    monkeypatch.delenv("VERYDEEP_OFFLINE")
-    cat = f'/bin/cat "{tmp_path}/whole.tgz" > {web.Package.file}'
-    npm(tmp_path / "bin", monkeypatch, f'[ "$1 $2" = "pack {NPM}" ] || exit 1\n{cat}')
-    assert "fetching onnxruntime-web" in exported("fetched", 0)
-    for name in web.RUNTIME:
-        assert (tmp_path / "fetched" / name).read_text() == name
-    (tmp_path / "bin" / "npm").unlink()
-    monkeypatch.setenv("VERYDEEP_OFFLINE", "1")
-    assert "fetching" not in exported("kept", 0)  # it is in the cache
-    monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path / "empty"))
-    monkeypatch.setenv("VERYDEEP_MIRROR", str(tmp_path / "mirror"))
-    assert f"which has no {web.Package.file}" in exported("no_mirror")
-    (tmp_path / "mirror").mkdir()
-    (tmp_path / "mirror" / web.Package.file).write_bytes(archive)
-    exported("mirrored", 0)
-
-
-def test_what_is_refused(verydeep: Run, runtime: Path, tmp_path: Path) -> None:
-    model = model_file(tmp_path / "m.safetensors")
-
-    def refused(*words: object, given: Path = model, out: str = "page") -> str:
-        done = verydeep("export", given, "--to", "web", "--out", tmp_path / out, *words)
-        assert done.status == 2
-        return done.err.splitlines()[-1]
-
-    (tmp_path / "bare").mkdir()
-    text = refused("--runtime", tmp_path / "bare")
-    assert f"bare has no {web.RUNTIME[0]} with {web.RUNTIME[1]}" in text
-    assert f"npm pack {NPM}" in text
-    assert not (tmp_path / "page").exists()
-    (tmp_path / "file").write_text("mine")
-    assert "is a file; name a folder" in refused(out="file")
-    (tmp_path / "bare" / "mine.txt").write_text("mine")
-    assert "has other files in it; name a new folder" in refused(out="bare")
-    assert "make the folder first" in refused("--runtime", runtime, out="no/page")
-    assert "leave the taps out" in refused("--taps", "relu5_3")
-    trunk = model_file(tmp_path / "t.safetensors", network("vgg11", width=1 / 16, classes=0))
-    assert "without a head" in refused(given=trunk)
-    done = verydeep(
-        "export", model, "--to", "onnx", "--out", tmp_path / "a.onnx", "--runtime", runtime
-    )
-    assert done.status == 2
-    assert "leave it out for onnx" in done.err
-    assert sorted(os.listdir(tmp_path / "bare")) == ["mine.txt"]

@@ -529,10 +529,12 @@ def test_export(
         (errno.EACCES, "choose a folder you may write to"),
     ):
 
-        def fails(stage: Path, out: Path, number: int = number) -> tuple[Path, ...]:
-            if out.parent != tmp_path / "folder":
+        def fails(
+            stage: Path, folder: Path, last: tuple[str, ...], number: int = number
+        ) -> tuple[Path, ...]:
+            if folder != tmp_path / "folder":
                 raise OSError(number, os.strerror(number))
-            return place(stage, out)
+            return place(stage, folder, last)
 
         monkeypatch.setattr(exporting, "place", fails)
         said(words, exported(f"{number}.onnx"))

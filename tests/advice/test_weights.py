@@ -270,8 +270,8 @@ def test_fetching(published: Path, tmp_path: Path, verydeep: Run) -> None:
     "VERYDEEP_OFFLINE is set; put {} at {}, or unset the variable",
     "VERYDEEP_MIRROR is the folder {}, which has no {} that agrees with {}; put it there, or unset the "
     "variable",
-    "set VERYDEEP_MIRROR to an address or folder that has it, or put the file at {}, or give the path of "
-    "one that you have",
+    "set VERYDEEP_MIRROR to an address or folder that has it, or put the file at {}, or {}",
+    "give the path of one that you have",
 )  # fmt: skip
 def test_ways_to_weights_that_cannot_be_fetched(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verydeep: Run
@@ -318,11 +318,9 @@ def test_ways_to_weights_that_cannot_be_fetched(
         entry, published=(replace(entry.published[0], url="http://127.0.0.1:9/tiny.pth"),)
     )
     monkeypatch.setitem(catalog.ENTRIES, "tiny", gone)
-    words = (
-        "set VERYDEEP_MIRROR to an address or folder that has it, or put the file at {}, or give the path "
-        "of one that you have"
-    )
-    (place,) = said(words, classify())
+    words = "set VERYDEEP_MIRROR to an address or folder that has it, or put the file at {}, or {}"
+    place, otherwise = said(words, classify())
+    said("give the path of one that you have", otherwise)
     put(place)
     for mirror in (str(published), entry.published[0].url.removesuffix("/tiny.pth")):
         monkeypatch.setenv("VERYDEEP_MIRROR", mirror)

@@ -14,6 +14,7 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -48,7 +49,7 @@ class Package:
 
     name = "onnxruntime-web@1.30.0"
     file = "onnxruntime-web-1.30.0.tgz"
-    otherwise = "unpack it in a folder that you name with --runtime"
+    otherwise: ClassVar = "unpack it in a folder that you name with --runtime"
     published = (
         Published(
             f"npm:{name}/{file}",
