@@ -50,7 +50,7 @@ from verydeep.nets import network
 from verydeep.preprocess import TORCHVISION, sized
 from verydeep.training.data.source import Batch
 from verydeep.training.learner import Learner
-from verydeep.training.profile import Again
+from verydeep.training.measuring import Again
 from verydeep.training.recipes import recipe
 
 LAST, PLANES = torch.channels_last, torch.contiguous_format

@@ -22,7 +22,7 @@ from pathlib import Path
 from machine import report
 from training import Child
 
-from verydeep.training.record.log import read
+from verydeep.training.record.folder import logged
 
 EPOCHS, SIDE = 160, 32  # of the common recipe
 IMAGES, JUDGED = 50_000, 10_000
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    epochs = [line for line in read(args.run / "log.jsonl") if line["event"] == "epoch"]
+    epochs = [line for line in logged(args.run / "log.jsonl") if line["event"] == "epoch"]
     reached = next((i for i, e in enumerate(epochs) if e["top1"] >= args.accuracy), None)
     if reached is None:
         best = max(e["top1"] for e in epochs)

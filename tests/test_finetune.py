@@ -250,8 +250,8 @@ def test_a_rate_test_and_a_profile_begin_as_a_run_does(
     trunk: Path, flowers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("verydeep.training.ratetest.rate_test", lambda *given: seen.append(given))
-    monkeypatch.setattr("verydeep.training.profile.profile", lambda *given: seen.append(given))
+    monkeypatch.setattr("verydeep.training.measuring.rate_test", lambda *given: seen.append(given))
+    monkeypatch.setattr("verydeep.training.measuring.profile", lambda *given: seen.append(given))
     for look in (begin.find_rate, begin.profile):
         look(config(trunk), flowers, device="cpu")
     assert [isinstance(one.model.classifier, ScaledHead) for one, _ in seen] == [True, True]

@@ -469,8 +469,7 @@ def test_ctrl_c_leaves_one_line(verb: str, place: Path, monkeypatch: pytest.Monk
 
 
 def test_a_profile_shows_how_far_it_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from verydeep.training import begin
-    from verydeep.training import profile as profiles
+    from verydeep.training import begin, measuring
     from verydeep.training.learner import Learner
 
     screen = terminal(monkeypatch, 100)
@@ -480,7 +479,7 @@ def test_a_profile_shows_how_far_it_is(place: Path, monkeypatch: pytest.MonkeyPa
         tick()
         return follow(*words)
 
-    monkeypatch.setattr(profiles, "SECONDS", 0.3)
+    monkeypatch.setattr(measuring, "SECONDS", 0.3)
     monkeypatch.setattr(Learner, "follow", followed)
     settings = {"batch": 12, "precision": "fp32", "layout": "default"}
     with Progress("measuring", ""):

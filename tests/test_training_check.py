@@ -120,7 +120,7 @@ def test_warnings_reach_log_and_result(tmp_path: Path) -> None:
 def test_which_rate_suits_and_what_sets_the_pace(
     tmp_path: Path, verydeep: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("verydeep.training.profile.SECONDS", 0.3)
+    monkeypatch.setattr("verydeep.training.measuring.SECONDS", 0.3)
     words = [
         "train",
         arrays(tmp_path / "set.npz"),

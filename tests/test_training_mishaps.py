@@ -24,15 +24,14 @@ from verydeep import modelfile, train
 from verydeep.datasets.check import check
 from verydeep.datasets.labelled import find
 from verydeep.errors import DataError, ModelFileError, OutputError
-from verydeep.training import begin, loop, profile, recipes
+from verydeep.training import begin, loop, measuring, recipes
 from verydeep.training.begin import train as run
 from verydeep.training.heads import linear
 from verydeep.training.heads.probe import ProbeConfig
 from verydeep.training.recipes import RECIPES
 from verydeep.training.record import checkpoint
 from verydeep.training.record.board import board
-from verydeep.training.record.folder import taken
-from verydeep.training.record.log import Log
+from verydeep.training.record.folder import Log, taken
 
 from .conftest import Run
 from .labelled import SETTINGS, arrays, images, trained
@@ -266,7 +265,7 @@ def test_recipes_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_pace_of_a_single_step(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile, "SECONDS", 0.1)
+    monkeypatch.setattr(measuring, "SECONDS", 0.1)
     settings = {**SETTINGS, "batch": 256}
     found = begin.profile(
         "small-images", data, model="vgg11_bn", width=1 / 16, settings=settings, device="cpu"

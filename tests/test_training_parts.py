@@ -408,10 +408,15 @@ def test_what_is_still_to_do_counts_pixels() -> None:
 
 
 def test_a_plateau_drops_the_rate() -> None:
-    assert drops_after([0.1, 0.2, 0.3], 2) == 0
-    assert drops_after([0.1, 0.3, 0.3, 0.2], 2) == 1
-    assert drops_after([0.1, 0.3, 0.3, 0.2, 0.25, 0.26], 2) == 2
-    assert drops_after([0.1, 0.3, 0.3, 0.2, 0.4, 0.1], 2) == 1
+    def drops(*accuracies: float, **changes: object) -> int:
+        rows = [{"top1": one, "train_top1": 0.0} for one in accuracies]
+        return drops_after(changed(paper(), {"patience": 2, **changes}), rows)
+
+    assert drops(0.1, 0.2, 0.3) == 0
+    assert drops(0.1, 0.3, 0.3, 0.2) == 1
+    assert drops(0.1, 0.3, 0.3, 0.2, 0.25, 0.26) == 2
+    assert drops(0.1, 0.3, 0.3, 0.2, 0.4, 0.1) == 1
+    assert drops(0.1, 0.3, 0.3, 0.2, schedule="cosine") == 0
     assert rate_at(paper(), 1000, 10, drops=2) == pytest.approx(1e-4)
 
 

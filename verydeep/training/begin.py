@@ -22,8 +22,7 @@ from .run import Event, Run
 
 if TYPE_CHECKING:  # torch
     from .learn import Learning
-    from .profile import Profile
-    from .ratetest import RateTest
+    from .measuring import Profile, RateTest
 
 
 def train(
@@ -109,15 +108,15 @@ def find_rate(recipe: Any, data: object, val: object = None, **chosen: Any) -> R
     Arguments as for `train`: model, width, settings, init and device.
     """
     with _ready(recipe, data, val, **chosen) as one:
-        from .ratetest import rate_test
+        from . import measuring
 
-        return rate_test(one.learner, one.feed)
+        return measuring.rate_test(one.learner, one.feed)
 
 
 def profile(recipe: Any, data: object, val: object = None, **chosen: Any) -> Profile:
     """How fast images are made ready, and how fast the network learns. Arguments as for `find_rate`."""
     with _ready(recipe, data, val, **chosen) as one:
-        from . import profile as measuring
+        from . import measuring
 
         return measuring.profile(one.learner, one.feed)
 

@@ -90,7 +90,7 @@ def fit(
     saved = time.monotonic()
     while not _over(config, position):
         epoch = position.epoch
-        side, drops = side_at(config, epoch), _drops(config, position)
+        side, drops = side_at(config, epoch), drops_after(config, position.epochs)
         # of a run that was stopped between its last step and validation, no step is left to do
         rate = rate_at(config, (epoch + 1) * feed.steps - 1, feed.steps, drops)
         meter = Meter(learner)
@@ -115,9 +115,8 @@ def fit(
                 if learner.teacher is not None:
                     with torch.no_grad(), arithmetic(config.precision, device):
                         theirs = learner.teacher(part.inputs)
-                    several = part.labels.dim() > 1
-                    unlike = distance(scores.float(), theirs.float(), several) * part.counts
-                    losses = (losses + unlike) / 2
+                    unlike = distance(scores.float(), theirs.float(), part.labels.dim() > 1)
+                    losses = (losses + unlike * part.counts) / 2
                 learner.scaler.scale(losses.sum() / max(1, total)).backward()  # type: ignore[no-untyped-call]
                 meter.add(losses, scores, part.labels, part.counts)
             group.gradients(learner.parameters)
@@ -237,14 +236,6 @@ class Meter:
         return found
 
 
-def _drops(config: Config, position: Position) -> int:
-    """How often the rate of a schedule with plateaus has fallen."""
-    if config.schedule != "plateau":
-        return 0
-    measured = [row.get("top1", row["train_top1"]) for row in position.epochs]
-    return drops_after(measured, config.patience)
-
-
 def _over(config: Config, position: Position) -> bool:
     """Whether no epoch is left: all are done, or nothing comes of more."""
     if position.epoch >= config.epochs:
@@ -252,4 +243,4 @@ def _over(config: Config, position: Position) -> bool:
     if config.hold:
         best = position.best_epoch
         return 0 < best <= position.epoch - config.patience
-    return config.schedule == "plateau" and _drops(config, position) > config.drops
+    return config.schedule == "plateau" and drops_after(config, position.epochs) > config.drops

@@ -9,7 +9,7 @@ enough to. A convolution is the matrix of its output channels by all that each o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -116,18 +116,17 @@ def still_to_do(config: Config, done: float) -> float:
     return (sum(pixels) - behind) / behind
 
 
-def drops_after(accuracies: Sequence[float], patience: int) -> int:
+def drops_after(config: Config, epochs: Sequence[Mapping[str, Any]]) -> int:
     """How often the accuracy after each epoch has stopped rising: `patience` epochs without a new best.
 
-    After a drop the count of epochs begins anew; the best stays.
+    epochs: the log's lines. After a drop the count of epochs begins anew; the best stays. 0 where the
+    schedule has no plateaus.
     """
     drops, best, waited = 0, -math.inf, 0
-    for accuracy in accuracies:
-        if accuracy > best:
-            best, waited = accuracy, 0
-        else:
-            waited += 1
-        if waited >= patience:
+    for row in epochs if config.schedule == "plateau" else ():
+        accuracy = row.get("top1", row["train_top1"])
+        best, waited = (accuracy, 0) if accuracy > best else (best, waited + 1)
+        if waited >= config.patience:
             drops, waited = drops + 1, 0
     return drops
 

@@ -31,7 +31,7 @@ from ..nets import Network
 from ..predictor import Predictor, sigmoid, softmax
 from ..preprocess import Preprocess
 from .record import about, folder, report
-from .record.log import Log, read
+from .record.folder import Log
 from .record.result import TrainResult
 
 WITHOUT_EFFECT = ("threads", "checkpoint_minutes")  # settings that change no weight
@@ -97,7 +97,7 @@ class Run:
 
     def finished(self) -> bool:
         """Whether the folder holds a run that has come to its end."""
-        lines = read(self.folder / "log.jsonl")[-1:]
+        lines = folder.logged(self.folder / "log.jsonl")[-1:]
         whole = bool(lines) and lines[0].get("event") == "end"
         return whole and all((self.folder / made).exists() for made in MADE)
 
@@ -243,14 +243,9 @@ class Run:
                 refused |= scores.mean(1) < outcome.least_mean
             values["not sure"] = float(refused.mean())
         own = "test images" if which else f"validation images ({self.data.split})"
-        protocol = f"{len(samples)} {own}, {outcome.protocol}"
+        shared = {"n": len(samples), "protocol": f"{len(samples)} {own}, {outcome.protocol}"}
         return [
-            {
-                "what": f"{what.replace('_', ' ')}{which}",
-                "value": round(value, 6),
-                "n": len(samples),
-                "protocol": protocol,
-            }
+            {"what": f"{what.replace('_', ' ')}{which}", "value": round(value, 6), **shared}
             for what, value in values.items()
         ]
 
@@ -263,7 +258,7 @@ class Run:
         labels = labelled.targets(samples, self.data.classes)
         right = figures.accuracy(probabilities, labels)
         begun = folder.begun(self.folder)  # only the first process needs to see the folder
-        log = self._log.lines if self._log else read(self.folder / "log.jsonl")
+        log = self._log.lines if self._log else folder.logged(self.folder / "log.jsonl")
         return TrainResult(
             folder=self.folder, model=self.folder / "model.safetensors", classes=self.data.classes,
             config=begun or {"config": self.config.to_dict(), **self.inputs}, log=tuple(log),

@@ -241,13 +241,10 @@ def _pictures(sample: Sample, true: str, classes: list[int], explainer: Explaine
 
 def _data(picture: Image.Image) -> str:
     """A picture as a data URL, at most SMALL pixels; tiny ones stay sharp."""
-    from ...pictures.layout import fitted
-
-    side = max(picture.size)
-    if 2 * side <= SMALL:
-        times = SMALL // side
-        picture = picture.resize((picture.width * times, picture.height * times), 0)  # nearest
-    return html.data(fitted(picture, min(SMALL, max(picture.size))), quality=82)
+    times = max(1, SMALL // max(picture.size))
+    picture = picture.resize((picture.width * times, picture.height * times), 0)  # nearest
+    picture.thumbnail((SMALL, SMALL))
+    return html.data(picture, quality=82)
 
 
 def _curves(result: TrainResult) -> str:

@@ -1,22 +1,29 @@
-"""Which learning rate suits: the loss while the rate rises from next to nothing until training breaks.
+"""What is measured before a run, by steps of its own loop: which rate suits, and what sets the pace.
 
-Smith 2015, arXiv:1506.01186, section 3.3: a rate range test. The rate that is suggested is the one at
-which the smoothed loss falls most steeply; the highest rate of a one-cycle schedule may be a few times it.
+A rate range test, Smith 2015, arXiv:1506.01186, section 3.3: the loss while the rate rises from next to
+nothing until training breaks. The rate that is suggested is the one at which the smoothed loss falls most
+steeply; the highest rate of a one-cycle schedule may be a few times it.
+
+A profile: how fast images are made ready, and how fast the network learns from them; the slower sets the
+pace. A learner is spoilt by either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
 
-from ..files.progress import stage
+from ..files.progress import expect, stage
 from ..pictures import page as html
 from ..pictures.charts import Line, lines
 from .data.feed import Feed
+from .data.source import Batch
 from .learner import Learner
 from .loop import Diverged, Position, Stopped, fit
 
@@ -24,6 +31,7 @@ LOWEST, HIGHEST, STEPS = 1e-5, 10.0, 100
 SMOOTHING = 0.9  # of the running mean
 BROKEN = 3.0  # times the least loss
 FIRST, SPAN = 10, 10  # steps
+SECONDS, LEAST_STEPS, WARM_UP = 5.0, 3, 2  # of a profile
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class RateTest:
 
 
 def rate_test(learner: Learner, feed: Feed, steps: int = STEPS) -> RateTest:
-    """Train for up to `steps` steps, each at a higher rate. The learner is spoilt by it.
+    """Train for up to `steps` steps, each at a higher rate.
 
     Diverged where training breaks before there is a curve to read a rate from.
     """
@@ -101,3 +109,74 @@ def _steepest(rates: list[float], smoothed: list[float]) -> float:
     """The middle of the ten steps over which the loss falls most; the first tell of noise alone."""
     falls = np.array(smoothed[SPAN + FIRST :]) - np.array(smoothed[FIRST:-SPAN])
     return rates[FIRST + SPAN // 2 + int(falls.argmin())] if len(falls) else rates[-1]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Images a second: input, of the pipeline alone; network, of training on one batch again and again."""
+
+    input: float
+    network: float
+    batch: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        verdict = (
+            "the input keeps up" if self.input >= self.network else
+            "the network waits for its input: more threads, smaller files or a smaller size would help"
+        )  # fmt: skip
+        return (
+            f"input alone {self.input:.0f} images/s, network alone {self.network:.0f} images/s at batch "
+            f"{self.batch}: {verdict}"
+        )
+
+
+def profile(learner: Learner, feed: Feed) -> Profile:
+    """Measure each alone, for some seconds; the network at the side at which it asks for most."""
+    side = min(learner.config.sides)
+    batches = chain.from_iterable(map(feed.epoch, count()))
+    batch, seen, began = next(batches), 0, time.perf_counter()  # the first starts the threads
+    for number, batch in stage(enumerate(batches, 1), "measuring the input", "batch"):
+        seen += len(batch.labels)
+        seconds = time.perf_counter() - began
+        expect(_whole(number, seconds))
+        if seconds > SECONDS:
+            break
+    rate = seen / seconds
+    again = Again(batch)
+    learner.config = replace(
+        learner.config, epochs=10**9, grow=(side / learner.config.size,), hold=0.0
+    )
+    began, speeds = time.perf_counter(), []
+    told = stage(count(), "measuring the network", "step")
+
+    def event(line: Mapping[str, Any]) -> None:
+        done, seconds = next(told), time.perf_counter() - began
+        if done > WARM_UP:
+            speeds.append(line["images_per_second"])
+        if len(speeds) >= LEAST_STEPS and seconds > SECONDS:
+            raise Stopped
+        expect(max(WARM_UP + LEAST_STEPS, _whole(done, seconds)))
+
+    next(told)
+    with suppress(Stopped):
+        fit(learner, again, Position(), event=event, rate_of=lambda _: 0.0, every=1)
+    return Profile(rate, max(speeds), len(batch.labels))
+
+
+def _whole(done: int, seconds: float) -> int:
+    """How many there will be in all, where so many took so long."""
+    return max(done, round(done * SECONDS / max(seconds, 1e-9)))
+
+
+class Again(Feed):
+    """One batch again and again."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.steps, self._batch = 10**9, batch
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:  # noqa: ARG002  # all are alike
+        while True:
+            yield self._batch
