@@ -26,7 +26,7 @@ from verydeep.datasets import labelled, shards
 from verydeep.errors import DataError, MissingExtraError
 from verydeep.training.data import feed as feeding
 from verydeep.training.data.colours import Statistics
-from verydeep.training.data.feed import StreamFeed
+from verydeep.training.data.feed import Feed
 from verydeep.training.data.source import Batch, Source
 from verydeep.training.data.views import Views
 from verydeep.training.recipes import Config
@@ -104,12 +104,12 @@ class Watched(Source):
         return super().batch(epoch, indices)
 
 
-def feed_of(found: labelled.Labelled, rank: int = 0, world: int = 1, **changes: Any) -> StreamFeed:
+def feed_of(found: labelled.Labelled, rank: int = 0, world: int = 1, **changes: Any) -> Feed:
     config = replace(CONFIG, **changes)
-    return StreamFeed(Watched(found.train, config, GREY), config, rank, world)
+    return Feed(Watched(found.train, config, GREY), config, rank, world)
 
 
-def numbers(feed: StreamFeed, epoch: int, first: int = 0) -> list[list[int]]:
+def numbers(feed: Feed, epoch: int, first: int = 0) -> list[list[int]]:
     """Of the images of each batch."""
     assert isinstance(feed._source, Watched)
     feed._source.asked = []
@@ -222,7 +222,10 @@ def test_two_processes_share_an_epoch_without_doubles(tmp_path: Path) -> None:
         assert len(set(seen)) == len(seen)
         assert [len(part) for part in shares[1]] == [4] * 5
         assert [len(part) for part in shares[0]] in ([5] * 4 + [4], [5] * 5)  # of 2 or 3 shards
-    with pytest.raises(DataError, match="5 shards to train on, and 6 processes, of which each"):
+    with pytest.raises(
+        DataError,
+        match="5 shards to train on, and 6 processes; take fewer processes, or more shards",
+    ):
         feed_of(found, 0, 6)
 
 

@@ -401,8 +401,6 @@ def test_objects(tmp_path: Path) -> None:
     "a single shard is not split; to validate, give a second data set",
     "a check compares images in any order, which a stream cannot give; fetch some shards, and give their "
     "path",
-    "{} shards to train on, and {} processes, of which each streams its own; take fewer processes, or more "
-    "and smaller shards",
     "{}: recipe {} reads images in any order, which a stream cannot give; fetch the shards and give their "
     "path, or take paper or small-images",
     "{}: {}={} needs all images at hand, and these are streamed; --set {}={}, or fetch the shards and give "
@@ -436,9 +434,9 @@ def test_shards(tmp_path: Path, model: Path) -> None:
          lambda _: read(url)),
         ("a check compares images in any order, which a stream cannot give; fetch some shards, and give "
          "their path", lambda: check(url), lambda: check(path, size=32)),
-        ("{} shards to train on, and {} processes, of which each streams its own; take fewer processes, or "
-         "more and smaller shards", lambda: streams.feed_of(read(url), 0, 3),
-         lambda shards, _: [streams.feed_of(read(url), 0, int(shards)),
+        ("{} {} to train on, and {} processes; take fewer processes, or more {}",
+         lambda: streams.feed_of(read(url), 0, 3),
+         lambda shards, *_: [streams.feed_of(read(url), 0, int(shards)),
                             streams.write(tmp_path, "b", 3),
                             streams.feed_of(read(streams.piped(tmp_path, "b", 2)), 0, 3)]),
         ("{}: recipe {} reads images in any order, which a stream cannot give; fetch the shards and give "
@@ -455,7 +453,7 @@ def test_shards(tmp_path: Path, model: Path) -> None:
 
 
 @follows(
-    "{} images to train on, and {} processes; take fewer",
+    "{} {} to train on, and {} processes; take fewer processes, or more {}",
     "{} images of {}x{} need {} GiB of memory; set memory=false to read them again each epoch",
     "{} images of {}, and {} of {}; the recipes with a loop make up for it with --set balance=weights",
 )  # fmt: skip
@@ -464,8 +462,8 @@ def test_too_many_and_too_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     np.savez(tmp_path / "a.npz", images=pixels, labels=labels)
     samples, config = read(tmp_path / "a.npz").train, Config(batch=8)
     source = in_memory(pictures(samples, 32), config)
-    words = "{} images to train on, and {} processes; take fewer"
-    _, world = said(words, refused(lambda: Feed(source, config, 0, 4)))
+    words = "{} {} to train on, and {} processes; take fewer processes, or more {}"
+    _, _, world, _ = said(words, refused(lambda: Feed(source, config, 0, 4)))
     Feed(source, config, 0, int(taken("(4)", f"4{world}")) - 1)
 
     data = arrays(tmp_path / "data.npz")

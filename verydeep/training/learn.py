@@ -15,13 +15,12 @@ from torch import Tensor
 
 from .. import modelfile
 from ..datasets.labelled import Sample, targets
-from ..datasets.shards import of_shards
 from ..errors import DataError, OutputError
 from ..evaluation import figures
 from ..preprocess import Preprocess
 from ..published import find_model
 from .data.colours import Statistics, few, statistics
-from .data.feed import Feed, StreamFeed
+from .data.feed import Feed
 from .data.source import Source
 from .data.views import Views, pictures
 from .heads import linear
@@ -60,7 +59,10 @@ def learnt(run: Run) -> TrainResult:
             assert done is not None
             return done
         one.prepare(before)
-        one.open(before)
+        run.open(
+            before.facts["step"] if before else 0, preprocess=one.preprocess.to_dict(),
+            steps_per_epoch=one.feed.steps, processes=group.world, device=str(where),
+        )  # fmt: skip
         with watched() as stop:  # before the first step there is nothing to save
             try:
                 one.fit(stop)
@@ -136,13 +138,8 @@ class Learning:
         model, expected, notes = started(config, classes, run.init, named=run.named)
         run.notes += notes
         network = model.table
-        run.config = config = replace(
-            config,
-            model=network.name,
-            width=network.width,
-            channels=network.channels,
-            pool=network.pool,
-        )
+        own = {key: getattr(network, key) for key in ("width", "channels", "pool")}
+        run.config = config = replace(config, model=network.name, **own)
         colours = self._colours(learn, held)
         seen = _as_shown(expected, config) if expected else _normalised(colours, config)
         self.preprocess = replace(seen, detail=held.detail if held else None)
@@ -156,8 +153,7 @@ class Learning:
         drawn, rank, world = config.shown(), self.group.rank, self.group.world
         images = held.images if held else None
         source = Source(held.samples if held else learn, drawn, colours, several, images)
-        feed = StreamFeed if of_shards(learn) else Feed
-        self.feed = feed(source, drawn, rank, world)
+        self.feed = Feed(source, drawn, rank, world)
         if config.start == "probe":
             head = scaled(model.classifier, config.dropout)
             if before is None:
@@ -169,13 +165,6 @@ class Learning:
         if before is not None:
             self._restore(before)
         self.stuck = Stuck(classes, network.batch_norm)
-
-    def open(self, before: Checkpoint | None) -> None:
-        """Make the folder, or go on in it."""
-        self.run.open(
-            before.facts["step"] if before else 0, preprocess=self.preprocess.to_dict(),
-            steps_per_epoch=self.feed.steps, processes=self.group.world, device=str(self.device),
-        )  # fmt: skip
 
     def _colours(self, samples: Sequence[Sample], held: Views | None) -> Statistics:
         """Of the training images; of photos, those of a few hundred say enough."""
@@ -205,12 +194,9 @@ class Learning:
         scaling = chosen.scaling
         values = scaling.apply(made.values[good].take(chosen.columns, axis=1))
         solved = linear.solve(values, labels, classes, l2=chosen.l2, tolerance=1e-4)
-        found = (solved.weight, solved.bias, scaling.mean, 1 / scaling.deviation)
-        with torch.no_grad():
-            for tensor, array in zip(
-                (head.weight, head.bias, head.mean, head.inverse), found, strict=True
-            ):
-                tensor.copy_(torch.from_numpy(array))
+        found = {"weight": solved.weight, "bias": solved.bias, "mean": scaling.mean,
+                 "inverse": 1 / scaling.deviation}  # fmt: skip
+        head.load_state_dict({name: torch.from_numpy(array) for name, array in found.items()})
 
     def _probed(self, layers: tuple[str, ...]) -> ProbeConfig:
         """The probe whose head this run starts from."""
@@ -221,23 +207,22 @@ class Learning:
         )  # fmt: skip
 
     def _restore(self, before: Checkpoint) -> None:
-        self.learner.restore(before.tensors)
+        self.learner.restore(before)
         self.position = Position(**before.facts["position"])
         self.run.bad.update(self.position.bad)
         self.position.bad = self.run.bad
         self.run.earlier = before.facts["seconds"]
-        best = {
-            k.removeprefix("best."): v for k, v in before.tensors.items() if k.startswith("best.")
-        }
-        self.best = best or self.best
+        self.best = before.under("best.")
 
     # The steps
 
     def fit(self, stop: Any) -> None:
         """From where it is to the last epoch."""
         try:
-            if self.run.config.start == "probe" and not (self.position.epoch or self.position.step):
-                self._head_alone()
+            begun = self.position.epoch or self.position.step
+            if self.run.config.start == "probe" and not begun and (measured := self._validate()):
+                row = {"event": "epoch", "epoch": 0, "step": 0, **measured}
+                self.run.tell({**row, "seconds": self.run.seconds})  # the head alone
             fit(
                 self.learner, self.feed, self.position, validate=self._validate, event=self._told,
                 save=self.save, stop=stop,
@@ -251,12 +236,6 @@ class Learning:
         self.run.tell(line)
         if found := self.stuck(line):
             self.run.tell({"event": "warning", "step": line["step"], "text": found})
-
-    def _head_alone(self) -> None:
-        if measured := self._validate():
-            self.run.tell(
-                {"event": "epoch", "epoch": 0, "step": 0, **measured, "seconds": self.run.seconds}
-            )
 
     def _validate(self) -> dict[str, Any]:
         """By the images held out where there are any, else by those to validate with."""

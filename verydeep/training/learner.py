@@ -20,6 +20,7 @@ from .data.source import Batch
 from .optim import grouped, optimiser
 from .parallel import ALONE, Group, synced
 from .recipes import Config
+from .record.checkpoint import Checkpoint
 from .speed import arithmetic
 
 
@@ -181,17 +182,13 @@ class Learner:
             held["scaler.scale"] = torch.tensor(scale["scale"])
         return held
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+    def restore(self, before: Checkpoint) -> None:
         """Become what `tensors` gave."""
-
-        def under(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.model.load_state_dict(under("model."))
+        self.model.load_state_dict(before.under("model."))
         if self.average is not self.model:
-            self.average.load_state_dict(under("average."))
+            self.average.load_state_dict(before.under("average."))
         state: dict[int, dict[str, Tensor]] = {}
-        for name, value in under("optimiser.").items():
+        for name, value in before.under("optimiser.").items():
             number, _, key = name.partition(".")
             state.setdefault(int(number), {})[key] = value
         groups = self.optimiser.state_dict()["param_groups"]
@@ -201,9 +198,9 @@ class Learner:
                 if value.shape == parameter.shape:
                     # a fused step takes the numbers as they lie, and a checkpoint has them in one order
                     held[key] = torch.empty_like(parameter).copy_(value)
-        if "scaler.scale" in tensors:
+        if scale := before.under("scaler."):
             self.scaler.load_state_dict(
-                {**self.scaler.state_dict(), "scale": float(tensors["scaler.scale"])}
+                {**self.scaler.state_dict(), "scale": float(scale["scale"])}
             )
 
 

@@ -185,8 +185,8 @@ def _of_run(folder: Path) -> loading.Trained:
     facts = found.facts
     network = network_of(Config.from_dict(facts["config"]), facts["data"]["classes"])
     prefix = "average." if facts["config"]["average"] else "model."
-    held = {k.removeprefix(prefix): v for k, v in found.tensors.items() if k.startswith(prefix)}
-    tensors = {key: value for key, value in folded(held).items() if key in network.tensors}
+    held = folded(found.under(prefix))
+    tensors = {key: held[key] for key in network.tensors}
     record = Record(
         network, Preprocess.from_dict(begun["preprocess"]),
         provenance={"made_by": "verydeep train", "command": begun["command"], "step": facts["step"]},

@@ -31,17 +31,30 @@ class Feed:
 
     An epoch's last batch has what is left; a single image that is left joins the batch before it. A process
     gets at least two images of a step, or none, since batch norm can make nothing of one value.
+
+    Of shards that are streamed each process has its own: an epoch deals them out by its seed, and what
+    comes of them is drawn from a buffer. All take as many steps as the one could that was dealt the
+    smallest. A run that is resumed within an epoch goes on where its shard begins: what was seen of that
+    shard is seen again, and as much at the epoch's end is not.
     """
 
     def __init__(self, source: Source, config: Config, rank: int = 0, world: int = 1) -> None:
-        self.count = len(source.labels)
-        if self.count < world:
-            raise DataError(f"{self.count} images to train on, and {world} processes; take fewer")
+        self.count, self._shards = len(source.labels), of_shards(source.samples)
+        there, what = (len(self._shards), "shards") if self._shards else (self.count, "images")
+        if there < world:
+            raise DataError(
+                f"{there} {what} to train on, and {world} processes; take fewer processes, or more {what}"
+            )
         if config.batch < world:
             raise DataError(f"batch is {config.batch}, and there are {world} processes")
-        self.steps = steps(self.count, config.batch)
         self._source, self._config = source, config
         self._rank, self._world = rank, world
+        least, batch = self.count, config.batch
+        if self._shards:
+            batch = -(-batch // world)
+            least = sum(sorted(map(len, self._shards))[: there // world])
+        self.steps = steps(least, batch)
+        self._more = max(0, least - self.steps * batch)  # a single image, or none
 
     def indices(self, epoch: int) -> Indices:
         """The images of an epoch, in order, of all processes."""
@@ -52,6 +65,9 @@ class Feed:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Its batches from step `first` on."""
+        if self._shards:
+            yield from self._streamed(epoch, first)
+            return
         order, size = self.indices(epoch), self._config.batch
 
         def prepare(step: int) -> Batch:
@@ -65,34 +81,10 @@ class Feed:
         takers = max(1, min(self._world, len(indices) // 2))
         return indices[self._rank :: takers] if self._rank < takers else indices[:0]
 
-
-class StreamFeed(Feed):
-    """The steps of one process, streamed from its own shards: no image is seen twice, whatever others do.
-
-    An epoch deals the shards out by its seed, and what comes of them is drawn from a buffer. All processes
-    take as many steps as the one could that was dealt the smallest shards. A run that is resumed within an
-    epoch goes on where its shard begins: what was seen of that shard is seen again, and as much at the
-    epoch's end is not.
-    """
-
-    def __init__(self, source: Source, config: Config, rank: int = 0, world: int = 1) -> None:
-        super().__init__(source, config, rank, world)
-        self._shards = of_shards(source.samples)
-        count, largest = len(self._shards), -(-config.batch // world)
-        if count < world:
-            raise DataError(
-                f"{count} shards to train on, and {world} processes, of which each streams its own; take "
-                "fewer processes, or more and smaller shards"
-            )
-        self._size = len(range(rank, config.batch, world))
-        least = sum(sorted(map(len, self._shards))[: count // world])
-        self.steps = steps(least, largest)
-        self._more = max(0, least - self.steps * largest)  # a single image, or none
-
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+    def _streamed(self, epoch: int, first: int) -> Iterator[Batch]:
         from webdataset.filters import shuffle
 
-        seed, size = self._config.seed, self._size
+        seed, size = self._config.seed, len(range(self._rank, self._config.batch, self._world))
         order = draws.order(seed, epoch, len(self._shards))[self._rank :: self._world]
         shards, done = [self._shards[at] for at in order], first * size
         while shards and done >= len(shards[0]):

@@ -34,6 +34,10 @@ class Checkpoint:
     facts: Mapping[str, Any]
     path: Path
 
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin so, by the rest of their names."""
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
     """Write the checkpoint after `step` steps; of the others, one stays. OutputError where it cannot be."""
