@@ -79,42 +79,39 @@ def started(
     if init is None:
         return _drawn(network_of(config, classes), config), None, []
     found = _weights(init)
-    record = found.record
+    record, theirs = found.record, found.network
     assert record is not None  # a model file has one
-    # of finetune the model is the weights
-    other = config.start != "probe" and "model" in named and found.network.name != config.model
-    if other and config.recipe == "paper" and found.network.column == "A":
+    probed = config.start == "probe"  # then the model is the weights
+    if not probed and "model" in named and theirs.name != config.model:
+        if config.recipe != "paper" or theirs.column != "A":
+            raise WeightsError(
+                f"--init {init} is {theirs.name}, and --model is {config.model}; leave --model out "
+                "to train the network that the weights are of"
+            )
         model = _drawn(network_of(config, classes), config)
         # FC layers for as many classes
-        adapted, notes = adapt(found, network_of(config, classes, found.network))
+        adapted, notes = adapt(found, network_of(config, classes, theirs))
         copied = warm_start(model, loading.assemble(adapted))
         return model, record.preprocess, [*notes, f"from {init}: {', '.join(copied)}"]
-    if other:
-        raise WeightsError(
-            f"--init {init} is {found.network.name}, and --model is {config.model}; leave --model out "
-            "to train the network that the weights are of"
-        )
-    if "channels" in named and found.network.channels != config.channels:
-        raise WeightsError(f"--init {init} has {found.network.widths}; leave channels out")
+    if "channels" in named and theirs.channels != config.channels:
+        raise WeightsError(f"--init {init} has {theirs.widths}; leave channels out")
     wider: list[str] = []
-    if config.start == "probe" and "width" in named and found.network.width != config.width:
-        raise WeightsError(
-            f"{config.recipe} goes on from weights of width {found.network.width:g}, and width is "
-            f"{config.width:g}; leave width out"
-        )
-    if "width" in named and found.network.width != config.width:
-        if found.network.width > config.width:
+    if "width" in named and theirs.width != config.width:
+        if probed:
             raise WeightsError(
-                f"--init {init} has width {found.network.width:g}, and --width is {config.width:g}; a "
+                f"{config.recipe} goes on from weights of width {theirs.width:g}, and width is "
+                f"{config.width:g}; leave width out"
+            )
+        if theirs.width > config.width:
+            raise WeightsError(
+                f"--init {init} has width {theirs.width:g}, and --width is {config.width:g}; a "
                 "network can be made wider, not narrower"
             )
-        wider = [
-            f"made wider, from {found.network.width:g} to {config.width:g}, with the same answers"
-        ]
+        wider = [f"made wider, from {theirs.width:g} to {config.width:g}, with the same answers"]
         found = widened(found, config.width)
     net = network_of(config, classes, found.network)
     adapted, notes = adapt(found, net)
-    notes = notes if config.start != "probe" else []  # they are of the head, which is solved next
+    notes = [] if probed else notes  # they are of the head, which is solved next
     tensors = {k: t.clone() for k, t in adapted.tensors.items()}
     model = loading.assemble(loading.Trained(net, tensors, adapted.record), dropout=config.dropout)
     model.train()

@@ -7,7 +7,6 @@ gradients fade on the way down; that is why the paper started D and E from a tra
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,20 +19,20 @@ class Stuck:
 
     def __init__(self, classes: int, batch_norm: bool) -> None:
         self._chance, self._classes, self._batch_norm = math.log(classes), classes, batch_norm
-        self._near: deque[int] = deque()
+        self._since = 0  # the first step of those near chance, without one between that is not
         self._told = False
 
     def __call__(self, line: Mapping[str, Any]) -> str | None:
         if line.get("event") != "step" or self._told:
             return None
         if abs(line["loss"] - self._chance) > TOLERANCE * self._chance:
-            self._near.clear()
+            self._since = 0
             return None
-        self._near.append(line["step"])
-        if self._near[-1] - self._near[0] < STEPS:
+        self._since = self._since or line["step"]
+        steps = line["step"] - self._since
+        if steps < STEPS:
             return None
         self._told = True
-        steps = self._near[-1] - self._near[0]
         advice = (
             "lower the rate, or look whether labels and images belong together"
             if self._batch_norm

@@ -39,16 +39,15 @@ SHARD = 512  # photos, about 4 MB at 2048 channels
 class Averages:
     """values: (photos, channels) float32, the layers' channels one after another; NaN where `faults` has
     the photo. digests: of each photo's content, hexadecimal; "" where it could not be read.
-    faults: photo number -> why it has no features. computed: how many of them now.
-    engine, precision: of those computed now, "" where none was.
+    faults: photo number -> why it has no features. computed: how many of them now. by: the engine and
+    precision of those, "" where none was.
     """
 
     values: NDArray[np.float32]
     digests: tuple[str, ...]
     faults: Mapping[int, str]
     computed: int
-    engine: str = ""
-    precision: str = ""
+    by: str = ""
 
 
 def averages(
@@ -75,7 +74,7 @@ def averages(
     known = _kept(cache, space, set(digests))
     # digest -> the first photo that has it
     new = {d: at for at, d in reversed([*enumerate(digests)]) if d and d not in known}
-    engine = precision = ""
+    by = ""
     bad: dict[str, str] = {}
     fresh: dict[str, NDArray[np.float32]] = {}
     stream = predictor.features_stream(
@@ -90,7 +89,7 @@ def averages(
                 bad[digest] = item.error
                 continue
             fresh[digest] = np.concatenate([item[layer] for layer in layers])
-            engine, precision = item.engine, item.precision
+            by = f"{item.engine} {item.precision}"
             if len(fresh) >= SHARD:
                 _keep(cache, space, fresh)
                 known.update(fresh)
@@ -105,9 +104,7 @@ def averages(
             values[at] = known[digest]
         elif digest:
             faults[at] = bad[digest].partition(": ")[2] or bad[digest]
-    return Averages(
-        values, tuple(digests), dict(sorted(faults.items())), len(new) - len(bad), engine, precision
-    )
+    return Averages(values, tuple(digests), dict(sorted(faults.items())), len(new) - len(bad), by)
 
 
 class _Files:

@@ -217,7 +217,7 @@ class Probe:
         )  # fmt: skip
         for at, why in made.faults.items():
             run.bad.setdefault(samples[at].name, why)
-        engine = f" by {made.engine} {made.precision}" if made.engine else ""
+        engine = f" by {made.by}" if made.by else ""
         run.note(
             f"features of {len(samples)} photos {what} at {size} pixels: {made.computed} "
             f"computed{engine}, {len(samples) - made.computed - len(made.faults)} kept from before; "
