@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,32 @@ def test_golden_file_is_written_byte_for_byte(tmp_path: Path) -> None:
         if key.endswith(".code"):
             shape = model.record.network.tensors[modelfile.key_of(key)]
             assert encode(decode(stream, shape)) == stream.tobytes()
+
+
+def test_many_weights_are_cut_into_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which two threads decode at once; all else of the matrix is the same in each."""
+    shape = (50, 6, 3, 3)
+    rows = np.arange(50, dtype=np.int16) - 25
+    given = coded(shape, rows=rows, columns=np.arange(54, dtype=np.int16))
+    whole = there_and_back(given)
+    monkeypatch.setattr(codec, "_PART", 1000)
+    stream = there_and_back(given)
+    assert (whole[16], stream[16], stream[17]) == (1, 2, 3)
+    parts = list(codec._cut(given, 3))
+    np.testing.assert_array_equal(np.concatenate([part.weight for part in parts]), given.weight)
+
+    def joined(streams: list[bytes]) -> np.ndarray:
+        lengths = np.array([len(one) for one in streams], "<u4").tobytes()
+        rest = lengths + b"".join(streams)
+        return np.frombuffer(codec._sum(rest) + bytes([2, len(streams)]) + rest, np.uint8)
+
+    good = [encode(part) for part in parts]
+    assert joined(good).tobytes() == stream
+    other = encode(replace(parts[2], columns=given.columns[::-1]))
+    nested = joined([encode(part) for part in codec._cut(parts[2], 2)]).tobytes()
+    for wrong in ([*good[:2], other], [*good[:2], nested], good[:2], [*good, good[2]], good[::-1]):
+        with pytest.raises(ModelFileError):
+            decode(joined(wrong), shape)
 
 
 def test_plain_python_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,13 +269,15 @@ def damaged(stream: bytes, draw: np.random.Generator) -> bytes:
     return bytes(data)
 
 
-def test_damage_is_told_or_does_not_matter() -> None:
+def test_damage_is_told_or_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     model = read(GOLDEN)
     streams = {
         model.record.network.tensors[modelfile.key_of(name)]: array.tobytes()
         for name, array in model.stored.items()
         if name.endswith(".code")
     }
+    monkeypatch.setattr(codec, "_PART", 200)
+    streams[(40, 2, 3, 3)] = encode(coded((40, 2, 3, 3)))  # of several parts
     draw = np.random.default_rng(0)
     told = 0
     for number in range(ROUNDS):

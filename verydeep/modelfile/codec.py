@@ -23,8 +23,10 @@ import math
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -39,10 +41,15 @@ LARGEST = 32767  # of a multiple's absolute value
 EXPONENTS = 127  # of a row's or column's exponent, likewise
 _ALPHABET = 47  # a difference from the mean at least so large is coded in two parts
 
-_VERSION = 1
+_VERSION, _PARTED = 1, 2
+_PART = (
+    1 << 25
+)  # weights that one stream has at most; more are cut into parts, which decode side by side
+_MOST_PARTS, _VERSION_AT = 64, 16
 _HEAD = struct.Struct(
     "<16sBHBfI"
 )  # digest, version, cells, cells a line, step, words of the range coder
+_CUT = struct.Struct("<16sBB")  # digest, version, parts
 _PLANE = struct.Struct("<Bf3B")  # alphabet, expected size, weights of the spread's three parts
 _MIXTURE = 32  # what stands for 1 in a mixture's weights, int8
 _PARTS = 64  # and in the spread's, uint8
@@ -62,6 +69,7 @@ _SCALE = 1 << 24  # of probabilities
 _STATE = (1 << 64) - 1  # of the range coder: 64 bits, and words of 32
 
 _NONSENSE = "its head does not make sense"
+_DAMAGED = "its checksum is not that of its numbers"
 
 
 @dataclass(frozen=True)
@@ -431,6 +439,12 @@ class _Measure(_Coder):
 
 def encode(coded: Coded) -> bytes:
     """The stream of a weight's matrix, which `decode` reads. The same input gives the same bytes."""
+    parts = min(-(-coded.multiples.size // _PART), len(coded.rows), _MOST_PARTS)
+    if parts > 1:
+        streams = [encode(part) for part in _cut(coded, parts)]
+        lengths = np.array([len(stream) for stream in streams], "<u4")
+        rest = lengths.tobytes() + b"".join(streams)
+        return _CUT.pack(_sum(rest), _PARTED, parts) + rest
     writer = _Writer()
     planes = _planes(coded)
     heads = b""
@@ -442,6 +456,21 @@ def encode(coded: Coded) -> bytes:
     head = _HEAD.pack(coded.digest(), _VERSION, coded.cells, coded.width, coded.step, len(words))
     stream = head + heads + words.tobytes()
     return stream + bytes(max(0, -(-coded.multiples.size // MOST) - len(stream)))
+
+
+def _sum(data: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _ends(rows: int, parts: int) -> list[int]:
+    """Where parts of rows begin, and the last one's end."""
+    return [rows * part // parts for part in range(parts + 1)]
+
+
+def _cut(coded: Coded, parts: int) -> Iterator[Coded]:
+    for start, stop in pairwise(_ends(len(coded.rows), parts)):
+        some = slice(start, stop)
+        yield replace(coded, multiples=coded.multiples[some], rows=coded.rows[some])
 
 
 def _planes(coded: Coded) -> list[tuple[Array, Array, int]]:
@@ -554,6 +583,8 @@ def decode(stream: Array, shape: tuple[int, ...]) -> Coded:
     if len(data) < least_bytes(shape):
         raise ModelFileError(f"it has {len(data)} bytes, too few for {rows * wide} weights")
     digest, version, cells, width, step, count = _HEAD.unpack_from(data)
+    if version == _PARTED:
+        return _joined(data, shape)
     if version != _VERSION:
         raise ModelFileError(
             f"it has the version {version}, and this verydeep reads {_VERSION}; upgrade with: "
@@ -586,8 +617,43 @@ def decode(stream: Array, shape: tuple[int, ...]) -> Coded:
     multiples = np.ascontiguousarray(numbers.transpose(1, 2, 0)).reshape(shape)
     coded = Coded(multiples, step, by_row.ravel(), exponents.reshape(-1), cells, width)
     if coded.digest() != digest:
-        raise ModelFileError("its checksum is not that of its numbers")
+        raise ModelFileError(_DAMAGED)
     return coded
+
+
+def _joined(data: memoryview, shape: tuple[int, ...]) -> Coded:
+    """The matrix whose rows were cut into parts, each a stream of its own."""
+    digest, _, parts = _CUT.unpack_from(data)
+    begin = _CUT.size + 4 * parts
+    if not 2 <= parts <= min(_MOST_PARTS, shape[0]) or begin > len(data):
+        raise ModelFileError(_NONSENSE)
+    if _sum(data[_CUT.size :]) != digest:
+        raise ModelFileError(_DAMAGED)
+    lengths = np.frombuffer(data, "<u4", parts, _CUT.size).tolist()
+    places = [begin + sum(lengths[:part]) for part in range(parts + 1)]
+    if places[-1] != len(data):
+        raise ModelFileError(_NONSENSE)
+
+    def part(number: int) -> Coded:
+        start, stop = ends[number : number + 2]
+        stream = np.frombuffer(data[places[number] : places[number + 1]], np.uint8)
+        if _PARTED in stream[_VERSION_AT : _VERSION_AT + 1]:  # no parts of parts
+            raise ModelFileError(_NONSENSE)
+        return decode(stream, (stop - start, *shape[1:]))
+
+    ends = _ends(shape[0], parts)
+    with ThreadPoolExecutor(2, "verydeep-decoding") as threads:
+        found = list(threads.map(part, range(parts)))
+    first = found[0]
+    for one in found:
+        alike = (one.step, one.cells, one.width) == (first.step, first.cells, first.width)
+        if not alike or not np.array_equal(one.columns, first.columns):
+            raise ModelFileError(_NONSENSE)
+    return replace(
+        first,
+        multiples=np.concatenate([one.multiples for one in found]),
+        rows=np.concatenate([one.rows for one in found]),
+    )
 
 
 def _unpacked(data: memoryview, at: int, cells: int) -> tuple[_Model, int]:
