@@ -12,10 +12,11 @@ import pytest
 
 import verydeep
 from verydeep import modelfile
-from verydeep.compression import Compressed, _search, _Trial
+from verydeep.compression import Compressed, _search, _Trial, carried
 from verydeep.compression.rounding import SLOPE, curved_by, round_coded
 from verydeep.errors import ArgumentError, DataError, ModelFileError, NetworkError
 from verydeep.modelfile.codec import Coded, Rate, quarters
+from verydeep.quantisation import Draft
 from verydeep.quantisation.rounding import second_moments
 
 from . import tiny
@@ -33,6 +34,27 @@ def moments_of(draw: np.random.Generator, channels: int, kernel: int) -> np.ndar
 def loss(weight: np.ndarray, rounded: np.ndarray, moments: np.ndarray) -> float:
     off = (rounded - weight).reshape(len(weight), -1).astype(np.float64)
     return float(np.einsum("oi,ij,oj->", off, moments, off))
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_carried_photos_are_what_the_whole_network_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: bool
+) -> None:
+    """Of two sizes, with what changed on the way; whether maps are kept or computed again."""
+    monkeypatch.setattr(carried, "KEPT", 2**30 if few else 100_000)
+    model = modelfile.read(tiny.model_file(tmp_path / "m", tiny.tiny("vgg11_bn")))
+    record = model.record
+    draft = Draft(record.network, record.preprocess, model.decoded())
+    key = f"{record.network.layer('conv3_1').key}.weight"
+    images = [*tiny.pixels(64, 64, count=5), *tiny.pixels(80, 64, count=3)]
+    ours = carried.Carried(draft, images)
+    for name in ("relu1_1", "pool1", "relu3_1", "pool3"):
+        found = list(ours.maps(name))
+        whole = [batch[name] for batch in draft.run(draft.graph((name,), int8=False), images)]
+        for one, other in zip(found, whole, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
+        if name == "pool1":  # what is not computed yet may change
+            draft.stored[key] = 1.25 * draft.stored[key]
 
 
 def test_tiny_layer_against_brute_force() -> None:

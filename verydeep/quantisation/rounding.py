@@ -130,6 +130,17 @@ def probed(graph: Graph, place: str, until: str, candidates: Sequence[Activation
     return writer.graph()
 
 
+def part_of(graph: Graph, start: str, channels: int, end: str) -> Graph:
+    """A graph's part from one of its maps to another; its pixels are the first one's, channels last."""
+    writer = Writer(graph)
+    sides = ["batch", "height", "width", channels]
+    writer.input("pixels", onnx.TensorProto.FLOAT, sides)
+    writer.node("Transpose", ["pixels"], start, perm=[0, 3, 1, 2])
+    for node in _between(graph.model.graph.node, start, end):
+        writer.copy(node)
+    return writer.graph()
+
+
 def _between(nodes: Sequence[onnx.NodeProto], start: str, end: str) -> list[onnx.NodeProto]:
     """The nodes on the ways from one value to another, in order."""
     reached, after = {start}, []
