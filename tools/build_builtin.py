@@ -21,6 +21,7 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
@@ -186,7 +187,7 @@ def slim(args: argparse.Namespace) -> None:
     del stored["classifier.weight"]
     stored["classifier.weight.code"] = np.frombuffer(codec.encode(coded), np.uint8)
     print(f"head: {stored['classifier.weight.code'].nbytes} bytes, scores off by {error:.2%}")
-    sources = copy.deepcopy(dict(old.record.provenance))
+    sources: dict[str, Any] = copy.deepcopy(dict(old.record.provenance))
     sources["trunk"] |= trunk_facts(args.trunk)
     sources["head"]["compression"] = (
         f"multiples of steps, a step for each input, scores off by {error:.1%}"

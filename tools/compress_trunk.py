@@ -144,7 +144,9 @@ def walk(
         if name in POOL_BEFORE:
             groups = [[F.max_pool2d(x, 2) for x in pair] for pair in groups]
         flat = weight.reshape(len(weight), -1).astype(np.float64)
-        own, cross, means, total = 0.0, 0.0, [0.0, 0.0], 0
+        wide = (flat.shape[1],) * 2
+        own, cross, total = np.zeros(wide), np.zeros(wide), 0
+        means = [np.zeros(wide[0]), np.zeros(wide[0])]
         for pair in groups:
             for start in range(0, len(pair[0]), 16):
                 shape = pair[0][start : start + 16].shape
@@ -185,8 +187,8 @@ def walk(
         tensors[name] = value
         squared, reference = 0.0, 0.0
         for pair in groups:
-            for i, (w, b) in enumerate(((weight, bias), (value, new_bias))):
-                pair[i] = conv(pair[i], torch.from_numpy(w), torch.from_numpy(b))
+            for i, (w, add) in enumerate(((weight, bias), (value, new_bias))):
+                pair[i] = conv(pair[i], torch.from_numpy(w), torch.from_numpy(add))
             for a, c in zip(torch.split(pair[0], 8), torch.split(pair[1], 8), strict=True):
                 squared += float((a.float() - c.float()).square().sum())
                 reference += float(a.float().square().sum())

@@ -343,6 +343,10 @@ class _Work:
         each = patches_each(layer, len(self.images))
         return patches_of(maps, layer.kernel, layer.padding, patches=each)
 
+    def read_by(self, layer: Layer, carried: Carried) -> Iterator[Array]:
+        """What the layer reads in a draft, as `_patches` gives it."""
+        return self._patches(layer, carried.maps(self.sources[layer.name]))
+
     def share(self) -> None:
         """Steps of which each layer's lose equally much for what they save.
 
@@ -405,8 +409,7 @@ class _Work:
 
         drafts: as it stands, and the reference.
         """
-        source = self.sources[layer.name]
-        now, before = (self._patches(layer, one.maps(source)) for one in drafts)
+        now, before = (self.read_by(layer, one) for one in drafts)
         known, cross, mean = _Inputs(paired=True), np.zeros(()), np.zeros(())
         for ours, theirs in zip(now, before, strict=True):
             known.add([ours])

@@ -26,6 +26,7 @@ from ..modelfile import ModelFile, dequantised, read, write
 from ..nets import Layer, Network
 from ..quantisation import Draft, made_from, output_error
 from . import _as_used, _multiply_adds, _paired
+from .carried import Carried
 
 if TYPE_CHECKING:
     from . import _Work
@@ -344,10 +345,10 @@ class Pruning:
         self, layer: Layer, draft: Draft, flat: Array
     ) -> tuple[Array, Array, Array, Array]:
         """Of a convolution: `own` and `cross` of `solved`; the mean that it read, and what it is now."""
-        read_by, reference = self.work.read_by, self.work.reference
+        both = (Carried(one, self.work.images) for one in (self.work.reference, draft))
         count, rows = 0, flat.T.astype(np.float32)
         own, cross, before, mean = (np.zeros(()) for _ in range(4))
-        for theirs, ours in zip(read_by(layer, reference), read_by(layer, draft), strict=True):
+        for theirs, ours in zip(*(self.work.read_by(layer, one) for one in both), strict=True):
             own = own + ours.T @ ours
             cross = cross + (theirs @ rows).T @ ours
             before = before + theirs.sum(0, dtype=np.float64)

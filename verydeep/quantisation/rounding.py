@@ -133,8 +133,7 @@ def probed(graph: Graph, place: str, until: str, candidates: Sequence[Activation
 def part_of(graph: Graph, start: str, channels: int, end: str) -> Graph:
     """A graph's part from one of its maps to another; its pixels are the first one's, channels last."""
     writer = Writer(graph)
-    sides = ["batch", "height", "width", channels]
-    writer.input("pixels", onnx.TensorProto.FLOAT, sides)
+    writer.input("pixels", onnx.TensorProto.FLOAT, ["batch", "height", "width", channels])
     writer.node("Transpose", ["pixels"], start, perm=[0, 3, 1, 2])
     for node in _between(graph.model.graph.node, start, end):
         writer.copy(node)
