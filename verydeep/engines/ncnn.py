@@ -7,6 +7,9 @@ ncnn computes one image at a time. Those of a batch go one after another through
 once as there are threads through one each. Python's lock is released meanwhile, and each image has an
 extractor of its own, so that calls need not take turns. OpenMP, which ncnn computes with, keeps threads for
 each thread that calls: so these are threads of ours, which a forked child makes anew.
+
+FC layers are a network of their own, which takes a whole batch as the columns of one matrix: VGG-16's have
+495 MB of weights, and to read those takes nearly all of their time.
 """
 
 from __future__ import annotations
@@ -47,6 +50,11 @@ MASK = "mask"  # beside the pixels
 HALVES = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic")
 LARGEST_TILES = "use_winograd63_convolution"  # for a few channels; they round too much for `exact`
 FLOAT32 = np.zeros(1, np.int32)  # stands before weights that might be of another type
+SUMMED, PIECES = (
+    256,
+    16,
+)  # products of an FC layer summed one after another, at least; sums of it at most
+REGISTER = 16  # numbers, of the widest processor
 
 # ONNX's operations that are a layer of ncnn's, with its parameters: its docs/developer-guide/operators.md.
 # Axes do not count the batch, and are of channels, height and width. A number is a float where it has a
@@ -85,12 +93,15 @@ def variants(
 def prepare(engine: Engine) -> Run:
     source, streams = engine.source, int(engine.settings.get("streams", 1))
     # what is built here is not kept, since ncnn has its own weights then
-    text = Text(vars(source).get("graph") or source.build())
+    graph = vars(source).get("graph") or source.build()
+    text, head = Text(graph, head=False), Text(graph, head=True)
+    del graph
     ours = ThreadPoolExecutor(streams, "verydeep-ncnn")
     threads = max(1, engine.threads // streams)
     with silenced():
         net = ours.submit(opened, text, threads, engine.precision).result()
-    text.weights.clear()
+        if head.inputs:
+            fc = ours.submit(opened, head, engine.threads, engine.precision).result()
 
     def image(pixels: np.ndarray, index: int, outputs: dict[str, np.ndarray], count: int) -> None:
         maps = pixels.transpose(2, 0, 1)
@@ -118,6 +129,11 @@ def prepare(engine: Engine) -> Run:
                     raise CancelledError
                 image(pixels[index], index, outputs, len(pixels))
 
+        def together() -> None:
+            columns = {name: mat(outputs[name].T) for name in head.inputs}
+            for name, value in extracted(fc, columns, head.outputs):
+                outputs[name] = np.ascontiguousarray(np.asarray(value).T)
+
         running = [ours.submit(some) for _ in range(min(streams, len(pixels)))]
         try:
             for one in running:
@@ -126,6 +142,8 @@ def prepare(engine: Engine) -> Run:
             stopped.set()
             wait(running)
             raise
+        if head.inputs:
+            awaited(ours.submit(together), stopped.set)
         return {name: outputs[name] for name in source.outputs}
 
     return run
@@ -154,6 +172,7 @@ def opened(text: Text, threads: int, precision: str) -> Any:
         setattr(net.opt, name, False)
     if net.load_param_mem(text.text) or net.load_model(Reader()):
         raise EngineError("ncnn did not take the graph: it cannot read its layers or weights")
+    text.weights.clear()
     return net
 
 
@@ -187,15 +206,19 @@ class Text:
     ncnn knows no batch. Where images of one group are compared, `lanes` of them lie side by side in the
     pixels' channels, and `parts` has those values that each image is computed up to: their names for the
     images of the group, which then go in together. masked: whether one more channel is a mask of all.
+
+    head: False for what is computed image by image, up to what FC layers read; True for these alone, of a
+    batch: each value is a matrix with a column for each image. None for all, of one image. inputs: names.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, *, head: bool | None = None) -> None:
         import onnx
 
         model = graph.model.graph
         self.weights: list[np.ndarray] = []
         self.parts: dict[str, list[str]] = {}
         self.lanes, self.masked = 1, any(node.op_type == "Slice" for node in model.node)
+        self.head = bool(head)
         self._lines: list[tuple[str, list[str], list[str], str]] = []
         self._constants = {
             tensor.name: graph.weights[tensor.name]
@@ -206,9 +229,22 @@ class Text:
         self._blobs: dict[str, str] = {}  # ncnn's name of what an operation leaves as it is
         self._sizes: set[str] = set()  # what is computed from shapes alone
         self._channels: dict[str, int] = {}
-        for name in ("pixels", *([MASK] if self.masked else [])):
-            self._line("Input", [], [name])
+        fc: set[str] = set()  # values of FC layers, and all that is computed of them
         for node in model.node:
+            if node.op_type == "Gemm" or fc.intersection(node.input):
+                fc.update(node.output)
+        wanted = {output.name for output in model.output}
+        nodes = list(model.node)
+        self.inputs = ["pixels", *([MASK] if self.masked else [])]
+        if head is not None:
+            first = [node for node in nodes if fc.intersection(node.output)]
+            read = {name for node in first for name in node.input} - fc - self._constants.keys()
+            nodes = first if head else [node for node in nodes if node not in first]
+            wanted = wanted & fc if head else wanted - fc | read
+            self.inputs = sorted(read) if head else self.inputs
+        for name in self.inputs:
+            self._line("Input", [], [name])
+        for node in nodes:
             options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             try:
                 self._node(node.op_type, list(node.input), list(node.output), options)
@@ -218,7 +254,6 @@ class Text:
                 ) from error
         # ncnn forgets a value when it was read, so each is taken before what is computed of it
         computed = [name for *_, outputs, _ in self._lines for name in outputs]
-        wanted = {output.name for output in model.output}
         self.outputs = [name for name in computed if name in wanted]
         self.parts = {name: self.parts[name] for name in computed if name in self.parts}
         self._constants.clear()
@@ -292,8 +327,29 @@ class Text:
         elif kind == "Gemm":
             weight, bias = constants
             weight = weight if options.get("transB") else weight.T
-            self._line(f"InnerProduct 0={len(weight)} 1=1 2={weight.size}", values, outputs)
-            self.weights += [FLOAT32, weight, bias]
+            if not self.head:
+                self._line(f"InnerProduct 0={len(weight)} 1=1 2={weight.size}", values, outputs)
+                self.weights += [FLOAT32, weight, bias]
+                return
+            # the last rows, less than a register, would be summed otherwise for one image than for several
+            more = -len(weight) % REGISTER
+            bias = np.pad(bias, (0, more))
+            # long sums lose digits; and what ncnn makes its weights of stands beside them for a moment
+            step = max(SUMMED, -(-weight.shape[1] // PIECES))
+            cuts = range(0, weight.shape[1], step)
+            weight = np.pad(weight, ((0, more), (0, 0))) if more else weight
+            parts = [weight[:, start : start + step] for start in cuts]
+            names = [f"{output}/from{start}" for start in cuts]
+            reads = [f"{name}/read" for name in names]
+            sizes = ",".join(str(part.shape[1]) for part in parts)
+            self._line(f"Slice -23300={len(parts)},{sizes} 1=0", values, reads)
+            for at, part in enumerate(parts):
+                line = f"Gemm 4=1 7={len(part)} 9={part.shape[1]}{'' if at else ' 6=1 10=1'}"
+                self._line(line, reads[at : at + 1], names[at : at + 1])
+                self.weights += [FLOAT32, part, *([] if at else [FLOAT32, bias])]
+            self._line("Eltwise 0=1" if len(parts) > 1 else "Noop", names, [f"{output}/rows"])
+            line = f"Slice -23300=2,{len(weight) - more},{more} 1=0" if more else "Noop"
+            self._line(line, [f"{output}/rows"], [output, f"{output}/more"] if more else outputs)
         elif kind in POOLS:
             (side, _), (step, _) = options["kernel_shape"], options["strides"]
             pad = options.get("pads", [0])[0]
