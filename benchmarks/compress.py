@@ -31,6 +31,7 @@ from sources import published_vgg16
 
 from verydeep import compression
 from verydeep.compression.rounding import SLOPE
+from verydeep.datasets import unlabelled
 from verydeep.modelfile import Record, read, write
 from verydeep.nets import network
 from verydeep.preprocess import TORCHVISION
@@ -91,7 +92,7 @@ class Race:
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.model = read(trunk(folder, args.pixels, args.cache))
         record = self.model.record
-        first, second, _ = photos(record.preprocess, [str(args.photos)], (), args.count)
+        first, second, _ = photos(record.preprocess, unlabelled.photos(args.photos), (), args.count)
         self.work = compression._Work(self.model, (first, second), None, args.threads)
         self.rows: list[dict[str, object]] = []
         self.began = time.time()

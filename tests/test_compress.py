@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import itertools
 import json
+import tarfile
+import zipfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import verydeep
 from verydeep import modelfile
 from verydeep.compression import Compressed, _search, _Trial, carried
 from verydeep.compression.rounding import SLOPE, curved_by, round_coded
 from verydeep.errors import ArgumentError, DataError, ModelFileError, NetworkError
+from verydeep.evaluation.figures import paired_interval, share_interval
 from verydeep.modelfile.codec import Coded, Rate, quarters
+from verydeep.published import find_model
 from verydeep.quantisation import Draft
 from verydeep.quantisation.rounding import second_moments
 
@@ -151,6 +157,15 @@ def test_a_goal_that_cannot_be_met_gives_the_nearest() -> None:
     assert stuck.coarseness < 0.1
 
 
+def test_intervals_are_those_of_others() -> None:
+    # by hand, and the example of R's PropCIs::diffpropci.mp
+    np.testing.assert_allclose(share_interval(0, 10), (0, 0.2775), atol=1e-4)
+    np.testing.assert_allclose(share_interval(81, 263), (0.2553, 0.3662), atol=1e-4)
+    np.testing.assert_allclose(paired_interval(20, 40, 160), (0.030896, 0.216017), atol=1e-5)
+    low, high = paired_interval(0, 0, 100)
+    assert low == -high != 0
+
+
 # The command
 
 
@@ -200,6 +215,132 @@ def test_accuracy_on_labelled_photos(model: Path, tmp_path: Path) -> None:
     assert made.drop <= 20
     assert made.size_bytes < made.before_bytes / 5
     assert all({"coarseness", "size", "drop"} <= one.keys() for one in made.trials)
+
+
+def test_the_drop_has_an_interval(model: Path, tmp_path: Path) -> None:
+    """Of the pairs of answers, photo by photo; and photos to calibrate on come from the set itself."""
+    predictor = verydeep.load(model)
+    for seed in range(160):
+        image = tiny.photo(tmp_path / "new.png", seed=seed)
+        label = predictor(image).label if seed % 5 else tiny.NAMES[seed % 7]
+        image.rename(tiny.photo(tmp_path / "data" / label / f"{seed}.png", seed=seed))
+    with tarfile.open(tmp_path / "data.tar", "w") as archive:
+        archive.add(tmp_path / "data", "data")
+    events: list[Mapping[str, object]] = []
+    made = verydeep.compress(
+        model, tmp_path / "o", data=tmp_path / "data.tar", size=9_000, on_event=events.append
+    )
+    record = modelfile.read(tmp_path / "o").record
+    rows = {row["what"]: row for row in record.measured}
+    assert set(rows) == {"top1", "drop", "agreement", "output_error"}
+    assert rows["drop"]["n"] == 160 - 40  # of the undivided set a quarter was to calibrate on
+    assert made.checked == 20
+    low, high = rows["drop"]["interval"]  # type: ignore[misc]
+    assert low < made.drop < high  # type: ignore[operator]
+    low, high = rows["agreement"]["interval"]  # type: ignore[misc]
+    assert low < made.agreement < high  # type: ignore[operator]
+    source = record.provenance["compressed_from"]
+    assert {"command", "versions", "sha256", "photos", "coarseness"} <= source.keys()  # type: ignore[union-attr]
+
+
+def test_of_a_divided_set_what_is_to_train_on_calibrates(model: Path, tmp_path: Path) -> None:
+    for seed in range(96):
+        part = "train" if seed < 80 else "val"
+        tiny.photo(tmp_path / "data" / part / tiny.NAMES[seed % 7] / f"{seed}.png", seed=seed)
+    verydeep.compress(model, tmp_path / "o", data=tmp_path / "data", count=50)
+    record = modelfile.read(tmp_path / "o").record
+    assert record.provenance["compressed_from"]["photos"] == 25  # type: ignore[index,call-overload]
+    assert next(row for row in record.measured if row["what"] == "drop")["n"] == 16
+
+
+def packed(photos: Path, tmp_path: Path, form: str) -> object:
+    """The folder's photos in a form that `train` takes."""
+    files = sorted(photos.iterdir())
+    if form == "csv":
+        lines = "".join(f"{file},{at % 2}\n" for at, file in enumerate(files))
+        (tmp_path / "set.csv").write_text(f"path,label\n{lines}")
+    elif form == "npz":
+        pixels = np.stack([np.asarray(Image.open(file)) for file in files])
+        np.savez(tmp_path / "set.npz", images=pixels, labels=np.arange(len(files)) % 2)
+    elif form in ("tar", "shards"):
+        half = [files] if form == "tar" else [files[::2], files[1::2]]
+        for number, some in enumerate(half):
+            with tarfile.open(
+                tmp_path / ("set.tar" if form == "tar" else f"s-{number}.tar"), "w"
+            ) as tar:
+                for file in some:
+                    tar.add(file, f"deep/{file.name}")
+    elif form == "zip":
+        with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+            for file in files:
+                archive.write(file, file.name)
+    elif form == "pairs":
+        return Pairs(files)
+    return tmp_path / ("s-{0..1}.tar" if form == "shards" else f"set.{form}")
+
+
+class Pairs:
+    """What torch calls a Dataset."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, at: int) -> tuple[Image.Image, int]:
+        with Image.open(self.files[at]) as image:
+            return image.convert("RGB"), at % 2
+
+
+@pytest.mark.parametrize("form", ["csv", "npz", "tar", "zip", "shards", "pairs"])
+def test_photos_come_in_every_form_that_train_takes(
+    form: str, model: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Labels and folders are not asked; the file is that of the folder itself, but for the command."""
+    held = {}
+    for name, given in (("folder", photos), ("packed", packed(photos, tmp_path, form))):
+        verydeep.compress(model, tmp_path / name, calibrate=given, threads=1)
+        held[name] = modelfile.read(tmp_path / name)
+    source = held["packed"].record.provenance["compressed_from"]
+    assert source["photos"] == 20  # type: ignore[index,call-overload]
+    if form not in ("shards", "npz"):  # in another order
+        for key, value in held["folder"].stored.items():
+            np.testing.assert_array_equal(held["packed"].stored[key], value)
+
+
+def test_a_photo_of_an_archive_that_cannot_be_read_is_named(
+    model: Path, photos: Path, tmp_path: Path, verydeep: Run
+) -> None:
+    (photos / "7.png").write_bytes(b"\x89PNG no more")
+    given = packed(photos, tmp_path, "tar")
+    done = verydeep(
+        "compress", model, "--out", tmp_path / "o", "--calibrate", given, "--threads", 1
+    )
+    assert done.status == 1
+    assert "deep/7.png: " in done.err
+
+
+def test_what_has_the_built_in_trunk(photos: Path, tmp_path: Path) -> None:
+    """Its rounded weights are the reference, and it is no file that this made."""
+    builtin = modelfile.read(find_model("builtin"))
+    narrow = tiny.tiny("vgg11", width=1 / 16)
+    assert not builtin.record.activations
+    # the same forms of tensors in a network that takes seconds: 16 bits, and 8
+    tensors = dict(tiny.weights(narrow))
+    for at, key in enumerate([k for k in tensors if k.startswith("features") and "weight" in k]):
+        weight = tensors.pop(key)
+        scale = np.abs(weight).max(axis=(1, 2, 3), keepdims=True) / (127 if at else 32767)
+        tensors[f"{key}.q"] = np.rint(weight / scale).astype(np.int8 if at else np.int16)
+        tensors[f"{key}.scale"] = scale.astype(np.float32)
+    path = tmp_path / "own"
+    record = replace(builtin.record, network=narrow, class_names=tiny.NAMES, class_ids=tiny.IDS)
+    how = modelfile.read(tiny.model_file(tmp_path / "other")).record.preprocess
+    modelfile.write(path, replace(record, preprocess=how), tensors)
+    made = verydeep.compress(path, tmp_path / "o", calibrate=photos, threads=1)
+    assert made.error is not None
+    assert made.error < 0.2
+    assert made.size_bytes < path.stat().st_size
 
 
 def test_a_trunk_and_batch_norm(photos: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import verydeep as package
 from verydeep import benching, modelfile
 from verydeep.compression import _multiply_adds, _Work, pruning
 from verydeep.compression.pruning import energies, links, removal, solved, solved_on_few, without
+from verydeep.datasets import unlabelled
 from verydeep.nets import Network, network
 from verydeep.quantisation import output_error
 from verydeep.quantisation import photos as pixels_of
@@ -22,6 +24,18 @@ from . import tiny
 from .conftest import Run
 from .test_channels import FULL, removed
 from .test_compress import moments_of
+
+
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speeds are not measured, which takes processes and seconds, but where they are what is tested."""
+    if "speeds_are_measured" not in request.node.name:
+        monkeypatch.setattr(benching, "against", quickly)
+
+
+@contextmanager
+def quickly(*_: object, **__: object) -> Iterator[tuple[str, Callable[[Path], float]]]:
+    yield "onnxruntime", lambda _: 1.25
 
 
 def test_solved_weights_are_those_of_lstsq(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +176,7 @@ def test_solving_anew_is_worth_it(photos: Path, tmp_path: Path) -> None:
     path = tiny.model_file(tmp_path / "tiny.safetensors", net)
     given = modelfile.read(path)
     whole = _multiply_adds(given.record)
-    *images, _ = pixels_of(given.record.preprocess, [str(photos)], (), 40)
+    *images, _ = pixels_of(given.record.preprocess, unlabelled.photos(photos), (), 40)
     work = _Work(given, images, None, 1)
     one = pruning.Pruning(work)
     kept = one.kept(whole / 2)

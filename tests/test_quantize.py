@@ -323,7 +323,7 @@ def test_out_is_checked_before_the_work(
     with pytest.raises(OutputError, match=r"leads to the file that it is made of; name another"):
         quantize.quantize(model, [str(photos)], model)
     assert model.read_bytes() == before
-    with pytest.raises(DataError, match=r"given as ndarray; expected paths"):
+    with pytest.raises(DataError, match=r"ndarray.0. is ndarray; expected .image, label"):
         quantize.quantize(model, images(16), tmp_path / "q")  # type: ignore[arg-type]
 
 
@@ -347,6 +347,6 @@ def test_heads_that_read_before_a_relu_or_in_the_middle(
 
 
 def test_photos_are_taken_evenly() -> None:
-    assert quantize._spread([str(i) for i in range(10)], 5) == list("02468")
-    assert quantize._spread(["a", "b"], 5) == ["a", "b"]
+    assert quantize.spread([str(i) for i in range(10)], 5) == list("02468")
+    assert quantize.spread(["a", "b"], 5) == ["a", "b"]
     assert pixels(4, 4).shape == (2, 4, 4, 3)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import verydeep as package
-from verydeep import modelfile
+from verydeep import compression, modelfile
 from verydeep.training.recipes import changed, paper
 from verydeep.training.start import started, teacher_of
 
@@ -24,8 +26,9 @@ from .following import follows, refused, said
     "--again (again=True in Python)",
     "size and max_drop are two goals; give one of them",
     "max_drop needs photos to measure it on: give data or calibrate",
-    "a trunk has no answers to drop; give size instead",
+    "a trunk has no answers to drop; give size instead, and no data",
     "{} photos to calibrate on; expected {} or more, and a few hundred are better",
+    "{}: no photos in it; expected some",
 )  # fmt: skip
 def test_what_can_be_compressed(model: Path, tmp_path: Path, verydeep: Run) -> None:
     out, other = tmp_path / "out.safetensors", tmp_path / "other.safetensors"
@@ -63,9 +66,68 @@ def test_what_can_be_compressed(model: Path, tmp_path: Path, verydeep: Run) -> N
     shutil.copytree(images, tmp_path / "data" / label)
     assert "trial: " in compress("--max-drop", 100, "--data", tmp_path / "data")
     trunk = model_file(tmp_path / "trunk", tiny(head="classic", classes=0))
-    words = "a trunk has no answers to drop; give size instead"
+    words = "a trunk has no answers to drop; give size instead, and no data"
     said(words, compress(*both[2:], given=trunk))
     assert "trial: " in compress(*both[:2], given=trunk)
+
+    empty = tmp_path / "empty.tar"
+    tarfile.open(empty, "w").close()
+    words = "{}: no photos in it; expected some"
+    said(words, compress("--calibrate", empty))
+    with tarfile.open(empty, "w") as archive:
+        archive.add(images, "any")
+    assert "trial: " in compress("--calibrate", empty)
+    words = "{}: shards that are streamed; fetch them, and give their path"
+    said(words, compress("--calibrate", "https://localhost/photos.tar"))
+
+
+@follows(
+    "{}: holds a compression that was stopped; go on with it by --resume (resume=True in Python), or "
+    "delete the folder",
+    "what is done is in {}; the same command with --resume goes on from there",
+    "{}: was begun with {} {}, which is now {}; ask for the same, or delete the folder",
+    "{}: another process makes it now; name another file, or wait for it",
+)
+def test_what_was_stopped(
+    model: Path, tmp_path: Path, verydeep: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, second = tmp_path / "out", tmp_path / "second"
+
+    def compress(*words: object) -> str:
+        return verydeep("compress", model, "--out", out, *words).err
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def stopped() -> str:
+        with monkeypatch.context() as patched:
+            patched.setattr(compression, "_search", stop)
+            return compress("--size", "50KB", "--resume")
+
+    told = "what is done is in {}; the same command with --resume goes on from there"
+    (folder,) = said(told, stopped())
+    words = (
+        "{}: holds a compression that was stopped; go on with it by --resume (resume=True in Python), or "
+        "delete the folder"
+    )
+    said(words, compress("--size", "50KB"))
+    differs = "{}: was begun with {} {}, which is now {}; ask for the same, or delete the folder"
+    _, what, before, _ = said(differs, compress("--size", "60KB", "--resume"))
+    assert what == "size"
+    compress("--size", before, "--resume")
+    assert out.exists()
+    stopped()
+    shutil.rmtree(folder)
+    compress("--size", "60KB")
+    busy = "{}: another process makes it now; name another file, or wait for it"
+
+    def meanwhile(_: object) -> None:
+        said(busy, refused(lambda: package.compress(model, out)))
+        package.compress(model, second)
+
+    package.compress(model, out, on_event=meanwhile)
+    package.compress(model, out)
+    assert second.exists()
 
 
 @follows(

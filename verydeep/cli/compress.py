@@ -66,6 +66,7 @@ def _whole(text: str | None, units: Mapping[str, int], otherwise: str) -> int | 
     help="At most so many photos of --calibrate, evenly spread over the folders.",
 )
 @click.option("--again", is_flag=True, help="Also take a model that was compressed already.")
+@click.option("--resume", is_flag=True, help="Go on where the same command was stopped.")
 @options.threads
 @options.json_object
 def compress(

@@ -69,7 +69,8 @@ def calibrate(*, required: bool) -> Callable[[C], C]:
     """The photos that say how weights may be rounded."""
     return click.option(
         "--calibrate", required=required, multiple=True, metavar="IMAGES",
-        help="A photo, a folder, or a glob in quotes; may be repeated. Labels are not needed.",
+        help="A photo, a folder, a glob in quotes, or what `verydeep train` takes; may be repeated. Labels "
+        "are not needed.",
     )  # fmt: skip
 
 

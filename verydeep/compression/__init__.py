@@ -9,11 +9,12 @@ fitted to what the rounded layers before it make of the photos.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -21,15 +22,22 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError, DataError, ModelFileError, NetworkError
-from ..files.photo_paths import names
+from .. import __version__
+from ..datasets import labelled, unlabelled
+from ..datasets.items import Listing, size_bytes
+from ..datasets.unlabelled import Photo
+from ..errors import DataError
+from ..evaluation import Evaluation, evaluate, found_for
+from ..evaluation.figures import paired_interval, share_interval
+from ..files.atomic import replacing
 from ..files.progress import stage
 from ..files.strict_json import JSON
-from ..files.wording import table
+from ..files.wording import counted, table
 from ..graphs.network import norm_factor
 from ..modelfile import ModelFile, Record, dequantised, read, write
 from ..modelfile.codec import Coded, encode
 from ..nets import Layer, Network
+from ..predictor import Predictor
 from ..published import find_model
 from ..quantisation import (
     BATCH,
@@ -41,9 +49,13 @@ from ..quantisation import (
     photos,
     require_writable,
     said,
+    spread,
 )
 from ..quantisation.rounding import patches_of
+from ..training.record import about
 from .carried import Carried
+from .goal import Goal
+from .kept import Kept, kept
 from .rounding import Curved, curved_by, round_coded
 
 __all__ = ["Compressed", "compress"]
@@ -51,10 +63,6 @@ __all__ = ["Compressed", "compress"]
 TRIALS = 7  # at most, beside the one that measures the layers
 _BEGIN = 2.0**-3  # of the first trial: the share of a layer's own deviation that a step is
 _NEAR, _AIMED = 0.975, 0.985  # of the size asked for: near enough, and what is aimed at
-_TENSOR_BYTES, _RECORD_BYTES = (
-    100,
-    1000,
-)  # what a tensor and the new record take of the header, about
 _RIDGE = 2e-3  # of the mean moment: how strongly fitted weights are drawn to the published ones
 _WIDEST = 5000  # inputs of which all moments are kept
 _PROTOCOL = (
@@ -69,7 +77,8 @@ Array = np.ndarray
 class Compressed:
     """A small model file, and what was measured of it.
 
-    size_bytes, before_bytes: of both files. trials: of each its "coarseness", "size" and what was measured.
+    path: of the file. size_bytes, before_bytes: of both files. trials: of each its "coarseness", "size" and
+    what was measured.
     layers: of each layer with weights its "name", "weights", "bits" a weight, and "share" of the bytes.
     agreement: the fraction of `checked` photos with the first answer of the model that it was made of; None
     without photos or head. error: of the scores there, or of the last layer's maps (||a - b|| / ||b||).
@@ -78,8 +87,7 @@ class Compressed:
     be; None where that was not asked for.
     """
 
-    record: Record
-    tensors: dict[str, Array] = field(repr=False)
+    path: Path
     size_bytes: int
     before_bytes: int
     trials: tuple[dict[str, Any], ...]
@@ -96,9 +104,8 @@ class Compressed:
 
     def to_dict(self) -> dict[str, object]:
         """What `verydeep compress --json` prints."""
-        values = dict(vars(self))
-        del values["record"], values["tensors"]
-        return {**values, "trials": list(self.trials), "layers": list(self.layers)}
+        more = {"path": str(self.path), "trials": list(self.trials), "layers": list(self.layers)}
+        return {**vars(self), **more}
 
     def __str__(self) -> str:
         rows = [("layer", "weights", "bits", "of the file")]
@@ -134,7 +141,7 @@ def compress(
     model: str | os.PathLike[str] | ModelFile,
     out: str | os.PathLike[str],
     *,
-    calibrate: Iterable[str] = (),
+    calibrate: object = (),
     data: object = None,
     size: int | None = None,
     max_drop: float | None = None,
@@ -142,6 +149,7 @@ def compress(
     speedup: float | None = None,
     count: int = 256,
     again: bool = False,
+    resume: bool = False,
     threads: int | None = None,
     on_event: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Compressed:
@@ -164,80 +172,108 @@ def compress(
     written.
     """
     opened = model if isinstance(model, ModelFile) else read(find_model(model))
-    prunes = multiply_adds is not None or speedup is not None
-    _refuse(opened, again, prunes)
-    if size is not None and max_drop is not None:
-        raise ArgumentError("size and max_drop are two goals; give one of them")
-    if multiply_adds is not None and speedup is not None:
-        raise ArgumentError("multiply_adds and speedup are two goals; give one of them")
-    if prunes and not calibrate:
-        raise ArgumentError(
-            "which channels can go is measured on photos: name some with --calibrate (calibrate= in Python)"
-        )
-    if speedup is not None and not 1 < speedup <= 100:
-        raise ArgumentError(f"speedup is {speedup!r}; expected more than 1, and at most 100")
-    if max_drop is not None and data is None and not calibrate:
-        raise ArgumentError("max_drop needs photos to measure it on: give data or calibrate")
-    if max_drop is not None and not opened.record.network.head.classes:
-        raise NetworkError(f"{opened.path}: a trunk has no answers to drop; give size instead")
+    out, goal, given = (
+        Path(out),
+        Goal(size, max_drop, multiply_adds, speedup),
+        unlabelled.photos(calibrate),
+    )
+    goal.require(opened, photos=bool(given) or data is not None, data=data is not None, again=again)
     require_writable(out, opened)
-    calibrate = names(calibrate)
-    *images, unreadable = photos(opened.record.preprocess, calibrate, (), count)
-    if calibrate and len(images[1]) < FEWEST:
-        raise DataError(
-            f"{sum(map(len, images))} photos to calibrate on; expected {2 * FEWEST} or more, and a few "
-            "hundred are better"
-        )
-    work = _Work(opened, images, data, threads)
-    trials: list[_Trial] = []
-    speed, suffices = None, True
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        if prunes:
-            from .pruning import prune
+    found = None if data is None else found_for(Predictor(opened), data)
+    if found and not given:
+        given, found = _apart(found, count)
+    judged = [(f"{one.name} {one.labels}", one.source) for one in found.items] if found else []
+    asked: dict[str, JSON] = {
+        "version": __version__, "model": opened.sha256, **vars(goal), "count": count,
+        "calibrate": _digest(given), "data": _digest(judged),
+    }  # fmt: skip
+    with kept(out, asked, about.asked(), resume) as steps:
+        *images, unreadable = photos(opened.record.preprocess, given, (), count)
+        if given and len(images[1]) < FEWEST:
+            raise DataError(
+                f"{sum(map(len, images))} photos to calibrate on; expected {2 * FEWEST} or more, and a few "
+                "hundred are better"
+            )
+        result = _compressed(_Work(opened, images, found, threads), goal, steps, on_event)
+        with replacing(out) as file:
+            file.write(result.path.read_bytes())
+    return replace(result, path=out, unreadable=unreadable)
 
-            small, speed, suffices = prune(work, Path(folder), multiply_adds, speedup, on_event)
-            work = _Work(small, images, data, threads, original=work)
+
+def _apart(found: Listing, count: int) -> tuple[list[Photo], Listing]:
+    """Of a labelled set photos to calibrate on, labels not asked, and the set that is left to measure on.
+
+    Those to train on where it is divided, else a quarter of them; none where these are too few.
+    """
+    items, part = labelled.judged(found)
+    learned = [item for item in found.items if item.part == "train" != part]
+    some = spread(learned or items, count if learned else min(count, len(items) // 4))
+    some = some if len(some) >= 2 * FEWEST else []
+    taken = set(map(id, some))
+    left = [item for item in found.items if id(item) not in taken]
+    return [(item.name, item.source) for item in some], replace(found, items=left)
+
+
+def _digest(photos: Sequence[Photo]) -> str:
+    """By which the same photos are known again: of their names and sizes."""
+    digest = hashlib.sha256()
+    for name, source in photos:
+        digest.update(f"{name}\0{size_bytes(source)}\n".encode("utf-8", "surrogateescape"))
+    return f"{counted(len(photos), 'photo')} of digest {digest.hexdigest()[:16]}"
+
+
+def _compressed(
+    work: _Work, goal: Goal, steps: Kept, on_event: Callable[[Mapping[str, Any]], None] | None
+) -> Compressed:
+    """The file of the best trial, in the folder of the steps."""
+    if work.data is not None:
+        work.before = steps("accuracy", lambda: work.accuracy(work.model))
+    pruned: dict[str, Any] = {"speedup": None, "met": True}
+    if goal.prunes:
+        pruned = steps("pruned", lambda: _pruned(work, goal, steps.folder, on_event))
+        small = read(steps.folder / "pruned.safetensors")
+        work = _Work(small, (work.images, work.check), work.data, work.threads, original=work)
+    trials: list[_Trial] = []
 
     def tried(coarseness: float, fitted: bool = False) -> _Trial:
-        one = work.trial(coarseness, fitted)
+        path = steps.folder / f"trial-{len(trials)}.safetensors"
+
+        def made() -> dict[str, Any]:
+            return work.written(work.trial(coarseness, fitted), path, steps.about)
+
+        one = _Trial(**steps(path.stem, made), tensors={}, path=path)
         trials.append(one)
         if on_event:
-            on_event({"event": "trial", **one.told()})
+            on_event({"event": "trial", **one.told(), "speedup": pruned["speedup"]})
         return one
 
     def met(one: _Trial) -> bool:
-        return one.size <= size if size else max_drop is None or one.drop <= max_drop
+        return goal.met(one.size, one.drop)
 
-    rounds = size is not None or max_drop is not None or not prunes
-    if rounds and work.check:
-        work.share()
-    best = tried(1.0 if rounds else 0.0)
-    if size or max_drop is not None:
-        best = _search(best, tried, size, met)
-    if rounds and images[0]:
+    if goal.rounds and work.check:
+        work.steps = steps("steps", work.share)
+    best = tried(1.0 if goal.rounds else 0.0)
+    if goal.searches:
+        best = _search(best, tried, goal.size, met)
+    if goal.rounds and work.images:
         fitted = tried(best.coarseness, fitted=True)
         if met(fitted) and (fitted.error or 0) <= (best.error or 0):
             best = fitted
-    result = work.result(best, trials, met(best) and suffices)
-    write(out, result.record, result.tensors)
-    made = os.path.getsize(out)
-    return replace(
-        result, unreadable=unreadable, size_bytes=made, before_bytes=opened.path.stat().st_size,
-        met=result.met and (not size or made <= size), speedup=speed,
-    )  # fmt: skip
+    return work.result(best, trials, met(best) and pruned["met"], pruned["speedup"])
 
 
-def _refuse(model: ModelFile, again: bool, prunes: bool) -> None:
-    if model.record.activations:
-        raise ModelFileError(
-            f"{model.path}: it was quantised; expected the float model that it was made from"
-        )
-    made = model.record.provenance
-    if ("compressed_from" in made or (prunes and "pruned_from" in made)) and not again:
-        raise ModelFileError(
-            f"{model.path}: it was compressed already, and would lose twice; take the model that it was "
-            "made from, or add --again (again=True in Python)"
-        )
+def _pruned(
+    work: _Work, goal: Goal, folder: Path, on_event: Callable[[Mapping[str, Any]], None] | None
+) -> dict[str, Any]:
+    """Write pruned.safetensors into the folder; the speed here, and whether the goal was met."""
+    from ..benching import against
+    from .pruning import prune
+
+    small, speed, met = prune(work, folder, goal.multiply_adds, goal.speedup, on_event)
+    if speed is None and small.record.network.head.classes:
+        with against(work.model.path, threads=work.threads) as (_, times):
+            speed = times(small.path)
+    return {"speedup": speed, "met": met}
 
 
 def _search(
@@ -270,7 +306,11 @@ def _search(
 
 @dataclass(frozen=True)
 class _Trial:
-    """A model rounded so coarsely: its tensors as a file holds them, and what was measured."""
+    """A model rounded so coarsely: its tensors as a file holds them, and what was measured.
+
+    size: in bytes, of the tensors, and of the file once it is written. path: of that file. measured: as its
+    record has it.
+    """
 
     coarseness: float
     tensors: dict[str, Array]
@@ -279,6 +319,8 @@ class _Trial:
     drop: float
     agreement: float | None
     error: float | None
+    measured: Sequence[dict[str, JSON]] = ()
+    path: Path = Path()
 
     def told(self) -> dict[str, Any]:
         keys = ("coarseness", "size", "drop", "agreement", "error")
@@ -289,14 +331,17 @@ class _Work:
     """A model that is compressed: what is known of its layers, and what a trial makes of it.
 
     images: to calibrate on, and to measure with; may be empty. data: labelled, or None. original: of the
-    model that this one was pruned from, whose answers it is to give.
+    model that this one was pruned from, whose answers it is to give. before: that one's `accuracy`, where
+    there is data.
     """
 
     def __init__(
-        self, model: ModelFile, images: Sequence[Sequence[Array]], data: object, threads: int | None,
-        original: _Work | None = None,
+        self, model: ModelFile, images: Sequence[Sequence[Array]], data: Listing | None,
+        threads: int | None, original: _Work | None = None,
     ) -> None:  # fmt: skip
-        self.model, self.data, self.original = model, data, original or self
+        self.model, self.data, self.threads = model, data, threads
+        self.original = original or self
+        self.before: dict[str, Any] | None = original.before if original else None
         self.images, self.check = images
         network = model.record.network
         self.layers = [layer for layer in network.layers if layer.key]
@@ -307,13 +352,11 @@ class _Work:
         self.last = used.layers[-1].name
         self.reference = Draft(used, model.record.preprocess, model.decoded(), threads=threads)
         self.steps = {layer.name: self._deviation(layer) * _BEGIN for layer in self.layers}
-        self.accuracy: float | None = None
         self.theirs: Array | None = None
         if original:
-            self.accuracy, self.theirs = original.accuracy, original.theirs
-        else:
-            self.accuracy = self._accuracy(model.path) if data is not None else None
-            self.theirs = self._outputs(self.reference, self.check) if self.check else None
+            self.theirs = original.theirs
+        elif self.check:
+            self.theirs = self._outputs(self.reference, self.check)
 
     @cached_property
     def known(self) -> dict[str, _Inputs]:
@@ -347,8 +390,8 @@ class _Work:
         """What the layer reads in a draft, as `_patches` gives it."""
         return self._patches(layer, carried.maps(self.sources[layer.name]))
 
-    def share(self) -> None:
-        """Steps of which each layer's lose equally much for what they save.
+    def share(self) -> dict[str, float]:
+        """Steps, by layer, of which each one's lose equally much for what they save.
 
         The squared error at the end goes with the square of a layer's step, and the bits of every weight
         with its logarithm: so the squared errors are to go with the numbers of weights.
@@ -367,8 +410,7 @@ class _Work:
             ratios[layer.name] = coarse / max(error, 1e-6) * math.sqrt(count)
         logs = np.log([ratio / self.steps[name] for name, ratio in ratios.items()])
         middle = math.exp(float((logs * counts).sum() / counts.sum()))
-        for name, ratio in ratios.items():
-            self.steps[name] = ratio / middle
+        return {name: float(ratio / middle) for name, ratio in ratios.items()}
 
     def _round(
         self, layer: Layer, step: float, stored: dict[str, Array], known: _Inputs | None,
@@ -439,8 +481,7 @@ class _Work:
         for name, array in draft.stored.items():
             if f"{name}.code" not in tensors:
                 tensors[name] = array
-        size = sum(array.nbytes for array in tensors.values()) + _TENSOR_BYTES * len(tensors)
-        size += len(self.model.record.to_json()) + _RECORD_BYTES
+        size = sum(array.nbytes for array in tensors.values())
         agreement, error, drop = None, None, 0.0
         if self.theirs is not None:
             ours = self._outputs(draft, self.check)
@@ -449,21 +490,80 @@ class _Work:
                 answers = (said(self.model.record, scores) for scores in (ours, self.theirs))
                 agreement = float(np.equal(*answers).all(1).mean())
                 drop = 100 * (1 - agreement)
-        if self.accuracy is not None:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "trial.safetensors"
-                write(path, self.model.record, tensors)
-                drop = 100 * (self.accuracy - self._accuracy(path))
         weights = sum(self._weight(layer).size for layer in self.layers)
         return _Trial(coarseness, tensors, size, weights, drop, agreement, error)
 
-    def _accuracy(self, path: Path) -> float:
-        from ..evaluation import Evaluation, evaluate
+    def accuracy(self, model: ModelFile) -> dict[str, Any]:
+        """How right a model is on the labelled photos: a "figure", and what is "right", of one answer each.
 
-        measured = evaluate(path, self.data)
-        return (
-            measured.top1 if isinstance(measured, Evaluation) else measured.mean_average_precision
+        Each model is measured in the engine that was the quickest for the first.
+        """
+        right: list[bool | None] = []
+        engine = self.before["engine"] if self.before else "auto"
+        with Predictor(model, engine=engine, threads=self.threads) as predictor:
+            on_event = lambda event: right.append(event.get("right"))  # noqa: E731
+            measured = evaluate(predictor, self.data, on_event=on_event)
+        facts = {"engine": measured.engine, "protocol": measured.protocol, "n": measured.n}
+        if isinstance(measured, Evaluation):
+            return {"figure": measured.top1, "right": right, **facts}
+        return {"figure": measured.mean_average_precision, "right": [], **facts}
+
+    def written(self, one: _Trial, path: Path, made: Mapping[str, JSON]) -> dict[str, Any]:
+        """Write the trial as a model file, and measure it on the labelled photos.
+
+        made: what its record says of how it was made, too. Gives what a `_Trial` has, but tensors.
+        """
+        rows: list[dict[str, JSON]] = []
+        told = {**vars(one), "measured": rows}
+        if self.original is not self:  # of one that was pruned, how fast it is
+            rows += map(dict, self.model.record.measured)
+        if self.before:
+            write(path, self.model.record, one.tensors)
+            rows += self._lost(self.accuracy(read(path)))
+            told["drop"] = rows[-1]["value"]
+        count = len(self.check)
+        if one.agreement is not None:
+            interval = share_interval(round(one.agreement * count), count)
+            rows.append(_figure("agreement", one.agreement, interval, count, _PROTOCOL))
+        if one.error is not None:
+            rows.append(_figure("output_error", one.error, None, count, _PROTOCOL))
+        source: dict[str, JSON] = {
+            **made_from(self.original.model), "photos": len(self.images), "coarseness": one.coarseness,
+            **made,
+        }  # fmt: skip
+        record = replace(
+            self.model.record,
+            measured=tuple(rows),
+            provenance={
+                **self.model.record.provenance,
+                **({"compressed_from": source} if one.coarseness else {}),
+            },
         )
+        write(path, record, one.tensors)
+        del told["tensors"], told["path"]
+        return {**told, "size": path.stat().st_size}
+
+    def _lost(self, now: Mapping[str, Any]) -> list[dict[str, JSON]]:
+        """Figures of how right it still is, and of the points that it lost."""
+        assert self.before is not None
+        what = "top1" if now["right"] else "mean average precision"
+        protocol = f"{now['protocol']}, {now['engine']}"
+        pairs = Counter(zip(self.before["right"], now["right"], strict=True))
+        better, worse = pairs[False, True], pairs[True, False]
+        count = sum(number for pair, number in pairs.items() if None not in pair)
+        shares = paired_interval(better, worse, count) if count else None
+        interval = shares and (100 * shares[0], 100 * shares[1])
+        drop = 100 * (self.before["figure"] - now["figure"])
+        return [
+            _figure(what, now["figure"], None, now["n"], protocol),
+            _figure(
+                "drop",
+                drop,
+                interval,
+                now["n"],
+                f"points of {what} below the model it was made of, {protocol}",
+            ),
+        ]
 
     def _outputs(self, draft: Draft, images: Sequence[Array]) -> Array:
         """What is to stay as it is, (images, numbers): scores, or the last maps of a trunk."""
@@ -476,43 +576,31 @@ class _Work:
             [batch[self.last].reshape(len(batch[self.last]), -1) for batch in batches]
         )
 
-    def result(self, best: _Trial, trials: Sequence[_Trial], met: bool) -> Compressed:
-        record = self.model.record
-        source: dict[str, JSON] = {
-            **made_from(self.original.model), "photos": len(self.images), "coarseness": best.coarseness,
-        }  # fmt: skip
-        # of one that was pruned, how fast it is
-        figures = [dict(figure) for figure in record.measured] if self.original is not self else []
-        for what, value in (("agreement", best.agreement), ("output_error", best.error)):
-            if value is not None:
-                figures.append(
-                    {"what": what, "value": value, "n": len(self.check), "protocol": _PROTOCOL}
-                )
-        if self.accuracy is not None:
-            figures.append(
-                {"what": "drop", "value": best.drop, "protocol": "points on the same data"}
-            )
-        small = replace(
-            record,
-            measured=tuple(figures),
-            provenance={
-                **record.provenance, **({"compressed_from": source} if best.coarseness else {})
-            },
-        )  # fmt: skip
-        layers = []
+    def result(
+        self, best: _Trial, trials: Sequence[_Trial], met: bool, speedup: float | None
+    ) -> Compressed:
+        stored, layers = read(best.path).stored, []
         for one in self.layers:
             key, count = f"{one.key}.weight", self._weight(one).size
-            size = best.tensors[f"{key}.code" if best.coarseness else key].nbytes
+            size = stored[f"{key}.code" if best.coarseness else key].nbytes
             layers.append({
                 "name": one.name, "weights": count, "bits": 8 * size / count, "share": size / best.size,
             })  # fmt: skip
-        drop = best.drop if self.accuracy is not None else None
+        whole = self.original.model
         return Compressed(
-            small, best.tensors, best.size, 0, tuple(one.told() for one in trials), tuple(layers),
-            best.agreement, best.error, drop, len(self.check), met,
-            multiply_adds=_multiply_adds(record),
-            before_multiply_adds=_multiply_adds(self.original.model.record),
+            best.path, best.size, whole.path.stat().st_size, tuple(one.told() for one in trials),
+            tuple(layers), best.agreement, best.error, best.drop if self.before else None,
+            len(self.check), met, multiply_adds=_multiply_adds(self.model.record),
+            before_multiply_adds=_multiply_adds(whole.record), speedup=speedup,
         )  # fmt: skip
+
+
+def _figure(
+    what: str, value: float, interval: Sequence[float] | None, count: int, protocol: str
+) -> dict[str, JSON]:
+    """A row of what is measured; interval: where the value lies in 95 of 100 samples of photos."""
+    row: dict[str, JSON] = {"what": what, "value": value, "n": count, "protocol": protocol}
+    return row if interval is None else {**row, "interval": list(interval)}
 
 
 def _multiply_adds(record: Record) -> int:

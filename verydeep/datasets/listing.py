@@ -46,6 +46,7 @@ EXPECTED = (
     "expected a folder, tar or zip of class folders, a CSV of paths and labels, an .npz of images, or "
     "WebDataset shards"
 )
+TABLES = (".csv", ".tsv")
 IsClass: TypeAlias = Callable[[str], bool]
 
 
@@ -62,26 +63,28 @@ def listed(
         return held_by(data)
     if remote.is_stream(data):
         return _streamed(remote.expanded(os.fspath(data)))
-    shards = _shards(os.fspath(data))
-    if shards:
-        return _webdataset(shards)
+    if files := shards(os.fspath(data)):
+        return _webdataset(files)
     path = Path(data)
-    if os.path.isdir(path):  # pathlib's raises for names that no disk takes
-        return _folder(path, is_class)
-    if not os.path.exists(path):
+    if not os.path.exists(path):  # pathlib's raises for names that no disk takes
         raise DataError(f"{path}: no such file or folder; {EXPECTED}")
+    held = _held(path)
+    if held is not None:
+        return held.arranged(is_class)
     try:
-        if path.suffix.lower() in (".csv", ".tsv"):
+        if path.suffix.lower() in TABLES:
             return table(path, multi, is_class)
         if path.suffix.lower() == ".npz":
             return arrays(path)
-        if zipfile.is_zipfile(path):
-            return _zip(path, is_class)
-        if tarfile.is_tarfile(path):
-            return _tar(path, is_class)
     except UNREADABLE as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     raise DataError(f"{path}: not a data set that is known; {EXPECTED}")
+
+
+def files_of(path: str) -> list[tuple[str, Source]]:
+    """The images of a folder, an archive or shards, whatever their classes; none of another form."""
+    held = [_held(Path(one)) for one in shards(path) or [path]]
+    return [file for one in held if one for file in one.files]
 
 
 # Folders and archives
@@ -139,7 +142,21 @@ def _way(name: str) -> Place:
     return PurePosixPath(composed(as_text(name))).parts
 
 
-def _folder(path: Path, is_class: IsClass) -> Listing:
+def _held(path: Path) -> _Held | None:
+    """What lies in a folder or an archive; None of what is neither. DataError where it cannot be read."""
+    try:
+        if os.path.isdir(path):
+            return _folder(path)
+        if path.suffix.lower() in (*TABLES, ".npz") or not os.path.isfile(path):
+            return None
+        if zipfile.is_zipfile(path):
+            return _zip(path)
+        return _tar(path) if tarfile.is_tarfile(path) else None
+    except UNREADABLE as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _folder(path: Path) -> _Held:
     held = _Held(path)
     for parent, folders, names in walked(path):
         relative = Path(parent).relative_to(path)
@@ -147,10 +164,10 @@ def _folder(path: Path, is_class: IsClass) -> Listing:
             held.add((relative / name).as_posix(), None)
         for name in names:
             held.add((relative / name).as_posix(), os.path.join(parent, name))
-    return held.arranged(is_class)
+    return held
 
 
-def _zip(path: Path, is_class: IsClass) -> Listing:
+def _zip(path: Path) -> _Held:
     """Names that are not said to be UTF-8 are so where all can be, as macOS writes them, else cp437.
 
     Older programs wrote them in the encoding of their country, which nothing tells: the classes have odd
@@ -178,10 +195,10 @@ def _zip(path: Path, is_class: IsClass) -> Listing:
             member = Member(str(path), info.filename, -1, info.file_size)
             held.add(name, None if name.endswith("/") else member)
     held.files.sort(key=itemgetter(0))
-    return held.arranged(is_class)
+    return held
 
 
-def _tar(path: Path, is_class: IsClass) -> Listing:
+def _tar(path: Path) -> _Held:
     """Links, hard or symbolic, are the file that they name; one that leads nowhere has no bytes."""
     held = _Held(path)
     files: dict[str, Source] = {}
@@ -207,7 +224,7 @@ def _tar(path: Path, is_class: IsClass) -> Listing:
             target, steps = links[target], steps - 1
         held.add(name, files.get(target, b""))
     held.files.sort(key=itemgetter(0))
-    return held.arranged(is_class)
+    return held
 
 
 def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
@@ -219,7 +236,7 @@ def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 # WebDataset shards: a sample is the members of one stem, "0001.jpg" with "0001.cls"
 
 
-def _shards(data: str) -> list[str]:
+def shards(data: str) -> list[str]:
     """The files of "train-{000000..000099}.tar"; empty where the name has no such braces."""
     found = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", data)
     if not found:
@@ -234,9 +251,9 @@ def _shards(data: str) -> list[str]:
     return names
 
 
-def _webdataset(shards: list[str]) -> Listing:
+def _webdataset(files: list[str]) -> Listing:
     listing = Listing()
-    for shard in shards:
+    for shard in files:
         try:
             with tarfile.open(shard, "r:") as archive:
                 _add_samples(listing, shard, archive)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..datasets import labelled
-from ..datasets.items import Item
+from ..datasets.items import Item, Listing
 from ..datasets.listing import listed
 from ..datasets.shards import is_stream
 from ..errors import DataError, log, nearest
@@ -106,31 +106,22 @@ def evaluate(
 ) -> Evaluation | LabelsEvaluation:
     """Accuracy of a model on labelled photos in any form that `train` takes, one centre crop a photo.
 
-    A model whose record has thresholds is measured on all labels of each photo: a `LabelsEvaluation`.
+    data: as that, or what `found_for` gave. A model whose record has thresholds is measured on all labels
+    of each photo: a `LabelsEvaluation`.
 
     Of a set that is divided its val/ is measured, or else its test/. A folder belongs to the class of its
     name or id; where no class has just that name, without regard to case, "_" and "-" standing for a space.
     on_event: called for each photo with {"event": "photo", "done": photos so far, "path": in `data`,
-    "error": why it could not be read, or ""}.
+    "error": why it could not be read, or ""}, and, where one class is the answer, "right": whether it is.
     Raises DataError where a folder is no class of the model, or no photo could be read.
     """
     from ..predictor import Failure, Predictor, load, probabilities
 
     predictor = model if isinstance(model, Predictor) else load(model)
-    ids = predictor.record.class_ids or predictor.labels
-    classes = class_table(predictor.labels, ids)
-    name = labelled.called(data)
-    if is_stream(data):
-        raise DataError(f"{name}: shards that are streamed; fetch them, and give their path")
-    several = bool(predictor.record.thresholds)
-    found = listed(data, lambda folder: class_of(folder, classes) is not None, multi=several)
-    if found.multi and not several:
-        raise DataError(f"{name}: photos of several classes; expected one class a photo")
-    for line in labelled.oddities(name, found):
-        log.warning(line)
+    found = data if isinstance(data, Listing) else found_for(predictor, data)
+    name, several = found.name, bool(predictor.record.thresholds)
     items, part = labelled.judged(found)
-    if not items:
-        raise DataError(f"{name}: no photos in it{labelled.without_images(found)}")
+    ids, classes = _classes(predictor)
     numbers = _numbered(name, items, predictor.labels, classes)
 
     damaged: dict[int, str] = {}  # of an archive, what cannot be had from it, and why
@@ -153,16 +144,18 @@ def evaluate(
     for at, (item, answer) in enumerate(zip(items, answers, strict=True)):
         own = [numbers[label] for label in item.labels]
         error = damaged.get(at, answer.error) if isinstance(answer, Failure) else ""
-        if on_event:
-            on_event({"event": "photo", "done": at + 1, "path": item.name, "error": error})
+        event = {"event": "photo", "done": at + 1, "path": item.name, "error": error}
         if isinstance(answer, Failure):
-            continue
-        if several:
+            pass
+        elif several:
             said.append((answer["fc8"], np.isin(np.arange(len(ids)), own)))
         else:
             guesses, label = [p.id for p in answer.predictions], ids[own[0]]
             rank = guesses.index(label) if label in guesses else 5
             said.append((rank, answer.probability))
+            event["right"] = rank == 0
+        if on_event:
+            on_event(event)
     errors = len(items) - len(said)
     if not said:
         raise DataError(f"{name}: none of {counted(errors, 'photo')} could be read")
@@ -186,6 +179,29 @@ def evaluate(
         expected_calibration_error=calibration_error(second, first == 0),
         **how,
     )
+
+
+def found_for(predictor: Predictor, data: object) -> Listing:
+    """What `evaluate` measures that model on; DataError where it is nothing that can be."""
+    name = labelled.called(data)
+    if is_stream(data):
+        raise DataError(f"{name}: shards that are streamed; fetch them, and give their path")
+    several = bool(predictor.record.thresholds)
+    _, classes = _classes(predictor)
+    found = listed(data, lambda folder: class_of(folder, classes) is not None, multi=several)
+    if found.multi and not several:
+        raise DataError(f"{name}: photos of several classes; expected one class a photo")
+    for line in labelled.oddities(name, found):
+        log.warning(line)
+    if not found.items:
+        raise DataError(f"{name}: no photos in it{labelled.without_images(found)}")
+    return replace(found, name=name)
+
+
+def _classes(predictor: Predictor) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The id of each class, and its `class_table`."""
+    ids = predictor.record.class_ids or predictor.labels
+    return ids, class_table(predictor.labels, ids)
 
 
 def _of_labels(

@@ -14,17 +14,19 @@ better than taking the largest number seen for a range's end:
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+from ..datasets import items, unlabelled
+from ..datasets.unlabelled import Photo
 from ..engines import Engine
 from ..errors import DataError, ImageError, ModelFileError, NetworkError, OutputError, log
 from ..files.atomic import require_other
-from ..files.photo_paths import find_some, names
 from ..files.progress import reached, stage
 from ..files.strict_json import JSON
 from ..graphs import Source
@@ -50,6 +52,7 @@ PATCHES_EACH = 8  # and for each of its inputs
 BATCH = 8  # images in one run
 
 Array = np.ndarray
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,10 @@ class Quantised:
 
 def quantize(
     model: str | os.PathLike[str] | ModelFile,
-    calibrate: Iterable[str],
+    calibrate: object,
     out: str | os.PathLike[str],
     *,
-    check: Iterable[str] = (),
+    check: object = (),
     count: int = 512,
     floats: str | Collection[str] | None = None,
     threads: int | None = None,
@@ -100,8 +103,9 @@ def quantize(
     """Make an int8 model of a float one, and write it to `out`.
 
     model: a name or path, as `verydeep.load` takes it, or an open model file.
-    calibrate, check: photos, folders and globs, as people type them; where `check` is empty, every other
-    photo of `calibrate` is held back for it. count: how many photos of each are taken, evenly spread.
+    calibrate, check: photos, folders and globs, as people type them, or data sets as `train` takes them,
+    whose labels are not asked; where `check` is empty, every other photo of `calibrate` is held back for
+    it. count: how many photos of each are taken, evenly spread.
     floats: layers to keep in float32, by paper name; None is by measurement.
 
     Raises what `quantise_pixels` does, and OutputError where `out` cannot be written.
@@ -109,7 +113,9 @@ def quantize(
     opened = model if isinstance(model, ModelFile) else read(find_model(model))
     _refuse(opened)
     require_writable(out, opened)
-    *images, unreadable = photos(opened.record.preprocess, calibrate, check, count)
+    *images, unreadable = photos(
+        opened.record.preprocess, unlabelled.photos(calibrate), unlabelled.photos(check), count
+    )
     result = quantise_pixels(opened, *images, floats=floats, threads=threads)
     write(out, result.record, result.tensors)
     return replace(result, unreadable=unreadable)
@@ -128,35 +134,32 @@ def require_writable(out: str | os.PathLike[str], source: ModelFile) -> None:
 
 
 def photos(
-    preprocess: Preprocess, calibrate: Iterable[str], check: Iterable[str], count: int
+    preprocess: Preprocess, calibrate: Sequence[Photo], check: Sequence[Photo], count: int
 ) -> tuple[list[Array], list[Array], int]:
     """Pixels to calibrate on and to check with, and how many photos could not be read.
 
-    calibrate, check, count: as `quantize` takes them.
+    calibrate, check: as `unlabelled.photos` gives them; count: as `quantize` takes it.
     """
-    first, second = (
-        list(find_some(given)[0]) if given else [] for given in (names(calibrate), names(check))
-    )
-    if not second:
-        first = _spread(first, count)
-        first, second = first[::2], first[1::2]
+    if not check:
+        calibrate = spread(calibrate, count)
+        calibrate, check = calibrate[::2], calibrate[1::2]
     unreadable = 0
     images: tuple[list[Array], list[Array]] = [], []
-    for paths, pixels in zip((first, second), images, strict=True):
-        for path in stage(_spread(paths, count), "reading photos", "photo"):
+    for some, pixels in zip((calibrate, check), images, strict=True):
+        for name, source in stage(spread(some, count), "reading photos", "photo"):
             try:
-                pixels.append(preprocess.pixels(path))
-            except ImageError as error:
+                pixels.append(preprocess.pixels(items.read(source)))
+            except (ImageError, OSError) as error:
                 unreadable += 1
-                log.warning(error)
+                log.warning(error if isinstance(source, str) else f"{name}: {error}")
     return *images, unreadable
 
 
-def _spread(paths: Sequence[str], count: int) -> list[str]:
+def spread(several: Sequence[T], count: int) -> Sequence[T]:
     """At most `count` of them, evenly spread, so that every folder has its share."""
-    if len(paths) <= count:
-        return list(paths)
-    return [paths[i * len(paths) // count] for i in range(count)]
+    if len(several) <= count:
+        return several
+    return [several[i * len(several) // count] for i in range(count)]
 
 
 def quantise_pixels(

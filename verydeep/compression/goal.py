@@ -1,0 +1,79 @@
+"""What is asked of a small model, and whether that can be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import ArgumentError, ModelFileError, NetworkError
+from ..modelfile import ModelFile
+
+
+@dataclass(frozen=True)
+class Goal:
+    """As `verydeep.compress` takes it; None for what is not asked."""
+
+    size: int | None = None
+    max_drop: float | None = None
+    multiply_adds: int | None = None
+    speedup: float | None = None
+
+    @property
+    def prunes(self) -> bool:
+        """Whether channels go."""
+        return self.multiply_adds is not None or self.speedup is not None
+
+    @property
+    def searches(self) -> bool:
+        """Whether it is looked for how coarsely weights are to be rounded."""
+        return self.size is not None or self.max_drop is not None
+
+    @property
+    def rounds(self) -> bool:
+        return self.searches or not self.prunes
+
+    def met(self, size: int, drop: float) -> bool:
+        """By a file of so many bytes that loses so many points."""
+        if self.size is not None:
+            return size <= self.size
+        return self.max_drop is None or drop <= self.max_drop
+
+    def __str__(self) -> str:
+        asked = {
+            "at most {:,} bytes": self.size, "at most {:g} points less accurate": self.max_drop,
+            "at most {:,} multiply-adds": self.multiply_adds, "{:g} times as fast": self.speedup,
+        }  # fmt: skip
+        told = [text.format(value) for text, value in asked.items() if value is not None]
+        return " and ".join(told) or "none: steps are an eighth of each layer's deviation"
+
+    def require(self, model: ModelFile, *, photos: bool, data: bool, again: bool) -> None:
+        """Refuse what makes no sense, of that model and with what is there to measure on."""
+        if self.size is not None and self.max_drop is not None:
+            raise ArgumentError("size and max_drop are two goals; give one of them")
+        if self.multiply_adds is not None and self.speedup is not None:
+            raise ArgumentError("multiply_adds and speedup are two goals; give one of them")
+        if self.prunes and not photos:
+            raise ArgumentError(
+                "which channels can go is measured on photos: name some with --calibrate (calibrate= in "
+                "Python)"
+            )
+        if self.speedup is not None and not 1 < self.speedup <= 100:
+            raise ArgumentError(
+                f"speedup is {self.speedup!r}; expected more than 1, and at most 100"
+            )
+        if self.max_drop is not None and not photos and not data:
+            raise ArgumentError("max_drop needs photos to measure it on: give data or calibrate")
+        if model.record.activations:
+            raise ModelFileError(
+                f"{model.path}: it was quantised; expected the float model that it was made from"
+            )
+        if not model.record.network.head.classes and (data or self.max_drop is not None):
+            raise NetworkError(
+                f"{model.path}: a trunk has no answers to drop; give size instead, and no data"
+            )
+        made = model.record.provenance
+        before = "compressed_from" in made or (self.prunes and "pruned_from" in made)
+        if before and not again:
+            raise ModelFileError(
+                f"{model.path}: it was compressed already, and would lose twice; take the model that it "
+                "was made from, or add --again (again=True in Python)"
+            )
