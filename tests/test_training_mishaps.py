@@ -279,7 +279,7 @@ def test_a_rate_test_that_breaks_at_once(data: Path, monkeypatch: pytest.MonkeyP
     def breaking(self: loop.Meter, *given: object) -> object:
         told.append(given)
         if len(told) == 4:
-            self._losses[0] *= float("nan")
+            self._sums[0] *= float("nan")
         return line(self, *given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop.Meter, "line", breaking)

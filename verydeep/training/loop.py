@@ -194,8 +194,7 @@ class Meter:
         self._clear()
 
     def _clear(self) -> None:
-        self._losses: list[Tensor] = []
-        self._rights: list[Tensor] = []
+        self._sums: list[Tensor] = []  # of each part: loss, and how many are right
         self.images = 0
 
     def add(self, losses: Tensor, scores: Tensor, labels: Tensor, counts: Tensor) -> None:
@@ -204,18 +203,16 @@ class Meter:
         right = (
             first == labels if labels.dim() == 1 else labels.gather(1, first[:, None])[:, 0] > 0.5
         )
-        self._losses.append(losses.detach().sum())
-        self._rights.append((right * counts).sum())
+        self._sums.append(torch.stack([losses.detach().sum(), (right * counts).sum()]))
 
     def line(self, position: Position, step: int, rate: float) -> dict[str, Any]:
         """What all processes learned since the last line; `position` is given the sums.
 
         Raises Diverged where a loss is no number.
         """
-        sums = self._group.sum(torch.stack([*self._losses, *self._rights])).tolist()
-        losses, rights = sums[: len(sums) // 2], sums[len(sums) // 2 :]
-        now, images = time.monotonic(), max(1, self.images)
-        loss, right = sum(losses), round(sum(rights))
+        sums = self._group.sum(torch.stack(self._sums)).tolist()
+        loss, rights = map(sum, zip(*sums, strict=True))
+        now, images, right = time.monotonic(), max(1, self.images), round(rights)
         if not math.isfinite(loss):
             raise Diverged(
                 f"the loss was {loss} by step {step} (epoch {position.epoch + 1}, rate {rate:.3g}); lower "
