@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from verydeep import train
+from verydeep import modelfile, train
 from verydeep.training.data.colours import statistics
 from verydeep.training.data.source import Source
 from verydeep.training.data.views import Views
@@ -51,6 +51,14 @@ def in_memory(held: Views, config: Config, classes: int = 0) -> Source:
     """To learn from images in memory."""
     assert held.images is not None
     return Source(held.samples, config, statistics([held.images]), classes, held.images)
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """The models of two runs' folders, to the bit."""
+    first, second = (modelfile.read(out / "model.safetensors").tensors() for out in (one, other))
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        np.testing.assert_array_equal(value, second[key], err_msg=key)
 
 
 # of a run that takes a second: 3 epochs of 4 steps, in which this learns more than the recipe's own would

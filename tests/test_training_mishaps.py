@@ -34,7 +34,7 @@ from verydeep.training.record.board import board
 from verydeep.training.record.folder import Log, taken
 
 from .conftest import Run
-from .labelled import SETTINGS, arrays, images, trained
+from .labelled import SETTINGS, arrays, assert_same, images, trained
 from .test_probe import photos
 from .test_training_run import At, one_thread
 from .tiny import model_file
@@ -55,7 +55,7 @@ def lines(out: Path, event: str) -> list[dict[str, object]]:
 @pytest.mark.parametrize("last", [4, 12])
 def test_stopped_in_the_last_step_of_an_epoch(last: int, data: Path, tmp_path: Path) -> None:
     """Its checkpoint is of an epoch without steps to do that has not been validated."""
-    whole = trained(data, tmp_path / "whole")
+    trained(data, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         trained(
             data, tmp_path / "cut",
@@ -63,10 +63,8 @@ def test_stopped_in_the_last_step_of_an_epoch(last: int, data: Path, tmp_path: P
         )  # fmt: skip
     assert list((tmp_path / "cut" / "checkpoints").glob(f"step-{last:09}.*"))
     assert len(lines(tmp_path / "cut", "epoch")) == last // 4 - 1
-    resumed = trained(data, tmp_path / "cut", resume=True)
-    first, second = modelfile.read(whole.model).tensors(), modelfile.read(resumed.model).tensors()
-    for key, value in first.items():
-        np.testing.assert_array_equal(value, second[key], err_msg=key)
+    trained(data, tmp_path / "cut", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "cut")
     epochs = [lines(tmp_path / name, "epoch") for name in ("whole", "cut")]
     assert [line["rate"] for line in epochs[0]] == [line["rate"] for line in epochs[1]]
     assert [line["step"] for line in epochs[1]] == [4, 8, 12]
@@ -279,7 +277,7 @@ def test_a_rate_test_that_breaks_at_once(data: Path, monkeypatch: pytest.MonkeyP
     def breaking(self: loop.Meter, *given: object) -> object:
         told.append(given)
         if len(told) == 4:
-            self._sums[0] *= float("nan")
+            self._sums[0][0] *= float("nan")
         return line(self, *given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop.Meter, "line", breaking)

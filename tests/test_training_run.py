@@ -28,7 +28,7 @@ from verydeep.training.recipes import changed, small_images
 from verydeep.training.record import checkpoint
 
 from .conftest import Run
-from .labelled import CLASSES, SETTINGS, arrays, folders, images, trained
+from .labelled import CLASSES, SETTINGS, arrays, assert_same, folders, images, trained
 
 STEPS = 12  # of the run in `labelled`
 
@@ -53,15 +53,6 @@ def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("unbroken") / "run"
     trained(data, out)
     return out
-
-
-def weights(folder: Path) -> dict[str, np.ndarray]:
-    return modelfile.read(folder / "model.safetensors").tensors()
-
-
-def assert_same(one: Path, other: Path) -> None:
-    for key, value in weights(one).items():
-        np.testing.assert_array_equal(value, weights(other)[key], err_msg=key)
 
 
 class At:

@@ -383,7 +383,7 @@ def test_what_does_not_learn(
 
     def breaking(self: Meter, *given: Any) -> Any:
         if broken:
-            self._sums[0] *= float("nan")
+            self._sums[0][0] *= float("nan")
         return line(self, *given)
 
     def tested(**how: Any) -> object:
