@@ -138,6 +138,23 @@ def test_the_quickest_wins(
     assert [r["engine"] for r in row["standings"]] == ["onnxruntime", "slow", "slower"]
 
 
+def test_ncnn_by_name_has_an_image_a_thread(built: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `auto` would, without a race; and no second engine for a batch of another size."""
+    named = Choice(Source.of(built), engine="ncnn", threads=2)
+    engine = named.engine(BATCH)
+    assert engine.settings == {"streams": 2}
+    assert named.engine(BATCH[:1], batch=8) is named.engine(BATCH[:3]) is engine
+    assert Choice(Source.of(built), engine="ncnn", threads=2).engine(BATCH[:1]).settings == {}
+    assert Choice(Source.of(built), engine="mnn", threads=2).engine(BATCH).settings == {}
+
+    def too_large(self: Engine, _: tuple[int, ...]) -> None:
+        if self.settings:
+            raise EngineError("two at once are too many")
+
+    monkeypatch.setattr(Engine, "require_memory", too_large)
+    assert named.engine(BATCH).settings == {}
+
+
 class Field:
     """Engines that a race may open, on a clock of their own: nobody waits, and nothing disturbs them."""
 

@@ -280,9 +280,9 @@ def test_ncnn_reads_the_fc_layers_once_for_a_batch(monkeypatch: pytest.MonkeyPat
     runs: list[list[str]] = []
     real = ncnn.extracted
 
-    def counted(net: Any, given: Any, names: Any) -> Any:
+    def counted(net: Any, given: Any, names: Any, **told: Any) -> Any:
         runs.append(list(names))
-        return real(net, given, names)
+        return real(net, given, names, **told)
 
     monkeypatch.setattr(ncnn, "extracted", counted)
     for settings in ({}, {"streams": 2}):

@@ -73,7 +73,7 @@ class Choice:
         with self._turns.lock:
             self._seen += len(pixels)
             if self.name != "auto":
-                return self._opened(self.name, self.device, {})
+                return self._named(pixels, batch)
             if batch in self._settled:
                 with suppress(EngineError):  # of larger images it may take too much memory
                     self._settled[batch].require_memory(pixels.shape)
@@ -85,6 +85,18 @@ class Choice:
                 return next(iter(self._open.values()), None) or self._default()
             with OPENING:  # nor may a child inherit locks of the files of what is remembered
                 return self._remembered(pixels, batch, images)
+
+    def _named(self, pixels: np.ndarray, batch: int) -> Engine:
+        """The engine that was asked for. One that has an image a thread gets so many of a batch at once."""
+        streams = min(batch, self.threads or cores()) if ENGINES[self.name].alone else 1
+        engine = next(iter(self._open.values()), None)
+        engine = engine or self._opened(
+            self.name, self.device, {"streams": streams} if streams > 1 else {}
+        )
+        with suppress(EngineError):
+            engine.require_memory(pixels.shape)
+            return engine
+        return self._opened(self.name, self.device, {})
 
     def _remembered(self, pixels: np.ndarray, batch: int, images: int) -> Engine:
         """The winner of a race, held now or earlier; the default where there was none."""

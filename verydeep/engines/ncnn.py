@@ -49,6 +49,7 @@ MASK = "mask"  # beside the pixels
 # its own names of what it is told not to do
 HALVES = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic")
 LARGEST_TILES = "use_winograd63_convolution"  # for a few channels; they round too much for `exact`
+NO_WINOGRAD, FEW = 64, 4  # a layer's bit that says so; channels that a convolution reads, at most
 FLOAT32 = np.zeros(1, np.int32)  # stands before weights that might be of another type
 SUMMED, PIECES = (
     256,
@@ -111,7 +112,7 @@ def prepare(engine: Engine) -> Run:
         # what is computed for each image, then what compares them
         lanes = [{**given, "pixels": mat(lane)} for lane in np.split(maps, text.lanes)]
         for lane, values in enumerate(lanes):
-            for name, value in extracted(net, values, text.parts):
+            for name, value in extracted(net, values, text.parts, as_it_is=True):
                 given[text.parts[name][lane]] = value
         for name, value in extracted(net, given if text.parts else lanes[0], text.outputs):
             array = np.asarray(value)
@@ -184,15 +185,18 @@ def mat(array: np.ndarray) -> Any:
 
 
 def extracted(
-    net: Any, given: Mapping[str, Any], names: Iterable[str]
+    net: Any, given: Mapping[str, Any], names: Iterable[str], *, as_it_is: bool = False
 ) -> Iterator[tuple[str, Any]]:
-    """Those values, by name, of one image; in the order in which they are computed."""
+    """Those values, by name, of one image; in the order in which they are computed.
+
+    as_it_is: for ncnn alone, its channels side by side as it computes with them.
+    """
     extractor = net.create_extractor()
     for name, value in given.items():
         extractor.input(name, value)
     for name in names:
         value = ncnn.Mat()
-        if status := extractor.extract(name, value):
+        if status := extractor.extract(name, value, int(as_it_is)):
             raise EngineError(f"{name} has status {status}, which may mean too little memory")
         yield name, value
 
@@ -218,7 +222,7 @@ class Text:
         self.weights: list[np.ndarray] = []
         self.parts: dict[str, list[str]] = {}
         self.lanes, self.masked = 1, any(node.op_type == "Slice" for node in model.node)
-        self.head = bool(head)
+        self.head = head
         self._lines: list[tuple[str, list[str], list[str], str]] = []
         self._constants = {
             tensor.name: graph.weights[tensor.name]
@@ -316,11 +320,15 @@ class Text:
             weight, groups, pad = constants[0], options.get("group", 1), options["pads"][0]
             (side, _), (step, _) = options["kernel_shape"], options["strides"]
             self._channels[output] = len(weight)
+            # of so few channels Winograd's tiles take longer to make than they save
+            plain = f" 31={NO_WINOGRAD}" if self.head is not None and weight.shape[1] <= FEW else ""
             line = (
                 f"0={len(weight)} 1={side} 3={step} 4={pad} 5={len(constants) - 1} 6={weight.size}"
             )
             line = (
-                f"ConvolutionDepthWise {line} 7={groups}" if groups > 1 else f"Convolution {line}"
+                f"ConvolutionDepthWise {line} 7={groups}"
+                if groups > 1
+                else f"Convolution {line}{plain}"
             )
             self._line(line, values, outputs)
             self.weights += [FLOAT32, *constants]

@@ -39,7 +39,7 @@ CLEAR = 1.5  # a lead of this much is not chance, nor made up for by other setti
 NEAR = 1.15  # less may be chance, so more pairs tell; or be made up for by FC layers, so all run
 PAUSE_SECONDS = 0.01  # in which the threads of the one before stop waiting for more
 INT8_TOLERANCE = 3e-2  # between two engines that round at the same places: 4e-3 was seen
-RUN_SECONDS = 0.8  # of the reference's run, about: larger batches are cut down to it, or to FEWEST
+RUN_SECONDS = 0.4  # of the reference's run, about: larger batches are cut down to it, or to FEWEST
 
 Entrant: TypeAlias = "tuple[str, str, Settings]"  # engine, device, settings
 
