@@ -24,6 +24,7 @@ from verydeep.preprocess import INTERPOLATIONS, Preprocess
 
 from .browsing import GIVEN, watched
 from .served import PHOTO
+from .test_int8 import int8_file
 from .tiny import NAMES, model_file, pixels, tiny
 
 WEIGHTS = cache_folder() / "weights"  # of whoever runs this
@@ -159,6 +160,27 @@ def test_scores_are_those_of_python(browser: Any, tmp_path: Path) -> None:
     assert (found.argmax(1) == expected.argmax(1)).all()
 
 
+@pytest.mark.parametrize(("precision", "off"), [("exact", 1e-4), ("half", 3e-2), ("int8", 5e-2)])
+def test_every_precision_runs(browser: Any, precision: str, off: float, tmp_path: Path) -> None:
+    net = tiny("vgg16")
+    model = tmp_path / "m.safetensors"
+    if precision == "int8":
+        int8_file(model, net, pixels(224, 224, 2))
+    else:
+        model_file(model, net, preprocess=Preprocess())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VERYDEEP_MIRROR", str(WEIGHTS))
+        export(model, "web", tmp_path / "page", precision=precision)
+    (tmp_path / "page" / "bee.jpg").write_bytes((EXAMPLES / "bee.jpg").read_bytes())
+    with plain_server(tmp_path / "page") as url:
+        page = opened(browser, url)
+        found = np.array(page.evaluate(SCORES, ["bee.jpg"]))
+    kept = "int8" if precision == "int8" else "exact"
+    predictor = package.load(model, engine="onnxruntime", precision=kept)
+    expected = predictor.scores([EXAMPLES / "bee.jpg"])
+    assert np.abs(found - expected).max() <= off * np.abs(expected).max()
+
+
 def test_pixels_are_pillows(browser: Any, address: str) -> None:
     draw = np.random.default_rng(5)
     records = [
@@ -202,6 +224,15 @@ def test_it_works_without_a_network(browser: Any, exported: Path) -> None:
     page.get_by_text("to open; it computes in").wait_for()
     assert look_at(page, exported.parent / "a.jpg") == before
     assert page.wrong == []
+
+
+def test_a_reload_past_what_is_kept(browser: Any, exported: Path, address: str) -> None:
+    """By shift and reload, when nothing that is kept is asked, browsers never hand the page over."""
+    page = opened(browser, address)
+    page.context.new_cdp_session(page).send("Page.reload", {"ignoreCache": True})
+    page.wait_for_function("!navigator.serviceWorker.controller")
+    page.get_by_text("to open; it computes in").wait_for()
+    assert look_at(page, exported.parent / "a.jpg").startswith("Not sure: ")
 
 
 def test_threads_where_the_page_is_isolated(browser: Any, exported: Path) -> None:

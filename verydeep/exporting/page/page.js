@@ -14,9 +14,10 @@ async function keep() {
   if (!keeper) return;
   await keeper.register("offline.js");
   await keeper.ready;
-  // the worker and its model are to come through it
-  if (!keeper.controller) await new Promise((done) => keeper.addEventListener("controllerchange", done, { once: true }));
-  kept = " It is kept in this browser, and works without a network from now on.";
+  // the worker and its model are to come through it; of a page that was reloaded past it, it never takes charge
+  const taken = new Promise((done) => keeper.addEventListener("controllerchange", done, { once: true }));
+  if (!keeper.controller) await Promise.race([taken, new Promise((done) => setTimeout(done, 1000))]);
+  if (keeper.controller) kept = " It is kept in this browser, and works without a network from now on.";
 }
 
 function probabilities(scores) {
