@@ -256,12 +256,12 @@ def _curves(result: TrainResult) -> str:
         line for line in result.log if line.get("event") == "step" and "images_per_second" in line
     ]
     xs = [float(line["epoch"]) for line in epochs]
-    minutes = [_finite(line.get("seconds")) / 60 for line in steps]
+    minutes = [line["seconds"] / 60 for line in steps]
 
     def chart(heading: str, keys: Mapping[str, str], x: str = "epoch", **options: Any) -> str:
         at, lines = (xs, epochs) if x == "epoch" else (minutes, steps)
         drawn = [
-            charts.Line(name, at, [_finite(line.get(key)) for line in lines])
+            charts.Line(name, at, [line.get(key, np.nan) for line in lines])
             for name, key in keys.items()
         ]
         svg = charts.lines([one for one in drawn if np.isfinite(one.ys).any()], x=x, **options)
@@ -274,7 +274,7 @@ def _curves(result: TrainResult) -> str:
         chart("Learning rate", {"rate": "rate"}, y="rate", low=0.0),
         chart("Speed", speed, x="minutes", y="images a second", low=0.0),
     ]
-    best = max(epochs, key=lambda line: _finite(line.get("top1"), -1.0))
+    best = max(epochs, key=lambda line: line.get("top1", -1.0))
     says = ""
     kept = result.log[-1].get("best_epoch")
     if kept is not None:
@@ -347,7 +347,3 @@ def _details(result: TrainResult, begun: Mapping[str, Any]) -> str:
         if text
     )
     return html.section("To do it again", "", f'<dl class="details">{rows}</dl>')
-
-
-def _finite(value: Any, otherwise: float = float("nan")) -> float:
-    return float(value) if isinstance(value, int | float) and np.isfinite(value) else otherwise
