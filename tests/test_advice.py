@@ -34,6 +34,7 @@ NOT_FOLLOWED = {
     "was begun by another version of verydeep; go on with that one, or choose another folder": "new",
     "mend or delete them, or hold none out by --set hold=0": "new",
     "goes on from weights of width {}, and width is {}; leave width out": "new",
+    "look for one that takes all memory, and take it out of the source": "ten processes that are killed",
     "run `git lfs pull`": "git's own command, on a repository's server",
 }
 

@@ -36,6 +36,8 @@ BAR_CELLS = 24
 @options.path(
     "--csv", "table", help="Also write a table: path, rank, label, probability, sure, error."
 )
+@options.cluster
+@options.path("--out", metavar="FOLDER", help="With --ray: the folder of Parquet files.")
 @click.option(
     "--profile", is_flag=True, help="Say at the end how fast it was, and what took how long."
 )
@@ -47,6 +49,11 @@ def classify(
     as_json: bool,
     table: Path | None,
     profile: bool,
+    ray: str | None,
+    out: Path | None,
+    part: int | None,
+    column: str | None,
+    prices: tuple[float, ...],
     **compute: Any,
 ) -> int:
     """Name what is on photos.
@@ -54,7 +61,19 @@ def classify(
     PATH is a photo, a folder (searched recursively), a glob in quotes, or - for a list of paths on stdin.
     Files that cannot be read are reported and skipped: the exit status is then 1, and 2 where not one
     could be read.
+
+    With --ray sources and --out are as for `verydeep features`: a row an image, of its path, error, labels
+    and their probabilities, best first, and whether it is sure.
     """
+    if (ray is None) != (out is None) or (ray and (as_json or table or profile)):
+        raise click.UsageError(
+            "--ray and --out FOLDER go together, without --json, --csv or --profile"
+        )
+    if out is not None:
+        from . import cluster
+
+        how = {"address": ray, "part": part, "column": column, "model": model, "top": top}
+        return cluster.compute("classify", paths, out, prices, batch=batch, **how, **compute)
     files, several = photo_paths.find_some(paths)
     with ExitStack() as opened:
         bar = None

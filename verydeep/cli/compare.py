@@ -111,7 +111,7 @@ def distance(paths: tuple[str, ...], map_path: Path | None, as_json: bool, **cho
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@options.path("--out", required=True, help="A .npz or .parquet file.")
+@options.path("--out", required=True, help="A .npz or .parquet file; with --ray a folder.")
 @click.option(
     "--layer", "layers", multiple=True, callback=options.some, metavar="NAME",
     help="A layer by its paper name (conv4_2 is before ReLU, relu4_2 after it); may be repeated. "
@@ -129,14 +129,27 @@ def distance(paths: tuple[str, ...], map_path: Path | None, as_json: bool, **cho
 )  # fmt: skip
 @options.model
 @options.batch
+@options.cluster
 @options.compute
-def features(paths: tuple[str, ...], out: Path, **choices: Any) -> int:
+def features(
+    paths: tuple[str, ...], out: Path, ray: str | None, part: int | None, column: str | None,
+    prices: tuple[float, ...], **choices: Any,
+) -> int:  # fmt: skip
     """Write the features of photos to a file, one row per photo.
 
     PATH is a photo, a folder (searched recursively), a glob in quotes, or - for a list of paths on stdin.
     Stopped, it keeps what it has in FILE.partial, and the same command goes on. A photo that cannot be
     read has a row with its error: the exit status is then 1, and 2 where not one could be read.
+
+    With --ray a PATH is a WebDataset shard (.tar) or a Parquet table (.parquet), too, or the URL of
+    anything of this (s3://, gs://, hdfs://); --out is a folder, and stopped, the same command goes on.
     """
+    if ray is not None:
+        from .cluster import compute
+
+        return compute(
+            "features", paths, out, prices, address=ray, part=part, column=column, **choices
+        )
     output_file(out)
     try:
         with photo_events("computing features", photo_paths.counter(paths)) as on_event:

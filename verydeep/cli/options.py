@@ -109,3 +109,25 @@ def compute(command: C) -> C:
     for option in (threads, device, precision, engine):
         command = option(command)
     return command
+
+
+def cluster(command: C) -> C:
+    """What a verb takes that can have a cluster do it."""
+    for option in (
+        click.option(
+            "--price", "prices", type=float, multiple=True, metavar="AMOUNT",
+            help="With --ray: what a node costs an hour, to be told what a million costs; may be repeated.",
+        ),
+        click.option(
+            "--column", metavar="NAME",
+            help="With --ray: the column of Parquet tables that holds images, bytes or paths.",
+        ),
+        number("--part", help="With --ray: images in a file of FOLDER. [default: 500]"),
+        click.option(
+            "--ray", is_flag=False, flag_value="local", metavar="[ADDRESS]",
+            help="Compute on a Ray cluster (HOST:PORT, or auto for the one that this machine is in; "
+            "without an address on this machine alone), and write a folder of Parquet files.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command

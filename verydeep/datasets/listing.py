@@ -236,15 +236,18 @@ def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 # WebDataset shards: a sample is the members of one stem, "0001.jpg" with "0001.cls"
 
 
-def shards(data: str) -> list[str]:
-    """The files of "train-{000000..000099}.tar"; empty where the name has no such braces."""
+def numbered(data: str) -> list[str]:
+    """The names of "train-{000000..000099}.tar"; empty where it has no such braces."""
     found = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", data)
     if not found:
         return []
     before, first, last, after = found.groups()
-    names = [
-        f"{before}{number:0{len(first)}}{after}" for number in range(int(first), int(last) + 1)
-    ]
+    return [f"{before}{number:0{len(first)}}{after}" for number in range(int(first), int(last) + 1)]
+
+
+def shards(data: str) -> list[str]:
+    """The files of "train-{000000..000099}.tar"; empty where the name has no such braces."""
+    names = numbered(data)
     missing = [name for name in names if not os.path.exists(name)]
     if missing:
         raise DataError(f"{data}: {len(missing)} of {len(names)} shards are missing: {missing[0]}")

@@ -42,12 +42,15 @@ ADVICE = {
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
+def replacing(
+    path: str | os.PathLike[str], mode: str = "wb", *, aside: str = ".", **options: Any
+) -> Iterator[IO[Any]]:
     """A file to write that takes `path`'s place when the block ends well, and vanishes when it does not.
 
-    mode, options: as for `open`. The file that was at `path` before stays until the new one is on disk,
-    and lends it its permissions. Of a link, the file behind it is replaced. What is no file, such as
-    /dev/null or a named pipe, is written to and never replaced.
+    mode, options: as for `open`. aside: what its name begins with until then. The file that was at
+    `path` before stays until the new one is on disk, and lends it its permissions. Of a link, the file
+    behind it is replaced. What is no file, such as /dev/null or a named pipe, is written to and never
+    replaced.
     Raises OutputError, naming `path`, where it cannot be made or the disk fills up.
     """
     path = Path(path)
@@ -57,7 +60,7 @@ def replacing(path: str | os.PathLike[str], mode: str = "wb", **options: Any) ->
         whole = before is None or (stat.S_ISREG(before.st_mode) and path.parts[:2] != ("/", "dev"))
         target = Path(os.path.realpath(path))
         # no longer than a file system takes
-        name = f".{target.name[:50]}.{os.urandom(4).hex()}.part"
+        name = f"{aside}{target.name[:50]}.{os.urandom(4).hex()}.part"
         part = target.with_name(name) if whole else path
         # what is written to already, as /dev/stdout may be a file, keeps what it has
         file = open(part, mode.replace("w", "x" if whole else "a"), **options)  # noqa: SIM115

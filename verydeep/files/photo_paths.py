@@ -13,7 +13,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
@@ -34,21 +34,22 @@ PICTURES = frozenset(  # that are not read, and may be meant
 ENDINGS = 5  # of files that are not used, named in a line
 
 
-def find(given: Iterable[str]) -> Iterator[str]:
+def find(given: Iterable[str], also: Collection[str] = ()) -> Iterator[str]:
     """Paths in the order given; folders recursively, sorted, without hidden entries.
 
+    also: suffixes of what else is taken from folders, in small letters.
     "-" reads one path a line from stdin. A path that does not exist but matches as a glob ("**"
     included) gives its matches; one that matches nothing is passed on, to be reported when it is opened.
     """
     for name in given:
         if name == "-":
-            yield from find(filter(None, _listed()))
+            yield from find(filter(None, _listed()), also)
         elif os.path.isdir(name):
-            yield from inside(name)
+            yield from inside(name, also)
         elif not os.path.lexists(name) and glob.has_magic(name):
             matches = sorted(glob.glob(name, recursive=True))
             # "**" gives folders and what is in them: no path twice
-            photos = (inside(m) if os.path.isdir(m) else [m] for m in matches)
+            photos = (inside(m, also) if os.path.isdir(m) else [m] for m in matches)
             yield from dict.fromkeys(chain.from_iterable(photos)) if matches else [name]
         else:
             yield name
@@ -101,13 +102,16 @@ def told_apart(first: str, second: str) -> tuple[str, str]:
     return first, second
 
 
-def inside(folder: str | os.PathLike[str]) -> Iterator[str]:
-    """The photos in a folder and those below it, sorted; at the end it is said what else was there."""
+def inside(folder: str | os.PathLike[str], also: Collection[str] = ()) -> Iterator[str]:
+    """The photos in a folder and those below it, sorted; at the end it is said what else was there.
+
+    also: as for `find`.
+    """
     others: Counter[str] = Counter()
     for parent, _, files in walked(folder):
         for file in files:
             path = os.path.join(parent, file)
-            if is_photo(file, partial(head, path)):
+            if file.lower().endswith(tuple(also)) or is_photo(file, partial(head, path)):
                 yield path
             else:
                 others[ending(file)] += 1

@@ -63,7 +63,7 @@ def features(
     format_of(out)
     files, _ = photo_paths.find_some(photo_paths.names(photos))
     predictor = load(model, engine=engine, precision=precision, threads=threads, device=device)
-    about = _described(predictor, model, layers, pool, size)
+    about = described(predictor, model, layers, pool, size)
     with journal(out, about) as rows:
         for item in predictor.features_stream(
             _after(rows, iter(files)), tuple(about.layers), pool, size=size, batch=batch
@@ -77,7 +77,7 @@ def features(
     return open_features(out)
 
 
-def _described(
+def described(
     predictor: Predictor,
     model: str | os.PathLike[str],
     layers: str | Sequence[str] | None,

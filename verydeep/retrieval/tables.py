@@ -12,7 +12,7 @@ import json
 import math
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -158,14 +158,15 @@ class Parquet:
                         yield chunk.slice(start, rows)
 
     @staticmethod
-    def write(file: IO[bytes], rows: Journal) -> None:
+    def write(file: IO[bytes], rows: Journal, facts: Mapping[bytes, bytes] | None = None) -> None:
+        """facts: what else its metadata has to say."""
         pa, about = pyarrow(), rows.about
         kinds = [
             pa.field("path", pa.string(), nullable=False),
             pa.field("error", pa.string()),
             *(pa.field(name, pa.list_(pa.float32(), about.width(name))) for name in about.layers),
         ]
-        schema = pa.schema(kinds, metadata={KEY: about.to_json().encode()})
+        schema = pa.schema(kinds, metadata={KEY: about.to_json().encode(), **(facts or {})})
         step = min(ROWS, about.step(*about.layers))
         numbers = [rows.numbers(name, step) for name in about.layers]
         # a path that is not UTF-8 has its odd bytes escaped: the format allows no others
