@@ -19,6 +19,7 @@ from ..errors import DataError, OutputError
 from ..evaluation import figures
 from ..preprocess import Preprocess
 from ..published import find_model
+from .coding import coding_of, packed, scaled_by
 from .data.colours import Statistics, few, statistics
 from .data.feed import Feed
 from .data.source import Source
@@ -158,9 +159,10 @@ class Learning:
             head = scaled(model.classifier, config.dropout)
             if before is None:
                 self._solve(head, model.table.head.layers, learn)
+        coding = coding_of(self.run.init, network, config.code_bytes, self.device)
         self.learner = Learner(
             model, config, self.preprocess, self.device, self.group, teacher=teacher,
-            class_weights=_class_weights(source.labels, classes, config),
+            class_weights=_class_weights(source.labels, classes, config), coding=coding,
         )  # fmt: skip
         if before is not None:
             self._restore(before)
@@ -367,12 +369,17 @@ class Learning:
             divide = linear.temperature(scores, labels)
             sure = limits(scores, labels, divide)
         weights = learner.weights()
+        coded = learner.coding.coded(weights) if learner.coding else {}
         last = [layer.key for layer in network.layers if layer.key][-1]
         for name in (f"{last}.weight", f"{last}.bias"):
             weights[name] = weights[name] / divide
         tensors = {k: weights[k].contiguous().numpy() for k in network.tensors}
-        if config.start == "probe":
+        if config.start == "probe" and not coded:
             tensors = self._compact(tensors)
+        if coded:
+            coded[f"{last}.weight"] = scaled_by(1 / divide, coded[f"{last}.weight"])
+            own = dict(learner.model.named_parameters())
+            tensors = packed(tensors, coded, own.keys() - {f"{last}.bias"})
 
         def judge(
             samples: Sequence[Sample], _: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from ..engines.torch import precise
 from ..models import VGG
 from ..preprocess import Preprocess
+from .coding import Coding
 from .data.source import Batch
 from .optim import grouped, optimiser
 from .parallel import ALONE, Group, synced
@@ -44,7 +46,8 @@ class Learner:
 
     model: its parameters are trained in place. average: the same network with the running mean of the
     weights, which is what is validated; the model itself where the recipe has none.
-    teacher: a network whose answers are learned, too; it stays as it is.
+    teacher: a network whose answers are learned, too; it stays as it is. coding: how weights are rounded
+    while it learns, and in the end; None for floats.
     """
 
     def __init__(
@@ -57,11 +60,13 @@ class Learner:
         *,
         class_weights: Tensor | None = None,
         teacher: VGG | None = None,
+        coding: Coding | None = None,
     ) -> None:
         self.config, self.device, self.group = config, device, group
         planes = config.layout != "channels-last"
         self._format = torch.contiguous_format if planes else torch.channels_last
         self.model: VGG = model.to(device).to(memory_format=self._format)
+        self.coding = coding
         self.teacher = None
         if teacher is not None:
             teacher = teacher.requires_grad_(False).eval().to(device)
@@ -72,10 +77,11 @@ class Learner:
         self.average = copy.deepcopy(self.model).eval() if config.average else self.model
         self.optimiser = optimiser(groups, config, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        for module in self.model.modules():
-            if isinstance(module, nn.ReLU):
-                # nobody looks before it here, and it spares memory's bandwidth
-                module.inplace = True
+        for network in (self.model, self.teacher):
+            for module in network.modules() if network is not None else ():
+                if isinstance(module, nn.ReLU):
+                    # nobody looks before it here, and it spares memory's bandwidth
+                    module.inplace = True
         self.normalise = normaliser(preprocess, device)
         self.class_weights = None if class_weights is None else class_weights.to(device)
         self.net: nn.Module = self.model
@@ -100,6 +106,10 @@ class Learner:
         """The schedule's rate, of which each group of parameters has its share."""
         for settings in self.optimiser.param_groups:
             settings["lr"] = rate * settings["share"]
+
+    def rounded(self, network: nn.Module) -> AbstractContextManager[None]:
+        """The network with weights as its file will have them, where they are to be coded."""
+        return self.coding.rounded(network) if self.coding else nullcontext()
 
     def follow(self, step: int) -> None:
         """The running mean goes after the weights. step: counted over the whole run."""
@@ -161,7 +171,9 @@ class Learner:
         self.average.eval()
         fp32 = self.config.precision == "fp32"  # not TF32 here: what is measured is the model file
         exact = precise(self.device.type, "exact" if fp32 else "half")
-        with torch.inference_mode(), exact, arithmetic(self.config.precision, self.device):
+        # outside of inference mode, of which nothing that is learnt is to come
+        rounded = self.rounded(self.average)
+        with rounded, torch.inference_mode(), exact, arithmetic(self.config.precision, self.device):
             inputs = self.shaped(torch.from_numpy(images).to(self.device), None, side)
             found: NDArray[np.float32] = self.average(inputs).float().cpu().numpy()
         self.average.train(was)
@@ -169,7 +181,9 @@ class Learner:
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged network's, on the CPU, its head for what the layers average to."""
-        return folded({k: v.detach().cpu() for k, v in self.average.state_dict().items()})
+        with self.rounded(self.average):
+            held = {k: v.detach().cpu().clone() for k, v in self.average.state_dict().items()}
+        return folded(held)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the learner has learned, by name, for a checkpoint."""
@@ -180,6 +194,9 @@ class Learner:
             held |= {f"optimiser.{number}.{k}": v for k, v in state.items() if v is not None}
         if scale := self.scaler.state_dict():
             held["scaler.scale"] = torch.tensor(scale["scale"])
+        if self.coding:
+            held["coding.price"] = torch.tensor(self.coding.price, dtype=torch.float64)
+            held |= {f"coding.pulls.{k}": v for k, v in self.coding.pulls.items()}
         return held
 
     def restore(self, before: Checkpoint) -> None:
@@ -198,6 +215,10 @@ class Learner:
                 if value.shape == parameter.shape:
                     # a fused step takes the numbers as they lie, and a checkpoint has them in one order
                     held[key] = torch.empty_like(parameter).copy_(value)
+        if self.coding:
+            self.coding.price = float(before.tensors["coding.price"])
+            pulls = before.under("coding.pulls.")
+            self.coding.pulls = {k: v.to(self.device) for k, v in pulls.items()}
         if scale := before.under("scaler."):
             self.scaler.load_state_dict(
                 {**self.scaler.state_dict(), "scale": float(scale["scale"])}

@@ -45,6 +45,7 @@ class Position:
     epoch, step: the next to do. loss, right, seen: summed over this epoch so far. epochs: what each
     finished epoch measured. bad: images that could not be read, name -> why. head, best: of each image that
     is held out, whether the solved head alone names it right, and whether the best epoch so far does.
+    code_bytes: of coded weights, when last looked at.
     """
 
     epoch: int = 0
@@ -57,6 +58,7 @@ class Position:
     bad: dict[str, str] = field(default_factory=dict)
     head: list[bool] = field(default_factory=list)
     best: list[bool] = field(default_factory=list)
+    code_bytes: float = 0.0
 
     @property
     def best_epoch(self) -> int:
@@ -105,21 +107,26 @@ def fit(
             torch.manual_seed(draws.seed_of(config.seed, step, f"dropout {group.rank}"))
 
             learner.optimiser.zero_grad(set_to_none=True)
-            for part in learner.parts(batch, side):
-                with arithmetic(config.precision, device):
-                    scores = learner.net(part.inputs)
-                losses = criterion(scores.float(), part.labels, learner) * part.counts
-                if part.others is not None and part.shares is not None:
-                    others = criterion(scores.float(), part.others, learner) * part.counts
-                    losses = part.shares * losses + (1 - part.shares) * others
-                if learner.teacher is not None:
-                    with torch.no_grad(), arithmetic(config.precision, device):
-                        theirs = learner.teacher(part.inputs)
-                    unlike = distance(scores.float(), theirs.float(), part.labels.dim() > 1)
-                    losses = (losses + unlike * part.counts) / 2
-                learner.scaler.scale(losses.sum() / max(1, total)).backward()  # type: ignore[no-untyped-call]
-                meter.add(losses, scores, part.labels, part.counts)
+            with learner.rounded(learner.model):
+                for part in learner.parts(batch, side):
+                    with arithmetic(config.precision, device):
+                        scores = learner.net(part.inputs)
+                    losses = criterion(scores.float(), part.labels, learner) * part.counts
+                    if part.others is not None and part.shares is not None:
+                        others = criterion(scores.float(), part.others, learner) * part.counts
+                        losses = part.shares * losses + (1 - part.shares) * others
+                    if learner.teacher is not None:
+                        with torch.no_grad(), arithmetic(config.precision, device):
+                            theirs = learner.teacher(part.inputs)
+                        unlike = distance(scores.float(), theirs.float(), part.labels.dim() > 1)
+                        losses = (losses + unlike * part.counts) / 2
+                    learner.scaler.scale(losses.sum() / max(1, total)).backward()  # type: ignore[no-untyped-call]
+                    meter.add(losses, scores, part.labels, part.counts)
             group.gradients(learner.parameters)
+            if learner.coding:
+                scale = learner.scaler.get_scale()
+                size = learner.coding.pull(learner.model, step, config.epochs * feed.steps, scale)
+                position.code_bytes = size or position.code_bytes
             if config.clip:
                 learner.scaler.unscale_(learner.optimiser)
                 nn.utils.clip_grad_norm_(learner.parameters, config.clip)
@@ -143,6 +150,7 @@ def fit(
         row = {
             "event": "epoch", "epoch": epoch + 1, "step": (epoch + 1) * feed.steps, "rate": rate,
             "side": side, "train_loss": position.loss / max(1, position.seen),
+            **({"code_bytes": position.code_bytes} if learner.coding else {}),
             "train_top1": position.right / max(1, position.seen),
             **measured, "seconds": position.seconds,
         }  # fmt: skip

@@ -65,7 +65,8 @@ class Config:
     validated and kept; 0 for none.
 
     teacher: a model file of the same classes, whose answers are half of what is learned; none for labels
-    alone.
+    alone. code_bytes: where the weights to start from are coded, as `verydeep compress` makes them: how
+    many bytes their streams may take. They are learnt as multiples of the same steps. 0 for floats.
     smoothing: of the labels. dropout: after the hidden FC layers, and of the averages that a head from
     "probe" reads. balance: "weights" weighs the loss of rare classes up, "sampling" shows them more often.
     memory: small images are kept decoded in memory and shifted by up to `padding`, a part of `size`; photos
@@ -118,6 +119,7 @@ class Config:
     clip: float = 0.0
     average: float = 0.999
     teacher: str = ""
+    code_bytes: int = 0
     smoothing: float = 0.1
     dropout: float = 0.3
     balance: Literal["none", "weights", "sampling"] = "none"
@@ -148,7 +150,8 @@ class Config:
             "rate": (0, None), "kernel_rate": (0, 1), "head_rate": (0, None), "fall": (0, 1),
             "warmup": (0, None), "patience": (1, None), "drops": (0, None), "hold": (0, 0.5),
             "momentum": (0, 1), "decay": (0, None), "clip": (0, None), "average": (0, 1),
-            "smoothing": (0, 1), "dropout": (0, 0.95), "padding": (0, 0.9), "cover": (0, 1),
+            "code_bytes": (0, None), "smoothing": (0, 1), "dropout": (0, 0.95), "padding": (0, 0.9),
+            "cover": (0, 1),
             "jitter": (0, 1), "colour": (0, None), "area": (0.01, 1), "mixup": (0, None),
             "cutmix": (0, None), "strength": (0, 5), "threads": (0, None),
             "checkpoint_minutes": (0, None), "val_fraction": (0, 0.9),
