@@ -147,7 +147,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(
 def test_weights_that_are_not_coded_are_refused(data: Path, tmp_path: Path) -> None:
     net = network("vgg11", head="gap", layers="relu5_2", classes=3, width=1 / 16)
     given = tiny.model_file(tmp_path / "given.safetensors", net, class_names=CLASSES)
-    with pytest.raises(DataError, match="code_bytes=900 needs --init MODEL of the same network wi"):
+    with pytest.raises(DataError, match="code_bytes=900 needs the same network to start from with"):
         train_coded(given, data, tmp_path / "out", code_bytes=900)
     assert not (tmp_path / "out").exists()
 

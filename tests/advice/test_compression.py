@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import verydeep as package
 from verydeep import compression, modelfile
+from verydeep.training.coding import coding_of
 from verydeep.training.recipes import changed, paper
 from verydeep.training.start import started, teacher_of
 
 from ..conftest import Run
+from ..labelled import CLASSES
 from ..tiny import NAMES, model_file, photo, tiny
 from .following import follows, refused, said
 
@@ -208,6 +211,25 @@ def test_teachers(model: Path) -> None:
     said(words, refused(lambda: teacher_of(str(model), other, NAMES)))
     assert teacher_of(str(model), how, NAMES)  # what was pruned has its pre-processing
     assert teacher_of("", other, NAMES) is None
+
+
+@follows(
+    "code_bytes={} needs the same network to start from with its weights coded; make one with `verydeep "
+    "compress MODEL --size SIZE --out FILE`, of a bit more bytes, and name it with --init"
+)
+def test_where_coded_weights_come_from(tmp_path: Path, verydeep: Run) -> None:
+    net = tiny("vgg11", "classic", classes=3)
+    model = model_file(tmp_path / "model.safetensors", net, class_names=CLASSES)
+    words = (
+        "code_bytes={} needs the same network to start from with its weights coded; make one with "
+        "`verydeep compress MODEL --size SIZE --out FILE`, of a bit more bytes, and name it with --init"
+    )
+    cpu = torch.device("cpu")
+    said(words, refused(lambda: coding_of(str(model), net, 50_000, cpu)))
+    small = tmp_path / "small.safetensors"
+    done = verydeep("compress", model, "--size", 60_000, "--out", small)
+    assert done.status == 0, done.err
+    assert coding_of(str(small), net, 50_000, cpu)
 
 
 @follows(

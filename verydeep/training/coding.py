@@ -122,8 +122,8 @@ def coding_of(
         or any(f"{key}.code" not in file.stored for key in keys)
     ):
         raise DataError(
-            f"code_bytes={aim} needs --init MODEL of the same network with its weights coded; `verydeep "
-            "compress` makes one, with --size a bit more than that"
+            f"code_bytes={aim} needs the same network to start from with its weights coded; make one with "
+            "`verydeep compress MODEL --size SIZE --out FILE`, of a bit more bytes, and name it with --init"
         )
     grids = {key: decode(file.stored[f"{key}.code"], network.tensors[key]) for key in keys}
     return Coding(grids, aim, device)
