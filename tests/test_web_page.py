@@ -226,6 +226,30 @@ def test_it_works_without_a_network(browser: Any, exported: Path) -> None:
     assert page.wrong == []
 
 
+KEPT = """async (names) => {
+    for (const name of names) await (await fetch(name)).text();
+    await new Promise((done) => setTimeout(done, 200));
+    const kept = await caches.open("page");
+    return (await kept.keys()).map((one) => new URL(one.url).pathname).sort();
+}"""
+
+
+def test_nothing_else_is_kept(browser: Any, exported: Path, tmp_path: Path) -> None:
+    """Of another page that one day has this address, such as that of `verydeep serve`."""
+    for file in exported.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "secret.json").write_text("{}")
+    with plain_server(tmp_path) as url:
+        page = opened(browser, url)
+        files = page.evaluate(KEPT, ["secret.json"])
+        assert "/secret.json" not in files
+        assert {"/", "/model.onnx.gz", "/page.json", "/worker.js"} <= set(files)
+    with plain_server(exported, **{"Cache-Control": "no-store"}) as url:
+        page = opened(browser, url)
+        assert "/worker.js" not in page.evaluate(KEPT, [])
+        assert "kept" not in page.locator("#foot").inner_text()
+
+
 def test_a_reload_past_what_is_kept(browser: Any, exported: Path, address: str) -> None:
     """By shift and reload, when nothing that is kept is asked, browsers never hand the page over."""
     page = opened(browser, address)
@@ -259,6 +283,7 @@ def test_several_labels_and_a_missing_file(browser: Any, exported: Path, tmp_pat
         page = watched(browser, url)
         page.goto(url)
         page.get_by_role("alert").filter(has_text="model.onnx.gz cannot be had: 404").wait_for()
+        assert page.locator("#about").inner_text() == "The model could not be loaded."
 
 
 def test_narrow_dark_and_by_keyboard(browser: Any, exported: Path, address: str) -> None:

@@ -6,7 +6,6 @@ const MOST = 5; // names
 const seconds = (milliseconds) => `${(milliseconds / 1000).toFixed(2)} s`;
 let about = null; // page.json, once the model is loaded
 let last = 0; // photos so far: who gives another one no longer waits for the one before
-let kept = "";
 
 // Offline the page goes on where browsers keep one: on https, and on this machine.
 async function keep() {
@@ -17,7 +16,6 @@ async function keep() {
   // the worker and its model are to come through it; of a page that was reloaded past it, it never takes charge
   const taken = new Promise((done) => keeper.addEventListener("controllerchange", done, { once: true }));
   if (!keeper.controller) await Promise.race([taken, new Promise((done) => setTimeout(done, 1000))]);
-  if (keeper.controller) kept = " It is kept in this browser, and works without a network from now on.";
 }
 
 function probabilities(scores) {
@@ -56,13 +54,16 @@ function draw({ scores, preparing, computing }) {
   $("status").textContent = `${sure ? "" : "Not sure: "}${best.label}, ${percent(best.probability)}.`;
 }
 
-function loaded({ about: said, threads, fetching, opening }) {
+async function loaded({ about: said, threads, fetching, opening }) {
   about = said;
+  // not where the browser keeps nothing, has no room, or was told not to
+  const kept = self.caches && (await caches.match("model.onnx.gz").catch(() => {}));
   $("loading").hidden = true;
   $("about").textContent = `${about.network} that knows ${about.labels.length.toLocaleString("en")} names. Your photos stay in this browser.`;
   $("foot").textContent =
     `The model (${(about.size_bytes / 1e6).toFixed(1)} MB) took ${seconds(fetching)} to come and ${seconds(opening)} to open; ` +
-    `it computes in ${threads} thread${threads > 1 ? "s" : ""}.${kept} Made by ${about.producer}. ` +
+    `it computes in ${threads} thread${threads > 1 ? "s" : ""}. ` +
+    `${kept ? "It is kept in this browser, and works without a network from now on. " : ""}Made by ${about.producer}. ` +
     `Licences: weights ${about.licence || "not told"}; ONNX Runtime MIT.`;
 }
 
@@ -71,8 +72,11 @@ const worker = keep().catch(() => {}).then(() => {
   made.onerror = () => tell(new Error("The model cannot be run; give this page a browser of today, and a folder that is whole."));
   made.onmessage = ({ data }) => {
     if (data.share !== undefined) document.querySelector("progress").value = data.share;
-    else if (data.error !== undefined && (data.number ?? last) === last) tell(new Error(data.error));
-    else if (data.about) loaded(data);
+    else if (data.error !== undefined && (data.number ?? last) === last) {
+      tell(new Error(data.error));
+      if (!about) $("about").textContent = "The model could not be loaded.";
+      $("loading").hidden = true;
+    } else if (data.about) loaded(data);
     else if (data.number === last && data.scores) draw(data);
   };
   return made;
