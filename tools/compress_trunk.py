@@ -1,11 +1,10 @@
-"""Compress VGG-16's published convolutions without training: multiples of steps, in a range coder's words.
+"""Compress VGG-16's published convolutions to 8 bits a weight, each layer's rounding corrected.
 
-Each convolution is rounded by `verydeep.compression.rounding`, on the moments of what it reads. Before
-that, its weights are moved by ridge regression so that, on the inputs that the already compressed layers
-below really give, they answer as the published layer answers on the published inputs (so errors do not pile
-up from layer to layer). After it, the bias takes up the mean that is left. Steps are such that a rounding
-costs relu5_3 the same wherever it is, by gradients there; the first blocks, which LPIPS and the head read
-too, are finer. Nothing is trained, and no label is looked at.
+Method: GPTQ (Frantar et al. 2022, arXiv:2210.17323) on each convolution unrolled to a matrix, with two
+additions. Before rounding, the weights are moved by ridge regression so that, on the inputs that the
+already compressed layers below really give, they answer as the published layer answers on the published
+inputs (so errors do not pile up from layer to layer). After rounding, the bias takes up the mean that
+is left. The layer's function is what is kept; nothing is trained on labels.
 
     python tools/compress_trunk.py --photos DIR --check DIR --out trunk.safetensors
 
@@ -18,7 +17,6 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +25,6 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.numpy import save_file
 from sources import published_vgg16
-
-from verydeep.compression.rounding import curved_by, round_coded
-from verydeep.modelfile.codec import encode
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)  # torchvision's, for these weights
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
@@ -68,138 +63,131 @@ def rows(x: torch.Tensor, picks: torch.Tensor) -> torch.Tensor:
     return torch.stack(patches, 2).flatten(1)
 
 
-def conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """A convolution and its ReLU, in bfloat16 both ways: 8 photos at a time, so that little is copied."""
-    args = weight.bfloat16(), bias.bfloat16()
-    parts = [F.relu(F.conv2d(part, *args, padding=1)) for part in torch.split(x, 8)]
-    return torch.cat(parts)
+def gptq(
+    weight: torch.Tensor, hessian: torch.Tensor, scale: torch.Tensor, top: int
+) -> torch.Tensor:
+    """Round `weight` (out, columns) to integers, each column's error spread over those not yet done."""
+    columns = weight.shape[1]
+    order = torch.argsort(torch.diagonal(hessian), descending=True)
+    weight = weight[:, order].double().clone()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order]))
+    upper = torch.linalg.cholesky(inverse, upper=True)
+    rounded = torch.zeros_like(weight)
+    step = scale.double()
+    block = 128
+    for start in range(0, columns, block):
+        stop = min(start + block, columns)
+        part = weight[:, start:stop].clone()
+        errors = torch.zeros_like(part)
+        for j in range(stop - start):
+            q = (part[:, j] / step).round().clamp(-top, top)
+            rounded[:, start + j] = q
+            errors[:, j] = (part[:, j] - q * step) / upper[start + j, start + j]
+            part[:, j:] -= errors[:, j : j + 1] * upper[start + j, start + j : stop]
+        weight[:, stop:] -= errors @ upper[start:stop, stop:]
+    back = torch.empty_like(order)
+    back[order] = torch.arange(columns)
+    return rounded[:, back]
 
 
-def sensitivity(
-    source: Mapping[str, np.ndarray], paths: list[Path]
-) -> tuple[dict[str, np.ndarray], float]:
-    """By layer, what a squared error of each of its outputs costs of relu5_3's, (outputs,).
-
-    The mean over photos, with random signs at relu5_3, of squared gradients summed over positions.
-    And the size of relu5_3, ||x|| of a photo.
-    """
-    weights = {key: torch.from_numpy(value) for key, value in source.items()}
-    total: dict[str, np.ndarray] = {}
-    size = 0.0
-    for start in range(0, len(paths), 4):
-        x = torch.cat([load(path, 160) for path in paths[start : start + 4]])
-        before = {}
-        for name in NAMES:
-            x = F.max_pool2d(x, 2) if name in POOL_BEFORE else x
-            x = F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1)
-            x.requires_grad_()
-            x.retain_grad()
-            before[name] = x
-            x = F.relu(x)
-        size += float(x.detach().square().sum()) / len(paths)
-        x.backward(torch.randint(0, 2, x.shape) * 2.0 - 1)
-        for name, value in before.items():
-            assert value.grad is not None
-            squares = value.grad.square().sum((0, 2, 3)).double().numpy()
-            total[name] = total.get(name, 0) + squares / len(paths)
-    return total, size**0.5
+def best_scale(weight: torch.Tensor, importance: torch.Tensor, top: int) -> torch.Tensor:
+    """One step an output channel: of several clippings, the one with the least weighted error."""
+    largest = weight.abs().amax(1)
+    best = torch.full_like(largest, float("inf"))
+    chosen = largest / top
+    for fraction in (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6):
+        step = (largest * fraction / top).clamp_min(1e-12)
+        error = weight - (weight / step[:, None]).round().clamp(-top, top) * step[:, None]
+        cost = (error.square() * importance).sum(1)
+        better = cost < best
+        best = torch.where(better, cost, best)
+        chosen = torch.where(better, step, chosen)
+    return chosen
 
 
+@torch.no_grad()
 def compress(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     source = published_vgg16(args.cache)
+    groups = []  # activations by image size: [published, compressed], half precision to fit in memory
     paths = photos(args.photos, args.count, args.seed)
-    sensitive, size = sensitivity(source, paths[:: max(1, len(paths) // 48)])
-    numbers = sum(source[f"{name}.weight"].size for name in NAMES)
-    # a weight rounded to multiples of a step is off by its square / 12
-    each = args.error * size * (12 / numbers) ** 0.5
-    with torch.no_grad():
-        tensors = walk(args, source, paths, sensitive, each)
-        errors = check(args, source, tensors)
-    print("L2 error on other photos, %:", json.dumps(errors), flush=True)
-    words = [
-        f"--{name.replace('_', '-')} {getattr(args, name)}"
-        for name in ("count", "positions", "error", "ridge", "seed")
-    ]
-    words += [f"--{name} {' '.join(map(str, getattr(args, name)))}" for name in ("sizes", "finer")]
-    metadata = {"errors": json.dumps(errors), "command": " ".join(words)}
-    save_file({k: v for k, v in tensors.items() if "." in k}, args.out, metadata=metadata)
-
-
-def walk(
-    args: argparse.Namespace, source: dict[str, np.ndarray], paths: list[Path],
-    sensitive: dict[str, np.ndarray], each: float,
-) -> dict[str, np.ndarray]:  # fmt: skip
-    """Streams (.code) and biases by layer, and under the layer's bare name the weights they stand for."""
-    groups = []  # activations by image size: [published, compressed]
     for size in args.sizes:
         mine = paths[args.sizes.index(size) :: len(args.sizes)]
-        batch = torch.cat([load(p, size) for p in mine]).bfloat16()
-        groups.append([batch, batch])
+        batch = torch.cat([load(p, size) for p in mine])
+        groups.append([batch.half(), batch.half()])
     tensors: dict[str, np.ndarray] = {}
-    total_bytes = 0
     for name in NAMES:
         began = time.time()
-        weight, bias = source[f"{name}.weight"], source[f"{name}.bias"]
+        weight = torch.from_numpy(source[f"{name}.weight"])
+        bias = torch.from_numpy(source[f"{name}.bias"])
         if name in POOL_BEFORE:
-            groups = [[F.max_pool2d(x, 2) for x in pair] for pair in groups]
-        flat = weight.reshape(len(weight), -1).astype(np.float64)
-        wide = (flat.shape[1],) * 2
-        own, cross, total = np.zeros(wide), np.zeros(wide), 0
-        means = [np.zeros(wide[0]), np.zeros(wide[0])]
-        for pair in groups:
-            for start in range(0, len(pair[0]), 16):
-                shape = pair[0][start : start + 16].shape
-                positions = shape[0] * shape[2] * shape[3]
-                picks = torch.randperm(positions)[: args.positions * 16 // args.count]
-                a, b = (rows(x[start : start + 16], picks) for x in pair)
-                off = (a - b).T @ b  # what is missing, small beside the rest: bfloat16 will do
-                b32 = b.float().numpy()
-                own = own + b32.T @ b32
-                cross = cross + off.float().numpy()
-                for i, part in enumerate((a.float().numpy(), b32)):
-                    means[i] = means[i] + part.sum(0, dtype=np.float64)
-                total += len(picks)
-        theirs, ours = (mean / total for mean in means)
-        own = own / total - np.outer(ours, ours)
-        cross = cross / total - np.outer(theirs - ours, ours)
-        damp = args.ridge * np.diagonal(own).mean()
-        damped = own + damp * np.eye(len(own))
+            groups = [[F.max_pool2d(x.float(), 2).half() for x in pair] for pair in groups]
+        flat = weight.flatten(1)
+        width = flat.shape[1]
+        own = torch.zeros(width, width, dtype=torch.float64)
+        cross = torch.zeros(width, width, dtype=torch.float64)
+        mean_true = torch.zeros(width, dtype=torch.float64)
+        mean_ours = torch.zeros(width, dtype=torch.float64)
+        total = 0
+        for true, ours in groups:
+            for start in range(0, len(true), 16):
+                t, o = true[start : start + 16].float(), ours[start : start + 16].float()
+                positions = len(t) * t.shape[2] * t.shape[3]
+                count = min(positions, args.positions * 16 // args.count)
+                picks = torch.randperm(positions)[:count]
+                a, b = rows(t, picks), rows(o, picks)
+                own += (b.T @ b).double()
+                cross += (a.T @ b).double()
+                mean_true += a.sum(0).double()
+                mean_ours += b.sum(0).double()
+                total += count
+        mean_true /= total
+        mean_ours /= total
+        own = own / total - torch.outer(mean_ours, mean_ours)
+        cross = cross / total - torch.outer(mean_true, mean_ours)
+        damp = args.damp * torch.diagonal(own).mean()
+        own += damp * torch.eye(width, dtype=torch.float64)
+        cross += damp * torch.eye(width, dtype=torch.float64)
         # ridge: the weights that give the published answer on our inputs, drawn towards the published
-        moved = flat + np.linalg.solve(damped, (flat @ cross).T).T
-        curved = curved_by(own, weight[0, 0].size)
-        middle = float(np.exp(-np.log(np.diagonal(curved.upper)).mean()))
-        share = sensitive[name] + 0.05 * sensitive[name].mean()
-        step = each / middle / share.mean() ** 0.5 / args.finer[int(name[4]) - 1]
-        exponents = np.rint(-2 * np.log2(share / np.exp(np.log(share).mean())))
-        step *= float(np.exp(0.5 * (np.log(share.mean()) - np.log(share).mean())))
-        coded = round_coded(
-            moved.reshape(weight.shape).astype(np.float32),
-            step,
-            curved,
-            rows=exponents.astype(np.int16),
+        moved = torch.linalg.solve(own, (flat.double() @ cross).T).T
+        bits = 16 if name[4] <= str(args.wide_blocks) else 8
+        top = 2 ** (bits - 1) - 1
+        # the factor of GPTQ holds for any Hessian; the importance is its diagonal
+        scale = best_scale(moved, torch.diagonal(own), top).float()
+        q = gptq(moved, own, scale, top)
+        value = (q.float() * scale[:, None]).view_as(weight)
+        shift = flat.double() @ mean_true - value.flatten(1).double() @ mean_ours
+        new_bias = (bias.double() + shift).float()
+        tensors[f"{name}.weight.q"] = (
+            q.numpy().astype(np.int16 if bits == 16 else np.int8).reshape(weight.shape)
         )
-        code = encode(coded)
-        value = coded.weight
-        new_bias = (bias + flat @ theirs - value.reshape(flat.shape) @ ours).astype(np.float32)
-        tensors[f"{name}.code"] = np.frombuffer(code, np.uint8)
-        tensors[f"{name}.bias"] = new_bias
-        tensors[name] = value
+        tensors[f"{name}.weight.scale"] = scale.numpy().reshape(-1, 1, 1, 1)
+        tensors[f"{name}.bias"] = new_bias.numpy()
         squared, reference = 0.0, 0.0
         for pair in groups:
-            for i, (w, add) in enumerate(((weight, bias), (value, new_bias))):
-                pair[i] = conv(pair[i], torch.from_numpy(w), torch.from_numpy(add))
+            for i, (w, b) in enumerate(((weight, bias), (value, new_bias))):
+                parts = [
+                    F.relu(F.conv2d(c.float(), w, b, padding=1)).half()
+                    for c in torch.split(pair[i], 8)
+                ]
+                pair[i] = torch.cat(parts)
             for a, c in zip(torch.split(pair[0], 8), torch.split(pair[1], 8), strict=True):
                 squared += float((a.float() - c.float()).square().sum())
                 reference += float(a.float().square().sum())
-        total_bytes += len(code)
         print(
-            f"{name}: {8 * len(code) / weight.size:.2f} bits, {total_bytes} bytes in all, L2 error after "
-            f"ReLU {100 * (squared / reference) ** 0.5:.3f} % on calibration photos, "
-            f"{total} positions, {time.time() - began:.0f} s",
+            f"{name}: {bits} bits, L2 error after ReLU {100 * (squared / reference) ** 0.5:.3f} % on "
+            f"calibration photos, {time.time() - began:.0f} s",
             flush=True,
         )
-    return tensors
+    errors = check(args, source, tensors)
+    print("L2 error on other photos, %:", json.dumps(errors), flush=True)
+    used = ("count", "sizes", "positions", "wide_blocks", "damp", "seed")
+    words = [
+        f"--{name.replace('_', '-')} {getattr(args, name)}" for name in used if name != "sizes"
+    ]
+    words.append(f"--sizes {' '.join(map(str, args.sizes))}")
+    metadata = {"errors": json.dumps(errors), "command": " ".join(words)}
+    save_file(tensors, args.out, metadata=metadata)
 
 
 def check(
@@ -224,7 +212,10 @@ def check(
                         padding=1,
                     )
                 )
-                weight = tensors[name]
+                weight = tensors.get(name)  # as tools/code_trunk.py has it
+                if weight is None:
+                    q, scale = (tensors[f"{name}.weight.{part}"] for part in ("q", "scale"))
+                    weight = q.astype(np.float32) * scale
                 y = F.relu(
                     F.conv2d(
                         y,
@@ -254,9 +245,8 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=131072)
     parser.add_argument("--check-count", type=int, default=100)
     parser.add_argument("--check-size", type=int, default=224)
-    parser.add_argument("--error", type=float, default=0.023, help="of relu5_3, as it is foretold")
-    parser.add_argument("--finer", type=float, nargs=5, default=[4, 2, 1.4, 1, 1], help="a block")
-    parser.add_argument("--ridge", type=float, default=2e-3)
+    parser.add_argument("--wide-blocks", type=int, default=2)
+    parser.add_argument("--damp", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     compress(parser.parse_args())
 

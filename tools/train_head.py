@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from compress_trunk import best_scale, gptq
 from torch import Tensor
 
 from verydeep.evaluation.figures import calibration_error
 from verydeep.nets import network
-from verydeep.quantisation.rounding import round_weights, steps
 
 
 def read(path: Path, layers: list[str]) -> tuple[Tensor, list[str]]:
@@ -111,10 +111,8 @@ def round_to_8_bits(
     mean = sample.mean(0)
     covariance = torch.cov(sample.T)
     covariance += 1e-6 * torch.diagonal(covariance).mean() * torch.eye(len(mean))
-    moments = covariance.numpy()
-    found = steps(weight.numpy(), np.diagonal(moments))
-    rounded = torch.from_numpy(round_weights(weight.numpy(), found, moments)).float()
-    scale = torch.from_numpy(found)
+    scale = best_scale(weight.double(), torch.diagonal(covariance), 127).float()
+    rounded = gptq(weight, covariance, scale, 127)
     lost = weight.double() - rounded * scale.double()[:, None]
     return rounded, scale, (bias.double() + lost @ mean).float()
 
