@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 import subprocess
 import sys
@@ -292,6 +293,36 @@ def test_ncnn_reads_the_fc_layers_once_for_a_batch(monkeypatch: pytest.MonkeyPat
         assert sum("avgpool" in names for names in runs) == 5
         for name, value in theirs.items():
             assert relative_error(ours[name], value, scores=name == "scores") < 1e-5, name
+
+
+def test_memory_is_moved_into_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was mapped since, with what is in it; nothing where Linux is told to, or there is none."""
+    from verydeep.engines import pages
+
+    before = pages.mapped()
+    if not before or tuple(map(int, os.uname().release.split(".")[:2])) < (6, 1):
+        pytest.skip("no large pages to ask for here")
+    old = mmap.mmap(-1, 4 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    before = pages.mapped()
+    new = mmap.mmap(-1, 64 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for page in range(0, len(new), 4096):
+        new[page] = page >> 12 & 255
+
+    def large() -> int:
+        rollup = Path("/proc/self/smaps_rollup").read_text()
+        return int(rollup.partition("AnonHugePages:")[2].split()[0]) >> 10
+
+    was = large()
+    with monkeypatch.context() as patch:
+        patch.setattr(pages, "SETTING", Path("/nowhere"))
+        assert pages.mapped() == {}
+        pages.enlarge(before)
+        assert large() == was
+    pages.enlarge(before)
+    assert large() >= was + 32
+    assert all(new[page] == page >> 12 & 255 for page in range(0, len(new), 4096))
+    old.close()
+    new.close()
 
 
 def test_what_ncnn_is_told_of_spinning_is_told_to_it_alone() -> None:

@@ -26,6 +26,7 @@ import numpy as np
 
 from ..errors import EngineError
 from .forks import awaited, silenced
+from .pages import enlarge, mapped
 
 if TYPE_CHECKING:
     from ..graphs import Source
@@ -99,10 +100,12 @@ def prepare(engine: Engine) -> Run:
     del graph
     ours = ThreadPoolExecutor(streams, "verydeep-ncnn")
     threads = max(1, engine.threads // streams)
+    before, largest = mapped(), 0  # of images so far
     with silenced():
         net = ours.submit(opened, text, threads, engine.precision).result()
         if head.inputs:
             fc = ours.submit(opened, head, engine.threads, engine.precision).result()
+    enlarge(before)
 
     def image(pixels: np.ndarray, index: int, outputs: dict[str, np.ndarray], count: int) -> None:
         maps = pixels.transpose(2, 0, 1)
@@ -121,6 +124,7 @@ def prepare(engine: Engine) -> Run:
             outputs[name][index] = array
 
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        nonlocal largest
         outputs: dict[str, np.ndarray] = {}
         stopped, left = Event(), iter(range(len(pixels)))
 
@@ -145,6 +149,9 @@ def prepare(engine: Engine) -> Run:
             raise
         if head.inputs:
             awaited(ours.submit(together), stopped.set)
+        if pixels[0].size > largest:  # ncnn keeps what its maps took for those of the next image
+            largest = pixels[0].size
+            enlarge(before)
         return {name: outputs[name] for name in source.outputs}
 
     return run
