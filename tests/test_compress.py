@@ -185,7 +185,7 @@ def test_the_command_meets_a_size(model: Path, photos: Path, tmp_path: Path, ver
     words = ("compress", model, "--out", out, "--calibrate", photos, "--size", "20KB")
     done = verydeep(*words, "--threads", 1)
     assert done.status == 0, done.err
-    assert done.err.count("trial: ") >= 2
+    assert done.err.count("bytes, ") >= 2
     assert "conv5_2" in done.out
     assert f"became {out.stat().st_size:,}" in done.out
     assert 15_000 < out.stat().st_size <= 20_000
@@ -230,6 +230,16 @@ def test_the_drop_has_an_interval(model: Path, tmp_path: Path) -> None:
     made = verydeep.compress(
         model, tmp_path / "o", data=tmp_path / "data.tar", size=9_000, on_event=events.append
     )
+    assert [event["event"] for event in events][:2] == ["start", "trial"]
+    assert made.report == tmp_path / "o.report.html"
+    page = made.report.read_text()
+    assert page.count('<tr class="chosen">') == 1
+    assert page.count('<circle class="dot a"') == len(made.trials)  # and the one that was chosen
+    assert page.count('<circle class="dot b"') == 1
+    assert f"{made.drop:.2f} points" in page
+    assert "<dt>accuracy lost</dt>" in page
+    assert "level line is the model that it was made of" in page
+    assert all(layer["name"] in page for layer in made.layers)
     record = modelfile.read(tmp_path / "o").record
     rows = {row["what"]: row for row in record.measured}
     assert set(rows) == {"top1", "drop", "agreement", "output_error"}
@@ -353,8 +363,28 @@ def test_a_trunk_and_batch_norm(photos: Path, tmp_path: Path) -> None:
     assert "nothing of its answers is promised" not in str(made)
 
 
+def test_what_photos_without_labels_cannot_say(
+    model: Path, photos: Path, tmp_path: Path, verydeep: Run
+) -> None:
+    """The drop is bounded by the answers that change; the exit status is 0."""
+    out = tmp_path / "o"
+    done = verydeep("compress", model, "--out", out, "--calibrate", photos, "--max-drop", 100)
+    assert done.status == 0, done.err
+    assert "its accuracy was not measured: there it can have lost at most the " in done.out
+    assert f"report: {out}.report.html" in done.out
+    assert "<h2>Size and same first answer</h2>" in Path(f"{out}.report.html").read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="a device of Unix")
+def test_to_a_device(model: Path) -> None:
+    """Nothing is written beside it."""
+    assert verydeep.compress(model, "/dev/null").report is None
+    assert not list(Path("/dev").glob("null?*"))
+
+
 def test_without_photos_nothing_is_promised(model: Path, tmp_path: Path) -> None:
     made = verydeep.compress(model, tmp_path / "o")
+    assert "nothing of its answers is promised" in made.report.read_text()  # type: ignore[union-attr]
     assert isinstance(made, Compressed)
     assert "nothing of its answers is promised" in str(made)
     far = verydeep.compress(model, tmp_path / "o", size=1)

@@ -85,8 +85,9 @@ def test_what_was_stopped_is_never_lost_or_mixed_up(
 ) -> None:
     out = tmp_path / "small"
 
-    def stop(_: Mapping[str, Any]) -> None:
-        raise KeyboardInterrupt
+    def stop(event: Mapping[str, Any]) -> None:
+        if event["event"] == "trial":
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         package.compress(model, out, calibrate=photos, threads=1, on_event=stop)

@@ -43,14 +43,14 @@ def test_what_can_be_compressed(model: Path, tmp_path: Path, verydeep: Run) -> N
 
     said("{} is not a size; write 300KB, 8.5MB or bytes", compress("--size", "much"))
     for size in ("300KB", "8.5MB", 50_000):
-        assert "trial: " in compress("--size", size)
+        assert "trial 1: " in compress("--size", size)
     words = (
         "it was compressed already, and would lose twice; take the model that it was made from, or "
         "add --again (again=True in Python)"
     )
     said(words, compress(given=out, to=other))
-    assert "trial: " in compress("--again", given=out, to=other)
-    assert "trial: " in compress(to=other)
+    assert "trial 1: " in compress("--again", given=out, to=other)
+    assert "trial 1: " in compress(to=other)
     package.compress(out, other, again=True)
 
     images = photo(tmp_path / "photos" / "0.png").parent
@@ -58,20 +58,20 @@ def test_what_can_be_compressed(model: Path, tmp_path: Path, verydeep: Run) -> N
     _, number = said(words, compress("--calibrate", images))
     for seed in range(int(number)):
         photo(images / f"{seed}.png", seed=seed)
-    assert "trial: " in compress("--calibrate", images)
+    assert "trial 1: " in compress("--calibrate", images)
     both = ("--size", "50KB", "--max-drop", 100, "--calibrate", images)
     said("size and max_drop are two goals; give one of them", compress(*both))
-    assert "trial: " in compress(*both[:2])
+    assert "trial 1: " in compress(*both[:2])
     words = "max_drop needs photos to measure it on: give data or calibrate"
     said(words, compress("--max-drop", 100))
-    assert "trial: " in compress(*both[2:])
+    assert "trial 1: " in compress(*both[2:])
     label = package.load(model)(images / "0.png").label
     shutil.copytree(images, tmp_path / "data" / label)
-    assert "trial: " in compress("--max-drop", 100, "--data", tmp_path / "data")
+    assert "trial 1: " in compress("--max-drop", 100, "--data", tmp_path / "data")
     trunk = model_file(tmp_path / "trunk", tiny(head="classic", classes=0))
     words = "a trunk has no answers to drop; give size instead, and no data"
     said(words, compress(*both[2:], given=trunk))
-    assert "trial: " in compress(*both[:2], given=trunk)
+    assert "trial 1: " in compress(*both[:2], given=trunk)
 
     empty = tmp_path / "empty.tar"
     tarfile.open(empty, "w").close()
@@ -79,7 +79,7 @@ def test_what_can_be_compressed(model: Path, tmp_path: Path, verydeep: Run) -> N
     said(words, compress("--calibrate", empty))
     with tarfile.open(empty, "w") as archive:
         archive.add(images, "any")
-    assert "trial: " in compress("--calibrate", empty)
+    assert "trial 1: " in compress("--calibrate", empty)
     words = "{}: shards that are streamed; fetch them, and give their path"
     said(words, compress("--calibrate", "https://localhost/photos.tar"))
 

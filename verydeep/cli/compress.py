@@ -84,24 +84,35 @@ def compress(
     is lost can be won back by `verydeep train --recipe finetune --init`.
     """
 
+    trials = 0
+
     def told(event: Mapping[str, Any]) -> None:
+        if event["event"] == "start":
+            log.info(f"{event['model']}: {event['size']:,} bytes; goal: {event['goal']}")
+            return
         if event["event"] == "pruned":
             few = event["before"] / event["multiply_adds"]
             quick = f", {event['speedup']:.2f} times as fast" if "speedup" in event else ""
             log.info(f"pruned: {event['multiply_adds']:,} multiply-adds, {few:.2f}x fewer{quick}")
             return
+        nonlocal trials
+        trials += 1
         parts = [f"{event['size']:,} bytes"]
+        if "accuracy" in event:
+            parts.append(f"accuracy {event['accuracy']:.2%}, {event['drop']:.2f} points lower")
         if "agreement" in event:
             parts.append(f"same first answer {event['agreement']:.1%}")
-        if choices["data"] is not None:
-            parts.append(f"{event['drop']:.2f} points less accurate")
         if "error" in event:
             parts.append(f"error {event['error']:.2%}")
-        log.info("trial: " + ", ".join(parts))
+        quick = event["speedup"]
+        parts.append("as fast as before" if quick is None else f"{quick:.2f} times as fast here")
+        log.info(f"trial {trials}: {', '.join(parts)}")
 
     with Progress("compressing", ""):
         from .. import compression
 
         result = compression.compress(model, out, calibrate=calibrate, on_event=told, **choices)
     show(result, as_json)
-    return 1 if result.unreadable else 0
+    if not as_json and result.report is not None:
+        click.echo(f"report: {result.report}")
+    return 1 if result.unreadable or not result.met else 0

@@ -32,7 +32,7 @@ from ..evaluation.figures import paired_interval, share_interval
 from ..files.atomic import replacing
 from ..files.progress import stage
 from ..files.strict_json import JSON
-from ..files.wording import counted, table
+from ..files.wording import counted
 from ..graphs.network import norm_factor
 from ..modelfile import ModelFile, Record, dequantised, read, write
 from ..modelfile.codec import Coded, encode
@@ -53,9 +53,11 @@ from ..quantisation import (
 )
 from ..quantisation.rounding import patches_of
 from ..training.record import about
+from . import report
 from .carried import Carried
 from .goal import Goal
 from .kept import Kept, kept
+from .result import Compressed
 from .rounding import Curved, curved_by, round_coded
 
 __all__ = ["Compressed", "compress"]
@@ -68,73 +70,10 @@ _WIDEST = 5000  # inputs of which all moments are kept
 _PROTOCOL = (
     "against the model it was made of, ONNX Runtime on a CPU, photos not used for calibration"
 )
+_ACCURACIES = ("top1", "mean average precision")
 _MEASURED = 32  # photos on which a layer's share is measured
 
 Array = np.ndarray
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """A small model file, and what was measured of it.
-
-    path: of the file. size_bytes, before_bytes: of both files. trials: of each its "coarseness", "size" and
-    what was measured.
-    layers: of each layer with weights its "name", "weights", "bits" a weight, and "share" of the bytes.
-    agreement: the fraction of `checked` photos with the first answer of the model that it was made of; None
-    without photos or head. error: of the scores there, or of the last layer's maps (||a - b|| / ||b||).
-    drop: of the accuracy on `data`, in percentage points; None without it. met: whether the goal was.
-    multiply_adds, before_multiply_adds: of one image. speedup: how many times as fast it was measured to
-    be; None where that was not asked for.
-    """
-
-    path: Path
-    size_bytes: int
-    before_bytes: int
-    trials: tuple[dict[str, Any], ...]
-    layers: tuple[dict[str, Any], ...]
-    agreement: float | None
-    error: float | None
-    drop: float | None
-    checked: int
-    met: bool
-    unreadable: int = 0
-    multiply_adds: int = 0
-    before_multiply_adds: int = 0
-    speedup: float | None = None
-
-    def to_dict(self) -> dict[str, object]:
-        """What `verydeep compress --json` prints."""
-        more = {"path": str(self.path), "trials": list(self.trials), "layers": list(self.layers)}
-        return {**vars(self), **more}
-
-    def __str__(self) -> str:
-        rows = [("layer", "weights", "bits", "of the file")]
-        rows += [
-            (one["name"], f"{one['weights']:,}", f"{one['bits']:.2f}", f"{one['share']:.1%}")
-            for one in self.layers
-        ]
-        text = f"{table(rows, '<>')}\n{self.before_bytes:,} bytes became {self.size_bytes:,}"
-        if (
-            self.size_bytes < self.before_bytes
-        ):  # float32 weights may take more than rounded ones did
-            text += f" ({self.before_bytes / self.size_bytes:.1f}x smaller)"
-        if self.multiply_adds < self.before_multiply_adds:
-            fewer = self.before_multiply_adds / self.multiply_adds
-            text += f"; {self.multiply_adds:,} multiply-adds an image ({fewer:.1f}x fewer)"
-        if self.speedup is not None:
-            text += f"; {self.speedup:.2f} times as fast here"
-        if self.drop is not None:
-            text += f"; {self.drop:.2f} points less accurate"
-        elif self.agreement is not None:
-            text += "; without labelled photos its accuracy was not measured"
-        if self.agreement is not None:
-            text += f"; the same first answer on {self.agreement:.1%} of {self.checked} photos"
-            text += " that it was not fitted to"
-        if self.error is not None:
-            text += f"; error {self.error:.2%}"
-        else:
-            text += "; without photos nothing was measured, and nothing of its answers is promised"
-        return text + ("" if self.met else "; the goal was not met: this is the nearest")
 
 
 def compress(
@@ -177,7 +116,8 @@ def compress(
         Goal(size, max_drop, multiply_adds, speedup),
         unlabelled.photos(calibrate),
     )
-    goal.require(opened, photos=bool(given) or data is not None, data=data is not None, again=again)
+    there = {"photos": bool(given) or data is not None, "data": data is not None}
+    goal.require(opened, _multiply_adds(opened.record), **there, again=again)
     require_writable(out, opened)
     found = None if data is None else found_for(Predictor(opened), data)
     if found and not given:
@@ -188,6 +128,10 @@ def compress(
         "calibrate": _digest(given), "data": _digest(judged),
     }  # fmt: skip
     with kept(out, asked, about.asked(), resume) as steps:
+        before = opened.path.stat().st_size
+        if on_event:
+            told = {"model": str(opened.path), "size": before, "goal": str(goal)}
+            on_event({"event": "start", **told})
         *images, unreadable = photos(opened.record.preprocess, given, (), count)
         if given and len(images[1]) < FEWEST:
             raise DataError(
@@ -195,9 +139,17 @@ def compress(
                 "hundred are better"
             )
         result = _compressed(_Work(opened, images, found, threads), goal, steps, on_event)
+        page = (
+            None if out.exists() and not out.is_file() else out.with_name(f"{out.name}.report.html")
+        )
         with replacing(out) as file:
             file.write(result.path.read_bytes())
-    return replace(result, path=out, unreadable=unreadable)
+        result = replace(
+            result, path=out, report=page, unreadable=unreadable, goal=str(goal), made=steps.about
+        )
+        if page is not None:
+            report.write(result, page)
+    return result
 
 
 def _apart(found: Listing, count: int) -> tuple[list[Photo], Listing]:
@@ -323,8 +275,11 @@ class _Trial:
     path: Path = Path()
 
     def told(self) -> dict[str, Any]:
+        """What a person sees; "drop" is of the accuracy, or of the answers that are the same."""
         keys = ("coarseness", "size", "drop", "agreement", "error")
-        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+        told = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+        right = [row["value"] for row in self.measured if row["what"] in _ACCURACIES]
+        return {**told, **({"accuracy": right[0]} if right else {})}
 
 
 class _Work:
@@ -546,7 +501,7 @@ class _Work:
     def _lost(self, now: Mapping[str, Any]) -> list[dict[str, JSON]]:
         """Figures of how right it still is, and of the points that it lost."""
         assert self.before is not None
-        what = "top1" if now["right"] else "mean average precision"
+        what = _ACCURACIES[not now["right"]]
         protocol = f"{now['protocol']}, {now['engine']}"
         pairs = Counter(zip(self.before["right"], now["right"], strict=True))
         better, worse = pairs[False, True], pairs[True, False]
@@ -592,6 +547,7 @@ class _Work:
             tuple(layers), best.agreement, best.error, best.drop if self.before else None,
             len(self.check), met, multiply_adds=_multiply_adds(self.model.record),
             before_multiply_adds=_multiply_adds(whole.record), speedup=speedup,
+            measured=read(best.path).record.measured,
         )  # fmt: skip
 
 

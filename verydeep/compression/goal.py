@@ -45,8 +45,13 @@ class Goal:
         told = [text.format(value) for text, value in asked.items() if value is not None]
         return " and ".join(told) or "none: steps are an eighth of each layer's deviation"
 
-    def require(self, model: ModelFile, *, photos: bool, data: bool, again: bool) -> None:
-        """Refuse what makes no sense, of that model and with what is there to measure on."""
+    def require(
+        self, model: ModelFile, whole: int, *, photos: bool, data: bool, again: bool
+    ) -> None:
+        """Refuse what makes no sense, of that model and with what is there to measure on.
+
+        whole: the multiply-adds of an image.
+        """
         if self.size is not None and self.max_drop is not None:
             raise ArgumentError("size and max_drop are two goals; give one of them")
         if self.multiply_adds is not None and self.speedup is not None:
@@ -59,6 +64,10 @@ class Goal:
         if self.speedup is not None and not 1 < self.speedup <= 100:
             raise ArgumentError(
                 f"speedup is {self.speedup!r}; expected more than 1, and at most 100"
+            )
+        if self.multiply_adds is not None and self.multiply_adds >= whole:
+            raise ArgumentError(
+                f"multiply_adds is {self.multiply_adds:,}; {model.path} needs {whole:,}, so expected less"
             )
         if self.max_drop is not None and not photos and not data:
             raise ArgumentError("max_drop needs photos to measure it on: give data or calibrate")

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import ArgumentError
 from ..files.progress import stage
 from ..files.strict_json import JSON
 from ..graphs.network import norm_factor
@@ -373,10 +372,6 @@ def prune(
     """
     record = work.model.record
     whole = _multiply_adds(record)
-    if multiply_adds is not None and multiply_adds >= whole:
-        raise ArgumentError(
-            f"multiply_adds is {multiply_adds:,}; {work.model.path} needs {whole:,}, so expected less"
-        )
     pruning = Pruning(work)
 
     def written(

@@ -25,11 +25,12 @@ NUMBERED = 25  # classes, up to which a confusion matrix has numbers and names
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: xs and ys of equal length; ys that are not finite leave a gap."""
+    """One curve: xs and ys of equal length; ys that are not finite leave a gap. dots: at each point one."""
 
     name: str
     xs: Sequence[float]
     ys: Sequence[float]
+    dots: bool = False
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -75,26 +76,29 @@ def lines(
         shown = f"{value:.0%}" if percent and top - bottom > 0.05 else _number(value, percent)
         parts.append(_level(down(value), shown))
     marks = sorted({*xs.tolist()})
-    marks = marks if len(marks) <= 6 else ticks(left, right)
+    if len(marks) > 6 or any(at % 1 for at in marks):
+        marks = ticks(left, right)
     parts += [_text(across(at), HEIGHT - BOTTOM + 17, _number(at), "middle") for at in marks]
     parts.append(f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x, "middle"))
     legend = ""
     for line, colour in zip(given, cycle(COLOURS), strict=False):
-        path, pen, points, last = "", "M", 0, math.nan
+        path, pen, points, last = "", "M", [], math.nan
         for px, py in zip(line.xs, line.ys, strict=True):
             if not math.isfinite(py):
                 pen = "M"
                 continue
             cx, cy, last = across(px), down(py), py
-            path, pen, points = f"{path}{pen}{cx:.1f} {cy:.1f}", "L", points + 1
+            path, pen = f"{path}{pen}{cx:.1f} {cy:.1f}", "L"
+            says = f"{line.name}, {_number(px)}: {f'{py:.2%}' if percent else _number(py)}"
+            points.append(
+                f'<circle class="dot {colour}" cx="{cx:.1f}" cy="{cy:.1f}" r="4">'
+                f"<title>{escape(says)}</title></circle>"
+            )
         shown = f"{last:.2%}" if percent else _number(last)
         title = f"<title>{escape(line.name)}, last {shown}</title>"
         parts.append(f'<path class="curve {colour}" d="{path}">{title}</path>')
-        if points == 1:
-            parts.append(
-                f'<circle class="dot {colour}" cx="{cx:.1f}" cy="{cy:.1f}" r="4">{title}</circle>'
-            )
+        parts += points if line.dots or len(points) == 1 else []
         legend += f'<span class="key {colour}">{escape(line.name)}</span>'
     return f'<div class="legend">{legend}</div>{"".join(parts)}</svg>'
 

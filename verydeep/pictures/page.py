@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Collection, Iterable, Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -33,6 +35,33 @@ def page(title: str, parts: Iterable[str]) -> str:
         f"<footer>Made by verydeep {escape(__version__)}. The networks are those of Simonyan and "
         "Zisserman, arXiv:1409.1556. Nothing on this page is fetched.</footer>\n</main>\n</body>\n</html>\n"
     )
+
+
+def head(title: str, lead: str, cards: Iterable[tuple[str, str, str]]) -> str:
+    """How a page begins: title, a sentence, and cards of (name, value, what is said beneath), all text."""
+    shown = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
+        + (f"<small>{escape(more)}</small>" if more else "")
+        + "</div>"
+        for name, value, more in cards
+    )
+    return f'<h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)}</p>\n<dl class="cards">{shown}</dl>'
+
+
+def details(values: Mapping[str, str]) -> str:
+    """How a page ends: by which command and with what it was made; what is empty is left out."""
+    rows = "".join(
+        f"<dt>{name}</dt><dd><pre>{escape(text)}</pre></dd>"
+        for name, text in values.items()
+        if text
+    )
+    return section("To do it again", "", f'<dl class="details">{rows}</dl>')
+
+
+def pairs(values: Mapping[str, Any]) -> str:
+    """Settings as text, a line each."""
+    shown = {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
+    return "\n".join(f"{key} = {value}" for key, value in shown.items())
 
 
 def section(heading: str, words: str, *parts: str) -> str:

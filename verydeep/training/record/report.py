@@ -5,7 +5,6 @@ Sections without content are left out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from html import escape
@@ -64,13 +63,7 @@ def page(result: TrainResult) -> str:
     end = result.log[-1] if result.log else {}
     tested = (key for key in end if key.endswith(", test"))
     cards += [(key, f"{end[key]:.2%} of test/", "") for key in tested]
-    shown = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
-        + (f"<small>{escape(more)}</small>" if more else "")
-        + "</div>"
-        for name, value, more in cards
-    )
-    head = f'<h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)}</p>\n<dl class="cards">{shown}</dl>'
+    head = html.head(title, lead, cards)
     rest = [_curves(result), _tried(result), _data_set(result), _details(result, begun)]
     return html.page(title, [head, *sections, *rest])
 
@@ -329,21 +322,10 @@ def _data_set(result: TrainResult) -> str:
 
 def _details(result: TrainResult, begun: Mapping[str, Any]) -> str:
     """The command, versions and settings. begun: what the run said of itself when it began."""
-
-    def pairs(values: Mapping[str, Any]) -> str:
-        shown = {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
-        return "\n".join(f"{key} = {value}" for key, value in shown.items())
-
     data = dict(begun.get("data", {}))
     digest = str(data.pop("digest", ""))[:16]
-    details = {
-        "Command": str(begun.get("command", "")), "Data": pairs(data | {"digest": digest}),
-        "Settings": pairs(begun.get("config", {})), "Versions": pairs(begun.get("versions", {})),
+    return html.details({
+        "Command": str(begun.get("command", "")), "Data": html.pairs(data | {"digest": digest}),
+        "Settings": html.pairs(begun.get("config", {})), "Versions": html.pairs(begun.get("versions", {})),
         "Device": str(begun.get("device", "")), "Model": str(result.model),
-    }  # fmt: skip
-    rows = "".join(
-        f"<dt>{name}</dt><dd><pre>{escape(text)}</pre></dd>"
-        for name, text in details.items()
-        if text
-    )
-    return html.section("To do it again", "", f'<dl class="details">{rows}</dl>')
+    })  # fmt: skip
