@@ -16,7 +16,7 @@ from PIL import Image
 
 import verydeep
 from verydeep import modelfile
-from verydeep.compression import Compressed, _search, _Trial, carried
+from verydeep.compression import Compressed, _search, _Trial, carried, compress
 from verydeep.compression.rounding import SLOPE, curved_by, round_coded
 from verydeep.errors import ArgumentError, DataError, ModelFileError, NetworkError
 from verydeep.evaluation.figures import paired_interval, share_interval
@@ -361,6 +361,21 @@ def test_a_trunk_and_batch_norm(photos: Path, tmp_path: Path) -> None:
     assert made.error is not None
     assert made.error < 0.1
     assert "nothing of its answers is promised" not in str(made)
+
+
+def test_efforts(model: Path, photos: Path, tmp_path: Path, verydeep: Run) -> None:
+    """Quick is one trial without second moments, and nearer than nothing known; nothing else is taken."""
+    errors = {}
+    for effort in ("quick", "normal", "max"):
+        words = ("--effort", effort, "--calibrate", photos, "--threads", 1, "--json")
+        done = verydeep("compress", model, "--out", tmp_path / effort, *words)
+        assert done.status == 0, done.err
+        told = json.loads(done.out)
+        assert len(told["trials"]) == (1 if effort == "quick" else 2)
+        errors[effort] = told["error"] * told["size_bytes"]
+    assert errors["normal"] < errors["quick"]
+    with pytest.raises(ArgumentError, match="effort is 'much'; expected quick, normal or max"):
+        compress(model, tmp_path / "o", effort="much")
 
 
 def test_what_photos_without_labels_cannot_say(

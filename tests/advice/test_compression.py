@@ -32,6 +32,7 @@ from .following import follows, refused, said
     "a trunk has no answers to drop; give size instead, and no data",
     "{} photos to calibrate on; expected {} or more, and a few hundred are better",
     "{}: no photos in it; expected some",
+    "effort is {}; expected quick, normal or max",
 )  # fmt: skip
 def test_what_can_be_compressed(model: Path, tmp_path: Path, verydeep: Run) -> None:
     out, other = tmp_path / "out.safetensors", tmp_path / "other.safetensors"
@@ -62,6 +63,10 @@ def test_what_can_be_compressed(model: Path, tmp_path: Path, verydeep: Run) -> N
     both = ("--size", "50KB", "--max-drop", 100, "--calibrate", images)
     said("size and max_drop are two goals; give one of them", compress(*both))
     assert "trial 1: " in compress(*both[:2])
+    words = "effort is {}; expected quick, normal or max"
+    said(words, refused(lambda: package.compress(model, out, effort="much")))
+    for effort in ("quick", "normal", "max"):
+        package.compress(model, out, effort=effort)
     words = "max_drop needs photos to measure it on: give data or calibrate"
     said(words, compress("--max-drop", 100))
     assert "trial 1: " in compress(*both[2:])

@@ -40,9 +40,11 @@ def _whole(text: str | None, units: Mapping[str, int], otherwise: str) -> int | 
 @click.argument("model", metavar="MODEL")
 @options.model_file
 @options.calibrate(required=False)
-@options.path(
-    "--data", help="Labelled photos to measure the accuracy on, as `evaluate` takes them."
-)
+@click.option(
+    "--data", metavar="DATA",
+    help="Labelled photos to measure the accuracy on, as `evaluate` takes them. Without --calibrate some "
+    "of them say how weights may be rounded.",
+)  # fmt: skip
 @click.option(
     "--size", callback=_bytes, metavar="SIZE", help="What the file may take: 300KB, 8.5MB or bytes."
 )
@@ -54,16 +56,22 @@ def _whole(text: str | None, units: Mapping[str, int], otherwise: str) -> int | 
 @click.option(
     "--speedup", type=float, metavar="X",
     help="Take channels away until the network is X times as fast, measured here in the engine that is the "
-    "quickest for the whole one. Needs --calibrate.",
+    "quickest for the whole one. Needs photos.",
 )  # fmt: skip
 @click.option(
     "--multiply-adds", callback=_count, metavar="N",
-    help="Take channels away until an image costs at most N multiply-adds: 80M, 5.2G. Needs --calibrate.",
+    help="Take channels away until an image costs at most N multiply-adds: 80M, 5.2G. Needs photos.",
+)  # fmt: skip
+@click.option(
+    "--effort", type=click.Choice(["quick", "normal", "max"]), default="normal", show_default=True,
+    help="quick: each weight is rounded by itself. normal: others make up for it, by second moments of "
+    "what they read. max: by those of four times as many photos. Training makes it smaller still: "
+    "`verydeep train --set code_bytes=N`.",
 )  # fmt: skip
 @options.number(
     "--count",
-    default=256,
-    help="At most so many photos of --calibrate, evenly spread over the folders.",
+    help="At most so many photos of --calibrate, evenly spread over the folders. [default: 64, 256 or "
+    "1024, by the effort]",
 )
 @click.option("--again", is_flag=True, help="Also take a model that was compressed already.")
 @click.option("--resume", is_flag=True, help="Go on where the same command was stopped.")
@@ -77,7 +85,8 @@ def compress(
     MODEL is a built-in model (builtin), a published one by its name, or a model file; it is not changed.
     Every verb takes the small file as any other: the network and its speed are the same. Half of the photos
     of --calibrate say how each weight may be rounded, the other half measure it. Without any, nothing of
-    the answers is promised. Takes minutes.
+    the answers is promised. Takes minutes; a page about it is written to FILE.report.html. The exit status
+    is 1 where the goal was not met: FILE is then the nearest.
 
     With --speedup or --multiply-adds the network itself becomes smaller and faster: those channels go that
     the others can best make up for. Weights are then rounded only with --size or --max-drop. Accuracy that

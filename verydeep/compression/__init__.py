@@ -26,7 +26,7 @@ from .. import __version__
 from ..datasets import labelled, unlabelled
 from ..datasets.items import Listing, size_bytes
 from ..datasets.unlabelled import Photo
-from ..errors import DataError
+from ..errors import ArgumentError, DataError
 from ..evaluation import Evaluation, evaluate, found_for
 from ..evaluation.figures import paired_interval, share_interval
 from ..files.atomic import replacing
@@ -62,6 +62,7 @@ from .rounding import Curved, curved_by, round_coded
 
 __all__ = ["Compressed", "compress"]
 
+EFFORTS = {"quick": 64, "normal": 256, "max": 1024}  # photos
 TRIALS = 7  # at most, beside the one that measures the layers
 _BEGIN = 2.0**-3  # of the first trial: the share of a layer's own deviation that a step is
 _NEAR, _AIMED = 0.975, 0.985  # of the size asked for: near enough, and what is aimed at
@@ -86,7 +87,8 @@ def compress(
     max_drop: float | None = None,
     multiply_adds: int | None = None,
     speedup: float | None = None,
-    count: int = 256,
+    effort: str = "normal",
+    count: int | None = None,
     again: bool = False,
     resume: bool = False,
     threads: int | None = None,
@@ -96,26 +98,31 @@ def compress(
 
     model: a name or path, as `verydeep.load` takes it, or an open model file.
     calibrate: photos, folders and globs, without labels; every other one is held back, to measure.
-    count: how many of them are taken. data: labelled photos, as `verydeep.evaluate` takes them.
+    They may be a data set, as `train` takes it. count: how many are taken; None for 64, 256 or 1024.
+    effort: "quick" rounds each weight by how large its input is alone; "normal" and "max" make up for it by
+    the others, and max takes more photos. data: labelled photos, as `verydeep.evaluate` takes them; without
+    calibrate, some of them calibrate.
     size: bytes that the file may have. max_drop: percentage points of accuracy on `data` that may be lost;
     without it, of photos of `calibrate` whose first answer may change. Without either goal steps are an
     eighth of each layer's deviation, weighed by what was measured.
     multiply_adds, speedup: channels are taken away first: until an image costs at most so many, or until
     the network is measured to be so many times as fast, in the engine that is the quickest for the whole
     one. Weights are then rounded only where size or max_drop is given, too; else they stay float32.
-    again: also take a file that this made. on_event: called with {"event": "trial"} and a trial's figures,
-    or {"event": "pruned"} with "multiply_adds", "before" and, where it was measured, "speedup".
+    again: also take a file that this made. resume: go on with what was stopped, which is kept in
+    `<out>.work`. on_event: called with {"event": "start"}, {"event": "trial"} and a trial's figures, or
+    {"event": "pruned"} with "multiply_adds", "before" and, where it was measured, "speedup".
+    Beside `out` a page is written, `<out>.report.html`.
 
     Raises ModelFileError where the model was compressed or quantised before, ArgumentError where a goal
     needs what was not given, DataError where there are too few photos, OutputError where `out` cannot be
     written.
     """
     opened = model if isinstance(model, ModelFile) else read(find_model(model))
-    out, goal, given = (
-        Path(out),
-        Goal(size, max_drop, multiply_adds, speedup),
-        unlabelled.photos(calibrate),
-    )
+    out, goal = Path(out), Goal(size, max_drop, multiply_adds, speedup)
+    given = unlabelled.photos(calibrate)
+    if effort not in EFFORTS:
+        raise ArgumentError(f"effort is {effort!r}; expected quick, normal or max")
+    count = count or EFFORTS[effort]
     there = {"photos": bool(given) or data is not None, "data": data is not None}
     goal.require(opened, _multiply_adds(opened.record), **there, again=again)
     require_writable(out, opened)
@@ -124,7 +131,7 @@ def compress(
         given, found = _apart(found, count)
     judged = [(f"{one.name} {one.labels}", one.source) for one in found.items] if found else []
     asked: dict[str, JSON] = {
-        "version": __version__, "model": opened.sha256, **vars(goal), "count": count,
+        "version": __version__, "model": opened.sha256, **vars(goal), "effort": effort, "count": count,
         "calibrate": _digest(given), "data": _digest(judged),
     }  # fmt: skip
     with kept(out, asked, about.asked(), resume) as steps:
@@ -138,7 +145,7 @@ def compress(
                 f"{sum(map(len, images))} photos to calibrate on; expected {2 * FEWEST} or more, and a few "
                 "hundred are better"
             )
-        result = _compressed(_Work(opened, images, found, threads), goal, steps, on_event)
+        result = _compressed(_Work(opened, images, found, threads), goal, effort, steps, on_event)
         page = (
             None if out.exists() and not out.is_file() else out.with_name(f"{out.name}.report.html")
         )
@@ -175,8 +182,9 @@ def _digest(photos: Sequence[Photo]) -> str:
 
 
 def _compressed(
-    work: _Work, goal: Goal, steps: Kept, on_event: Callable[[Mapping[str, Any]], None] | None
-) -> Compressed:
+    work: _Work, goal: Goal, effort: str, steps: Kept,
+    on_event: Callable[[Mapping[str, Any]], None] | None,
+) -> Compressed:  # fmt: skip
     """The file of the best trial, in the folder of the steps."""
     if work.data is not None:
         work.before = steps("accuracy", lambda: work.accuracy(work.model))
@@ -185,6 +193,7 @@ def _compressed(
         pruned = steps("pruned", lambda: _pruned(work, goal, steps.folder, on_event))
         small = read(steps.folder / "pruned.safetensors")
         work = _Work(small, (work.images, work.check), work.data, work.threads, original=work)
+    work.quick = effort == "quick"
     trials: list[_Trial] = []
 
     def tried(coarseness: float, fitted: bool = False) -> _Trial:
@@ -207,7 +216,7 @@ def _compressed(
     best = tried(1.0 if goal.rounds else 0.0)
     if goal.searches:
         best = _search(best, tried, goal.size, met)
-    if goal.rounds and work.images:
+    if goal.rounds and work.images and not work.quick:
         fitted = tried(best.coarseness, fitted=True)
         if met(fitted) and (fitted.error or 0) <= (best.error or 0):
             best = fitted
@@ -295,7 +304,7 @@ class _Work:
         threads: int | None, original: _Work | None = None,
     ) -> None:  # fmt: skip
         self.model, self.data, self.threads = model, data, threads
-        self.original = original or self
+        self.original, self.quick = original or self, False  # quick: without second moments
         self.before: dict[str, Any] | None = original.before if original else None
         self.images, self.check = images
         network = model.record.network
@@ -326,7 +335,9 @@ class _Work:
     def _inputs(self) -> dict[str, _Inputs]:
         """Of each layer that reads another one: the moments of what it reads on the photos."""
         network = self.reference.network
-        known = {name: _Inputs(_paired(network.layer(name))) for name in self.sources}
+        known = {
+            name: _Inputs(_paired(network.layer(name)) and not self.quick) for name in self.sources
+        }
         taps = tuple(dict.fromkeys(self.sources.values()))
         batches = self.reference.run(self.reference.graph(taps, int8=False), self.images)
         for batch in stage(batches, "calibrating", "batch", -(-len(self.images) // BATCH)):
