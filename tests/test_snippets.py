@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ from .tiny import model_file, photo
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("start", "classify", "explain", "features", "distance", "losses", "torch", "train", "evaluate",
-         "compress", "engines", "export", "serve")  # fmt: skip
+         "compress", "engines", "export", "serve", "scale")  # fmt: skip
 PASTED = ("README.md", *(f"docs/{task}.md" for task in TASKS))  # each snippet by itself
 PAGES = (*PASTED, "CONTRIBUTING.md", "docs/architecture.md", "docs/format.md", "docs/lpips.md",
          "docs/torchvision.md", "docs/why-3x3.md", "docs/why-3x3.zh.md",
@@ -63,6 +64,8 @@ NOT_HERE = {  # what begins like this, or is in a block of these, and why it is 
     'verydeep train "https://': "it takes a network; test_training_streams.py has a server of its own",
     "verydeep weights convert": "Keras' file is 528 MB; test_convert.py converts narrow ones",
     "verydeep serve": "it ends when it is told; test_serve.py tells it", "VERYDEEP_TOKEN": "so does this",
+    "ray start": "it takes a cluster", "export RAY": "so does this",
+    "verydeep features 's3": "so does this",
     "curl": "it takes that server", "st run": "so does this",
     "python -m pytest": "it is these", "git clone": "it takes a network", "cd ": "so does this",
     "sed -i": "so does this", "USE_PYTEST_POOL": "so does this",
@@ -145,13 +148,27 @@ def names() -> dict[str, dict[str, object]]:
     return {page: {"__name__": "__main__"} for page in PAGES}
 
 
-@pytest.mark.filterwarnings("ignore:.*new and untrained", "ignore:images this small")
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Ray, started once."""
+    pytest.importorskip("ray")
+    from verydeep.scaling.cluster import connected
+
+    with connected("local"):
+        yield
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*new and untrained", "ignore:images this small", "ignore::DeprecationWarning:ray"
+)
 @pytest.mark.parametrize("one", SNIPPETS, ids=lambda one: f"{one.page}:{one.line}")
 def test_a_snippet_runs(
     one: Snippet, place: Path, names: dict[str, dict[str, object]], verydeep: Run,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(place)
+    if one.page == "docs/scale.md":
+        request.getfixturevalue("cluster")
     if one.language == "json":
         assert json.loads(one.text)
         return
