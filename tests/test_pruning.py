@@ -16,6 +16,7 @@ from verydeep import benching, modelfile
 from verydeep.compression import _multiply_adds, _Work, pruning
 from verydeep.compression.pruning import energies, links, removal, solved, solved_on_few, without
 from verydeep.datasets import unlabelled
+from verydeep.errors import NetworkError
 from verydeep.nets import Network, network
 from verydeep.quantisation import output_error
 from verydeep.quantisation import photos as pixels_of
@@ -300,3 +301,16 @@ def test_a_goal_that_cannot_be_met_gives_the_nearest(
     )
     assert "the goal was not met: this is the nearest" in done.out
     assert set(modelfile.read(out).record.network.channels) == {1}
+
+
+def test_a_saved_head_that_names_layers(model: Path, photos: Path, tmp_path: Path) -> None:
+    """The model's own goes on reading them; one that was fitted to the whole network's is refused."""
+    out, whole = tmp_path / "small", _multiply_adds(modelfile.read(model).record)
+    package.compress(model, out, calibrate=photos, multiply_adds=whole // 2, threads=1)
+    head = modelfile.read(out).record.network.head
+    assert head.layers == modelfile.read(model).record.network.head.layers != ()
+    assert package.load(out)(photos / "0.png").label
+    with pytest.raises(
+        NetworkError, match="lpips was fitted to the features of vgg16 and needs tha"
+    ):
+        package.lpips(photos / "0.png", photos / "1.png", model=str(out))
