@@ -61,7 +61,7 @@ def connected(address: str) -> Iterator[Any]:
         ray.init(
             address, log_to_driver=False, logging_level="ERROR", **(own if address == "local" else {})
         )  # fmt: skip
-    except (OSError, ValueError, OverflowError, RuntimeError) as error:
+    except (OSError, ValueError, OverflowError, RuntimeError, ray.exceptions.RayError) as error:
         raise DataError(f"no Ray cluster answers at {address!r}: {reason(error)}") from error
     try:
         yield ray
