@@ -29,8 +29,8 @@ from ..published import find_model
 Array = NDArray[Any]
 
 EVERY = 4  # steps between two looks at the bits
-PRICE = 0.5  # at first: of all bytes that are asked for, in the loss's unit
-FIRM, SLOW, WILD = 8, 1.2, 2.0  # how the price answers to the size, and what it moves at most
+PRICE = 4.0  # at first: of all bytes that are asked for, in the loss's unit
+FIRM, SLOW, WILD = 8, 1.08, 2.0  # how the price answers to the size, and what it moves at most
 SHRINKS = 0.5  # of the run, after which the size is to be what was asked for
 
 
