@@ -61,10 +61,10 @@ class Features:
         return {"path": batch["path"], "relu5_3": maps.mean((2, 3)).numpy()}
 
 if __name__ == "__main__":
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     photos = ray.data.read_images(sys.argv[1], mode="RGB", include_paths=True)
     features = photos.map(preprocess).map_batches(
-        Features, concurrency=int(sys.argv[3]), batch_size=8
+        Features, concurrency=int(sys.argv[3]), batch_size=8, num_cpus=0.5  # leaves one to read with
     )
     features.write_parquet(sys.argv[2])
 """
