@@ -43,9 +43,8 @@ class Position:
     """How far a run has come; all of it goes through a checkpoint as JSON.
 
     epoch, step: the next to do. loss, right, seen: summed over this epoch so far. epochs: what each
-    finished epoch measured. bad: images that could not be read, name -> why. head, best: of each image that
-    is held out, whether the solved head alone names it right, and whether the best epoch so far does.
-    code_bytes: of coded weights, when last looked at.
+    finished epoch measured. bad: images that could not be read, name -> why. head, best: whether the solved
+    head alone, and the best epoch so far, name each held-out image right. code_bytes: as last counted.
     """
 
     epoch: int = 0
