@@ -130,8 +130,8 @@ def test_the_quickest_wins(
     )
     assert re.fullmatch(
         r"verydeep: chose onnxruntime: [\d.]+ ms an image, [\d.]+ times as fast as slow \([\d.]+\), [\d.]+ "
-        r"as slower \([\d.]+\); remembered for this model until an engine is updated or `verydeep cache "
-        r"clear`",
+        r"as slower \([\d.]+\); remembered for this model until an engine or verydeep is updated or "
+        r"`verydeep cache clear`",
         said[1],
     )
     (row,) = Memory().choices()
@@ -482,14 +482,18 @@ def test_the_winner_is_remembered(
 def test_what_was_raced_is_what_is_remembered(
     planted: Planted, built: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One image tells nothing of eight, nor does what was remembered when a batch was cut to one."""
+    """One image tells nothing of eight, nor does what an earlier version of verydeep remembered."""
     planted.add("other", seconds=0.05)
     chosen = choose(built)
     assert chosen.engine(BATCH[:1], batch=8, to_come=100).name == "onnxruntime"
     assert Memory().choices() == []
     about = chosen._about([ENGINES["onnxruntime"], ENGINES["other"]], BATCH, 8)
     old = {key: value for key, value in about.items() if key != "images"}
-    Memory().remember(old, [Standing("other", "cpu", {}, 0.001, 1, 0.0)])
+    with monkeypatch.context() as then:
+        then.setattr(choice, "__version__", "0.1.0")
+        earlier = chosen._about([ENGINES["onnxruntime"], ENGINES["other"]], BATCH, 8)
+    for race_of in (old, earlier):
+        Memory().remember(race_of, [Standing("other", "cpu", {}, 0.001, 1, 0.0)])
     monkeypatch.setattr(race, "RUN_SECONDS", 1e-9)
     assert chosen.engine(BATCH, batch=8, to_come=100).name == "onnxruntime"
     row = Memory().choices()[-1]

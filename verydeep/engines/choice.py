@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import __version__
 from ..errors import EngineError, log
 from ..graphs import Source
 from . import ENGINES, REFERENCE, Engine, Kind, Settings, check, installed
@@ -165,6 +166,7 @@ class Choice:
             "graph": self.source.key,
             "processor": processor(),
             "engines": {kind.name: kind.version for kind in kinds},
+            "verydeep": __version__,  # which may ask more of an engine than the one before
             "precision": self.precision,
             "devices": list(self._devices),
             "threads": threads,
@@ -199,6 +201,9 @@ class Choice:
             threads=about["threads"],
             devices=about["devices"],
         )
-        kept = "; remembered for this model until an engine is updated or `verydeep cache clear`"
-        log.info(f"chose {told(standings)}{kept if Memory().remember(about, standings) else ''}")
+        until = "an engine or verydeep is updated or `verydeep cache clear`"
+        kept = Memory().remember(about, standings)
+        log.info(
+            f"chose {told(standings)}{f'; remembered for this model until {until}' if kept else ''}"
+        )
         return winner

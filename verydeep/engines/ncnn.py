@@ -52,10 +52,8 @@ HALVES = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic")
 LARGEST_TILES = "use_winograd63_convolution"  # for a few channels; they round too much for `exact`
 NO_WINOGRAD, FEW = 64, 4  # a layer's bit that says so; channels that a convolution reads, at most
 FLOAT32 = np.zeros(1, np.int32)  # stands before weights that might be of another type
-SUMMED, PIECES = (
-    256,
-    16,
-)  # products of an FC layer summed one after another, at least; sums of it at most
+SUMMED = 256  # products of an FC layer that are summed one after another, at least
+PIECES = 16  # sums of an FC layer, at most
 REGISTER = 16  # numbers, of the widest processor
 
 # ONNX's operations that are a layer of ncnn's, with its parameters: its docs/developer-guide/operators.md.

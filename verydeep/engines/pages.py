@@ -14,10 +14,8 @@ from pathlib import Path
 
 SETTING = Path("/sys/kernel/mm/transparent_hugepage")
 MAPS = Path("/proc/self/maps")
-WANTED, NOW = (
-    14,
-    25,
-)  # MADV_HUGEPAGE; MADV_COLLAPSE, since Linux 6.1: an older one does it in its own time
+WANTED = 14  # MADV_HUGEPAGE
+NOW = 25  # MADV_COLLAPSE, since Linux 6.1: an older one does it in its own time
 
 
 def mapped() -> dict[int, int]:
