@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import tarfile
 import zipfile
 from collections.abc import Mapping
@@ -424,4 +425,8 @@ def test_what_is_refused(model: Path, photos: Path, tmp_path: Path) -> None:
     int8 = Path(__file__).parent / "golden" / "modelfile_int8.safetensors"
     with pytest.raises(ModelFileError, match="it was quantised; expected the float model"):
         verydeep.compress(int8, out)
+    for goal in ({"size": 0}, {"max_drop": -1}, {"max_drop": math.nan}, {"multiply_adds": -5}):
+        (name,) = goal
+        with pytest.raises(ArgumentError, match=f"{name} is .*; expected "):
+            verydeep.compress(model, out, calibrate=photos, **goal)  # type: ignore[arg-type]
     assert not out.exists()

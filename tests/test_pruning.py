@@ -16,7 +16,7 @@ from verydeep import benching, modelfile
 from verydeep.compression import _multiply_adds, _Work, pruning
 from verydeep.compression.pruning import energies, links, removal, solved, solved_on_few, without
 from verydeep.datasets import unlabelled
-from verydeep.errors import NetworkError
+from verydeep.errors import DataError, NetworkError
 from verydeep.nets import Network, network
 from verydeep.quantisation import output_error
 from verydeep.quantisation import photos as pixels_of
@@ -287,6 +287,15 @@ def test_without_photos_it_is_refused(model: Path, tmp_path: Path, verydeep: Run
     done = verydeep("compress", model, "--out", tmp_path / "small.safetensors", "--speedup", "2")
     assert done.status == 2
     assert "which channels can go is measured on photos: name some with --calibrate" in done.err
+
+
+def test_too_few_labelled_photos_to_find_channels_by(model: Path, tmp_path: Path) -> None:
+    label = package.load(model)(tiny.photo(tmp_path / "one.png")).label
+    for seed in range(8):
+        tiny.photo(tmp_path / "data" / label / f"{seed}.png", seed=seed)
+    with pytest.raises(DataError, match="0 photos to calibrate on; expected 32 or more"):
+        package.compress(model, tmp_path / "o", data=tmp_path / "data", multiply_adds=500_000)
+    assert not list(tmp_path.glob("o*.work"))
 
 
 def test_a_goal_that_cannot_be_met_gives_the_nearest(

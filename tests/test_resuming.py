@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,37 @@ def test_what_fails_at_once_leaves_nothing(model: Path, photos: Path, tmp_path: 
     with pytest.raises(DataError):
         package.compress(model, tmp_path / "small", calibrate=photos)
     assert not list(tmp_path.glob("small*"))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_somebody_else_stays(model: Path, tmp_path: Path, resume: bool) -> None:
+    note = tmp_path / "small.work" / "note"
+    note.parent.mkdir()
+    note.write_text("mine")
+    with pytest.raises(OutputError, match=r"small\.work: holds something else"):
+        package.compress(model, tmp_path / "small", resume=resume)
+    assert note.read_text() == "mine"
+    (tmp_path / "other.work").write_text("a file")
+    with pytest.raises(OutputError, match=r"other\.work: holds something else"):
+        package.compress(model, tmp_path / "other", resume=resume)
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="a device of Unix")
+def test_stopped_on_its_way_to_a_device_nothing_is_left(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its folder is another one each time, so none could go on from there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "of its own"))
+    (tmp_path / "of its own").mkdir()
+
+    def stop(event: Mapping[str, Any]) -> None:
+        if event["event"] == "trial":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        package.compress(model, "/dev/null", threads=1, on_event=stop)
+    assert not list((tmp_path / "of its own").glob("tmp*"))
+    assert "--resume" not in caplog.text
 
 
 def test_two_do_not_make_one_file(model: Path, tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ from .following import follows, refused, said
     "{} photos to calibrate on; expected {} or more, and a few hundred are better",
     "{}: no photos in it; expected some",
     "effort is {}; expected quick, normal or max",
+    "{} is {}; expected 1 or more",
+    "max_drop is {}; expected 0 to 100",
 )  # fmt: skip
 def test_what_can_be_compressed(model: Path, tmp_path: Path, verydeep: Run) -> None:
     out, other = tmp_path / "out.safetensors", tmp_path / "other.safetensors"
@@ -67,6 +69,12 @@ def test_what_can_be_compressed(model: Path, tmp_path: Path, verydeep: Run) -> N
     said(words, refused(lambda: package.compress(model, out, effort="much")))
     for effort in ("quick", "normal", "max"):
         package.compress(model, out, effort=effort)
+    least = "{} is {}; expected 1 or more"
+    said(least, refused(lambda: package.compress(model, out, size=0)))
+    package.compress(model, out, size=1)
+    share = "max_drop is {}; expected 0 to 100"
+    said(share, refused(lambda: package.compress(model, out, max_drop=-1, calibrate=images)))
+    package.compress(model, out, max_drop=100, calibrate=images)
     words = "max_drop needs photos to measure it on: give data or calibrate"
     said(words, compress("--max-drop", 100))
     assert "trial 1: " in compress(*both[2:])
@@ -95,6 +103,7 @@ def test_what_can_be_compressed(model: Path, tmp_path: Path, verydeep: Run) -> N
     "what is done is in {}; the same command with --resume goes on from there",
     "{}: was begun with {} {}, which is now {}; ask for the same, or delete the folder",
     "{}: another process makes it now; name another file, or wait for it",
+    "{}: holds something else, and is needed until all is done; move it away, or name another file",
 )
 def test_what_was_stopped(
     model: Path, tmp_path: Path, verydeep: Run, monkeypatch: pytest.MonkeyPatch
@@ -136,6 +145,19 @@ def test_what_was_stopped(
     package.compress(model, out, on_event=meanwhile)
     package.compress(model, out)
     assert second.exists()
+
+    theirs = tmp_path / "out.work"
+    theirs.mkdir()
+    (theirs / "note").touch()
+    words = (
+        "{}: holds something else, and is needed until all is done; move it away, or name another "
+        "file"
+    )
+    said(words, refused(lambda: package.compress(model, out)))
+    package.compress(model, tmp_path / "third")
+    theirs.rename(tmp_path / "away")
+    package.compress(model, out)
+    assert (tmp_path / "away" / "note").exists()
 
 
 @follows(

@@ -113,8 +113,10 @@ def compress(
             parts.append(f"same first answer {event['agreement']:.1%}")
         if "error" in event:
             parts.append(f"error {event['error']:.2%}")
-        quick = event["speedup"]
-        parts.append("as fast as before" if quick is None else f"{quick:.2f} times as fast here")
+        if event["speedup"] is not None:
+            parts.append(f"{event['speedup']:.2f} times as fast here")
+        elif choices["multiply_adds"] is None:  # a pruned trunk is not measured
+            parts.append("as fast as before")
         log.info(f"trial {trials}: {', '.join(parts)}")
 
     with Progress("compressing", ""):

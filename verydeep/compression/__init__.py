@@ -140,7 +140,7 @@ def compress(
             told = {"model": str(opened.path), "size": before, "goal": str(goal)}
             on_event({"event": "start", **told})
         *images, unreadable = photos(opened.record.preprocess, given, (), count)
-        if given and len(images[1]) < FEWEST:
+        if (given or goal.prunes) and len(images[1]) < FEWEST:
             raise DataError(
                 f"{sum(map(len, images))} photos to calibrate on; expected {2 * FEWEST} or more, and a few "
                 "hundred are better"

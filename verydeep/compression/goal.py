@@ -56,6 +56,11 @@ class Goal:
             raise ArgumentError("size and max_drop are two goals; give one of them")
         if self.multiply_adds is not None and self.speedup is not None:
             raise ArgumentError("multiply_adds and speedup are two goals; give one of them")
+        for name in ("size", "multiply_adds"):
+            if (asked := getattr(self, name)) is not None and asked < 1:
+                raise ArgumentError(f"{name} is {asked!r}; expected 1 or more")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise ArgumentError(f"max_drop is {self.max_drop!r}; expected 0 to 100")
         if self.prunes and not photos:
             raise ArgumentError(
                 "which channels can go is measured on photos: name some with --calibrate (calibrate= in "

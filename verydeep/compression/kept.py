@@ -46,12 +46,18 @@ def kept(
     """The steps of making `out`, while the block lasts; its folder is gone when all went well.
 
     asked: what decides on the bytes. about: what else is told of how it was made, as when it was begun.
-    OutputError where another process makes it, or one was stopped and this is not to go on with it;
-    ArgumentError where that one was asked for something else.
+    OutputError where another process makes it, or one was stopped and this is not to go on with it, or what
+    has the folder's name is somebody's own; ArgumentError where that one was asked for something else.
     """
     folder, begun = out.with_name(f"{out.name}.work"), True
-    if out.exists() and not out.is_file():  # a device has nothing beside it
+    device = out.exists() and not out.is_file()
+    if device:  # has nothing beside it
         folder = Path(tempfile.mkdtemp())
+    if _of_others(folder):  # would be gone when all went well
+        raise OutputError(
+            f"{folder}: holds something else, and is needed until all is done; move it away, or name "
+            "another file"
+        )
     folder.mkdir(exist_ok=True)
 
     def refuse() -> None:
@@ -76,7 +82,7 @@ def kept(
             steps.about = was["about"]
             yield steps
     except BaseException as error:
-        if not begun and not set(os.listdir(folder)) - {f"{ASKED}.json", ".lock"}:
+        if device or (not begun and not set(os.listdir(folder)) - {f"{ASKED}.json", ".lock"}):
             shutil.rmtree(folder, ignore_errors=True)
         elif isinstance(error, KeyboardInterrupt):
             log.info(
@@ -84,3 +90,11 @@ def kept(
             )
         raise
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _of_others(folder: Path) -> bool:
+    """Whether something has this name that is no folder of steps."""
+    if not folder.is_dir():
+        return folder.exists()
+    names = [name for name in os.listdir(folder) if not name.startswith(".")]
+    return bool(names) and f"{ASKED}.json" not in names

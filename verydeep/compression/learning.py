@@ -62,7 +62,9 @@ def learnt(
     resume: bool = False,
     on_event: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Path:
-    """The model file of at most `size` bytes that a run of training in the folder `out` makes.
+    """The model file of about `size` bytes that a run of training in the folder `out` makes.
+
+    Only the price of bits makes it smaller: few steps end above `size`.
 
     data: labelled images to learn from, as `train` takes them. calibrate: photos that say how the weights
     are coded before. teacher: the model file whose answers are learned; None for the model itself.
@@ -80,7 +82,7 @@ def learnt(
             write(bare, *unnormed(model))
             compress(
                 bare, coded, calibrate=calibrate, size=round(CODED * size), again=True,
-                on_event=on_event,
+                resume=resume, on_event=on_event,
             )  # fmt: skip
     first = read(coded)
     streams = sum(array.nbytes for key, array in first.stored.items() if key.endswith(".code"))
@@ -92,8 +94,9 @@ def learnt(
         "code_bytes": size - rest, "teacher": str(teacher or model.path), **(settings or {}),
     }  # fmt: skip
     result = train(
-        "small-images", data, out=out, init=coded, settings=chosen, resume=resume, event=on_event
-    )
+        "small-images", data, out=out, init=coded, settings=chosen, event=on_event,
+        resume=resume and os.path.isdir(out),  # it may have been stopped before that began
+    )  # fmt: skip
     made = read(result.model)
     provenance = {**made.record.provenance, "compressed_from": {**made_from(model)}}
     path = Path(out, "small.safetensors")
