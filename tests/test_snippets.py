@@ -66,6 +66,7 @@ NOT_HERE = {  # what begins like this, or is in a block of these, and why it is 
     "verydeep serve": "it ends when it is told; test_serve.py tells it", "VERYDEEP_TOKEN": "so does this",
     "ray start": "it takes a cluster", "export RAY": "so does this",
     "verydeep features 's3": "so does this",
+    "python -m http.server": "it never ends; test_web_page.py has a server of its own",
     "curl": "it takes that server", "st run": "so does this",
     "python -m pytest": "it is these", "git clone": "it takes a network", "cd ": "so does this",
     "sed -i": "so does this", "USE_PYTEST_POOL": "so does this",
@@ -203,7 +204,7 @@ def run_line(line: str, printed: io.StringIO, verydeep: Run) -> None:
         command = [sys.executable, *words[1:]] if words[0] == "python" else words
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         text = subprocess.run(
-            command, capture_output=True, text=True, check=True, env=environment
+            command, capture_output=True, text=True, check=True, env=environment, timeout=300
         ).stdout
     if out:
         Path(out).write_text(text, encoding="utf-8")
