@@ -22,7 +22,7 @@ import verydeep
 from verydeep.cli import CONTEXT, cli
 
 ROOT = Path(__file__).resolve().parent.parent
-PUBLIC = ("verydeep", "verydeep.errors", "verydeep.models", "verydeep.losses")
+PUBLIC = ("verydeep", "verydeep.errors", "verydeep.models", "verydeep.losses", "verydeep.scaling")
 
 
 def text(name: str) -> str:
