@@ -234,6 +234,23 @@ def test_the_best_epoch_is_kept_and_patience_ends_a_run(
     assert_array_equal(kept, made[2][key].half().float().numpy())
 
 
+def test_a_solved_head_is_judged_at_the_size_that_it_was_solved_at(
+    trunk: Path, flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images may be shown smaller at first; what is trained from trained weights knows the whole size."""
+    sides: list[int | None] = []
+    scores = learn.Learning.scores
+
+    def noted(self: learn.Learning, samples: Any, side: int | None = None) -> Any:
+        sides.append(side)
+        return scores(self, samples, side)
+
+    monkeypatch.setattr(learn.Learning, "scores", noted)
+    run(config(trunk, size=64, grow="0.5,1", epochs=2), flowers, out=tmp_path / "out")
+    assert len(sides) >= 3
+    assert set(sides) == {None}
+
+
 def test_a_start_from_a_probe_needs_weights(flowers: Path, tmp_path: Path) -> None:
     with pytest.raises(VerydeepError, match="vgg11_bn"):
         verydeep.train(

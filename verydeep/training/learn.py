@@ -244,8 +244,10 @@ class Learning:
         judged = self.hold or self.run.data.val
         if not judged:
             return {}
-        # at the side that it learns from now, since it knows no other yet
-        samples, scores = self.scores(judged, side=side_at(self.run.config, self.position.epoch))
+        config = self.run.config
+        # at the side that it learns from now, since what was drawn at random knows no other yet
+        side = None if config.start == "probe" else side_at(config, self.position.epoch)
+        samples, scores = self.scores(judged, side=side)
         if not samples and self.hold:
             name, why = next(
                 (s.name, self.run.bad[s.name]) for s in judged if s.name in self.run.bad
@@ -257,7 +259,7 @@ class Learning:
         if not samples:  # not one could be read
             return {}
         if not np.isfinite(scores).all():
-            rate = self.run.config.rate
+            rate = config.rate
             raise Diverged(
                 f"the network's answers are no numbers after epoch {self.position.epoch + 1}; lower the "
                 f"rate, as with --set rate={rate / 3:.2g}"
@@ -269,7 +271,7 @@ class Learning:
         several = self.run.data.multi
         right = ((scores > 0) == (labels > 0)).ravel() if several else scores.argmax(1) == labels
         position, losses = self.position, [row["loss"] for row in self.position.epochs]
-        if self.run.config.start == "probe" and not position.head:
+        if config.start == "probe" and not position.head:
             position.head = right.tolist()
         elif measured["loss"] < min(losses, default=math.inf):
             position.best = right.tolist()
