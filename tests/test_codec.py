@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 
 from verydeep import load, modelfile
 from verydeep.errors import ModelFileError
-from verydeep.modelfile import Record, codec, read, write
+from verydeep.files.cache import Cache
+from verydeep.modelfile import Record, codec, decoding, read, write
 from verydeep.modelfile.codec import Coded, decode, encode
 from verydeep.nets import network
 from verydeep.training.run import trunk_of
@@ -208,6 +210,46 @@ def test_a_head_on_a_coded_trunk_leaves_it_coded(pair: tuple[Path, Path]) -> Non
     trunk = trunk_of(model, model.record.network)
     assert all(name.endswith((".code", ".bias")) for name in trunk)
     assert len(trunk) == 16
+
+
+def test_a_large_one_is_decoded_once(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was decoded is mapped from the cache by all that open the file later."""
+    monkeypatch.setattr(decoding, "WORTH_KEEPING", 1)
+    monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path / "cache"))
+    times, decode = [], codec.decode
+    monkeypatch.setattr(codec, "decode", lambda *given: times.append(1) or decode(*given))
+    expected, first = read(pair[1]).tensors(), read(pair[0]).tensors(["features.0.weight"])
+    assert len(times) == len([name for name in read(pair[0]).stored if name.endswith(".code")])
+    times.clear()
+    second = read(pair[0]).tensors(writable=True)
+    assert not times
+    np.testing.assert_array_equal(first["features.0.weight"], expected["features.0.weight"])
+    for key, value in second.items():
+        np.testing.assert_array_equal(value, expected[key])
+        value[...] = 0  # one's own copy
+    np.testing.assert_array_equal(
+        read(pair[0]).tensors()["features.0.weight"], expected["features.0.weight"]
+    )
+    (entry,) = Cache().entries()
+    kept = entry.path / "features.0.weight.npy"
+    kept.write_bytes(kept.read_bytes()[:-8])  # damaged: made again
+    assert read(pair[0]).tensors().keys() == expected.keys()
+    assert times
+
+
+def test_where_nothing_can_be_kept_it_is_decoded_each_time(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "WORTH_KEEPING", 1)
+    expected = read(pair[1]).tensors()
+    for name, value in (("VERYDEEP_CACHE", os.devnull), ("VERYDEEP_CACHE_LIMIT", "1")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            found = read(pair[0]).tensors()
+        for key, array in found.items():
+            np.testing.assert_array_equal(array, expected[key])
 
 
 def test_older_readers_say_that_it_is_newer() -> None:

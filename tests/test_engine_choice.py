@@ -791,7 +791,7 @@ def test_the_cache_command(
 ) -> None:
     monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path / "cache"))
     empty = verydeep("cache", "list")
-    assert "0 prepared graphs, 0 of 2000 MB; 0 engine choices" in empty.out
+    assert "0 prepared models, 0 of 2000 MB; 0 engine choices" in empty.out
     photos = tmp_path / "photos"
     for i in range(40):
         photo(photos / f"{i}.png", seed=i)
@@ -799,13 +799,13 @@ def test_the_cache_command(
     assert done.status == 0, done.err
     assert "quickest here: onnxruntime, openvino, ncnn, mnn" in done.err
     listed = verydeep("cache", "list")
-    assert "1 prepared graph, " in listed.out
+    assert "1 prepared model, " in listed.out
     assert "1 engine choice\n" in listed.out
     assert "mnn-" in listed.out
     assert "fast, 8 of 32x32, 1 thread: " in listed.out
     assert '"limit_bytes": 2000000000' in verydeep("cache", "list", "--json").out
     assert " freed; " in verydeep("cache", "clear").out
-    assert "0 prepared graphs" in verydeep("cache", "list").out
+    assert "0 prepared models" in verydeep("cache", "list").out
 
 
 def test_processor() -> None:

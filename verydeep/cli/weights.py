@@ -182,18 +182,19 @@ def published_weights() -> list[dict[str, Any]]:
 
 @click.group(context_settings=CONTEXT)
 def cache() -> None:
-    """List and clear prepared graphs and remembered engine choices.
+    """List and clear prepared models and remembered engine choices.
 
-    Both are made again when they are needed. VERYDEEP_CACHE names the folder, VERYDEEP_CACHE_LIMIT the
-    most that prepared graphs may take (2GB); those used longest ago go first. Published weights are kept
-    apart: see `verydeep weights list`.
+    A model is prepared as an engine's own file, or as weights that were decoded. Both are made again when
+    they are needed. VERYDEEP_CACHE names the folder, VERYDEEP_CACHE_LIMIT the most that prepared models
+    may take (2GB); those used longest ago go first. Published weights are kept apart: see `verydeep
+    weights list`.
     """
 
 
 @cache.command("list")
 @options.json_object
 def list_cache(as_json: bool) -> None:
-    """List the prepared graphs and the engines that were chosen."""
+    """List the prepared models and the engines that were chosen."""
     from ..engines.race import Memory, told
     from ..files.cache import Cache
 
@@ -211,7 +212,7 @@ def list_cache(as_json: bool) -> None:
         }))  # fmt: skip
         return
     click.echo(
-        f"{folder}: {counted(len(entries), 'prepared graph')}, {total / 1e6:.0f} of "
+        f"{folder}: {counted(len(entries), 'prepared model')}, {total / 1e6:.0f} of "
         f"{graphs.limit_bytes / 1e6:.0f} MB; {counted(len(choices), 'engine choice')}"
     )
     for entry in entries:
@@ -229,7 +230,7 @@ def list_cache(as_json: bool) -> None:
 
 @cache.command()
 def clear() -> None:
-    """Remove the prepared graphs and forget the engines that were chosen."""
+    """Remove the prepared models and forget the engines that were chosen."""
     from ..engines.race import Memory
     from ..files import hashes
     from ..files.cache import Cache

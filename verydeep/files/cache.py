@@ -1,6 +1,6 @@
-"""Keep what an engine prepared from a graph, so that it is prepared once.
+"""Keep what was prepared of a model, an engine's own file or decoded weights, so that it is prepared once.
 
-Each entry is a folder: the engine's files, and `entry.json`, which says what they are and how long. A
+Each entry is a folder: its files, and `entry.json`, which says what they are and how long. A
 folder appears whole or not at all, by a rename. What does not fit under the limit makes room for what was
 used last. Every entry can be made again, so nothing here is ever worth an error: a cache that cannot be
 used is said once, and done without.
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Entry:
-    """One prepared graph. used: seconds since 1970 when it was last opened."""
+    """One prepared model. used: seconds since 1970 when it was last opened."""
 
     name: str
     path: Path
@@ -48,7 +48,7 @@ class Entry:
 
 
 class Cache:
-    """The prepared graphs in one folder.
+    """The prepared models in one folder.
 
     folder: None is verydeep's own, "prepared" in `folders.cache_folder()`.
     limit_bytes: None is $VERYDEEP_CACHE_LIMIT ("500MB", "4GB", or bytes), else 2 GB.
@@ -93,14 +93,14 @@ class Cache:
             free = shutil.disk_usage(place).free
             if free < size:
                 raise EngineError(
-                    f"preparing the graph needs {_megabytes(size)} on a disk, and "
+                    f"preparing the model needs {_megabytes(size)} on a disk, and "
                     f"{tempfile.gettempdir()} has {_megabytes(free)} free; {_ELSEWHERE}"
                 )
             try:
                 make(Path(place))
             except OSError as error:
                 reason = error.strerror or error
-                raise EngineError(f"preparing the graph failed: {reason}; {_ELSEWHERE}") from error
+                raise EngineError(f"preparing the model failed: {reason}; {_ELSEWHERE}") from error
             return load(Path(place), about)
 
     def _make(
@@ -109,7 +109,7 @@ class Cache:
         """Put a new entry in the place of one that cannot be used."""
         if path.exists():
             log.info(
-                f"the prepared graph {path.name} in the cache cannot be used: {why}; rebuilding it"
+                f"the prepared model {path.name} in the cache cannot be used: {why}; rebuilding it"
             )
             shutil.rmtree(path, ignore_errors=True)
         part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=self.folder))

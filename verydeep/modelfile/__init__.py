@@ -146,21 +146,10 @@ class ModelFile:
         known = self.record.network.tensors
         coded = [key for key in (known if keys is None else keys) if f"{key}.code" in self.stored]
         found = {name: array for name, array in self.stored.items() if not name.endswith(".code")}
-        if not coded:
-            return found
-        from concurrent.futures import ThreadPoolExecutor
+        if coded:
+            from .decoding import weights
 
-        from . import codec
-
-        def weight(key: str) -> NDArray[Any]:
-            try:
-                return codec.decode(self.stored[f"{key}.code"], known[key]).weight
-            except ModelFileError as error:
-                raise about(self.path, f"the tensor {key}.code: {error}") from None
-
-        # the range coder takes turns, and what surrounds it runs beside it
-        with ThreadPoolExecutor(2, "verydeep-decoding") as threads:
-            found.update(zip(coded, threads.map(weight, coded), strict=True))
+            found.update(weights(self, coded))
         return found
 
     @cached_property
