@@ -57,8 +57,9 @@ def flowers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(trunk: Path, **changes: object) -> Config:
     given = {
-        "model": str(trunk), "size": 32, "epochs": 3, "batch": 8, "precision": "fp32", "hold": 0.25,
-        "patience": 10, "smoothing": 0.0, "dropout": 0.0, "cutmix": 0.0, "jitter": 0.0, "area": 0.9,
+        "model": str(trunk), "size": 32, "epochs": 3, "batch": 8, "blocks": 0, "precision": "fp32",
+        "hold": 0.25, "patience": 10, "smoothing": 0.0,
+        "dropout": 0.0, "cutmix": 0.0, "jitter": 0.0, "area": 0.9,
         "layout": "default",
     }  # fmt: skip
     return changed(finetune(), {**given, **changes})
@@ -183,7 +184,9 @@ def test_a_scaled_head_is_folded() -> None:
 
 def test_rates_fall_towards_the_input() -> None:
     model = build("vgg11_bn", classes=3, head="gap", layers=("relu5_2",), width=1 / 16)
-    groups = grouped(model, changed(finetune(), {"blocks": 2, "fall": 0.5, "decay_all": True}))
+    groups = grouped(
+        model, changed(finetune(), {"blocks": 2, "fall": 0.5, "head_rate": 1e-3, "decay_all": True})
+    )
     shares = sorted({group["share"] for group in groups}, reverse=True)
     assert shares == [
         10.0,
@@ -226,6 +229,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_a_run(
         return found
 
     monkeypatch.setattr(learn.Learning, "_validate", noted)
+    monkeypatch.setattr(learn, "SHARES", (1.0,))
     result = run(config(trunk, epochs=9, patience=2), flowers, out=tmp_path / "out")
     assert [line["epoch"] for line in epochs(result)] == [0, 1, 2, 3, 4]
     assert result.log[-1]["best_epoch"] == 2
@@ -249,6 +253,60 @@ def test_a_solved_head_is_judged_at_the_size_that_it_was_solved_at(
     run(config(trunk, size=64, grow="0.5,1", epochs=2), flowers, out=tmp_path / "out")
     assert len(sides) >= 3
     assert set(sides) == {None}
+
+
+@pytest.mark.usefixtures("sure")
+def test_what_was_trained_is_mixed_with_its_start(
+    trunk: Path, flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So far as held-out photos are named the most surely, and the model file has these weights."""
+    ones: list[learn.Learning] = []
+    mix, shares, losses = learn.Learning._mix, [], iter([5.0, 4.0, 2.0, 3.0, 6.0])
+
+    def noted(self: learn.Learning, trained: Any, share: float) -> None:
+        ones.append(self)
+        shares.append(share)
+        mix(self, trained, share)
+
+    monkeypatch.setattr(learn.Learning, "_mix", noted)
+    monkeypatch.setattr(
+        learn.linear, "losses", lambda scores, *_, **__: np.full(len(scores), next(losses))
+    )
+    monkeypatch.setattr(learn.linear, "log_loss", lambda *_, **__: 1.0)
+    result = run(config(trunk), flowers, out=tmp_path / "out")
+    assert shares == [0.0, 0.25, 0.5, 0.75, 1.0, 0.5]
+    key = "features.0.weight"
+    begun, best = ones[0].begun[key], ones[0].best[key]
+    assert_array_equal(begun.numpy(), modelfile.read(trunk).tensors([key])[key])
+    assert not torch.equal(begun, best)
+    kept = modelfile.read(result.model).tensors([key])[key]
+    assert_array_equal(kept, torch.lerp(begun, best, 0.5).half().float().numpy())
+    told = next(line["text"] for line in result.log if "head alone" in str(line.get("text")))
+    assert "epoch 1, 50% of it" in told
+    assert "loss 5.000 and 2.000" in told
+
+
+@pytest.mark.parametrize(("gain", "kept"), [(0.0, False), (0.03, True)])
+def test_fewer_wrong_answers_are_not_all_that_is_better(
+    trunk: Path,
+    flowers: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gain: float,
+    kept: bool,
+) -> None:
+    """Where as many are right, being surer of them is enough, if it is no chance."""
+    draw = np.random.default_rng(0)
+    calls = iter([gain if number else 0.0 for number in range(5)])  # the first is of the head
+    noise = draw.normal(0.3, 0.05, 100)
+
+    def losses(scores: np.ndarray, *_: object, **__: object) -> np.ndarray:
+        return noise[: len(scores)] - next(calls) - draw.normal(0, 0.005, len(scores))
+
+    monkeypatch.setattr(learn.linear, "losses", losses)
+    monkeypatch.setattr(learn.linear, "log_loss", lambda *_, **__: 1.0)
+    result = run(config(trunk), flowers, out=tmp_path / "out")
+    assert any("the head alone is kept" in str(line.get("text")) for line in result.log) != kept
 
 
 def test_a_start_from_a_probe_needs_weights(flowers: Path, tmp_path: Path) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_rel
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, f1_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from verydeep.errors import DataError
 from verydeep.evaluation.figures import average_precision
-from verydeep.training.heads.choosing import mcnemar, threshold, thresholds
+from verydeep.training.heads.choosing import less, mcnemar, threshold, thresholds
 from verydeep.training.heads.linear import folds, log_loss, scaling, solve, temperature
 
 
@@ -225,3 +225,13 @@ def test_one_photo_in_a_hundred_is_below_the_threshold() -> None:
     # where all are sure, all are answered
     sure = np.tile([11.0, 0, 0], (100, 1))
     assert threshold(sure) == 0.9999
+
+
+@pytest.mark.parametrize("gain", [-0.02, 0.0, 0.02, 0.05])
+def test_smaller_losses_are_scipys_paired_t_test(gain: float) -> None:
+    draw = np.random.default_rng(3)
+    theirs = draw.gamma(1, 0.3, 400)
+    ours = theirs - gain + draw.normal(0, 0.2, 400)
+    expected = ttest_rel(ours, theirs, alternative="less").pvalue
+    assert less(ours, theirs) == pytest.approx(expected, abs=2e-3)
+    assert less(theirs, theirs) == 1.0

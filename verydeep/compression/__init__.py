@@ -132,7 +132,7 @@ def compress(
     judged = [(f"{one.name} {one.labels}", one.source) for one in found.items] if found else []
     asked: dict[str, JSON] = {
         "version": __version__, "model": opened.sha256, **vars(goal), "effort": effort, "count": count,
-        "calibrate": _digest(given), "data": _digest(judged),
+        "threads": threads, "calibrate": _digest(given), "data": _digest(judged),
     }  # fmt: skip
     with kept(out, asked, about.asked(), resume) as steps:
         before = opened.path.stat().st_size
@@ -553,10 +553,11 @@ class _Work:
                 "name": one.name, "weights": count, "bits": 8 * size / count, "share": size / best.size,
             })  # fmt: skip
         whole = self.original.model
+        told = tuple({**one.told(), "chosen": one is best} for one in trials)
         return Compressed(
-            best.path, best.size, whole.path.stat().st_size, tuple(one.told() for one in trials),
-            tuple(layers), best.agreement, best.error, best.drop if self.before else None,
-            len(self.check), met, multiply_adds=_multiply_adds(self.model.record),
+            best.path, best.size, whole.path.stat().st_size, told, tuple(layers), best.agreement,
+            best.error, best.drop if self.before else None, len(self.check), met,
+            multiply_adds=_multiply_adds(self.model.record),
             before_multiply_adds=_multiply_adds(whole.record), speedup=speedup,
             measured=read(best.path).record.measured,
         )  # fmt: skip

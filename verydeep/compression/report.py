@@ -77,8 +77,7 @@ def _curve(result: Compressed) -> str:
 
 def _chosen(result: Compressed) -> dict[str, Any]:
     """The trial that the file is."""
-    same = [one for one in result.trials if one["size"] == result.size_bytes]
-    return min(same, key=lambda one: one.get("error", 0.0))
+    return next(one for one in result.trials if one["chosen"])
 
 
 def _tried(result: Compressed) -> str:
@@ -98,7 +97,7 @@ def _tried(result: Compressed) -> str:
         "Trials in their order; the marked one is the file.",
         html.table(
             list(there), rows, numbers=range(len(there)), kind="classes",
-            chosen=result.trials.index(_chosen(result)),
+            chosen=[one["chosen"] for one in result.trials].index(True),
         ),
     )  # fmt: skip
 

@@ -16,8 +16,9 @@ class Compressed:
     """A small model file, and what was measured of it.
 
     path, report: of the file, and of the page about it; None of a device. size_bytes, before_bytes: of
-    both files. trials: of each its "coarseness", "size" and what was measured. layers: of each with weights
-    its "name", "weights", "bits" a weight, and "share" of the bytes.
+    both files. trials: of each its "coarseness", "size", what was measured, and whether it is the one that
+    was "chosen". layers: of each with weights its "name", "weights", "bits" a weight, and "share" of the
+    bytes.
     agreement: the fraction of `checked` photos with the first answer of the model that it was made of; None
     without photos or head. error: of the scores there, or of the last layer's maps (||a - b|| / ||b||).
     drop: of the accuracy on `data`, in percentage points; None without it. met: whether the goal was.

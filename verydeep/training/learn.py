@@ -25,7 +25,7 @@ from .data.feed import Feed
 from .data.source import Source
 from .data.views import Views, pictures
 from .heads import linear
-from .heads.choosing import limits, mcnemar
+from .heads.choosing import less, limits, mcnemar
 from .heads.features import digests_of
 from .heads.probe import Probe, ProbeConfig, shown
 from .learner import Learner, ScaledHead, scaled
@@ -46,7 +46,9 @@ MEASURED_PHOTOS = 512  # for mean and covariance
 LEAST_STEPS, LEAST_BATCH = 20, 16  # of an epoch, where a set is small
 LEAST_TOTAL, MORE_EPOCHS = 1000, 4  # steps of a run; times the recipe's epochs, at most
 CALIBRATED = 50  # images, fewer than which say nothing about a temperature
-SURE = 0.1  # of McNemar's test, below which training is better than the head alone
+# by chance at most so often: more right answers than of the head alone; no fewer, and smaller losses
+SURE, SURE_LOSS = 0.1, 0.05
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of what was trained, in the mixtures with the start
 
 
 def learnt(run: Run) -> TrainResult:
@@ -91,6 +93,7 @@ class Learning:
             run.init = run.init or run.config.model
         self.position = Position(bad=run.bad)
         self.best: Mapping[str, Tensor] = {}  # of the averaged network
+        self.begun: dict[str, Tensor] = {}  # the same, as it began, with a solved head
         self._shown: dict[int, Views] = {}
 
     # Before the first step
@@ -164,6 +167,8 @@ class Learning:
             model, config, self.preprocess, self.device, self.group, teacher=teacher,
             class_weights=_class_weights(source.labels, classes, config), coding=coding,
         )  # fmt: skip
+        if config.start == "probe" and self.hold:
+            self.begun = {k: v.cpu().clone() for k, v in self._averaged.items()}
         if before is not None:
             self._restore(before)
         self.stuck = Stuck(classes, network.batch_norm)
@@ -215,6 +220,11 @@ class Learning:
         self.position.bad = self.run.bad
         self.run.earlier = before.facts["seconds"]
         self.best = before.under("best.")
+        self.begun |= before.under("begun.")
+
+    @property
+    def _averaged(self) -> dict[str, Tensor]:
+        return self.learner.average.state_dict()
 
     # The steps
 
@@ -268,14 +278,10 @@ class Learning:
         measured = {"loss": linear.log_loss(scores, labels), **figures.accuracy(scores, labels)}
         if not self.hold:
             return measured
-        several = self.run.data.multi
-        right = ((scores > 0) == (labels > 0)).ravel() if several else scores.argmax(1) == labels
-        position, losses = self.position, [row["loss"] for row in self.position.epochs]
-        if config.start == "probe" and not position.head:
-            position.head = right.tolist()
-        elif measured["loss"] < min(losses, default=math.inf):
-            position.best = right.tolist()
-            self.best = {k: v.cpu().clone() for k, v in self.learner.average.state_dict().items()}
+        before = [row["loss"] for row in self.position.epochs]
+        # before the first step it is the head alone
+        if self.position.step and measured["loss"] < min(before, default=math.inf):
+            self.best = {k: v.cpu().clone() for k, v in self._averaged.items()}
         return {**measured, "judged": "held-out"}
 
     def scores(
@@ -320,6 +326,9 @@ class Learning:
             )
         if self.group.first:
             tensors |= {f"best.{k}": v for k, v in self.best.items()}
+            # all else of the start is in the weights that it started from
+            head = {k: v for k, v in self.begun.items() if k.startswith("classifier.")}
+            tensors |= {f"begun.{k}": v for k, v in head.items()}
             done = self.position.epoch * self.feed.steps + self.position.step
             facts = {
                 "config": self.run.config.to_dict(), **self.run.inputs, "step": done,
@@ -333,31 +342,63 @@ class Learning:
     def finish(self) -> TrainResult:
         """Take the best of what was learned, measure it, write it."""
         run, config, learner = self.run, self.run.config, self.learner
-        learner.config = replace(config, precision="fp32")  # what the model file will do
         told: dict[str, Any] = {"step": self.position.epoch * self.feed.steps}
         if self.best:
             learner.average.load_state_dict(self.best)
             told["best_epoch"] = best = self.position.best_epoch
             run.note(f"epoch {best} is kept, of the least loss on held-out images")
-        if self.position.head and not self._is_better():
+        better = not self.begun or self._mixed()
+        learner.config = replace(config, precision="fp32")  # what the model file will do
+        if better:
+            outcome = replace(self._outcome(), told=told)
+        else:
             outcome = Probe(run, self._probed(learner.model.table.head.layers)).solved()
             outcome = replace(outcome, told={**told, "best_epoch": 0})
-        else:
-            outcome = replace(self._outcome(), told=told)
         return run.finish(outcome)
 
-    def _is_better(self) -> bool:
-        """Whether training has made a better network than the solved head, on held-out images."""
-        head, best = np.array(self.position.head), np.array(self.position.best)
+    def _mixed(self) -> bool:
+        """Mix the trained weights with those of the start; whether that is better than the head alone.
+
+        Weights on the way from one network to another that was trained from it are often better than both:
+        Wortsman et al., arXiv:2109.01903. The held-out photos say which are, and whether they are, each
+        mixture with a temperature of its own.
+        """
+        trained = {k: v.cpu().clone() for k, v in self._averaged.items()}
+        tried: dict[float, tuple[NDArray[np.bool_], NDArray[np.float64]]] = {}
+        for share in (0.0, *SHARES):
+            self._mix(trained, share)
+            read, scores = self.scores(self.hold)
+            labels = targets(read, len(self.run.data.classes))
+            several = labels.ndim == 2
+            right = (
+                ((scores > 0) == (labels > 0)).ravel() if several else scores.argmax(1) == labels
+            )
+            divide = linear.temperature(scores, labels)
+            tried[share] = right, linear.losses(scores, labels, divide=divide)
+        share = min(SHARES, key=lambda one: tried[one][1].mean())
+        self._mix(trained, share)
+        (head, before), (best, after) = tried[0.0], tried[share]
         won, lost = int((best & ~head).sum()), int((head & ~best).sum())
-        chance = mcnemar(won, lost)
+        chances = mcnemar(won, lost), less(after, before)
+        sure = chances[0] < SURE or (won >= lost and chances[1] < SURE_LOSS)
         kept = "no sure gain, so the head alone is kept, solved on all photos"
+        named = f"epoch {self.position.best_epoch}, {share:.0%} of it"
         self.run.note(
-            f"of {len(head)} held-out photos the head alone has {head.mean():.2%} right, epoch "
-            f"{self.position.best_epoch} {best.mean():.2%} ({won} won, {lost} lost, p = {chance:.3f}): "
-            f"{'it is kept' if chance < SURE else kept}"
+            f"of {len(read)} held-out photos the head alone has {head.mean():.2%} right, {named}, "
+            f"{best.mean():.2%} ({won} won, {lost} lost, p = {chances[0]:.3f}; loss {before.mean():.3f} "
+            f"and {after.mean():.3f}, p = {chances[1]:.3f}): {'it is kept' if sure else kept}"
         )
-        return chance < SURE
+        return sure
+
+    def _mix(self, trained: Mapping[str, Tensor], share: float) -> None:
+        """So much of the trained weights, and of those of the start what is left."""
+        mixed = {
+            key: torch.lerp(begun, trained[key], share)
+            if begun.is_floating_point()
+            else trained[key]
+            for key, begun in self.begun.items()
+        }
+        self.learner.average.load_state_dict(mixed)
 
     def _outcome(self) -> Outcome:
         run, config, learner = self.run, self.run.config, self.learner

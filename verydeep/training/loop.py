@@ -43,8 +43,7 @@ class Position:
     """How far a run has come; all of it goes through a checkpoint as JSON.
 
     epoch, step: the next to do. loss, right, seen: summed over this epoch so far. epochs: what each
-    finished epoch measured. bad: images that could not be read, name -> why. head, best: whether the solved
-    head alone, and the best epoch so far, name each held-out image right. code_bytes: as last counted.
+    finished epoch measured. bad: images that could not be read, name -> why. code_bytes: as last counted.
     """
 
     epoch: int = 0
@@ -55,8 +54,6 @@ class Position:
     seconds: float = 0.0
     epochs: list[dict[str, Any]] = field(default_factory=list)
     bad: dict[str, str] = field(default_factory=dict)
-    head: list[bool] = field(default_factory=list)
-    best: list[bool] = field(default_factory=list)
     code_bytes: float = 0.0
 
     @property

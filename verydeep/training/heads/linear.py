@@ -236,17 +236,22 @@ def folds(labels: Array, count: int, *, groups: Array | None = None, seed: int =
     return np.asarray(fold[member])
 
 
-def log_loss(scores: Array, labels: Array, *, divide: float = 1.0) -> float:
-    """Mean cross-entropy of logits (examples, classes), each divided by `divide`, in nats.
+def losses(scores: Array, labels: Array, *, divide: float = 1.0) -> Array:
+    """Cross-entropy of logits (examples, classes), each divided by `divide`, in nats: (examples,).
 
-    Of labels of 0 and 1 it is the mean of all examples' and classes' binary cross-entropies.
+    Of labels of 0 and 1 it is the mean of all classes' binary cross-entropies.
     """
     scores, labels = np.asarray(scores, np.float64) / divide, np.asarray(labels)
     if labels.ndim == 2:
-        return float(
-            (_log_sum(scores, True) - (labels * scores).sum(axis=1)).mean() / labels.shape[1]
-        )
-    return float((_log_sum(scores) - scores[np.arange(len(labels)), labels]).mean())
+        found = (_log_sum(scores, True) - (labels * scores).sum(axis=1)) / labels.shape[1]
+    else:
+        found = _log_sum(scores) - scores[np.arange(len(labels)), labels]
+    return np.asarray(found)
+
+
+def log_loss(scores: Array, labels: Array, *, divide: float = 1.0) -> float:
+    """The mean of `losses`."""
+    return float(losses(scores, labels, divide=divide).mean())
 
 
 def temperature(scores: Array, labels: Array) -> float:
