@@ -90,7 +90,7 @@ def compress(
 
     With --speedup or --multiply-adds the network itself becomes smaller and faster: those channels go that
     the others can best make up for. Weights are then rounded only with --size or --max-drop. Accuracy that
-    is lost can be won back by `verydeep train --recipe finetune --init`.
+    is lost can be won back by `verydeep train --recipe finetune --set blocks=0 --init`.
     """
 
     trials = 0
