@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import runpy
@@ -233,10 +234,27 @@ def test_a_large_one_is_decoded_once(
         read(pair[0]).tensors()["features.0.weight"], expected["features.0.weight"]
     )
     (entry,) = Cache().entries()
-    kept = entry.path / "features.0.weight.npy"
+    kept = entry.path / decoding.FILE
     kept.write_bytes(kept.read_bytes()[:-8])  # damaged: made again
     assert read(pair[0]).tensors().keys() == expected.keys()
     assert times
+
+
+def test_where_nothing_more_can_be_mapped_it_is_read(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "WORTH_KEEPING", 1)
+    expected = read(pair[0]).tensors()
+    small = read(pair[0])
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(decoding.mmap, "mmap", full)
+    monkeypatch.setattr(codec, "decode", full)  # what is kept is not decoded again
+    for key, array in small.tensors().items():
+        np.testing.assert_array_equal(array, expected[key])
+    assert len(Cache().entries()) == 1
 
 
 def test_where_nothing_can_be_kept_it_is_decoded_each_time(
@@ -247,6 +265,7 @@ def test_where_nothing_can_be_kept_it_is_decoded_each_time(
     for name, value in (("VERYDEEP_CACHE", os.devnull), ("VERYDEEP_CACHE_LIMIT", "1")):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
+            patch.setenv("TMPDIR", os.devnull)  # nor is there room elsewhere
             found = read(pair[0]).tensors()
         for key, array in found.items():
             np.testing.assert_array_equal(array, expected[key])

@@ -168,6 +168,34 @@ def test_larger_than_the_limit(toy: Toy, capsys: pytest.CaptureFixture[str]) -> 
     assert "more than the cache's limit" in lines[0]
 
 
+def test_what_is_open_stays_whole(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, which moves no folder of open files: it is not counted as gone, either."""
+    toy.size = 2800
+    for age, name in enumerate(("a", "b", "c")):
+        toy.open(name)
+        os.utime(toy.cache.folder / name / MANIFEST, (1000 + age, 1000 + age))
+    replace = os.replace
+
+    def moved(source: Path, target: Path) -> None:
+        if Path(source).name == "a" and Path(target).suffix == ".part":
+            raise PermissionError(errno.EACCES, "in use")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", moved)
+    toy.open("d")
+    assert {entry.name for entry in toy.cache.entries()} == {"a", "c", "d"}
+    assert 0 < toy.cache.clear() < 7000
+    assert [entry.name for entry in toy.cache.entries()] == ["a"]
+    assert toy.open("a") == b"toy" + bytes(2797)
+
+
+def test_what_is_not_to_lie_elsewhere_is_not_made(toy: Toy) -> None:
+    toy.size = 20_000
+    with pytest.raises(EngineError, match="there is no room for big"):
+        toy.cache.open("big", ABOUT, toy.make, toy.load, needs_bytes=lambda: 20_000, aside=False)
+    assert toy.made == 0
+
+
 def test_abandoned_halves_go(toy: Toy) -> None:
     toy.cache.folder.mkdir(parents=True)
     for name, age in ((".old.part", 10**6), (".new.part", 10)):

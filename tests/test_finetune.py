@@ -261,12 +261,13 @@ def test_what_was_trained_is_mixed_with_its_start(
 ) -> None:
     """So far as held-out photos are named the most surely, and the model file has these weights."""
     ones: list[learn.Learning] = []
-    mix, shares, losses = learn.Learning._mix, [], iter([5.0, 4.0, 2.0, 3.0, 6.0])
+    mix, losses = learn.Learning._mix, iter([5.0, 4.0, 2.0, 3.0, 6.0])
+    shares: list[float] = []
 
-    def noted(self: learn.Learning, trained: Any, share: float) -> None:
+    def noted(self: learn.Learning, share: float) -> None:
         ones.append(self)
         shares.append(share)
-        mix(self, trained, share)
+        mix(self, share)
 
     monkeypatch.setattr(learn.Learning, "_mix", noted)
     monkeypatch.setattr(
@@ -282,8 +283,11 @@ def test_what_was_trained_is_mixed_with_its_start(
     kept = modelfile.read(result.model).tensors([key])[key]
     assert_array_equal(kept, torch.lerp(begun, best, 0.5).half().float().numpy())
     told = next(line["text"] for line in result.log if "head alone" in str(line.get("text")))
-    assert "epoch 1, 50% of it" in told
+    assert "epoch 1, of which 50% is taken" in told
     assert "loss 5.000 and 2.000" in told
+    assert result.log[-1]["mixed"] == 0.5
+    assert modelfile.read(result.model).record.provenance["trained_share"] == 0.5
+    assert "Epoch 1 was kept, 50% of it" in (result.folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize(("gain", "kept"), [(0.0, False), (0.03, True)])
@@ -305,8 +309,48 @@ def test_fewer_wrong_answers_are_not_all_that_is_better(
 
     monkeypatch.setattr(learn.linear, "losses", losses)
     monkeypatch.setattr(learn.linear, "log_loss", lambda *_, **__: 1.0)
+    monkeypatch.setattr(learn, "CALIBRATED", 5)
     result = run(config(trunk), flowers, out=tmp_path / "out")
     assert any("the head alone is kept" in str(line.get("text")) for line in result.log) != kept
+
+
+def test_what_is_compared_could_be_read_each_time(
+    trunk: Path, flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, count = learn.Learning.scores, [0]
+
+    def lost(self: learn.Learning, samples: Any, side: int | None = None) -> Any:
+        read, found = scores(self, samples, side)
+        count[0] += 1
+        gone = count[0] % 3  # another photo each time
+        keep = [at for at in range(len(read)) if at != gone]
+        return tuple(read[at] for at in keep), found[keep]
+
+    monkeypatch.setattr(learn.Learning, "scores", lost)
+    result = run(config(trunk), flowers, out=tmp_path / "out")
+    told = next(line["text"] for line in result.log if "head alone" in str(line.get("text")))
+    assert "of 6 held-out photos" in told
+
+
+def test_weights_that_changed_meanwhile_are_refused(
+    trunk: Path, flowers: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.safetensors"
+    mine.write_bytes(trunk.read_bytes())
+    settings = config(mine)
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            settings, flowers, out=tmp_path / "out",
+            event=At(3, lambda: signal.raise_signal(signal.SIGINT)),
+        )  # fmt: skip
+    network = modelfile.read(trunk).record.network
+    model_file(mine, network, licence="another's")
+    with pytest.raises(
+        DataError, match=r"mine.safetensors is not the file any more .*put that one back"
+    ):
+        run(settings, flowers, out=tmp_path / "out", resume=True)
+    mine.write_bytes(trunk.read_bytes())
+    assert run(settings, flowers, out=tmp_path / "out", resume=True).model.exists()
 
 
 def test_a_start_from_a_probe_needs_weights(flowers: Path, tmp_path: Path) -> None:

@@ -66,11 +66,13 @@ class Cache:
         load: Callable[[Path, Mapping[str, Any]], T],
         *,
         needs_bytes: Callable[[], int],
+        aside: bool = True,
     ) -> T:
         """What `load` makes of the entry's folder; `make` fills the folder where there is none yet.
 
         about: what must be true of an entry to be used, such as the engine's version; `make` may leave
         more facts for `load` in a file of its own. needs_bytes: room on the disk that `make` takes.
+        aside: whether, where it cannot be kept, it is made in a temporary folder, gone after `load`.
         `load` raises EngineError where the files are of no use: they are made again, once.
         Raises EngineError where there is room nowhere.
         """
@@ -89,6 +91,8 @@ class Cache:
                     return load(path, about)
             except OSError as error:
                 going_without(self.folder.parent, error)
+        if not aside:
+            raise EngineError(f"there is no room for {name} in {self.folder}")
         with tempfile.TemporaryDirectory(prefix="verydeep-", ignore_cleanup_errors=True) as place:
             free = shutil.disk_usage(place).free
             if free < size:
@@ -111,7 +115,7 @@ class Cache:
             log.info(
                 f"the prepared model {path.name} in the cache cannot be used: {why}; rebuilding it"
             )
-            shutil.rmtree(path, ignore_errors=True)
+            _removed(path)
         part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=self.folder))
         try:
             make(part)
@@ -158,11 +162,7 @@ class Cache:
 
     def clear(self) -> int:
         """Remove every entry and half-made one; the bytes that this gave back."""
-        folders = [*self._folders(), *self._folders(halves=True)]
-        total = sum(map(_size_bytes, folders))
-        for path in folders:
-            shutil.rmtree(path, ignore_errors=True)
-        return total
+        return sum(map(_removed, [*self._folders(), *self._folders(halves=True)]))
 
     def _folders(self, halves: bool = False) -> list[Path]:
         """Those of entries, or of half-made ones."""
@@ -176,14 +176,13 @@ class Cache:
         for path in self._folders(halves=True):
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                    shutil.rmtree(path, ignore_errors=True)
+                    _removed(path)
         entries = self.entries()
         total = size + sum(entry.size_bytes for entry in entries)
         for entry in reversed(entries):
             if total <= self.limit_bytes:
                 return
-            shutil.rmtree(entry.path, ignore_errors=True)
-            total -= entry.size_bytes
+            total -= _removed(entry.path)
 
 
 class _UnusableError(Exception):
@@ -224,6 +223,19 @@ def _kept(file: Path) -> str:
     with open(file, "rb+") as opened:
         os.fsync(opened.fileno())
     return digests_of(file)["sha256"]
+
+
+def _removed(path: Path) -> int:
+    """The bytes that were given back: none where files are open and cannot go, as on Windows."""
+    size, gone = _size_bytes(path), path
+    if path.suffix != ".part":
+        gone = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}.part")
+        try:
+            os.replace(path, gone)  # whole or not at all
+        except OSError:
+            return 0
+    shutil.rmtree(gone, ignore_errors=True)
+    return size
 
 
 def _size_bytes(path: Path) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import mmap
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,13 +21,14 @@ if TYPE_CHECKING:
     from . import ModelFile
 
 WORTH_KEEPING = 1 << 20  # weights; fewer are decoded sooner than a file is looked for
-SPARE_BYTES = 1 << 20  # of files' headers
+FILE = "weights.bin"  # float32, little-endian, one after another as the table has them
+SPARE_BYTES = 1 << 20  # of what the entry says of itself
 
 
 def weights(model: ModelFile, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Float32 weights by torchvision's key, of those that are coded; ModelFileError where one is damaged.
 
-    Views of files in the cache where the model is large, which may be written to without changing them.
+    Of a large model they are views of a file in the cache, which may be written to without changing it.
     """
     shapes = model.record.network.tensors
     coded = [key for key in shapes if f"{key}.code" in model.stored]
@@ -34,35 +37,38 @@ def weights(model: ModelFile, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
         return _decoded(model, keys)
     from ..files.cache import Cache
 
-    cache = Cache()
-
     def make(folder: Path) -> None:
-        for key, weight in _decoded(model, coded).items():
-            np.save(folder / f"{key}.npy", weight)
+        with open(folder / FILE, "wb") as file:
+            for weight in _decoded(model, coded).values():
+                file.write(weight.astype("<f4").data)
 
     def load(folder: Path, _: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        # what does not stay in the cache is read, since it is deleted next
-        mode: Any = "c" if folder.parent == cache.folder else None
-        return {key: _read(folder / f"{key}.npy", shapes[key], mode) for key in keys}
+        values = _mapped(folder / FILE, count)
+        found, at = {}, 0
+        for key in coded:
+            size = math.prod(shapes[key])
+            found[key] = values[at : at + size].reshape(shapes[key])
+            at += size
+        return found
 
-    with suppress(EngineError):  # room nowhere
-        return cache.open(
+    with suppress(EngineError, OSError):  # room nowhere
+        found = Cache().open(
             f"weights-{model.sha256[:24]}", {"weights": model.sha256}, make, load,
-            needs_bytes=lambda: 4 * count + SPARE_BYTES,
+            needs_bytes=lambda: 4 * count + SPARE_BYTES, aside=False,
         )  # fmt: skip
+        return {key: found[key] for key in keys}
     return _decoded(model, keys)
 
 
-def _read(path: Path, shape: tuple[int, ...], mode: Any) -> NDArray[Any]:
-    """One that was kept; EngineError, which makes it anew, where it is another thing."""
-    try:
-        array = np.load(path, mmap_mode=mode, allow_pickle=False)
-    except ValueError as error:
-        raise EngineError(f"its {path.name} cannot be read: {error}") from error
-    if array.dtype != np.float32 or array.shape != shape:
-        raise EngineError(f"its {path.name} is of {array.dtype} and {array.shape}")
-    found: NDArray[Any] = array.view(np.ndarray)
-    return found
+def _mapped(path: Path, count: int) -> NDArray[Any]:
+    """So many numbers of a file, mapped; EngineError where it has others."""
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size != 4 * count:
+            raise EngineError(f"its {path.name} is cut short")
+        try:
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), "<f4")
+        except OSError:  # no more maps or memory can be promised, which says nothing of the file
+            return np.fromfile(file, "<f4")
 
 
 def _decoded(model: ModelFile, keys: Sequence[str]) -> dict[str, NDArray[Any]]:

@@ -17,6 +17,7 @@ from .. import modelfile
 from ..datasets.labelled import Sample, targets
 from ..errors import DataError, OutputError
 from ..evaluation import figures
+from ..modelfile import ModelFile
 from ..preprocess import Preprocess
 from ..published import find_model
 from .coding import coding_of, packed, scaled_by
@@ -46,7 +47,8 @@ MEASURED_PHOTOS = 512  # for mean and covariance
 LEAST_STEPS, LEAST_BATCH = 20, 16  # of an epoch, where a set is small
 LEAST_TOTAL, MORE_EPOCHS = 1000, 4  # steps of a run; times the recipe's epochs, at most
 CALIBRATED = 50  # images, fewer than which say nothing about a temperature
-# by chance at most so often: more right answers than of the head alone; no fewer, and smaller losses
+# how often chance would do as well, at most: more right answers than of the head alone; or as many, and
+# smaller losses. The photos also took the epoch and the mixture, so chance does so a bit more often.
 SURE, SURE_LOSS = 0.1, 0.05
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of what was trained, in the mixtures with the start
 
@@ -94,6 +96,7 @@ class Learning:
         self.position = Position(bad=run.bad)
         self.best: Mapping[str, Tensor] = {}  # of the averaged network
         self.begun: dict[str, Tensor] = {}  # the same, as it began, with a solved head
+        self.source: ModelFile | None = None  # of the weights that a solved head is for
         self._shown: dict[int, Views] = {}
 
     # Before the first step
@@ -135,6 +138,8 @@ class Learning:
         classes = len(data.classes)
         learn, self.hold = _parted(data.train, config, classes)
         several = classes if data.multi else 0
+        if config.start == "probe":
+            self.source = modelfile.read(find_model(run.init or ""))
         held = pictures(learn, config.size, config.threads) if config.memory else None
         if held is not None and not held.samples:
             raise _unread(held.bad, len(learn))
@@ -214,6 +219,11 @@ class Learning:
         )  # fmt: skip
 
     def _restore(self, before: Checkpoint) -> None:
+        if self.source and self.source.sha256 != before.facts["source"]:
+            raise DataError(
+                f"{self.source.path} is not the file any more that the run in {self.run.folder} began "
+                "with; put that one back, or choose another folder for a new run"
+            )
         self.learner.restore(before)
         self.position = Position(**before.facts["position"])
         self.run.bad.update(self.position.bad)
@@ -333,6 +343,7 @@ class Learning:
             facts = {
                 "config": self.run.config.to_dict(), **self.run.inputs, "step": done,
                 "position": vars(self.position), "seconds": self.run.seconds,
+                "source": self.source.sha256 if self.source else "",
             }  # fmt: skip
             checkpoint.save(self.run.folder / "checkpoints", done, tensors, facts)
         self.group.wait()
@@ -343,64 +354,77 @@ class Learning:
         """Take the best of what was learned, measure it, write it."""
         run, config, learner = self.run, self.run.config, self.learner
         told: dict[str, Any] = {"step": self.position.epoch * self.feed.steps}
+        better = True
         if self.best:
             learner.average.load_state_dict(self.best)
             told["best_epoch"] = best = self.position.best_epoch
-            run.note(f"epoch {best} is kept, of the least loss on held-out images")
-        better = not self.begun or self._mixed()
+            if self.begun:
+                told["mixed"], better = self._mixed()
+            else:
+                run.note(f"epoch {best} is kept, of the least loss on held-out images")
         learner.config = replace(config, precision="fp32")  # what the model file will do
         if better:
-            outcome = replace(self._outcome(), told=told)
+            mixed = {"trained_share": told["mixed"]} if "mixed" in told else {}
+            outcome = replace(self._outcome(mixed), told=told)
         else:
             outcome = Probe(run, self._probed(learner.model.table.head.layers)).solved()
             outcome = replace(outcome, told={**told, "best_epoch": 0})
         return run.finish(outcome)
 
-    def _mixed(self) -> bool:
-        """Mix the trained weights with those of the start; whether that is better than the head alone.
+    def _mixed(self) -> tuple[float, bool]:
+        """Mix the trained weights with those of the start: how much of them, and whether that is better.
 
         Weights on the way from one network to another that was trained from it are often better than both:
-        Wortsman et al., arXiv:2109.01903. The held-out photos say which are, and whether they are, each
-        mixture with a temperature of its own.
+        Wortsman et al., arXiv:2109.01903. The held-out photos say which are, and whether they beat the head
+        alone, each with a temperature of its own.
         """
-        trained = {k: v.cpu().clone() for k, v in self._averaged.items()}
-        tried: dict[float, tuple[NDArray[np.bool_], NDArray[np.float64]]] = {}
-        for share in (0.0, *SHARES):
-            self._mix(trained, share)
-            read, scores = self.scores(self.hold)
-            labels = targets(read, len(self.run.data.classes))
-            several = labels.ndim == 2
-            right = (
+        coded = self.learner.coding is not None  # to so many bytes, which a mixture would not take
+        shares = SHARES[-1:] if coded else SHARES
+        judged = {}
+        for share in (0.0, *shares):
+            self._mix(share)
+            judged[share] = self.scores(self.hold)
+        # those that could be read each time
+        names = set.intersection(*({s.name for s in read} for read, _ in judged.values()))
+        right, losses = {}, {}
+        for share, (read, scores) in judged.items():
+            good = np.array([s.name in names for s in read])
+            labels, scores = targets(read, len(self.run.data.classes))[good], scores[good]
+            several, sure = labels.ndim == 2, len(labels) >= CALIBRATED
+            right[share] = (
                 ((scores > 0) == (labels > 0)).ravel() if several else scores.argmax(1) == labels
             )
-            divide = linear.temperature(scores, labels)
-            tried[share] = right, linear.losses(scores, labels, divide=divide)
-        share = min(SHARES, key=lambda one: tried[one][1].mean())
-        self._mix(trained, share)
-        (head, before), (best, after) = tried[0.0], tried[share]
+            divide = linear.temperature(scores, labels) if sure else 1.0
+            losses[share] = linear.losses(scores, labels, divide=divide)
+        share = min(shares, key=lambda one: losses[one].mean())
+        head, best = right[0.0], right[share]
         won, lost = int((best & ~head).sum()), int((head & ~best).sum())
-        chances = mcnemar(won, lost), less(after, before)
-        sure = chances[0] < SURE or (won >= lost and chances[1] < SURE_LOSS)
-        kept = "no sure gain, so the head alone is kept, solved on all photos"
-        named = f"epoch {self.position.best_epoch}, {share:.0%} of it"
-        self.run.note(
-            f"of {len(read)} held-out photos the head alone has {head.mean():.2%} right, {named}, "
-            f"{best.mean():.2%} ({won} won, {lost} lost, p = {chances[0]:.3f}; loss {before.mean():.3f} "
-            f"and {after.mean():.3f}, p = {chances[1]:.3f}): {'it is kept' if sure else kept}"
+        chances = mcnemar(won, lost), less(losses[share], losses[0.0])
+        better = chances[0] < SURE or (sure and won >= lost and chances[1] < SURE_LOSS)
+        share, better = self.group.agreed((share, better))
+        self._mix(share)
+        kept = (
+            "it is kept"
+            if better
+            else "no sure gain, so the head alone is kept, solved on all photos"
         )
-        return sure
+        self.run.note(
+            f"of {len(names)} held-out photos the head alone has {head.mean():.2%} right, epoch "
+            f"{self.position.best_epoch}, of which {share:.0%} is taken, {best.mean():.2%} ({won} won, "
+            f"{lost} lost, p = {chances[0]:.3f}; loss {losses[0.0].mean():.3f} and "
+            f"{losses[share].mean():.3f}, p = {chances[1]:.3f}): {kept}"
+        )
+        return share, better
 
-    def _mix(self, trained: Mapping[str, Tensor], share: float) -> None:
-        """So much of the trained weights, and of those of the start what is left."""
-        mixed = {
-            key: torch.lerp(begun, trained[key], share)
-            if begun.is_floating_point()
-            else trained[key]
+    def _mix(self, share: float) -> None:
+        """So much of the best epoch's weights, and of those of the start what is left."""
+        self.learner.average.load_state_dict({
+            key: torch.lerp(begun, self.best[key], share) if begun.is_floating_point() else self.best[key]
             for key, begun in self.begun.items()
-        }
-        self.learner.average.load_state_dict(mixed)
+        })  # fmt: skip
 
-    def _outcome(self) -> Outcome:
+    def _outcome(self, mixed: Mapping[str, float]) -> Outcome:
+        """Of the weights as they are. mixed: how much of them was trained, for the record."""
         run, config, learner = self.run, self.run.config, self.learner
         network, data = learner.model.table, run.data
         judged = self.hold or data.val
@@ -437,13 +461,14 @@ class Learning:
         return Outcome(
             network, self.preprocess, tensors, judge,
             f"one view of {config.size} pixels, fp32{calibrated}", licence=self.licence,
-            provenance={"temperature": round(divide, 6)}, **sure,
+            provenance={"temperature": round(divide, 6), **mixed}, **sure,
         )  # fmt: skip
 
     def _compact(self, tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Trained filters in half precision, as trunks are published; what was not trained as it came."""
         own = dict(self.learner.model.named_parameters())
-        source = trunk_of(modelfile.read(find_model(self.run.init or "")), self.learner.model.table)
+        assert self.source is not None
+        source = trunk_of(self.source, self.learner.model.table)
         for key, value in list(tensors.items()):
             if key in own and not own[key].requires_grad:
                 del tensors[key]

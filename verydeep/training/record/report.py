@@ -271,7 +271,11 @@ def _curves(result: TrainResult) -> str:
     says = ""
     kept = result.log[-1].get("best_epoch")
     if kept is not None:
-        says = f"Epoch {kept} was kept. " if kept else "The head alone was kept, and no epoch. "
+        share = result.log[-1].get("mixed", 1.0)
+        part = "" if share == 1 else f", {share:.0%} of it, the rest as the run began"
+        says = (
+            f"Epoch {kept} was kept{part}. " if kept else "The head alone was kept, and no epoch. "
+        )
     if "top1" in best:
         says += (
             f"{counted(int(xs[-1]), 'epoch')}; the best {judged} accuracy, {best['top1']:.2%}, came after "
