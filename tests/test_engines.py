@@ -7,6 +7,7 @@ import mmap
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -336,6 +337,26 @@ def test_what_ncnn_is_told_of_spinning_is_told_to_it_alone() -> None:
         subprocess.run([sys.executable, "-c", code], check=True, env={**bare, **told})
 
 
+def test_ncnn_is_called_by_one_thread_where_it_takes_all_cores(
+    built: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenMP lets its threads sleep where several callers' are more than the cores."""
+    from verydeep.engines import ncnn
+
+    callers: set[int] = set()
+    real = ncnn.extracted
+
+    def noted(*given: Any, **choices: Any) -> Any:
+        callers.add(threading.get_ident())
+        return real(*given, **choices)
+
+    monkeypatch.setattr(ncnn, "extracted", noted)
+    engines = [Engine("ncnn", built, threads=2) for _ in range(3)]
+    for engine in engines:
+        engine.run(pixels(32, 32))
+    assert len(callers) == 1
+
+
 def test_ncnn_does_not_keep_a_graph_that_it_had_built(tmp_path: Path) -> None:
     """It has weights of its own: beside them, the graph's would be there twice."""
     source = source_of(modelfile.read(model_file(tmp_path / "m.safetensors")), "uint8")
@@ -345,6 +366,7 @@ def test_ncnn_does_not_keep_a_graph_that_it_had_built(tmp_path: Path) -> None:
 
 GROWTH = """
 import sys
+import threading
 from pathlib import Path
 import numpy as np
 import verydeep

@@ -6,7 +6,8 @@ file where that has it in float32, and keeps it in the order in which it multipl
 ncnn computes one image at a time. Those of a batch go one after another through all threads, or as many at
 once as there are threads through one each. Python's lock is released meanwhile, and each image has an
 extractor of its own, so that calls need not take turns. OpenMP, which ncnn computes with, keeps threads for
-each thread that calls: so these are threads of ours, which a forked child makes anew.
+each thread that calls: so these are threads of ours, which a forked child makes anew, and where ncnn takes
+all cores for an image it is one thread that calls, for all models.
 
 FC layers are a network of their own, which takes a whole batch as the columns of one matrix: VGG-16's have
 495 MB of weights, and to read those takes nearly all of their time.
@@ -56,6 +57,8 @@ SUMMED = 256  # products of an FC layer that are summed one after another, at le
 PIECES = 16  # sums of an FC layer, at most
 REGISTER = 16  # numbers, of the widest processor
 
+_CALLERS: dict[int, ThreadPoolExecutor] = {}  # by process, since threads do not live through a fork
+
 # ONNX's operations that are a layer of ncnn's, with its parameters: its docs/developer-guide/operators.md.
 # Axes do not count the batch, and are of channels, height and width. A number is a float where it has a
 # point, and has at most 15 characters.
@@ -96,13 +99,14 @@ def prepare(engine: Engine) -> Run:
     graph = vars(source).get("graph") or source.build()
     text, head = Text(graph, head=False), Text(graph, head=True)
     del graph
-    ours = ThreadPoolExecutor(streams, "verydeep-ncnn")
+    whole = one_caller()
+    ours = whole if streams == 1 else ThreadPoolExecutor(streams, "verydeep-ncnn")
     threads = max(1, engine.threads // streams)
     before, largest = mapped(), 0  # of images so far
     with silenced():
         net = ours.submit(opened, text, threads, engine.precision).result()
         if head.inputs:
-            fc = ours.submit(opened, head, engine.threads, engine.precision).result()
+            fc = whole.submit(opened, head, engine.threads, engine.precision).result()
     enlarge(before)
 
     def image(pixels: np.ndarray, index: int, outputs: dict[str, np.ndarray], count: int) -> None:
@@ -146,13 +150,22 @@ def prepare(engine: Engine) -> Run:
             wait(running)
             raise
         if head.inputs:
-            awaited(ours.submit(together), stopped.set)
+            awaited(whole.submit(together), stopped.set)
         if pixels[0].size > largest:  # ncnn keeps what its maps took for those of the next image
             largest = pixels[0].size
             enlarge(before)
         return {name: outputs[name] for name in source.outputs}
 
     return run
+
+
+def one_caller() -> ThreadPoolExecutor:
+    """The thread that calls ncnn where that computes with all of its threads: one in a process.
+
+    OpenMP keeps threads for each that calls it. Where these are more than the cores it lets them sleep
+    instead of spin: with two callers an image took a tenth longer.
+    """
+    return _CALLERS.setdefault(os.getpid(), ThreadPoolExecutor(1, "verydeep-ncnn"))
 
 
 def opened(text: Text, threads: int, precision: str) -> Any:
