@@ -229,6 +229,9 @@ def race(
             if where[1] != "cpu":
                 challenger.run(pixels)  # on a GPU the first run of a shape prepares all others
             took, ratio, pairs = timed(challenger, pixels) / len(pixels), 0.0, 0
+            if champion is not None and took > CLEAR * best:
+                # once more, lest something else that the machine did just then puts it out
+                took = min(took, timed(challenger, pixels) / len(pixels))
             if champion is not None and (ratio := took / best) <= CLEAR:
                 # by turns with the champion: what each did at another hour would not compare
                 ratio, pairs = _duel(champion, challenger, pixels, seconds / 2)
