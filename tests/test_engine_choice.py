@@ -244,7 +244,7 @@ def test_the_order_does_not_decide(backwards: bool, monkeypatch: pytest.MonkeyPa
     assert max(row.pairs for row in rows) == race.MOST_PAIRS
     if not backwards:
         assert sum(name == "onnxruntime" for name, _ in field.ran) == 2  # as the judge
-        assert sum(name == "slow" for name, _ in field.ran) == 2
+        assert sum(name == "slow" for name, _ in field.ran) == 3  # once more before it is out
 
 
 @pytest.mark.parametrize("quick", ["first", "second"])

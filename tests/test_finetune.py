@@ -332,27 +332,6 @@ def test_what_is_compared_could_be_read_each_time(
     assert "of 6 held-out photos" in told
 
 
-def test_weights_that_changed_meanwhile_are_refused(
-    trunk: Path, flowers: Path, tmp_path: Path
-) -> None:
-    mine = tmp_path / "mine.safetensors"
-    mine.write_bytes(trunk.read_bytes())
-    settings = config(mine)
-    with pytest.raises(KeyboardInterrupt):
-        run(
-            settings, flowers, out=tmp_path / "out",
-            event=At(3, lambda: signal.raise_signal(signal.SIGINT)),
-        )  # fmt: skip
-    network = modelfile.read(trunk).record.network
-    model_file(mine, network, licence="another's")
-    with pytest.raises(
-        DataError, match=r"mine.safetensors is not the file any more .*put that one back"
-    ):
-        run(settings, flowers, out=tmp_path / "out", resume=True)
-    mine.write_bytes(trunk.read_bytes())
-    assert run(settings, flowers, out=tmp_path / "out", resume=True).model.exists()
-
-
 def test_a_start_from_a_probe_needs_weights(flowers: Path, tmp_path: Path) -> None:
     with pytest.raises(VerydeepError, match="vgg11_bn"):
         verydeep.train(

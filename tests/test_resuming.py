@@ -99,12 +99,14 @@ def test_what_was_stopped_is_never_lost_or_mixed_up(
     with pytest.raises(
         ArgumentError, match="was begun with size None, which is now 20000; ask for"
     ):
-        package.compress(model, out, calibrate=photos, size=20_000, resume=True)
+        package.compress(model, out, calibrate=photos, size=20_000, threads=1, resume=True)
+    with pytest.raises(ArgumentError, match="was begun with threads 1, which is now None; ask"):
+        package.compress(model, out, calibrate=photos, resume=True)
     (photos / "0.png").unlink()
     with pytest.raises(
         ArgumentError, match=r"calibrate 40 photos of digest .*, which is now 39 ph"
     ):
-        package.compress(model, out, calibrate=photos, resume=True)
+        package.compress(model, out, calibrate=photos, threads=1, resume=True)
     assert (tmp_path / "small.work" / "trial-0.safetensors").is_file()
 
 

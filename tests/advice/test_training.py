@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+import signal
 from collections.abc import Mapping
 from contextlib import chdir
 from dataclasses import replace
@@ -37,7 +38,9 @@ from verydeep.training.widening import widened
 from ..conftest import Run
 from ..labelled import SETTINGS, arrays, trained
 from ..processes import together
+from ..test_finetune import config
 from ..test_probe import photos
+from ..test_training_run import At
 from ..tiny import model_file, tiny
 from .following import Row, all_followed, follows, refused, said, taken
 
@@ -438,3 +441,30 @@ def test_what_does_not_learn(
         model = () if "--model" in more else ("--model", "vgg11")
         done = verydeep(*begin, *model, *more, "--out", tmp_path / str(at))
         assert done.status == 0, done.err
+
+
+@follows(
+    "{} is not the file any more that the run in {} began with; put that one back, or choose another "
+    "folder for a new run"
+)
+def test_weights_that_changed_meanwhile(tmp_path: Path) -> None:
+    for part, each in (("train", 12), ("val", 4)):
+        photos(tmp_path / "data" / part, each)
+    mine, network_ = tmp_path / "mine.safetensors", tiny("vgg11")
+    first = model_file(mine, network_).read_bytes()
+    settings: Any = config(mine, epochs=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            settings, tmp_path / "data", out=tmp_path / "out",
+            event=At(2, lambda: signal.raise_signal(signal.SIGINT)),
+        )  # fmt: skip
+    model_file(mine, network_, licence="another's")
+    text = refused(lambda: run(settings, tmp_path / "data", out=tmp_path / "out", resume=True))
+    said(
+        "{} is not the file any more that the run in {} began with; put that one back, or choose another "
+        "folder for a new run",
+        text,
+    )
+    assert run(settings, tmp_path / "data", out=tmp_path / "new").model.exists()
+    mine.write_bytes(first)
+    assert run(settings, tmp_path / "data", out=tmp_path / "out", resume=True).model.exists()
