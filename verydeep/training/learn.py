@@ -173,7 +173,7 @@ class Learning:
             class_weights=_class_weights(source.labels, classes, config), coding=coding,
         )  # fmt: skip
         if config.start == "probe" and self.hold:
-            self.begun = {k: v.cpu().clone() for k, v in self._averaged.items()}
+            self.begun = self._averaged()
         if before is not None:
             self._restore(before)
         self.stuck = Stuck(classes, network.batch_norm)
@@ -232,9 +232,9 @@ class Learning:
         self.best = before.under("best.")
         self.begun |= before.under("begun.")
 
-    @property
     def _averaged(self) -> dict[str, Tensor]:
-        return self.learner.average.state_dict()
+        """The averaged network's weights as they are now, copied to the CPU."""
+        return {k: v.cpu().clone() for k, v in self.learner.average.state_dict().items()}
 
     # The steps
 
@@ -291,7 +291,7 @@ class Learning:
         before = [row["loss"] for row in self.position.epochs]
         # before the first step it is the head alone
         if self.position.step and measured["loss"] < min(before, default=math.inf):
-            self.best = {k: v.cpu().clone() for k, v in self._averaged.items()}
+            self.best = self._averaged()
         return {**measured, "judged": "held-out"}
 
     def scores(
