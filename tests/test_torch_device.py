@@ -29,6 +29,7 @@ from .test_gpu import captures
 from .test_threads import at_once
 from .tiny import pixels, tiny, weights
 
+FUSED = {"captured": 1, "fused": 1}
 # what makes a tensor of the host's numbers, or hands some to the host: no graph can hold either
 HOSTS = {"lift_fresh", "_local_scalar_dense", "nonzero", "is_nonzero"}
 
@@ -61,14 +62,15 @@ class Played:
     def __init__(self) -> None:
         self.recorded: list[tuple[Recording, object, object]] = []
         self.replays = self.pinned = 0
-        self.benchmark: list[bool] = []
+        self.convolved: list[
+            tuple[torch.dtype, bool, bool, bool]
+        ] = []  # tries, TF32, with its ReLU
 
     @contextmanager
     def graph(
         self, recording: Recording, pool: object, stream: object, *, capture_error_mode: str
     ) -> Iterator[None]:
         assert capture_error_mode == "thread_local"
-        self.benchmark.append(torch.backends.cudnn.benchmark)
         self.recorded.append((recording, pool, stream))
         with recording:
             yield
@@ -92,6 +94,20 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Played:
     def made(values: Any, *, device: Any = None, **told: Any) -> Tensor:
         return tensor(values, device="cpu" if device == "cuda" else device, **told)
 
+    def convolution(
+        x: Tensor, weight: Tensor, padding: Any, stride: Any, dilation: Any, groups: int, tries: bool,
+        deterministic: bool, tf32: bool,
+    ) -> Tensor:  # fmt: skip
+        assert not deterministic
+        it.convolved.append((x.dtype, tries, tf32, False))
+        return torch.nn.functional.conv2d(x, weight, None, stride, padding, dilation, groups)
+
+    def rectified(
+        x: Tensor, weight: Tensor, bias: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
+    ) -> Tensor:  # fmt: skip
+        it.convolved.append((x.dtype, torch.backends.cudnn.benchmark, False, True))
+        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups).relu()
+
     class CUDAGraph(Recording):
         def replay(self) -> None:
             it.replays += 1
@@ -109,6 +125,8 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Played:
     monkeypatch.setattr(Tensor, "to", moved)
     monkeypatch.setattr(Tensor, "cpu", Tensor.clone)  # from a device it is a copy
     monkeypatch.setattr(torch, "tensor", made)
+    monkeypatch.setattr(torch, "cudnn_convolution", convolution)
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", rectified)
     return it
 
 
@@ -213,25 +231,29 @@ def test_what_cannot_be_recorded_runs_as_it_is(
 
 
 def test_cudnn_tries_algorithms_only_before_a_graph(played: Played) -> None:
+    """And asks for it by the call: what tries waits for the device, which no other thread's may then."""
     built = made()
-    seen: list[bool] = []
-    watched = torch.nn.functional.conv2d
-
-    def conv2d(*given: Any) -> Tensor:
-        seen.append(torch.backends.cudnn.benchmark)
-        return watched(*given)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.functional, "conv2d", conv2d)
-        Engine("torch", built, device="cuda").run(pixels(64, 64))
-        assert seen
-        assert not any(seen)
-        seen.clear()
-        engine = Engine("torch", built, device="cuda", settings={"captured": 1})
-        engine.run(pixels(64, 64))
-        assert all(seen)
-    assert played.benchmark == [True]
+    Engine("torch", built, device="cuda").run(pixels(64, 64))
+    once = len(played.convolved)
+    assert once == 8
+    assert not any(tries for _, tries, *_ in played.convolved)
+    engine = Engine("torch", built, device="cuda", settings={"captured": 1})
+    engine.run(pixels(64, 64))
+    tried = [tries for _, tries, *_ in played.convolved[once:]]
+    assert tried == [True] * 8 * ours.WARMING + [False] * 8
     assert not torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg11_lrn", "vgg11_bn"])
+def test_a_relu_that_alone_reads_a_convolution_is_fused_with_it(played: Played, name: str) -> None:
+    net = tiny(name, "classic")
+    built = graph.build(net, weights(net), TORCHVISION, taps=("conv2_1", "relu3_1", "pool5"))
+    engine = Engine("torch", built, device="cuda", settings={"captured": 1, "fused": 1})
+    near(engine, built, pixels(64, 97))
+    alone = sum(not fused for *_, fused in played.convolved)
+    # of conv2_1 somebody reads what comes before the ReLU
+    assert (len(played.convolved), alone) == (8 * (ours.WARMING + 1), ours.WARMING + 1)
+    assert not any(tf32 for _, _, tf32, _ in played.convolved)
 
 
 def test_the_host_waits_for_the_answer_alone(played: Played) -> None:
@@ -272,19 +294,11 @@ def test_half_is_what_the_device_computes(
     assert ours.short(device) == expected
 
 
-@pytest.mark.usefixtures("played")
-def test_half_on_an_older_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_on_an_older_card(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     built = made()
-    dtypes = set()
-    watched = torch.nn.functional.conv2d
-
-    def conv2d(x: Tensor, *given: Any) -> Tensor:
-        dtypes.add(x.dtype)
-        return watched(x, *given)
-
-    monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
     near(Engine("torch", built, precision="half", device="cuda"), built, pixels(64, 64))
+    dtypes = {dtype for dtype, *_ in played.convolved}
     assert dtypes == {torch.float16}
 
 
@@ -293,9 +307,9 @@ def test_half_on_an_older_card(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("cpu", "exact", [{}]),
         ("mps", "exact", [{}]),
-        ("cuda", "exact", [{}, {"captured": 1}, {"captured": 1, "planes": 1}]),
-        ("cuda", "fast", [{}, {"captured": 1}, {"captured": 1, "planes": 1}]),
-        ("cuda", "half", [{}, {"captured": 1}]),
+        ("cuda", "exact", [{}, {"captured": 1}, FUSED, {"captured": 1, "planes": 1}]),
+        ("cuda", "fast", [{}, {"captured": 1}, FUSED, {"captured": 1, "planes": 1}]),
+        ("cuda", "half", [{}, {"captured": 1}, FUSED]),
     ],
 )
 def test_what_is_raced(device: str, precision: str, expected: list[dict[str, int]]) -> None:

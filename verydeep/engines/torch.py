@@ -7,6 +7,7 @@ new ones, where the calling thread would wait for those that it lost.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -42,7 +43,7 @@ def devices() -> tuple[str, ...]:
 
 
 def device_variants(device: str, precision: str) -> tuple[Settings, ...]:
-    """Beside launch by launch, on CUDA: captured; and, in float32, with channels as planes.
+    """Beside launch by launch, on CUDA: captured; convolutions fused with their ReLU; channels as planes.
 
     Winograd's shorter multiplications in float32 are, in cuDNN, of planes. TF32 is none of them: with
     VGG-16's weights it is 1e-3 away in scores and 2.6e-3 in pool5, which `fast` does not allow.
@@ -50,7 +51,7 @@ def device_variants(device: str, precision: str) -> tuple[Settings, ...]:
     if device != "cuda":
         return ({},)
     planes: tuple[Settings, ...] = ({"captured": 1, "planes": 1},) if precision != "half" else ()
-    return ({}, {"captured": 1}, *planes)
+    return ({}, {"captured": 1}, {"captured": 1, "fused": 1}, *planes)
 
 
 def prepare(engine: Engine) -> Run:
@@ -60,14 +61,15 @@ def prepare(engine: Engine) -> Run:
     number = short(device) if engine.precision == "half" else torch.float32
     format_ = torch.contiguous_format if settings.get("planes") else torch.channels_last
     thread = worker(engine.threads)
-    stopped = Event()
+    stopped, tried = Event(), Event()
     try:
         program: Program = thread.submit(
-            _program, engine.source.graph, device, number, format_, stopped
-        ).result()
+            _program, engine.source.graph, device, number, format_, stopped, tried,
+            fused=bool(settings.get("fused")),
+        ).result()  # fmt: skip
     except KeyError as error:
         raise EngineError(f"torch did not take the graph: it has no {error.args[0]}") from error
-    captured = _Captured(program) if settings.get("captured") else None
+    captured = _Captured(program, tried) if settings.get("captured") else None
 
     def compute(pixels: np.ndarray) -> list[np.ndarray]:
         with torch.inference_mode(), precise(device, engine.precision):
@@ -118,11 +120,11 @@ class _Captured:
     A replay hands all its launches over at once, where for a small batch handing over takes longer than
     computing. Before it is recorded cuDNN tries which algorithms are the quickest. Shapes that are too
     many, and what cannot be recorded, run as they are. What lies outside the graphs' memory, as weights,
-    the program keeps. Called in one thread, by turns.
+    the program keeps. Called in one thread, by turns. tried: set while algorithms are tried.
     """
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, tried: Event) -> None:
+        self.program, self._tried = program, tried
         self._kept: dict[tuple[int, ...], tuple[Any, Value, list[Value]] | None] = {}
         self._place: tuple[Any, Any] | None = None  # stream and memory, which all graphs share
 
@@ -145,25 +147,24 @@ class _Captured:
 
     def _recorded(self, pixels: Value) -> tuple[Any, Value, list[Value]]:
         """The graph, the pixels that it reads, and what it writes."""
-        import torch
         from torch import cuda
 
         with _SETTINGS.lock:  # torch records one at a time
             if self._place is None:
                 self._place = cuda.Stream(), cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
             stream, pool = self._place
-            given, graph, cudnn = pixels.clone(), cuda.CUDAGraph(), torch.backends.cudnn
+            given, graph = pixels.clone(), cuda.CUDAGraph()
             stream.wait_stream(cuda.current_stream())
-            tried, cudnn.benchmark = cudnn.benchmark, True
+            self._tried.set()
             try:
                 with cuda.stream(stream):
                     for _ in range(WARMING):
                         self.program(given)
-                # other threads may do what they like meanwhile
-                with cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
-                    values = [v.float().contiguous() for v in self.program(given)]
             finally:
-                cudnn.benchmark = tried
+                self._tried.clear()
+            # other threads may do what they like meanwhile, but wait for the whole device
+            with cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+                values = [v.float().contiguous() for v in self.program(given)]
             return graph, given, values
 
 
@@ -196,11 +197,14 @@ def precise(device: str, precision: str) -> Iterator[None]:
         yield
 
 
-def _program(graph: Graph, device: str, number: Any, format_: Any, stopped: Event) -> Program:
+def _program(
+    graph: Graph, device: str, number: Any, format_: Any, stopped: Event, tried: Event, *, fused: bool
+) -> Program:  # fmt: skip
     """The graph as a function of (batch, height, width, channels) pixels on the device: its outputs.
 
     number: the dtype in which convolutions and FC layers compute. format_: torch's, of maps and kernels.
-    stopped: set where nobody wants them.
+    stopped: set where nobody wants them. tried: set while convolutions try their algorithms. fused:
+    a convolution and the ReLU that alone reads it are one step.
     """
     import onnx
     import torch
@@ -219,17 +223,27 @@ def _program(graph: Graph, device: str, number: Any, format_: Any, stopped: Even
         value = torch.tensor(array, dtype=dtype, device=device)
         four = value.ndim == 4
         constants[tensor.name] = value.to(memory_format=format_) if four else value
-    operations = _operations(number, device, format_)
+    operations = _operations(number, device, format_, tried)
+    outputs = [output.name for output in graph.model.graph.output]
+    read = Counter([*outputs, *(name for node in nodes for name in node.input)])
+    relus = {node.input[0]: node.output[0] for node in nodes if node.op_type == "Relu"}
+    joined = {
+        node.output[0]: relus[node.output[0]] for node in nodes
+        if fused and node.op_type == "Conv" and node.output[0] in relus and read[node.output[0]] == 1
+    }  # fmt: skip
     steps = []  # what computes, from which values or constants, with which options, to which name
     for node in nodes:
+        if node.op_type == "Relu" and node.input[0] in joined:
+            continue
         options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "Split":  # a step a part, since a step has one output
             for part, output in enumerate(node.output):
                 told = {**options, "parts": len(node.output), "part": part}
                 steps.append((operations["Split"], node.input, told, output))
             continue
-        steps.append((operations[node.op_type], node.input, options, node.output[0]))
-    outputs = [output.name for output in graph.model.graph.output]
+        name = node.output[0]
+        kind = "Conv, Relu" if name in joined else node.op_type
+        steps.append((operations[kind], node.input, options, joined.get(name, name)))
     last = {name: i for i, (_, inputs, *_) in enumerate(steps) for name in inputs}
 
     def program(pixels: Any) -> list[Any]:
@@ -247,11 +261,14 @@ def _program(graph: Graph, device: str, number: Any, format_: Any, stopped: Even
     return program
 
 
-def _operations(number: Any, device: str, format_: Any) -> dict[str, Callable[..., Value]]:
+def _operations(
+    number: Any, device: str, format_: Any, tried: Event
+) -> dict[str, Callable[..., Value]]:
     """ONNX's operations, as far as `verydeep.graphs` writes them, by torch's.
 
     Shapes, and the masks of the adaptive pool that are made from them, are numpy's until they meet a
     tensor. Convolutions and FC layers compute in `number`; what leads up to the first one, in float32.
+    tried: set while cuDNN tries which algorithms are the quickest.
     """
     import torch
     from torch.nn import functional as F
@@ -259,6 +276,7 @@ def _operations(number: Any, device: str, format_: Any) -> dict[str, Callable[..
     # a copy to a GPU waits for it, and graphs of it read what they read when they were recorded; there is
     # one for each height or width of maps
     masks: dict[tuple[object, ...], Any] = {}
+    cudnn = device == "cuda" and not torch.version.hip
 
     def mask(values: np.ndarray, dtype: Any) -> Any:
         key = (values.shape, values.tobytes(), dtype)
@@ -284,7 +302,28 @@ def _operations(number: Any, device: str, format_: Any) -> dict[str, Callable[..
         kernel_shape: list[int], group: int = 1,  # noqa: ARG001
     ) -> Any:  # fmt: skip
         x, padding = padded(x, pads)
-        return F.conv2d(x.to(number), weight, bias, strides, padding, 1, group)
+        x = x.to(number)
+        if not cudnn:
+            return F.conv2d(x, weight, bias, strides, padding, 1, group)
+        # trying is asked for here alone: its switch is the whole process's, and whatever tries waits for
+        # the whole device, which it may not while another thread captures
+        x = torch.cudnn_convolution(
+            x, weight, (padding, padding), strides, (1, 1), group, tried.is_set(), False,
+            number is not torch.float32,
+        )  # fmt: skip
+        return x if bias is None else x.add_(bias[:, None, None])
+
+    def rectified(
+        x: Any, weight: Any, bias: Any, *, strides: list[int], pads: list[int],
+        kernel_shape: list[int], group: int = 1,
+    ) -> Any:  # fmt: skip
+        if not cudnn:
+            told = {"strides": strides, "pads": pads, "kernel_shape": kernel_shape, "group": group}
+            return conv(x, weight, bias, **told).relu_()  # type: ignore[arg-type]
+        x, padding = padded(x, pads)
+        return torch.cudnn_convolution_relu(
+            x.to(number), weight, bias, strides, (padding, padding), (1, 1), group
+        )
 
     def max_pool(x: Any, *, kernel_shape: list[int], strides: list[int], pads: list[int]) -> Any:
         return F.max_pool2d(x, kernel_shape, strides, pads[:2])
@@ -331,6 +370,7 @@ def _operations(number: Any, device: str, format_: Any) -> dict[str, Callable[..
         "Cast": cast,
         "Concat": lambda *parts, axis: torch.cat(parts, axis),
         "Conv": conv,
+        "Conv, Relu": rectified,
         "Div": whole(np.floor_divide),
         "Flatten": lambda x, axis: x.flatten(axis),
         "Gather": lambda x, index: x[index],

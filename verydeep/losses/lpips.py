@@ -14,7 +14,9 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -23,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..distances.metrics import HEADS_FILE, METRICS
-from ..errors import NetworkError, WeightsError, warn
+from ..errors import NetworkError, WeightsError, log, warn
 from ..models.module import hooked
 from ..models.vgg import WeightsLike
 from ..preprocess import Range
@@ -34,6 +36,7 @@ EPSILON = 1e-10  # added to the norm, outside the root, as lpips 0.1.4 has it
 # of a squared norm; keeps the root's slope finite and no value from being what it is
 SMALLEST = 1e-38
 CHUNK = 1 << 17  # numbers in one piece, so that a few of them stay in cache
+MOST_CHANNELS = 1024  # of which one row fits the registers of a kernel
 
 
 def named(argument: str, net: str | None) -> None:
@@ -192,9 +195,10 @@ def unit_differences(f0: Tensor, f1: Tensor, weights: Tensor) -> Tensor:
     f0: features (n, c, h, w). f1: the same, or (1, c, h, w) for all. weights: (c,).
     """
     with precise(f0):
-        f0, f1 = wide(f0), wide(f1)
-        weights = weights.to(f0.device, f0.dtype)
         # a compiler fuses it by itself, torch.func knows the plain operations alone
+        if transformed() or not _kernels(f0):
+            f0, f1 = wide(f0), wide(f1)
+        weights = weights.to(f0.device, torch.promote_types(f0.dtype, torch.float32))
         if transformed():
             weights = weights[:, None, None]
             return ((_unit(f0) - _unit(f1)).square() * weights).sum(1, keepdim=True)
@@ -211,6 +215,8 @@ class _Differences(torch.autograd.Function):
     @staticmethod
     def forward(f0: Tensor, f1: Tensor, weights: Tensor) -> Tensor:
         n, _, height, width = f0.shape
+        if kernels := _kernels(f0):
+            return cast(Tensor, kernels.differences(f0, f1, weights))
         differences = f0.new_empty(n * height * width)
         for a, b, out in _chunks(f0, f1, differences):
             torch.mv((_unit(a) - _unit(b)).square_(), weights, out=out)
@@ -225,9 +231,11 @@ class _Differences(torch.autograd.Function):
         f0, f1, weights = ctx.saved_tensors
         needed = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():  # to be differentiated once more
-            g, w = gradient, weights[:, None, None]
-            both = (_slope(f0, f1, w, g), _slope(f1, f0, w, g))
+            g, w, a, b = gradient, weights[:, None, None], wide(f0), wide(f1)
+            both = (_slope(a, b, w, g).to(f0.dtype), _slope(b, a, w, g).to(f1.dtype))
             return (*(d if need else None for d, need in zip(both, needed, strict=True)), None)
+        if kernels := _kernels(f0):
+            return (*kernels.slopes(f0, f1, weights, gradient, needed), None)
         n, channels, height, width = f0.shape
         slopes = [f0.new_empty(n * height * width, channels) if need else None for need in needed]
         outs = [f0 if rows is None else rows for rows in slopes]
@@ -242,6 +250,26 @@ class _Differences(torch.autograd.Function):
             for rows in slopes
         ]
         return (*maps, None)
+
+
+def _kernels(f: Tensor) -> ModuleType | None:
+    """What compares features such as these in one pass, where a GPU and Triton are there."""
+    known = f.device.type == "cuda" and f.dtype != torch.float64 and f.numel() > 0
+    return _triton() if known and f.shape[1] <= MOST_CHANNELS else None
+
+
+@cache
+def _triton() -> ModuleType | None:
+    """The kernels, tried once; None where Triton is not there, or has no compiler to work with."""
+    try:
+        from . import fused
+
+        tried = torch.zeros(1, 4, 1, 1, device="cuda")
+        fused.differences(tried, tried, tried.flatten())
+    except Exception as error:  # of Triton, of the compiler, of the driver
+        log.info(f"LPIPS is computed without Triton's kernels: {str(error).partition(chr(10))[0]}")
+        return None
+    return fused
 
 
 def _slope(a: Tensor, b: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Self, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,6 +26,7 @@ from ..distances.perceptual import OVERSHOOT, range_name, warn_if_suspicious
 from ..errors import ArgumentError, ImageError, NetworkError
 from ..models import backbone
 from ..models.layers import L2Pool2d, positions
+from ..models.module import hooked
 from ..models.vgg import WeightsLike
 from ..nets import Layer, Network
 from ..preprocess import RANGES, TORCHVISION, Preprocess, Range, limits
@@ -31,6 +34,8 @@ from ..preprocess import RANGES, TORCHVISION, Preprocess, Range, limits
 PART_BYTES = {"cpu": 1 << 24}  # of the largest feature map of one part
 PART_BYTES_ELSEWHERE = 1 << 28
 LEAST_ROWS = 16  # of a strip
+# a GPU computes what is smaller in less time than it takes to hand over: fewer launches win
+LAUNCHED_BYTES = 1 << 25
 AGAIN_BYTES = 1 << 25  # feature maps of one image larger than this are computed again, not kept
 
 Span = tuple[float, float]  # black and white
@@ -41,6 +46,7 @@ OVERSHOOT_LEARNING = 8.0
 
 Read = Callable[..., Tensor]  # of a layer's name, the image's features, and the reference's
 Strips = Literal["rows", "sum"] | None
+Calls = list[Callable[[Tensor], Tensor]]
 Stage = tuple[Layer, ...]  # of the table, from one pool to the next, that one included
 
 
@@ -80,7 +86,10 @@ class Scaling(nn.Module):
     def forward(self, x: Tensor, black: float = -1.0, white: float = 1.0) -> Tensor:
         half, middle = (white - black) / 2, (white + black) / 2
         x = x.to(torch.promote_types(x.dtype, self.shift.dtype))
-        x = (x - (self.shift * half + middle)) / (self.scale * half)
+        shift, scale = self.shift, self.scale
+        if (half, middle) != (1, 0):  # else they are as they are: a GPU has four launches less
+            shift, scale = shift * half + middle, scale * half
+        x = (x - shift) / scale
         return x.flip(1) if self.flip else x
 
     def undone(self, x: Tensor) -> Tensor:
@@ -191,6 +200,9 @@ class Looking(nn.Module):
         # A compiler finds its own parts; the l2 pool reads beyond the edges of a strip.
         if strips is None or self.table.pool == "l2" or transformed():
             return self._part(images, known, read, strips, 1 << 62)
+        largest = _size(self._stages[0], x)
+        if x.device.type == "cuda" and largest <= LAUNCHED_BYTES and isinstance(y, Tensor):
+            return self._part([torch.cat([x, y])], {}, _read_apart(read, y), strips, 1 << 62)
         part_bytes = PART_BYTES.get(x.device.type, PART_BYTES_ELSEWHERE)
         part = max(1, part_bytes // max(1, _size(self._stages[0], x[:1])))
         parts = []
@@ -247,8 +259,7 @@ class Looking(nn.Module):
         top = min(start, reach)
         around = slice(start - top, end + min(height - end, reach))
         own = slice(top, top + end - start)
-        # asked for anew, since they are others in a replica of this loss
-        modules = [module for part in self.net.children() for module in part.children()]
+        steps = self._steps(stage, images[0])
 
         def cut(f: Tensor, rows: slice) -> Tensor:
             return f if end - start == height else f[:, :, rows]
@@ -256,11 +267,11 @@ class Looking(nn.Module):
         def run(*images: Tensor) -> list[Tensor]:
             readings: list[Tensor] = []
             inside = own
-            for layer in stage:
+            for layer, calls in steps:
                 if layer.kind == "pool":
                     images, inside = tuple(cut(f, own) for f in images), slice(None)
-                for module in modules[self._places[layer.name]]:
-                    images = tuple(_run(module, f) for f in images)
+                for call in calls:
+                    images = tuple(call(f) for f in images)
                 if layer.name in self.layers:
                     seen = [cut(f, inside) for f in images]
                     if known:
@@ -276,6 +287,17 @@ class Looking(nn.Module):
             return run(*images)
         done: list[Tensor] = checkpoint(run, *images, use_reentrant=False, preserve_rng_state=False)
         return done
+
+    def _steps(self, stage: Stage, x: Tensor) -> list[tuple[Layer, Calls]]:
+        """The layers of a stage, each with what computes it from the one before."""
+        # asked for anew, since they are others in a replica of this loss
+        modules = [module for part in self.net.children() for module in part.children()]
+        own = [modules[self._places[layer.name]] for layer in stage]
+        calls: list[Calls] = [[partial(_run, module) for module in some] for some in own]
+        for at in range(len(stage) - 1):
+            if stage[at].name not in self.layers and _joined_up([*own[at], *own[at + 1]], x):
+                calls[at], calls[at + 1] = [], [partial(_rectified, own[at][0])]
+        return list(zip(stage, calls, strict=True))
 
     def _seen(self, image: object, what: str, range: Range = None) -> tuple[Tensor, Span]:
         """The image as floats, with its black and white; ImageError where it cannot be used.
@@ -409,6 +431,17 @@ def _size(stage: Stage, x: Tensor) -> int:
     return x[:, :1].numel() * stage[0].outputs * x.element_size()
 
 
+def _read_apart(read: Read, y: Tensor) -> Read:
+    """The same of features of images and of their references, y, in one tensor."""
+    learns = y.requires_grad
+
+    def both(layer: str, f: Tensor) -> Tensor:
+        f0, f1 = f.chunk(2)
+        return read(layer, f0, f1 if learns else f1.detach())
+
+    return both
+
+
 def _joined(values: tuple[Tensor, ...], axis: int) -> Tensor:
     return values[0] if len(values) == 1 else torch.cat(values, axis)
 
@@ -422,6 +455,55 @@ def _run(module: nn.Module, x: Tensor) -> Tensor:
     if x.dtype == torch.float64 != weight.dtype and not weight.requires_grad:
         module = copy.deepcopy(module).double()
     return cast(Tensor, module(x))
+
+
+def _joined_up(modules: Sequence[nn.Module], x: Tensor) -> bool:
+    """Whether these are a frozen convolution and its ReLU that cuDNN computes in one pass."""
+    if x.device.type != "cuda" or torch.version.hip or not torch.backends.cudnn.enabled:
+        return False
+    if [type(module) for module in modules] != [nn.Conv2d, nn.ReLU]:
+        return False
+    weight = cast(Tensor, modules[0].weight)
+    if x[:, :1].numel() * len(weight) * x.element_size() <= LAUNCHED_BYTES:
+        return False
+    plain = x.dtype == weight.dtype and not (weight.requires_grad or transformed())
+    return plain and not (torch.is_autocast_enabled(x.device.type) or any(map(hooked, modules)))
+
+
+def _rectified(convolution: nn.Module, x: Tensor) -> Tensor:
+    done: Tensor = _Rectified.apply(
+        x, convolution.weight, convolution.bias, convolution.stride, convolution.padding
+    )
+    return done
+
+
+class _Rectified(torch.autograd.Function):
+    """A frozen convolution and its ReLU: a GPU goes once through what comes of them, not four times."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+    ) -> Tensor:
+        if x.device.type == "cuda":
+            # cuDNN may know no such kernel for these shapes
+            with suppress(RuntimeError):
+                return torch.cudnn_convolution_relu(x, weight, bias, stride, padding, (1, 1), 1)
+        return F.conv2d(x, weight, bias, stride, padding).relu_()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, ctx.stride, ctx.padding = inputs
+        ctx.save_for_backward(x, weight, output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, output = ctx.saved_tensors
+        gradient = torch.ops.aten.threshold_backward(gradient, output, 0)
+        slope, _, _ = torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1,
+            (True, False, False),
+        )  # fmt: skip
+        return slope, None, None, None, None
 
 
 def in_torch_func() -> bool:

@@ -304,9 +304,14 @@ def _watched(features: nn.Module) -> bool:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether a hook or somebody's own function hangs on a module, or on one within it."""
+    """Whether a hook or somebody's own function hangs on a module, or on one within it.
+
+    A compiler is told of hooks alone: torch's before 2.12 knows no `vars` of a module.
+    """
+    known = not torch.compiler.is_compiling()
     return any(
-        any(map(callable, vars(one).values())) or any(map(vars(one).get, _HOOKS))
+        any(getattr(one, name, None) for name in _HOOKS)
+        or (known and any(map(callable, vars(one).values())))
         for one in module.modules()
     )
 
