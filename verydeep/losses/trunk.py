@@ -34,8 +34,9 @@ from ..preprocess import RANGES, TORCHVISION, Preprocess, Range, limits
 PART_BYTES = {"cpu": 1 << 24}  # of the largest feature map of one part
 PART_BYTES_ELSEWHERE = 1 << 28
 LEAST_ROWS = 16  # of a strip
-# a GPU computes what is smaller in less time than it takes to hand over: fewer launches win
-LAUNCHED_BYTES = 1 << 25
+# On a GPU. Of a largest map smaller than this, handing over takes longer than computing, so image and
+# reference go together; of maps larger than that, passes over them count, so ReLUs go with convolutions.
+TOGETHER_BYTES, FUSED_BYTES = 1 << 26, 1 << 25
 AGAIN_BYTES = 1 << 25  # feature maps of one image larger than this are computed again, not kept
 
 Span = tuple[float, float]  # black and white
@@ -201,7 +202,7 @@ class Looking(nn.Module):
         if strips is None or self.table.pool == "l2" or transformed():
             return self._part(images, known, read, strips, 1 << 62)
         largest = _size(self._stages[0], x)
-        if x.device.type == "cuda" and largest <= LAUNCHED_BYTES and isinstance(y, Tensor):
+        if x.device.type == "cuda" and largest <= TOGETHER_BYTES and isinstance(y, Tensor):
             return self._part([torch.cat([x, y])], {}, _read_apart(read, y), strips, 1 << 62)
         part_bytes = PART_BYTES.get(x.device.type, PART_BYTES_ELSEWHERE)
         part = max(1, part_bytes // max(1, _size(self._stages[0], x[:1])))
@@ -464,7 +465,7 @@ def _joined_up(modules: Sequence[nn.Module], x: Tensor) -> bool:
     if [type(module) for module in modules] != [nn.Conv2d, nn.ReLU]:
         return False
     weight = cast(Tensor, modules[0].weight)
-    if x[:, :1].numel() * len(weight) * x.element_size() <= LAUNCHED_BYTES:
+    if x[:, :1].numel() * len(weight) * x.element_size() <= FUSED_BYTES:
         return False
     plain = x.dtype == weight.dtype and not (weight.requires_grad or transformed())
     return plain and not (torch.is_autocast_enabled(x.device.type) or any(map(hooked, modules)))
