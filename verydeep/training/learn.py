@@ -386,11 +386,11 @@ class Learning:
             judged[share] = self.scores(self.hold)
         # those that could be read each time
         names = set.intersection(*({s.name for s in read} for read, _ in judged.values()))
-        right, losses = {}, {}
+        right, losses, sure = {}, {}, len(names) >= CALIBRATED
         for share, (read, scores) in judged.items():
             good = np.array([s.name in names for s in read])
             labels, scores = targets(read, len(self.run.data.classes))[good], scores[good]
-            several, sure = labels.ndim == 2, len(labels) >= CALIBRATED
+            several = labels.ndim == 2
             right[share] = (
                 ((scores > 0) == (labels > 0)).ravel() if several else scores.argmax(1) == labels
             )
@@ -402,7 +402,8 @@ class Learning:
         chances = mcnemar(won, lost), less(losses[share], losses[0.0])
         better = chances[0] < SURE or (sure and won >= lost and chances[1] < SURE_LOSS)
         share, better = self.group.agreed((share, better))
-        self._mix(share)
+        if better:
+            self._mix(share)
         kept = (
             "it is kept"
             if better
