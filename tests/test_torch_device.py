@@ -62,6 +62,7 @@ class Played:
     def __init__(self) -> None:
         self.recorded: list[tuple[Recording, object, object]] = []
         self.replays = self.pinned = 0
+        self.unknown = False  # to cuDNN, a convolution with its ReLU
         self.convolved: list[
             tuple[torch.dtype, bool, bool, bool]
         ] = []  # tries, TF32, with its ReLU
@@ -98,13 +99,15 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Played:
         x: Tensor, weight: Tensor, padding: Any, stride: Any, dilation: Any, groups: int, tries: bool,
         deterministic: bool, tf32: bool,
     ) -> Tensor:  # fmt: skip
-        assert not deterministic
+        assert deterministic is torch.are_deterministic_algorithms_enabled()
         it.convolved.append((x.dtype, tries, tf32, False))
         return torch.nn.functional.conv2d(x, weight, None, stride, padding, dilation, groups)
 
     def rectified(
         x: Tensor, weight: Tensor, bias: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
     ) -> Tensor:  # fmt: skip
+        if it.unknown:
+            raise RuntimeError("GET was unable to find an engine to execute this computation")
         it.convolved.append((x.dtype, torch.backends.cudnn.benchmark, False, True))
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups).relu()
 
@@ -125,6 +128,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Played:
     monkeypatch.setattr(Tensor, "to", moved)
     monkeypatch.setattr(Tensor, "cpu", Tensor.clone)  # from a device it is a copy
     monkeypatch.setattr(torch, "tensor", made)
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     monkeypatch.setattr(torch, "cudnn_convolution", convolution)
     monkeypatch.setattr(torch, "cudnn_convolution_relu", rectified)
     return it
@@ -254,6 +258,29 @@ def test_a_relu_that_alone_reads_a_convolution_is_fused_with_it(played: Played, 
     # of conv2_1 somebody reads what comes before the ReLU
     assert (len(played.convolved), alone) == (8 * (ours.WARMING + 1), ours.WARMING + 1)
     assert not any(tf32 for _, _, tf32, _ in played.convolved)
+
+
+@pytest.mark.parametrize("why", ["unknown", "benchmark", "deterministic", "off"])
+def test_what_is_not_fused_runs_apart(
+    played: Played, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """What cuDNN has no kernel for; and where the program asks for what such a call cannot be told."""
+    cudnn = torch.backends.cudnn
+    if why == "unknown":
+        played.unknown = True
+    elif why == "benchmark":
+        monkeypatch.setattr(cudnn, "benchmark", True)
+    elif why == "off":
+        monkeypatch.setattr(cudnn, "enabled", False)
+    else:
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    built = made()
+    engine = Engine(
+        "torch", built, precision="half", device="cuda", settings={"captured": 1, "fused": 1}
+    )
+    near(engine, built, pixels(64, 97))
+    assert not any(fused for *_, fused in played.convolved)
+    assert bool(played.convolved) is (why != "off")
 
 
 def test_the_host_waits_for_the_answer_alone(played: Played) -> None:

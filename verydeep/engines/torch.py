@@ -49,9 +49,13 @@ def device_variants(device: str, precision: str) -> tuple[Settings, ...]:
     Winograd's shorter multiplications in float32 are, in cuDNN, of planes. TF32 is none of them: with
     VGG-16's weights it is 1e-3 away in scores and 2.6e-3 in pool5, which `fast` does not allow.
     """
+    import torch
+
     if device != "cuda":
         return ({},)
     more = "fused" if precision == "half" else "planes"
+    if more == "fused" and torch.version.hip:
+        return ({}, {"captured": 1})
     return ({}, {"captured": 1}, {"captured": 1, more: 1})
 
 
@@ -148,20 +152,23 @@ class _Captured:
 
     def _recorded(self, pixels: Value) -> tuple[Any, Value, list[Value]]:
         """The graph, the pixels that it reads, and what it writes."""
+        import torch
         from torch import cuda
 
         with _SETTINGS.lock:  # torch records one at a time
             if self._place is None:
                 self._place = cuda.Stream(), cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
             stream, pool = self._place
-            given, graph = pixels.clone(), cuda.CUDAGraph()
+            given, graph, cudnn = pixels.clone(), cuda.CUDAGraph(), torch.backends.cudnn
             stream.wait_stream(cuda.current_stream())
             self._tried.set()
+            before, cudnn.benchmark = cudnn.benchmark, cudnn.benchmark or bool(torch.version.hip)
             try:
                 with cuda.stream(stream):
                     for _ in range(WARMING):
                         self.program(given)
             finally:
+                cudnn.benchmark = before
                 self._tried.clear()
             # other threads may do what they like meanwhile, but wait for the whole device
             with cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
@@ -277,7 +284,8 @@ def _operations(
     # a copy to a GPU waits for it, and graphs of it read what they read when they were recorded; there is
     # one for each height or width of maps
     masks: dict[tuple[object, ...], Any] = {}
-    cudnn = device == "cuda" and not torch.version.hip
+    cudnn = torch.backends.cudnn
+    direct = device == "cuda" and not torch.version.hip and cudnn.is_available()  # type: ignore[no-untyped-call]
 
     def mask(values: np.ndarray, dtype: Any) -> Any:
         key = (values.shape, values.tobytes(), dtype)
@@ -298,33 +306,45 @@ def _operations(
         top, left, bottom, right = pads
         return F.pad(value, (left, right, top, bottom)), 0
 
+    def by_call(x: Any, weight: Any) -> bool:
+        """Whether cuDNN is called past torch's choice; not above 2^31 numbers, of which not all know."""
+        numbers = x.shape[0] * x.shape[2] * x.shape[3] * len(weight)
+        return bool(direct and cudnn.enabled and numbers < 1 << 31)
+
     def conv(
         x: Any, weight: Any, bias: Any = None, *, strides: list[int], pads: list[int],
         kernel_shape: list[int], group: int = 1,  # noqa: ARG001
     ) -> Any:  # fmt: skip
         x, padding = padded(x, pads)
         x = x.to(number)
-        if not cudnn:
+        if not by_call(x, weight):
             return F.conv2d(x, weight, bias, strides, padding, 1, group)
         # trying is asked for here alone: its switch is the whole process's, and whatever tries waits for
         # the whole device, which it may not while another thread captures
         x = torch.cudnn_convolution(
-            x, weight, (padding, padding), strides, (1, 1), group, tried.is_set(), False,
-            number is not torch.float32,
+            x, weight, (padding, padding), strides, (1, 1), group, tried.is_set() or cudnn.benchmark,
+            repeatable(), number is not torch.float32,
         )  # fmt: skip
         return x if bias is None else x.add_(bias[:, None, None])
 
     def rectified(
-        x: Any, weight: Any, bias: Any, *, strides: list[int], pads: list[int],
-        kernel_shape: list[int], group: int = 1,
-    ) -> Any:  # fmt: skip
-        if not cudnn:
-            told = {"strides": strides, "pads": pads, "kernel_shape": kernel_shape, "group": group}
-            return conv(x, weight, bias, **told).relu_()  # type: ignore[arg-type]
-        x, padding = padded(x, pads)
-        return torch.cudnn_convolution_relu(
-            x.to(number), weight, bias, strides, (padding, padding), (1, 1), group
-        )
+        x: Any, weight: Any, bias: Any = None, *, strides: list[int], pads: list[int], **told: Any
+    ) -> Any:
+        # such a call tries where the program's switch is on, and asks for no deterministic algorithm
+        if by_call(x, weight) and not (cudnn.benchmark or repeatable()):
+            around, padding = padded(x, pads)
+            given = around.to(number), weight, bias, strides, (padding, padding), (1, 1)
+            try:
+                return torch.cudnn_convolution_relu(*given, told.get("group", 1))
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # cuDNN knows no such kernel for these shapes
+                pass
+        return conv(x, weight, bias, strides=strides, pads=pads, **told).relu_()
+
+    def repeatable() -> bool:
+        """Whether the program wants the same numbers each time."""
+        return bool(cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
 
     def max_pool(x: Any, *, kernel_shape: list[int], strides: list[int], pads: list[int]) -> Any:
         return F.max_pool2d(x, kernel_shape, strides, pads[:2])

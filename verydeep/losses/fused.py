@@ -36,9 +36,9 @@ def _pair(a, b, weights, rows, repeated, channels, ROWS: tl.constexpr, WIDE: tl.
 def _norm(x) -> Any:  # type: ignore[no-untyped-def]
     """Of each row, (rows, 1): its length, 1 where that is 0, and what it is times for a length of 1."""
     squared = tl.sum(x * x, 1)[:, None]
-    length = tl.sqrt_rn(squared)
+    length, there = tl.sqrt_rn(squared), squared != 0  # what is no number stays none
     # 1e-10 is lpips', added outside of the root
-    return tl.where(squared > 0, length, 1.0), tl.div_rn(1.0, length + 1e-10), squared > 0
+    return tl.where(there, length, 1.0), tl.div_rn(1.0, length + 1e-10), there
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -198,7 +198,7 @@ def unit_differences(f0: Tensor, f1: Tensor, weights: Tensor) -> Tensor:
         # a compiler fuses it by itself, torch.func knows the plain operations alone
         if transformed() or not _kernels(f0):
             f0, f1 = wide(f0), wide(f1)
-        weights = weights.to(f0.device, torch.promote_types(f0.dtype, torch.float32))
+        weights = weights.to(f0.device, torch.promote_types(f0.dtype, torch.float32)).contiguous()
         if transformed():
             weights = weights[:, None, None]
             return ((_unit(f0) - _unit(f1)).square() * weights).sum(1, keepdim=True)
@@ -255,17 +255,19 @@ class _Differences(torch.autograd.Function):
 def _kernels(f: Tensor) -> ModuleType | None:
     """What compares features such as these in one pass, where a GPU and Triton are there."""
     known = f.device.type == "cuda" and f.dtype != torch.float64 and f.numel() > 0
-    return _triton() if known and f.shape[1] <= MOST_CHANNELS else None
+    return _triton(f.device) if known and f.shape[1] <= MOST_CHANNELS else None
 
 
 @cache
-def _triton() -> ModuleType | None:
-    """The kernels, tried once; None where Triton is not there, or has no compiler to work with."""
+def _triton(device: torch.device) -> ModuleType | None:
+    """The kernels, tried there once; None where Triton is not there, or has no compiler to work with."""
     try:
         from . import fused
 
-        tried = torch.zeros(1, 4, 1, 1, device="cuda")
+        tried = torch.zeros(1, 4, 1, 1, device=device)
         fused.differences(tried, tried, tried.flatten())
+    except torch.OutOfMemoryError:  # says nothing of Triton
+        raise
     except Exception as error:  # of Triton, of the compiler, of the driver
         log.info(f"LPIPS is computed without Triton's kernels: {str(error).partition(chr(10))[0]}")
         return None

@@ -4,7 +4,8 @@ Three things make it cheaper than the network called as it is. Large images go t
 strips, which overlap by what the convolutions reach, and the backward pass computes these blocks again
 (arXiv:1604.06174): of a megapixel's features, nothing as wide as the image is kept. Batches go through in
 parts, since allocations beyond some 32 MB cost the processor more than the arithmetic on them. The
-reference keeps no graph. Values are those of the whole network, to rounding.
+reference keeps no graph, but on a GPU that waits for launches: there small ones go with the images. Values
+are those of the whole network, to rounding.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Self, cast
@@ -20,6 +21,7 @@ from typing import Any, Literal, Self, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import checkpoint
 
 from ..distances.perceptual import OVERSHOOT, range_name, warn_if_suspicious
@@ -202,7 +204,8 @@ class Looking(nn.Module):
         if strips is None or self.table.pool == "l2" or transformed():
             return self._part(images, known, read, strips, 1 << 62)
         largest = _size(self._stages[0], x)
-        if x.device.type == "cuda" and largest <= TOGETHER_BYTES and isinstance(y, Tensor):
+        small = x.device.type == "cuda" and largest <= TOGETHER_BYTES
+        if small and isinstance(y, Tensor) and self._unwatched():
             return self._part([torch.cat([x, y])], {}, _read_apart(read, y), strips, 1 << 62)
         part_bytes = PART_BYTES.get(x.device.type, PART_BYTES_ELSEWHERE)
         part = max(1, part_bytes // max(1, _size(self._stages[0], x[:1])))
@@ -288,6 +291,13 @@ class Looking(nn.Module):
             return run(*images)
         done: list[Tensor] = checkpoint(run, *images, use_reentrant=False, preserve_rng_state=False)
         return done
+
+    def _unwatched(self) -> bool:
+        """Whether nothing in the trunk learns, counts its batches, or is looked at."""
+        still = not any(p.requires_grad for p in self.net.parameters())
+        return (
+            still and not any(m.training for m in self.net.modules()) and not _looked_at(self.net)
+        )
 
     def _steps(self, stage: Stage, x: Tensor) -> list[tuple[Layer, Calls]]:
         """The layers of a stage, each with what computes it from the one before."""
@@ -458,17 +468,30 @@ def _run(module: nn.Module, x: Tensor) -> Tensor:
     return cast(Tensor, module(x))
 
 
+def _looked_at(*modules: nn.Module) -> bool:
+    """Whether somebody may look at what these make, or make it in their place."""
+    anywhere = _has_any_global_hook() or torch._C._len_torch_function_stack()  # type: ignore[no-untyped-call]
+    return bool(anywhere) or any(map(hooked, modules))
+
+
 def _joined_up(modules: Sequence[nn.Module], x: Tensor) -> bool:
     """Whether these are a frozen convolution and its ReLU that cuDNN computes in one pass."""
-    if x.device.type != "cuda" or torch.version.hip or not torch.backends.cudnn.enabled:
+    cudnn = torch.backends.cudnn
+    if x.device.type != "cuda" or torch.version.hip or not cudnn.enabled:
         return False
     if [type(module) for module in modules] != [nn.Conv2d, nn.ReLU]:
         return False
-    weight = cast(Tensor, modules[0].weight)
-    if x[:, :1].numel() * len(weight) * x.element_size() <= FUSED_BYTES:
+    convolution = cast(nn.Conv2d, modules[0])
+    numbers = x[:, :1].numel() * len(convolution.weight)
+    if numbers * x.element_size() <= FUSED_BYTES or numbers >= 1 << 31:
         return False
-    plain = x.dtype == weight.dtype and not (weight.requires_grad or transformed())
-    return plain and not (torch.is_autocast_enabled(x.device.type) or any(map(hooked, modules)))
+    # no deterministic one is asked for in such a call
+    if cudnn.deterministic or torch.are_deterministic_algorithms_enabled() or transformed():
+        return False
+    plain = x.dtype == convolution.weight.dtype and convolution.padding_mode == "zeros"
+    learns = any(p.requires_grad for p in convolution.parameters())
+    autocast = torch.is_autocast_enabled(x.device.type)
+    return plain and not (learns or autocast or _looked_at(*modules))
 
 
 def _rectified(convolution: nn.Module, x: Tensor) -> Tensor:
@@ -486,9 +509,12 @@ class _Rectified(torch.autograd.Function):
         x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int]
     ) -> Tensor:
         if x.device.type == "cuda":
-            # cuDNN may know no such kernel for these shapes
-            with suppress(RuntimeError):
+            try:
                 return torch.cudnn_convolution_relu(x, weight, bias, stride, padding, (1, 1), 1)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # cuDNN knows no such kernel for these shapes
+                pass
         return F.conv2d(x, weight, bias, stride, padding).relu_()
 
     @staticmethod
