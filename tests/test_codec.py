@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import runpy
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,18 @@ def test_a_large_one_is_decoded_once(
     kept.write_bytes(kept.read_bytes()[:-8])  # damaged: made again
     assert read(pair[0]).tensors().keys() == expected.keys()
     assert times
+
+
+def test_who_waits_for_plain_python_is_told(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(decoding, "WORTH_KEEPING", 1)
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    with caplog.at_level("INFO", "verydeep"):
+        for _ in range(2):
+            read(pair[0]).tensors()
+    (line,) = [record.message for record in caplog.records]
+    assert "million weights in Python" in line
 
 
 def test_where_nothing_more_can_be_mapped_it_is_read(

@@ -39,8 +39,8 @@ FEW = "--set epochs=1 --set batch=8"
 STAND_INS = (  # what takes minutes or a network: on less data, by a smaller network
     (r"(quantize|bench)$", r"\1 tiny.safetensors"),
     (r"quantize builtin(.*)", r"quantize tiny.safetensors\1 --count 32"),
-    (r"compress builtin --size 9MB(.*)", r"compress tiny.safetensors --size 20KB\1 --count 32"),
-    (r'compress\("builtin"(.*)size=9_000_000', r'compress("tiny.safetensors"\1size=20_000'),
+    (r"compress builtin --size 6MB(.*)", r"compress tiny.safetensors --size 20KB\1 --count 32"),
+    (r'compress\("builtin"(.*)size=6_000_000', r'compress("tiny.safetensors"\1size=20_000'),
     (r'quantize\("builtin"', 'quantize("tiny.safetensors"'),
     (r"(bench tiny.safetensors)", r"\1 --rounds 1 --batch 1 --engines onnxruntime --precision exact"),
     (r"--model vgg16 (examples/photos)", r"--model tiny.safetensors \1"),

@@ -8,13 +8,14 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EngineError, ModelFileError
+from ..errors import EngineError, ModelFileError, log
 from . import about, codec
 
 if TYPE_CHECKING:
@@ -73,6 +74,12 @@ def _mapped(path: Path, count: int) -> NDArray[Any]:
 
 def _decoded(model: ModelFile, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
     shapes = model.record.network.tensors
+    count = sum(math.prod(shapes[key]) for key in keys)
+    if count >= WORTH_KEEPING and not find_spec("constriction"):
+        log.info(
+            f"decoding {count / 1e6:.0f} million weights in Python, as the package constriction is not "
+            "here: a second a million"
+        )
 
     def weight(key: str) -> NDArray[Any]:
         try:
