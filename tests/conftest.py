@@ -3,19 +3,24 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from verydeep import cli, errors
+from verydeep import cli, errors, modelfile
+from verydeep.modelfile import decoding
+from verydeep.published import find_model
 
 from .tiny import model_file, photo
 
 # A shell ignores Ctrl-C in what it starts in the background, and tests of Ctrl-C would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+TERMINATED = signal.getsignal(signal.SIGTERM)
 
 
 class Outcome(NamedTuple):
@@ -46,6 +51,35 @@ def verydeep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the caches of whoever runs it."""
     monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def own_end() -> Iterator[None]:
+    """SIGTERM ends a process. Ray leaves a handler of its own, which a forked child takes along.
+
+    A child of a pool that is told to end just before it waits for more would then wait for ever.
+    """
+    signal.signal(signal.SIGTERM, TERMINATED)
+    yield
+    signal.signal(signal.SIGTERM, TERMINATED)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def builtin_decoded_once() -> Iterator[None]:
+    """Its weights, which would be decoded anew for the empty cache of each test: a second of both cores."""
+    decode, builtin = decoding._decoded, find_model("builtin")
+    kept: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def decoded(model: modelfile.ModelFile, keys: Sequence[str]) -> dict[str, Any]:
+        if model.path != builtin:
+            return decode(model, keys)
+        if tuple(keys) not in kept:
+            kept[tuple(keys)] = decode(model, keys)
+        return {key: weight.copy() for key, weight in kept[tuple(keys)].items()}
+
+    decoding._decoded = decoded
+    yield
+    decoding._decoded = decode
 
 
 @pytest.fixture(autouse=True)
