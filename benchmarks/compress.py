@@ -152,7 +152,7 @@ from nncodec.nn import decode, encode
 
 folder, qp = sys.argv[1:]
 weights = dict(np.load(f"{folder}/in.npz"))
-stream = bytes(encode(weights, {"qp": int(qp), "results": folder, "verbose": False}))
+stream = bytearray(encode(weights, {"qp": int(qp), "results": folder, "verbose": False}))
 open(f"{folder}/stream", "wb").write(stream)
 np.savez(f"{folder}/out.npz", **{key: np.asarray(value) for key, value in decode(stream).items()})
 """
