@@ -18,8 +18,6 @@ from .tiny import model_file, photo
 # A shell ignores Ctrl-C in what it starts in the background, and tests of Ctrl-C would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 TERMINATED = signal.getsignal(signal.SIGTERM)
 
 
@@ -54,13 +52,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(autouse=True)
-def own_end() -> Iterator[None]:
+def own_end() -> None:
     """SIGTERM ends a process. Ray leaves a handler of its own, which a forked child takes along.
 
     A child of a pool that is told to end just before it waits for more would then wait for ever.
     """
-    signal.signal(signal.SIGTERM, TERMINATED)
-    yield
     signal.signal(signal.SIGTERM, TERMINATED)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from verydeep.losses import LPIPS, PerceptualLoss, trunk
 
-from .test_losses import LAYERS, NARROW, _file
+from .test_losses import _file, _lpips
 from .test_processes import ROOT
 
 # Triton asks as it is imported whether it shall interpret, so this is a process of its own
@@ -152,9 +152,7 @@ def test_which_trunks_take_both_at_once(tmp_path: Path) -> None:
 
 
 def _narrow(folder: Path, **choices: bool) -> LPIPS:
-    file = _file(folder / "tiny.safetensors")
-    heads = dict(zip(LAYERS, map(torch.ones, NARROW), strict=True))
-    return LPIPS(net="vgg", model=file, heads=heads, check=False, **choices)  # type: ignore[arg-type]
+    return _lpips(_file(folder / "tiny.safetensors"), check=False, **choices)
 
 
 class OnDevice:

@@ -28,6 +28,7 @@ Value = Any  # a tensor, or a numpy array of a few whole numbers on the way to a
 Program = Callable[[Value], list[Value]]  # from pixels on the device to outputs there
 
 _SETTINGS = Turns()  # of torch that are the whole process's
+MOST_NUMBERS = 1 << 31  # of a map, which not every cuDNN can count; torch's own choice knows which
 CAPTURED_SHAPES = 3  # of an engine: each keeps its input and outputs on the device
 WARMING = (
     3  # runs before a capture, in which libraries choose their algorithms and take their memory
@@ -117,6 +118,31 @@ def short(device: str) -> Any:
     elif device == "mps":
         wide = torch.backends.mps.is_macos_or_newer(14, 0)
     return torch.bfloat16 if wide else torch.float16
+
+
+def repeatable() -> bool:
+    """Whether the program wants the same numbers each time."""
+    import torch
+
+    asked = torch.backends.cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
+    return bool(asked)
+
+
+def in_one_pass(
+    x: Value, weight: Value, bias: Value, stride: Any, padding: Any, groups: int
+) -> Value | None:
+    """A convolution and its ReLU by cuDNN; None where it knows no such kernel for these shapes.
+
+    It asks for no deterministic algorithm, and may not be called for MOST_NUMBERS of them.
+    """
+    import torch
+
+    try:
+        return torch.cudnn_convolution_relu(x, weight, bias, stride, padding, (1, 1), groups)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        return None
 
 
 class _Captured:
@@ -307,9 +333,9 @@ def _operations(
         return F.pad(value, (left, right, top, bottom)), 0
 
     def by_call(x: Any, weight: Any) -> bool:
-        """Whether cuDNN is called past torch's choice; not above 2^31 numbers, of which not all know."""
+        """Whether cuDNN is called past torch's choice."""
         numbers = x.shape[0] * x.shape[2] * x.shape[3] * len(weight)
-        return bool(direct and cudnn.enabled and numbers < 1 << 31)
+        return bool(direct and cudnn.enabled and numbers < MOST_NUMBERS)
 
     def conv(
         x: Any, weight: Any, bias: Any = None, *, strides: list[int], pads: list[int],
@@ -333,18 +359,11 @@ def _operations(
         # such a call tries where the program's switch is on, and asks for no deterministic algorithm
         if by_call(x, weight) and not (cudnn.benchmark or repeatable()):
             around, padding = padded(x, pads)
-            given = around.to(number), weight, bias, strides, (padding, padding), (1, 1)
-            try:
-                return torch.cudnn_convolution_relu(*given, told.get("group", 1))
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:  # cuDNN knows no such kernel for these shapes
-                pass
+            both, groups = (padding, padding), told.get("group", 1)
+            found = in_one_pass(around.to(number), weight, bias, strides, both, groups)
+            if found is not None:
+                return found
         return conv(x, weight, bias, strides=strides, pads=pads, **told).relu_()
-
-    def repeatable() -> bool:
-        """Whether the program wants the same numbers each time."""
-        return bool(cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
 
     def max_pool(x: Any, *, kernel_shape: list[int], strides: list[int], pads: list[int]) -> Any:
         return F.max_pool2d(x, kernel_shape, strides, pads[:2])

@@ -196,10 +196,11 @@ def unit_differences(f0: Tensor, f1: Tensor, weights: Tensor) -> Tensor:
     """
     with precise(f0):
         # a compiler fuses it by itself, torch.func knows the plain operations alone
-        if transformed() or not _kernels(f0):
+        plain = transformed()
+        if plain or not _kernels(f0):
             f0, f1 = wide(f0), wide(f1)
         weights = weights.to(f0.device, torch.promote_types(f0.dtype, torch.float32)).contiguous()
-        if transformed():
+        if plain:
             weights = weights[:, None, None]
             return ((_unit(f0) - _unit(f1)).square() * weights).sum(1, keepdim=True)
         differences: Tensor = _Differences.apply(f0, f1.expand_as(f0), weights)

@@ -21,14 +21,14 @@ from typing import Any, Literal, Self, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import checkpoint
 
 from ..distances.perceptual import OVERSHOOT, range_name, warn_if_suspicious
+from ..engines.torch import MOST_NUMBERS, in_one_pass, repeatable
 from ..errors import ArgumentError, ImageError, NetworkError
 from ..models import backbone
 from ..models.layers import L2Pool2d, positions
-from ..models.module import hooked
+from ..models.module import looked_at
 from ..models.vgg import WeightsLike
 from ..nets import Layer, Network
 from ..preprocess import RANGES, TORCHVISION, Preprocess, Range, limits
@@ -294,10 +294,9 @@ class Looking(nn.Module):
 
     def _unwatched(self) -> bool:
         """Whether nothing in the trunk learns, counts its batches, or is looked at."""
-        still = not any(p.requires_grad for p in self.net.parameters())
-        return (
-            still and not any(m.training for m in self.net.modules()) and not _looked_at(self.net)
-        )
+        learns = any(p.requires_grad for p in self.net.parameters())
+        counts = any(module.training for module in self.net.modules())
+        return not (learns or counts or looked_at(self.net))
 
     def _steps(self, stage: Stage, x: Tensor) -> list[tuple[Layer, Calls]]:
         """The layers of a stage, each with what computes it from the one before."""
@@ -468,12 +467,6 @@ def _run(module: nn.Module, x: Tensor) -> Tensor:
     return cast(Tensor, module(x))
 
 
-def _looked_at(*modules: nn.Module) -> bool:
-    """Whether somebody may look at what these make, or make it in their place."""
-    anywhere = _has_any_global_hook() or torch._C._len_torch_function_stack()  # type: ignore[no-untyped-call]
-    return bool(anywhere) or any(map(hooked, modules))
-
-
 def _joined_up(modules: Sequence[nn.Module], x: Tensor) -> bool:
     """Whether these are a frozen convolution and its ReLU that cuDNN computes in one pass."""
     cudnn = torch.backends.cudnn
@@ -483,15 +476,15 @@ def _joined_up(modules: Sequence[nn.Module], x: Tensor) -> bool:
         return False
     convolution = cast(nn.Conv2d, modules[0])
     numbers = x[:, :1].numel() * len(convolution.weight)
-    if numbers * x.element_size() <= FUSED_BYTES or numbers >= 1 << 31:
+    if numbers * x.element_size() <= FUSED_BYTES or numbers >= MOST_NUMBERS:
         return False
     # no deterministic one is asked for in such a call
-    if cudnn.deterministic or torch.are_deterministic_algorithms_enabled() or transformed():
+    if repeatable() or transformed():
         return False
     plain = x.dtype == convolution.weight.dtype and convolution.padding_mode == "zeros"
     learns = any(p.requires_grad for p in convolution.parameters())
     autocast = torch.is_autocast_enabled(x.device.type)
-    return plain and not (learns or autocast or _looked_at(*modules))
+    return plain and not (learns or autocast or looked_at(*modules))
 
 
 def _rectified(convolution: nn.Module, x: Tensor) -> Tensor:
@@ -509,12 +502,9 @@ class _Rectified(torch.autograd.Function):
         x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, int], padding: tuple[int, int]
     ) -> Tensor:
         if x.device.type == "cuda":
-            try:
-                return torch.cudnn_convolution_relu(x, weight, bias, stride, padding, (1, 1), 1)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:  # cuDNN knows no such kernel for these shapes
-                pass
+            found = in_one_pass(x, weight, bias, stride, padding, 1)
+            if found is not None:
+                return cast(Tensor, found)
         return F.conv2d(x, weight, bias, stride, padding).relu_()
 
     @staticmethod

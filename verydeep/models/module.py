@@ -296,11 +296,15 @@ def _watched(features: nn.Module) -> bool:
     """Whether anybody may keep, trace or replace what these layers make."""
     if torch.jit.is_tracing() or torch.compiler.is_compiling():  # type: ignore[no-untyped-call,attr-defined]
         return True
-    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+    if torch._C._len_torch_dispatch_stack() or looked_at(features):
         return True
-    if type(features) is not nn.Sequential or _functions() != _TORCHS_OWN:
-        return True
-    return _has_any_global_hook() or hooked(features)  # type: ignore[no-untyped-call]
+    return type(features) is not nn.Sequential or _functions() != _TORCHS_OWN
+
+
+def looked_at(*modules: nn.Module) -> bool:
+    """Whether somebody may look at what these make, or make it in their place."""
+    anywhere = _has_any_global_hook() or torch._C._len_torch_function_stack()  # type: ignore[no-untyped-call]
+    return bool(anywhere) or any(map(hooked, modules))
 
 
 def hooked(module: nn.Module) -> bool:
