@@ -139,6 +139,17 @@ def test_the_container_and_the_unit_serve() -> None:
     assert "/health" in text("deploy/Containerfile")
 
 
+@pytest.mark.parametrize(
+    "flow", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda flow: flow.stem
+)
+def test_actions_are_named_by_their_commits(flow: Path) -> None:
+    """A tag can be moved to other code, which would publish in our name."""
+    named = re.findall(r"uses: *(.*)", flow.read_text(encoding="utf-8"))
+    assert named
+    for one in named:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v[\d.]+", one), one
+
+
 def test_workflows_run_what_people_read() -> None:
     flow = text(".github/workflows/ci.yml")
     named = set(re.findall(r"readme_commands\.py (\w+)", flow))
