@@ -67,7 +67,7 @@ class Learner:
         self._format = torch.contiguous_format if planes else torch.channels_last
         self.model: VGG = model.to(device).to(memory_format=self._format)
         self.coding = coding
-        self.teacher = None
+        self.teacher: nn.Module | None = None
         if teacher is not None:
             teacher = teacher.requires_grad_(False).eval().to(device)
             self.teacher = teacher.to(memory_format=self._format)
@@ -89,6 +89,8 @@ class Learner:
             self.net = synced(self.net)
         if config.compile:
             self.net = torch.compile(self.net)  # type: ignore[assignment]
+            if self.teacher is not None:
+                self.teacher = torch.compile(self.teacher)  # type: ignore[assignment]
         live, mean = self.model.state_dict(), self.average.state_dict()
         floats = [name for name, value in live.items() if value.is_floating_point()]
         self._live, self._mean = [live[n] for n in floats], [mean[n] for n in floats]
