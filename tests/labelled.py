@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from verydeep import modelfile, train
+from verydeep.preprocess import Preprocess
 from verydeep.training.data.colours import statistics
 from verydeep.training.data.source import Source
 from verydeep.training.data.views import Views
@@ -60,6 +61,8 @@ def assert_same(one: Path, other: Path) -> None:
     for key, value in first.items():
         np.testing.assert_array_equal(value, second[key], err_msg=key)
 
+
+FIT = Preprocess(resize_size=32, crop_size=32)  # as images are kept in memory
 
 # of a run that takes a second: 3 epochs of 4 steps, in which this learns more than the recipe's own would
 SETTINGS: dict[str, Any] = {

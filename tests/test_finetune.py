@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
 
 import verydeep
 from verydeep import modelfile
+from verydeep.datasets.labelled import Sample
 from verydeep.errors import DataError, VerydeepError, WeightsError
 from verydeep.models import build, loading
 from verydeep.nets import Head
@@ -401,6 +403,51 @@ def test_what_begins_from_a_run_that_was_stopped_has_its_answers(
     model, _, _ = started(like, 3, tmp_path / "cut")
     for name, value in model.state_dict().items():
         assert_allclose(value.numpy(), weights[name].numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.usefixtures("sure")
+@pytest.mark.parametrize("memory", [True, False])
+def test_the_file_sees_what_was_measured(memory: bool, trunk: Path, tmp_path: Path) -> None:
+    """Wide photos, stretched: kept in memory they were cropped, and the file stretched them."""
+    for part, count in (("train", 12), ("val", 4)):
+        for at, colour in enumerate(((200, 60, 60), (60, 160, 60))):
+            folder = tmp_path / "set" / part / "ab"[at]
+            folder.mkdir(parents=True)
+            for number in range(count):
+                draw = np.random.default_rng([count, number, at])
+                pixels = np.array(colour) + draw.normal(0, 60, (24, 96, 3))
+                pixels[:, :32] = 255 * at  # what a crop does not show
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+    result = run(
+        config(trunk, epochs=1, memory=memory, padding=0.0), tmp_path / "set", out=tmp_path / "run"
+    )
+    made = verydeep.load(result.model, engine="onnxruntime", precision="exact")
+    assert made.record.preprocess.resize == "exact"
+    own = verydeep.predictor.softmax(made.scores([sample.source for sample in result.val]))
+    assert_allclose(own, result.probabilities, atol=5e-3)
+
+
+def test_what_is_held_out_leaves_some_of_each_class() -> None:
+    """The only image of a class was held out, and nothing was learned of it; 0.4 held out a half."""
+    draw = np.random.default_rng(0)
+    labels = [0] * 20 + [1]
+    samples = tuple(
+        Sample(draw.integers(0, 256, (4, 4, 3), dtype=np.uint8), label, f"{n}")
+        for n, label in enumerate(labels)
+    )
+    for hold, count in ((0.15, 3), (0.4, 8)):
+        for seed in range(5):
+            own = changed(finetune(), {"hold": hold, "seed": seed})
+            learned, held = learn._parted(samples, own)
+            assert {sample.label for sample in learned} == {0, 1}
+            assert len(held) == count
+            assert len(learned) + len(held) == len(samples)
+
+
+def test_a_device_may_have_its_number(trunk: Path, flowers: Path, tmp_path: Path) -> None:
+    """Its features are an engine's, which knows kinds alone."""
+    result = run(config(trunk, epochs=1), flowers, out=tmp_path / "run", device="cpu:0")
+    assert result.top1 > 0.9
 
 
 def test_it_is_of_the_width_of_its_weights(trunk: Path, flowers: Path, tmp_path: Path) -> None:

@@ -107,6 +107,8 @@ def test_one_process_tells_what_came_of_it(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report: ") == 1, done.stdout
+    # nobody but it has a line of progress
+    assert "\ntraining: " not in done.stderr, done.stderr
 
 
 def test_two_processes_learn_what_one_does_even_when_one_is_killed(tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ from verydeep import modelfile, train
 from verydeep.datasets.check import check
 from verydeep.datasets.labelled import find
 from verydeep.errors import DataError, ModelFileError, OutputError
-from verydeep.training import begin, loop, measuring, recipes
+from verydeep.preprocess import Preprocess
+from verydeep.training import begin, learn, loop, measuring, recipes
+from verydeep.training import run as training_run
 from verydeep.training.begin import train as run
 from verydeep.training.heads import linear
 from verydeep.training.heads.probe import ProbeConfig
@@ -37,7 +39,7 @@ from .conftest import Run
 from .labelled import SETTINGS, arrays, assert_same, images, trained
 from .test_probe import photos
 from .test_training_run import At, one_thread
-from .tiny import model_file
+from .tiny import model_file, photo, tiny
 
 __all__ = ["one_thread"]  # a fixture that each test here uses
 
@@ -45,6 +47,9 @@ __all__ = ["one_thread"]  # a fixture that each test here uses
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return arrays(tmp_path_factory.mktemp("data") / "set.npz")
+
+
+GREY = Preprocess(resize_size=32, crop_size=32, channel_order="L", mean=(0.5,), std=(0.2,))
 
 
 def lines(out: Path, event: str) -> list[dict[str, object]]:
@@ -68,6 +73,90 @@ def test_stopped_in_the_last_step_of_an_epoch(last: int, data: Path, tmp_path: P
     epochs = [lines(tmp_path / name, "epoch") for name in ("whole", "cut")]
     assert [line["rate"] for line in epochs[0]] == [line["rate"] for line in epochs[1]]
     assert [line["step"] for line in epochs[1]] == [4, 8, 12]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", ["validated", "measured", "written"])
+def test_stopped_after_the_last_step(
+    when: str, number: signal.Signals, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was as if nothing had been asked, since nobody looked any more."""
+    trained(data, tmp_path / "whole")
+    measured, written = learn.Learning._validate, modelfile.write
+
+    def validated(self: learn.Learning) -> dict[str, object]:
+        if when == "validated" and self.position.epoch == 2:
+            signal.raise_signal(number)
+        return measured(self)
+
+    def finished(self: training_run.Run, outcome: training_run.Outcome) -> object:
+        if when == "measured":
+            signal.raise_signal(number)
+        return finish(self, outcome)
+
+    def write(*given: object) -> None:
+        if when == "written":
+            signal.raise_signal(number)
+        written(*given)  # type: ignore[arg-type]
+
+    def ended(*_: object) -> None:
+        raise SystemExit(128 + number)
+
+    finish = training_run.Run.finish
+    before = signal.signal(signal.SIGTERM, ended)
+    with monkeypatch.context() as patch:
+        patch.setattr(learn.Learning, "_validate", validated)
+        patch.setattr(training_run.Run, "finish", finished)
+        patch.setattr(modelfile, "write", write)
+        try:
+            with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+                trained(data, tmp_path / "cut")
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
+    trained(data, tmp_path / "cut", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_signal_that_is_ignored_is_ignored(data: Path, tmp_path: Path) -> None:
+    """As of what a shell runs in its background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        stop = At(3, lambda: signal.raise_signal(signal.SIGINT))
+        assert trained(data, tmp_path / "run", event=stop).top1 > 0.5
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_rank_without_a_world_is_one_process(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It learned to the end, and wrote no model."""
+    monkeypatch.setenv("RANK", "1")
+    assert trained(data, tmp_path / "run", epochs=1).model.exists()
+
+
+def test_a_run_on_grey_images_that_was_stopped_is_gone_on_from(data: Path, tmp_path: Path) -> None:
+    net = tiny("vgg11_bn", "small", in_channels=1, classes=3)
+    grey = model_file(tmp_path / "grey.safetensors", net, preprocess=GREY)
+    with pytest.raises(KeyboardInterrupt):
+        trained(
+            data, tmp_path / "cut", init=grey,
+            event=At(6, lambda: signal.raise_signal(signal.SIGINT)),
+        )  # fmt: skip
+    result = trained(data, tmp_path / "on", init=tmp_path / "cut", epochs=1)
+    assert modelfile.read(result.model).record.network.in_channels == 1
+
+
+def test_several_labels_of_nothing_leave_a_log_that_is_json(tmp_path: Path) -> None:
+    for at in range(12):
+        photo(tmp_path / f"{at}.png", 32, 32, seed=at)
+    table = "".join(f"{at}.png,{'a;b' if at % 2 else 'a'},train\n" for at in range(8))
+    none = "".join(f"{at}.png,,val\n" for at in range(8, 12))
+    (tmp_path / "set.csv").write_text(f"path,label,split\n{table}{none}")
+    trained(tmp_path / "set.csv", tmp_path / "run", epochs=1, multi="true")
+    assert "NaN" not in (tmp_path / "run" / "log.jsonl").read_text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of other systems are text")
@@ -411,3 +500,15 @@ def test_without_torch_what_needs_it_says_so(
         "verydeep: what was asked of verydeep train needs an optional dependency; install it with: "
         "pip install 'verydeep[torch]'\n"
     )
+
+
+def test_one_name_in_two_sets_is_of_two_images(tmp_path: Path) -> None:
+    """A broken image to validate with had it said that nothing is known of a class."""
+    learn, judge = photos(tmp_path / "learn", 1), photos(tmp_path / "judge", 1, seed=1)
+    (judge / "red" / "0.png").write_bytes(b"no image")
+    found = find(learn, judge)
+    assert not {s.name for s in found.train} & {s.name for s in found.val}
+    result = trained(found, tmp_path / "run", epochs=1, memory=False)
+    assert [Path(name).name for name, _ in result.bad] == ["0.png"]
+    told = [line.get("text", "") for line in result.log if line["event"] == "warning"]
+    assert not any("nothing is known" in text for text in told)

@@ -31,10 +31,10 @@ from verydeep.training.data.views import Views, pictures
 from verydeep.training.learner import Learner, normaliser
 from verydeep.training.loop import Position, fit
 from verydeep.training.optim import drops_after, rate_at, side_at, still_to_do
-from verydeep.training.recipes import Config, changed, paper, recipe, small_images
+from verydeep.training.recipes import Config, changed, finetune, paper, recipe, small_images
 from verydeep.training.stuck import Stuck
 
-from .labelled import arrays, images, in_memory
+from .labelled import FIT, arrays, images, in_memory
 
 GOLDEN = Path(__file__).parent / "golden" / "training_curve.json"
 
@@ -45,7 +45,7 @@ def held(count: int = 40) -> Views:
         labelled.Sample(p, int(k), str(i))
         for i, (p, k) in enumerate(zip(pixels, labels, strict=True))
     ]
-    return pictures(samples, 32)
+    return pictures(samples, FIT)
 
 
 def luck(count: int) -> augment.Luck:
@@ -145,7 +145,7 @@ def test_a_mixture_is_of_its_labels(mix: dict[str, float]) -> None:
     flat[np.arange(30), :, :, labels] = 200
     samples = [labelled.Sample(p, int(k)) for p, k in zip(flat, labels, strict=True)]
     config = changed(small_images(), {"cover": 0, **mix})
-    batch = in_memory(pictures(samples, 32), config).batch(0, np.arange(30))
+    batch = in_memory(pictures(samples, FIT), config).batch(0, np.arange(30))
     assert batch.others is not None
     assert batch.shares is not None
     assert batch.shares.std() > 0.05
@@ -257,7 +257,7 @@ def counted(count: int, **changes: object) -> Source:
     config = changed(
         small_images(), {"cover": 0, "flip": False, "padding": 0, "size": 32, **changes}
     )
-    return in_memory(pictures([labelled.Sample(p, 0) for p in pixels], 32), config)
+    return in_memory(pictures([labelled.Sample(p, 0) for p in pixels], FIT), config)
 
 
 def seen(source: Source, rank: int = 0, world: int = 1, first: int = 0) -> list[list[int]]:
@@ -300,10 +300,10 @@ def test_a_batch_of_hardly_any_images(tmp_path: Path, count: int) -> None:
     config = changed(
         paper(), {"size": 32, "scales": (), "jitter": 0.1, "cover": 0.2, "mixup": 0.2, "cutmix": 1}
     )
-    found = statistics([pictures(samples, 32).images])
+    found = statistics([pictures(samples, FIT).images])
     for source in (
         Source(samples, config, found),
-        in_memory(pictures(samples, 32), config),
+        in_memory(pictures(samples, FIT), config),
     ):
         batch = source.batch(0, np.arange(count))
         assert batch.images.shape == (count, 32, 32, 3)
@@ -320,15 +320,35 @@ def test_balanced_sampling_evens_out() -> None:
     pixels = np.zeros((1000, 32, 32, 3), np.uint8)
     samples = [labelled.Sample(p, int(k)) for p, k in zip(pixels, labels, strict=True)]
     config = changed(small_images(), {"balance": "sampling"})
-    feed = Feed(in_memory(pictures(samples, 32), config), config)
-    counts = sum(np.bincount(labels[feed.indices(e)], minlength=3) for e in range(5))
+    feed = Feed(in_memory(pictures(samples, FIT), config), config)
+    counts = sum(np.bincount(labels[feed.indices(e) % 1000], minlength=3) for e in range(5))
     np.testing.assert_allclose(counts, 5000 / 3, rtol=0.1)
+
+
+def test_what_is_shown_more_often_is_shown_differently() -> None:
+    """24 draws of two images gave two pictures, again and again."""
+    labels = np.array([0] * 46 + [1] * 2)
+    draw = np.random.default_rng(0)
+    samples = [
+        labelled.Sample(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8), int(k)) for k in labels
+    ]
+    config = changed(small_images(), {"balance": "sampling", "size": 32, "batch": 48})
+    source = in_memory(pictures(samples, FIT), config)
+    [batch] = Feed(source, config).epoch(0)
+    rare = batch.images[batch.labels == 1]
+    assert len(rare) > 15
+    assert len(np.unique(rare, axis=0)) > 0.9 * len(rare)
+    # and what comes for the first time, as it always was
+    alone = Source(samples, changed(config, {"balance": "none"}), source._found, 0, source._held)
+    numbers = Feed(source, config).indices(0)
+    first = numbers[numbers < 48]
+    np.testing.assert_array_equal(source.batch(0, first).images, alone.batch(0, first).images)
 
 
 def test_balanced_sampling_of_several_labels_an_image() -> None:
     labels = np.zeros((1000, 3), np.float32)  # the third class has no image
-    labels[:, 0] = 1
-    labels[:50, 1] = 1
+    labels[:900, 0] = 1  # and 100 images no class
+    labels[:45, 1] = 1
     samples = [
         labelled.Sample(
             np.zeros((32, 32, 3), np.uint8), 0, labels=tuple(map(int, np.flatnonzero(row)))
@@ -336,11 +356,12 @@ def test_balanced_sampling_of_several_labels_an_image() -> None:
         for row in labels
     ]
     config = changed(small_images(), {"balance": "sampling", "size": 32, "mixup": 0.2})
-    source = in_memory(pictures(samples, 32), config, classes=3)
+    source = in_memory(pictures(samples, FIT), config, classes=3)
     np.testing.assert_array_equal(source.labels, labels)
-    drawn = Feed(source, config).indices(0)
-    # half of the draws are for the first class, of which 5 % are of both
-    assert labels[drawn, 1].mean() == pytest.approx(0.525, abs=0.05)
+    drawn = Feed(source, config).indices(0) % 1000
+    # a third of the draws are for each, and of those for the first class 5 % are of both
+    assert labels[drawn, 1].mean() == pytest.approx(0.35, abs=0.05)
+    assert labels[drawn].any(1).mean() == pytest.approx(2 / 3, abs=0.05)
     batch = source.batch(0, np.array([3, 700]))
     assert batch.others is not None
     np.testing.assert_array_equal(batch.labels, labels[[3, 700]])
@@ -348,6 +369,24 @@ def test_balanced_sampling_of_several_labels_an_image() -> None:
 
 
 # The rate
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5, 21])
+def test_no_rate_is_above_the_highest(steps: int) -> None:
+    """A warm-up of half an epoch of 3 steps ended at 1.33 times it."""
+    config = changed(finetune(), {"epochs": 4})
+    rates = [rate_at(config, step, steps) for step in range(4 * steps)]
+    assert max(rates) <= config.rate
+    assert rates[0] > 0
+
+
+def test_a_plateau_of_several_labels_an_image_is_of_those_to_validate() -> None:
+    config = changed(small_images(), {"schedule": "plateau", "patience": 3})
+    rows = [{"train_top1": k / 10, "mean_average_precision": 1 - k / 10} for k in range(8)]
+    assert drops_after(config, rows) == drops_after(
+        config, [{"train_top1": 0.0, "top1": row["mean_average_precision"]} for row in rows]
+    )
+    assert drops_after(config, rows) == 2
 
 
 def test_settings_are_numpys_too() -> None:
@@ -603,5 +642,5 @@ def test_the_paper_recipe_is_section_3_1() -> None:
 def test_arrays_are_read_back(tmp_path: Path) -> None:
     found = labelled.find(arrays(tmp_path / "set.npz"))
     pixels, labels = images(48, seed=0)
-    np.testing.assert_array_equal(pictures(found.train, 32).images, pixels)
+    np.testing.assert_array_equal(pictures(found.train, FIT).images, pixels)
     assert [s.label for s in found.train] == labels.tolist()

@@ -23,7 +23,7 @@ from .. import test_listing as lists
 from .. import test_training_data as forms
 from .. import test_training_streams as streams
 from ..conftest import Run
-from ..labelled import CLASSES, arrays, images, in_memory, trained
+from ..labelled import CLASSES, FIT, arrays, images, in_memory, trained
 from ..tiny import NAMES, model_file, photo
 from .following import Row, all_followed, follows, refused, said, taken
 
@@ -461,7 +461,7 @@ def test_too_many_and_too_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     pixels, labels = images(3, 0)
     np.savez(tmp_path / "a.npz", images=pixels, labels=labels)
     samples, config = read(tmp_path / "a.npz").train, Config(batch=8)
-    source = in_memory(pictures(samples, 32), config)
+    source = in_memory(pictures(samples, FIT), config)
     words = "{} {} to train on, and {} processes; take fewer processes, or more {}"
     _, _, world, _ = said(words, refused(lambda: Feed(source, config, 0, 4)))
     Feed(source, config, 0, int(taken("(4)", f"4{world}")) - 1)

@@ -30,6 +30,7 @@ from verydeep.training.heads.probe import ProbeConfig
 from verydeep.training.learner import Learner
 from verydeep.training.loop import Meter
 from verydeep.training.recipes import Config
+from verydeep.training.record import checkpoint
 from verydeep.training.speed import decided
 from verydeep.training.start import started
 from verydeep.training.stuck import Stuck
@@ -372,8 +373,9 @@ def test_a_process_that_is_lost(tmp_path: Path) -> None:
 
 
 @follows(
-    "the loss broke in step {}, at a rate of {}, before it could fall: no rate suits; draw other "
-    "weights, as with --set start=glorot, or look whether labels and images belong together",
+    "the loss broke in step {}, at a rate of {}, before it could fall: no rate suits; {}look whether "
+    "labels and images belong together",
+    "draw other weights, as with --set start=glorot, or ",
     "lower the rate, or look whether labels and images belong together",
     "draw the weights as He et al. do (--set start=he), take a network with batch norm (--model vgg16_bn), "
     "or start from trained weights, as the paper did from its net A (--init)",
@@ -400,10 +402,11 @@ def test_what_does_not_learn(
     monkeypatch.setattr(Meter, "line", breaking)
     broken = True  # as weights drawn too large do
     text = refused(lambda: tested(start="paper"))
-    said(
-        "the loss broke in step {}, at a rate of {}, before it could fall: no rate suits; draw other "
-        "weights, as with --set start=glorot, or look whether labels and images belong together", text,
+    *_, other = said(
+        "the loss broke in step {}, at a rate of {}, before it could fall: no rate suits; {}look whether "
+        "labels and images belong together", text,
     )  # fmt: skip
+    said("draw other weights, as with --set start=glorot, or ", other)
     broken = False
     tested(**choices(text))
     looked(text)
@@ -468,3 +471,104 @@ def test_weights_that_changed_meanwhile(tmp_path: Path) -> None:
     assert run(settings, tmp_path / "data", out=tmp_path / "new").model.exists()
     mine.write_bytes(first)
     assert run(settings, tmp_path / "data", out=tmp_path / "out", resume=True).model.exists()
+
+
+@follows(
+    "start=probe solves a head gap, in floats, and {}; leave it out, or take small-images",
+    "recipe finetune goes on from trained weights, and start is {}; leave start out, or take "
+    "small-images or paper",
+    "torchrun may start this run again, and it must be found then; name its folder by --out",
+)  # fmt: skip
+def test_what_goes_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = model_file(tmp_path / "trunk.safetensors", tiny())
+    data = photos(tmp_path / "set", 6)
+    number = count()
+
+    def tuned(**how: Any) -> object:
+        own = config(trunk, epochs=1, **how)
+        return run(own, data, out=tmp_path / str(next(number)), device="cpu")
+
+    def other(**how: Any) -> object:
+        return trained(data, tmp_path / str(next(number)), epochs=1, **how)
+
+    words = "start=probe solves a head gap, in floats, and {}; leave it out, or take small-images"
+    rows: list[Row] = [
+        (words, lambda: tuned(head="small"), lambda _: [tuned(), other(head="small")]),
+        (words, lambda: tuned(code_bytes=900), lambda _: tuned()),
+        ("recipe finetune goes on from trained weights, and start is {}; leave start out, or take "
+         "small-images or paper", lambda: tuned(start="he"), lambda start: [tuned(), other(start=start)]),
+    ]  # fmt: skip
+    all_followed(rows)
+
+    words = "torchrun may start this run again, and it must be found then; name its folder by --out"
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with chdir(tmp_path):
+        said(words, refused(lambda: run(config(trunk, epochs=1), data, device="cpu")))
+        assert not Path("runs").exists()
+    tuned()
+
+
+@follows(
+    "{}, and the run in {} was begun with it; go on on a device that can, or choose another folder for "
+    "a new run",
+    "--resume without DATA goes on as the run in {} was begun, and {} is given beside it; leave {} out, or "
+    "give DATA too",
+    ", and go on from its last good checkpoint by --init {}, in another folder",
+)  # fmt: skip
+def test_runs_that_are_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verydeep: Run
+) -> None:
+    data, cut = arrays(tmp_path / "a.npz"), tmp_path / "cut"
+    stop = At(2, lambda: signal.raise_signal(signal.SIGINT))
+    words = [
+        "--recipe",
+        "small-images",
+        "--model",
+        "vgg11_bn",
+        "--width",
+        1 / 16,
+        "--device",
+        "cpu",
+    ]
+    words += [f"--set={key}={value}" for key, value in {**SETTINGS, "epochs": 1}.items()]
+    assert verydeep("train", data, *words, "--out", tmp_path / "run").status == 0
+    done = verydeep("train", "--resume", "--set", "seed=5", "--out", tmp_path / "run")
+    assert done.status == 2
+    out, option, _ = said(
+        "--resume without DATA goes on as the run in {} was begun, and {} is given beside it; leave {} "
+        "out, or give DATA too", done.err,
+    )  # fmt: skip
+    assert option == "--set"
+    assert verydeep("train", "--resume", "--out", out).status == 0
+    done = verydeep("train", "--resume", "--json", "--out", out)
+    assert done.out.startswith("{")
+    assert verydeep("train", data, *words, "--resume", "--out", out).status == 0
+
+    # as a run that was begun on a GPU
+    with pytest.raises(KeyboardInterrupt):
+        trained(data, cut, event=stop)
+    found = checkpoint.latest(cut / "checkpoints", lambda _: None)
+    assert found is not None
+    facts = {**found.facts, "config": {**found.facts["config"], "precision": "fp16"}}
+    checkpoint.save(cut / "checkpoints", found.facts["step"], found.tensors, facts)
+    text = refused(lambda: trained(data, cut, resume=True, precision="auto"))
+    what, place = said(
+        "{}, and the run in {} was begun with it; go on on a device that can, or choose another folder for "
+        "a new run", text,
+    )  # fmt: skip
+    assert (what, place) == ("precision=fp16 is for GPUs", str(cut))
+    trained(data, tmp_path / "another", epochs=1, precision="auto")
+
+    line, told = Meter.line, count()
+
+    def breaking(self: Meter, *given: Any) -> Any:
+        if next(told) == 6:
+            self._sums[0][0] *= float("nan")
+        return line(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Meter, "line", breaking)
+        text = refused(lambda: trained(data, tmp_path / "broken"))
+    words_ = ", and go on from its last good checkpoint by --init {}, in another folder"
+    (place,) = said(words_, text)
+    trained(data, tmp_path / "better", init=taken("(.*)", place), **choices(text))

@@ -23,7 +23,7 @@ from verydeep.training.learner import Learner
 from verydeep.training.loop import Position, fit
 from verydeep.training.recipes import changed, small_images
 
-from ..labelled import images, in_memory
+from ..labelled import FIT, images, in_memory
 
 
 def curve() -> list[float]:
@@ -39,7 +39,7 @@ def curve() -> list[float]:
         torch.manual_seed(0)
         model = build("vgg11_bn", classes=3, head="small", width=1 / 16, init="glorot", dropout=0.0)
         learner = Learner(model, config, Preprocess(), torch.device("cpu"))
-        feed = Feed(in_memory(pictures(samples, 32), config), config)
+        feed = Feed(in_memory(pictures(samples, FIT), config), config)
         lines: list[dict[str, Any]] = []
         fit(learner, feed, Position(), event=lines.append, every=1)
     return [line["loss"] for line in lines if line["event"] == "step"]

@@ -6,10 +6,12 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..errors import DataError, log
 from ..files.progress import Progress
@@ -102,7 +104,7 @@ def train(
     tenth of each class (of the shards, where they are streamed) is set aside for it.
     """
     if data is None and resume and out is not None:
-        return int(train.main(_again(out), standalone_mode=False))
+        return int(train.main([*_again(out), *["--json"] * as_json], standalone_mode=False))
     if data is None:
         raise click.UsageError("Missing argument 'DATA'", click.get_current_context())
     from ..pictures import write
@@ -120,14 +122,15 @@ def train(
             write(answer.page(), out / "rates.html")
             log.info(f"wrote {out / 'rates.html'}")
         return 0
-    with _Teller() as teller:
+    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes: it tells
+    with _Teller() if first else nullcontext() as teller:
         from ..training import begin
 
         result = begin.train(
             recipe, data, val, out=out, resume=resume, strict=strict, tensorboard=tensorboard,
             event=teller, **chosen,
         )  # fmt: skip
-    if os.environ.get("RANK", "0") != "0":  # the first of torchrun's processes tells
+    if not first:
         return 1 if result.bad else 0
     show(result, as_json)
     if not as_json:
@@ -139,9 +142,24 @@ def train(
 
 
 def _again(out: Path) -> list[str]:
-    """The words that began the run in that folder, and --resume: as if they were typed again, and there."""
+    """The words that began the run in that folder, and --resume: as if they were typed again, and there.
+
+    DataError where others are given beside it, or the folder has none.
+    """
     from ..training.record.folder import begun
 
+    context = click.get_current_context()
+    given = [
+        f"--{'set' if name == 'settings' else name.replace('_', '-')}"
+        for name in context.params
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        and name not in ("out", "resume", "as_json")
+    ]
+    if given:
+        raise DataError(
+            f"--resume without DATA goes on as the run in {out} was begun, and {given[0]} is given beside "
+            f"it; leave {given[0]} out, or give DATA too"
+        )
     if not out.is_dir():
         raise DataError(f"--resume: there is no folder {out}; name the --out of a run")
     known = begun(out)

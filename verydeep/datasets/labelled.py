@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unicodedata import category
@@ -154,20 +154,23 @@ def find(
             )
         return samples
 
-    learn, judge, split = numbered(train, "train on"), list[Sample](), ""
+    learn, judge, chosen = numbered(train, "train on"), list[Sample](), ""
     if part not in ("", "train"):
         judge = numbered(given, "validate")
-        split = part if val is not None else f"the set's own {part}"
+        chosen = part if val is not None else f"the set's own {part}"
+    if val is not None:  # what goes by the same name in both sets is not the same image
+        both = {sample.name for sample in learn} & {sample.name for sample in judge}
+        judge = [replace(s, name=f"{label}: {s.name}") if s.name in both else s for s in judge]
     own = [item for item in found.items if item.part == "test" and part != "test"]
     test = numbered(own, "test")
     if not judge and val_fraction:
-        learn, judge, split = _split(learn, seed, val_fraction)
-        if not split:
+        learn, judge, chosen = split(learn, seed, val_fraction)
+        if not chosen:
             warnings.append("a single shard is not split; to validate, give a second data set")
     warnings += _thin(classes, learn, judge)
     digest = _digest(classes, {"train": learn, "val": judge, "test": test})
     return Labelled(
-        classes, tuple(learn), tuple(judge), tuple(warnings), digest, split, tuple(test), several
+        classes, tuple(learn), tuple(judge), tuple(warnings), digest, chosen, tuple(test), several
     )  # fmt: skip
 
 
@@ -267,31 +270,31 @@ def _classes(name: str, found: Listing, train: list[Item]) -> tuple[str, ...]:
 # Some to validate with
 
 
-def _split(
-    samples: list[Sample], seed: int, fraction: float
+def split(
+    samples: Sequence[Sample], seed: int, fraction: float
 ) -> tuple[list[Sample], list[Sample], str]:
-    """Samples to train on and to validate with, and how they were chosen, in words.
+    """Samples to train on and to judge by, and how they were chosen, in words.
 
-    Of each class that fraction validates, at least one, but for a class that has one image; an image of
+    Of each class that fraction judges, at least one, but for a class that has one image; an image of
     several classes counts for the rarest. Of shards that are streamed whole ones do, so that none is
     streamed twice.
     """
     if shards := of_shards(samples):
         drawn = _drawn(range(len(shards)), [0] * len(shards), seed, fraction)
         held = {at for number in drawn for at in shards[number]}
-        split = f"{len(drawn)} of {len(shards)} shards, seed {seed}" if drawn else ""
+        how = f"{len(drawn)} of {len(shards)} shards, seed {seed}" if drawn else ""
     else:
         same = doubles(samples)
         often = Counter(label for s in samples for label in s.labels)
         strata = [min(s.labels, key=lambda k: (often[k], k), default=s.label) for s in samples]
         held = _drawn(same, strata, seed, fraction)
-        split = f"{100 * fraction:g}% of each class, seed {seed}"
+        how = f"{100 * fraction:g}% of each class, seed {seed}"
         twice = sum(at != first for at, first in enumerate(same))
-        split += f", {counted(twice, 'double')} beside the first" if twice else ""
+        how += f", {counted(twice, 'double')} beside the first" if twice else ""
     parts: tuple[list[Sample], list[Sample]] = ([], [])
     for at, sample in enumerate(samples):
         parts[at in held].append(sample)
-    return *parts, split
+    return *parts, how
 
 
 def _drawn(same: Sequence[int], labels: Sequence[int], seed: int, fraction: float) -> set[int]:

@@ -18,7 +18,7 @@ from . import recipes
 from .recipes import Config, changed
 from .record import folder
 from .record.result import TrainResult
-from .run import Event, Run
+from .run import Event, Run, is_first
 
 if TYPE_CHECKING:  # torch
     from .learn import Learning
@@ -58,7 +58,11 @@ def train(
     SIGTERM write a checkpoint and then do what they always do.
     """
     # the process that writes; the others may share no disk with it
-    first = os.environ.get("RANK", "0") == "0"
+    first = is_first()
+    if out is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise DataError(
+            "torchrun may start this run again, and it must be found then; name its folder by --out"
+        )
     if resume and first and (out is None or not os.path.isdir(out)):
         raise DataError(
             f"--resume: there is no folder {os.fspath(out or folder.RUNS)}; name the --out of a run, or "
@@ -166,9 +170,13 @@ def _refuse_streams(config: Any, *sets: object) -> None:
                 f"{one}: recipe {config.recipe} reads images in any order, which a stream cannot give; "
                 "fetch the shards and give their path, or take paper or small-images"
             )
-        for key, wrong, right in (("memory", True, "false"), ("balance", "sampling", "weights")):
-            if getattr(config, key) == wrong:
+        for key, right, wrong in (
+            ("memory", "false", config.memory), ("balance", "weights", config.balance == "sampling"),
+            ("hold", "0", config.hold > 0),
+        ):  # fmt: skip
+            if wrong:
+                value = getattr(config, key)
                 raise DataError(
-                    f"{one}: {key}={wrong} needs all images at hand, and these are streamed; --set "
+                    f"{one}: {key}={value} needs all images at hand, and these are streamed; --set "
                     f"{key}={right}, or fetch the shards and give their path"
                 )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import modelfile
-from ..datasets.labelled import Sample, targets
+from ..datasets.labelled import Sample, split, targets
 from ..errors import DataError, OutputError
 from ..evaluation import figures
 from ..modelfile import ModelFile
@@ -27,7 +27,6 @@ from .data.source import Source
 from .data.views import Views, pictures
 from .heads import linear
 from .heads.choosing import less, limits, mcnemar
-from .heads.features import digests_of
 from .heads.probe import Probe, ProbeConfig, shown
 from .learner import Learner, ScaledHead, scaled
 from .loop import Diverged, Position, Stopped, fit
@@ -71,12 +70,12 @@ def learnt(run: Run) -> TrainResult:
         with watched() as stop:  # before the first step there is nothing to save
             try:
                 one.fit(stop)
+                [stopped] = group.counts(stop())  # it may have come after the last step
             except Stopped:
-                pass
-            else:
-                return one.finish()
-    stop.raise_()
-    raise AssertionError("a stop without a signal")
+                stopped = True
+        if stopped:
+            stop.raise_()
+        return one.finish()
 
 
 def own_numbers(where: torch.device) -> AbstractContextManager[None]:
@@ -93,6 +92,11 @@ class Learning:
         self.run, self.group, self.device = run, group, device
         if run.config.start == "probe":  # of finetune the model is the weights
             run.init = run.init or run.config.model
+        elif run.config.recipe == "finetune":
+            raise DataError(
+                f"recipe finetune goes on from trained weights, and start is {run.config.start}; leave "
+                "start out, or take small-images or paper"
+            )
         self.position = Position(bad=run.bad)
         self.best: Mapping[str, Tensor] = {}  # of the averaged network
         self.begun: dict[str, Tensor] = {}  # the same, as it began, with a solved head
@@ -136,11 +140,12 @@ class Learning:
         run, data = self.run, self.run.data
         config: Config = run.config
         classes = len(data.classes)
-        learn, self.hold = _parted(data.train, config, classes)
+        learn, self.hold = _parted(data.train, config)
         several = classes if data.multi else 0
         if config.start == "probe":
             self.source = modelfile.read(find_model(run.init or ""))
-        held = pictures(learn, config.size, config.threads) if config.memory else None
+        fit = _resized(Preprocess(), config)
+        held = pictures(learn, fit, config.threads) if config.memory else None
         if held is not None and not held.samples:
             raise _unread(held.bad, len(learn))
         torch.manual_seed(config.seed)
@@ -150,12 +155,20 @@ class Learning:
         own = {key: getattr(network, key) for key in ("width", "channels", "pool")}
         run.config = config = replace(config, model=network.name, **own)
         colours = self._colours(learn, held)
-        seen = _as_shown(expected, config) if expected else _normalised(colours, config)
+        seen = _resized(expected, config) if expected else _normalised(colours, config)
         self.preprocess = replace(seen, detail=held.detail if held else None)
         teacher = teacher_of(config.teacher, self.preprocess, data.classes)
         self.licence = model.record.licence if model.record else ""
-        if before is None:
+        try:
             config = self.group.agreed(decided(config, self.device))
+        except DataError as error:
+            if before is None:
+                raise
+            what = str(error).partition(";")[0]
+            raise DataError(
+                f"{what}, and the run in {run.folder} was begun with it; go on on a device that can, or "
+                "choose another folder for a new run"
+            ) from error
         run.config = config
         if held is not None:
             run.bad.update(held.bad)
@@ -176,7 +189,7 @@ class Learning:
             self.begun = self._averaged()
         if before is not None:
             self._restore(before)
-        self.stuck = Stuck(classes, network.batch_norm)
+        self.stuck = Stuck(classes, network.batch_norm or config.start == "probe")
 
     def _colours(self, samples: Sequence[Sample], held: Views | None) -> Statistics:
         """Of the training images; of photos, those of a few hundred say enough."""
@@ -197,7 +210,7 @@ class Learning:
         """
         if not self.group.first:
             return
-        trunk = Probe(self.run, self._probed(layers))
+        trunk = self._probe(layers)
         made = trunk.averages(samples, self.run.config.size, "to start from")
         good, classes = trunk.good(made, "to train on"), len(self.run.data.classes)
         labels = targets(samples, classes)[good]
@@ -210,13 +223,14 @@ class Learning:
                  "inverse": 1 / scaling.deviation}  # fmt: skip
         head.load_state_dict({name: torch.from_numpy(array) for name, array in found.items()})
 
-    def _probed(self, layers: tuple[str, ...]) -> ProbeConfig:
-        """The probe whose head this run starts from."""
+    def _probe(self, layers: tuple[str, ...]) -> Probe:
+        """The one whose head this run starts from."""
         config = self.run.config
-        return ProbeConfig(
+        own = ProbeConfig(
             model=str(self.run.init), sizes=(config.size,), layers=layers,
             seed=config.seed, threads=config.threads, stretch=config.stretch,
         )  # fmt: skip
+        return Probe(self.run, own, self.device.type)  # engines know no number of a device
 
     def _restore(self, before: Checkpoint) -> None:
         if self.source and self.source.sha256 != before.facts["source"]:
@@ -250,9 +264,9 @@ class Learning:
                 save=self.save, stop=stop,
             )  # fmt: skip
         except Diverged as error:
-            last = checkpoint.latest(self.run.folder / "checkpoints", lambda _: None)
-            good = f"; the last good checkpoint is {last.path}" if last else ""
-            raise Diverged(f"{error}{good}") from None
+            place = self.run.folder
+            good = f", and go on from its last good checkpoint by --init {place}, in another folder"
+            raise Diverged(f"{error}{good if checkpoint.there(place) else ''}") from None
 
     def _told(self, line: dict[str, Any]) -> None:
         self.run.tell(line)
@@ -286,6 +300,8 @@ class Learning:
             )
         labels = targets(samples, self.run.data.classes)
         measured = {"loss": linear.log_loss(scores, labels), **figures.accuracy(scores, labels)}
+        # there is no mean of no class
+        measured = {what: value for what, value in measured.items() if math.isfinite(value)}
         if not self.hold:
             return measured
         before = [row["loss"] for row in self.position.epochs]
@@ -318,7 +334,7 @@ class Learning:
         if id(samples) not in self._shown:
             config = self.run.config
             views = (
-                pictures(samples, config.size, config.threads)
+                pictures(samples, self.preprocess, config.threads)
                 if config.memory and samples
                 else Views(samples, self.preprocess, threads=config.threads)
             )
@@ -367,7 +383,7 @@ class Learning:
             mixed = {"trained_share": told["mixed"]} if "mixed" in told else {}
             outcome = replace(self._outcome(mixed), told=told)
         else:
-            outcome = Probe(run, self._probed(learner.model.table.head.layers)).solved()
+            outcome = self._probe(learner.model.table.head.layers).solved()
             outcome = replace(outcome, told={**told, "best_epoch": 0})
         return run.finish(outcome)
 
@@ -378,10 +394,8 @@ class Learning:
         Wortsman et al., arXiv:2109.01903. The held-out photos say which are, and whether they beat the head
         alone, each with a temperature of its own.
         """
-        coded = self.learner.coding is not None  # to so many bytes, which a mixture would not take
-        shares = SHARES[-1:] if coded else SHARES
         judged = {}
-        for share in (0.0, *shares):
+        for share in (0.0, *SHARES):
             self._mix(share)
             judged[share] = self.scores(self.hold)
         # those that could be read each time
@@ -396,7 +410,7 @@ class Learning:
             )
             divide = linear.temperature(scores, labels) if sure else 1.0
             losses[share] = linear.losses(scores, labels, divide=divide)
-        share = min(shares, key=lambda one: losses[one].mean())
+        share = min(SHARES, key=lambda one: losses[one].mean())
         head, best = right[0.0], right[share]
         won, lost = int((best & ~head).sum()), int((head & ~best).sum())
         chances = mcnemar(won, lost), less(losses[share], losses[0.0])
@@ -442,7 +456,7 @@ class Learning:
         for name in (f"{last}.weight", f"{last}.bias"):
             weights[name] = weights[name] / divide
         tensors = {k: weights[k].contiguous().numpy() for k in network.tensors}
-        if config.start == "probe" and not coded:
+        if config.start == "probe":
             tensors = self._compact(tensors)
         if coded:
             coded[f"{last}.weight"] = scaled_by(1 / divide, coded[f"{last}.weight"])
@@ -524,27 +538,23 @@ def _fitted(config: Config, count: int, named: Collection[str]) -> tuple[Config,
 
 
 def _parted(
-    samples: tuple[Sample, ...], config: Config, classes: int
+    samples: tuple[Sample, ...], config: Config
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """To learn from, and held out: of each class, copies of an image together."""
+    """To learn from, and held out."""
     if not config.hold:
         return samples, ()
-    names = np.array(digests_of(samples, {}))
-    count = max(2, round(1 / config.hold))
-    fold = linear.folds(targets(samples, classes), count, groups=names, seed=config.seed)
-    learn = tuple(s for s, number in zip(samples, fold, strict=True) if number)
-    return learn, tuple(s for s, number in zip(samples, fold, strict=True) if not number)
+    learn, held, _ = split(samples, config.seed, config.hold)
+    return tuple(learn), tuple(held)
 
 
-def _as_shown(expected: Preprocess, config: Config) -> Preprocess:
-    """What the weights that a run starts from expect, at the size, and resized as this run does it."""
-    if config.stretch or not config.memory:
-        return shown(expected, config.size, config.stretch)
-    plain = Preprocess()
-    return replace(
-        expected, resize="shorter", resize_size=config.size, crop_size=config.size,
-        interpolation=plain.interpolation,
-    )  # fmt: skip
+def _resized(own: Preprocess, config: Config) -> Preprocess:
+    """`own` at the config's size, resized as this run does it: into memory always in the same way."""
+    size = config.size
+    if config.memory:
+        own = replace(own, interpolation=Preprocess().interpolation)
+        if not config.stretch:
+            return replace(own, resize="shorter", resize_size=size, crop_size=size)
+    return shown(own, size, config.stretch)
 
 
 def _normalised(found: Statistics | None, config: Config) -> Preprocess:
@@ -552,8 +562,7 @@ def _normalised(found: Statistics | None, config: Config) -> Preprocess:
 
     The paper subtracts the mean and does nothing else (arXiv:1409.1556, section 2.1).
     """
-    size = config.size
-    plain = Preprocess(resize_size=size if config.memory else round(size * 8 / 7), crop_size=size)
+    plain = _resized(Preprocess(), config)
     if found is None:
         return plain
     mean, std = found.mean, np.maximum(found.deviation, 0.5)

@@ -96,10 +96,11 @@ def rate_test(learner: Learner, feed: Feed, steps: int = STEPS) -> RateTest:
         fit(learner, feed, Position(), event=event, rate_of=rates.__getitem__, every=1)
     tried = len(losses)
     if tried <= FIRST + SPAN:
+        drawn = learner.config.start != "probe"
+        other = "draw other weights, as with --set start=glorot, or " if drawn else ""
         raise Diverged(
             f"the loss broke in step {tried + 1}, at a rate of {rates[tried]:.1e}, before it "
-            "could fall: no rate suits; draw other weights, as with --set start=glorot, or look whether "
-            "labels and images belong together"
+            f"could fall: no rate suits; {other}look whether labels and images belong together"
         )
     rates = rates[:tried]
     return RateTest(tuple(rates), tuple(losses), tuple(smoothed), _steepest(rates, smoothed))

@@ -90,7 +90,7 @@ def rate_at(config: Config, step: int, steps_per_epoch: int, drops: int = 0) -> 
     """The rate of step `step`, counted from 0; after so many drops where the schedule has plateaus."""
     warmup = min(config.warmup, config.epochs / 2) * steps_per_epoch
     if step < warmup:
-        return config.rate * (step + 1) / warmup if warmup >= 1 else config.rate
+        return config.rate * min(1.0, (step + 1) / warmup)
     if config.schedule == "plateau":
         return float(config.rate * 0.1**drops)
     if config.schedule == "constant":
@@ -124,7 +124,8 @@ def drops_after(config: Config, epochs: Sequence[Mapping[str, Any]]) -> int:
     """
     drops, best, waited = 0, -math.inf, 0
     for row in epochs if config.schedule == "plateau" else ():
-        accuracy = row.get("top1", row["train_top1"])
+        trained = row["train_top1"]  # where there is nothing to validate with
+        accuracy = row.get("top1", row.get("mean_average_precision", trained))
         best, waited = (accuracy, 0) if accuracy > best else (best, waited + 1)
         if waited >= config.patience:
             drops, waited = drops + 1, 0

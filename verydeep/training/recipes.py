@@ -149,7 +149,7 @@ class Config:
             "width": (0.01, 16), "accumulate": (1, self.batch), "blocks": (0, 5),
             "rate": (0, None), "kernel_rate": (0, 1), "head_rate": (0, None), "fall": (0, 1),
             "warmup": (0, None), "patience": (1, None), "drops": (0, None), "hold": (0, 0.5),
-            "momentum": (0, 1), "decay": (0, None), "clip": (0, None), "average": (0, 1),
+            "momentum": (0, 0.9999), "decay": (0, None), "clip": (0, None), "average": (0, 1),
             "code_bytes": (0, None), "smoothing": (0, 1), "dropout": (0, 0.95), "padding": (0, 0.9),
             "cover": (0, 1),
             "jitter": (0, 1), "colour": (0, None), "area": (0.01, 1), "mixup": (0, None),
@@ -164,6 +164,11 @@ class Config:
         if self.grow and not 0 < min(self.grow) <= max(self.grow) <= 1:
             raise DataError(
                 f"grow is {self.grow}; expected parts of the size, above 0 and at most 1"
+            )
+        if self.start == "probe" and (self.head != "gap" or self.code_bytes):
+            other = f"head is {self.head}" if self.head != "gap" else "code_bytes is set"
+            raise DataError(
+                f"start=probe solves a head gap, in floats, and {other}; leave it out, or take small-images"
             )
         if self.nesterov and not self.momentum:
             raise DataError("nesterov needs momentum above 0; set nesterov=false or momentum=0.9")

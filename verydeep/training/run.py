@@ -66,6 +66,11 @@ class Outcome:
     told: Mapping[str, Any] = field(default_factory=dict)
 
 
+def is_first() -> bool:
+    """Whether this is the only process of a run, or the first of those that torchrun started."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
 class Run:
     """A run in its folder. Of the processes that torchrun starts, only the first writes and tells.
 
@@ -82,7 +87,7 @@ class Run:
         self.config, self.data, self.folder = config, data, folder
         self.init, self.named = None if init is None else os.fspath(init), named
         self.resume, self.device, self._listeners = resume, device, listeners
-        self.first = os.environ.get("RANK", "0") == "0"
+        self.first = is_first()
         self.bad: dict[str, str] = {}
         self.notes: list[str] = []
         self.inputs: dict[str, Any] = {}

@@ -24,7 +24,7 @@ class Request:
         """What the signal does to a program that does not watch for it."""
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(128 + self.signal)
+        raise SystemExit(128 + (self.signal or signal.SIGTERM))  # or another process was told
 
 
 @contextmanager
@@ -34,17 +34,21 @@ def watched() -> Iterator[Request]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    now = {number: signal.getsignal(number) for number in SIGNALS}
+    # who began this process may have it ignore one, as shells do for what runs in their background
+    before = {number: handler for number, handler in now.items() if handler is not signal.SIG_IGN}
 
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # signal gives it
         request.signal = number
-        for each in SIGNALS:
-            signal.signal(each, before[each] or signal.SIG_DFL)
+        restore()
 
-    for number in SIGNALS:
+    def restore() -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler or signal.SIG_DFL)
+
+    for number in before:
         signal.signal(number, note)
     try:
         yield request
     finally:
-        for number in SIGNALS:
-            signal.signal(number, before[number] or signal.SIG_DFL)
+        restore()

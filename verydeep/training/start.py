@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from .. import nets
@@ -183,6 +184,7 @@ def _of_run(folder: Path) -> loading.Trained:
     network = network_of(Config.from_dict(facts["config"]), facts["data"]["classes"])
     prefix = "average." if facts["config"]["average"] else "model."
     held = folded(found.under(prefix))
+    network = replace(network, in_channels=held[f"{network.trunk[0].key}.weight"].shape[1])
     tensors = {key: held[key] for key in network.tensors}
     record = Record(
         network, Preprocess.from_dict(begun["preprocess"]),

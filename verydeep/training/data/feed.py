@@ -57,7 +57,11 @@ class Feed:
         self._more = max(0, least - self.steps * batch)  # a single image, or none
 
     def indices(self, epoch: int) -> Indices:
-        """The images of an epoch, in order, of all processes."""
+        """The images of an epoch, in order, of all processes.
+
+        One that comes again, of a class that is rare, has a number of its own, as often above `count` as it
+        came before, so that it is shown in another way.
+        """
         config = self._config
         if config.balance == "sampling":
             return _balanced(self._source.labels, config.seed, epoch)
@@ -106,13 +110,21 @@ def steps(count: int, batch: int) -> int:
 
 
 def _balanced(labels: Labels, seed: int, epoch: int) -> Indices:
-    """As many draws as there are images: a class, each as likely, and then one of its images."""
+    """As many draws as there are images: a class, each as likely, and then one of its images.
+
+    Where an image may have several labels, those that have none are one more class.
+    """
     if labels.ndim == 1:
         chance = 1 / np.bincount(labels)[labels]
     else:
+        labels = np.hstack([labels, ~labels.any(1, keepdims=True)])
         chance = (labels / labels.sum(0).clip(1)).sum(1, dtype=np.float64)
-    draw = np.random.default_rng([seed, epoch])
-    return draw.choice(len(labels), len(labels), p=chance / chance.sum())
+    count, draw = len(labels), np.random.default_rng([seed, epoch])
+    drawn = draw.choice(count, count, p=chance / chance.sum())
+    at = np.argsort(drawn, kind="stable")
+    before = np.empty(count, np.int64)  # how often each draw's image was drawn before it
+    before[at] = np.arange(count) - np.searchsorted(drawn[at], drawn[at])
+    return drawn + count * before
 
 
 def ahead(prepare: Callable[[int], Batch], steps: range) -> Iterator[Batch]:

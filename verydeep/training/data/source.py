@@ -77,19 +77,20 @@ class Source:
         self._pool = ThreadPoolExecutor(config.threads or cores(), thread_name_prefix="photos")
 
     def batch(self, epoch: int, indices: Indices) -> Batch:
-        """Those images, augmented as in that epoch."""
+        """Those images, augmented as in that epoch; above their count, the same images in another way."""
         config, draw = self.config, partial(draws.uniform, self.config.seed, epoch)
         # what is mirrored in one epoch is not in the next, so that any two show both sides (Jordan 2024,
         # arXiv:2404.00498, section 3.6)
         side = draws.uniform(config.seed, 0, indices, "flip") < 0.5
         mirrored = (side ^ bool(epoch % 2)) & config.flip
         seen = self._cropped if self._held is None else self._shifted
-        images, why = seen(indices, partial(draw, indices), mirrored)
+        numbers, indices = indices, indices % len(self.samples)
+        images, why = seen(indices, partial(draw, numbers), mirrored)
         bad = tuple((self.samples[indices[at]].name, text) for at, text in why.items())
         if bad:
             good = [at for at in range(len(indices)) if at not in why]
-            images, indices = images[good], indices[good]
-        luck, labels = partial(draw, indices), self.labels[indices]
+            images, indices, numbers = images[good], indices[good], numbers[good]
+        luck, labels = partial(draw, numbers), self.labels[indices]
         others = shares = shift = None
         if config.cover:
             augment.cover(images, luck, round(config.cover * config.size), self._mean)

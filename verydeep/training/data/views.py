@@ -24,7 +24,7 @@ class Views:
     """The samples under one pre-processing.
 
     bad: why those could not be read that could not, so far, by name. sides: the shorter one of each photo
-    that was read. images: the pixels (n, size, size, 3) uint8, where they are in memory, and `detail` there
+    that was read. images: the pixels (n, h, w, 3) uint8, where they are in memory, and `detail` there
     the side that all of them were enlarged from; None where not all were.
     """
 
@@ -41,7 +41,7 @@ class Views:
     def batches(
         self, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-        """(numbers of samples, their pixels (n, size, size, 3)); of `world` processes that of this `rank`.
+        """(numbers of samples, their pixels (n, h, w, 3)); of `world` processes that of this `rank`.
 
         Each takes every world-th sample, or, where they are streamed, every world-th shard.
         """
@@ -73,26 +73,27 @@ class Views:
         return pixels if pixels.dtype == np.uint8 else np.rint(pixels).astype(np.uint8)
 
 
-def pictures(samples: Sequence[Sample], size: int, threads: int = 0) -> Views:
-    """All of the samples in memory, the shorter side resized to `size` and the middle cropped.
+def pictures(samples: Sequence[Sample], preprocess: Preprocess, threads: int = 0) -> Views:
+    """All of the samples in memory, under that pre-processing, whose images are all of one size.
 
     Those that cannot be read are left out, and in `bad`. DataError where they would not fit.
     """
-    needed = len(samples) * size * size * 3
+    assert preprocess.sides is not None
+    height, width = preprocess.sides
+    needed = len(samples) * height * width * 3
     if needed > MOST_BYTES:
         raise DataError(
-            f"{len(samples)} images of {size}x{size} need {needed / 2**30:.1f} GiB of memory; "
+            f"{len(samples)} images of {width}x{height} need {needed / 2**30:.1f} GiB of memory; "
             "set memory=false to read them again each epoch"
         )
-    fit = Preprocess(resize="shorter", resize_size=size, crop_size=size)
-    views = Views(samples, fit, threads=threads)
-    images, good = np.zeros((len(samples), size, size, 3), np.uint8), []
+    views = Views(samples, preprocess, threads=threads)
+    images, good = np.zeros((len(samples), height, width, 3), np.uint8), []
     for numbers, pixels in views.batches():
         images[numbers] = pixels
         good += numbers.tolist()
     if len(good) < len(samples):
         images = images[good]
         views.samples = tuple(samples[at] for at in good)
-    views.images, largest = images, max(views.sides, default=size)
-    views.detail = largest if largest < size else None
+    views.images, least, largest = images, min(height, width), max(views.sides, default=0)
+    views.detail = largest if 0 < largest < least else None
     return views

@@ -118,10 +118,11 @@ def shown(own: Preprocess, size: int, stretch: bool) -> Preprocess:
 class Probe:
     """A trunk at work on a run's photos, and the head that is solved on what its layers average to.
 
+    device: that computes features, "" for the run's.
     DataError where the model has not the layers that are asked for, or the sizes are too small for them.
     """
 
-    def __init__(self, run: Run, config: ProbeConfig) -> None:
+    def __init__(self, run: Run, config: ProbeConfig, device: str = "") -> None:
         self.run, self.config = run, config
         self.model = modelfile.read(find_model(config.model))
         network = self.model.record.network
@@ -136,7 +137,7 @@ class Probe:
                 )
         self.predictor = Predictor(
             self.model, engine=config.engine, precision=config.precision,
-            threads=config.threads or None, device=run.device,
+            threads=config.threads or None, device=device or run.device,
         )  # fmt: skip
 
     def solved(self) -> Outcome:

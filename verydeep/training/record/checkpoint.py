@@ -73,6 +73,11 @@ def latest(folder: Path, note: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
+def there(run: Path) -> bool:
+    """Whether that run's folder has a checkpoint."""
+    return bool(_paths(run / "checkpoints"))
+
+
 def _read(path: Path) -> Checkpoint:
     with safetensors.safe_open(os.fspath(path), framework="pt") as file:
         metadata = file.metadata() or {}
