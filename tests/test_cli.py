@@ -455,3 +455,13 @@ def test_builtin_models_and_runs_are_verified(verydeep: Run) -> None:
     done = verydeep("weights", "verify", "builtin", "builtin/cifar10")
     assert done.status == 0, done.err
     assert [line.split()[0] for line in done.out.splitlines()] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("count", ["9" * 5000, "99999999999", "100000"])
+def test_numbers_of_threads_that_no_machine_has(
+    count: str, verydeep: Run, model: Path, tmp_path: Path
+) -> None:
+    done = verydeep("classify", photo(tmp_path / "a.png"), "--model", model, "--threads", count)
+    assert done.status == 2
+    assert done.err.count("\n") == 1
+    assert "threads" in done.err

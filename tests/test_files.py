@@ -234,6 +234,18 @@ def test_a_pipe_is_written_to(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
+def test_what_would_be_waited_for_is_no_photo_of_a_folder(tmp_path: Path) -> None:
+    """A pipe that is named like a photo: nobody writes to it, and even Ctrl-C was not heard."""
+    os.mkfifo(tmp_path / "a.jpg")
+    os.symlink(os.devnull, tmp_path / "b.jpg")
+    os.symlink(tmp_path / "gone.jpg", tmp_path / "c.jpg")  # said when it is opened
+    photo(tmp_path / "d.jpg")
+    assert [Path(path).name for path in photo_paths.find([str(tmp_path)])] == ["c.jpg", "d.jpg"]
+    pipe = str(tmp_path / "a.jpg")
+    assert list(photo_paths.find([pipe])) == [pipe]  # as somebody asks for it
+
+
 def test_csv_of_classify_may_be_a_device(tmp_path: Path, verydeep: Callable[..., object]) -> None:
     number = os.stat(os.devnull).st_rdev
     model, picture = model_file(tmp_path / "m.safetensors"), photo(tmp_path / "a.png")

@@ -27,7 +27,8 @@ def number(
     def whole(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
         if text is None:
             return None
-        if not text.isdecimal() or not 1 <= int(text) <= (most or int(text)):
+        # more digits than 18 are beyond the numbers of any engine, and int() refuses thousands
+        if not text.isdecimal() or len(text) > 18 or not 1 <= int(text) <= (most or int(text)):
             upto = "or more" if most is None else f"to {most}"
             raise click.BadParameter(f"{text} is not a whole number, 1 {upto}")
         return int(text)

@@ -47,6 +47,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # precision -> largest relative error against the reference
 TOLERANCES: dict[str, float] = {"exact": 1e-5, "fast": 1e-3, "half": 3e-2}
 REFERENCE = "onnxruntime"  # whose float32 the others are compared with
+MOST_THREADS = 1024
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DEVICE_NAMES = {"cuda": "CUDA device", "mps": "Apple GPU (mps)"}
 
@@ -269,6 +270,8 @@ def check(engine: str, precision: str, device: str = "auto", threads: int | None
     require("precision", precision, [*TOLERANCES, "int8"], EngineError)
     require("device", device, DEVICES, EngineError)
     require_whole(EngineError, threads=1 if threads is None else threads)
+    if threads is not None and threads > MOST_THREADS:  # which some engines start, one and all
+        raise EngineError(f"threads is {threads}; expected {MOST_THREADS} or fewer, one a core")
     if engine != "auto":
         kind = ENGINES[engine]
         if precision not in kind.precisions:

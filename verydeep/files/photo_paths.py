@@ -10,6 +10,7 @@ import importlib.util
 import io
 import os
 import re
+import stat
 import sys
 import unicodedata
 from collections import Counter
@@ -120,10 +121,21 @@ def inside(folder: str | os.PathLike[str], also: Collection[str] = ()) -> Iterat
 
 
 def walked(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """As `os.walk`, sorted, without hidden entries; links are followed, but not to where they lie in."""
+    """As `os.walk`, sorted, without hidden entries; links are followed, but not to where they lie in.
+
+    Of files those alone that can be read to an end: no pipes, sockets and devices.
+    """
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(f for f in folders if not is_hidden(f) and not _is_loop(parent, f))
-        yield parent, folders, sorted(f for f in files if not is_hidden(f))
+        yield parent, folders, sorted(f for f in files if not is_hidden(f) and _ends(parent, f))
+
+
+def _ends(parent: str, name: str) -> bool:
+    """Whether it is a file; so is what cannot be looked at, which is said when it is opened."""
+    try:
+        return stat.S_ISREG(os.stat(os.path.join(parent, name)).st_mode)
+    except OSError:
+        return True
 
 
 def _is_loop(parent: str, name: str) -> bool:
