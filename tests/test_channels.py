@@ -23,10 +23,10 @@ from verydeep.errors import NetworkError, WeightsError
 from verydeep.exporting import FORMATS
 from verydeep.graphs import source_of
 from verydeep.models import loading
+from verydeep.models.widening import widened
 from verydeep.nets import COLUMNS, NETWORKS, Network, network
 from verydeep.published.conversion import load_weights
 from verydeep.training.begin import train
-from verydeep.training.widening import widened
 
 from .conftest import Run
 from .test_finetune import config, flowers, sure  # noqa: F401  # fixtures

@@ -8,8 +8,8 @@ import torch
 from verydeep.errors import WeightsError
 from verydeep.models import build
 from verydeep.models.loading import Trained, assemble
+from verydeep.models.widening import widened
 from verydeep.nets import network
-from verydeep.training.widening import widened
 
 
 def narrow(name: str, head: str, layers: tuple[str, ...], **choices: object) -> Trained:

@@ -21,6 +21,7 @@ import torch
 from verydeep import train
 from verydeep.errors import DataError, VerydeepError
 from verydeep.models.loading import Trained, read
+from verydeep.models.widening import widened
 from verydeep.nets import network
 from verydeep.training import parallel, recipes
 from verydeep.training.begin import find_rate
@@ -34,7 +35,6 @@ from verydeep.training.record import checkpoint
 from verydeep.training.speed import decided
 from verydeep.training.start import started
 from verydeep.training.stuck import Stuck
-from verydeep.training.widening import widened
 
 from ..conftest import Run
 from ..labelled import SETTINGS, arrays, trained

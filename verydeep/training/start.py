@@ -18,6 +18,7 @@ from ..errors import NetworkError, WeightsError
 from ..modelfile import Record
 from ..models import VGG, build, loading, warm_start
 from ..models.adapting import adapt
+from ..models.widening import widened
 from ..nets import Network
 from ..preprocess import Preprocess
 from ..published import conversion as convert
@@ -26,7 +27,6 @@ from .learner import folded
 from .recipes import Config
 from .record import checkpoint
 from .record import folder as run_folder
-from .widening import widened
 
 
 def network_of(config: Config, classes: int, like: Network | None = None) -> Network:

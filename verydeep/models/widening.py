@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
-from ..models.loading import Trained
 from ..nets import Network
+from .loading import Trained
 
 LEAST_SHARE = 0.25  # of the largest, before the shares of a repeated channel are made to sum to one
 
