@@ -118,6 +118,16 @@ def test_stopped_after_the_last_step(
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_what_a_kill_left_half_written_goes(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        trained(data, out, event=At(6, lambda: signal.raise_signal(signal.SIGINT)))
+    for name in (".model.safetensors.ab12.part", ".report.html.cd34.part", ".mine.part"):
+        (out / name).touch()
+    trained(data, out, resume=True)
+    assert [path.name for path in out.glob(".*.part")] == [".mine.part"]
+
+
 def test_a_signal_that_is_ignored_is_ignored(data: Path, tmp_path: Path) -> None:
     """As of what a shell runs in its background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

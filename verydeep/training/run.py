@@ -139,6 +139,9 @@ class Run:
         if not self.resume:
             folder.refuse_another_run(self.folder)
         self._log = Log(self.folder / "log.jsonl", step)
+        for name in MADE:  # of a process that was killed as it wrote
+            for half in self.folder.glob(f".{name}.*.part"):
+                half.unlink(missing_ok=True)
         whole = {
             "verydeep": __version__, "config": self.config.to_dict(), **self.inputs, **about.asked(),
             "device": str(self.device), **facts,
