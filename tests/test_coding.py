@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose
 
 from verydeep import compress, load, modelfile
 from verydeep.compression.learning import learnt, unnormed
-from verydeep.errors import DataError
+from verydeep.errors import ArgumentError, DataError
 from verydeep.modelfile.codec import Coded, encode
 from verydeep.nets import network
 from verydeep.training import learn
@@ -164,6 +164,42 @@ def test_without_batch_norms_the_answers_are_the_same(tmp_path: Path) -> None:
         for path in (given.path, bare)
     )
     assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_a_size_that_cannot_be_is_refused_at_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The least that is named is what a file takes whose weights are all 0."""
+    monkeypatch.setattr("verydeep.compression.compress", pytest.fail)
+    net = network("vgg11_bn", head="gap", layers="relu5_2", classes=3, width=1 / 16)
+    given = modelfile.read(tiny.model_file(tmp_path / "g", net, class_names=CLASSES))
+
+    def refused(size: Any) -> str:
+        with pytest.raises(ArgumentError) as caught:
+            learnt(given, data, tmp_path / "out", size=size, calibrate=[])
+        return str(caught.value)
+
+    assert refused("6KB") == "size is '6KB'; expected a whole number, 1 or more"
+    least = int(refused(900).split()[4])
+    record, bare = unnormed(given)
+    streams = {}
+    for key, array in bare.items():
+        if array.ndim > 1:
+            cells = int(np.prod(array.shape[2:]))
+            rows, columns = (np.zeros(n, np.int16) for n in (len(array), array[0].size))
+            zeros = Coded(
+                np.zeros(array.shape, np.int16),
+                1.0,
+                rows,
+                columns,
+                cells,
+                array.shape[-1] if cells > 1 else 1,
+            )
+            streams[f"{key}.code"] = np.frombuffer(encode(zeros), np.uint8)
+    coded = {key: array for key, array in bare.items() if array.ndim == 1}
+    modelfile.write(tmp_path / "zero", record, {**coded, **streams})
+    assert_allclose(least, (tmp_path / "zero").stat().st_size, rtol=0.1)
+    assert f"size is {least - 1}; expected {least} or more" in refused(least - 1)
 
 
 def test_small_by_training(data: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import verydeep
 from verydeep import modelfile
 from verydeep.compression import Compressed, _search, _Trial, carried, compress
 from verydeep.compression.rounding import SLOPE, curved_by, round_coded
-from verydeep.errors import ArgumentError, DataError, ModelFileError, NetworkError
+from verydeep.errors import ArgumentError, DataError, ModelFileError, NetworkError, OutputError
 from verydeep.evaluation.figures import paired_interval, share_interval
 from verydeep.modelfile.codec import Coded, Rate, quarters
 from verydeep.published import find_model
@@ -320,6 +320,30 @@ def test_photos_come_in_every_form_that_train_takes(
             np.testing.assert_array_equal(held["packed"].stored[key], value)
 
 
+@pytest.mark.parametrize("form", ["npz", "tar", "bmp"])
+def test_what_was_stopped_goes_on_with_the_same_photos_alone(
+    form: str, model: Path, tmp_path: Path
+) -> None:
+    """Others of the same names and sizes are others; a copy of later date is the same."""
+
+    def given(seed: int) -> object:
+        for number in range(32):
+            tiny.photo(tmp_path / "set" / f"{number}.bmp", seed=seed + number)
+        return tmp_path / "set" if form == "bmp" else packed(tmp_path / "set", tmp_path, form)
+
+    def stop(event: Mapping[str, object]) -> None:
+        if event["event"] == "trial":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(model, tmp_path / "o", calibrate=given(0), threads=1, on_event=stop)
+    with pytest.raises(
+        ArgumentError, match=r"was begun with calibrate 32 photos of digest .*, whic"
+    ):
+        compress(model, tmp_path / "o", calibrate=given(1), threads=1, resume=True)
+    compress(model, tmp_path / "o", calibrate=given(0), threads=1, resume=True)
+
+
 def test_a_photo_of_an_archive_that_cannot_be_read_is_named(
     model: Path, photos: Path, tmp_path: Path, verydeep: Run
 ) -> None:
@@ -362,6 +386,18 @@ def test_a_trunk_and_batch_norm(photos: Path, tmp_path: Path) -> None:
     assert made.error is not None
     assert made.error < 0.1
     assert "nothing of its answers is promised" not in str(made)
+
+
+def test_a_layer_that_answers_nothing(model: Path, photos: Path, tmp_path: Path) -> None:
+    """On no photo: what reads it has no moments to be fitted by, and stays as it is."""
+    given = modelfile.read(model)
+    bias = {"features.6.bias": np.full(16, -1000, np.float32)}
+    modelfile.write(tmp_path / "dead", given.record, {**given.tensors(), **bias})
+    made = verydeep.compress(tmp_path / "dead", tmp_path / "o", calibrate=photos, threads=1)
+    assert len(made.trials) == 2  # the last one is fitted
+    assert made.agreement == 1
+    assert made.error is not None
+    assert made.error < 1e-4
 
 
 def test_efforts(model: Path, photos: Path, tmp_path: Path, verydeep: Run) -> None:
@@ -425,8 +461,45 @@ def test_what_is_refused(model: Path, photos: Path, tmp_path: Path) -> None:
     int8 = Path(__file__).parent / "golden" / "modelfile_int8.safetensors"
     with pytest.raises(ModelFileError, match="it was quantised; expected the float model"):
         verydeep.compress(int8, out)
-    for goal in ({"size": 0}, {"max_drop": -1}, {"max_drop": math.nan}, {"multiply_adds": -5}):
-        (name,) = goal
-        with pytest.raises(ArgumentError, match=f"{name} is .*; expected "):
-            verydeep.compress(model, out, calibrate=photos, **goal)  # type: ignore[arg-type]
     assert not out.exists()
+
+
+def test_numbers_that_cannot_be_are_refused(model: Path, photos: Path, tmp_path: Path) -> None:
+    """At once, by name, before a photo is looked for; numpy's own are taken."""
+    wrong = {
+        "size": (0, "6MB", math.nan, 2.5), "multiply_adds": (-5, "9"), "count": (0, -5, "9"),
+        "threads": (0,), "max_drop": (-1, math.nan, "1", True), "speedup": (1, math.nan, "2"),
+    }  # fmt: skip
+    for name, value in ((name, value) for name, values in wrong.items() for value in values):
+        with pytest.raises(ArgumentError, match=f"^{name} is {value!r}; expected "):
+            verydeep.compress(model, tmp_path / "o", calibrate=photos, **{name: value})
+    assert not list(tmp_path.glob("o*"))
+    made = verydeep.compress(model, tmp_path / "o", size=np.int64(20_000), threads=np.int32(1))
+    assert made.size_bytes <= 20_000
+
+
+def test_a_folder_of_hidden_files_is_somebody_elses(model: Path, tmp_path: Path) -> None:
+    """Of what is hidden a lock, and what was not written to its end, are ours."""
+    folder = tmp_path / "o.work"
+    folder.mkdir()
+    for name in (".lock", ".asked.json.12345678.part"):
+        (folder / name).touch()
+    verydeep.compress(model, tmp_path / "o", threads=1)
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / ".mine").write_text("s")
+    with pytest.raises(OutputError, match=r"o\.work: holds something else"):
+        verydeep.compress(model, tmp_path / "o", threads=1)
+    assert (folder / ".mine").read_text() == "s"
+
+
+def test_through_a_link(model: Path, tmp_path: Path) -> None:
+    """The file behind it is written; where there can be none, that is said before the work."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "good").symlink_to(tmp_path / "there" / "o")
+    verydeep.compress(model, tmp_path / "good", threads=1)
+    assert (tmp_path / "good").is_symlink()
+    assert modelfile.read(tmp_path / "there" / "o").tensors()
+    (tmp_path / "dangling").symlink_to(tmp_path / "none" / "o")
+    with pytest.raises(OutputError, match="dangling: cannot be written: No such file"):
+        verydeep.compress(model, tmp_path / "dangling", on_event=pytest.fail)

@@ -432,6 +432,17 @@ def test_second_moments_are_of_what_a_convolution_reads() -> None:
     assert_array_equal(some, second_moments(maps, 3, 1, patches=5))
 
 
+def test_second_moments_of_what_varies_little_beside_its_mean() -> None:
+    """Their part about the mean is what varies, and not what float32 leaves of it."""
+    draw = np.random.default_rng(1)
+    maps = [(1000 + draw.normal(0, 1, (4, 5, 20, 20))).astype("f4") for _ in range(3)]
+    every = np.concatenate(maps).transpose(1, 0, 2, 3).reshape(5, -1).astype(np.float64)
+    found = second_moments(maps, 1, 0, patches=400)
+    assert_allclose(
+        found - np.outer(every.mean(1), every.mean(1)), np.cov(every, bias=True), atol=1e-5
+    )
+
+
 # The processor
 
 

@@ -13,8 +13,9 @@ from numpy.testing import assert_allclose
 
 import verydeep as package
 from verydeep import benching, modelfile
-from verydeep.compression import _multiply_adds, _Work, pruning
-from verydeep.compression.pruning import energies, links, removal, solved, solved_on_few, without
+from verydeep.compression import _multiply_adds, _Work, fitting, pruning
+from verydeep.compression.fitting import Inputs, drifted, solved
+from verydeep.compression.pruning import energies, links, removal, solved_on_few, without
 from verydeep.datasets import unlabelled
 from verydeep.errors import DataError, NetworkError
 from verydeep.nets import Network, network
@@ -41,7 +42,7 @@ def quickly(*_: object, **__: object) -> Iterator[tuple[str, Callable[[Path], fl
 
 def test_solved_weights_are_those_of_lstsq(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways, without the ridge: more samples than columns, and fewer."""
-    monkeypatch.setattr(pruning, "RIDGE", 0.0)
+    monkeypatch.setattr(fitting, "RIDGE", 0.0)
     monkeypatch.setattr(pruning, "FEW_RIDGE", 0.0)
     draw = np.random.default_rng(0)
     columns = np.array([0, 2, 3, 7])
@@ -60,10 +61,30 @@ def test_solved_weights_are_those_of_lstsq(monkeypatch: pytest.MonkeyPatch) -> N
     assert_allclose(few, nearest, rtol=1e-6, atol=1e-9)
 
 
+def test_moments_of_what_varies_little_beside_its_mean() -> None:
+    """About the mean, by numpy in float64; and weights fitted there are those of lstsq."""
+    draw = np.random.default_rng(4)
+    batches = [(1000 + draw.normal(0, 1, (500, 12))).astype(np.float32) for _ in range(8)]
+    known = Inputs(paired=True)
+    known.add(batches)
+    every = np.concatenate(batches).astype(np.float64)
+    assert_allclose(known.moments, np.cov(every.T, bias=True), atol=1e-5)
+    assert_allclose(known.mean, every.mean(0), rtol=1e-9)
+    moved = [one[:, :9] + one[:, 3:] / 8 for one in batches]
+    weight = draw.normal(0, 1, (5, 12))
+    now, found, answered = drifted(weight, zip(batches, moved, strict=True), np.arange(9))
+    answers = (every - every.mean(0)) @ weight.T
+    reads = np.concatenate(moved).astype(np.float64)
+    expected = np.linalg.lstsq(reads - reads.mean(0), answers, rcond=None)[0].T
+    assert_allclose(found, expected, atol=5e-3)  # which a ridge of 2e-3 moves
+    assert_allclose(answered, every.mean(0) @ weight.T, rtol=1e-4)
+    assert_allclose(now.mean, reads.mean(0), rtol=1e-9)
+
+
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_losses_are_those_of_solving_anew(kernel: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """After each part: what is lost by brute force; and the first to go is the one that loses least."""
-    monkeypatch.setattr(pruning, "RIDGE", 0.0)
+    monkeypatch.setattr(fitting, "RIDGE", 0.0)
     draw = np.random.default_rng(1)
     group, channels = kernel**2, 8
     moments = moments_of(draw, channels, kernel)
@@ -287,6 +308,20 @@ def test_without_photos_it_is_refused(model: Path, tmp_path: Path, verydeep: Run
     done = verydeep("compress", model, "--out", tmp_path / "small.safetensors", "--speedup", "2")
     assert done.status == 2
     assert "which channels can go is measured on photos: name some with --calibrate" in done.err
+
+
+def test_the_speed_of_a_trunk_is_refused_at_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its channels are measured; to take them away by number goes."""
+    trunk = tiny.model_file(tmp_path / "trunk", tiny.tiny(head="classic", classes=0))
+    with monkeypatch.context() as patch:
+        patch.setattr(pruning, "Pruning", pytest.fail)
+        with pytest.raises(
+            NetworkError, match="a trunk does not have; give --multiply-adds instead"
+        ):
+            package.compress(trunk, tmp_path / "o", calibrate=photos, speedup=1.5)
+    assert package.compress(trunk, tmp_path / "o", calibrate=photos, multiply_adds=500_000).met
 
 
 def test_too_few_labelled_photos_to_find_channels_by(model: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from verydeep import modelfile
 from verydeep import quantisation as quantize
 from verydeep.engines import Engine, installed
 from verydeep.errors import (
+    ArgumentError,
     DataError,
     EngineError,
     LayerError,
@@ -314,9 +316,15 @@ def test_command_refuses(verydeep: Run, model: Path, photos: Path, tmp_path: Pat
 def test_out_is_checked_before_the_work(
     model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(OutputError, match=r"none is not a folder that can be written to"):
-        quantize.quantize(model, [str(photos)], tmp_path / "none" / "q")
+    (tmp_path / "link").symlink_to(tmp_path / "none" / "q")
+    for out in (tmp_path / "none" / "q", tmp_path / "link"):
+        with pytest.raises(
+            OutputError, match=r"cannot be written: No such file .*; make the folder"
+        ):
+            quantize.quantize(model, [str(photos)], out)
     assert capsys.readouterr().err == ""
+    with pytest.raises(ArgumentError, match=r"count is 0; expected a whole number, 1 or more"):
+        quantize.quantize(model, [str(photos)], tmp_path / "q", count=0)
     with pytest.raises(OutputError, match=r"it is a folder; name a file in it"):
         quantize.quantize(model, [str(photos)], tmp_path)
     before = model.read_bytes()
@@ -325,6 +333,25 @@ def test_out_is_checked_before_the_work(
     assert model.read_bytes() == before
     with pytest.raises(DataError, match=r"ndarray.0. is ndarray; expected .image, label"):
         quantize.quantize(model, images(16), tmp_path / "q")  # type: ignore[arg-type]
+
+
+def test_where_a_model_may_be_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it will be: behind a link, in a folder, or into a device, whose folder nobody may write to."""
+    source = modelfile.read(model)
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    (tmp_path / "old").write_text("as it was")
+    before = sorted(tmp_path.iterdir())
+    for out in ("link", "old", "new"):
+        quantize.require_writable(tmp_path / out, source)
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "old").read_text() == "as it was"
+    if os.path.exists("/dev/null"):
+        monkeypatch.setattr(os, "access", lambda path, _: Path(path) == Path("/dev/null"))
+        quantize.require_writable("/dev/null", source)
+        with pytest.raises(OutputError, match="/dev/zero: cannot be written: Permission denied"):
+            quantize.require_writable("/dev/zero", source)
 
 
 @pytest.mark.parametrize("layers", [("conv5_2",), ("conv4_1", "relu5_2"), ("pool3",)])

@@ -20,7 +20,7 @@ import pytest
 
 from verydeep import errors, retrieval
 from verydeep.predictor import load
-from verydeep.scaling import Scaled, classify, features, source, work
+from verydeep.scaling import Scaled, classify, dataset, features, mapped, source, work
 from verydeep.scaling.cluster import connected
 
 from .conftest import Run
@@ -170,6 +170,44 @@ def test_a_table_names_its_column(place: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_a_struct_is_known_by_its_fields(tmp_path: Path) -> None:
+    """In whichever order; another struct holds no images."""
+    kind = pa.struct([("path", pa.string()), ("bytes", pa.binary())])
+    rows = [{"path": "x.png", "bytes": b"1"}, {"path": "/there.png", "bytes": None}]
+    table = pa.table({"image": pa.array(rows, kind), "box": [{"bytesize": 1}, {"bytesize": 2}]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    (part,) = source.parts([str(tmp_path / "t.parquet")], 8)
+    assert [image for _, image, _ in part.images()] == [b"1", "/there.png"]
+
+
+@pytest.mark.parametrize("now", [{"image": [b"1"] * 6}, {"image": []}, {"other": [b"1"] * 20}])
+def test_a_table_that_is_another_by_now(place: Path, tmp_path: Path, now: dict[str, Any]) -> None:
+    """What it has no more are images with an error; what it has are images."""
+    file = tmp_path / "t.parquet"
+    file.write_bytes((place / "bytes.parquet").read_bytes())
+    parts = list(source.parts([str(file)], 8))
+    pq.write_table(pa.table(now), file)
+    found = [image for part in parts for image in part.images()]
+    assert [name for name, _, _ in found] == [f"{file}#{row}" for row in range(20)]
+    left = len(now.get("image", ()))
+    assert [bool(problem) for _, _, problem in found] == [False] * left + [True] * (20 - left)
+
+
+def test_what_pyarrow_cannot_do_is_images_with_an_error(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of its errors are none of Python's."""
+
+    def odd(*_: Any, **__: Any) -> None:
+        raise pa.ArrowNotImplementedError("Nested data conversions not implemented")
+
+    (part,) = source.parts([str(place / "bytes.parquet")], 20)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", odd)
+    assert {problem for _, _, problem in part.images()} == {
+        "Nested data conversions not implemented"
+    }
+
+
 # What a person may get wrong: one line, exit 2
 
 
@@ -203,6 +241,17 @@ def test_what_cannot_be_is_one_line(
     done = verydeep("classify", "photos", "--out", tmp_path / "r")
     assert done.status == 2
     assert "--ray and --out FOLDER go together" in done.err
+
+
+def test_numbers_that_cannot_be_are_refused_at_once(place: Path, tmp_path: Path) -> None:
+    told = {"model": place / "tiny.safetensors", "threads": 0}
+    words = "threads is 0; expected a whole number, 1 or more"
+    with pytest.raises(errors.DataError, match=words):
+        features(place / "photos", tmp_path / "r", **told)
+    with pytest.raises(errors.DataError, match=words):
+        mapped(None, "image", **told)
+    with pytest.raises(errors.DataError, match="top is -1; expected a whole number, 0 or more"):
+        mapped(None, "image", top=-1)
 
 
 # A worker
@@ -422,8 +471,6 @@ def test_a_worker_that_is_killed_costs_its_part(
 def test_a_map_over_any_dataset(place: Path, top: int) -> None:
     import ray
 
-    from verydeep.scaling import mapped
-
     model = place / "tiny.safetensors"
     dataset = ray.data.read_parquet(str(place / "bytes.parquet"))
     rows = mapped(dataset, "image", model=model, engine="onnxruntime", top=top).take_all()
@@ -439,6 +486,28 @@ def test_a_map_over_any_dataset(place: Path, top: int) -> None:
         ((layer, values),) = predictor.features([place / "photos" / "02.png"], pool="avg").items()
         assert np.allclose(rows[2][layer], values[0], rtol=1e-4, atol=1e-6)
         assert np.isnan(rows[7][layer]).all()
+
+
+@pytest.mark.parametrize("top", [0, 2])
+def test_a_batch_without_an_image_that_can_be_read(place: Path, top: int) -> None:
+    """Its rows have an error each, and what says nothing; as in a batch that has a good one."""
+    model = place / "tiny.safetensors"
+    about = retrieval.extraction.described(load(model), model, None, "avg", None)
+    about = replace(about, engine="onnxruntime", **({"layers": {}} if top else {}))
+    mapping = dataset._Mapping(work.Work(about, top, 1, "cpu", 4), "image")
+    good = (place / "photos" / "02.png").read_bytes()
+    for given in ([b"junk", None], [b"junk", None, good], []):
+        column = np.empty(len(given), object)
+        column[:] = given
+        rows = mapping({"image": column})
+        assert [bool(error) for error in rows["error"]] == [one is not good for one in given]
+        if top:
+            assert [len(labels) for labels in rows["labels"]] == [0, 0, 2][: len(given)]
+            assert rows["sure"][:2] == [False, False][: len(given)]
+            continue
+        ((layer, shape),) = about.layers.items()
+        assert rows[layer].shape == (len(given), *shape)
+        assert np.isnan(rows[layer]).all(1).tolist() == [one is not good for one in given]
 
 
 @pytest.mark.usefixtures("cluster")

@@ -13,12 +13,13 @@ import torch
 
 import verydeep as package
 from verydeep import compression, modelfile
+from verydeep.compression.learning import learnt
 from verydeep.training.coding import coding_of
 from verydeep.training.recipes import changed, paper
 from verydeep.training.start import started, teacher_of
 
 from ..conftest import Run
-from ..labelled import CLASSES
+from ..labelled import CLASSES, SETTINGS, arrays
 from ..tiny import NAMES, model_file, photo, tiny
 from .following import follows, refused, said
 
@@ -33,7 +34,7 @@ from .following import follows, refused, said
     "{} photos to calibrate on; expected {} or more, and a few hundred are better",
     "{}: no photos in it; expected some",
     "effort is {}; expected quick, normal or max",
-    "{} is {}; expected 1 or more",
+    "{} is {}; expected a whole number, {} or more",
     "max_drop is {}; expected 0 to 100",
 )  # fmt: skip
 def test_what_can_be_compressed(model: Path, tmp_path: Path, verydeep: Run) -> None:
@@ -69,9 +70,9 @@ def test_what_can_be_compressed(model: Path, tmp_path: Path, verydeep: Run) -> N
     said(words, refused(lambda: package.compress(model, out, effort="much")))
     for effort in ("quick", "normal", "max"):
         package.compress(model, out, effort=effort)
-    least = "{} is {}; expected 1 or more"
-    said(least, refused(lambda: package.compress(model, out, size=0)))
-    package.compress(model, out, size=1)
+    words = "{} is {}; expected a whole number, {} or more"
+    *_, least = said(words, refused(lambda: package.compress(model, out, size="6MB")))  # type: ignore[arg-type]
+    package.compress(model, out, size=int(least))
     share = "max_drop is {}; expected 0 to 100"
     said(share, refused(lambda: package.compress(model, out, max_drop=-1, calibrate=images)))
     package.compress(model, out, max_drop=100, calibrate=images)
@@ -95,6 +96,28 @@ def test_what_can_be_compressed(model: Path, tmp_path: Path, verydeep: Run) -> N
     assert "trial 1: " in compress("--calibrate", empty)
     words = "{}: shards that are streamed; fetch them, and give their path"
     said(words, compress("--calibrate", "https://localhost/photos.tar"))
+
+
+@follows("{}: cannot be made: {}; name another file")
+def test_names_that_leave_no_room(model: Path, tmp_path: Path) -> None:
+    """For what is beside the file until it is done."""
+    words = "{}: cannot be made: {}; name another file"
+    said(words, refused(lambda: package.compress(model, tmp_path / ("n" * 252))))
+    package.compress(model, tmp_path / "n")
+
+
+@follows("size is {}; expected {} or more, which this network takes")
+def test_sizes_of_what_is_learnt(tmp_path: Path) -> None:
+    net = package.network("vgg11", head="gap", layers="relu5_2", classes=3, width=1 / 16)
+    model = modelfile.read(model_file(tmp_path / "model", net, class_names=CLASSES))
+    data, epoch = arrays(tmp_path / "set.npz"), {**SETTINGS, "head": "gap", "epochs": 1}
+
+    def learn(size: int) -> Path:
+        return learnt(model, data, tmp_path / "out", size=size, calibrate=[], settings=epoch)
+
+    words = "size is {}; expected {} or more, which this network takes"
+    _, least = said(words, refused(lambda: learn(900)))
+    assert learn(int(least)).exists()
 
 
 @follows(
@@ -166,15 +189,17 @@ def test_what_was_stopped(
     "which channels can go is measured on photos: name some with --calibrate (calibrate= in Python)",
     "speedup is {}; expected more than 1, and at most 100",
     "multiply_adds is {}; {} needs {}, so expected less",
+    "a speed is measured of scores, which a trunk does not have; give --multiply-adds instead "
+    "(multiply_adds= in Python)",
 )
 def test_what_can_be_pruned(model: Path, tmp_path: Path, verydeep: Run) -> None:
     out = tmp_path / "out.safetensors"
     for seed in range(40):
         photo(tmp_path / "photos" / f"{seed}.png", seed=seed)
 
-    def compress(*words: object, photos: bool = True) -> str:
-        given = ("--calibrate", tmp_path / "photos") if photos else ()
-        done = verydeep("compress", model, "--out", out, *words, *given, "--threads", 1)
+    def compress(*words: object, photos: bool = True, given: Path = model) -> str:
+        words += ("--calibrate", tmp_path / "photos") if photos else ()
+        done = verydeep("compress", given, "--out", out, *words, "--threads", 1)
         assert (done.status == 2) == (not done.out), done.err
         return done.err
 
@@ -194,6 +219,13 @@ def test_what_can_be_pruned(model: Path, tmp_path: Path, verydeep: Run) -> None:
     for wrong in (1, 101):
         said(words, compress("--speedup", wrong))
     assert "pruned: " in compress("--speedup", 1.001)
+    trunk = model_file(tmp_path / "trunk", tiny(head="classic", classes=0))
+    words = (
+        "a speed is measured of scores, which a trunk does not have; give --multiply-adds instead "
+        "(multiply_adds= in Python)"
+    )
+    said(words, compress("--speedup", 1.5, given=trunk))
+    assert "pruned: " in compress("--multiply-adds", less // 2, given=trunk)
 
 
 @follows(

@@ -14,6 +14,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -24,7 +25,8 @@ import numpy as np
 
 from .. import __version__
 from ..datasets import labelled, unlabelled
-from ..datasets.items import Listing, size_bytes
+from ..datasets.items import Listing
+from ..datasets.items import read as read_photo
 from ..datasets.unlabelled import Photo
 from ..errors import ArgumentError, DataError
 from ..evaluation import Evaluation, evaluate, found_for
@@ -55,10 +57,11 @@ from ..quantisation.rounding import patches_of
 from ..training.record import about
 from . import report
 from .carried import Carried
-from .goal import Goal
+from .fitting import Inputs, drifted
+from .goal import Goal, whole
 from .kept import Kept, kept
 from .result import Compressed
-from .rounding import Curved, curved_by, round_coded
+from .rounding import round_coded
 
 __all__ = ["Compressed", "compress"]
 
@@ -66,13 +69,12 @@ EFFORTS = {"quick": 64, "normal": 256, "max": 1024}  # photos
 TRIALS = 7  # at most, beside the one that measures the layers
 _BEGIN = 2.0**-3  # of the first trial: the share of a layer's own deviation that a step is
 _NEAR, _AIMED = 0.975, 0.985  # of the size asked for: near enough, and what is aimed at
-_RIDGE = 2e-3  # of the mean moment: how strongly fitted weights are drawn to the published ones
 _WIDEST = 5000  # inputs of which all moments are kept
 _PROTOCOL = (
     "against the model it was made of, ONNX Runtime on a CPU, photos not used for calibration"
 )
 _ACCURACIES = ("top1", "mean average precision")
-_MEASURED = 32  # photos on which a layer's share is measured
+_MEASURED = 32  # photos on which one layer's part is measured
 
 Array = np.ndarray
 
@@ -113,26 +115,28 @@ def compress(
     {"event": "pruned"} with "multiply_adds", "before" and, where it was measured, "speedup".
     Beside `out` a page is written, `<out>.report.html`.
 
-    Raises ModelFileError where the model was compressed or quantised before, ArgumentError where a goal
-    needs what was not given, DataError where there are too few photos, OutputError where `out` cannot be
-    written.
+    Raises ModelFileError where the model was compressed or quantised before, NetworkError where a trunk
+    cannot have such a goal, ArgumentError where a goal needs what was not given, DataError where there are
+    too few photos, OutputError where `out` cannot be written.
     """
     opened = model if isinstance(model, ModelFile) else read(find_model(model))
+    size, multiply_adds = whole("size", size), whole("multiply_adds", multiply_adds)
     out, goal = Path(out), Goal(size, max_drop, multiply_adds, speedup)
-    given = unlabelled.photos(calibrate)
     if effort not in EFFORTS:
         raise ArgumentError(f"effort is {effort!r}; expected quick, normal or max")
-    count = count or EFFORTS[effort]
+    count, threads = whole("count", count) or EFFORTS[effort], whole("threads", threads)
+    given = unlabelled.photos(calibrate)
     there = {"photos": bool(given) or data is not None, "data": data is not None}
     goal.require(opened, _multiply_adds(opened.record), **there, again=again)
     require_writable(out, opened)
     found = None if data is None else found_for(Predictor(opened), data)
     if found and not given:
         given, found = _apart(found, count)
-    judged = [(f"{one.name} {one.labels}", one.source) for one in found.items] if found else []
+    items = labelled.judged(found)[0] if found else []
+    judged = [(f"{one.name} {one.labels}", one.source) for one in items]
     asked: dict[str, JSON] = {
         "version": __version__, "model": opened.sha256, **vars(goal), "effort": effort, "count": count,
-        "threads": threads, "calibrate": _digest(given), "data": _digest(judged),
+        "threads": threads, "calibrate": _digest(spread(given, count)), "data": _digest(judged),
     }  # fmt: skip
     with kept(out, asked, about.asked(), resume) as steps:
         before = opened.path.stat().st_size
@@ -174,10 +178,14 @@ def _apart(found: Listing, count: int) -> tuple[list[Photo], Listing]:
 
 
 def _digest(photos: Sequence[Photo]) -> str:
-    """By which the same photos are known again: of their names and sizes."""
+    """By which the same photos are known again: of their names and content."""
     digest = hashlib.sha256()
     for name, source in photos:
-        digest.update(f"{name}\0{size_bytes(source)}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
+        with suppress(OSError):  # which is told when it is used
+            held = read_photo(source)
+            content = Path(held).read_bytes() if isinstance(held, str) else bytes(held)
+            digest.update(hashlib.sha256(content).digest())
     return f"{counted(len(photos), 'photo')} of digest {digest.hexdigest()[:16]}"
 
 
@@ -323,20 +331,25 @@ class _Work:
             self.theirs = self._outputs(self.reference, self.check)
 
     @cached_property
-    def known(self) -> dict[str, _Inputs]:
+    def known(self) -> dict[str, Inputs]:
         return self._inputs() if self.images else {}
 
     def _weight(self, layer: Layer) -> Array:
         return dequantised(self.reference.stored, f"{layer.key}.weight")
 
+    def flat(self, layer: Layer) -> Array:
+        """The layer's weights, (outputs, inputs) float64."""
+        weight = np.asarray(self._weight(layer), np.float64)
+        return weight.reshape(len(weight), -1)
+
     def _deviation(self, layer: Layer) -> float:
         return float(self._weight(layer).std(dtype=np.float64)) or 1.0
 
-    def _inputs(self) -> dict[str, _Inputs]:
+    def _inputs(self) -> dict[str, Inputs]:
         """Of each layer that reads another one: the moments of what it reads on the photos."""
         network = self.reference.network
         known = {
-            name: _Inputs(_paired(network.layer(name)) and not self.quick) for name in self.sources
+            name: Inputs(_paired(network.layer(name)) and not self.quick) for name in self.sources
         }
         taps = tuple(dict.fromkeys(self.sources.values()))
         batches = self.reference.run(self.reference.graph(taps, int8=False), self.images)
@@ -352,9 +365,11 @@ class _Work:
         each = patches_each(layer, len(self.images))
         return patches_of(maps, layer.kernel, layer.padding, patches=each)
 
-    def read_by(self, layer: Layer, carried: Carried) -> Iterator[Array]:
-        """What the layer reads in a draft, as `_patches` gives it."""
-        return self._patches(layer, carried.maps(self.sources[layer.name]))
+    def read_by(self, layer: Layer, before: Carried, now: Carried) -> Iterator[tuple[Array, Array]]:
+        """What the layer reads in two drafts, as `_patches` gives it."""
+        source = self.sources[layer.name]
+        was, is_now = (self._patches(layer, one.maps(source)) for one in (before, now))
+        return zip(was, is_now, strict=True)
 
     def share(self) -> dict[str, float]:
         """Steps, by layer, of which each one's lose equally much for what they save.
@@ -379,15 +394,16 @@ class _Work:
         return {name: float(ratio / middle) for name, ratio in ratios.items()}
 
     def _round(
-        self, layer: Layer, step: float, stored: dict[str, Array], known: _Inputs | None,
-        weight: Array | None = None, mean: Array | None = None,
+        self, layer: Layer, step: float, stored: dict[str, Array], known: Inputs | None,
+        weight: Array | None = None, answered: Array | None = None,
     ) -> Coded:  # fmt: skip
         """Put rounded weights in place of a layer's, and on its bias what that does to the mean.
 
-        known: of what it reads now. weight, mean: what it would best be there, and the mean it read before.
+        known: of what it reads now. weight: what it would best be there, and answered: what it gave before
+        in the mean, both as `drifted` has them.
         """
         own = self._weight(layer)
-        weight = own if weight is None else weight
+        weight = own if weight is None else weight.reshape(own.shape)
         rows = None
         if layer.norm_key:  # what a batch norm makes small may be coarse
             factor = np.abs(norm_factor(layer, self.reference.stored))
@@ -400,10 +416,11 @@ class _Work:
         else:
             coded = round_coded(weight, step, importance=known.squares, rows=rows)
         if known is not None:
-            before = known.mean if mean is None else mean
-            flat, rounded = (part.reshape(len(part), -1) for part in (own, coded.weight))
+            if answered is None:
+                answered = own.reshape(len(own), -1) @ known.mean
+            rounded = coded.weight.reshape(len(own), -1)
             bias = stored[f"{layer.key}.bias"]
-            stored[f"{layer.key}.bias"] = (bias + flat @ before - rounded @ known.mean).astype(
+            stored[f"{layer.key}.bias"] = (bias + answered - rounded @ known.mean).astype(
                 np.float32
             )
         key = f"{layer.key}.weight"
@@ -412,35 +429,16 @@ class _Work:
         stored[key] = coded.weight
         return coded
 
-    def _drifted(self, drafts: Sequence[Carried], layer: Layer) -> tuple[_Inputs, Array, Array]:
-        """What a layer reads by now, the weights that do best there, and the mean that it read before.
-
-        drafts: as it stands, and the reference.
-        """
-        now, before = (self.read_by(layer, one) for one in drafts)
-        known, cross, mean = _Inputs(paired=True), np.zeros(()), np.zeros(())
-        for ours, theirs in zip(now, before, strict=True):
-            known.add([ours])
-            cross = cross + (theirs.T @ ours).astype(np.float64)
-            mean = mean + theirs.sum(0, dtype=np.float64)
-        mean = mean / known.count
-        cross = cross / known.count - np.outer(mean, known.mean)
-        own = known.moments
-        damped = _RIDGE * np.diagonal(own).mean() * np.eye(len(own))
-        weight = self._weight(layer)
-        flat = weight.reshape(len(weight), -1).astype(np.float64)
-        moved = np.linalg.solve(own + damped, (flat @ (cross + damped)).T).T
-        return known, moved.reshape(weight.shape), mean
-
     def trial(self, coarseness: float, drifting: bool = False) -> _Trial:
         """drifting: each layer is fitted to what the rounded ones before it give. 0 rounds nothing."""
         draft = replace(self.reference, stored=dict(self.reference.stored))
         tensors: dict[str, Array] = {}
-        drafts = [Carried(one, self.images) for one in (draft, self.reference)]
+        before, now = (Carried(one, self.images) for one in (self.reference, draft))
         for layer in stage(self.layers if coarseness else [], "rounding weights", "layer"):
             step = coarseness * self.steps[layer.name]
             if drifting and _paired(layer) and layer.name in self.sources:
-                coded = self._round(layer, step, draft.stored, *self._drifted(drafts, layer))
+                fitted = drifted(self.flat(layer), self.read_by(layer, before, now))
+                coded = self._round(layer, step, draft.stored, *fitted)
             else:
                 coded = self._round(layer, step, draft.stored, self.known.get(layer.name))
             tensors[f"{layer.key}.weight.code"] = np.frombuffer(encode(coded), np.uint8)
@@ -585,43 +583,3 @@ def _as_used(network: Network) -> Network:
 def _paired(layer: Layer) -> bool:
     """Whether all moments of what a layer reads are kept: of convolutions, but the widest."""
     return layer.kind == "conv" and layer.inputs * layer.kernel**2 <= _WIDEST
-
-
-class _Inputs:
-    """What a layer reads: sums over places on photos, of (places, inputs) at a time.
-
-    paired: whether moments of each input with each other are kept, too.
-    """
-
-    def __init__(self, paired: bool) -> None:
-        self.paired, self.count = paired, 0
-        self._curved: Curved | None = None
-        self._products, self._sums, self._squares = (np.zeros((), np.float32) for _ in range(3))
-
-    def add(self, batches: Iterable[Array]) -> None:
-        for flat in batches:
-            if self.paired:
-                self._products = self._products + flat.T @ flat
-            self._sums = self._sums + flat.sum(0, dtype=np.float64)
-            self._squares = self._squares + np.square(flat, dtype=np.float64).sum(0)
-            self.count += len(flat)
-
-    @property
-    def mean(self) -> Array:
-        return np.asarray(self._sums / self.count)
-
-    @property
-    def moments(self) -> Array:
-        """About the mean, which the bias takes care of."""
-        mean = self.mean
-        return np.asarray(self._products / self.count - np.outer(mean, mean))
-
-    def curved(self, cells: int) -> Curved:
-        """Made once: it takes longer than all else of a trial."""
-        if self._curved is None:
-            self._curved = curved_by(self.moments, cells)
-        return self._curved
-
-    @property
-    def squares(self) -> Array:
-        return np.asarray(self._squares / self.count)

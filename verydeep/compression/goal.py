@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from ..errors import ArgumentError, ModelFileError, NetworkError
+from ..errors import ArgumentError, ModelFileError, NetworkError, is_number, require_whole
 from ..modelfile import ModelFile
+
+
+def whole(name: str, value: float | None) -> int | None:
+    """That number as an int, as of 78e6, or None; ArgumentError where it is none, or less than 1."""
+    if value is None:
+        return None
+    asked: Any = int(value) if isinstance(value, float) and value.is_integer() else value
+    require_whole(ArgumentError, **{name: asked})
+    return int(asked)
 
 
 @dataclass(frozen=True)
@@ -56,17 +66,14 @@ class Goal:
             raise ArgumentError("size and max_drop are two goals; give one of them")
         if self.multiply_adds is not None and self.speedup is not None:
             raise ArgumentError("multiply_adds and speedup are two goals; give one of them")
-        for name in ("size", "multiply_adds"):
-            if (asked := getattr(self, name)) is not None and asked < 1:
-                raise ArgumentError(f"{name} is {asked!r}; expected 1 or more")
-        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+        if self.max_drop is not None and not is_number(self.max_drop, 0, 100):
             raise ArgumentError(f"max_drop is {self.max_drop!r}; expected 0 to 100")
         if self.prunes and not photos:
             raise ArgumentError(
                 "which channels can go is measured on photos: name some with --calibrate (calibrate= in "
                 "Python)"
             )
-        if self.speedup is not None and not 1 < self.speedup <= 100:
+        if self.speedup is not None and not (is_number(self.speedup, 1, 100) and self.speedup > 1):
             raise ArgumentError(
                 f"speedup is {self.speedup!r}; expected more than 1, and at most 100"
             )
@@ -80,9 +87,15 @@ class Goal:
             raise ModelFileError(
                 f"{model.path}: it was quantised; expected the float model that it was made from"
             )
-        if not model.record.network.head.classes and (data or self.max_drop is not None):
+        trunk = not model.record.network.head.classes
+        if trunk and (data or self.max_drop is not None):
             raise NetworkError(
                 f"{model.path}: a trunk has no answers to drop; give size instead, and no data"
+            )
+        if trunk and self.speedup is not None:
+            raise NetworkError(
+                f"{model.path}: a speed is measured of scores, which a trunk does not have; give "
+                "--multiply-adds instead (multiply_adds= in Python)"
             )
         made = model.record.provenance
         before = "compressed_from" in made or (self.prunes and "pruned_from" in made)

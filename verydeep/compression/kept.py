@@ -20,7 +20,7 @@ from ..files.atomic import locked, replacing
 from ..files.strict_json import JSON
 
 T = TypeVar("T")
-ASKED = "asked"
+ASKED, LOCK = "asked", ".lock"
 
 
 class Kept:
@@ -53,18 +53,23 @@ def kept(
     device = out.exists() and not out.is_file()
     if device:  # has nothing beside it
         folder = Path(tempfile.mkdtemp())
-    if _of_others(folder):  # would be gone when all went well
+    try:
+        if not (others := _of_others(folder)):
+            folder.mkdir(exist_ok=True)
+    except OSError as error:
+        why = f"{folder}: cannot be made: {error.strerror}; name another file"
+        raise OutputError(why) from error
+    if others:  # would be gone when all went well
         raise OutputError(
             f"{folder}: holds something else, and is needed until all is done; move it away, or name "
             "another file"
         )
-    folder.mkdir(exist_ok=True)
 
     def refuse() -> None:
         raise OutputError(f"{out}: another process makes it now; name another file, or wait for it")
 
     try:
-        with locked(folder / ".lock", refuse):
+        with locked(folder / LOCK, refuse):
             begun = (folder / f"{ASKED}.json").exists()
             if begun and not resume:
                 raise OutputError(
@@ -82,7 +87,7 @@ def kept(
             steps.about = was["about"]
             yield steps
     except BaseException as error:
-        if device or (not begun and not set(os.listdir(folder)) - {f"{ASKED}.json", ".lock"}):
+        if device or (not begun and not set(os.listdir(folder)) - {f"{ASKED}.json", LOCK}):
             shutil.rmtree(folder, ignore_errors=True)
         elif isinstance(error, KeyboardInterrupt):
             log.info(
@@ -96,5 +101,6 @@ def _of_others(folder: Path) -> bool:
     """Whether something has this name that is no folder of steps."""
     if not folder.is_dir():
         return folder.exists()
-    names = [name for name in os.listdir(folder) if not name.startswith(".")]
-    return bool(names) and f"{ASKED}.json" not in names
+    names = os.listdir(folder)
+    ours = all(name == LOCK or (name[0] == "." and name.endswith(".part")) for name in names)
+    return not ours and f"{ASKED}.json" not in names

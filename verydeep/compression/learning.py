@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import ArgumentError, require_whole
 from ..graphs.network import norm_factor
 from ..modelfile import ModelFile, Record, read, write
+from ..modelfile.codec import least_bytes
 from ..quantisation import made_from
 
 CODED = 1.15  # of the bytes that are asked for: what weights are coded to before they learn
@@ -64,7 +66,8 @@ def learnt(
 ) -> Path:
     """The model file of about `size` bytes that a run of training in the folder `out` makes.
 
-    Only the price of bits makes it smaller: few steps end above `size`.
+    Only the price of bits makes it smaller: few steps end above `size`. ArgumentError where no file of that
+    network has so few.
 
     data: labelled images to learn from, as `train` takes them. calibrate: photos that say how the weights
     are coded before. teacher: the model file whose answers are learned; None for the model itself.
@@ -76,10 +79,15 @@ def learnt(
 
     sides, head = model.record.preprocess.sides or (224, 224), model.record.network.head
     coded = Path(f"{os.fspath(out)}.coded.safetensors")  # a run that goes on asks for it again
-    if not (resume and coded.exists()):
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            bare = Path(folder, "bare.safetensors")
-            write(bare, *unnormed(model))
+    require_whole(ArgumentError, size=size)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        bare = Path(folder, "bare.safetensors")
+        write(bare, *unnormed(model))
+        if size < (least := _least(read(bare))):
+            raise ArgumentError(
+                f"size is {size}; expected {least} or more, which this network takes"
+            )
+        if not (resume and coded.exists()):
             compress(
                 bare, coded, calibrate=calibrate, size=round(CODED * size), again=True,
                 resume=resume, on_event=on_event,
@@ -91,7 +99,7 @@ def learnt(
     chosen = {
         "head": head.kind, "layers": head.layers, "size": sides[0], "grow": "1", "batch": BATCH,
         "optimiser": "adamw", "rate": RATE, "decay": 0.0, "smoothing": 0.0, "dropout": 0.0,
-        "code_bytes": size - rest, "teacher": str(teacher or model.path), **(settings or {}),
+        "code_bytes": max(1, size - rest), "teacher": str(teacher or model.path), **(settings or {}),
     }  # fmt: skip
     result = train(
         "small-images", data, out=out, init=coded, settings=chosen, event=on_event,
@@ -102,3 +110,9 @@ def learnt(
     path = Path(out, "small.safetensors")
     write(path, replace(made.record, provenance=provenance), dict(made.stored))
     return path
+
+
+def _least(model: ModelFile) -> int:
+    """Bytes that its file takes at least, once its weights are coded."""
+    weights = (array for array in model.stored.values() if array.ndim > 1)
+    return model.path.stat().st_size - sum(one.nbytes - least_bytes(one.shape) for one in weights)

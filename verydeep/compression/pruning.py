@@ -24,17 +24,16 @@ from ..graphs.network import norm_factor
 from ..modelfile import ModelFile, dequantised, read, write
 from ..nets import Layer, Network
 from ..quantisation import Draft, made_from, output_error
-from . import _as_used, _multiply_adds, _paired
+from . import _MEASURED, _as_used, _multiply_adds, _paired
 from .carried import Carried
+from .fitting import drifted, ridge, solved
 
 if TYPE_CHECKING:
     from . import _Work
 
 CHUNK, FEW = 8, 64  # channels that go together, since engines compute in eights; of few, one by one
-RIDGE = 2e-3  # of the mean moment: how strongly solved weights are drawn to what they were
 FEW_RIDGE = 0.1  # of FC layers, which are solved on no more samples than photos
 TRIED = 0.5  # of its channels each layer loses in the trial that measures it
-MEASURED = 32  # photos that a trial is measured on
 TRIES = 5  # of a speed, at most
 ENOUGH, AIMED = 1.08, 0.97  # of a speed: near enough, and how much is aimed beside it
 
@@ -120,24 +119,13 @@ def without(
     return replace(network, channels=channels), small
 
 
-def solved(weight: Array, own: Array, cross: Array, columns: Array) -> Array:
-    """(outputs, columns): what answers with these columns alone as the whole weight did, by least squares.
-
-    weight: (outputs, inputs). own: mean of x x' of what is read now, (columns, columns). cross: mean of the
-    old answers times it, (outputs, columns). Both about their means.
-    """
-    ridge = RIDGE * np.diagonal(own).mean() + 1e-12
-    right = cross + ridge * weight[:, columns]
-    return np.asarray(np.linalg.solve(own + ridge * np.eye(len(own)), right.T).T)
-
-
 def solved_on_few(weight: Array, answers: Array, now: Array, columns: Array) -> Array:
-    """The same on fewer samples than columns: answers (samples, outputs), now (samples, columns)."""
+    """As `solved`, on fewer samples than columns: answers (samples, outputs), now (samples, columns)."""
     was = weight[:, columns]
     inner = now @ now.T
-    ridge = FEW_RIDGE * np.diagonal(inner).mean() + 1e-12
+    drawn = FEW_RIDGE * np.diagonal(inner).mean() + 1e-12
     return np.asarray(
-        was + np.linalg.solve(inner + ridge * np.eye(len(now)), answers - now @ was.T).T @ now
+        was + np.linalg.solve(inner + drawn * np.eye(len(now)), answers - now @ was.T).T @ now
     )
 
 
@@ -151,8 +139,7 @@ def removal(
     """
     group = len(moments) // len(extra)
     energy = float(np.einsum("oi,ij,oj->", weight, moments, weight, optimize=True)) or 1.0
-    ridge = RIDGE * np.diagonal(moments).mean() + 1e-12
-    inverse = np.linalg.inv(moments + ridge * np.eye(len(moments)))
+    inverse = np.linalg.inv(moments + ridge(moments) * np.eye(len(moments)))
     left, parts, lost = np.arange(len(extra)), [], [0.0]
     for size in sizes:
         at = np.arange(len(left))
@@ -224,27 +211,23 @@ class Pruning:
         flat = [value.reshape(len(value), -1).astype(np.float64) for value in values]
         return dict(zip(names, flat, strict=True))
 
-    def _flat(self, layer: Layer) -> Array:
-        weight = np.asarray(self.tensors[f"{layer.key}.weight"], np.float64)
-        return weight.reshape(len(weight), -1)
-
     def _measure(self, link: Link) -> None:
         count, reader, head = link.layer.outputs, link.reader, self.rows[-1].layer
         chunk = CHUNK if count >= FEW else 1
         sizes = [count % chunk] * (count % chunk > 0) + [chunk] * (count // chunk - 1)
         extra = np.zeros(count)
         if link.places:
-            shares = energies(self._flat(head), self.few[head.name], 1)
+            shares = energies(self.work.flat(head), self.few[head.name], 1)
             for place in link.places:
                 extra += shares[place : place + count]
         if reader is not None and reader.kind == "conv":
-            weight = self._flat(reader)
+            weight = self.work.flat(reader)
             if reader.norm_key:  # as much as batch norm makes of it
                 weight = weight * norm_factor(reader, self.tensors)[:, None]
             parts, losses = removal(weight, self.work.known[reader.name].moments, sizes, extra)
         else:
             if reader is not None:
-                extra += energies(self._flat(reader), self.few[reader.name], link.group)
+                extra += energies(self.work.flat(reader), self.few[reader.name], link.group)
             parts = np.split(np.argsort(extra, kind="stable"), np.cumsum(sizes))[:-1]
             losses = np.cumsum([0.0, *(extra[part].sum() for part in parts)])
         self.parts[link.layer.name] = parts
@@ -262,8 +245,8 @@ class Pruning:
                 self._fit(layer, inputs, outputs, small, None)
         theirs = self.work.theirs
         assert theirs is not None
-        ours = self.work._outputs(self._draft(network, small), self.work.check[:MEASURED])
-        return max(output_error(ours, theirs[:MEASURED]), 1e-6)
+        ours = self.work._outputs(self._draft(network, small), self.work.check[:_MEASURED])
+        return max(output_error(ours, theirs[:_MEASURED]), 1e-6)
 
     def kept(self, budget: float) -> dict[str, Array]:
         """Which outputs stay for at most so many multiply-adds; the fewest where even these cost more."""
@@ -322,40 +305,25 @@ class Pruning:
 
         draft: the smaller network as it stands; None where all layers before it are whole.
         """
-        flat, columns = self._flat(layer)[outputs], columns_of(inputs, layer.kernel**2)
+        flat, columns = self.work.flat(layer)[outputs], columns_of(inputs, layer.kernel**2)
         if layer.kind == "fc":
             theirs = self.few[layer.name]
             ours = self._few(draft, [layer.name])[layer.name] if draft else theirs[:, columns]
-            before, mean = theirs.mean(0), ours.mean(0)
-            moved = solved_on_few(flat, (theirs - before) @ flat.T, ours - mean, columns)
+            answers, mean = theirs @ flat.T, ours.mean(0)
+            answered = answers.mean(0)
+            moved = solved_on_few(flat, answers - answered, ours - mean, columns)
         elif draft is None:
             known = self.work.known[layer.name]
-            before, mean = known.mean, known.mean[columns]
+            answered, mean = flat @ known.mean, known.mean[columns]
             own = known.moments[:, columns]
             moved = solved(flat, own[columns], flat @ own, columns)
         else:
-            own, cross, before, mean = self._moments(layer, draft, flat)
-            moved = solved(flat, own, cross, columns)
+            drafts = (Carried(one, self.work.images) for one in (self.work.reference, draft))
+            now, moved, answered = drifted(flat, self.work.read_by(layer, *drafts), columns)
+            mean = now.mean
         weight, bias = f"{layer.key}.weight", f"{layer.key}.bias"
         small[weight] = moved.reshape(small[weight].shape).astype(np.float32)
-        small[bias] = (small[bias] + flat @ before - moved @ mean).astype(np.float32)
-
-    def _moments(
-        self, layer: Layer, draft: Draft, flat: Array
-    ) -> tuple[Array, Array, Array, Array]:
-        """Of a convolution: `own` and `cross` of `solved`; the mean that it read, and what it is now."""
-        both = (Carried(one, self.work.images) for one in (self.work.reference, draft))
-        count, rows = 0, flat.T.astype(np.float32)
-        own, cross, before, mean = (np.zeros(()) for _ in range(4))
-        for theirs, ours in zip(*(self.work.read_by(layer, one) for one in both), strict=True):
-            own = own + ours.T @ ours
-            cross = cross + (theirs @ rows).T @ ours
-            before = before + theirs.sum(0, dtype=np.float64)
-            mean = mean + ours.sum(0, dtype=np.float64)
-            count += len(ours)
-        before, mean = before / count, mean / count
-        own = own / count - np.outer(mean, mean)
-        return own, cross / count - np.outer(flat @ before, mean), before, mean
+        small[bias] = (small[bias] + answered - moved @ mean).astype(np.float32)
 
 
 def prune(

@@ -18,14 +18,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ..modelfile.codec import EXPONENTS, LARGEST, Coded, Rate, grid, quarters
-from ..quantisation.rounding import compensate, factor
+from ..quantisation.rounding import DAMPING, compensate, factor
 
 Array = np.ndarray
 
 # What a bit may cost, in squared steps: uniform rounding costs 1/12, and a bit less costs 4 times as much.
 SLOPE = 2 * math.log(2) / 12
 _DEAD = 0.4  # the first rounding goes away from 0 from 1 - this part of a step on
-_DAMPING = 0.01
 
 
 class Curved(NamedTuple):
@@ -65,7 +64,7 @@ def round_coded(
     if curved is not None:
         costs[curved.order] = np.diagonal(curved.upper)
     elif importance is not None:
-        costs = 1 / np.sqrt(importance + _DAMPING * importance.mean() + 1e-30)
+        costs = 1 / np.sqrt(importance + DAMPING * importance.mean() + 1e-30)
     middle = math.exp(float(np.log(costs).mean()))
     columns = np.clip(np.rint(4 * np.log2(costs / middle)), -EXPONENTS, EXPONENTS).astype(np.int16)
     rows = np.zeros(len(flat), np.int16) if rows is None else rows

@@ -13,8 +13,10 @@ better than taking the largest number seen for a range's end:
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -25,8 +27,17 @@ import numpy as np
 from ..datasets import items, unlabelled
 from ..datasets.unlabelled import Photo
 from ..engines import Engine
-from ..errors import DataError, ImageError, ModelFileError, NetworkError, OutputError, log
-from ..files.atomic import require_other
+from ..errors import (
+    ArgumentError,
+    DataError,
+    ImageError,
+    ModelFileError,
+    NetworkError,
+    OutputError,
+    log,
+    require_whole,
+)
+from ..files.atomic import replacing, require_other
 from ..files.progress import reached, stage
 from ..files.strict_json import JSON
 from ..graphs import Source
@@ -110,6 +121,7 @@ def quantize(
 
     Raises what `quantise_pixels` does, and OutputError where `out` cannot be written.
     """
+    require_whole(ArgumentError, count=count)
     opened = model if isinstance(model, ModelFile) else read(find_model(model))
     _refuse(opened)
     require_writable(out, opened)
@@ -121,16 +133,21 @@ def quantize(
     return replace(result, unreadable=unreadable)
 
 
+class _TriedError(Exception):
+    """Takes away again what was opened to see whether it can be."""
+
+
 def require_writable(out: str | os.PathLike[str], source: ModelFile) -> None:
     """OutputError where a model made of that one cannot be written: said before minutes of work."""
-    require_other(Path(out), source.path)
-    folder = Path(out).absolute().parent
-    if not os.access(folder, os.W_OK):
-        raise OutputError(
-            f"{out}: cannot be written: {folder} is not a folder that can be written to"
-        )
-    if os.path.isdir(out):
+    path = Path(out)
+    require_other(path, source.path)
+    if path.is_dir():
         raise OutputError(f"{out}: cannot be written: it is a folder; name a file in it")
+    if path.is_file() or not path.exists():
+        with suppress(_TriedError), replacing(path):
+            raise _TriedError
+    elif not os.access(path, os.W_OK):  # a device or pipe: opened only when there is what to write
+        raise OutputError(f"{out}: cannot be written: {os.strerror(errno.EACCES)}")
 
 
 def photos(

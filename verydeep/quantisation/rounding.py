@@ -159,7 +159,7 @@ LIMIT = 127  # the largest 8-bit weight, either sign
 
 _FRACTIONS = np.linspace(1, 0.5, 11)  # of the largest weight, tried as what LIMIT stands for
 _BLOCK = 128  # columns whose corrections are passed on together
-_DAMPING = 0.01  # share of the mean second moment that is added to each, as GPTQ's authors do
+DAMPING = 0.01  # share of the mean second moment that is added to each, as GPTQ's authors do
 
 
 def steps(weight: Array, importance: Array) -> Array:
@@ -231,19 +231,57 @@ def factor(moments: Array, order: Array) -> Array:
     moments = moments[np.ix_(order, order)]
     damped = np.asarray(moments, np.float64).copy()
     mean = np.diagonal(damped).mean()
-    damped[np.diag_indices_from(damped)] += _DAMPING * mean if mean > 0 else 1.0
+    damped[np.diag_indices_from(damped)] += DAMPING * mean if mean > 0 else 1.0
     inverse = np.linalg.inv(damped)
     return np.asarray(np.linalg.cholesky((inverse + inverse.T) / 2).T)
 
 
+class Moments:
+    """Means of two kinds of numbers that come together, and of their products.
+
+    Products are taken in float32, which is quick, of what is left once the first batch's means are taken
+    off: where numbers vary little beside their means, those of the numbers themselves would lose it. They
+    are summed in float64.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._about: list[Array] = []
+        self._sums: list[Array] = []
+        self._products: Array = np.zeros(())
+
+    def add(self, *pair: Array) -> None:
+        """One or two of (samples, numbers) float32; one is paired with itself."""
+        if not self.count:
+            self._about = [one.mean(0) for one in pair]
+            self._sums = [np.zeros(len(mean)) for mean in self._about]
+            self._products = np.zeros((len(self._about[0]), len(self._about[-1])))
+        left = [one - mean for one, mean in zip(pair, self._about, strict=True)]
+        self._products += left[0].T @ left[-1]
+        for total, one in zip(self._sums, left, strict=True):
+            total += one.sum(0, dtype=np.float64)
+        self.count += len(pair[0])
+
+    @property
+    def means(self) -> list[Array]:
+        """Of each, (numbers,) float64."""
+        pairs = zip(self._about, self._sums, strict=True)
+        return [mean + total / self.count for mean, total in pairs]
+
+    @property
+    def covariance(self) -> Array:
+        """The mean of x y' about the means, (numbers, numbers) float64."""
+        off = [total / self.count for total in self._sums]
+        return np.asarray(self._products / self.count - np.outer(off[0], off[-1]))
+
+
 def second_moments(maps: Iterable[Array], kernel: int, padding: int, *, patches: int) -> Array:
     """The mean of x x' over `patches_of` maps, (inputs, inputs) float64."""
-    total: Array = np.zeros(())
-    count = 0
+    moments = Moments()
     for flat in patches_of(maps, kernel, padding, patches=patches):
-        total = total + (flat.T @ flat).astype(np.float64)
-        count += len(flat)
-    return total / count
+        moments.add(flat)
+    (mean,) = moments.means
+    return moments.covariance + np.outer(mean, mean)
 
 
 def patches_of(

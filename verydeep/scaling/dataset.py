@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, require_whole
 from ..predictor import Failure, load
 from ..retrieval.extraction import described
-from .work import Work
+from .source import plain
+from .work import Work, labels_of
 
 if TYPE_CHECKING:
     from ..graphs.pooling import Pooling
@@ -45,6 +46,8 @@ def mapped(
     of features; size is a number then. how: what else `Dataset.map_batches` takes, as `concurrency`.
     An image that cannot be read has its error, and numbers that are not (NaN); others have "".
     """
+    require_whole(DataError, 0, top=top)
+    require_whole(DataError, batch=batch, threads=threads)
     predictor = load(model, engine=engine, precision=precision, device=device)
     about = replace(described(predictor, model, layers, pool, size), engine=engine)
     work = Work(replace(about, layers={}) if top else about, top, threads, device, batch)
@@ -64,22 +67,16 @@ class _Mapping:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         if self._column not in batch:
             raise DataError(f"no column {self._column!r} among {', '.join(batch)}")
-        images = [_plain(value) for value in batch[self._column]]
-        made = list(self._work.stream(self._predictor, images))
-        good: list[Any] = [one for one in made if not isinstance(one, Failure)]
-        failed = np.array([isinstance(one, Failure) for one in made])
+        images = [plain(value) for value in batch[self._column]]
+        made: list[Any] = list(self._work.stream(self._predictor, images))
         columns: dict[str, Any] = {"error": [getattr(one, "error", "") for one in made]}
         if self._work.top:
-            answers = [getattr(one, "predictions", ()) for one in made]
-            columns["labels"] = [[guess.label for guess in some] for some in answers]
-            columns["probabilities"] = [[guess.probability for guess in some] for some in answers]
-            columns["sure"] = [getattr(one, "sure", False) for one in made]
+            rows = [labels_of(one) for one in made]
+            for name in ("labels", "probabilities", "sure"):
+                columns[name] = [row[name] for row in rows]
         for layer, shape in self._work.about.layers.items():
             columns[layer] = np.full((len(made), *shape), np.nan, np.float32)
-            columns[layer][~failed] = [one[layer] for one in good]
+            for row, one in zip(columns[layer], made, strict=True):
+                if not isinstance(one, Failure):
+                    row[...] = one[layer]
         return {**batch, **columns}
-
-
-def _plain(value: Any) -> Any:
-    """What a predictor takes: of Hugging Face's struct its bytes or its path."""
-    return (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value

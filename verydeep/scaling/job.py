@@ -117,7 +117,8 @@ def _run(
     threads: int | None = None, device: str = "auto", batch: int = 8,
     on_event: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Scaled:  # fmt: skip
-    require_whole(DataError, part=part, batch=batch, threads=threads or 1)
+    threads = 1 if threads is None else threads
+    require_whole(DataError, part=part, batch=batch, threads=threads)
     require_ray()
     given, folder = names(source), Path(os.path.abspath(out))
     predictor = load(model, engine=engine, precision=precision, device=device)
@@ -148,7 +149,7 @@ def _run(
             began, computed = time.monotonic(), 0
             if device == "auto":
                 device = "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
-            work = Work(about, top, threads or 1, device, batch)
+            work = Work(about, top, threads, device, batch)
             if manifest["engine"] == "auto":
                 manifest["engine"] = _quickest(work, one[1])
                 _write(folder, manifest)

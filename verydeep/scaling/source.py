@@ -28,7 +28,6 @@ SHARD, TABLE = ".tar", ".parquet"
 BUFFER_BYTES = 4 << 20  # of a shard or table that is read on
 AT_ONCE = 16  # photos that are fetched from elsewhere at the same time
 ROWS = 64  # of a table, in one go
-ERRORS = (OSError, ValueError, EOFError, tarfile.TarError)  # pyarrow's own are among them
 
 Image: TypeAlias = "tuple[str, str | bytes, str]"  # name; path or content; why there is none, or ""
 
@@ -62,7 +61,7 @@ class Part:
             for image in islice(read(self) if read else fetched(self.names), good):
                 given += 1
                 yield image
-        except ERRORS as error:
+        except _errors() as error:
             why = reason(error)
         for number in range(given, self.count):
             yield f"{file}#{self.start + number}", b"", self.problem or why
@@ -82,6 +81,14 @@ def parts(given: Sequence[str], size: int, column: str | None = None) -> Iterato
         else:
             while some := tuple(islice(names, size)):
                 yield Part(some, len(some))
+
+
+@cache
+def _errors() -> tuple[type[Exception], ...]:
+    """What reading a source may raise; pyarrow's own are not all among Python's."""
+    from pyarrow import ArrowException
+
+    return OSError, ValueError, EOFError, tarfile.TarError, ArrowException
 
 
 def reason(error: BaseException) -> str:
@@ -116,7 +123,7 @@ def _elsewhere(url: str) -> Iterator[str]:
             yield url
             return
         below = system.get_file_info(FileSelector(path, recursive=True))
-    except ERRORS as error:
+    except _errors() as error:
         raise DataError(f"{url}: cannot be listed: {reason(error)}") from error
     for info in sorted(below, key=lambda one: one.path):
         name = top + info.path[len(path) :]
@@ -167,7 +174,7 @@ def fetched(names: Iterable[str | Image]) -> Iterator[Image]:
             system, path = place(one)
             with system.open_input_stream(path) as file:
                 return one, file.read(), ""
-        except ERRORS as error:
+        except _errors() as error:
             return one, b"", f"cannot be fetched: {reason(error)}"
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -209,7 +216,7 @@ def _shard(name: str, size: int) -> Iterator[Part]:
             file.seek(max(0, file.size() - 2 * tarfile.BLOCKSIZE))
             if any(file.read()):  # two empty blocks end a tar
                 raise EOFError("it ends before its end")
-    except ERRORS as error:
+    except _errors() as error:
         problem = f"cannot be read as a shard, a plain tar: {reason(error)}"
         offsets.append(0)
     for first in range(0, len(offsets), size):
@@ -237,7 +244,7 @@ def _table(name: str, size: int, column: str | None) -> Iterator[Part]:
         file, stamp = _opened(name)
         with file, parquet.ParquetFile(file) as table:
             schema, count = table.schema_arrow, table.metadata.num_rows
-    except ERRORS as error:
+    except _errors() as error:
         yield Part((name,), 1, problem=f"cannot be read as a Parquet table: {reason(error)}")
         return
     column = image_column(schema, column, name)
@@ -254,15 +261,16 @@ def _cells(part: Part) -> Iterator[str | Image]:
 
     name, end, first = part.names[0], part.start + part.count, 0
     with _opened(name)[0] as file, parquet.ParquetFile(file, buffer_size=BUFFER_BYTES) as table:
+        image_column(table.schema_arrow, part.column, name)  # it may be another table by now
         groups = list(range(table.num_row_groups))
-        while first + (rows := table.metadata.row_group(groups[0]).num_rows) <= part.start:
+        while (
+            groups and first + (rows := table.metadata.row_group(groups[0]).num_rows) <= part.start
+        ):
             first += rows
             del groups[0]
         for batch in table.iter_batches(ROWS, row_groups=groups, columns=[part.column]):
             for row in range(max(first, part.start), min(first + len(batch), end)):
-                cell = batch.column(0)[row - first].as_py()
-                if isinstance(cell, dict):  # of Hugging Face
-                    cell = cell.get("bytes") or cell.get("path")
+                cell = plain(batch.column(0)[row - first].as_py())
                 if isinstance(cell, str) and cell:
                     yield _found(cell, name)
                 else:
@@ -270,6 +278,11 @@ def _cells(part: Part) -> Iterator[str | Image]:
             first += len(batch)
             if first >= end:
                 return
+
+
+def plain(cell: Any) -> Any:
+    """What a cell holds; of Hugging Face's struct its bytes or its path."""
+    return (cell.get("bytes") or cell.get("path")) if isinstance(cell, dict) else cell
 
 
 def _found(path: str, table: str) -> str:
@@ -285,9 +298,17 @@ def image_column(schema: Any, asked: str | None, what: str) -> str:
 
     schema: pyarrow's. Hugging Face's structs of bytes and path hold both.
     """
+    from pyarrow.types import is_struct
+
     binary, text = ("binary", "large_binary"), ("string", "large_string")
     kinds = {field.name: str(field.type) for field in schema}
-    images = [name for name, kind in kinds.items() if kind.startswith((*binary, "struct<bytes: "))]
+    structs = {
+        field.name: [one.name for one in field.type] for field in schema if is_struct(field.type)
+    }
+    images = [
+        name for name, kind in kinds.items()
+        if kind.startswith(binary) or "bytes" in structs.get(name, ())
+    ]  # fmt: skip
     texts = [name for name, kind in kinds.items() if kind in text]
     if asked is not None:
         if asked not in images + texts:

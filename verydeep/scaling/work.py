@@ -160,8 +160,18 @@ def _features(path: Path, about: About, results: Any, facts: dict[bytes, bytes])
     return errors
 
 
+def labels_of(one: Answer | Failure) -> dict[str, Any]:
+    """A row's labels, their probabilities, best first, and whether they are sure; of a failure none."""
+    several = () if isinstance(one, Failure) else one.predictions
+    return {
+        "labels": [each.label for each in several],
+        "probabilities": [each.probability for each in several],
+        "sure": not isinstance(one, Failure) and one.sure,
+    }
+
+
 def _labels(path: Path, about: About, results: Any, facts: dict[bytes, bytes]) -> int:
-    """Rows of path, error, labels and probabilities, best first, and sure. How many have an error."""
+    """Rows of path, error and `labels_of`, which are null beside an error. How many have one."""
     pa = pyarrow()
     kinds = {
         "path": pa.string(), "error": pa.string(), "labels": pa.list_(pa.string()),
@@ -171,11 +181,7 @@ def _labels(path: Path, about: About, results: Any, facts: dict[bytes, bytes]) -
     rows: list[dict[str, Any]] = []
     for name, made, error in results:
         row = {"path": name.encode("utf-8", "backslashreplace").decode(), "error": error or None}
-        if made is not None:
-            row["labels"] = [one.label for one in made.predictions]
-            row["probabilities"] = [one.probability for one in made.predictions]
-            row["sure"] = made.sure
-        rows.append(row)
+        rows.append(row if made is None else {**row, **labels_of(made)})
     with replacing(path, aside=ASIDE) as file:
         pa.parquet.write_table(pa.Table.from_pylist(rows, schema), file, compression="zstd")
     return sum(row["error"] is not None for row in rows)
