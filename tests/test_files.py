@@ -382,3 +382,16 @@ def test_two_paths_are_told_apart_by_their_shortest_ends() -> None:
     ):
         told = photo_paths.told_apart(first, second)
         assert tuple(Path(one).as_posix() for one in told) == expected
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="a system without it")
+def test_a_file_in_memory_is_replaced_as_any_other() -> None:
+    """It lies below /dev, and was written on at its end."""
+    path = Path(f"/dev/shm/verydeep-test-{os.getpid()}")
+    try:
+        for text in ("first, and longer", "second"):
+            with replacing(path, "w") as file:
+                file.write(text)
+        assert path.read_text() == "second"
+    finally:
+        path.unlink()

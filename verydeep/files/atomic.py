@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import sys
 import time
@@ -40,6 +41,8 @@ ADVICE = {
     errno.EROFS: "choose a folder you may write to",
 }
 
+OPEN = re.compile(r"/dev/(std(out|err)$|fd/)|/proc/[^/]+/fd/")  # names of what a process has open
+
 
 @contextmanager
 def replacing(
@@ -56,8 +59,9 @@ def replacing(
     path = Path(path)
     try:
         before = path.stat() if path.exists() else None
-        # under /dev even a file is one that somebody holds open: the shell's, as /dev/stdout
-        whole = before is None or (stat.S_ISREG(before.st_mode) and path.parts[:2] != ("/", "dev"))
+        # behind these names even a file is one that somebody holds open: the shell's, as /dev/stdout
+        held = OPEN.match(os.path.abspath(path))
+        whole = before is None or (stat.S_ISREG(before.st_mode) and not held)
         target = Path(os.path.realpath(path))
         # no longer than a file system takes
         name = f"{aside}{target.name[:50]}.{os.urandom(4).hex()}.part"
