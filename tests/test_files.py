@@ -20,7 +20,7 @@ from verydeep import modelfile
 from verydeep.errors import OutputError, WeightsError
 from verydeep.evaluation import class_of, class_table
 from verydeep.files import folders, hashes, photo_paths
-from verydeep.files.atomic import replacing
+from verydeep.files.atomic import replacing, require_writable
 from verydeep.files.folders import MOST, Notebook
 from verydeep.graphs import source_of
 from verydeep.training.heads.features import _space
@@ -244,6 +244,22 @@ def test_what_would_be_waited_for_is_no_photo_of_a_folder(tmp_path: Path) -> Non
     assert [Path(path).name for path in photo_paths.find([str(tmp_path)])] == ["c.jpg", "d.jpg"]
     pipe = str(tmp_path / "a.jpg")
     assert list(photo_paths.find([pipe])) == [pipe]  # as somebody asks for it
+
+
+def test_where_something_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it will be: behind a link, in a folder, or into a device, whose folder nobody may write to."""
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    (tmp_path / "old").write_text("as it was")
+    before = sorted(tmp_path.iterdir())
+    for out in ("link", "old", "new"):
+        require_writable(tmp_path / out, tmp_path / "source")
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "old").read_text() == "as it was"
+    if os.path.exists("/dev/null"):
+        monkeypatch.setattr(os, "access", lambda path, _: Path(path) == Path("/dev/null"))
+        require_writable("/dev/null")
+        with pytest.raises(OutputError, match="/dev/zero: cannot be written: Permission denied"):
+            require_writable("/dev/zero")
 
 
 def test_csv_of_classify_may_be_a_device(tmp_path: Path, verydeep: Callable[..., object]) -> None:

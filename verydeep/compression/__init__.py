@@ -31,7 +31,7 @@ from ..datasets.unlabelled import Photo
 from ..errors import ArgumentError, DataError
 from ..evaluation import Evaluation, evaluate, found_for
 from ..evaluation.figures import paired_interval, share_interval
-from ..files.atomic import replacing
+from ..files.atomic import replacing, require_writable
 from ..files.progress import stage
 from ..files.strict_json import JSON
 from ..files.wording import counted
@@ -49,7 +49,6 @@ from ..quantisation import (
     output_error,
     patches_each,
     photos,
-    require_writable,
     said,
     spread,
 )
@@ -128,7 +127,7 @@ def compress(
     given = unlabelled.photos(calibrate)
     there = {"photos": bool(given) or data is not None, "data": data is not None}
     goal.require(opened, _multiply_adds(opened.record), **there, again=again)
-    require_writable(out, opened)
+    require_writable(out, opened.path)
     found = None if data is None else found_for(Predictor(opened), data)
     if found and not given:
         given, found = _apart(found, count)

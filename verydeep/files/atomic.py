@@ -102,6 +102,27 @@ def require_other(path: Path, source: Path) -> None:
         raise OutputError(f"{path}: leads to the file that it is made of; name another file")
 
 
+class _TriedError(Exception):
+    """Takes away again what was opened to see whether it can be."""
+
+
+def require_writable(out: str | os.PathLike[str], *sources: Path) -> None:
+    """OutputError where `replacing` could not write there: said before minutes of work.
+
+    sources: what is made into it, which it must not be.
+    """
+    path = Path(out)
+    for source in sources:
+        require_other(path, source)
+    if path.is_dir():
+        raise OutputError(f"{out}: cannot be written: it is a folder; name a file in it")
+    if path.is_file() or not path.exists():
+        with suppress(_TriedError), replacing(path):
+            raise _TriedError
+    elif not os.access(path, os.W_OK):  # a device or pipe: opened only when there is what to write
+        raise OutputError(f"{out}: cannot be written: {os.strerror(errno.EACCES)}")
+
+
 def _refused(path: Path, error: OSError) -> OutputError:
     reason = "; ".join(filter(None, (error.strerror, ADVICE.get(error.errno or 0))))
     return OutputError(f"{path}: cannot be written: {reason}")

@@ -13,13 +13,10 @@ better than taking the largest number seen for a range's end:
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -33,11 +30,10 @@ from ..errors import (
     ImageError,
     ModelFileError,
     NetworkError,
-    OutputError,
     log,
     require_whole,
 )
-from ..files.atomic import replacing, require_other
+from ..files.atomic import require_writable
 from ..files.progress import reached, stage
 from ..files.strict_json import JSON
 from ..graphs import Source
@@ -124,30 +120,13 @@ def quantize(
     require_whole(ArgumentError, count=count)
     opened = model if isinstance(model, ModelFile) else read(find_model(model))
     _refuse(opened)
-    require_writable(out, opened)
+    require_writable(out, opened.path)
     *images, unreadable = photos(
         opened.record.preprocess, unlabelled.photos(calibrate), unlabelled.photos(check), count
     )
     result = quantise_pixels(opened, *images, floats=floats, threads=threads)
     write(out, result.record, result.tensors)
     return replace(result, unreadable=unreadable)
-
-
-class _TriedError(Exception):
-    """Takes away again what was opened to see whether it can be."""
-
-
-def require_writable(out: str | os.PathLike[str], source: ModelFile) -> None:
-    """OutputError where a model made of that one cannot be written: said before minutes of work."""
-    path = Path(out)
-    require_other(path, source.path)
-    if path.is_dir():
-        raise OutputError(f"{out}: cannot be written: it is a folder; name a file in it")
-    if path.is_file() or not path.exists():
-        with suppress(_TriedError), replacing(path):
-            raise _TriedError
-    elif not os.access(path, os.W_OK):  # a device or pipe: opened only when there is what to write
-        raise OutputError(f"{out}: cannot be written: {os.strerror(errno.EACCES)}")
 
 
 def photos(

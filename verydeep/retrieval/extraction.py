@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import DataError, OutputError
 from ..files import photo_paths
-from ..files.atomic import locked, replacing
+from ..files.atomic import locked, replacing, require_writable
 from ..files.wording import counted
 from .featurefile import About, FeatureFile, damage_named, format_of, open_features, write
 
@@ -61,6 +61,7 @@ def features(
 
     out = Path(out)
     format_of(out)
+    require_writable(out)
     files, _ = photo_paths.find_some(photo_paths.names(photos))
     predictor = load(model, engine=engine, precision=precision, threads=threads, device=device)
     about = described(predictor, model, layers, pool, size)
