@@ -339,9 +339,10 @@ def test_refusals(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(OutputError, match=r"pipe\.onnx: .* it is no regular file"):
             export.export(model, "onnx", pipe)
     (tmp_path / "folder.onnx" / "t.onnx.py").mkdir()  # where the program should be
+    (tmp_path / "folder.onnx" / "t.onnx").write_text("old")
     with pytest.raises(OutputError, match=r"t\.onnx: cannot be written: t\.onnx\.py is a folder"):
         export.export(model, "onnx", tmp_path / "folder.onnx" / "t.onnx")
-    assert not (tmp_path / "folder.onnx" / "t.onnx").exists()
+    assert (tmp_path / "folder.onnx" / "t.onnx").read_text() == "old"
     with pytest.raises(LayerError, match=r"no layer 'relu5_9'; did you mean"):
         export.export(model, "onnx", out, taps=("relu5_9",))
     full = shutil.disk_usage(tmp_path)._replace(free=1000)
@@ -352,6 +353,46 @@ def test_refusals(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(engines.Kind, "available", False)
     with pytest.raises(EngineError, match=r"MNN, which is not installed; install it with: pip"):
         export.export(model, "mnn", tmp_path / "tiny.mnn")
+
+
+@pytest.mark.parametrize("to", ["openvino", "ncnn", "onnx"])
+def test_what_is_beside_is_nobody_elses(to: str, model: Path, tmp_path: Path) -> None:
+    """A file of another export, or of a person's; those of an earlier export of the same are replaced."""
+    out = tmp_path / f"net{SUFFIX[to]}"
+    done = export.export(model, to, tmp_path / f"other{SUFFIX[to]}")
+    beside = {f"{out.stem}{end}" for end in (*FORMATS[to].beside, f"{SUFFIX[to]}.py")}
+    written = {file.name.replace("other", "net") for file in (*done.files, done.program)}
+    assert written == beside | {out.name}
+    for name in beside:
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(OutputError, match=f"its {name} would replace one that is not of this"):
+            export.export(model, to, out)
+        assert (tmp_path / name).read_text() == "mine"
+        assert not out.exists()
+        (tmp_path / name).unlink()
+    for _ in range(2):
+        export.export(model, to, out)
+    if to == "openvino":
+        with pytest.raises(OutputError, match=r"net\.param: its net\.bin would replace"):
+            export.export(model, "ncnn", tmp_path / "net.param")
+
+
+def test_odd_names(
+    verydeep: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line that is printed, and the program, are run as they are."""
+    image = photo(tmp_path / "photo.png")
+    for name in ("my model.onnx", "two\nlines\r.onnx", "it's.onnx"):
+        outcome = verydeep("export", model, "--to", "onnx", "--out", tmp_path / name)
+        line = outcome.out.partition("run it: python ")[2].replace("photo.jpg", str(image))
+        line = f"{sys.executable} {line}"
+        ran = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+        assert (ran.returncode, ran.stderr) == (0, ""), name
+        assert "%" in ran.stdout
+    text = (tmp_path / "two\nlines\r.onnx.py").read_text(encoding="utf-8")
+    assert text.startswith("# python 'two\\nlines\\r.onnx.py' photo.jpg ")
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert export.quoted(Path("my model.onnx.py")) == '"my model.onnx.py"'
 
 
 def test_a_link_stays_one_and_the_file_behind_it_is_replaced(model: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -29,7 +30,7 @@ from verydeep.errors import (
     OutputError,
 )
 from verydeep.files.atomic import locked
-from verydeep.retrieval import About, Neighbours, doubles, featurefile, nearest
+from verydeep.retrieval import About, Neighbours, cosines, doubles, featurefile, nearest
 from verydeep.retrieval.extraction import journal
 from verydeep.retrieval.pixels import same_picture, small
 
@@ -238,6 +239,11 @@ def test_bad_requests(folder: Path, model: Path, tmp_path: Path) -> None:
         verydeep.features(tmp_path / "empty", out, model=model)
     with pytest.raises(OutputError, match=r"nowhere.* cannot be written: No such file"):
         verydeep.features(folder, tmp_path / "nowhere" / "x.npz", "relu5_2", model=model)
+    (tmp_path / "d.npz").mkdir()  # said when all was computed
+    with pytest.raises(
+        OutputError, match=r"d\.npz: cannot be written: it is a folder; name a file in it"
+    ):
+        verydeep.features(folder, tmp_path / "d.npz", "relu5_2", model=model)
     assert not list(tmp_path.glob("out*"))
     (tmp_path / "out.npz.partial").write_text("a file of somebody's")
     with pytest.raises(OutputError, match=r"out\.npz\.partial: cannot be written: File exists$"):
@@ -347,6 +353,8 @@ def test_nearest_as_scikit_learn_has_it(
     )
     for block_bytes in (24 * 4 * 37, 1 << 20):
         monkeypatch.setattr(featurefile, "BLOCK_BYTES", block_bytes)
+        # and some queries at a time
+        monkeypatch.setattr(cosines, "BLOCK_BYTES", block_bytes // 12)
         found = nearest._search(index, queries, 9, "relu5_3")
         assert_array_equal([[m.row for m in row] for row in found], readable[places])
         assert_allclose([[m.cosine for m in row] for row in found], 1 - distances, atol=1e-6)
@@ -575,6 +583,31 @@ def test_pixels_are_those_of_the_files_as_they_are(tmp_path: Path) -> None:
     assert len(verydeep.duplicates(index).groups) == 1
     shutil.copy(photos / "koala.jpg", tmp_path / "b.jpg")
     assert not verydeep.duplicates(index).groups
+
+
+def test_what_is_gone_is_joined_by_features_alone_and_that_is_said(
+    verydeep: Run, model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "p"
+    one = photo(folder / "a.png", seed=1)
+    (folder / "b.png").write_bytes(one.read_bytes())
+    photo(folder / "c.png", seed=2)
+    index = tmp_path / "f.npz"
+    assert verydeep("features", folder, "--model", model, "--out", index).status == 0
+    whole = retrieval.duplicates(index, 0.5)
+    assert whole.gone == ()
+    assert "gone" not in whole.to_dict()
+    (folder / "c.png").unlink()
+    near = retrieval.duplicates(index, 1e-6)
+    assert [Path(path).name for path in near.gone] == ["c.png"]
+    assert "no more there, and so joined by features alone: " in str(near)
+    assert near.to_dict()["gone"] == list(near.gone)
+
+
+def test_thresholds_that_are_none(tmp_path: Path) -> None:
+    for wrong in ("0.9", float("nan"), 0, 1.5, None):
+        with pytest.raises(DataError, match="expected a cosine above 0, at most 1"):
+            retrieval.duplicates(tmp_path, wrong)  # type: ignore[arg-type]
 
 
 def test_what_to_keep(verydeep: Run, tmp_path: Path) -> None:
@@ -838,3 +871,24 @@ def test_pixels_are_not_touched(folder: Path, model: Path, tmp_path: Path) -> No
     before = image.copy()
     verydeep.similar(tmp_path / "f.npz", image)
     assert_array_equal(image, before)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_an_open_file_is_never_another(suffix: str, tmp_path: Path) -> None:
+    """Another one of as many rows comes to its place, one of fewer, and none."""
+    path = planted(tmp_path / f"f.{suffix}", np.eye(5, dtype=np.float32))
+    file = retrieval.open_features(path)
+    assert file.paths[3] == "3.jpg"
+    assert_array_equal(pickle.loads(pickle.dumps(file)).numbers(), np.eye(5))
+    whole = file.numbers()
+    for rows in (5, 3):
+        planted(tmp_path / f"new.{suffix}", 2 * np.eye(rows, dtype=np.float32)).replace(path)
+        assert not file.unchanged
+        words = r"f\.\w+: it has changed since it was opened; open it again$"
+        for read in (file.numbers, lambda: file.errors, lambda: file.paths_of([0])):
+            with pytest.raises(DataError, match=words):
+                read()
+    assert_array_equal(whole, np.eye(5))
+    assert len(retrieval.open_features(path).numbers()) == 3
+    path.unlink()
+    assert not file.unchanged

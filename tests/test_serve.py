@@ -18,9 +18,11 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import numpy as np
@@ -32,8 +34,10 @@ from PIL import Image
 
 import verydeep as package
 from verydeep import retrieval
-from verydeep.errors import EngineError
+from verydeep.errors import DataError, EngineError
 from verydeep.retrieval import approximate, nearest
+from verydeep.serving import service as services
+from verydeep.serving.batching import Batcher
 from verydeep.serving.guard import Guard, Limits
 from verydeep.serving.running import listening
 from verydeep.serving.service import Service
@@ -180,7 +184,11 @@ def test_distance(client: TestClient) -> None:
     assert is_problem(
         ask(PHOTO, jpeg(1, 40, 40)), 422, "the first image is 64x48 and the second 40x40"
     )
-    assert is_problem(ask(PHOTO, jpeg(1), metric="dists", form="png"), 422, "no map")
+    for metric in ("dists", "style"):
+        words = f"{metric} has no map: it compares statistics of whole images; lpips and"
+        assert is_problem(ask(PHOTO, jpeg(1), metric=metric, form="png"), 422, words)
+        page = ask(PHOTO, jpeg(1), metric=metric, form="page")
+        assert (page.status_code, "picture" in page.json()) == (200, False)
     assert is_problem(ask(PHOTO, b"x"), 415, "not an image")
     assert is_problem(send(client, "distance"), 422, "a: Field required")
 
@@ -219,6 +227,58 @@ def test_search(client: TestClient, made: Made, files: Path) -> None:
         send(without, "search"), 404, "no index to search; start the server with --index"
     )
     assert is_problem(without.get("/v1/photo/0"), 404, "no index")
+
+
+def test_an_index_that_is_replaced(files: Path, tmp_path: Path) -> None:
+    """By one of as many rows, whose photos are others."""
+    old, new = tmp_path / "i.npz", tmp_path / "new.npz"
+    for name, seeds in (("old", (0, 1)), ("new", (2, 3))):
+        for seed in seeds:
+            photo(tmp_path / name / f"{seed}.png", seed=seed)
+    retrieval.features([tmp_path / "old"], old, model=files / "tiny.safetensors")
+    retrieval.features([tmp_path / "new"], new, model=files / "tiny.safetensors")
+    content = (tmp_path / "new" / "3.png").read_bytes()
+    with serving(files / "tiny.safetensors", old) as client:
+        assert client.get("/v1/photo/1").status_code == send(client, "search").status_code == 200
+        new.replace(old)
+        words = "the index has changed since the server started; start it again"
+        for answer in (client.get("/v1/photo/1"), send(client, "search", content)):
+            assert is_problem(answer, 503, words)  # type: ignore[arg-type]
+        assert send(client, "classify").status_code == 200
+    with serving(files / "tiny.safetensors", old) as client:
+        (match,) = send(client, "search", content, top=1).json()["matches"]
+        assert (Path(match["path"]).name, match["row"]) == ("3.png", 1)
+
+
+def test_photos_of_an_index_have_limits(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large one is refused; one at a time is in memory; those that wait are counted."""
+    for seed in range(2):
+        photo(tmp_path / "photos" / f"{seed}.png", seed=seed)
+    Image.new("RGB", (400, 300)).save(tmp_path / "photos" / "2.png")
+    retrieval.features([tmp_path / "photos"], tmp_path / "i.npz", model=files / "tiny.safetensors")
+    draw, at_once, most = services.as_rgb, 0, 0
+
+    def slowly(image: Any) -> Any:
+        nonlocal at_once, most
+        most = max(most, at_once := at_once + 1)
+        time.sleep(0.1)
+        at_once -= 1
+        return draw(image)
+
+    monkeypatch.setattr(services, "as_rgb", slowly)
+    limits = Limits(pixels=300 * 300, waiting=3)
+    with serving(files / "tiny.safetensors", tmp_path / "i.npz", limits) as client:
+        assert is_problem(
+            client.get("/v1/photo/2"), 413, "400 x 300 pixels; at most 0.09 million are taken"
+        )
+        with ThreadPoolExecutor(8) as threads:
+            answers = list(threads.map(lambda _: client.get("/v1/photo/0"), range(8)))
+        assert most == 1
+        assert {answer.status_code for answer in answers} == {200, 429}
+        late = next(answer for answer in answers if answer.status_code == 429)
+        assert is_problem(late, 429, "3 requests are being answered; try again later")
 
 
 def test_search_among_very_many(
@@ -368,11 +428,22 @@ def test_bytes_are_counted_as_they_come(made: Made) -> None:
 
 
 def test_bytes_of_all_requests_together(made: Made) -> None:
-    little = made(Limits(held_bytes=20_000))
-    answer = send(little, "classify", bytes(30_000))
+    little = made(Limits(size_bytes=20_000, held_bytes=20_000))
+    little.app.held = 15_000  # type: ignore[attr-defined]  # another's
+    answer = send(little, "classify", bytes(10_000))
     assert is_problem(answer, 429, "too many photos at once")
     assert answer.headers["retry-after"] == "1"
+    little.app.held -= 15_000  # type: ignore[attr-defined]
     assert send(little, "classify").status_code == 200
+
+
+def test_the_largest_body_that_is_taken_has_room(made: Made) -> None:
+    """Alone; beside another it waits for its turn."""
+    large = made(Limits(size_bytes=40_000, held_bytes=20_000))
+    assert is_problem(send(large, "classify", bytes(30_000)), 415, "not an image")
+    large.app.held = 20_000  # type: ignore[attr-defined]  # another's
+    assert is_problem(send(large, "classify", bytes(30_000)), 429, "too many photos at once")
+    large.app.held -= 20_000  # type: ignore[attr-defined]
 
 
 def test_a_token(made: Made) -> None:
@@ -587,6 +658,44 @@ def test_what_is_in_flight_is_answered_at_the_end(
     assert NAMES[0].encode() in answer or b"predictions" in answer
     out, err = running.process.communicate(timeout=60)
     assert (running.process.returncode, out, err) == (0, "", "")
+
+
+def test_an_address_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Windows says it, in numbers that os.strerror does not know."""
+    where = " (while attempting to bind on address ('127.0.0.1', 80))"
+    for number, said, words in (
+        (10048, "Only one usage of each socket address is permitted", "Address already in use"),
+        (10013, "An attempt was made in a way forbidden", "An attempt was made in a way forbidden"),
+    ):
+        error = OSError(number, said + where)
+        monkeypatch.setattr(socket, "create_server", Mock(side_effect=error))
+        with pytest.raises(DataError, match=f"^127.0.0.1:80: {words}; name another with --port$"):
+            listening("127.0.0.1", 80, None)
+
+
+class Panic(BaseException):
+    """As Rust's panics come to Python: no Exception."""
+
+
+@pytest.mark.parametrize("wrong", [Panic, StopIteration, "no answer", "no sizes"])
+def test_a_queue_outlives_what_goes_wrong(wrong: Any) -> None:
+    expected = {"no answer": EngineError, "no sizes": ZeroDivisionError, StopIteration: EngineError}
+
+    def run(items: list[int]) -> list[int]:
+        if isinstance(wrong, type) and items == [0]:
+            raise wrong
+        return [] if wrong == "no answer" and items == [0] else items
+
+    async def test() -> None:
+        sizes = [ZeroDivisionError if wrong == "no sizes" else None, None]
+        batcher = Batcher(preparing=1, sizes=Mock(side_effect=sizes))
+        async with asyncio.timeout(5):
+            with pytest.raises(expected.get(wrong, Panic)):
+                await batcher("", lambda: 0, run)
+            assert await batcher("", lambda: 1, run) == 1
+        await batcher.close()
+
+    asyncio.run(test())
 
 
 def test_slow_clients_and_cut_off_uploads(server: Callable[..., Server]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from verydeep import retrieval
@@ -80,10 +81,69 @@ def test_a_photo_is_looked_at(browser: Any, server: Server, place: Path) -> None
     page.locator("#a input").set_input_files(place / "a.jpg")
     page.locator("#b input").set_input_files(place / "b.jpg")  # of another size
     page.locator("#difference").filter(has_text="LPIPS, compared at 64 × 48").wait_for()
+    page.locator("#b input").set_input_files(place / "no.jpg")
+    page.get_by_role("alert").filter(has_text="not an image").wait_for()
+    assert page.locator("#difference").inner_text() == ""
     assert page.evaluate(
         "[...document.images].every((image) => image.hidden || image.hasAttribute('alt'))"
     )
     assert page.wrong == []
+
+
+def test_answers_of_photos_that_were_there_before(
+    browser: Any, server: Server, place: Path
+) -> None:
+    """They come late, and are not shown beside the photos of now."""
+    page = opened(browser, server)
+    held: list[Any] = []
+    for routes in ("**/v1/distance*", "**/v1/channels?strongest=16*"):
+        page.route(routes, lambda route: held.append(route))
+
+    def release(route: Any) -> None:
+        with page.expect_response(route.request.url):
+            route.continue_()
+        page.wait_for_timeout(300)
+
+    for name in ("a", "b"):
+        page.locator(f"#{name} input").set_input_files(place / f"{name}.jpg")
+    page.wait_for_timeout(500)
+    page.locator("#b input").set_input_files(place / "a.jpg")
+    page.wait_for_timeout(500)
+    first, second = held
+    release(second)
+    page.locator("#difference").filter(has_text="0.000 LPIPS").wait_for()
+    release(first)
+    assert page.locator("#difference").inner_text().startswith("0.000 LPIPS")
+    page.locator("#one input").set_input_files(place / "a.jpg")
+    page.locator("#blocks .block").nth(4).wait_for()
+    page.get_by_label("layer").select_option("fc8")
+    page.locator("#one input").set_input_files(place / "b.jpg")
+    page.locator("#status").filter(has_text="Not sure: ").wait_for()
+    release(held[2])
+    assert page.locator("#channels").inner_text() == ""
+
+
+def test_classes_of_one_name_have_maps_of_their_own(browser: Any, tmp_path: Path) -> None:
+    names = ("crane",) * 7
+    running = Server("--model", model_file(tmp_path / "m.safetensors", class_names=names))
+    try:
+        page = watched(browser, running.url)
+        page.goto(running.url)
+        page.evaluate(GIVEN, ["paste", "body", list(PHOTO)])
+        guesses = page.locator("#guesses button")
+        guesses.nth(4).wait_for()
+        shown = []
+        for at in range(5):
+            guesses.nth(at).click()
+            shown.append(page.locator("#heat").get_attribute("src"))
+        asked = f"{running.url}/v1/explain?form=page&top=5"
+        maps = httpx.post(asked, files={"file": PHOTO}).json()["maps"]
+        assert shown == [one["picture"] for one in maps]
+        assert len(set(shown)) > 2
+        assert page.wrong == []
+    finally:
+        running.process.kill()
+        running.process.communicate()
 
 
 def test_paste_and_drop(browser: Any, server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import onnxruntime
 import pytest
 
 from verydeep import modelfile
+from verydeep.errors import EngineError, OutputError
 from verydeep.exporting import export, web
+from verydeep.graphs.writer import Graph
 from verydeep.modelfile import codec
 from verydeep.preprocess import Preprocess
 
@@ -56,6 +59,7 @@ def test_what_is_in_the_folder(verydeep: Run, runtime: Path, tmp_path: Path) -> 
         "preprocess": Preprocess(resize_size=32, crop_size=32).to_dict(),
         "threshold": 0.25, "least_mean": -1.5, "thresholds": [],
         "size_bytes": (out / "model.onnx.gz").stat().st_size,
+        "sha256": hashlib.sha256(gzip.decompress((out / "model.onnx.gz").read_bytes())).hexdigest(),
     }  # fmt: skip
     for name in web.RUNTIME:
         assert (out / name).read_text() == name
@@ -68,6 +72,32 @@ def test_what_is_in_the_folder(verydeep: Run, runtime: Path, tmp_path: Path) -> 
     assert verydeep(*words, "--json").status == 0  # again, in its own folder: the same bytes
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
     assert not list(tmp_path.glob(".*"))
+
+
+def test_what_is_packed_is_what_was_checked(
+    runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_file(tmp_path / "m.safetensors")
+    right = web._in_few_bits
+
+    def strays(graph: Graph, model: modelfile.ModelFile) -> Graph:
+        made = right(graph, model)
+        return Graph(made.model, {name: 1.1 * value for name, value in made.weights.items()})
+
+    monkeypatch.setattr(web, "_in_few_bits", strays)
+    with pytest.raises(EngineError, match="the file strays from the model"):
+        export(model, "web", tmp_path / "page", runtime=runtime)
+    assert not (tmp_path / "page").exists()
+
+
+def test_a_folder_of_somebody_else_is_left_alone(runtime: Path, tmp_path: Path) -> None:
+    """Though it has a file by the name of one of a page."""
+    (tmp_path / "site").mkdir()
+    for name in ("page.json", "README.md"):
+        (tmp_path / "site" / name).write_text("mine")
+    with pytest.raises(OutputError, match="site has other files in it; name a new folder"):
+        export(model_file(tmp_path / "m.safetensors"), "web", tmp_path / "site", runtime=runtime)
+    assert (tmp_path / "site" / "README.md").read_text() == "mine"
 
 
 def test_weights_stay_in_few_bits(runtime: Path, tmp_path: Path) -> None:

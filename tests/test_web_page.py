@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,9 +56,11 @@ def plain_server(folder: Path, **headers: str) -> Iterator[str]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), made) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +227,30 @@ def test_it_works_without_a_network(browser: Any, exported: Path) -> None:
     page.get_by_text("to open; it computes in").wait_for()
     assert look_at(page, exported.parent / "a.jpg") == before
     assert page.wrong == []
+
+
+def test_a_whole_copy_is_never_mixed_with_another(
+    browser: Any, exported: Path, tmp_path: Path
+) -> None:
+    """A new page.json came, and its model did not; then a server that answers nothing but errors."""
+    folder = shutil.copytree(exported, tmp_path / "page")
+    with plain_server(folder) as url:
+        page = opened(browser, url)
+        before = look_at(page, exported.parent / "a.jpg")
+        page.wait_for_timeout(300)
+        about = json.loads((folder / "page.json").read_text())
+        about.update(labels=list(reversed(about["labels"])), sha256="0" * 64)
+        (folder / "page.json").write_text(json.dumps(about))
+        (folder / "model.onnx.gz").unlink()
+        page.reload()
+        page.get_by_role("alert").filter(
+            has_text="model are of two versions; load the page"
+        ).wait_for()
+        shutil.rmtree(folder)
+        page.reload()
+        page.get_by_text("to open; it computes in").wait_for()
+        assert look_at(page, exported.parent / "a.jpg") == before
+        assert page.wrong == []
 
 
 KEPT = """async (names) => {

@@ -19,7 +19,17 @@ import pytest
 import verydeep as package
 from verydeep import benching, exporting, modelfile, quantisation
 from verydeep.cli import doctor
-from verydeep.engines import ENGINES, Engine, Kind, choice, mnn, onnxruntime, processor, race
+from verydeep.engines import (
+    ENGINES,
+    MOST_THREADS,
+    Engine,
+    Kind,
+    choice,
+    mnn,
+    onnxruntime,
+    processor,
+    race,
+)
 from verydeep.engines.choice import Choice
 from verydeep.engines.race import Memory
 from verydeep.errors import EngineError, MissingExtraError
@@ -105,6 +115,16 @@ def test_extras_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+
+
+@follows("threads is {}; expected {} or fewer, one a core")
+def test_more_threads_than_any_machine_has(tmp_path: Path, model: Path) -> None:
+    text = refused(lambda: package.load(model, threads=10**6))
+    _, most = said("threads is {}; expected {} or fewer, one a core", text)
+    assert int(most) == MOST_THREADS
+    for few in (1, os.cpu_count() or 1):
+        made = package.load(model, engine="onnxruntime", threads=few)
+        assert made.scores([pixels(32, 32, 1)[0]]).shape == (1, 7)
 
 
 @follows("; use --device cpu", "; expected one, or --device cpu")

@@ -45,6 +45,8 @@ def test_addresses() -> None:
     "; give it a --token to be called by any name",
     "expected a form (multipart/form-data) with the photo in it", "; start the server with --index",
     "a {} file; expected JPEG, PNG, WebP, TIFF or the like", "; scale it down",
+    "the index has changed since the server started; start it again",
+    "it has changed since it was opened; open it again",
 )  # fmt: skip
 def test_requests(model: Path, tmp_path: Path) -> None:
     photo(tmp_path / "photos" / "a.png")
@@ -67,6 +69,14 @@ def test_requests(model: Path, tmp_path: Path) -> None:
         said("; start the server with --index", send(client, "search").text)
         answer = client.get("/v1/model", headers=foreign)
         said("; give it a --token to be called by any name", answer.text)
+    file = retrieval.open_features(index)
+    with serving(model, index) as client:
+        photo(tmp_path / "photos" / "b.png")
+        retrieval.features([tmp_path / "photos"], index, model=model)
+        words = "the index has changed since the server started; start it again"
+        said(words, send(client, "search").text)
+    said("it has changed since it was opened; open it again", refused(file.numbers))
+    assert len(retrieval.open_features(index).numbers()) == 2
     with serving(model, index, token=TOKEN) as client:
         client.headers["authorization"] = f"Bearer {TOKEN}"
         assert client.get("/v1/model", headers=foreign).status_code == 200

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import stat
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from verydeep.exporting import web
+from verydeep.exporting import export, web
 from verydeep.nets import network
 from verydeep.published.catalog import Published
 
 from ..conftest import Run
 from ..test_web_export import runtime_in
 from ..tiny import model_file
+from . import following
 from .following import follows, said
 
 NPM = web.Package.name
@@ -107,6 +109,8 @@ def test_where_the_runtime_comes_from(
     "a runtime is for web alone; leave it out for {}", "is a file; name a folder for the page",
     "has other files in it; name a new folder, or an empty one",
     "; unpack there what this brings: npm pack {}",
+    "{}: its {} would replace one that is not of this export; name another file",
+    "{}: its path is not UTF-8, and no runtime opens that; name another file",
 )  # fmt: skip
 def test_a_page(verydeep: Run, tmp_path: Path) -> None:
     runtime = runtime_in(tmp_path / "runtime")
@@ -144,4 +148,15 @@ def test_a_page(verydeep: Run, tmp_path: Path) -> None:
     said(
         "a runtime is for web alone; leave it out for {}", verydeep(*onnx, "--runtime", runtime).err
     )
-    assert verydeep(*onnx).status == 0
+    program = tmp_path / "a.onnx.py"
+    program.write_text("mine")
+    said(
+        "{}: its {} would replace one that is not of this export; name another file",
+        verydeep(*onnx).err,
+    )
+    assert verydeep(*onnx[:-1], tmp_path / "b.onnx").status == 0
+    assert program.read_text() == "mine"
+    odd = tmp_path / os.fsdecode(b"caf\xe9.onnx")
+    words = "{}: its path is not UTF-8, and no runtime opens that; name another file"
+    said(words, following.refused(lambda: export(model, "onnx", odd)))
+    assert verydeep(*onnx[:-1], tmp_path / "caf\xe9.onnx").status == 0

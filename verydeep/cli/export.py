@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +64,11 @@ def export(model: str, to: str, out: Path, as_json: bool, **choices: Any) -> Non
         click.echo(f"  {error:.1e}  {name}")
     if to == "web":
         click.echo(
-            f"look at it: python -m http.server -d {shlex.quote(str(done.path))} 8000, and http://localhost:8000/"
+            f"look at it: python -m http.server -d {exporting.quoted(done.path)} 8000, and http://localhost:8000/"
         )
         click.echo("its README.md tells which headers give it more than one thread")
     else:
-        click.echo(f"run it: python {done.program} photo.jpg")
+        click.echo(f"run it: python {exporting.quoted(done.program)} photo.jpg")
 
 
 @click.command()

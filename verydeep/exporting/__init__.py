@@ -20,7 +20,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -37,6 +40,7 @@ from ..engines.race import worst_error
 from ..errors import EngineError, OutputError, log, require
 from ..files.atomic import ADVICE, replacing, require_other
 from ..files.progress import reached
+from ..files.wording import plain
 from ..graphs import Source, source_of
 from ..modelfile import ModelFile, read
 from ..nets import named
@@ -60,20 +64,21 @@ class Format:
     """What is known of a format before anything of it is imported.
 
     suffix: of its file. engine: the key of `engines.ENGINES` that runs it.
-    precisions: the promises that its file can keep.
+    precisions: the promises that its file can keep. beside: endings of its other files.
     """
 
     suffix: str
     engine: str
     precisions: tuple[str, ...]
+    beside: tuple[str, ...] = ()
 
 
 FLOATS = ("exact", "fast", "half")
 
 FORMATS = {
     "onnx": Format(".onnx", "onnxruntime", (*FLOATS, "int8")),
-    "openvino": Format(".xml", "openvino", (*FLOATS, "int8")),
-    "ncnn": Format(".param", "ncnn", FLOATS),
+    "openvino": Format(".xml", "openvino", (*FLOATS, "int8"), (".bin",)),
+    "ncnn": Format(".param", "ncnn", FLOATS, (".bin", ".param.json")),
     "mnn": Format(".mnn", "mnn", ("fast", "half")),
     "torch": Format(".pt2", "torch", FLOATS),
 }
@@ -185,15 +190,30 @@ def export(
     cannot be written, LayerError for unknown taps, ModelFileError for int8 of a model that is not.
     """
     require("format", to, (*FORMATS, "web"), EngineError)
-    taps = tuple(dict.fromkeys(named(taps)))
+    out, taps = Path(out), tuple(dict.fromkeys(named(taps)))
+    try:
+        os.path.abspath(out).encode()
+    except UnicodeEncodeError:
+        raise OutputError(
+            f"{out}: its path is not UTF-8, and no runtime opens that; name another file"
+        ) from None
     if to == "web":
         from . import web
 
         if taps:
             raise EngineError("a page shows names and no layers; leave the taps out")
-        return web.page(model, Path(out), precision=precision, photos=photos, runtime=runtime)
+        return web.page(model, out, precision=precision, photos=photos, runtime=runtime)
     if runtime is not None:
         raise EngineError(f"a runtime is for web alone; leave it out for {to}")
+    return written(model, to, out, precision, photos, taps)
+
+
+def written(
+    model: str | os.PathLike[str] | ModelFile, to: str, out: Path, precision: str,
+    photos: ImageLike | Sequence[ImageLike], taps: tuple[str, ...] = (),
+    write: Callable[[Job, Path], None] | None = None,
+) -> Exported:  # fmt: skip
+    """`export` to a file. write: what makes it, where that is not the format's own."""
     form = FORMATS[to]
     if precision not in form.precisions:
         raise EngineError(
@@ -205,9 +225,9 @@ def export(
             f"an export to {to} is checked in {engine.package}, which is not installed; "
             f"install it with: {engine.install}"
         )
-    out = Path(out)
     if out.suffix != form.suffix:
         raise OutputError(f"{out}: expected a name that ends in {form.suffix} for {to}")
+    _require_own(out, form)
     if isinstance(model, str | os.PathLike):
         model = read(find_model(model))
     require_other(out, model.path)
@@ -225,7 +245,7 @@ def export(
         log.info(f"writing {out.name}")
         reached(1, 4, f"writing {out.name}")
         file = stage / out.name
-        module.write(job, file)
+        (write or module.write)(job, file)
         log.info("running the model file")
         reached(2, 4, "running the model file")
         kept = "int8" if precision == "int8" else "exact"
@@ -267,6 +287,18 @@ def export(
         errors=errors,
         size_bytes=sum(file.stat().st_size for file in files),
     )
+
+
+def _require_own(out: Path, form: Format) -> None:
+    """OutputError where a file that comes beside `out` is there, and no earlier export that it is of."""
+    if out.exists():
+        return
+    for ending in (*form.beside, f"{form.suffix}.py"):
+        file = out.with_name(f"{out.stem}{ending}")
+        if os.path.lexists(file):
+            raise OutputError(
+                f"{out}: its {file.name} would replace one that is not of this export; name another file"
+            )
 
 
 def synthetic_photos(height: int, width: int, count: int = 1, channels: int = 3) -> np.ndarray:
@@ -384,8 +416,9 @@ def program_text(package: str, job: Job, out: Path, program: tuple[str, str]) ->
             "chances /= chances.sum()",
             'for i in chances.argsort()[:-6:-1]: print(f"{chances[i]:6.1%}  {labels[i]}")',
         ]
+    name = quoted(plain(f"{out.name}.py"))  # what ends a line would end the comment
     text = [
-        f"# python {out.name}.py photo.jpg        after: pip install {package} numpy pillow",
+        f"# python {name} photo.jpg        after: pip install {package} numpy pillow",
         f"import json, sys, {program[0]}",
         "import numpy",
         "from PIL import Image, ImageOps",
@@ -396,6 +429,12 @@ def program_text(package: str, job: Job, out: Path, program: tuple[str, str]) ->
         *ending,
     ]
     return "\n".join(text) + "\n"
+
+
+def quoted(name: str | os.PathLike[str]) -> str:
+    """A name as the shell of this system takes it."""
+    text = os.fspath(name)
+    return subprocess.list2cmdline([text]) if sys.platform == "win32" else shlex.quote(text)
 
 
 def preparation(preprocess: Preprocess) -> Iterator[str]:

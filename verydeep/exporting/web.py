@@ -7,6 +7,7 @@ browsers unpack; weights that the model file has in few bits stay so, until the 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -28,7 +29,8 @@ from ..preprocess import ImageLike
 from ..published import find_model
 from ..published.catalog import Published
 from ..published.supply import find_source
-from . import Exported, Job, export, place, staged
+from . import Exported, Job, place, staged, written
+from . import onnx as onnx_format
 
 STATIC = {"style.css": STYLE, "photo.css": PHOTO_STYLE, "photo.js": PHOTO_SCRIPT}
 STATIC |= {file.name: file for file in (Path(__file__).parent / "page").iterdir()}
@@ -73,7 +75,8 @@ def page(
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; name a folder for the page")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / ABOUT).is_file():
+    ours = all((folder / name).is_file() for name in (ABOUT, MODEL))
+    if folder.is_dir() and any(folder.iterdir()) and not ours:
         raise OutputError(f"{folder} has other files in it; name a new folder, or an empty one")
     if isinstance(model, str | os.PathLike):
         model = read(find_model(model))
@@ -87,22 +90,21 @@ def page(
     with staged(folder / MODEL, 0, new=not folder.exists()) as stage:
         _take_runtime(None if runtime is None else Path(runtime), stage)
         file = stage / "model.onnx"
-        done = export(model, "onnx", file, precision=precision, photos=photos)
-        job = Job(model, precision)
-        if precision in ("exact", "fast"):
-            write_onnx(_in_few_bits(job.source.graph, model), file, beside=False, facts=job.facts)
+        done = written(model, "onnx", file, precision, photos, write=_write)
         log.info(f"packing {MODEL}")
         with (
             open(file, "rb") as plain,
             open(stage / MODEL, "wb") as opened,
             gzip.GzipFile("", "wb", 6, opened, mtime=0) as packed,
         ):
+            sha256 = hashlib.file_digest(plain, "sha256").hexdigest()
+            plain.seek(0)
             shutil.copyfileobj(plain, packed, 1 << 20)
         file.unlink()
         done.program.unlink()
         for name, source in STATIC.items():
             shutil.copyfile(source, stage / name)
-        about = _about(job, (stage / MODEL).stat().st_size)
+        about = _about(Job(model, precision), (stage / MODEL).stat().st_size, sha256)
         (stage / ABOUT).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
         files = place(stage, folder, (FIRST,))
     return replace(
@@ -111,8 +113,17 @@ def page(
     )  # fmt: skip
 
 
-def _about(job: Job, size_bytes: int) -> dict[str, object]:
-    """What the page has to know of the model."""
+def _write(job: Job, file: Path) -> None:
+    """The ONNX file; where the weights keep their values, in as few bits as the model file has them."""
+    if job.precision not in ("exact", "fast"):
+        onnx_format.write(job, file)
+        return
+    graph = _in_few_bits(job.source.graph, job.model)
+    write_onnx(graph, file, beside=False, facts=job.facts)
+
+
+def _about(job: Job, size_bytes: int, sha256: str) -> dict[str, object]:
+    """What the page has to know of the model. size_bytes: packed. sha256: unpacked."""
     record, facts = job.model.record, job.facts
     return {
         **{key: facts[key] for key in ("producer", "network", "precision", "licence")},
@@ -122,6 +133,7 @@ def _about(job: Job, size_bytes: int) -> dict[str, object]:
         "least_mean": record.least_mean,
         "thresholds": record.thresholds,
         "size_bytes": size_bytes,
+        "sha256": sha256,
     }
 
 

@@ -12,6 +12,7 @@ import errno
 import importlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -135,7 +136,8 @@ def _found(file: FeatureFile, layer: str, folder: Path, threads: int) -> Graph |
                 # of what the file was before, and what a kill left half written
                 old = {*folder.glob(f"{layer}-*")} - {*folder.glob(f"{place.name}*")}
                 for one in (*old, *folder.glob(f".{layer}-*.part")):
-                    one.unlink()
+                    with suppress(OSError):  # Windows keeps what another process has mapped
+                        one.unlink()
                 log.info(f"building an index of {file.path}, once; --exact goes without it")
                 parts = _built(file, layer, place, record, parts, threads)
                 record = _measured(file, layer, record, parts, threads)

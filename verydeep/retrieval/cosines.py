@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .featurefile import FeatureFile
+from .featurefile import BLOCK_BYTES, FeatureFile
 
 
 def unit_rows(block: np.ndarray) -> np.ndarray:
@@ -43,9 +43,17 @@ def nearest_rows(
 
     queries: as `unit_rows` gives them. Rows of photos that could not be read have the cosine -inf.
     """
-    known = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
+    # as many at once as leave their cosines with a block in as many bytes
+    step = max(1, BLOCK_BYTES // (4 * file.about.step(layer)))
+    parts = [queries[at : at + step] for at in range(0, len(queries), step)] or [queries]
+    known = [
+        (np.zeros((len(part), 0), np.float32), np.zeros((len(part), 0), np.int64)) for part in parts
+    ]
     for start, block in file.blocks(layer):
-        cosines = queries @ unit_rows(block).T
-        cosines[:, file.failed[start : start + len(block)]] = -np.inf
-        known = closest(known, cosines, start, top)
-    return known
+        units, bad = unit_rows(block), file.failed[start : start + len(block)]
+        for at, part in enumerate(parts):
+            cosines = part @ units.T
+            cosines[:, bad] = -np.inf
+            known[at] = closest(known[at], cosines, start, top)
+    cosines, rows = (np.concatenate(found) for found in zip(*known, strict=True))
+    return cosines, rows

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, is_number
 from ..files import photo_paths
 from ..files.progress import expect, stage
 from ..files.wording import counted, plain, some
@@ -99,6 +99,7 @@ class Duplicates:
     photos: how many files were compared, links left out. errors: those that could not be read, and why.
     keep: of each group, what was asked to be kept, and what links lead to; None where nothing was asked.
     blank: pictures of nothing but one colour that are alike; of other bytes, they are no duplicates.
+    gone: duplicates by features alone, since there is no photo any more to look at.
     """
 
     groups: tuple[Group, ...]
@@ -107,11 +108,13 @@ class Duplicates:
     errors: dict[str, str]
     keep: tuple[str, ...] | None = None
     blank: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """What `verydeep duplicates --json` prints."""
         more = {"keep": list(self.keep)} if self.keep is not None else {}
         more |= {"blank": list(self.blank)} if self.blank else {}
+        more |= {"gone": list(self.gone)} if self.gone else {}
         groups = [group.to_dict() for group in self.groups]
         return {
             "groups": groups, "photos": self.photos, "threshold": self.threshold, "errors": self.errors,
@@ -129,6 +132,8 @@ class Duplicates:
         if self.keep is not None:
             return "\n".join(self.keep)
         last = f"{found if count else none} {how}"
+        if self.gone:
+            last += f"\nno more there, and so joined by features alone: {some(self.gone)}"
         if self.blank:
             last += f"\nblank, of one colour and so alike, but no duplicates: {some(self.blank)}"
         return "\n\n".join([*map(str, self.groups), last])
@@ -161,8 +166,8 @@ def duplicates(
     """
     if keep not in (None, *KEEP):
         raise DataError(f"keep is {keep!r}; expected {', '.join(KEEP)}")
-    if not 0 < threshold <= 1:
-        raise DataError(f"threshold is {threshold}; expected a cosine above 0, at most 1")
+    if not is_number(threshold, 0, 1) or not threshold:
+        raise DataError(f"threshold is {threshold!r}; expected a cosine above 0, at most 1")
     given = photo_paths.names(photos)
     if len(given) == 1 and is_feature_file(given[0]):
         file = open_features(given[0])
@@ -252,7 +257,7 @@ def _grouped(
     left_out = np.ones(len(paths), bool)
     left_out[list(rows.values())] = False
     where = [places.get(path, path) for path in paths]
-    groups_of, partner, blank = _linked(file, layer, graph, threshold, left_out, where)
+    groups_of, partner, blank, gone = _linked(file, layer, graph, threshold, left_out, where)
     members: dict[int, list[Member]] = {}
     for path in distinct:
         row = rows[copies.get(path, path)]
@@ -271,8 +276,8 @@ def _grouped(
     chosen = {max(g.members, key=lambda m: best(places[m.path])).path for g in groups if best}
     to_keep = tuple(m.path for g in groups for m in g.members if m.linked or m.path in chosen)
     count = len(failed.keys() | distinct)
-    blanks = tuple(paths[row] for row in sorted(blank))
-    return Duplicates(groups, count, threshold, failed, to_keep if best else None, blanks)
+    blanks, lost = (tuple(paths[row] for row in sorted(found)) for found in (blank, gone))
+    return Duplicates(groups, count, threshold, failed, to_keep if best else None, blanks, lost)
 
 
 def _pixels(place: str) -> int:
@@ -292,12 +297,13 @@ KEEP: dict[str, Callable[[str], float]] = {"first": lambda _: 0, "largest": _pix
 def _linked(
     file: FeatureFile, layer: str, graph: Graph | None, threshold: float, left_out: np.ndarray,
     places: list[str],
-) -> tuple[list[list[int]], dict[int, tuple[int, float]], set[int]]:  # fmt: skip
+) -> tuple[list[list[int]], dict[int, tuple[int, float]], set[int], set[int]]:  # fmt: skip
     """Rows joined with the nearest of those before them, unless their photos show other pictures.
 
     left_out: (rows,) bool, those that are joined with none. places: where the photo of each row is.
     Returns the group of each row, a list that its rows share; and of joined rows another one, the nearest
-    before it where there is one, and their cosine; and those whose photos are blank, which are not joined.
+    before it where there is one, and their cosine; those whose photos are blank, which are not joined; and
+    those whose photos are gone, and which are joined.
     """
     least = max(threshold - ROUNDING, ROUNDING)  # more than rows of zeros have
     before = _nearest_before if graph is None else partial(_proposed_before, graph)
@@ -306,6 +312,7 @@ def _linked(
     partner: dict[int, tuple[int, float]] = {}
     picture = lru_cache(SMALL)(small)  # as the files are now
     blank: set[int] = set()
+    unseen: set[int] = set()
     settled = set()  # of photos that are gone, those that have joined one that is there
     alike = np.flatnonzero(cosines[:, 0] >= least).tolist()
     for row in stage(alike, "comparing pixels", "photo", len(alike)):
@@ -324,12 +331,13 @@ def _linked(
                 blank.update(compress((row, other), empty))
                 same = not any(empty) and same_picture(*pictures) is not False
             if same:
+                unseen.update(gone)
                 theirs += ours
                 for one in ours:
                     groups[one] = theirs
                 partner.setdefault(row, (other, min(cosine, 1.0)))
                 partner.setdefault(other, (row, min(cosine, 1.0)))
-    return groups, partner, blank
+    return groups, partner, blank, unseen
 
 
 def _nearest_before(

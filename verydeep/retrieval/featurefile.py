@@ -119,7 +119,7 @@ class About:
 
 
 class FeatureFile:
-    """An open file of features.
+    """An open file of features. DataError where it was replaced or written to since.
 
     path: as given. about: how the features were made.
     """
@@ -141,6 +141,11 @@ class FeatureFile:
         )
         how = f"{about.network} ({about.engine} {about.precision})"
         return f"{self.path}: {counted(len(self), 'photo')}, {layers}, {how}"
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the path still leads to the file that was opened."""
+        return self._stored.source.unchanged
 
     def _texts(self, column: str) -> Iterator[str]:
         with damage_named(self.path):

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -31,6 +33,37 @@ LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip's entry: lengths of its name 
 NO_RECORD = "it has no record; expected a file that `verydeep features` wrote"
 
 
+class Source:
+    """A file that is opened for each reading: the same one as at first, or DataError.
+
+    No handle is kept: that could not be pickled, and on Windows nobody could replace the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known = _state(os.stat(path))
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the path still leads to that file, and nobody wrote to it."""
+        try:
+            return _state(os.stat(self._path)) == self._known
+        except OSError:
+            return False
+
+    @contextmanager
+    def opened(self) -> Iterator[IO[bytes]]:
+        with open(self._path, "rb") as file:
+            if _state(os.fstat(file.fileno())) != self._known:
+                raise DataError("it has changed since it was opened; open it again")
+            yield file
+
+
+def _state(status: os.stat_result) -> tuple[int, int, int]:
+    """Which file it is, and since when. Without its device, which another machine numbers otherwise."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 class Npz:
     """`numpy.load(file)` gives "path", "error", an array a layer, and "about", which is the record.
 
@@ -39,8 +72,8 @@ class Npz:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        with zipfile.ZipFile(path) as archive:
+        self.source = Source(path)
+        with self.source.opened() as opened, zipfile.ZipFile(opened) as archive:
             self._entries = {info.filename: info for info in archive.infolist()}
             if "about.npy" not in self._entries:
                 raise DataError(NO_RECORD)
@@ -51,27 +84,33 @@ class Npz:
 
     def numbers(self, layer: str, rows: int) -> Iterator[np.ndarray]:
         entry = self._entries[f"{layer}.npy"]
-        with zipfile.ZipFile(self._path) as archive, archive.open(entry) as member:
-            shape, by_column, dtype = _header(member)
-            offset = member.tell()
-            if by_column or entry.compress_type != zipfile.ZIP_STORED:  # saved again by somebody
-                member.seek(0)
-                values = npy.read_array(member, allow_pickle=False)
-                yield from (values[start : start + rows] for start in range(0, self.rows, rows))
-                return
-        with open(self._path, "rb") as file:
+        with self.source.opened() as file:
+            with zipfile.ZipFile(file) as archive, archive.open(entry) as member:
+                shape, by_column, dtype = _header(member)
+                offset = member.tell()
+                if (
+                    by_column or entry.compress_type != zipfile.ZIP_STORED
+                ):  # saved again by somebody
+                    member.seek(0)
+                    values = npy.read_array(member, allow_pickle=False)
+                    yield from (values[start : start + rows] for start in range(0, self.rows, rows))
+                    return
             file.seek(entry.header_offset)
             name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
             offset += file.tell() + name + extra
-        # a block at a time: a map of the whole counts as this process's memory, page by page, as it is read
-        count, *row = shape
-        row_bytes = dtype.itemsize * math.prod(row)
-        for start in range(0, count, rows):
-            block = (min(rows, count - start), *row)
-            yield np.memmap(self._path, dtype, "r", offset + start * row_bytes, block)
+            # a block at a time: a map of the whole counts as this process's memory, page by page, once read
+            count, *row = shape
+            row_bytes = dtype.itemsize * math.prod(row)
+            for start in range(0, count, rows):
+                block = (min(rows, count - start), *row)
+                yield np.memmap(file, dtype, "r", offset + start * row_bytes, block)
 
     def texts(self, column: str) -> Iterator[str]:
-        with zipfile.ZipFile(self._path) as archive, archive.open(f"{column}.npy") as file:
+        with (
+            self.source.opened() as opened,
+            zipfile.ZipFile(opened) as archive,
+            archive.open(f"{column}.npy") as file,
+        ):
             (count,), _, dtype = _header(file)
             for start in range(0, count, ROWS):
                 part = file.read(dtype.itemsize * min(ROWS, count - start))
@@ -128,8 +167,8 @@ class Parquet:
     """Columns "path", "error" and a list of floats a layer; null where a photo could not be read."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        with pyarrow().parquet.ParquetFile(path) as file:
+        self.source = Source(path)
+        with self.source.opened() as opened, pyarrow().parquet.ParquetFile(opened) as file:
             metadata = file.schema_arrow.metadata or {}
             if KEY not in metadata:
                 raise DataError(NO_RECORD)
@@ -150,7 +189,7 @@ class Parquet:
             yield from (text or "" for text in part.to_pylist())
 
     def _column(self, name: str, rows: int) -> Iterator[Any]:
-        with pyarrow().parquet.ParquetFile(self._path) as file:
+        with self.source.opened() as opened, pyarrow().parquet.ParquetFile(opened) as file:
             # group by group, since iter_batches keeps those that it has passed
             for group in range(file.num_row_groups):
                 for chunk in file.read_row_group(group, columns=[name]).column(0).chunks:

@@ -143,7 +143,7 @@ async def search(service: Served, file: Photo, top: Top = 12) -> Response:
 )
 async def photo(service: Served, row: int) -> Response:
     """A photo of the index, small."""
-    return Response(await asyncio.to_thread(service.thumbnail, row), media_type="image/jpeg")
+    return Response(await service.thumbnail(row), media_type="image/jpeg")
 
 
 @routes.get("/model")
@@ -248,7 +248,8 @@ def build(
         app.add_exception_handler(kind, _wrong)
     app.include_router(routes)
     app.include_router(open_routes)
-    metrics.inside.set_function(lambda: service.quick.inside + service.slow.inside)
+    batchers = service.quick, service.slow, service.drawing
+    metrics.inside.set_function(lambda: sum(one.inside for one in batchers))
 
     @app.get("/metrics", response_class=Response, include_in_schema=False)
     async def counted() -> Response:

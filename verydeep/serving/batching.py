@@ -17,6 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ..errors import EngineError
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -68,7 +70,8 @@ class Batcher:
 
         run: gives as many answers as it gets items; one that is an exception is raised to whom it belongs.
         Where it raises, each item is tried alone, so that only those at fault fail. What `prepare` raises
-        is raised here, and FullError where there is no room. Cancelled, it leaves the queue.
+        is raised here, FullError where there is no room, and EngineError where answers are missing.
+        Cancelled, it leaves the queue.
         """
         if self.inside >= self.room:
             raise FullError
@@ -104,12 +107,19 @@ class Batcher:
             self._changed.clear()
             while batch := await self._next():
                 items = [one.item for one in batch]
-                answers = await loop.run_in_executor(self._engine, _answers, batch[0].run, items)
-                self.sizes(len(batch))
+                try:
+                    answers: Sequence[Any] = await loop.run_in_executor(
+                        self._engine, _answers, batch[0].run, items
+                    )
+                    self.sizes(len(batch))
+                except asyncio.CancelledError:
+                    raise
+                except BaseException as error:  # a panic of a library's, too
+                    answers = [error] * len(batch)
                 for one, answer in zip(batch, answers, strict=True):
                     if one.answer.done():  # whoever asked has gone
                         continue
-                    if isinstance(answer, Exception):
+                    if isinstance(answer, BaseException):
                         one.answer.set_exception(answer)
                     else:
                         one.answer.set_result(answer)
@@ -138,8 +148,12 @@ def _answers(
 ) -> Sequence[R | Exception]:
     """One for each item, or the exception that it alone causes."""
     try:
-        return run(items)
+        answers = run(items)
+        if len(answers) != len(items):
+            raise EngineError(f"{len(answers)} answers came for {len(items)} photos")
+        return answers
     except Exception as error:
         if len(items) == 1:
-            return [error]
+            # which no future takes
+            return [EngineError("no answer came") if isinstance(error, StopIteration) else error]
         return [answer for item in items for answer in _answers(run, [item])]

@@ -158,7 +158,8 @@ class Guard:
                     401, f"{said}; send the header Authorization: Bearer TOKEN",
                     {"www-authenticate": "Bearer"},
                 )  # fmt: skip
-        if scope["method"] == "POST" and self.inside > self.limits.waiting:
+        work = scope["method"] == "POST" or scope["path"].startswith("/v1/photo/")
+        if work and self.inside > self.limits.waiting:
             raise refused(
                 429, f"{self.limits.waiting} requests are being answered; try again later"
             )
@@ -193,7 +194,7 @@ class _Body:
         if self.count > limits.size_bytes:
             most = f"{limits.size_bytes / (1 << 20):.3g} MiB"
             raise refused(413, f"more than {most}; send a smaller photo")
-        if self.guard.held > limits.held_bytes:
+        if self.guard.held > max(limits.held_bytes, limits.size_bytes):  # one alone always fits
             raise refused(429, "too many photos at once; try again later")
         if not message.get("more_body"):
             self.whole.set()

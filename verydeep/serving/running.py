@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import logging
-import os
 import re
 import signal
 import socket
@@ -26,6 +26,7 @@ from .guard import LOOPBACK, Limits
 from .service import Service
 
 M_MMAP_THRESHOLD = -3  # malloc.h: what is larger has pages of its own
+WSAEADDRINUSE = 10048  # winerror.h
 GRACE_SECONDS = 5  # beyond the limits of time, for what is in flight at the end
 
 
@@ -70,7 +71,9 @@ def listening(host: str, port: int, token: str | None) -> socket.socket:
     try:
         listener = socket.create_server(address[:2], family=family, backlog=512)
     except OSError as error:
-        why = os.strerror(error.errno) if error.errno else error
+        why = str(error.strerror or error).partition(" (while")[0]  # and the address once more
+        if error.errno in (errno.EADDRINUSE, WSAEADDRINUSE):
+            why = "Address already in use"
         raise DataError(f"{host}:{port}: {why}; name another with --port") from None
     # which connections inherit: asyncio sees to it only where it made the socket itself, and without it
     # the second part of an answer waits 40 ms for the first one's receipt

@@ -66,6 +66,7 @@ class Service:
         room = self.limits.waiting
         self.quick = Batcher(MOST, room, DECODING_THREADS, sizes)
         self.slow = Batcher(1, SLOW_ROOM, 1)
+        self.drawing = Batcher(1, room, 1)  # photos of the index: one at a time is in memory
         self.ready = False
         self.on_ready: Callable[[], object] = lambda: None
         self._distances: dict[str, Perceptual] = {}
@@ -113,7 +114,7 @@ class Service:
         return "gradcam" if ENGINES["torch"].available else "occlusion"
 
     async def close(self) -> None:
-        for batcher in (self.quick, self.slow):
+        for batcher in (self.quick, self.slow, self.drawing):
             await batcher.close()
 
     def about(self) -> dict[str, Any]:
@@ -171,7 +172,8 @@ class Service:
 
         def compared(photos: tuple[Pixels, Pixels]) -> Any:
             measure = self._perceptual(metric)
-            spatial = form != "json" and measure.metric.spatial
+            # a page does without a map; where there can be no picture, `stream` says so
+            spatial = form == "png" or (form == "page" and measure.metric.spatial)
             (distance,) = measure.stream([photos], range=(0, 255), spatial=spatial)
             if not isinstance(distance, Distance):
                 raise ImageError(distance.error)
@@ -222,24 +224,34 @@ class Service:
 
         return await self._alone(partial(self._checked, photo), found)
 
-    def thumbnail(self, row: int) -> bytes:
+    async def thumbnail(self, row: int) -> bytes:
         """A small JPEG of a photo of the index, by its row: nothing else on the disk can be asked for."""
         index = self._searched()
         if not 0 <= row < len(index):
             raise refused(404, f"the index has no row {row}")
-        try:
-            photo = as_rgb(decode(index.photo(index.paths[row])))
-        except ImageError:
-            raise refused(404, f"the photo of row {row} cannot be read any more") from None
-        file = io.BytesIO()
-        fitted(photo, THUMBNAIL).save(file, "JPEG", quality=85)
-        return file.getvalue()
+
+        def spare(width: int, height: int) -> float:
+            self._require_few(width, height)
+            return max(width, height) / THUMBNAIL
+
+        def drawn(_: object) -> list[bytes]:
+            try:
+                photo = as_rgb(decode(index.photo(index.paths[row]), spare=spare))
+            except ImageError:
+                raise refused(404, f"the photo of row {row} cannot be read any more") from None
+            file = io.BytesIO()
+            fitted(photo, THUMBNAIL).save(file, "JPEG", quality=85)
+            return [file.getvalue()]
+
+        return await self.drawing(object(), lambda: None, drawn)
 
     # How
 
     def _searched(self) -> FeatureFile:
         if self.index is None:
             raise refused(404, "there is no index to search; start the server with --index")
+        if not self.index.unchanged:
+            raise refused(503, "the index has changed since the server started; start it again")
         return self.index
 
     async def _alone(self, prepare: Callable[[], T], run: Callable[[T], R]) -> R:
@@ -276,11 +288,15 @@ class Service:
         kind, width, height = _unread(header, photo)
         if kind not in FORMATS:
             raise refused(415, f"a {kind} file; expected JPEG, PNG, WebP, TIFF or the like")
+        self._require_few(width, height, share)
+        return photo
+
+    def _require_few(self, width: int, height: int, share: int = 1) -> None:
+        """Before anything is decoded."""
         most = self.limits.pixels // share
         if width * height > most:
             words = f"{width} x {height} pixels; at most {most / 1e6:g} million are taken; scale it down"
             raise refused(413, words)
-        return photo
 
     def _decoded(self, photo: bytes) -> Any:
         """For what draws on the photo."""

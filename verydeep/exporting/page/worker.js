@@ -31,10 +31,18 @@ async function model() {
   return new Response(bytes).arrayBuffer();
 }
 
+// Whether page.json tells of this model. Browsers hash, and keep pages, in secure contexts alone.
+async function matches(bytes) {
+  if (!self.isSecureContext) return true;
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  return about.sha256 === [...digest].map((one) => one.toString(16).padStart(2, "0")).join("");
+}
+
 async function load() {
   const began = performance.now();
   about = await (await got("page.json")).json();
   const bytes = await model();
+  if (!(await matches(bytes))) throw new Error("Its names and its model are of two versions; load the page again.");
   const came = performance.now();
   session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
   const { crop_size: side, mean } = about.preprocess;

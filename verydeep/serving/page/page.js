@@ -63,14 +63,14 @@ async function look(file) {
 }
 
 function drawAnswer(file, answer, seen) {
-  const maps = new Map(seen.maps.map((one) => [one.label, one.picture]));
+  const maps = new Map(seen.maps.map((one) => [one.id, one.picture])); // two classes may have one name
   const [best] = answer.predictions;
-  const buttons = answer.predictions.map(({ label, probability }, rank) => {
-    const button = make("button", { type: "button", className: "guess", disabled: !maps.has(label) }, ...guess(label, probability));
+  const buttons = answer.predictions.map(({ id, label, probability }, rank) => {
+    const button = make("button", { type: "button", className: "guess", disabled: !maps.has(id) }, ...guess(label, probability));
     if (answer.sure && (model.several || !rank)) button.classList.add("sure");
     button.addEventListener("click", () => {
       for (const one of buttons) one.ariaPressed = String(one === button);
-      $("heat").src = maps.get(label);
+      $("heat").src = maps.get(id);
       $("heat").alt = `where the network sees ${label}`;
       $("heat").hidden = $("mix").hidden = false;
     });
@@ -142,9 +142,10 @@ async function drawChannels(layer) {
     return;
   }
   $("channels").classList.add("busy");
+  const file = photo;
   try {
-    const [one] = await asked(`v1/channels?strongest=16&layer=${layer}`, { file: photo });
-    if ($("layer").value === layer) $("channels").replaceChildren(block(one));
+    const [one] = await asked(`v1/channels?strongest=16&layer=${layer}`, { file });
+    if ($("layer").value === layer && photo === file) $("channels").replaceChildren(block(one));
   } catch (error) {
     tell(error);
   }
@@ -162,13 +163,13 @@ function placed(side) {
     const image = zone.querySelector("img") || zone.appendChild(make("img", { alt: `photo ${side}: ${file.name}` }));
     zone.classList.add("filled");
     shown(image, file);
-    if (two.a && two.b) compare().catch(tell);
+    if (two.a && two.b) compare({ ...two });
   };
 }
 
 // Of one size, since only then they can be compared: the second is cut to the shape of the first.
-async function sameSize() {
-  const [a, b] = await Promise.all([createImageBitmap(two.a), createImageBitmap(two.b)]);
+async function sameSize(photos) {
+  const [a, b] = await Promise.all([createImageBitmap(photos.a), createImageBitmap(photos.b)]);
   const scale = Math.min(1, 512 / Math.max(a.width, a.height));
   const [width, height] = [a.width, a.height].map((side) => Math.max(32, Math.round(side * scale)));
   return Promise.all([a, b].map((image) => {
@@ -182,16 +183,26 @@ async function sameSize() {
   }));
 }
 
-async function compare() {
+async function compare(photos) {
   tell();
+  const current = () => photos.a === two.a && photos.b === two.b;
   $("difference").textContent = "Comparing.";
-  const [a, b] = await sameSize().catch(() => [two.a, two.b]);
-  const said = await asked("v1/distance?form=page", { a, b });
-  const { width, height } = said.about;
+  try {
+    const [a, b] = await sameSize(photos).catch(() => [photos.a, photos.b]);
+    const said = await asked("v1/distance?form=page", { a, b });
+    if (current()) drawDifference(said);
+  } catch (error) {
+    if (!current()) return;
+    $("difference").textContent = "";
+    tell(error);
+  }
+}
+
+function drawDifference({ distance, highest, picture, about: { width, height } }) {
   $("difference").replaceChildren(
-    make("strong", { textContent: said.distance.toFixed(3) }), ` LPIPS, compared at ${width} × ${height}`,
-    make("img", { src: said.picture, alt: "where they differ", width, height }),
-    make("p", { textContent: `Where they differ: black is not at all, pale yellow ${said.highest.toPrecision(2)}, the most there is.` }),
+    make("strong", { textContent: distance.toFixed(3) }), ` LPIPS, compared at ${width} × ${height}`,
+    make("img", { src: picture, alt: "where they differ", width, height }),
+    make("p", { textContent: `Where they differ: black is not at all, pale yellow ${highest.toPrecision(2)}, the most there is.` }),
   );
 }
 
