@@ -118,7 +118,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @follows("threads is {}; expected {} or fewer, one a core")
-def test_more_threads_than_any_machine_has(tmp_path: Path, model: Path) -> None:
+def test_more_threads_than_any_machine_has(model: Path) -> None:
     text = refused(lambda: package.load(model, threads=10**6))
     _, most = said("threads is {}; expected {} or fewer, one a core", text)
     assert int(most) == MOST_THREADS
