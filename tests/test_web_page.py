@@ -219,10 +219,23 @@ def test_pixels_are_pillows(browser: Any, address: str) -> None:
         assert off <= (0 if int(PIL.__version__.split(".")[0]) >= 13 else 1), record
 
 
+WHOLE = """async (names) => {
+    const kept = (await (await caches.open("page")).keys()).map((one) => one.url.split("/").pop());
+    return names.every((name) => kept.includes(name));
+}"""
+
+
+def wait_for_a_copy(page: Any) -> None:
+    """Until all that the page needs is kept: that goes on after the model is loaded."""
+    names = ["", "page.js", "worker.js", "resize.js", "page.json", "model.onnx.gz", *web.RUNTIME]
+    page.wait_for_function(WHOLE, arg=names)
+
+
 def test_it_works_without_a_network(browser: Any, exported: Path) -> None:
     with plain_server(exported) as url:
         page = opened(browser, url)
         before = look_at(page, exported.parent / "a.jpg")
+        wait_for_a_copy(page)
     page.reload()
     page.get_by_text("to open; it computes in").wait_for()
     assert look_at(page, exported.parent / "a.jpg") == before
@@ -237,7 +250,7 @@ def test_a_whole_copy_is_never_mixed_with_another(
     with plain_server(folder) as url:
         page = opened(browser, url)
         before = look_at(page, exported.parent / "a.jpg")
-        page.wait_for_timeout(300)
+        wait_for_a_copy(page)
         about = json.loads((folder / "page.json").read_text())
         about.update(labels=list(reversed(about["labels"])), sha256="0" * 64)
         (folder / "page.json").write_text(json.dumps(about))
