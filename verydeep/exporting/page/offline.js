@@ -18,7 +18,7 @@ addEventListener("fetch", (event) => {
 
 // page.json is kept with its model and not before: where that does not come, the two from before stay.
 async function keep(request, answer) {
-  const about = request.url === MODEL ? await fetch(ABOUT) : null;
+  const about = request.url === MODEL ? await fetch(ABOUT, { cache: "no-cache" }) : null;
   if (request.url === ABOUT || (about && !about.ok)) return;
   const kept = await caches.open("page");
   await kept.put(request, answer);

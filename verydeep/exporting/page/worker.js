@@ -9,8 +9,9 @@ ort.env.wasm.numThreads = threads;
 let about; // page.json
 let session;
 
+// Asked for anew, though the browser may have it: of two versions only one file might be an old one.
 async function got(name) {
-  const answer = await fetch(name);
+  const answer = await fetch(name, { cache: "no-cache" });
   if (!answer.ok) throw new Error(`${name} cannot be had: ${answer.status} ${answer.statusText}`);
   return answer;
 }
