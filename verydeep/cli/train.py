@@ -122,7 +122,9 @@ def train(
             write(answer.page(), out / "rates.html")
             log.info(f"wrote {out / 'rates.html'}")
         return 0
-    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes: it tells
+    from ..training.record.folder import is_first
+
+    first = is_first()  # of torchrun's processes: it tells
     with _Teller() if first else nullcontext() as teller:
         from ..training import begin
 

@@ -88,10 +88,8 @@ class Npz:
             with zipfile.ZipFile(file) as archive, archive.open(entry) as member:
                 shape, by_column, dtype = _header(member)
                 offset = member.tell()
-                if (
-                    by_column or entry.compress_type != zipfile.ZIP_STORED
-                ):  # saved again by somebody
-                    member.seek(0)
+                if by_column or entry.compress_type != zipfile.ZIP_STORED:
+                    member.seek(0)  # saved again by somebody
                     values = npy.read_array(member, allow_pickle=False)
                     yield from (values[start : start + rows] for start in range(0, self.rows, rows))
                     return

@@ -18,7 +18,7 @@ from . import recipes
 from .recipes import Config, changed
 from .record import folder
 from .record.result import TrainResult
-from .run import Event, Run, is_first
+from .run import Event, Run
 
 if TYPE_CHECKING:  # torch
     from .learn import Learning
@@ -58,7 +58,7 @@ def train(
     SIGTERM write a checkpoint and then do what they always do.
     """
     # the process that writes; the others may share no disk with it
-    first = is_first()
+    first = folder.is_first()
     if out is None and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
         raise DataError(
             "torchrun may start this run again, and it must be found then; name its folder by --out"

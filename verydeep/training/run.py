@@ -31,7 +31,7 @@ from ..nets import Network
 from ..predictor import Predictor, sigmoid, softmax
 from ..preprocess import Preprocess
 from .record import about, folder, report
-from .record.folder import Log
+from .record.folder import Log, is_first
 from .record.result import TrainResult
 
 WITHOUT_EFFECT = ("threads", "checkpoint_minutes")  # settings that change no weight
@@ -64,11 +64,6 @@ class Outcome:
     measured: Sequence[Mapping[str, Any]] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     told: Mapping[str, Any] = field(default_factory=dict)
-
-
-def is_first() -> bool:
-    """Whether this is the only process of a run, or the first of those that torchrun started."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 class Run:

@@ -19,6 +19,11 @@ from ...files.atomic import locked, replacing
 RUNS = Path("runs")  # where runs go that are given no folder
 
 
+def is_first() -> bool:
+    """Whether this is the only process of a run, or the first of those that torchrun started."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
 def refuse_another_run(folder: Path) -> None:
     """OutputError for a folder that a run was begun in."""
     if (folder / "config.json").exists() or (folder / "checkpoints").exists():
