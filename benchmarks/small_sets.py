@@ -29,7 +29,7 @@ from machine import ENGINES, report
 import verydeep
 from verydeep import modelfile
 from verydeep.datasets import labelled
-from verydeep.training.heads.features import averages
+from verydeep.probing.features import averages
 
 COMPARED = 8  # photos whose features are computed a second time
 PARITY = 3e-2  # relative error, as `half` is promised

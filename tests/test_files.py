@@ -23,7 +23,7 @@ from verydeep.files import folders, hashes, photo_paths
 from verydeep.files.atomic import replacing, require_writable
 from verydeep.files.folders import MOST, Notebook
 from verydeep.graphs import source_of
-from verydeep.training.heads.features import _space
+from verydeep.probing.features import _space
 
 from .tiny import model_file, photo, pixels, tiny, weights
 

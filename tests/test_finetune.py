@@ -22,12 +22,12 @@ from verydeep.errors import DataError, VerydeepError, WeightsError
 from verydeep.models import build, loading
 from verydeep.nets import Head
 from verydeep.preprocess import Preprocess
+from verydeep.probing.linear import LinearHead, Scaling
 from verydeep.training import begin, learn
 from verydeep.training.begin import train as run
-from verydeep.training.heads.linear import LinearHead, Scaling
-from verydeep.training.heads.probe import ProbeConfig
 from verydeep.training.learner import Learner, ScaledHead, scaled
 from verydeep.training.optim import grouped
+from verydeep.training.probe import ProbeConfig
 from verydeep.training.recipes import Config, changed, finetune, small_images
 from verydeep.training.record.result import TrainResult
 from verydeep.training.start import started

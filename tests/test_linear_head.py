@@ -12,8 +12,8 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 
 from verydeep.errors import DataError
 from verydeep.evaluation.figures import average_precision
-from verydeep.training.heads.choosing import less, mcnemar, threshold, thresholds
-from verydeep.training.heads.linear import folds, log_loss, scaling, solve, temperature
+from verydeep.probing.choosing import less, mcnemar, threshold, thresholds
+from verydeep.probing.linear import folds, log_loss, scaling, solve, temperature
 
 
 def problem(

@@ -24,12 +24,12 @@ from verydeep import modelfile
 from verydeep.datasets.labelled import Sample, find
 from verydeep.errors import DataError, LayerError, OutputError
 from verydeep.predictor import softmax
+from verydeep.probing import features as features_module
+from verydeep.probing.choosing import candidates, choose, familiarity, finished
+from verydeep.probing.features import averages
+from verydeep.training import probe
 from verydeep.training.begin import train as run
-from verydeep.training.heads import features as features_module
-from verydeep.training.heads import probe
-from verydeep.training.heads.choosing import candidates, choose, familiarity, finished
-from verydeep.training.heads.features import averages
-from verydeep.training.heads.probe import ProbeConfig
+from verydeep.training.probe import ProbeConfig
 
 from .conftest import Outcome, Run
 from .tiny import model_file, tiny
@@ -516,7 +516,7 @@ def test_a_quantised_trunk_stays_as_it_is_stored(tmp_path: Path, flowers: Path) 
 def test_it_runs_without_torch(trunk: Path, flowers: Path, tmp_path: Path) -> None:
     program = (
         "import sys\n"
-        "from verydeep.training.heads.probe import ProbeConfig\n"
+        "from verydeep.training.probe import ProbeConfig\n"
         "from verydeep.training.begin import train as run\n"
         f"run(ProbeConfig(model={str(trunk)!r}, sizes=(32,), engine='onnxruntime'),"
         f" {str(flowers)!r}, out={str(tmp_path / 'out')!r})\n"

@@ -24,7 +24,7 @@ from verydeep.modelfile import Record, write
 from verydeep.pictures import charts as plots
 from verydeep.pictures.charts import Line
 from verydeep.training.begin import train as run_recipe
-from verydeep.training.heads.probe import ProbeConfig
+from verydeep.training.probe import ProbeConfig
 from verydeep.training.record import report
 from verydeep.training.record.report import page
 from verydeep.training.record.result import TrainResult

@@ -25,11 +25,11 @@ from verydeep.datasets.check import check
 from verydeep.datasets.labelled import find
 from verydeep.errors import DataError, ModelFileError, OutputError
 from verydeep.preprocess import Preprocess
+from verydeep.probing import linear
 from verydeep.training import begin, learn, loop, measuring, recipes
 from verydeep.training import run as training_run
 from verydeep.training.begin import train as run
-from verydeep.training.heads import linear
-from verydeep.training.heads.probe import ProbeConfig
+from verydeep.training.probe import ProbeConfig
 from verydeep.training.recipes import RECIPES
 from verydeep.training.record import checkpoint
 from verydeep.training.record.board import board

@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score
 
 from verydeep import modelfile, train
 from verydeep.training.begin import train as run
-from verydeep.training.heads.probe import ProbeConfig
+from verydeep.training.probe import ProbeConfig
 from verydeep.training.recipes import changed, finetune
 
 from .labelled import SETTINGS, trained

@@ -23,13 +23,13 @@ from verydeep.errors import DataError, VerydeepError
 from verydeep.models.loading import Trained, read
 from verydeep.models.widening import widened
 from verydeep.nets import network
+from verydeep.probing import linear
 from verydeep.training import parallel, recipes
 from verydeep.training.begin import find_rate
 from verydeep.training.begin import train as run
-from verydeep.training.heads import linear
-from verydeep.training.heads.probe import ProbeConfig
 from verydeep.training.learner import Learner
 from verydeep.training.loop import Meter
+from verydeep.training.probe import ProbeConfig
 from verydeep.training.recipes import Config
 from verydeep.training.record import checkpoint
 from verydeep.training.speed import decided

@@ -36,7 +36,7 @@ from ..files.progress import stage
 from ..files.strict_json import JSON
 from ..files.wording import counted
 from ..graphs.network import norm_factor
-from ..modelfile import ModelFile, Record, dequantised, read, write
+from ..modelfile import ModelFile, Record, dequantised, provenance, read, write
 from ..modelfile.codec import Coded, encode
 from ..nets import Layer, Network
 from ..predictor import Predictor
@@ -53,7 +53,6 @@ from ..quantisation import (
     spread,
 )
 from ..quantisation.rounding import patches_of
-from ..training.record import about
 from . import report
 from .carried import Carried
 from .fitting import Inputs, drifted
@@ -137,7 +136,7 @@ def compress(
         "version": __version__, "model": opened.sha256, **vars(goal), "effort": effort, "count": count,
         "threads": threads, "calibrate": _digest(spread(given, count)), "data": _digest(judged),
     }  # fmt: skip
-    with kept(out, asked, about.asked(), resume) as steps:
+    with kept(out, asked, provenance.asked(), resume) as steps:
         before = opened.path.stat().st_size
         if on_event:
             told = {"model": str(opened.path), "size": before, "goal": str(goal)}

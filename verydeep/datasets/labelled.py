@@ -76,6 +76,13 @@ class Labelled:
         """Training samples of each class, (classes,)."""
         return _tally(self.train, len(self.classes))
 
+    def described(self) -> dict[str, Any]:
+        """How many images and classes, and the digest by which a data set is known again."""
+        return {
+            "digest": self.digest, "classes": len(self.classes), "train": len(self.train),
+            "val": len(self.val), "split": self.split,
+        }  # fmt: skip
+
 
 def targets(samples: Sequence[Sample], classes: int | Sequence[str]) -> NDArray[Any]:
     """The class of each sample, (n,) int64; where there may be several, (n, classes) float32 of 0 and 1."""

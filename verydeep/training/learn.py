@@ -19,19 +19,19 @@ from ..errors import DataError, OutputError
 from ..evaluation import figures
 from ..modelfile import ModelFile
 from ..preprocess import Preprocess
+from ..probing import linear
+from ..probing.choosing import less, limits, mcnemar
 from ..published import find_model
 from .coding import coding_of, packed, scaled_by
 from .data.colours import Statistics, few, statistics
 from .data.feed import Feed
 from .data.source import Source
 from .data.views import Views, pictures
-from .heads import linear
-from .heads.choosing import less, limits, mcnemar
-from .heads.probe import Probe, ProbeConfig, shown
 from .learner import Learner, ScaledHead, scaled
 from .loop import Diverged, Position, Stopped, fit
 from .optim import side_at
 from .parallel import Group, device_of, joined
+from .probe import Probe, ProbeConfig, shown
 from .recipes import Config
 from .record import checkpoint, folder
 from .record.checkpoint import Checkpoint

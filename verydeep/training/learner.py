@@ -230,7 +230,7 @@ class Learner:
 class ScaledHead(nn.Linear):
     """A head that reads averages scaled, some of them left out while it learns.
 
-    mean, inverse: of `heads.linear.Scaling`, what is taken from an average, and what the rest is times;
+    mean, inverse: of `probing.linear.Scaling`, what is taken from an average, and what the rest is times;
     they go with the weights into a checkpoint.
     """
 

@@ -27,7 +27,7 @@ _ROOM = __name__.rpartition(".")[0]
 # recipe -> the module with the function that makes its config, and the one whose `learnt` follows that;
 # loaded when one is asked for, as not all of them need torch
 RECIPES: dict[str, tuple[str, str]] = {
-    "probe": (f"{_ROOM}.heads.probe", f"{_ROOM}.heads.probe"),
+    "probe": (f"{_ROOM}.probe", f"{_ROOM}.probe"),
     "finetune": (__name__, f"{_ROOM}.learn"),
     "small-images": (__name__, f"{_ROOM}.learn"),
     "paper": (__name__, f"{_ROOM}.learn"),

@@ -26,11 +26,11 @@ from ..evaluation import figures
 from ..files.atomic import replacing
 from ..files.progress import reached
 from ..files.wording import some
-from ..modelfile import ModelFile, key_of
+from ..modelfile import ModelFile, key_of, provenance
 from ..nets import Network
 from ..predictor import Predictor, sigmoid, softmax
 from ..preprocess import Preprocess
-from .record import about, folder, report
+from .record import folder, report
 from .record.folder import Log, is_first
 from .record.result import TrainResult
 
@@ -117,7 +117,7 @@ class Run:
                 f"{self.folder} is a run of another configuration: {'; '.join(differ)}; resume it with its "
                 "own, or choose another folder"
             )
-        before, after = was["data"], about.described(self.data)
+        before, after = was["data"], self.data.described()
         if before["digest"] != after["digest"]:
             raise DataError(
                 f"the data has changed since the run in {self.folder} was begun: {before['train']} images "
@@ -127,7 +127,7 @@ class Run:
 
     def open(self, step: int = 0, **facts: Any) -> None:
         """Make the folder, or go on in it after `step` steps; facts: what else config.json says."""
-        self.inputs = {"data": about.described(self.data), "init": self.init}
+        self.inputs = {"data": self.data.described(), "init": self.init}
         if not self.first:
             return
         folder.made(self.folder)
@@ -138,14 +138,14 @@ class Run:
             for half in self.folder.glob(f".{name}.*.part"):
                 half.unlink(missing_ok=True)
         whole = {
-            "verydeep": __version__, "config": self.config.to_dict(), **self.inputs, **about.asked(),
+            "verydeep": __version__, "config": self.config.to_dict(), **self.inputs, **provenance.asked(),
             "device": str(self.device), **facts,
         }  # fmt: skip
         if not step:
             with replacing(self.folder / "config.json", "w", encoding="utf-8") as file:
                 json.dump(whole, file, indent=1)
         kind = "resume" if step else "start"
-        self.tell({"event": kind, "step": step, "time": about.now(), **whole})
+        self.tell({"event": kind, "step": step, "time": provenance.now(), **whole})
         for line in self.data.warnings:
             self.tell({"event": "warning", "step": step, "text": line})
         for line in self.notes:
@@ -190,21 +190,21 @@ class Run:
         if not self.first:
             return self._result(samples, found, outcome.thresholds)
         reached(2, 3, "writing the model")
-        provenance = {
-            "made_by": "verydeep train", "command": about.command(), "versions": about.versions(),
+        made = {
+            "made_by": "verydeep train", "command": provenance.command(), "versions": provenance.versions(),
             "config": self.config.to_dict(), **self.inputs, **outcome.provenance,
         }  # fmt: skip
         record = modelfile.Record(
             outcome.network, outcome.preprocess, class_names=self.data.classes, licence=outcome.licence,
             threshold=outcome.threshold, least_mean=outcome.least_mean, thresholds=outcome.thresholds,
-            provenance=provenance, measured=tuple(rows),
+            provenance=made, measured=tuple(rows),
         )  # fmt: skip
         modelfile.write(self.folder / "model.safetensors", record, outcome.tensors)
         told = {
             row["what"]: row["value"] for row in rows if row["what"].startswith(("top", "mean"))
         }
         self.tell({
-            "event": "end", "time": about.now(), "seconds": self.seconds, **told, **outcome.told,
+            "event": "end", "time": provenance.now(), "seconds": self.seconds, **told, **outcome.told,
         })  # fmt: skip
         result = self._result(samples, found, outcome.thresholds)
         reached(3, 3, "writing the report")

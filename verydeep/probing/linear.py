@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import DataError
-from ...predictor import sigmoid, softmax
+from ..errors import DataError
+from ..predictor import sigmoid, softmax
 
 Array = NDArray[Any]
 

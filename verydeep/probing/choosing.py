@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import DataError
-from ...evaluation.figures import accuracy
-from ...files.progress import stage
-from ...nets import Network
-from ...predictor import sigmoid, softmax
+from ..errors import DataError
+from ..evaluation.figures import accuracy
+from ..files.progress import stage
+from ..nets import Network
+from ..predictor import sigmoid, softmax
 from . import linear
 from .linear import LinearHead, Scaling
 

@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...datasets import labelled
-from ...errors import EngineError, ImageError
-from ...files.cache import Cache
-from ...files.folders import cache_folder
-from ...files.progress import stage
-from ...graphs import source_of
-from ...predictor import DECODING_THREADS, Failure, Predictor
-from ...preprocess import decoded, sized
+from ..datasets import labelled
+from ..errors import EngineError, ImageError
+from ..files.cache import Cache
+from ..files.folders import cache_folder
+from ..files.progress import stage
+from ..graphs import source_of
+from ..predictor import DECODING_THREADS, Failure, Predictor
+from ..preprocess import decoded, sized
 
 if TYPE_CHECKING:
-    from ...preprocess import ImageLike, Size
+    from ..preprocess import ImageLike, Size
 
 SHARD = 512  # photos, about 4 MB at 2048 channels
 

@@ -1,9 +1,9 @@
 """The recipe `probe`: a linear head solved on averages of a trained network's layers, in minutes.
 
 The trunk is never trained. Each photo goes through it once, by the fastest engine; what its layers
-average to is kept (`features.py`), and a logistic regression is solved on that (`linear.py`). Which
-layers, how strong a penalty and, where several are given, which input size: cross-validation on the
-training photos says, never the validation photos. The model file that comes out has a head "gap" on those
+average to is kept, and a logistic regression is solved on that (`probing/`). Which layers, how strong a
+penalty and, where several are given, which input size: cross-validation on the training photos says, never
+the validation photos. The model file that comes out has a head "gap" on those
 layers, so every engine runs it, and what comes after the last of them is not computed.
 
 Nothing here needs torch.
@@ -18,21 +18,21 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ... import modelfile
-from ...datasets.labelled import Sample, targets
-from ...errors import DataError
-from ...files.progress import reached
-from ...nets import Head
-from ...predictor import Predictor
-from ...preprocess import Preprocess, sized
-from ...published import find_model
-from ..recipes import hold_to
-from ..record import folder
-from ..record.result import TrainResult
-from ..run import Outcome, Run, trunk_of
-from . import linear
-from .choosing import JUDGED, Chosen, candidates, choose, finished, limits
-from .features import Averages, averages
+from .. import modelfile
+from ..datasets.labelled import Sample, targets
+from ..errors import DataError
+from ..files.progress import reached
+from ..nets import Head
+from ..predictor import Predictor
+from ..preprocess import Preprocess, sized
+from ..probing import linear
+from ..probing.choosing import JUDGED, Chosen, candidates, choose, finished, limits
+from ..probing.features import Averages, averages
+from ..published import find_model
+from .recipes import hold_to
+from .record import folder
+from .record.result import TrainResult
+from .run import Outcome, Run, trunk_of
 
 FEW = 500  # photos, or less: a larger size and mirror images are worth their time
 SIZES = 160, 224  # pixels a side of many photos, of few

@@ -1,4 +1,4 @@
-"""What a run says about itself: the command that began it, the versions it ran with, the data, the time."""
+"""What a model file and a run say of how they were made: the command, the versions, the time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ... import __version__
-from ...datasets.labelled import Labelled
+from .. import __version__
 
 PACKAGES = ("numpy", "torch", "onnxruntime", "openvino", "ncnn", "MNN")
 
@@ -46,14 +45,3 @@ def versions() -> dict[str, str]:
 def now() -> str:
     """Local time with its offset, ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def described(found: Labelled) -> dict[str, Any]:
-    """How many images and classes, and the digest by which a data set is known again."""
-    return {
-        "digest": found.digest,
-        "classes": len(found.classes),
-        "train": len(found.train),
-        "val": len(found.val),
-        "split": found.split,
-    }
