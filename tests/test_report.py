@@ -20,12 +20,12 @@ from verydeep.datasets.labelled import Sample
 from verydeep.errors import DataError
 from verydeep.evaluation import figures
 from verydeep.evaluation.figures import calibration_error, reliability
+from verydeep.evaluation.page import MISTAKES
 from verydeep.modelfile import Record, write
 from verydeep.pictures import charts as plots
 from verydeep.pictures.charts import Line
 from verydeep.training.begin import train as run_recipe
 from verydeep.training.probe import ProbeConfig
-from verydeep.training.record import report
 from verydeep.training.record.report import page
 from verydeep.training.record.result import TrainResult
 
@@ -207,7 +207,7 @@ def test_the_page_needs_nothing_from_outside() -> None:
     draw = np.random.default_rng(0)
     text = page(made(image=draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)))
     read = Read(text)
-    assert read.seen["img"] == report.MISTAKES
+    assert read.seen["img"] == MISTAKES
     assert read.addresses
     assert all(address.startswith("data:image/jpeg;base64,") for address in read.addresses)
     assert "script" not in read.seen
@@ -231,7 +231,7 @@ def test_the_most_confident_mistakes_come_first() -> None:
     text = page(given)
     first, answer = given.probabilities.max(axis=1), given.probabilities.argmax(axis=1)
     wrong = sorted(np.flatnonzero(answer != given.labels), key=lambda i: -first[i])
-    assert re.findall(r"<small>(\d+).png", text) == [str(i) for i in wrong[: report.MISTAKES]]
+    assert re.findall(r"<small>(\d+).png", text) == [str(i) for i in wrong[:MISTAKES]]
 
 
 def test_one_image_is_one_image() -> None:
@@ -310,7 +310,7 @@ def test_a_probe_tells_all(run: Path) -> None:
     text = run.read_text(encoding="utf-8")
     read = Read(text)
     words = " ".join(read.text)
-    assert read.seen["img"] == 3 * report.MISTAKES  # photo, answer's map, truth's map
+    assert read.seen["img"] == 3 * MISTAKES  # photo, answer's map, truth's map
     assert "class activation maps, exact" in words
     assert "How it was chosen" in words
     assert 'class="chosen"' in text
@@ -322,7 +322,7 @@ def test_a_probe_tells_all(run: Path) -> None:
 def test_heat_maps_are_left_out_where_there_can_be_none(tmp_path: Path) -> None:
     trunk = model_file(tmp_path / "trunk.safetensors", tiny(classes=0, head="classic"))
     given = made(image=np.zeros((8, 8, 3), np.uint8), model=trunk)
-    assert Read(page(given)).seen["img"] == report.MISTAKES
+    assert Read(page(given)).seen["img"] == MISTAKES
     gone = made(model=tmp_path / "gone.safetensors")
     assert "img" not in Read(page(gone)).seen
     net = tiny("vgg11", head="small", classes=4)

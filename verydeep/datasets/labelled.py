@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -193,6 +193,20 @@ def open(sample: Sample | Item) -> Content:  # noqa: A001  # labelled.open reads
     OSError where it cannot be had, as from an archive that is damaged there.
     """
     return read(sample.source)
+
+
+def opened(samples: Iterable[Sample | Item], faults: MutableMapping[int, str]) -> Iterator[Content]:
+    """Each as `open` gives it, when it is asked for; b"" where it cannot be had, and `faults` says why.
+
+    faults: number of the sample -> why.
+    """
+    for at, sample in enumerate(samples):
+        held: Content = b""
+        try:
+            held = open(sample)
+        except OSError as error:
+            faults[at] = str(error)
+        yield held
 
 
 def digest(sample: Sample) -> str:

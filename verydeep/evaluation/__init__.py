@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -125,19 +125,11 @@ def evaluate(
     numbers = _numbered(name, items, predictor.labels, classes)
 
     damaged: dict[int, str] = {}  # of an archive, what cannot be had from it, and why
-
-    def photos() -> Iterator[Any]:
-        for at, item in enumerate(items):
-            try:
-                yield labelled.open(item)
-            except OSError as error:
-                damaged[at] = str(error)
-                yield b""
-
+    photos = labelled.opened(items, damaged)
     answers: Iterable[Any] = (
-        predictor.features_stream(photos(), "fc8", batch=batch)
+        predictor.features_stream(photos, "fc8", batch=batch)
         if several
-        else predictor.stream(photos(), top=5, batch=batch)
+        else predictor.stream(photos, top=5, batch=batch)
     )
     expect(len(items))
     said: list[Any] = []  # (scores, which classes are there), or (rank, first probability)

@@ -117,10 +117,8 @@ class _Files:
         return len(self.photos)
 
     def __iter__(self) -> Iterator[ImageLike]:
-        for photo in self.photos:
-            image: ImageLike = b""  # reported as an empty file where it is gone since it was hashed
-            with suppress(OSError):
-                image = labelled.open(photo)
+        # one that is gone since it was hashed is reported as an empty file
+        for image in labelled.opened(self.photos, {}):
             if self.mirrored:
                 with suppress(ImageError):  # which is reported when it is decoded once more
                     image = np.rint(decoded(image)[:, ::-1]).astype(np.uint8)

@@ -24,11 +24,11 @@ from ..datasets.labelled import Labelled, Sample
 from ..errors import DataError
 from ..evaluation import figures
 from ..files.atomic import replacing
-from ..files.progress import reached
+from ..files.progress import reached, stage
 from ..files.wording import some
 from ..modelfile import ModelFile, key_of, provenance
 from ..nets import Network
-from ..predictor import Predictor, sigmoid, softmax
+from ..predictor import Failure, Predictor, sigmoid, softmax
 from ..preprocess import Preprocess
 from .record import folder, report
 from .record.folder import Log, is_first
@@ -216,14 +216,19 @@ class Run:
         self.note(f"{self.folder} had finished; nothing is done")
         model = Predictor(modelfile.read(self.folder / "model.safetensors"), precision="exact")
         rows, samples = [], []
-        for sample in self.data.val:
-            try:
-                rows.append(self._probabilities(model.scores([labelled.open(sample)]))[0])
-            except (ValueError, OSError) as error:
-                self.bad[sample.name] = str(error)
+        damaged: dict[int, str] = {}
+        stream = model.features_stream(labelled.opened(self.data.val, damaged), "fc8")
+        pairs = zip(self.data.val, stream, strict=True)
+        for at, (sample, answer) in enumerate(
+            stage(pairs, "measuring", "image", len(self.data.val))
+        ):
+            if isinstance(answer, Failure):
+                self.bad[sample.name] = damaged.get(at, answer.error)
                 continue
+            rows.append(answer["fc8"])
             samples.append(sample)
-        found = np.array(rows, np.float32).reshape(-1, len(self.data.classes))
+        scores = np.array(rows, np.float32).reshape(-1, len(self.data.classes))
+        found = self._probabilities(scores)
         return self._result(tuple(samples), found, model.record.thresholds)
 
     def _probabilities(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
