@@ -19,11 +19,11 @@ from sklearn.metrics import accuracy_score, top_k_accuracy_score
 
 import verydeep
 from verydeep import modelfile
-from verydeep.datasets.labelled import find
+from verydeep.datasets.labelled import find, judged
 from verydeep.datasets.labelled import open as content
 from verydeep.datasets.listing import listed
 from verydeep.errors import DataError
-from verydeep.evaluation import class_of, class_table
+from verydeep.evaluation import class_of, class_table, figures
 from verydeep.evaluation.figures import calibration_error
 from verydeep.predictor import softmax
 
@@ -76,6 +76,60 @@ def test_calibration_error_equals_scikit_learn() -> None:
     counts = np.histogram(probability, bins=15, range=(0, 1))[0]
     expected = np.sum(np.abs(share - mean) * counts[counts > 0]) / 500
     assert calibration_error(probability, right) == pytest.approx(expected)
+
+
+def test_figures_of_what_is_not_finite_are_refused() -> None:
+    """Of NaN there were plausible figures: the largest class of a row, a precision of 1."""
+    labels = np.array([0, 1])
+    for bad in (np.nan, np.inf):
+        chances = np.array([[0.9, 0.1], [0.2, bad]], np.float32)
+        for figure in (
+            lambda: figures.average_precision(chances, np.eye(2)),  # noqa: B023
+            lambda: figures.confusion(chances, labels),  # noqa: B023
+            lambda: figures.accuracy(chances, labels),  # noqa: B023
+            lambda: figures.calibration_error(chances[:, 1], labels == 1),  # noqa: B023
+        ):
+            with pytest.raises(DataError, match="not finite"):
+                figure()
+
+
+def test_what_is_not_divided_is_measured_as_it_is_trained_on(tmp_path: Path) -> None:
+    """Of a table whose rows are partly of "train", and of no part."""
+    for number in range(4):
+        photo(tmp_path / f"{number}.png", seed=number)
+    rows = ["0.png,a,train", "1.png,b,train", "2.png,a,", "3.png,b,"]
+    table = tmp_path / "set.csv"
+    table.write_text("\n".join(("path,label,split", *rows)))
+    items, part = judged(listed(table))
+    assert ([item.name for item in items], part) == (["0.png", "1.png", "2.png", "3.png"], "train")
+    assert len(find(table, val_fraction=0).train) == 4
+    table.write_text("\n".join(("path,label,split", *rows, "0.png,a,val")))
+    assert [item.part for item in judged(listed(table))[0]] == ["val"]
+    table.write_text("path,label\n0.png,a\n1.png,b\n")
+    assert judged(listed(table))[1] == ""
+
+
+def test_labels_that_are_numbers_of_nothing(model: Path, tmp_path: Path) -> None:
+    pixels = np.zeros((2, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels, labels=[0, 1])
+    with pytest.raises(
+        DataError, match="'0' is no class of the model; expected names, such as 'ant'"
+    ):
+        verydeep.evaluate(model, tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", images=pixels, labels=[0, 1], classes=NAMES)
+    assert verydeep.evaluate(model, tmp_path / "a.npz").n == 2
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+def test_a_name_twice_in_a_zip_is_its_last_file(tmp_path: Path) -> None:
+    """As unpacking has it: the last one's bytes were both of them."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, text in (("ant/1.jpg", "old"), ("bee/2.jpg", "two"), ("ant/1.jpg", "new")):
+            archive.writestr(name, text)
+    found = listed(tmp_path / "a.zip").items
+    assert [(item.name, content(item)) for item in found] == [
+        ("ant/1.jpg", b"new"), ("bee/2.jpg", b"two"),
+    ]  # fmt: skip
 
 
 def test_tar_equals_folder(verydeep: Run, model: Path, data: Path, tmp_path: Path) -> None:

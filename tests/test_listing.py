@@ -102,7 +102,8 @@ def test_parts_are_known_whatever_lies_beside_them(
     found = labelled.find(pack(tmp_path, names))
     assert (found.classes, len(found.train), len(found.val)) == (("cat", "dog"), 4, 4)
     loose = [name for name in names if "predict" in name or "pred" in name]
-    assert [line.partition("used: ")[2] for line in found.warnings] == loose
+    told = [line.partition("are not used: ")[2] for line in found.warnings if "no class" in line]
+    assert told == loose
 
 
 REFUSED = {
@@ -111,7 +112,8 @@ REFUSED = {
     "a stranger": ([*both("train"), "bus/1.jpg"], "train may be a part of the set, and bus beside"),
     "by year": (both("train/2019", "train/2020", "val/2019"), "2019, 2020 cannot be classes"),
     "unlabelled": (["train/1.jpg", "test/2.jpg"], "in no class folder; expected one folder for each"),
-    "and another": (["train/1.jpg", "test/2.jpg", "x/3.jpg"], "in no class folder; expected one"),
+    "vehicles": (["train/1.jpg", "test/2.jpg", "bus/3.jpg"],
+                 "test, train may be parts of the set, or classes as bus is"),
 }  # fmt: skip
 
 
@@ -151,6 +153,19 @@ def test_a_part_that_is_not_labelled_is_told(tmp_path: Path) -> None:
     found = labelled.find(folder(tmp_path, [*both("train"), "test/9.jpg"]))
     assert (len(found.train), len(found.val)) == (2, 2)
     assert "images in no class folder are not used: test/9.jpg" in found.warnings[0]
+
+
+def test_an_empty_name_is_not_the_folder_one_is_in(
+    tmp_path: Path, verydeep: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder(tmp_path, both(".")))
+    assert len(listed(".").items) == 4
+    with pytest.raises(DataError, match="the name of a data set is empty; expected a folder, tar"):
+        labelled.find(".", "")
+    for words in (("check", ""), ("evaluate", model, ""), ("train", "", "--recipe", "probe")):
+        done = verydeep(*words)
+        assert (done.status, done.err.count("\n")) == (2, 1)
+        assert "the name of a data set is empty; expected a folder" in done.err
 
 
 def test_words_of_parts() -> None:
@@ -219,6 +234,22 @@ def test_a_zip_whose_names_are_not_what_it_says(tmp_path: Path) -> None:
     path = zipped_in(tmp_path, "gbk", ["猫", "狗"], claims_utf8=True)
     with pytest.raises(DataError, match=r"set\.zip: cannot be read: 'utf-8' codec can't decode"):
         labelled.find(path)
+
+
+def test_archives_made_from_above_or_below(tmp_path: Path) -> None:
+    """Names as `tar ../photos` and `tar -P` have them: the way to the set hides nothing of it."""
+    for top in ("..", "../..", "./../x", "/home/x/.data/photos", ".photos", "."):
+        names = [*both(top), f"{top}/cat/.thumbs/1.jpg", f"{top}/cat/notes.txt"]
+        with tarfile.open(tmp_path / "set.tar", "w") as tar:
+            info = tarfile.TarInfo(top)
+            info.type = tarfile.DIRTYPE
+            tar.addfile(info)
+            for name in names:
+                add(tar, name, jpeg())
+        for path in (tmp_path / "set.tar", zipped(tmp_path, names)):
+            found = listed(path)
+            assert [item.labels for item in found.items] == [("cat",)] * 2 + [("dog",)] * 2, top
+            assert found.unused == {".txt": 1}
 
 
 def test_photos_without_an_ending_in_archives(tmp_path: Path) -> None:
@@ -290,6 +321,70 @@ def test_ids_of_photos_in_a_folder_beside_the_table(tmp_path: Path) -> None:
     folder(tmp_path, ["test/0a1.jpg", "test/0b2.jpg", "test/0c3.jpg"])
     with pytest.raises(DataError, match=r"not one of 4 photos is there.*names that only one photo"):
         labelled.find(root / "labels.csv")
+
+
+def test_names_in_a_table_may_be_spelt_in_another_way(tmp_path: Path) -> None:
+    """A disk that spells "\u00e9" as two letters, and a table that has one; and the reverse."""
+    for name, other in (("caf\u00e9", "cafe\u0301"), ("the\u0301", "th\u00e9")):
+        root = folder(tmp_path / name, [f"{name}/1.jpg", "x/1.jpg", f"{name}.jpg", "2.jpg"])
+        cells = (f"{other}/1.jpg", f"{other}.jpg", "x/1.jpg", "2.jpg")
+        (root / "set.csv").write_text("path,label\n" + "".join(f"{c},{c[0]}\n" for c in cells))
+        found = labelled.find(root / "set.csv", val_fraction=0).train
+        ways = [os.path.relpath(str(sample.source), root) for sample in found]
+        assert ways == [f"{name}/1.jpg", f"{name}.jpg", "x/1.jpg", "2.jpg"]
+
+
+def test_the_first_row_where_the_first_photos_are_missing(tmp_path: Path) -> None:
+    """The row of names was a photo, and one of its names a class."""
+    lines = ["gone1,a", "gone2,b", "gone3,a", "1,a", "2,b"]
+    for ending in ("", ".jpg"):
+        rows = [line.replace(",", f"{ending},") for line in lines]
+        found = listed(table_of(tmp_path, rows, "where,what")).items
+        assert [item.labels[0] for item in found] == list("abaab")
+        found = listed(table_of(tmp_path, rows[1:], rows[0])).items  # without names, 5 photos
+        assert [item.labels[0] for item in found] == list("abaab" if ending else "baab")
+
+
+def test_a_blank_before_what_is_in_quotes(tmp_path: Path) -> None:
+    lines = ['1.jpg, "a"', '2.jpg, "a, b"', ' "3.jpg", a', '" 4.jpg", "a"']
+    photo(tmp_path / "set" / " 4.jpg")
+    found = listed(table_of(tmp_path, lines), multi=False).items
+    assert [item.labels[0] for item in found] == ["a", "a, b", "a", "a"]
+    assert all(os.path.isfile(str(item.source)) for item in found)
+
+
+def test_one_photo_in_two_spellings_is_one(tmp_path: Path) -> None:
+    for other in ("./1.jpg", "../set/1.jpg", "1", "x/..//1.jpg"):
+        (tmp_path / "set" / "x").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(DataError, match=r"is of class cat, and of dog in another row"):
+            listed(table_of(tmp_path, ["1.jpg,cat", f"{other},dog"]))
+        (item,) = listed(table_of(tmp_path, ["1.jpg,cat", f"{other},dog"]), multi=True).items
+        assert item.labels == ("cat", "dog")
+
+
+def test_tables_cut_as_most_of_their_rows_are(tmp_path: Path) -> None:
+    """A row with a cell too many, or too few, does not make a table of semicolons one of commas."""
+    for cut in ";\t|,":
+        rows = [cut.join(cells) for cells in (("image", "label", "note"), ("1.jpg", "a", "x, y"),
+                                              ("2.jpg", "b"), ("3.jpg", "a, c", ""))]  # fmt: skip
+        if cut == ",":
+            rows[1:] = ['1.jpg,a,"x, y"', "2.jpg,b", '3.jpg,"a, c",']
+        path = table_of(tmp_path, rows[1:], rows[0])
+        assert [item.labels[0] for item in listed(path, multi=False).items] == ["a", "b", "a, c"]
+        table_of(tmp_path, rows, f"sep={cut}")
+        assert [item.labels[0] for item in listed(path, multi=False).items] == ["a", "b", "a, c"]
+    path = table_of(tmp_path, ["image;label", "1.jpg;a", "2.jpg;"], "sep=;")
+    with pytest.raises(DataError, match="line 4: "):
+        listed(path)
+
+
+def test_utf_16_that_does_not_say_so(tmp_path: Path) -> None:
+    path = table_of(tmp_path, ["1.jpg,a", "2.jpg,b"])
+    path.write_bytes(path.read_text().encode("utf-16-le"))
+    with pytest.raises(
+        DataError, match=r"set.csv: not text in UTF-8 \(zero bytes.*save it as UTF-8"
+    ):
+        listed(path)
 
 
 def test_names_with_blanks_in_a_table(tmp_path: Path) -> None:
@@ -500,6 +595,24 @@ def test_what_is_not_used_is_told(tmp_path: Path, verydeep: Run, model: Path) ->
         labelled.find(root)
 
 
+def test_what_lies_beside_classes_is_told_too(tmp_path: Path) -> None:
+    more = ["train/metadata.csv", "labels/1.txt", "labels/2.txt", "notes.txt", ".git/config"]
+    names = [*both("train", "val"), *more]
+    for pack in (folder, zipped, tarred):
+        path = pack(tmp_path, names)
+        line = f"{path}: 4 files are not used: 3 .txt, 1 .csv"
+        if pack is folder:
+            line += (
+                f"; {path}/train/metadata.csv may hold labels: to use them, give it as the data set"
+            )
+        assert labelled.find(path).warnings == (line,)
+    flat = folder(tmp_path / "flat", ["1.jpg", "2.jpg", "labels.csv"])
+    with pytest.raises(
+        DataError, match=r"expected one folder for each class; .*/set/labels.csv may"
+    ):
+        labelled.find(flat)
+
+
 @pytest.mark.usefixtures("no_heif")
 def test_pictures_of_a_shard_that_are_not_read_are_told(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a-0.tar", "w") as tar:
@@ -556,6 +669,19 @@ def test_one_class_in_two_spellings(tmp_path: Path) -> None:
             add(tar, f"{number}.cls", label.encode())
     for source in (tmp_path / "a.npz", tmp_path / "b.npz", f"{tmp_path}/a-{{0..0}}.tar"):
         assert labelled.find(source, val_fraction=0).classes == ("caf\u00e9", "pub")
+
+
+def test_classes_that_differ_by_case_or_blanks_alone_are_told(tmp_path: Path) -> None:
+    """Folders of two people: they stay two classes, which may be meant, but not without a word."""
+    names = [f"{label}/{n}.jpg" for label in ("Cat", "cat", "a", "a ", "dog") for n in "12"]
+    root = folder(tmp_path, names)
+    line = "classes whose names differ by case or blanks alone: 'Cat' and 'cat', 'a' and 'a '"
+    found = labelled.find(root, val_fraction=0)
+    assert (len(found.classes), found.warnings) == (5, (f"{root}: {line}",))
+    assert line in str(check(root, size=20))
+    (root / "set.csv").write_text("".join(f"{name},{name[0]}\n" for name in names))
+    line = "classes whose names differ by case or blanks alone: 'C' and 'c'"
+    assert line in labelled.find(root / "set.csv", val_fraction=0).warnings[0]
 
 
 def test_labels_that_are_numbers_sort_as_numbers(tmp_path: Path) -> None:

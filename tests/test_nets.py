@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -250,6 +253,15 @@ def test_errors_say_what_to_do(make, message: str) -> None:  # type: ignore[no-u
         make()
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """As a search over widths gives them; the model file has them as JSON does."""
+    own = np.array([8, 8, 8, 8, 8, 8, 8, 8])
+    given = {"width": np.float32(0.5), "in_channels": np.int64(1), "channels": tuple(own)}
+    net = replace(network("vgg11"), head=Head("gap", np.int64(3), ("relu5_2",)), **given)
+    values = net.head.classes, net.width, net.in_channels, *net.channels
+    assert json.loads(json.dumps(values)) == [3, 0.5, 1, *own.tolist()]
 
 
 def test_an_unknown_layer_is_a_layer_error() -> None:

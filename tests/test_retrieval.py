@@ -8,6 +8,7 @@ import pickle
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -295,11 +296,20 @@ def test_what_others_saved_is_checked_as_it_is_read(tmp_path: Path) -> None:
         columns = dict(archive)
     layer = columns.pop("relu5_3")
     for change, words in (
-        ({}, "relu5_3.npy"),
-        ({"relu5_3": layer[:3]}, "relu5_3 has 3 rows, and not 5"),
-        ({"relu5_3": layer[:, :4]}, r"relu5_3 has the shape \(4,\), not \(5,\)"),
+        ({}, "it has no relu5_3"),
+        ({"relu5_3": layer[:3]}, r"relu5_3 is float32 \(3, 5\), not floats \(5, 5\)"),
+        ({"relu5_3": layer[:, :4]}, r"relu5_3 is float32 \(5, 4\), not floats \(5, 5\)"),
+        ({"relu5_3": layer, "path": columns["path"].astype("S")}, r"path is .S5 \(5,\), not texts"),
+        (
+            {"relu5_3": layer, "path": columns["path"][:3], "error": columns["error"][:3]},
+            "not floats",
+        ),
+        (
+            {"relu5_3": layer, "error": columns["error"][:3]},
+            r"error is <U1 \(3,\), not texts \(5,\)",
+        ),
     ):
-        np.savez(bad, **columns, **change)
+        np.savez(bad, **{**columns, **change})
         with pytest.raises(
             DataError, match=rf"bad\.npz: no \.npz file, or a damaged one .*{words}"
         ):
@@ -309,6 +319,45 @@ def test_what_others_saved_is_checked_as_it_is_read(tmp_path: Path) -> None:
     bad.write_bytes(content)
     with pytest.raises(DataError, match=r"bad\.npz: no \.npz file, or a damaged one"):
         verydeep.duplicates(bad)
+
+
+def test_tables_that_others_saved_again(tmp_path: Path) -> None:
+    """pyarrow, polars and others keep the record, and may leave out or change what it tells of."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    good = planted(tmp_path / "good.parquet", np.eye(3, dtype=np.float32))
+    table = pa.parquet.read_table(good)
+    flat = table.set_column(2, "relu5_3", pa.array([1.0, 2.0, 3.0]))
+    lists = table.set_column(2, "relu5_3", pa.array(np.eye(3).tolist()))
+    nulls = table.set_column(1, "error", pa.nulls(3))
+    for changed, words in (
+        (table.drop_columns(["error"]), "it has no column error"),
+        (table.drop_columns(["relu5_3"]), "it has no column relu5_3"),
+        (flat, "relu5_3 is of double, not of lists of 3 floats"),
+        (table.set_column(0, "path", pa.array([1, 2, 3])), "path is of int64, not of texts"),
+    ):
+        pa.parquet.write_table(changed, tmp_path / "bad.parquet")
+        with pytest.raises(DataError, match=rf"bad\.parquet: no \.parquet file, .*{words}"):
+            retrieval.open_features(tmp_path / "bad.parquet")
+    for changed in (lists, nulls):
+        pa.parquet.write_table(changed, tmp_path / "fine.parquet")
+        file = retrieval.open_features(tmp_path / "fine.parquet")
+        assert (file.numbers().tolist(), file.failed.any()) == (np.eye(3).tolist(), False)
+
+
+def test_archives_that_cannot_be_unpacked(tmp_path: Path) -> None:
+    good = planted(tmp_path / "good.npz", np.eye(3, dtype=np.float32))
+    content = good.read_bytes()
+    for at, value in ((6, 1), (8, 99)):  # it wants a password; is compressed in an unknown way
+        changed = bytearray(content)
+        for mark, more in ((b"PK\3\4", 0), (b"PK\1\2", 2)):
+            start = -1
+            while (start := content.find(mark, start + 1)) >= 0:
+                changed[start + at + more] = value
+        (tmp_path / "bad.npz").write_bytes(changed)
+        with pytest.raises(DataError, match=r"bad\.npz: no \.npz file, or a damaged one \("):
+            retrieval.open_features(tmp_path / "bad.npz")
 
 
 def save_table(path: Path) -> None:
@@ -610,6 +659,33 @@ def test_thresholds_that_are_none(tmp_path: Path) -> None:
             retrieval.duplicates(tmp_path, wrong)  # type: ignore[arg-type]
 
 
+def test_numbers_of_numpy_are_numbers(folder: Path, model: Path, tmp_path: Path) -> None:
+    """Taken as Python's are, and of Python's kinds in what comes out; True and False are none."""
+    planted(tmp_path / "f.npz", np.eye(3, dtype=np.float32))
+    for threshold in (np.float32(0.5), np.float64(0.5), np.array(0.5)[()], 0.5, np.int64(1), 1):
+        found = verydeep.duplicates(tmp_path / "f.npz", threshold)
+        assert (type(found.threshold), found.threshold) == (float, float(threshold))
+    for bad in (True, np.True_, np.float32("nan"), np.float32(1.5), "0.5", np.array([0.5])):
+        with pytest.raises(DataError, match="expected a cosine above 0"):
+            verydeep.duplicates(tmp_path / "f.npz", bad)  # type: ignore[arg-type]
+    for top in (True, np.True_, 1.0, np.float32(1), "1"):
+        with pytest.raises(DataError, match=r"top is .*; expected a whole number"):
+            verydeep.similar(tmp_path / "f.npz", [], top)  # type: ignore[arg-type]
+    for size in (np.int32(32), np.array([32, 40]), (np.int64(32), 40)):
+        size = tuple(size) if isinstance(size, np.ndarray) else size
+        loaded = verydeep.load(model, size=size)  # type: ignore[arg-type]
+        sides = loaded.preprocess.sides
+        assert sides in ((32, 32), (32, 40))
+        assert {*map(type, sides)} == {int}
+        file = verydeep.features(folder, tmp_path / "s.npz", "relu1_1", model=model, size=size)  # type: ignore[arg-type]
+        again = retrieval.open_features(file.path)
+        assert again.about.size in (32, (32, 40))
+        assert len(verydeep.similar(again, folder / "a.png", np.int32(1)).matches) == 1
+        file.path.unlink()
+    record = verydeep.preprocess.Preprocess(crop_size=np.int64(8), resize_size=np.uint8(9))
+    assert (type(record.crop_size), type(record.resize_size)) == (int, int)
+
+
 def test_what_to_keep(verydeep: Run, tmp_path: Path) -> None:
     folder = tmp_path / "album"
     small, large = photo(folder / "a.png", 48, 40), folder / "b.png"
@@ -671,6 +747,37 @@ def test_threshold_1_finds_equal_pictures(model: Path, tmp_path: Path) -> None:
     found = verydeep.duplicates(tmp_path / "p", 1, model=model, layer="relu5_2", batch=2)
     assert [len(group.members) for group in found.groups] == [2] * 9
     assert not any(m.identical for group in found.groups for m in group.members)
+
+
+def test_what_has_no_features_in_a_file_is_named(verydeep: Run, tmp_path: Path) -> None:
+    rows = np.eye(4, dtype=np.float32)
+    rows[1:3] = np.nan
+    planted(tmp_path / "f.npz", rows)
+    done = verydeep("duplicates", tmp_path / "f.npz")
+    assert done.status == 1
+    assert "2 photos have no features in it, such as 1.jpg: cannot be read" in done.err
+
+
+def test_a_run_removes_its_rows_before_another_may_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that took the lock in between lost the rows it had just begun with."""
+    held: list[str] = []
+
+    def removed(folder: Path, **how: Any) -> None:
+        def refuse() -> None:
+            held.append("held")
+            raise InterruptedError
+
+        with suppress(InterruptedError), locked(folder / "lock", refuse):
+            held.append("free")
+        rmtree(folder, **how)
+
+    rmtree = shutil.rmtree
+    monkeypatch.setattr("verydeep.retrieval.extraction.shutil.rmtree", removed)
+    planted(tmp_path / "f.npz", np.eye(2, dtype=np.float32))
+    assert held == ["held"]
+    assert [one.name for one in tmp_path.iterdir() if "f.npz" in one.name] == ["f.npz"]
 
 
 def test_numbers_that_are_not_finite(tmp_path: Path) -> None:

@@ -453,7 +453,7 @@ def _saved(**held: object) -> Callable[[Path], Path]:
     [
         (_empty, "no images to train on; expected one folder of images for each class"),
         (_loose, "no images to train on: 1.png: in no class folder; expected one folder for"),
-        (_one_class, "all images (1) are of one class, 'ant'; expected a folder for each of two"),
+        (_one_class, "all images (1) are of one class, 'ant'; expected images of two classes"),
         (_only_val, "all of them are to validate with; expected train/ too"),
         (lambda f: f / "nowhere", "nowhere: no such file or folder; expected a folder, tar or zip"),
         (lambda f: f"{f}/a-{{000..002}}.tar", "3 of 3 shards are missing"),
@@ -606,6 +606,20 @@ def test_classes_of_any_kind_of_name() -> None:
         assert [item.labels[0] for item in found.items] == list("xyx")
 
 
+def test_a_first_image_that_cannot_be_read_is_one_of_them() -> None:
+    """In any other place it was one failure; as the first it refused the whole set."""
+
+    def held(good: int) -> list[tuple[Any, int]]:
+        return [(picture(at) if at >= 12 - good else object(), at % 3) for at in range(12)]
+
+    found = labelled.find(held(11), val_fraction=0)
+    assert len(found.train) == 12
+    with pytest.raises(OSError, match="image 0"):
+        labelled.open(found.train[0])
+    with pytest.raises(DataError, match="list: image 0: "):  # of another type, all of them
+        labelled.find(held(2))
+
+
 def test_a_first_image_that_raises() -> None:
     with pytest.raises(DataError, match="Pairs: image 0: gone; no label is known"):
         listed(Pairs(lambda _: exec("raise RuntimeError('gone')")))
@@ -624,6 +638,19 @@ def test_arrays_of_odd_shapes(held: dict[str, Any], says: str, tmp_path: Path) -
     good = {"train_images": np.zeros((2, 4, 4, 3), np.uint8), "train_labels": np.arange(2)}
     np.savez(tmp_path / "a.npz", **{**good, **held})
     with pytest.raises(DataError, match=says):
+        listed(tmp_path / "a.npz")
+
+
+def test_arrays_without_an_image_are_empty(tmp_path: Path) -> None:
+    for count, label in ((0, 0), (2, -1)):
+        images, labels = np.zeros((count, 4, 4, 3), np.uint8), np.full(count, label)
+        np.savez(tmp_path / "a.npz", images=images, labels=labels, classes=["a", "b"])
+        with pytest.raises(
+            DataError, match=r"a\.npz: holds no image with a label; expected train_im"
+        ):
+            listed(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", images=images, labels=labels[1:])
+    with pytest.raises(DataError, match="npz: images and labels; expected both"):
         listed(tmp_path / "a.npz")
 
 

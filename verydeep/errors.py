@@ -30,6 +30,8 @@ import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
+from operator import index
 from typing import Any, TypeGuard
 
 __all__ = [
@@ -134,21 +136,25 @@ class MissingExtraError(VerydeepError, ImportError):
 def is_number(
     value: object, least: float = -math.inf, most: float = math.inf
 ) -> TypeGuard[int | float]:
-    """Whether it is a finite number within those bounds; True and False are none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """Whether it is a finite number within those bounds, Python's or numpy's; True and False are none."""
+    number: Any = value
+    if isinstance(value, bool) or not isinstance(value, Real):
         return False
-    return least <= value <= most and abs(value) < math.inf
+    return bool(least <= number <= most and abs(number) < math.inf)
 
 
 def is_whole(value: object, least: float = -math.inf, most: float = math.inf) -> TypeGuard[int]:
-    """Whether it is an int within those bounds."""
-    return isinstance(value, int) and is_number(value, least, most)
+    """Whether it is a whole number within those bounds: an int, or what counts as one, as numpy's do."""
+    try:
+        return not isinstance(value, bool) and least <= index(value) <= most  # type: ignore[arg-type]
+    except TypeError:
+        return False
 
 
 def require_whole(error: type[VerydeepError], least: int = 1, **given: Any) -> None:
     """Raise that error where one of the values that were given is no whole number of at least so much."""
     for name, value in given.items():
-        if not hasattr(value, "__index__") or value < least:
+        if not is_whole(value, least):
             raise error(f"{name} is {value!r}; expected a whole number, {least} or more")
 
 

@@ -104,6 +104,7 @@ class Head:
         require("head", self.kind, HEADS, NetworkError)
         if not is_whole(self.classes, 0):
             raise NetworkError(f"classes is {self.classes!r}; expected a whole number of 0 or more")
+        vars(self)["classes"] = int(self.classes)  # numpy's numbers are none of JSON's
         if self.kind == "gap" and self.classes and not self.layers:
             raise NetworkError('head "gap" needs the layers it averages, such as ("relu5_3",)')
         if self.kind != "gap" and self.layers:
@@ -202,6 +203,8 @@ class Network:
             raise NetworkError(f"width is {width!r}; expected a number above 0, at most 16")
         if not is_whole(channels, 1, 4096):
             raise NetworkError(f"in_channels is {channels!r}; expected a whole number, 1 to 4096")
+        width = width if isinstance(width, int) else float(width)
+        vars(self).update(width=width, in_channels=int(channels))  # they may be numpy's
         entries = COLUMNS[self.column].split()
         vars(self)["channels"] = own = _own_channels(self, entries)
         if own:
@@ -371,6 +374,7 @@ def _own_channels(net: Network, entries: Iterable[str]) -> tuple[int, ...]:
             f"channels are {given!r}; expected {convs} whole numbers, 1 to {MOST_CHANNELS}, one for each "
             f"convolution of column {net.column}, and perhaps two for the hidden FC layers"
         )
+    own = [int(n) for n in own]
     # those of FC layers that the head does not have are left out
     own = own[: len(usual)] + usual[len(own) :]
     return () if own == usual else tuple(own)

@@ -143,8 +143,8 @@ class Listing:
 
     multi: whether an image may be of several classes, or of none. empty: class folders, or columns
     of a table, without an image, as (part, label). loose: images that have no class.
-    unused: of the files in class folders that are no images, how many have each ending. name: what to call
-    it, where that is known.
+    unused: of the files that are no images, how many have each ending. table: one of them that may say
+    classes, or "". name: what to call it, where that is known.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -153,6 +153,7 @@ class Listing:
     empty: list[tuple[str, str]] = field(default_factory=list)
     loose: list[str] = field(default_factory=list)
     unused: Counter[str] = field(default_factory=Counter)
+    table: str = ""
     name: str = ""
 
     def add(self, part: str, labels: tuple[str, ...], name: str, source: Source) -> None:

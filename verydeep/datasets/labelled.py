@@ -174,7 +174,7 @@ def find(
         learn, judge, chosen = split(learn, seed, val_fraction)
         if not chosen:
             warnings.append("a single shard is not split; to validate, give a second data set")
-    warnings += _thin(classes, learn, judge)
+    warnings += [*_alike(name, classes), *_thin(classes, learn, judge)]
     digest = _digest(classes, {"train": learn, "val": judge, "test": test})
     return Labelled(
         classes, tuple(learn), tuple(judge), tuple(warnings), digest, chosen, tuple(test), several
@@ -276,8 +276,8 @@ def _classes(name: str, found: Listing, train: list[Item]) -> tuple[str, ...]:
         )
     if len(classes) < 2:
         raise DataError(
-            f"{name}: all images ({len(train)}) are of one class, {', '.join(classes)!r}; expected a "
-            "folder for each of two classes or more"
+            f"{name}: all images ({len(train)}) are of one class, {', '.join(classes)!r}; expected images "
+            "of two classes or more"
         )
     for label in classes:  # or the model file would refuse it after the training
         if len(label) > LONGEST_NAME or not label or NO_LINE.intersection(map(category, label)):
@@ -346,6 +346,16 @@ def _drawn(same: Sequence[int], labels: Sequence[int], seed: int, fraction: floa
     return held
 
 
+def _alike(name: str, classes: Sequence[str]) -> list[str]:
+    """A line on classes that may be one, as two people spell it."""
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for label in classes:
+        spellings[label.strip().casefold()].append(label)
+    twice = [" and ".join(map(repr, same)) for same in spellings.values() if len(same) > 1]
+    what = "classes whose names differ by case or blanks alone"
+    return [f"{name}: {what}: {some(twice)}"] if twice else []
+
+
 def _thin(classes: Sequence[str], learn: list[Sample], judge: list[Sample]) -> list[str]:
     """Lines on classes that have too few images to train on, or none to validate."""
     learned, seen = _tally(learn, len(classes)), _tally(judge, len(classes))
@@ -362,11 +372,14 @@ def _thin(classes: Sequence[str], learn: list[Sample], judge: list[Sample]) -> l
 
 
 def judged(found: Listing) -> tuple[list[Item], str]:
-    """What of a set a model is measured on, and its part: val, else test, else train, or "" undivided."""
-    for part in ("val", "test", "train"):
+    """What of a set a model is measured on, and its part: val, else test, else train, or "" undivided.
+
+    What is of no part in a set that has some is trained on, and so goes with train.
+    """
+    for part in ("val", "test"):
         if items := [item for item in found.items if item.part == part]:
             return items, part
-    return found.items, ""
+    return found.items, max((item.part for item in found.items), default="")
 
 
 def oddities(name: str, found: Listing) -> list[str]:
@@ -378,14 +391,21 @@ def oddities(name: str, found: Listing) -> list[str]:
         labels = sorted({f"{part}/{label}" if part else label for part, label in found.empty})
         lines.append(f"{name}: classes without images: {some(labels)}")
     if found.unused and found.items:
-        lines.append(f"{name}: {unused(found.unused)}")
+        lines.append(f"{name}: {unused(found.unused)}{_of_table(found)}")
     return lines
+
+
+def _of_table(found: Listing) -> str:
+    if not found.table:
+        return ""
+    return f"; {found.table} may hold labels: to use them, give it as the data set"
 
 
 def without_images(found: Listing) -> str:
     """Why a set has no images to use, as the end of a message."""
     if found.loose:
-        return f": {some(found.loose)}: in no class folder; expected one folder for each class"
+        loose = f": {some(found.loose)}: in no class folder; expected one folder for each class"
+        return loose + _of_table(found)
     if found.items:
         return ": all of them are to validate with; expected train/ too, or no division at all"
     told = f": {unused(found.unused)}" if found.unused else ""

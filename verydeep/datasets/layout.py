@@ -99,6 +99,11 @@ def _parts(
     nested = any(inside[name] for name in parts)
     if not nested and (len(kinds) < 2 or (strangers and len(usual) < 2)):
         return {}  # photos lie right in them, as in a class: a bullet train, a test tube
+    if not nested and strangers:
+        raise DataError(
+            f"{what}: {some(sorted(parts))} may be parts of the set, or classes as {some(strangers)} is; "
+            "put folders of classes into parts, or list paths and labels in a CSV"
+        )
     labels = Counter(label for kind in kinds for label in set().union(
         *(inside[name] for name in parts if parts[name] == kind)
     ))  # fmt: skip

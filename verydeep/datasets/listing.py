@@ -14,7 +14,8 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from lzma import LZMAError
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
@@ -61,6 +62,8 @@ def listed(
     """
     if not isinstance(data, str | os.PathLike):
         return held_by(data)
+    if not os.fspath(data):  # pathlib's would be the folder one is in
+        raise DataError(f"the name of a data set is empty; {EXPECTED}")
     if remote.is_stream(data):
         return _streamed(remote.expanded(os.fspath(data)))
     if files := shards(os.fspath(data)):
@@ -91,24 +94,32 @@ def files_of(path: str) -> list[tuple[str, Source]]:
 
 
 class _Held:
-    """What lies in a folder or an archive, by names with "/"; what is hidden is left out."""
+    """What lies in a folder or an archive, by names with "/"; what is hidden is left out.
 
-    def __init__(self, what: Path) -> None:
+    entries: names, each with its source, or without one a folder.
+    """
+
+    def __init__(self, what: Path, entries: Iterable[tuple[str, Source | None]]) -> None:
         self.what = str(what)
         self.files: list[tuple[str, Source]] = []
         self.others: list[str] = []  # no images
         self.folders: list[str] = []
-
-    def add(self, name: str, source: Source | None) -> None:
-        """A file, or without a source a folder."""
-        if any(map(is_hidden, PurePosixPath(name).parts)):
-            return
-        if source is None:
-            self.folders.append(name)
-        elif is_photo(name, lambda: beginning(source, 64)):
-            self.files.append((name, source))
-        else:
-            self.others.append(name)
+        ways = [(PurePosixPath(name).parts, name, source) for name, source in entries]
+        # the folders on the way to all of them, which may be hidden: those of `tar -P`
+        above = len(
+            os.path.commonprefix(  # noqa: RUF071  # of tuples
+                [way[:-1] for way, _, source in ways if source is not None]
+            )
+        )
+        for way, name, source in ways:
+            if any(map(is_hidden, way[above:])):
+                continue
+            if source is None:
+                self.folders.append(name)
+            elif is_photo(name, partial(beginning, source, 64)):
+                self.files.append((name, source))
+            else:
+                self.others.append(name)
 
     def arranged(self, is_class: IsClass) -> Listing:
         """Files named [part/]class/.../file to items; folders above all of them are ignored."""
@@ -132,9 +143,11 @@ class _Held:
         others = [_way(name) for name in self.others]
         places = {placed(way) for way in (*others, *(_way(f"{n}/file") for n in self.folders))}
         listing.empty = sorted(place for place in places if place and place not in seen)
-        listing.unused = Counter(
-            ending(way[-1]) for way in others if not listing.items or placed(way)
+        listing.unused = Counter(ending(way[-1]) for way in others)
+        tables = (
+            os.path.join(self.what, name) for name in self.others if name.lower().endswith(TABLES)
         )
+        listing.table = next(filter(os.path.isfile, tables), "")  # none of an archive
         return listing
 
 
@@ -146,34 +159,33 @@ def _held(path: Path) -> _Held | None:
     """What lies in a folder or an archive; None of what is neither. DataError where it cannot be read."""
     try:
         if os.path.isdir(path):
-            return _folder(path)
+            return _Held(path, _folder(path))
         if path.suffix.lower() in (*TABLES, ".npz") or not os.path.isfile(path):
             return None
         if zipfile.is_zipfile(path):
-            return _zip(path)
-        return _tar(path) if tarfile.is_tarfile(path) else None
+            return _Held(path, sorted(_zip(path), key=itemgetter(0)))
+        if tarfile.is_tarfile(path):
+            return _Held(path, sorted(_tar(path), key=itemgetter(0)))
+        return None
     except UNREADABLE as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _folder(path: Path) -> _Held:
-    held = _Held(path)
+def _folder(path: Path) -> Iterator[tuple[str, Source | None]]:
     for parent, folders, names in walked(path):
         relative = Path(parent).relative_to(path)
         for name in folders:
-            held.add((relative / name).as_posix(), None)
+            yield (relative / name).as_posix(), None
         for name in names:
-            held.add((relative / name).as_posix(), os.path.join(parent, name))
-    return held
+            yield (relative / name).as_posix(), os.path.join(parent, name)
 
 
-def _zip(path: Path) -> _Held:
+def _zip(path: Path) -> Iterator[tuple[str, Source | None]]:
     """Names that are not said to be UTF-8 are so where all can be, as macOS writes them, else cp437.
 
     Older programs wrote them in the encoding of their country, which nothing tells: the classes have odd
     names then, the same ones each time.
     """
-    held = _Held(path)
     with zipfile.ZipFile(path) as archive:
         old = [info.filename for info in archive.infolist() if not info.flag_bits & 0x800]
         texts: dict[str, str] = {}
@@ -188,19 +200,17 @@ def _zip(path: Path) -> _Held:
                     f"{path}: does not say how its names are encoded, such as {odd}; if this one is wrong, "
                     "unpack it with a program that knows, and give the folder"
                 )
-        for info in archive.infolist():
+        # of two with one name the last, as where it is unpacked
+        for info in {info.filename: info for info in archive.infolist()}.values():
             name = texts.get(info.filename, info.filename)
             if "/" not in name:  # or it may be half a letter, as in Shift-JIS
                 name = name.replace("\\", "/")  # from Windows
             member = Member(str(path), info.filename, -1, info.file_size)
-            held.add(name, None if name.endswith("/") else member)
-    held.files.sort(key=itemgetter(0))
-    return held
+            yield name, None if name.endswith("/") else member
 
 
-def _tar(path: Path) -> _Held:
+def _tar(path: Path) -> Iterator[tuple[str, Source | None]]:
     """Links, hard or symbolic, are the file that they name; one that leads nowhere has no bytes."""
-    held = _Held(path)
     files: dict[str, Source] = {}
     links: dict[str, str] = {}
     with tarfile.open(path) as archive:
@@ -208,7 +218,7 @@ def _tar(path: Path) -> _Held:
         for info in archive:
             name = posixpath.normpath(info.name)
             if info.isdir():
-                held.add(name, None)
+                yield name, None
             elif info.islnk():
                 links[name] = posixpath.normpath(info.linkname)
             elif info.issym():
@@ -222,9 +232,7 @@ def _tar(path: Path) -> _Held:
         target, steps = name, len(links)
         while target not in files and target in links and steps:
             target, steps = links[target], steps - 1
-        held.add(name, files.get(target, b""))
-    held.files.sort(key=itemgetter(0))
-    return held
+        yield name, files.get(target, b"")
 
 
 def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:

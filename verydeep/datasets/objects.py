@@ -16,11 +16,12 @@ import numpy as np
 
 from ..errors import DataError
 from ..files.progress import stage
-from .items import Brought, Listing
+from .items import Brought, Listing, Source
 from .layout import PARTS, part_of
 
 # What people call the labels of an image, in a table or a data set.
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "target", "category", "tags")
+TRIED = 8  # images that fail one after the other before it is the object's own fault
 KNOWN = (
     "expected a path, or torchvision's CIFAR10, ImageFolder and the like, any object whose [index] is "
     "(image, label), or a Hugging Face dataset with an Image column"
@@ -38,28 +39,31 @@ def arrays(path: Path) -> Listing:
             held = {name: file[name] for name in file.files}
         except ValueError as error:
             raise DataError(f"{path}: {error}; expected plain arrays, no objects") from error
-    if "images" in held and "labels" in held:
-        held |= {"all_images": held["images"], "all_labels": held["labels"]}
-    listing = Listing(classes=_names(held.get("classes", ())))
+    listing, known = Listing(classes=_names(held.get("classes", ()))), False
     if len(set(listing.classes)) < len(listing.classes):
         raise DataError(f"{path}: classes names one twice; expected each once")
-    for prefix, part in (("all", ""), *PARTS.items()):
-        images, labels = held.get(f"{prefix}_images"), held.get(f"{prefix}_labels")
+    parts = {f"{name}_": part for name, part in PARTS.items()}
+    if "images" in held and "labels" in held:
+        parts[""] = ""
+    for prefix, part in parts.items():
+        images, labels = held.get(f"{prefix}images"), held.get(f"{prefix}labels")
         if images is None and labels is None:
             continue
         if images is None or labels is None or images.shape[:1] != labels.shape[:1]:
             raise DataError(
-                f"{path}: {prefix}_images and {prefix}_labels; expected both, one label an image"
+                f"{path}: {prefix}images and {prefix}labels; expected both, one label an image"
             )
         if not _are_pixels(images) or images.ndim != 4:
             raise DataError(
-                f"{path}: {prefix}_images is {images.dtype} {images.shape}; expected uint8 "
+                f"{path}: {prefix}images is {images.dtype} {images.shape}; expected uint8 "
                 "(n, height, width, 3 or 1)"
             )
+        known = True
         _add(listing, str(path), labels, images.__getitem__, part)
     if not listing.items:
+        what = "no image with a label" if known else ", ".join(held) or "nothing"
         raise DataError(
-            f"{path}: holds {', '.join(held) or 'nothing'}; expected train_images (n, height, width, "
+            f"{path}: holds {what}; expected train_images (n, height, width, "
             "3) uint8, train_labels (n,), and perhaps val_images, val_labels and classes"
         )
     return listing
@@ -94,13 +98,22 @@ def held_by(data: Any) -> Listing:
         _add_rows(listing, data)
     elif len(data):
         _add_pairs(listing, data)
-    first = listing.items[0].source if listing.items else None
-    if isinstance(first, Brought):
-        try:
-            first.read()
-        except OSError as error:
-            raise DataError(f"{what}: {error}") from error
+    _require_images(what, [item.source for item in listing.items[:TRIED]])
     return listing
+
+
+def _require_images(what: str, sources: list[Source]) -> None:
+    """DataError where the object brings none of these: that is no photo's fault, but a transform's."""
+    first: OSError | None = None
+    for source in sources:
+        try:
+            if isinstance(source, Brought):
+                source.read()
+            return
+        except OSError as error:
+            first = first or error
+    if first:
+        raise DataError(f"{what}: {first}") from first
 
 
 def _are_pixels(held: np.ndarray) -> bool:

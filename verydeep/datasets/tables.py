@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..errors import DataError, log, nearest
-from ..files.photo_paths import composed, is_photo, walked
+from ..files.photo_paths import composed, is_photo, is_read, walked
 from ..files.wording import some
-from .items import Item, Listing, Source
+from .items import Item, Listing
 from .layout import part_of
 from .objects import LABEL_COLUMNS
 
@@ -107,19 +107,29 @@ def _cell(row: list[str], at: int | None) -> str:
 
 
 def _rows(path: Path) -> Rows:
-    """Line numbers and cells, cut where that makes all rows alike; rows without any text are left out."""
+    """Line numbers and cells, cut where that makes all rows alike, or else most of them as the first.
+
+    Rows without any text are left out.
+    """
     content = path.read_bytes()
     try:
         utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # as Excel writes Unicode text
         text = content.decode("utf-16" if utf16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
+        if "\0" in text:
+            raise UnicodeError("zero bytes, as UTF-16 has")
+    except UnicodeError as error:
         raise DataError(f"{path}: not text in UTF-8 ({error}); save it as UTF-8") from error
+    said = re.match(r'"?sep=([^\r\n])"?(?=\r?\n)', text)  # Excel's own first line
+    text = text[said.end() :] if said else text
+    delimiters = sorted(DELIMITERS, key=lambda d: (d == "\t") != (path.suffix.lower() == ".tsv"))
     ways = []
-    for delimiter in sorted(
-        DELIMITERS, key=lambda d: (d == "\t") != (path.suffix.lower() == ".tsv")
-    ):
+    for delimiter in said[1] if said else delimiters:
         try:
-            reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+            # a blank before what is in quotes is of neither; another one may be of a photo's name
+            spaced = re.search(rf'(^|{re.escape(delimiter)}) +"', text, re.MULTILINE) is not None
+            reader = csv.reader(
+                io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=spaced
+            )
             ways.append([(reader.line_num, row) for row in reader if any(map(str.strip, row))])
         except csv.Error as error:
             raise DataError(
@@ -129,7 +139,13 @@ def _rows(path: Path) -> Rows:
         widths = {len(row) for _, row in rows}
         if len(widths) == 1 and widths != {1}:
             return rows
-    return ways[0]
+
+    def alike(rows: Rows) -> int:
+        """How many are as wide as the first, where that is cut at all."""
+        width = len(rows[0][1]) if rows else 0
+        return sum(len(row) == width for _, row in rows) if width > 1 else 0
+
+    return max(ways, key=alike)
 
 
 def _columns(path: Path, rows: Rows, photos: _Photos) -> _Columns:
@@ -141,10 +157,9 @@ def _columns(path: Path, rows: Rows, photos: _Photos) -> _Columns:
         for known in (PATH_COLUMNS, LABEL_COLUMNS, PART_COLUMNS)
     )
     if file is None:  # no usual name: the column in which photos are
-        few = [row for _, row in rows[1:4]]
-        found = (i for i in range(len(first)) if any(photos.find(*row[i : i + 1]) for row in few))
-        file = next(found, None)
-        if file is None or photos.find(first[file]):
+        cells = ((i, cell) for _, row in rows[1:] for i, cell in enumerate(row[: len(first)]))
+        file = next((i for i, cell in cells if photos.means(cell)), None)
+        if file is None or photos.means(first[file]):
             return _headless(path, rows, file or 0)
     of_labels = (
         [name for name in named if re.sub(r"[ _.]*\d+$", "", name) == named[label]]
@@ -259,16 +274,17 @@ def _are_several(path: Path, texts: list[str], separator: str) -> bool:
 
 def _joined(path: Path, listing: Listing, multi: bool | None) -> Listing:
     """A photo that has several rows has the labels of all of them; DataError where that is not said."""
-    rows: dict[tuple[str, Source], Item] = {}
+    rows: dict[tuple[str, str], Item] = {}
     for item in listing.items:
-        first = rows.setdefault((item.part, item.source), item)
+        own = item.part, os.path.normpath(str(item.source))  # "./1.jpg" is "1.jpg"
+        first = rows.setdefault(own, item)
         if first.labels != item.labels and multi is None and not listing.multi:
             raise DataError(
                 f"{path}: {item.name} is of class {first.labels[0]}, and of {item.labels[0]} in another "
                 f"row; {CHOOSE}"
             )
         labels = tuple(dict.fromkeys((*first.labels, *item.labels)))
-        rows[item.part, item.source] = replace(first, labels=labels)
+        rows[own] = replace(first, labels=labels)
     return replace(listing, items=list(rows.values())) if listing.multi else listing
 
 
@@ -287,16 +303,22 @@ class _Photos:
             if name and os.path.isfile(full):
                 return full
         if self._names is None:
-            self._names = {}
+            short: dict[str, str | None] = {}
+            whole: dict[str, str | None] = {}  # a disk may spell them in another way than the table
             for parent, _, files in walked(self.folder):
-                for file in files:
-                    self._know(os.path.join(parent, file))
+                for full in (os.path.join(parent, file) for file in files):
+                    if is_photo(full, lambda: b""):
+                        self._know(full, short, whole)
+            self._names = short | whole
         return self._names.get(composed(plain.replace("\\", "/")))
 
-    def _know(self, full: str) -> None:
-        assert self._names is not None
-        if is_photo(full, lambda: b""):
-            way = composed(Path(full).relative_to(self.folder).as_posix())
-            file = posixpath.basename(way)
-            for name in {posixpath.splitext(way)[0], file, posixpath.splitext(file)[0]} - {way}:
-                self._names[name] = None if name in self._names else full
+    def means(self, cell: str) -> bool:
+        """Whether a cell names a photo: one that is there, or by its ending."""
+        return self.find(cell) is not None or is_read(posixpath.splitext(cell.strip())[1].lower())
+
+    def _know(self, full: str, short: dict[str, str | None], whole: dict[str, str | None]) -> None:
+        way = composed(Path(full).relative_to(self.folder).as_posix())
+        file = posixpath.basename(way)
+        for name in {posixpath.splitext(way)[0], file, posixpath.splitext(file)[0]} - {way}:
+            short[name] = None if name in short else full
+        whole[way] = None if way in whole else full

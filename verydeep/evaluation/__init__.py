@@ -1,7 +1,7 @@
 """Measure a model: labelled photos in, the paper's figures out.
 
-For now one protocol: the model's own resize and one centre crop. The paper's dense and multi-crop
-protocols (arXiv:1409.1556, section 3.2) come with a later version.
+One protocol: the model's own resize and one centre crop. The paper's dense and multi-crop evaluation
+(arXiv:1409.1556, section 3.2) is nowhere in this package.
 """
 
 from __future__ import annotations
@@ -241,10 +241,10 @@ def _numbered(
     for label in dict.fromkeys(label for item in items for label in item.labels):
         number = class_of(label, classes)
         if number is None:
-            known = dict.fromkeys(map(_plain, classes))
-            raise DataError(
-                f"{data}: {label!r} is no class of the model{nearest(_plain(label), known)}"
-            )
+            hint = nearest(_plain(label), dict.fromkeys(map(_plain, classes)))
+            if label.isdecimal():
+                hint = f"; expected names, such as {names[0]!r}"
+            raise DataError(f"{data}: {label!r} is no class of the model{hint}")
         other = bearer.setdefault(number, label)
         if other != label:
             raise DataError(

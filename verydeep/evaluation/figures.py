@@ -8,9 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import DataError
+
 Probabilities = NDArray[np.float32]
 Labels = NDArray[np.int64]
 SURE = 1.96  # standard deviations: 95 of 100 draws of a normal are no further from its middle
+
+
+def _require_finite(values: NDArray[np.floating]) -> None:
+    """DataError where they are no numbers: of them there would be figures as well."""
+    if not np.isfinite(values).all():
+        raise DataError("scores or probabilities that are not finite have no figures")
 
 
 def reliability(
@@ -21,6 +29,7 @@ def reliability(
     Returns of each bin how many answers it has, their mean probability, and how often they are right; the
     last two are NaN where it is empty.
     """
+    _require_finite(probability)
     of = np.minimum((probability * bins).astype(int), bins - 1)
     count = np.bincount(of, minlength=bins)
     with np.errstate(invalid="ignore"):
@@ -41,8 +50,7 @@ def top(probabilities: Probabilities, labels: Labels, k: int = 1) -> float:
     if not len(labels):
         return float("nan")
     own = probabilities[np.arange(len(labels)), labels][:, None]
-    if np.isnan(probabilities).any():
-        raise ValueError("probabilities hold NaN")
+    _require_finite(probabilities)
     before = np.arange(probabilities.shape[1]) < labels[:, None]
     rank = (probabilities > own).sum(1) + ((probabilities == own) & before).sum(1)
     return float((rank < k).mean())
@@ -79,6 +87,7 @@ def paired_interval(better: int, worse: int, count: int) -> tuple[float, float]:
 
 def confusion(probabilities: Probabilities, labels: Labels) -> NDArray[np.int64]:
     """(classes, classes): how many images of the row's class were taken for the column's."""
+    _require_finite(probabilities)
     classes = probabilities.shape[1]
     pairs = labels * classes + probabilities.argmax(1)
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
@@ -99,6 +108,7 @@ def average_precision(
 
     probabilities, labels: (n, classes), the labels 0 or 1. Photos of equal probability are found together,
     as scikit-learn has it."""
+    _require_finite(probabilities)
     found = np.full(labels.shape[1], np.nan)
     for at in np.flatnonzero(labels.any(axis=0)):
         order = np.argsort(-probabilities[:, at], kind="stable")

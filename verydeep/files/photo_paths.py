@@ -5,6 +5,7 @@ And what a file is by its first bytes, where its name does not say it, or not ri
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import importlib.util
 import io
@@ -48,12 +49,32 @@ def find(given: Iterable[str], also: Collection[str] = ()) -> Iterator[str]:
         elif os.path.isdir(name):
             yield from inside(name, also)
         elif not os.path.lexists(name) and glob.has_magic(name):
-            matches = sorted(glob.glob(name, recursive=True))
+            matches = sorted(set(_matches(name)))
             # "**" gives folders and what is in them: no path twice
             photos = (inside(m, also) if os.path.isdir(m) else [m] for m in matches)
             yield from dict.fromkeys(chain.from_iterable(photos)) if matches else [name]
         else:
             yield name
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """As `glob.glob`, "**" included; through links as `walked`, since they may lead round and round."""
+    seps = re.escape(os.sep + (os.altsep or ""))
+    deep = re.search(rf"(?<![^{seps}])\*\*(?:[{seps}]+|\Z)", pattern)
+    if not deep:
+        yield from glob.glob(pattern)
+        return
+    before, after = pattern[: deep.start()], pattern[deep.end() :]
+    for top in glob.glob(before) if glob.has_magic(before) else [before]:
+        for parent, folders, files in walked(top or os.curdir):
+            way = parent if top else parent[2:]  # without "./"
+            if re.search(f"[{seps}]", after):
+                yield from _matches(os.path.join(glob.escape(way), after))
+            else:
+                # all of them: each folder has its turn
+                names = files if after in ("", "*") else [*folders, *files]
+                names = fnmatch.filter(names, after or "*")
+                yield from (os.path.join(way, name) for name in names)
 
 
 def _listed() -> Iterator[str]:
@@ -82,9 +103,8 @@ def find_some(given: Sequence[str]) -> tuple[Iterable[str], bool]:
     paths = find(given)
     first = list(islice(paths, 2))
     if not first:
-        raise DataError(
-            f"no photos in {', '.join(given)}; expected photos or folders that hold some"
-        )
+        where = f"in {', '.join(given)}" if given else "are given"
+        raise DataError(f"no photos {where}; expected photos or folders that hold some")
     return (chain(first, paths), True) if len(first) > 1 else (first, False)
 
 
@@ -121,13 +141,31 @@ def inside(folder: str | os.PathLike[str], also: Collection[str] = ()) -> Iterat
 
 
 def walked(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """As `os.walk`, sorted, without hidden entries; links are followed, but not to where they lie in.
+    """As `os.walk`, sorted, without hidden entries; links are followed, but to no folder on the way there.
 
-    Of files those alone that can be read to an end: no pipes, sockets and devices.
+    So what two ways lead to is there twice, under two names. Of files those alone that can be read to an
+    end: no pipes, sockets and devices.
     """
+    # of folders to come: those on the way, themselves last
+    ways: dict[str, tuple[object, ...]] = {os.fspath(folder): (_identity(folder),)}
     for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if not is_hidden(f) and not _is_loop(parent, f))
+        way, kept = ways.pop(parent), []
+        for name in sorted(folders):
+            full = os.path.join(parent, name)
+            if not is_hidden(name) and (own := _identity(full)) not in way:
+                ways[full] = (*way, own)
+                kept.append(name)
+        folders[:] = kept
         yield parent, folders, sorted(f for f in files if not is_hidden(f) and _ends(parent, f))
+
+
+def _identity(folder: str | os.PathLike[str]) -> object:
+    """What only this folder has, whatever leads to it."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return os.path.realpath(folder)
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)
 
 
 def _ends(parent: str, name: str) -> bool:
@@ -138,17 +176,9 @@ def _ends(parent: str, name: str) -> bool:
         return True
 
 
-def _is_loop(parent: str, name: str) -> bool:
-    """Whether a folder is a link to one that it lies in, which would be walked through for ever."""
-    full = os.path.join(parent, name)
-    return os.path.islink(full) and Path(os.path.realpath(parent)).is_relative_to(
-        os.path.realpath(full)
-    )
-
-
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of that name is no business of ours."""
-    return name.startswith(".") or name in HIDDEN
+    return (name.startswith(".") and name not in (".", "..")) or name in HIDDEN
 
 
 def is_photo(name: str, first: Callable[[], bytes]) -> bool:

@@ -93,8 +93,10 @@ class Preprocess:
         for name in ("crop_size", "resize_size", "detail"):
             value = getattr(self, name)
             if name == "resize_size" and stretched and _is_pair(value):
-                object.__setattr__(self, name, tuple(value))
-            elif value is not None and not is_whole(value, 1):
+                object.__setattr__(self, name, tuple(map(int, value)))
+            elif is_whole(value, 1):
+                object.__setattr__(self, name, int(value))  # it may be numpy's
+            elif value is not None:
                 raise PreprocessError(
                     f"{name} is {value!r}; expected a whole number of pixels, at least 1"
                 )
@@ -346,6 +348,7 @@ def sized(preprocess: Preprocess, size: Size) -> Preprocess:
             f'size is {size!r}; expected pixels a side, (height, width), "own", or None for the '
             "model's own resize"
         )
+    size = int(size)  # numpy's of 8 bits would overflow below
     resize, crop = preprocess.resize_size, preprocess.crop_size
     if resize is None and crop is None:
         raise PreprocessError(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DataError, is_number
+from ..errors import DataError, is_number, log
 from ..files import photo_paths
 from ..files.progress import expect, stage
 from ..files.wording import counted, plain, some
@@ -168,12 +168,19 @@ def duplicates(
         raise DataError(f"keep is {keep!r}; expected {', '.join(KEEP)}")
     if not is_number(threshold, 0, 1) or not threshold:
         raise DataError(f"threshold is {threshold!r}; expected a cosine above 0, at most 1")
+    threshold = float(threshold)
     given = photo_paths.names(photos)
     if len(given) == 1 and is_feature_file(given[0]):
         file = open_features(given[0])
         places = {
             p: file.photo(p) for p, bad in zip(file.paths, file.errors, strict=True) if not bad
         }
+        if failed := [(p, bad) for p, bad in zip(file.paths, file.errors, strict=True) if bad]:
+            path, why = failed[0]
+            log.warning(
+                f"{file.path}: {counted(len(failed), 'photo')} {'has' if len(failed) == 1 else 'have'} no "
+                f"features in it, such as {why if path in why else f'{path}: {why}'}"
+            )
         name = file.about.layer(layer)
         graph = graph_of(file, name, exact=exact, threads=threads)
         return _grouped(file, name, graph, threshold, keep, places, *_on_disk(places))

@@ -97,6 +97,10 @@ def described(
             f"photos of their own size have maps of {unknown[0]} of many sizes, which no table holds; "
             'give a pool such as "avg", or a size'
         )
+    if isinstance(size, tuple | list):
+        size = int(size[0]), int(size[1])
+    elif size is not None and size != "own":
+        size = int(size)  # the record has Python's numbers
     name = os.fspath(model)
     if name not in builtin_models():
         name = os.path.abspath(predictor.model.path).encode("utf-8", "backslashreplace").decode()
@@ -200,10 +204,13 @@ def journal(out: Path, about: About) -> Iterator[Journal]:
                 with replacing(record, "w", encoding="utf-8") as file:
                     file.write(about.to_json())
             yield rows
+            opened.close()
+            shutil.rmtree(folder, ignore_errors=True)  # before another may begin there
     except OutputError:
         raise
     except OSError as error:
         reason = error.strerror or type(error).__name__
         kept = "; what was done is kept, the same command goes on" if folder.is_dir() else ""
         raise OutputError(f"{folder}: cannot be written: {reason}{kept}") from error
-    shutil.rmtree(folder, ignore_errors=True)
+    if os.name == "nt":  # it keeps the lock file, and so the folder, while that is open
+        shutil.rmtree(folder, ignore_errors=True)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice, pairwise
+from lzma import LZMAError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,10 @@ BLOCK_BYTES = 16 << 20  # of numbers that are looked at in one go
 
 FORMATS: dict[str, type[Npz | Parquet]] = {".npz": Npz, ".parquet": Parquet}
 OLD_FORMAT = ".safetensors"
+# RuntimeError: it wants a password, or is packed in a way that is not known here
+DAMAGE = (
+    ValueError, KeyError, OSError, EOFError, RuntimeError, LZMAError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -220,16 +225,9 @@ class FeatureFile:
         return np.zeros((0, *self.about.layers[name]), np.float32)
 
     def _numbers(self, layer: str, rows: int) -> Iterator[np.ndarray]:
-        """Blocks of the layer, checked to be what the record says, since others may have saved them."""
-        count, shape = 0, self.about.layers[layer]
+        """Blocks of the layer."""
         with damage_named(self.path):
-            for block in self._stored.numbers(layer, rows):
-                count += len(block)
-                if block.shape[1:] != shape:
-                    raise ValueError(f"{layer} has the shape {block.shape[1:]}, not {shape}")
-                yield block
-            if count != len(self):
-                raise ValueError(f"{layer} has {count} rows, and not {len(self)}")
+            yield from self._stored.numbers(layer, rows)
 
 
 @contextmanager
@@ -239,7 +237,7 @@ def damage_named(path: Path) -> Iterator[None]:
         yield
     except (DataError, PermissionError) as error:
         raise DataError(f"{path}: {error}") from error
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGE as error:
         raise DataError(f"{path}: no {path.suffix} file, or a damaged one ({error})") from error
 
 
@@ -269,7 +267,10 @@ def open_features(path: str | os.PathLike[str]) -> FeatureFile:
         raise DataError(f"{path}: there is no such file; `verydeep features` makes one of photos")
     with damage_named(path):
         stored = form(path)
-        return FeatureFile(path, stored, About.from_json(stored.about))
+        about = About.from_json(stored.about)
+        for column, row in {"path": None, "error": None, **about.layers}.items():
+            stored.require(column, row)
+        return FeatureFile(path, stored, about)
 
 
 def write(path: Path, rows: Journal) -> None:

@@ -3,7 +3,9 @@
 Both have "path", "error" and the numbers of each layer, a row a photo, and the record's JSON. A class reads
 an open file of its form in blocks, and writes one of a journal, which is read in the same way: rows, about
 (the record's JSON), texts(column) of "path" or "error", and numbers(layer, rows): blocks of so many rows,
-float32, not a number where a photo failed.
+float32, not a number where a photo failed. Others may save such a file again, so each column is looked at
+first: require(column, row) is a ValueError where it is not there, or not of texts or of numbers as a row
+has them; row: their shape, None for texts.
 """
 
 from __future__ import annotations
@@ -81,6 +83,20 @@ class Npz:
                 self.about = str(npy.read_array(file, allow_pickle=False))
             with archive.open("path.npy") as file:
                 (self.rows,), _, _ = _header(file)
+
+    def require(self, column: str, row: tuple[int, ...] | None) -> None:
+        if f"{column}.npy" not in self._entries:
+            raise ValueError(f"it has no {column}")
+        with (
+            self.source.opened() as opened,
+            zipfile.ZipFile(opened) as archive,
+            archive.open(f"{column}.npy") as file,
+        ):
+            shape, _, dtype = _header(file)
+        what, kind = ("texts", "U") if row is None else ("floats", "f")
+        wanted = (self.rows, *(row or ()))
+        if dtype.kind != kind or shape != wanted:
+            raise ValueError(f"{column} is {dtype} {shape}, not {what} {wanted}")
 
     def numbers(self, layer: str, rows: int) -> Iterator[np.ndarray]:
         entry = self._entries[f"{layer}.npy"]
@@ -172,6 +188,23 @@ class Parquet:
                 raise DataError(NO_RECORD)
             self.about = metadata[KEY].decode()
             self.rows = file.metadata.num_rows
+            self._schema = file.schema_arrow
+
+    def require(self, column: str, row: tuple[int, ...] | None) -> None:
+        at = self._schema.get_field_index(column)
+        if at < 0:
+            raise ValueError(f"it has no column {column}, or several")
+        of, kind = pyarrow().types, self._schema.field(at).type
+        if row is None:
+            kind = kind.value_type if of.is_dictionary(kind) else kind
+            none = column == "error" and of.is_null(kind)  # saved again, and no photo failed
+            if not (none or of.is_string(kind) or of.is_large_string(kind)):
+                raise ValueError(f"{column} is of {kind}, not of texts")
+            return
+        fixed = of.is_fixed_size_list(kind) and kind.list_size == math.prod(row)
+        lists = fixed or of.is_list(kind) or of.is_large_list(kind)
+        if not lists or not of.is_floating(kind.value_type):
+            raise ValueError(f"{column} is of {kind}, not of lists of {math.prod(row)} floats")
 
     def numbers(self, layer: str, rows: int) -> Iterator[np.ndarray]:
         shape = json.loads(self.about)["layers"][layer]
