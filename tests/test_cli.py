@@ -7,20 +7,25 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import click
 import pytest
 
+from verydeep import benching, predictor, retrieval
 from verydeep.cli import GROUPS, VERBS, options, output
 from verydeep.errors import VerydeepError
 from verydeep.files.photo_paths import find
+from verydeep.files.wording import cells
 from verydeep.nets import NETWORKS, network
+from verydeep.published import catalog
 from verydeep.published.catalog import of_kind
 
 from .conftest import Run
@@ -259,6 +264,24 @@ def test_names_never_command_a_terminal(
     assert written[0]["path"] == f"flat/{COLOURED}"
 
 
+def test_labels_never_command_a_terminal(verydeep: Run, tmp_path: Path) -> None:
+    """Nor shift the bars: they are measured as a terminal shows them, and a long one widens no other."""
+    names = ("ant", "蜜蜂", "turned\u202e", "x" * 300, *NAMES[4:])
+    own = model_file(tmp_path / "own.safetensors", class_names=names)
+    image = photo(tmp_path / "a.png")
+    words = ("explain", image, "--model", own, "--out", tmp_path / "seen", "--method", "occlusion")
+    for done in (
+        verydeep("classify", image, "--model", own, "--top", 7), verydeep(*words, "--top", 7)
+    ):  # fmt: skip
+        assert done.status == 0
+        lines = [line for line in done.out.splitlines()[1:] if "x" * 300 not in line]
+        assert len(lines) == 6
+        assert len({cells(line) for line in lines}) == 1
+        assert max(map(cells, lines)) < 120
+        assert "\u202e" not in done.out
+        assert r"turned\u202e" in done.out
+
+
 def test_a_file_that_looks_like_an_option(
     verydeep: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +315,10 @@ def test_a_number_that_is_not_finite_is_no_json(capsys: pytest.CaptureFixture[st
     assert json.loads(capsys.readouterr().out) == [{"score": 1.0}]
 
 
-def test_ctrl_c_leaves_valid_json_and_the_table(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_leaves_valid_json_and_the_table(name: str, model: Path, tmp_path: Path) -> None:
+    if sys.platform == "win32" and name == "SIGTERM":
+        pytest.skip("it ends a process there at once")
     for number in range(30):
         photo(tmp_path / "photos" / f"{number}.png", seed=number)
     table = tmp_path / "out.csv"
@@ -312,12 +338,14 @@ def test_ctrl_c_leaves_valid_json_and_the_table(model: Path, tmp_path: Path) -> 
     process.stdin.flush()  # stdin stays open: the command waits for more
     head = process.stdout.readline()
     time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.Signals[name])
+    if name == "SIGTERM":
+        process.send_signal(signal.SIGTERM)  # as `timeout` does
     out, err = (
         process.stdout.read(),
         process.stderr.read(),
     )  # communicate() would lose what is buffered
-    assert process.wait(60) == 130, err
+    assert process.wait(60) == (130 if name == "SIGINT" else 143), err
     for pipe in (process.stdin, process.stdout, process.stderr):
         pipe.close()
     assert err.strip().endswith("verydeep: stopped")
@@ -325,6 +353,142 @@ def test_ctrl_c_leaves_valid_json_and_the_table(model: Path, tmp_path: Path) -> 
     assert 1 <= len(value) <= 30
     # Ctrl-C may come after a photo is said and before its rows are
     assert len(table_rows(table)) in (5 * len(value), 5 * len(value) - 5)
+    assert not list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals there")
+def test_ctrl_c_while_the_command_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += f"sys.path.insert(0, {str(tmp_path)!r}); from verydeep.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_ctrl_c_before_the_first_photo_keeps_the_table_of_before(
+    verydeep: Run, model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "out.csv"
+    words = ("classify", folder, "--model", model, "--csv", table)
+    assert verydeep(*words).status == 0
+    before = table.read_bytes()
+
+    def stopped(*_: object, **__: object) -> Iterator[object]:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(predictor.Predictor, "stream", stopped)
+    assert verydeep(*words).status == 130
+    assert table.read_bytes() == before
+    table.unlink()
+    assert verydeep(*words).status == 130
+    assert not table.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it ends a process there at once")
+def test_sigterm_says_how_features_go_on(
+    verydeep: Run, model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is as it was after the command."""
+    add = retrieval.extraction.Journal.add
+
+    def added(*words: Any) -> None:
+        add(*words)
+        signal.raise_signal(signal.SIGTERM)
+
+    words = ("features", folder, "--model", model, "--out", tmp_path / "f.npz")
+    with monkeypatch.context() as ending:
+        ending.setattr(retrieval.extraction.Journal, "add", added)
+        done = verydeep(*words)
+    assert done.status == 143
+    assert "f.npz.partial; the same command goes on" in done.err
+    assert done.err.endswith("verydeep: stopped\n")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert verydeep(*words).status == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_sigterm_ends_a_forked_child_as_ever() -> None:
+    ran = subprocess.run([sys.executable, "-c", FORKS], check=True, capture_output=True, text=True)
+    assert ran.stdout == "-15\n"
+
+
+FORKS = """
+import os, signal, time
+from verydeep.cli import _ending_like_ctrl_c
+with _ending_like_ctrl_c():
+    there, here = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(here, b"x")
+        time.sleep(60)
+        os._exit(0)
+    os.read(there, 1)
+    os.kill(child, signal.SIGTERM)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_json_is_json_in_any_encoding(encoding: str, model: Path, tmp_path: Path) -> None:
+    name = "é\U0001f41d" if os.path.supports_unicode_filenames or sys.platform == "linux" else "é"
+    file = photo(tmp_path / f"{name}.png")
+    words = [
+        sys.executable,
+        "-m",
+        "verydeep",
+        "classify",
+        str(file),
+        "--model",
+        str(model),
+        "--json",
+    ]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}
+    done = subprocess.run(words, capture_output=True, check=True, env=environment)
+    assert json.loads(done.stdout.decode("utf-8"))[0]["path"] == str(file)
+
+
+def test_lists_have_a_record_a_line(
+    verydeep: Run, model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = tmp_path / "f.npz"
+    assert verydeep("features", folder, "--model", model, "--out", index).status == 0
+    (folder / "bad.png").write_bytes(b"")
+    rows = [benching.Row("mnn", "exact", n, 0.1, None, None, 0.0, None, 0.1, 1) for n in (1, 8)]
+    monkeypatch.setattr(benching, "bench", lambda *_, **__: rows)
+    for words, count in (
+        (("classify", folder, "--model", model), 4), (("similar", index, folder), 4),
+        (("weights", "list"), len(catalog.ENTRIES)), (("bench", model), 2),
+    ):  # fmt: skip
+        lines = verydeep(*words, "--json").out.splitlines()
+        assert len(lines) == count + 1
+        records = [json.loads(line[1:]) for line in lines[:-1]]
+        assert records == json.loads("".join(lines))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such terminals")
+@pytest.mark.parametrize(
+    ("more", "styled"),
+    [({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False), ({"NO_COLOR": ""}, True)],
+)
+def test_colours_where_they_are_wanted(more: dict[str, str], styled: bool) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", **more}
+    words = [sys.executable, "-m", "verydeep", "summary", "vgg11"]
+    run = subprocess.Popen(words, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    try:
+        while read := os.read(ours, 2**16):
+            shown += read
+    except OSError:  # of a terminal, this is its end
+        pass
+    os.close(ours)
+    assert run.wait() == 0
+    assert b"conv1_1" in shown
+    assert (b"\x1b" in shown) == styled
 
 
 def test_broken_pipe_is_quiet(model: Path, folder: Path) -> None:
@@ -404,19 +568,70 @@ def test_labels_with_a_mark_of_their_encoding(verydeep: Run, tmp_path: Path) -> 
     assert "cannot read the labels in" in done.err
 
 
-def test_no_input_is_written_over(verydeep: Run, model: Path, folder: Path, tmp_path: Path) -> None:
+def test_no_input_is_written_over(
+    verydeep: Run, model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     a, b, index = folder / "a.jpg", folder / "b.png", tmp_path / "f.npz"
     assert verydeep("features", folder, "--model", model, "--out", index).status == 0
-    before = b.read_bytes()
-    for words in (
-        ("classify", b, "--model", model, "--csv"),
-        ("similar", index, folder, "--sheet"),
-        ("show", model, b, "--size", 48, "--out"),
-        ("distance", a, b, "--model", model, "--metric", "content", "--map"),
+    own, table, drawn = tmp_path / "own.csv", tmp_path / "own.txt", tmp_path / "own.png"
+    shutil.copy(model, own)
+    shutil.copy(model, drawn)
+    shutil.copy(model, figure := tmp_path / "own.svg")
+    shutil.copy(a, tmp_path / "photo.csv")
+    shutil.copy(a, table)
+    leads = "leads to the file that it is made of; name another file"
+    for words, out, message in (
+        (("classify", b, "--model", model, "--csv"), b, leads),
+        (("classify", folder, "--model", model, "--csv"), b, "expected a name that ends in .csv"),
+        (("classify", folder / "*", "--model", model, "--csv"), b, "a name that ends in .csv"),
+        (("classify", b, "--model", model, "--csv"), table, "a name that ends in .csv"),
+        (("classify", b, "--model", model, "--csv"), model, "a name that ends in .csv"),
+        (("classify", b, "--model", own, "--csv"), own, leads),
+        (("classify", "photo.csv", "--model", model, "--csv"), tmp_path / "photo.csv", leads),
+        (("similar", index, folder, "--sheet"), b, leads),
+        (("similar", index, a, "--sheet"), b, leads),  # which it finds
+        (("features", folder, index, "--model", model, "--out"), index, leads),
+        (("show", model, b, "--size", 48, "--out"), b, leads),
+        (("show", drawn, "--out"), drawn, leads),
+        (("summary", figure, "--svg"), figure, leads),
+        (("distance", a, b, "--model", model, "--metric", "content", "--map"), b, leads),
+        (("quantize", model, "--calibrate", folder, "--out"), b, "is named as a photo; write"),
+        (("quantize", model, "--calibrate", folder, "--check", own, "--out"), own, leads),
+        (("compress", model, "--calibrate", folder, "--out"), b, "is named as a photo; write"),
+        (("compress", model, "--data", index, "--out"), index, leads),
+        (("weights", "convert", model), b, "is named as a photo; write"),
     ):
-        done = verydeep(*words, b)
-        assert (done.status, done.out, b.read_bytes()) == (2, "", before)
-        assert "b.png: it is read, and must not be written over; name another file" in done.err
+        before = out.read_bytes()
+        done = verydeep(*words, out)
+        assert (done.status, out.read_bytes()) == (2, before), words
+        assert message in done.err, (words, done.err)
+        assert not done.out or words[:3] == ("similar", index, a)
+
+
+def test_a_table_is_written_over(verydeep: Run, model: Path, tmp_path: Path) -> None:
+    """And into what is no file, of whatever name."""
+    words = ("classify", photo(tmp_path / "a.png"), "--model", model, "--csv")
+    for _ in range(2):
+        assert verydeep(*words, tmp_path / "a.CSV").status == 0
+    command = [sys.executable, "-m", "verydeep", *map(str, words), "/dev/stdout"]
+    if os.path.exists("/dev/stdout"):
+        with open(tmp_path / "out.txt", "wb") as file:
+            subprocess.run(command, stdout=file, check=True)
+        assert "path,rank,label" in (tmp_path / "out.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["-", ""])
+def test_a_name_that_is_none(
+    name: str, verydeep: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    for words in (("classify", model, "--csv", name), ("weights", "convert", model, name)):
+        done = verydeep(*words)
+        assert (done.status, done.out) == (2, "")
+        assert f"{name!r} is not the name of a file; expected one" in done.err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_help_groups_every_verb_and_begins_with_one_to_try(verydeep: Run) -> None:

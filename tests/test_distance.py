@@ -140,7 +140,7 @@ def test_usage(verydeep: Run, folders: tuple[Path, Path], tmp_path: Path) -> Non
             (x / "a.png", x / "c.png", "--map", tmp_path / "m.gif"),
             "m.gif: expected a name that ends in .png",
         ),
-        ((x / "a.png", x / "c.png", "--map", tmp_path / "no" / "m.png"), "there is no folder"),
+        ((x / "a.png", x / "c.png", "--map", tmp_path / "no" / "m.png"), "make the folder first"),
         ((tmp_path / "none.png", x), "none.png: no such file"),
         ((x / "a.png", tmp_path / "none.png"), "none.png: no such file"),
         ((x, "--metric", "ssim"), "metric 'ssim' is unknown"),

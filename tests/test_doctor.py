@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 
 import verydeep as package
 from verydeep.cli import doctor
 from verydeep.engines import ENGINES
+from verydeep.files import progress
 
 from .conftest import Run
 
@@ -37,6 +39,21 @@ def test_all_is_well(verydeep: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(line.startswith("  onnxruntime ") and "bannister 9" in line for line in lines)
     assert "  mnn          -" in done.out
     assert "not installed: pip install 'verydeep[mnn]'" in done.out
+
+
+def test_it_says_which_engine_is_asked(verydeep: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may take minutes, and nothing stood there."""
+    asked, stood = doctor._asked, []
+
+    def noted(*words: Any) -> Any:
+        assert progress._Line.standing is not None
+        work = progress._Line.standing.work[-1]
+        stood.append(f"{work.doing} {work.text()}")
+        return asked(*words)
+
+    monkeypatch.setattr(doctor, "_asked", noted)
+    assert verydeep("doctor").status == 0
+    assert [line.rpartition(",")[0] for line in stood] == ["asking onnxruntime 0 of 2 stages"]
 
 
 def test_a_wrong_answer_is_told(verydeep: Run, monkeypatch: pytest.MonkeyPatch) -> None:

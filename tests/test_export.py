@@ -377,9 +377,7 @@ def test_what_is_beside_is_nobody_elses(to: str, model: Path, tmp_path: Path) ->
             export.export(model, "ncnn", tmp_path / "net.param")
 
 
-def test_odd_names(
-    verydeep: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_odd_names(verydeep: Run, model: Path, tmp_path: Path) -> None:
     """The line that is printed, and the program, are run as they are."""
     image = photo(tmp_path / "photo.png")
     for name in ("my model.onnx", "two\nlines\r.onnx", "it's.onnx"):
@@ -391,8 +389,6 @@ def test_odd_names(
         assert "%" in ran.stdout
     text = (tmp_path / "two\nlines\r.onnx.py").read_text(encoding="utf-8")
     assert text.startswith("# python 'two\\nlines\\r.onnx.py' photo.jpg ")
-    monkeypatch.setattr(sys, "platform", "win32")
-    assert export.quoted(Path("my model.onnx.py")) == '"my model.onnx.py"'
 
 
 def test_a_link_stays_one_and_the_file_behind_it_is_replaced(model: Path, tmp_path: Path) -> None:

@@ -270,8 +270,8 @@ def test_the_command(verydeep: Run, tmp_path: Path, model: Path) -> None:
     assert "gone.jpg: no such file" in done.err
     assert not (tmp_path / "b.html").exists()
     assert "size is 'x'" in verydeep("show", model, "--size", "x").err
-    assert "no folder" in verydeep(*words, "--html", tmp_path / "no" / "a.html").err
-    assert "a folder, and a file is needed" in verydeep(*words, "--html", tmp_path).err
+    assert "make the folder first" in verydeep(*words, "--html", tmp_path / "no" / "a.html").err
+    assert "it is a folder; name a file in it" in verydeep(*words, "--html", tmp_path).err
     assert (
         "a.html: expected a name that ends in .png"
         in verydeep(*words, "--out", tmp_path / "a.html").err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -18,7 +19,7 @@ import pytest
 
 from verydeep.files import progress
 from verydeep.files.progress import Progress, reached, stage
-from verydeep.files.wording import clock, counted, plain, table
+from verydeep.files.wording import cells, clock, counted, plain, quoted, table
 
 from .tiny import model_file, photo
 
@@ -119,6 +120,16 @@ def test_off_a_terminal_there_is_a_line_every_ten_seconds(
         "classifying: 8 of 40 photos, 1.0/s, 0:00:32 left",
         "classifying: 18 of 40 photos, 1.0/s, 0:00:22 left",
     ]
+
+
+def test_a_dumb_terminal_has_lines(now: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal(monkeypatch)
+    monkeypatch.setenv("TERM", "dumb")
+    with Progress("classifying", total=40):
+        for now[0] in (1, 3):
+            tick()
+        assert screen.lines == ["classifying: 0 of 40 photos, 0:00:03", ""]
+        assert isinstance(sys.stdout, Terminal)
 
 
 class Writer:
@@ -501,6 +512,12 @@ def test_no_character_that_turns_the_direction_of_writing_is_left() -> None:
         assert plain(f"a{character}b") == f"a\\u{ord(character):04x}b"
 
 
+def test_a_name_in_advice_is_quoted_for_this_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shlex.split(quoted(Path("it's here"))) == ["it's here"]
+    monkeypatch.setattr(sys, "platform", "win32")  # whose shell does not know '
+    assert quoted(Path("my model.onnx.py")) == '"my model.onnx.py"'
+
+
 def test_wording() -> None:
     assert [counted(n, what) for n in (1, 8) for what in ("batch", "class", "epoch")] == [
         "1 batch", "1 class", "1 epoch", "8 batches", "8 classes", "8 epochs",
@@ -514,3 +531,17 @@ def test_wording() -> None:
     rows = [("name", "size", "file"), ("vgg16", "9", "a"), ("b", "10", "")]
     assert table(rows, "<><").splitlines() == ["name   size  file", "vgg16     9  a", "b        10"]
     assert table(rows, "<>").splitlines()[1] == "vgg16     9     a"
+    assert table([]) == ""
+
+
+def test_columns_are_as_wide_as_a_terminal_shows_them() -> None:
+    rich = pytest.importorskip("rich.cells")
+    for text in ("abc", "蜜蜂", "é", "e\u0301", "ｶﾞ", "Ａ", "한국", "\U0001f41d", "кит", "ไก่"):
+        assert cells(text) == rich.cell_len(text), text
+    rows = [("蜜蜂", "1"), ("bee", "2"), ("e\u0301", "3"), ("turned\u202e", "4"), ("x" * 300, "5")]
+    first, *others, turned, long = table(rows).splitlines()
+    assert first == f"蜜蜂{' ' * 36}  1"
+    assert {cells(line) for line in (first, *others, turned)} == {43}
+    assert turned.startswith(r"turned\u202e ")
+    assert long == f"{'x' * 300}  5"
+    assert table(rows[:2], ">").splitlines() == ["蜜蜂  1", " bee  2"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -105,43 +106,30 @@ def test_sizes_and_numbers(tmp_path: Path, model: Path, verydeep: Run) -> None:
 
 
 @follows(
-    "{}: {}; name another folder", "a folder, and a file is needed; name one in it",
-    "there is no folder {}; make it first", "it is read, and must not be written over; name another file",
+    "{}: {}; name another folder", "{} is not the name of a file; expected one",
+    "is named as a photo; write model.safetensors or the like",
 )  # fmt: skip
 def test_where_results_go(tmp_path: Path, model: Path, verydeep: Run) -> None:
-    first, second = (photo(tmp_path / f"{seed}.png", seed=seed) for seed in range(2))
+    first = photo(tmp_path / "0.png")
     (tmp_path / "file").touch()
     explain = ("explain", first, "--model", model, "--out")
     said("{}: {}; name another folder", verydeep(*explain, tmp_path / "file").err)
     assert verydeep(*explain, tmp_path / "another").status == 0
     classify = ("classify", first, "--model", model, "--csv")
-    said("a folder, and a file is needed; name one in it", verydeep(*classify, tmp_path).err)
+    said("{} is not the name of a file; expected one", verydeep(*classify, "-").err)
     assert verydeep(*classify, tmp_path / "table.csv").status == 0
-    target = tmp_path / "new" / "table.csv"
-    (folder,) = said("there is no folder {}; make it first", verydeep(*classify, target).err)
-    Path(folder).mkdir()
-    assert verydeep(*classify, target).status == 0
-    words = (
-        "distance",
-        first,
-        second,
-        "--metric",
-        "content",
-        "--layer",
-        "relu2_1",
-        "--model",
-        model,
-        "--map",
-    )
-    text = verydeep(*words, second).err
-    said("it is read, and must not be written over; name another file", text)
-    assert verydeep(*words, tmp_path / "another.png").status == 0
+    convert = ("weights", "convert", model)
+    words = "is named as a photo; write model.safetensors or the like"
+    text = verydeep(*convert, first).err
+    said(words, text)
+    assert verydeep(*convert, tmp_path / taken("write (.*?) or", text)).status == 0
 
 
 @follows(
     "needs torch: pip install 'verydeep[torch]'",
         "--resume: there is no folder {}; name the --out of a run",
     "--resume: {} does not say by which command it was begun; give DATA and --recipe as they were then",
+    "--resume goes on with the run in a folder; name it: --out {}",
     "try it: verydeep classify --model {} photo.jpg", "finish it with: verydeep train --resume --out {}",
 )  # fmt: skip
 def test_training_from_the_command(
@@ -194,6 +182,18 @@ def test_training_from_the_command(
     none = "--resume: there is no folder {}; name the --out of a run"
     said(none, verydeep("train", "--resume", "--out", tmp_path / "none").err)
     older = shutil.copytree(out, tmp_path / "older")
+    monkeypatch.chdir(tmp_path)
+    words = "--resume goes on with the run in a folder; name it: --out {}"
+    assert said(words, verydeep("train", "--resume").err) == ("DIR; see verydeep train --help",)
+    for number in (2, 10):
+        shutil.copytree(out, f"runs/{number}")
+    os.utime("runs/2/config.json", (0, 0))
+    (Path("runs") / "notes").mkdir()
+    newest = verydeep("train", "--resume").err
+    said(words, newest)
+    assert taken("name it: --out (.*?);", newest) == os.path.join("runs", "10")
+    done = verydeep(*command(f"verydeep train --resume {taken('name it: (.*?);', newest)}"))
+    assert done.status == 0, done.err
     done = verydeep(*command(taken("(verydeep train.*)", text)))
     assert done.status == 0, done.err
     said("try it: verydeep classify --model {} photo.jpg", done.out)

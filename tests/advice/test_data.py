@@ -25,7 +25,7 @@ from .. import test_training_streams as streams
 from ..conftest import Run
 from ..labelled import CLASSES, FIT, arrays, images, in_memory, trained
 from ..tiny import NAMES, model_file, photo
-from .following import Row, all_followed, follows, refused, said, taken
+from .following import Row, all_followed, evaluated, follows, refused, said, taken
 
 PIXELS, LABELS = images(12, 0)
 
@@ -48,6 +48,8 @@ def read(data: object, val: object = None, **how: Any) -> labelled.Labelled:
     ": all of them are to validate with; expected train/ too, or no division at all",
     "{}; expected one folder of images for each class",
     "{}: no images; expected a data set to validate with",
+    "{}: {} may be parts of the set, or classes as {} is; put folders of classes into parts, or list paths "
+    "and labels in a CSV",
 )  # fmt: skip
 def test_folders(tmp_path: Path, verydeep: Run) -> None:
     def table(root: Path) -> None:
@@ -59,6 +61,14 @@ def test_folders(tmp_path: Path, verydeep: Run) -> None:
         table(Path(place))
         shutil.move(Path(place) / beside, tmp_path / "away")
         read(place)
+
+    def vehicles(place: str, parts: str, stranger: str) -> None:
+        table(Path(place))
+        (Path(place) / stranger).rename(tmp_path / stranger)
+        for label in "ab":
+            for part in parts.split(", "):
+                photo(Path(place) / part / label / "1.jpg")
+        assert read(place).classes == ("a", "b")
 
     def years(place: str, _: str, __: str) -> None:
         words = (Path(place) / "2019", "--val", Path(place) / "2020", "--set", "sizes=32")
@@ -74,6 +84,7 @@ def test_folders(tmp_path: Path, verydeep: Run) -> None:
         lists.folder(tmp_path / name, [*lists.both(*tops), *more])
         for name, tops, more in (("a", ["train"], ["bus/1.jpg"]), ("b", ["2019", "2020"], []))
     )  # fmt: skip
+    c = lists.folder(tmp_path / "c", ["train/1.jpg", "test/2.jpg", "bus/3.jpg"])
     v = lists.folder(tmp_path / "v", lists.both("val"))
     nothing = lists.folder(tmp_path / "n", ["cat/1.txt", "dog/2.txt"])
     good = lists.folder(tmp_path / "good", lists.both("."))
@@ -82,6 +93,8 @@ def test_folders(tmp_path: Path, verydeep: Run) -> None:
          "not belong to it, or list paths and labels in a CSV", lambda: read(a), stranger),
         ("{}: {} cannot be classes, since each holds the folders {}; give one of them as the data set and "
          "another one to --val, or list paths and labels in a CSV", lambda: read(b), years),
+        ("{}: {} may be parts of the set, or classes as {} is; put folders of classes into parts, or list "
+         "paths and labels in a CSV", lambda: read(c), vehicles),
         (": all of them are to validate with; expected train/ too, or no division at all",
          lambda: read(v), undivided),
         ("{}; expected one folder of images for each class", lambda: read(nothing), lambda _: read(good)),
@@ -171,7 +184,7 @@ def test_arrays_in_a_file(tmp_path: Path) -> None:
 
 @follows(
     "in no class folder; expected one folder for each class",
-    "expected a folder for each of two classes or more",
+    "expected images of two classes or more",
 )  # fmt: skip
 def test_folders_of_classes(tmp_path: Path) -> None:
     def learn(folder: Path) -> object:
@@ -189,10 +202,29 @@ def test_folders_of_classes(tmp_path: Path) -> None:
         folder.mkdir(exist_ok=True)
         (flat / f"{seed}.png").rename(folder / f"{seed}.png")
     learn(flat)
-    said("expected a folder for each of two classes or more", refused(lambda: learn(one)))
+    said("expected images of two classes or more", refused(lambda: learn(one)))
     for seed in range(6):
         photo(one / "b" / f"{seed}.png", seed=seed + 6)
     learn(one)
+
+
+@follows("{} may hold labels: to use them, give it as the data set")
+def test_a_table_that_lies_beside(tmp_path: Path) -> None:
+    words = "{} may hold labels: to use them, give it as the data set"
+    flat = lists.folder(tmp_path, ["1.jpg", "2.jpg", "labels.csv"])
+    (flat / "labels.csv").write_text("1.jpg,a\n2.jpg,b\n")
+    (table,) = said(words, refused(lambda: read(flat)).partition("for each class; ")[2])
+    assert read(table).classes == ("a", "b")
+
+
+@follows("; expected names, such as {}")
+def test_labels_that_are_numbers(tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "a.npz"
+    pixels = np.zeros((2, 32, 32, 3), np.uint8)
+    np.savez(path, images=pixels, labels=[0, 1])
+    (name,) = said("; expected names, such as {}", refused(lambda: evaluate(model, path)))
+    np.savez(path, images=pixels, labels=[evaluated(name)] * 2)
+    assert evaluate(model, path).n == 2
 
 
 @follows(

@@ -413,6 +413,17 @@ def test_a_cache_that_has_no_place(
         assert not capsys.readouterr().err
 
 
+@follows("{} is a folder, so nothing is remembered; remove it")
+def test_a_folder_where_a_memory_should_be(capsys: pytest.CaptureFixture[str]) -> None:
+    memory = folders.Notebook("toys.json")
+    memory.path.mkdir(parents=True)
+    assert not memory.write("toy", 1)
+    err = capsys.readouterr().err.splitlines()[-1]
+    (path,) = said("{} is a folder, so nothing is remembered; remove it", err)
+    Path(path.removeprefix("verydeep: ")).rmdir()
+    assert memory.write("toy", 1)
+
+
 @follows("`verydeep cache clear`", "`verydeep cache clear` makes it hold again")
 def test_a_choice_that_is_made_again(
     source: Source, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],

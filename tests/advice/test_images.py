@@ -275,17 +275,21 @@ def test_an_image_of_nothing() -> None:
 
 
 @follows(
-    "write image.permute(2, 0, 1)", "write image.transpose(1, 2, 0)", "write image.astype('uint8') * 255"
+    "write image.permute(2, 0, 1)", "write image.transpose(1, 2, 0)", "write image.astype('uint8') * 255",
+    "write image.byte() * 255", "give it a colour, as image.filled(0) does",
 )  # fmt: skip
 def test_lines_to_write() -> None:
     for image, words in (
         (torch.from_numpy(BYTES), "write image.permute(2, 0, 1)"),
         (BYTES.transpose(2, 0, 1), "write image.transpose(1, 2, 0)"),
         (BYTES > 99, "write image.astype('uint8') * 255"),
+        (torch.from_numpy(BYTES > 99).permute(2, 0, 1), "write image.byte() * 255"),
+        (np.ma.masked_less(BYTES, 99), "give it a colour, as image.filled(0) does"),
     ):
         text = refused(lambda image=image: decode(image))  # type: ignore[misc]
         said(words, text)
-        assert decode(evaluated(taken("write (.+)", text), image=image)).size == (44, 40)  # type: ignore[union-attr]
+        line = taken(r"(image\.(?:.+\)|.+ \* 255))", text)
+        assert decode(evaluated(line, image=image)).size == (44, 40)  # type: ignore[union-attr]
 
 
 @follows(
@@ -301,6 +305,8 @@ def test_what_an_image_may_be(tmp_path: Path) -> None:
 
     said("cannot become an array ({}); give numpy's", refused(lambda: decode(Odd())))  # type: ignore[arg-type]
     said("give one image, with at least one pixel", refused(lambda: decode(BYTES[:0])))
+    tensor = torch.zeros(8, 3, 20)  # which has no line that makes one of it
+    said("give one image, with at least one pixel", refused(lambda: decode(tensor)))
     batch = np.stack([BYTES, BYTES])
     said("give the images of a batch one by one", refused(lambda: decode(batch)))
     for image in batch:
@@ -382,7 +388,9 @@ def test_values_outside_their_range() -> None:
     odd[0, 0] = np.nan
     text = refused(lambda: decode(odd, range="0..1"))
     said("replace them, as with numpy.nan_to_num", text)
-    decode(evaluated(taken(r"as with (\S+)", text))(odd), range="0..1")
+    numpys, torchs = map(evaluated, taken("as with (.+)", text).split(" or "))
+    decode(numpys(odd), range="0..1")
+    decode(torchs(torch.from_numpy(odd).permute(2, 0, 1)), range="0..1")
     words = "; clip them, or name the black and white that they have to what takes a range"
     said(words, refused(lambda: decode(COLOUR * 2, range="0..1")))
     decode((COLOUR * 2).clip(0, 1), range="0..1")

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import verydeep as package
+from verydeep import models
 from verydeep.distances.metrics import METRICS
 from verydeep.losses import DISTS, LPIPS, PerceptualLoss, StyleLoss, TotalVariation
 from verydeep.models import backbone, build, make_layers, vgg
@@ -61,6 +63,19 @@ SMALL: list[Row] = [
 @follows(*(words for words, _, _ in SMALL))
 def test_what_networks_and_losses_take() -> None:
     all_followed(SMALL)
+
+
+@follows(
+    "the model is {}; expected a name or a path", "the model is {}; expected the path of a file"
+)  # fmt: skip
+def test_what_a_model_may_be_called(tmp_path: Path) -> None:
+    path = model_file(tmp_path / "m.safetensors")
+    wrong: Any = path.read_bytes()[:9]
+    said("the model is {}; expected a name or a path", refused(lambda: package.load(wrong)))
+    for one in ("builtin", path, str(path)):
+        package.load(one)
+    said("the model is {}; expected the path of a file", refused(lambda: models.load(wrong)))
+    models.load(path)
 
 
 @follows(

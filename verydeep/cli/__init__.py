@@ -1,7 +1,7 @@
 """The `verydeep` command: each verb's module is loaded when the verb is used.
 
 Results go to stdout, progress and notes to stderr. Exit status: 0 done, 1 some inputs failed, 2 nothing
-could be done or wrong usage, 130 stopped by Ctrl-C.
+could be done or wrong usage, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -9,7 +9,11 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
@@ -128,6 +132,40 @@ class Stderr(logging.Handler):
         print(f"verydeep: {text}", file=sys.stderr, flush=True)  # above a live line
 
 
+class Terminated(KeyboardInterrupt):
+    """What SIGTERM raises: whatever keeps its results at Ctrl-C keeps them then, too."""
+
+
+@contextmanager
+def _ending_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM, by which `timeout`, Slurm, systemd and docker stop, raises `Terminated` in the block."""
+    process = os.getpid()
+
+    def end(number: int, _: object) -> None:
+        if os.getpid() != process:  # a forked child, which has nothing to keep
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        # `timeout` sends it twice, and the second would come while results are being kept
+        signal.signal(number, signal.SIG_IGN)
+        raise Terminated
+
+    # a program of which this is a part, or whoever had it ignored, has decided on it
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _color() -> bool | None:
+    """False where none is wanted (no-color.org), or the terminal has none; None is by whether it is one."""
+    return False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
+
+
 def main() -> None:
     """Run the command; every error that a person can mend is one line on stderr."""
     for name in ("stdout", "stderr"):
@@ -140,7 +178,8 @@ def main() -> None:
         utf8 = sys.stdout.encoding.lower().startswith("utf")
         sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     try:
-        result = cli.main(prog_name="verydeep", standalone_mode=False)
+        with _ending_like_ctrl_c():
+            result = cli.main(prog_name="verydeep", standalone_mode=False, color=_color())
         status = result if isinstance(result, int) else 0
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
@@ -148,9 +187,9 @@ def main() -> None:
     except click.ClickException as error:
         print(_usage(error), file=sys.stderr)
         status = 2
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
         log.error("stopped")
-        status = 130
+        status = 143 if isinstance(error.__cause__ or error, Terminated) else 130
     except BrokenPipeError:
         # the reader went away (`| head`): nothing more to say, and nothing to complain about
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,7 @@ import click
 
 from ..errors import log
 from ..files import photo_paths
-from ..files.wording import counted, plain
+from ..files.wording import column, counted, plain
 from . import options
 
 if TYPE_CHECKING:
@@ -34,7 +33,9 @@ BAR_CELLS = 24
 @options.compute
 @options.json_list
 @options.path(
-    "--csv", "table", help="Also write a table: path, rank, label, probability, sure, error."
+    "--csv",
+    "table",
+    help="Also write a table, a .csv file: path, rank, label, probability, sure, error.",
 )
 @options.cluster
 @options.path("--out", metavar="FOLDER", help="With --ray: the folder of Parquet files.")
@@ -81,12 +82,18 @@ def classify(
             from ..files.progress import Progress
 
             bar = opened.enter_context(Progress("classifying", total=photo_paths.counter(paths)))
+        from ..files.atomic import is_replaced, require_other, require_writable
+        from ..pictures import require_ending
         from ..predictor import Failure, load
-        from .output import Listing, exit_status, output_file
+        from .output import Listing, exit_status
 
         if table is not None:
-            output_file(table, *paths)
+            require_writable(table, *paths)
+            if is_replaced(table):  # a photo of a folder or glob that is given has another ending
+                require_ending(table, (".csv",))
         loaded = load(model, **compute)
+        if table is not None:
+            require_other(table, loaded.model.path)
         began = time.perf_counter()
         listing = opened.enter_context(Listing(as_json))
         each = bool(loaded.record.thresholds)  # class has a probability of its own
@@ -109,16 +116,18 @@ def classify(
 
 def _bars(answer: Answer, several: bool) -> str:
     """A block of lines: the path, then a bar for each class. several: whether all of them may be right."""
-    full, empty = "█░" if (sys.stdout.encoding or "").lower().startswith("utf") else "#."
+    from .output import is_utf8
+
+    full, empty = "█░" if is_utf8() else "#."
     doubt = "" if answer.sure else click.style("  not sure", fg="yellow")
     lines = [click.style(plain(answer.path or ""), bold=True) + doubt]
-    width = max(len(p.label) for p in answer.predictions)
-    for rank, guess in enumerate(answer.predictions):
+    labels = column(guess.label for guess in answer.predictions)
+    for rank, (label, guess) in enumerate(zip(labels, answer.predictions, strict=True)):
         cells = round(guess.probability * BAR_CELLS)
         right = answer.sure and (several or rank == 0)
         bar = click.style(full * cells, fg="green" if right else "cyan")
         bar += click.style(empty * (BAR_CELLS - cells), dim=True)
-        lines.append(f"  {guess.label:<{width}}  {bar} {guess.probability:6.1%}")
+        lines.append(f"  {label}  {bar} {guess.probability:6.1%}")
     return "\n".join(lines)
 
 
@@ -126,17 +135,20 @@ def _bars(answer: Answer, several: bool) -> str:
 def _table(path: Path, several: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Write records as CSV, one row a guess. Stopped by Ctrl-C, the rows so far are kept.
 
+    Where there are none, so is what was there before.
     several: whether a photo that is of none may be: its row has no label, so that it is read back as such.
     """
     from ..files.atomic import replacing
 
-    stopped = False
+    written, stopped = 0, None
     with replacing(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         columns = ("path", "rank", "label", "probability", "sure", "error")
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
 
         def write(record: Mapping[str, Any]) -> None:
+            nonlocal written
+            written += 1
             if "error" in record:
                 writer.writerow(record)
             else:
@@ -146,10 +158,12 @@ def _table(path: Path, several: bool) -> Iterator[Callable[[Mapping[str, Any]], 
 
         try:
             yield write
-        except KeyboardInterrupt:
-            stopped = True
-    if stopped:
-        raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            if not written:
+                raise
+            stopped = error
+    if stopped is not None:
+        raise stopped
 
 
 def _record(answer: Answer) -> dict[str, Any]:

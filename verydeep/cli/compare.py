@@ -14,10 +14,11 @@ import click
 
 from ..errors import log
 from ..files import photo_paths
+from ..files.atomic import require_other, require_writable
 from ..files.progress import Progress
 from ..files.wording import counted, plain
 from . import options
-from .output import Listing, exit_status, json_text, output_file, photo_events, show
+from .output import Listing, exit_status, photo_events, show
 
 
 @click.command()
@@ -64,7 +65,8 @@ def distance(paths: tuple[str, ...], map_path: Path | None, as_json: bool, **cho
     if map_path is not None:
         if len(pairing.pairs) != 1:
             raise DataError(f"--map draws two photos; {len(pairing.pairs)} pairs were given")
-        require_picture(output_file(map_path, *pairing.pairs[0]))
+        require_picture(map_path)
+        require_writable(map_path, *pairing.pairs[0])
     total = len(pairing.pairs)
     good: list[float] = []
     ways: Counter[str] = Counter()
@@ -150,7 +152,7 @@ def features(
         return compute(
             "features", paths, out, prices, address=ray, part=part, column=column, **choices
         )
-    output_file(out)
+    require_writable(out, *paths)
     try:
         with photo_events("computing features", photo_paths.counter(paths)) as on_event:
             from .. import retrieval
@@ -195,22 +197,21 @@ def similar(
 
     photos = list(photo_paths.find_some(queries)[0])
     if sheet is not None:
-        require_picture(output_file(sheet, *photos))
+        require_picture(sheet)
+        require_writable(sheet, *photos)
     with Progress("searching", "", None):
         from .. import retrieval
 
         rows = retrieval.similar(retrieval.open_features(index), photos, **choices)
+    with Listing(as_json) as listing:
+        for row in rows:
+            listing(row.to_dict(), f"\n{row}" if listing.count > listing.failed else str(row))
     answers = [row for row in rows if not row.error]
-    for row in rows:
-        if row.error:
-            log.error(row.error)
-    if as_json:
-        click.echo(json_text([row.to_dict() for row in rows]))
-    elif answers:
-        click.echo("\n\n".join(map(str, answers)))
     if sheet is not None and answers:
+        for match in (one for row in answers for one in row.matches):
+            require_other(sheet, match.photo)
         retrieval.contact_sheet(answers, sheet)
-    return exit_status(len(rows) - len(answers), len(rows))
+    return exit_status(listing.failed, listing.count)
 
 
 @click.command()

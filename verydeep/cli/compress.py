@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..errors import log
+from ..files.atomic import require_writable
 from ..files.progress import Progress
 from . import options
 from .output import show
@@ -92,7 +93,7 @@ def compress(
     the others can best make up for. Weights are then rounded only with --size or --max-drop. Accuracy that
     is lost can be won back by `verydeep train --recipe finetune --set blocks=0 --init`.
     """
-
+    require_writable(out, *calibrate, *filter(None, [choices["data"]]))
     trials = 0
 
     def told(event: Mapping[str, Any]) -> None:

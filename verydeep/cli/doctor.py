@@ -19,6 +19,7 @@ from ..engines import DEVICE_NAMES, ENGINES, TOLERANCES, Kind
 from ..engines.processor import cores
 from ..errors import EngineError, VerydeepError
 from ..files.folders import cache_folder
+from ..files.progress import Progress, reached
 from ..files.wording import counted, plain, table
 
 LABEL, LEAST = "bannister", 0.9  # what the built-in model says of `rings`: 97.6 %
@@ -44,16 +45,18 @@ def doctor() -> int:
     click.echo("\nengines, each asked what it sees on a drawn picture")
     failed, lines = 0, []
     reference: np.ndarray | None = None  # of the first that answers rightly
-    for kind in ENGINES.values():
-        if not kind.available:
-            lines.append((kind.name, "-", f"not installed: {kind.install}"))
-            continue
-        try:
-            said, values = _asked(kind, reference)
-            reference = values if reference is None else reference
-        except (VerydeepError, ImportError, OSError) as error:
-            failed, said = failed + 1, f"FAILED: {plain(' '.join(str(error).split()))}"
-        lines.append((kind.name, kind.version or "?", said))
+    with Progress("asking engines", ""):
+        for number, kind in enumerate(ENGINES.values(), 1):
+            if not kind.available:
+                lines.append((kind.name, "-", f"not installed: {kind.install}"))
+                continue
+            reached(number, len(ENGINES), f"asking {kind.name}")
+            try:
+                said, values = _asked(kind, reference)
+                reference = values if reference is None else reference
+            except (VerydeepError, ImportError, OSError) as error:
+                failed, said = failed + 1, f"FAILED: {' '.join(str(error).split())}"
+            lines.append((kind.name, kind.version or "?", said))
     click.echo(indent(table(lines), "  ") + "\n")
     click.echo(f"{counted(failed, 'engine')} failed" if failed else "all is well")
     return 1 if failed else 0

@@ -13,7 +13,7 @@ import click
 from ..errors import ImageError
 from ..files import photo_paths
 from ..files.progress import progress
-from ..files.wording import plain
+from ..files.wording import column, plain
 from . import options
 from .output import Listing, exit_status, output_folder
 
@@ -112,8 +112,9 @@ def _cut(name: str, most: int) -> str:
 
 
 def _text(explanation: Explanation, picture: Path, fidelity: Fidelity | None) -> str:
-    width = max(len(heat.label) for heat in explanation.maps)
-    lines = [f"{heat.label:<{width}}  {heat.probability:6.1%}" for heat in explanation.maps]
+    labels = column(heat.label for heat in explanation.maps)
+    heats = zip(labels, explanation.maps, strict=True)
+    lines = [f"{label}  {heat.probability:6.1%}" for label, heat in heats]
     lines += str(fidelity).splitlines() if fidelity is not None else []
     title = click.style(plain(explanation.path or ""), bold=True) + f"  {plain(str(picture))}"
     return "\n  ".join([title, *lines])

@@ -7,9 +7,11 @@ from typing import Any
 
 import click
 
+from ..files.atomic import require_writable
 from ..files.progress import Progress
+from ..files.wording import quoted
 from . import options
-from .output import json_text, show
+from .output import show, show_list
 
 
 @click.command()
@@ -64,11 +66,11 @@ def export(model: str, to: str, out: Path, as_json: bool, **choices: Any) -> Non
         click.echo(f"  {error:.1e}  {name}")
     if to == "web":
         click.echo(
-            f"look at it: python -m http.server -d {exporting.quoted(done.path)} 8000, and http://localhost:8000/"
+            f"look at it: python -m http.server -d {quoted(done.path)} 8000, and http://localhost:8000/"
         )
         click.echo("its README.md tells which headers give it more than one thread")
     else:
-        click.echo(f"run it: python {exporting.quoted(done.program)} photo.jpg")
+        click.echo(f"run it: python {quoted(done.program)} photo.jpg")
 
 
 @click.command()
@@ -98,6 +100,7 @@ def quantize(
     The int8 model is as small as weights of 8 bits are, and several times as quick with `--precision
     int8` where the processor multiplies such numbers (x86 with VNNI, ARM with dot product). Takes minutes.
     """
+    require_writable(out, *calibrate, *choices["check"])
     with Progress("quantising", ""):
         from .. import quantisation
 
@@ -144,4 +147,7 @@ def bench(model: str, as_json: bool, **choices: Any) -> None:
         from .. import benching
 
         rows = benching.bench(model, **choices)
-    click.echo(json_text([row.to_dict() for row in rows]) if as_json else benching.table(rows))
+    if as_json:
+        show_list([row.to_dict() for row in rows])
+    else:
+        click.echo(benching.table(rows))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..files.photo_paths import is_read
+
 if TYPE_CHECKING:
     from ..preprocess import Size
 
@@ -61,9 +63,28 @@ def pixels(_: click.Context, __: click.Parameter, text: str | None) -> Size:
     return (height, width[0]) if width else height
 
 
+class Place(click.Path):
+    """The name of a file or folder, given as a Path. "-" is none: nothing is written to stdout by it."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in ("", "-"):
+            self.fail(f"{value!r} is not the name of a file; expected one", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def path(*names: str, metavar: str = "FILE", **words: Any) -> Callable[[C], C]:
     """An option that names a file or folder; given as a Path."""
-    return click.option(*names, type=click.Path(path_type=Path), metavar=metavar, **words)
+    return click.option(*names, type=Place(), metavar=metavar, **words)
+
+
+def no_photo(_: click.Context, __: click.Parameter, out: Path) -> Path:
+    """The callback of a model file's name, in place of which a photo, of a folder that is read, may be."""
+    if is_read(out.suffix.lower()):
+        raise click.BadParameter(f"{out} is named as a photo; write model.safetensors or the like")
+    return out
 
 
 def calibrate(*, required: bool) -> Callable[[C], C]:
@@ -75,7 +96,7 @@ def calibrate(*, required: bool) -> Callable[[C], C]:
     )  # fmt: skip
 
 
-model_file = path("--out", required=True, help="The model file to write.")
+model_file = path("--out", required=True, callback=no_photo, help="The model file to write.")
 json_object = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout."
 )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,25 @@ import click
 from ..errors import DataError, OutputError, log
 
 
+def is_utf8() -> bool:
+    """Whether stdout takes every character."""
+    return (sys.stdout.encoding or "").lower().startswith("utf")
+
+
 def json_text(value: object) -> str:
     """One JSON value. DataError where it holds a number that is not finite: JSON has none."""
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        # what an encoding has no byte for would be escaped as Python does, and JSON does not
+        text = json.dumps(value, ensure_ascii=not is_utf8(), allow_nan=False)
     except ValueError as error:
         raise DataError(f"the result has a number that is not finite ({error})") from error
     # a file name that is not UTF-8 stays JSON: its odd bytes are escaped, and Python reads them back
     return re.sub("[\ud800-\udfff]", lambda odd: f"\\u{ord(odd[0]):04x}", text)
+
+
+def show_list(records: Sequence[Mapping[str, Any]]) -> None:
+    """Print records as one JSON list, a line each, as `Listing` does while they come."""
+    click.echo("[" + "\n,".join(map(json_text, records)) + ("\n]" if records else "]"))
 
 
 def show(result: Any, as_json: bool) -> None:
@@ -94,18 +105,4 @@ def output_folder(path: Path) -> Path:
         why = f"cannot be written: {error.strerror}"
         why = "a file, and a folder is needed" if path.is_file() else why
         raise OutputError(f"{path}: {why}; name another folder") from error
-    return path
-
-
-def output_file(path: Path, *inputs: str) -> Path:
-    """The path of a file to be written. OutputError where its folder takes none, or it is an input."""
-    folder = path.parent
-    if path.is_dir():
-        raise OutputError(f"{path}: a folder, and a file is needed; name one in it")
-    if not folder.is_dir():
-        raise OutputError(f"{path}: cannot be written: there is no folder {folder}; make it first")
-    if path.is_file() and any(os.path.exists(file) and path.samefile(file) for file in inputs):
-        raise OutputError(f"{path}: it is read, and must not be written over; name another file")
-    if not path.exists() or path.is_file():  # a device, such as /dev/null, needs no room beside it
-        output_folder(folder)
     return path

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import log
+from ..files.atomic import require_other, require_writable
 from ..files.wording import counted, table
 from . import options
-from .output import json_text, output_file
+from .output import json_text
 
 if TYPE_CHECKING:
     from ..nets import Network
@@ -54,6 +55,7 @@ def summary(name: str, size: tuple[int, int], figure: Path | None, as_json: bool
         from ..pictures.block_figure import block_figure
 
         require_ending(figure, FIGURES)  # the next file named here could be the model itself
+        require_other(figure, name)
         title = describe(net, several)
         write(block_figure(net, *size, title=title, several=several), figure, FIGURES)
     totals = {
@@ -216,17 +218,18 @@ def show(
     MODEL is a built-in model ("builtin"), a published one by its name, or a model file. Without --out and
     --html the strongest channels are listed.
     """
+    from .. import portraits, predictor
     from ..pictures import PAGES, require_ending
 
+    loaded = predictor.load(model, **compute)
+    inputs: list[str | Path] = [loaded.model.path, *([photo] if photo else [])]
     if html is not None:
-        require_ending(output_file(html), PAGES)
-    from .. import portraits, predictor
-
-    inputs = [photo] if photo else []
-    place = None if out is None else output_file(portraits.picture_place(out), *inputs)
-    portrait = portraits.show(
-        predictor.load(model, **compute), photo, size=size, strongest=strongest
-    )
+        require_writable(html, *inputs)
+        require_ending(html, PAGES)
+    place = None if out is None else portraits.picture_place(out)
+    if place is not None:
+        require_writable(place, *inputs)
+    portrait = portraits.show(loaded, photo, size=size, strongest=strongest)
     click.echo(f"{portrait}\n{table(_rows(portrait))}")
     if place is not None:
         portrait.save(place)

@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from ..errors import DataError, log
 from ..files.progress import Progress
-from ..files.wording import clock, counted, plain
+from ..files.wording import clock, counted, plain, quoted
 from . import options
 from .output import output_folder, show
 
@@ -65,7 +65,7 @@ def _recipes(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     help="Where the model, report.html, log.jsonl and checkpoints go. [default: runs/1, runs/2, ...]",
 )
 @click.option(
-    "--resume", is_flag=True, help="Go on with the run in DIR; nothing else need be said."
+    "--resume", is_flag=True, help="Go on with the run in the DIR of --out; no more need be said."
 )
 @options.device
 @click.option(
@@ -105,6 +105,11 @@ def train(
     """
     if data is None and resume and out is not None:
         return int(train.main([*_again(out), *["--json"] * as_json], standalone_mode=False))
+    if data is None and resume:
+        raise click.UsageError(
+            f"--resume goes on with the run in a folder; name it: --out {_newest()}",
+            click.get_current_context(),
+        )
     if data is None:
         raise click.UsageError("Missing argument 'DATA'", click.get_current_context())
     from ..pictures import write
@@ -136,11 +141,19 @@ def train(
         return 1 if result.bad else 0
     show(result, as_json)
     if not as_json:
-        place = shlex.quote(str(result.folder))
+        place = quoted(result.folder)
         click.echo(
             f"report: {result.folder / 'report.html'}\ntry it: verydeep classify --model {place} photo.jpg"
         )
     return 1 if result.bad else 0
+
+
+def _newest() -> Path | str:
+    """The folder of the run that was begun last, of those that were given none; DIR where there is none."""
+    from ..training.record.folder import RUNS, begun
+
+    runs = filter(begun, RUNS.glob("*"))
+    return max(runs, key=lambda run: (run / "config.json").stat().st_mtime, default="DIR")
 
 
 def _again(out: Path) -> list[str]:

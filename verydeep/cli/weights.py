@@ -13,7 +13,7 @@ import click
 from ..errors import VerydeepError, WeightsError, log
 from ..files.wording import counted, plain, table
 from . import CONTEXT, options
-from .output import Listing, exit_status, json_text
+from .output import Listing, exit_status, json_text, show_list
 
 FIELDS = "name network file url size_bytes licence preprocess classes".split()  # of an entry
 
@@ -29,7 +29,7 @@ def list_weights(as_json: bool) -> None:
     """List the catalogue: published weights, their accuracy, and what is on this machine."""
     rows = published_weights()
     if as_json:
-        click.echo(json_text(rows))
+        show_list(rows)
         return
     lines = [("name", "MB", "top-1", "top-5", "pre-processing", "here", "file")]
     lines += [
@@ -112,7 +112,7 @@ def _labels(
 
 @weights.command()
 @click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=options.Place(), callback=options.no_photo)
 @click.option(
     "--preprocess", metavar="PRESET",
     help="What the weights expect: torchvision, features, caffe, lpips. Needed for unknown files.",

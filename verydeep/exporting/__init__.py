@@ -20,10 +20,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shlex
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -40,7 +37,7 @@ from ..engines.race import worst_error
 from ..errors import EngineError, OutputError, log, require
 from ..files.atomic import ADVICE, replacing, require_other
 from ..files.progress import reached
-from ..files.wording import plain
+from ..files.wording import plain, quoted
 from ..graphs import Source, source_of
 from ..modelfile import ModelFile, read
 from ..nets import named
@@ -429,12 +426,6 @@ def program_text(package: str, job: Job, out: Path, program: tuple[str, str]) ->
         *ending,
     ]
     return "\n".join(text) + "\n"
-
-
-def quoted(name: str | os.PathLike[str]) -> str:
-    """A name as the shell of this system takes it."""
-    text = os.fspath(name)
-    return subprocess.list2cmdline([text]) if sys.platform == "win32" else shlex.quote(text)
 
 
 def preparation(preprocess: Preprocess) -> Iterator[str]:

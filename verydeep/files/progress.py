@@ -2,8 +2,8 @@
 
 A door says what is being done: `with Progress("computing features", total=400) as bar: bar.advance()`.
 What it calls may say how far its own part is by `stage`, which is silent where nobody watches. A thread
-keeps the line alive, so that it moves while the work does not. Whether stderr is a terminal decides, and
-nothing else; on one, whatever is printed meanwhile, results too, goes above the line.
+keeps the line alive, so that it moves while the work does not. Whether stderr is a terminal decides,
+and nothing else; on one, whatever is printed meanwhile, results too, goes above the line.
 """
 
 from __future__ import annotations
@@ -240,9 +240,12 @@ class _Line:
 
 
 def _terminal(stream: TextIO | None) -> bool:
-    """Whether it is one: nothing that is closed, has write() alone, or is not there, as in pythonw."""
+    """Whether it is one: nothing that is closed, has write() alone, or is not there, as in pythonw.
+
+    Nor one that can only print lines.
+    """
     with suppress(AttributeError, ValueError):
-        return bool(stream and stream.isatty())
+        return bool(stream and stream.isatty() and os.environ.get("TERM") != "dumb")
     return False
 
 

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 
 # control characters, what ends a line, and what turns the direction of writing
 _COMMANDS = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 NAMED = 5  # of many are named in a line
+MOST_CELLS = 40  # of a column
 
 
 def counted(number: int, what: str) -> str:
     """A number with its noun: "1 photo", "2,000 photos", "2 batches", "2 epochs"."""
     ending = "es" if what.endswith(("s", "tch")) else "s"
     return f"{number:,} {what if number == 1 else what + ending}"
+
+
+def quoted(name: str | os.PathLike[str]) -> str:
+    """A name as the shell of this system takes it."""
+    import shlex  # in here, since most starts say no such line
+    import subprocess
+
+    text = os.fspath(name)
+    return subprocess.list2cmdline([text]) if sys.platform == "win32" else shlex.quote(text)
 
 
 def plain(text: str) -> str:
@@ -38,15 +50,33 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
+def cells(text: str) -> int:
+    """How wide a terminal shows it: most signs of East Asia take two cells, accents of their own none."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import category, east_asian_width
+
+    none, two = ("Mn", "Me", "Cf"), ("W", "F")
+    return sum(0 if category(c) in none else 1 + (east_asian_width(c) in two) for c in text)
+
+
+def column(texts: Iterable[str], side: str = "<") -> list[str]:
+    """Texts, as `plain` has them, made as wide as the widest; one of more than MOST_CELLS widens no other.
+
+    side: "<" or ">", where they stand.
+    """
+    texts = list(map(plain, texts))
+    width = min(MOST_CELLS, max(map(cells, texts)))
+    gaps = [" " * (width - cells(text)) for text in texts]
+    return [t + gap if side == "<" else gap + t for t, gap in zip(texts, gaps, strict=True)]
+
+
 def table(rows: Iterable[Sequence[str]], align: str = "<") -> str:
     """Rows of texts as lines of columns, two spaces apart.
 
     align: "<" or ">" for each column; the last one counts for all that follow.
     """
-    lines = [list(row) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    sides = align.ljust(len(widths), align[-1])
-    return "\n".join(
-        "  ".join(f"{c:{s}{w}}" for c, s, w in zip(line, sides, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    columns = list(zip(*rows, strict=True))
+    sides = align.ljust(len(columns), align[-1])
+    lines = zip(*map(column, columns, sides), strict=True)
+    return "\n".join("  ".join(line).rstrip() for line in lines)

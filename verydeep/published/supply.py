@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -19,6 +18,7 @@ from ..errors import MissingExtraError, OutputError, WeightsError, log, nearest
 from ..files.atomic import locked
 from ..files.folders import cache_folder, download_folders
 from ..files.hashes import digests_of, matches, seal, sealed, unbroken
+from ..files.wording import quoted
 from .catalog import ENTRIES, Entry, Published
 
 # what `foreign` needs to read a file of that kind: the package, and the extra that brings it
@@ -60,7 +60,7 @@ def obtain(name: str | os.PathLike[str], progress: bool = True) -> Path:
         if published is None:
             raise WeightsError(
                 f"{path} is neither a model file nor one of the catalogue's; make a model file of "
-                f"it with: verydeep weights convert {shlex.quote(name)} OUT --preprocess NAME"
+                f"it with: verydeep weights convert {quoted(name)} OUT --preprocess NAME"
             )
         return _made(published[0], path)
     target = model_path(known)
