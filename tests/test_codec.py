@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verydeep import load, modelfile
-from verydeep.errors import ModelFileError
+from verydeep.errors import EngineError, ModelFileError
 from verydeep.files.cache import Cache
 from verydeep.modelfile import Record, codec, decoding, read, write
 from verydeep.modelfile.codec import Coded, decode, encode
@@ -282,6 +282,16 @@ def test_where_nothing_can_be_kept_it_is_decoded_each_time(
             found = read(pair[0]).tensors()
         for key, array in found.items():
             np.testing.assert_array_equal(array, expected[key])
+
+
+def test_a_limit_of_the_cache_that_is_none_is_said(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was decoded anew in each process, without a word."""
+    monkeypatch.setattr(decoding, "WORTH_KEEPING", 1)
+    monkeypatch.setenv("VERYDEEP_CACHE_LIMIT", "much")
+    with pytest.raises(EngineError, match="VERYDEEP_CACHE_LIMIT is 'much'; expected bytes"):
+        read(pair[0]).tensors()
 
 
 def test_older_readers_say_that_it_is_newer() -> None:

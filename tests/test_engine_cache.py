@@ -91,6 +91,13 @@ def hostile(file: Path) -> None:
     (file.parent / MANIFEST).write_text(json.dumps(value))
 
 
+def empty(file: Path) -> None:
+    """An entry of no files: nothing says what its file should be."""
+    value = json.loads((file.parent / MANIFEST).read_text())
+    (file.parent / MANIFEST).write_text(json.dumps({**value, "files": {}}))
+    flipped(file)
+
+
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -99,6 +106,7 @@ def hostile(file: Path) -> None:
         (flipped, "its graph.toy is damaged"),
         (foreign, "made for something else"),
         (hostile, "its entry.json is missing or damaged"),
+        (empty, "its entry.json is missing or damaged"),
         (lambda file: (file.parent / MANIFEST).unlink(), "its entry.json is missing or damaged"),
         (
             lambda file: (file.parent / MANIFEST).write_text("[1"),
@@ -119,6 +127,14 @@ def test_damage_is_rebuilt_and_said(
     assert "rebuilding it" in lines[0]
     assert toy.open() == b"toy" + bytes(997)
     assert toy.made == 2
+
+
+def test_a_file_in_an_entrys_place_goes(toy: Toy) -> None:
+    toy.cache.folder.mkdir(parents=True)
+    (toy.cache.folder / "toy-1").write_text("in the way")
+    toy.open()
+    assert toy.cache.entries()[0].name == "toy-1"
+    assert sorted(p.name for p in toy.cache.folder.iterdir()) == ["toy-1", "toy-1.lock"]
 
 
 def test_what_the_engine_itself_refuses_is_rebuilt(
@@ -328,6 +344,16 @@ def test_a_memory_that_cannot_be_read(text: str, capsys: pytest.CaptureFixture[s
     assert "cannot be read; what it remembered will be found anew" in capsys.readouterr().err
     Memory().remember({"graph": "a"}, [ROW])
     assert Memory().standings({"graph": "a"}) == (ROW,)
+
+
+def test_a_folder_in_a_memorys_place(capsys: pytest.CaptureFixture[str]) -> None:
+    path = cache_folder() / "choices.json"
+    path.mkdir(parents=True)
+    assert not Memory().remember({"batch": 8}, [ROW])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"verydeep: {path} is a folder, so nothing is remembered; remove it"
+    path.rmdir()
+    assert Memory().remember({"batch": 8}, [ROW])
 
 
 def test_a_memory_of_another_version_is_begun_anew(capsys: pytest.CaptureFixture[str]) -> None:

@@ -282,6 +282,32 @@ def test_what_an_engine_does_once_is_not_counted(monkeypatch: pytest.MonkeyPatch
     assert (winner, rows[0].seconds) == ("quick", pytest.approx(0.004))
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_the_hopeless_run_once(first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine one may take minutes for what the reference does in a second."""
+    busy = {"busy": steady(8.0)}
+    quick = {"quick": steady(0.004)}
+    entrants = quick | busy if first else busy | quick  # the last of them comes first
+    field = Field(monkeypatch, onnxruntime=steady(0.01), **entrants)
+    winner, rows = field.race()
+    assert winner == "quick"
+    assert [row.engine for row in rows] == ["quick", "onnxruntime", "busy"]
+    assert rows[-1].seconds == pytest.approx(8.0)
+    ran = sum(name == "busy" for name, _ in field.ran)
+    assert ran == (2 if first else 1)  # as champion once more, against who comes next
+
+
+@pytest.mark.parametrize("engine", ["auto", "ncnn"])
+def test_numbers_may_be_numpys(built: Graph, planted: Planted, engine: str) -> None:
+    """They are written into JSON, and given to engines."""
+    two, eight, many = np.int64(2), np.uint8(8), np.int32(100)
+    chosen = Choice(Source.of(built), engine=engine, threads=two, device="cpu")  # type: ignore[arg-type]
+    planted.add("slow", seconds=0.05)
+    assert chosen.engine(BATCH, batch=eight, to_come=many).threads == 2  # type: ignore[arg-type]
+    assert type(chosen.engine(BATCH).threads) is int
+    assert len(Memory().choices()) == (engine == "auto")
+
+
 def test_a_batch_is_cut_but_never_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """What shares a batch out to threads is slow for one image, and quickest for eight."""
 

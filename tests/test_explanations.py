@@ -388,6 +388,10 @@ def test_classes(tmp_path: Path, model: Path) -> None:
         explainer.classes("zz")
     with pytest.raises(DataError, match=r"class 7 does not exist; expected 0 to 6"):
         explainer.classes(7)
+    with pytest.raises(DataError, match=r"class 70 does not exist; expected 0 to 6"):
+        explainer.classes("70")
+    with pytest.raises(DataError, match=r"the model knows no class '999"):
+        explainer.classes("9" * 5000)  # of which Python makes no number
     with pytest.raises(DataError, match=r"no class was given"):
         explainer.classes([])
     assert explainer.classes(np.argsort([3.0, 1.0, 2.0])) == [1, 2, 0]  # as numpy gives numbers

@@ -17,7 +17,7 @@ import pytest
 
 import verydeep
 from verydeep import modelfile
-from verydeep.errors import OutputError, WeightsError
+from verydeep.errors import DataError, OutputError, WeightsError
 from verydeep.evaluation import class_of, class_table
 from verydeep.files import folders, hashes, photo_paths
 from verydeep.files.atomic import replacing, require_writable
@@ -187,6 +187,62 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
         file.write(b"")
 
 
+FORKED = """
+import os, sys, threading, time
+from pathlib import Path
+from verydeep.files.atomic import locked
+
+held, free = threading.Event(), threading.Event()
+
+def hold():
+    with locked(Path(sys.argv[1]), lambda: None):
+        held.set()
+        free.wait()
+
+holder = threading.Thread(target=hold)
+holder.start()
+held.wait()
+child = os.fork()
+if not child:
+    import signal
+    signal.alarm(60)  # nobody else ends it
+    waited = []
+    with locked(Path(sys.argv[1]), lambda: waited.append(os.write(1, b"child waits, "))):
+        os.write(1, b"child holds, ")
+    time.sleep(600 if sys.argv[2] == "lives" else 0)
+    os._exit(0)
+time.sleep(0.5)  # while the parent holds it, the child does not
+os.write(1, b"parent lets go, ")
+free.set()
+holder.join()
+os.waitpid(child, 0) if sys.argv[2] == "ends" else time.sleep(0.5)
+with locked(Path(sys.argv[1]), lambda: None):
+    os.write(1, b"parent holds")
+    grandchild = os.fork()
+    if not grandchild:
+        sys.exit()
+    os.waitpid(grandchild, 0)
+    other = os.open(sys.argv[1], os.O_RDWR)
+    import fcntl
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.write(1, b" still")
+os.kill(child, 9) if sys.argv[2] == "lives" else None
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("child", ["ends", "lives"])
+def test_a_lock_is_never_a_forked_childs(tmp_path: Path, child: str) -> None:
+    """It had a copy of the open file: it waited for itself, and kept the lock from its parent."""
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED, str(tmp_path / "lock"), child],
+        capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    assert ran.stdout == "child waits, parent lets go, child holds, parent holds still"
+
+
 def test_devices_are_written_to_and_never_replaced() -> None:
     number = os.stat(os.devnull).st_rdev
     with replacing(os.devnull) as file:
@@ -307,7 +363,39 @@ def test_a_glob_gives_each_photo_once(tmp_path: Path, monkeypatch: pytest.Monkey
     Path("-").write_bytes(b"")
     assert list(photo_paths.find(["deep/**"])) == ["deep/a.png", "deep/er/b.png"]
     assert list(photo_paths.find(["deep/*"])) == ["deep/a.png", "deep/er/b.png"]
+    assert list(photo_paths.find(["d*/**/*.png"])) == ["deep/a.png", "deep/er/b.png"]
+    assert list(photo_paths.find(["**/er/*.png"])) == ["deep/er/b.png"]
+    assert list(photo_paths.find(["**/none/*.png"])) == ["**/none/*.png"]
     assert list(photo_paths.find(["?"])) == ["-"]  # the file of that name, and not stdin
+
+
+def test_links_between_folders_are_followed_once_on_a_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two folders that link to each other were gone through some 40 times; three had no end."""
+    monkeypatch.chdir(tmp_path)
+    for names, expected in (
+        ("ab", ["a/b/1.png", "a/1.png", "b/a/1.png", "b/1.png"]),
+        ("abc", [f"{way}/1.png" for way in (
+            "a/b/c", "a/b", "a/c/b", "a/c", "a", "b/a/c", "b/a", "b/c/a", "b/c", "b",
+            "c/a/b", "c/a", "c/b/a", "c/b", "c",
+        )]),
+    ):  # fmt: skip
+        for one in names:
+            photo(Path(names) / one / "1.png")
+            for other in set(names) - {one}:
+                (Path(names) / one / other).symlink_to(f"../{other}", target_is_directory=True)
+        (Path(names) / "a" / "up").symlink_to("..", target_is_directory=True)
+        photos = sorted(f"{names}/{way}" for way in expected)
+        for given in (
+            names,
+            f"{names}/**",
+            f"{names}/**/*.png",
+            f"./{names}/**//1.png",
+            f"{names}/**/*",
+        ):
+            found = [os.path.normpath(path) for path in photo_paths.find([given])]
+            assert sorted(found) == photos, given
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no names that are no UTF-8")
@@ -328,6 +416,13 @@ def test_names_on_stdin_are_taken_as_the_disk_has_them(tmp_path: Path) -> None:
     assert run.stdout.decode().split(" b")[0:] == [
         "b'caf\\xe9.png'", "' start.png'", "'end .png'", "'  elsewhere.png '\n",
     ]  # fmt: skip
+
+
+def test_no_photos_are_given() -> None:
+    with pytest.raises(
+        DataError, match=r"^no photos are given; expected photos or folders that hold"
+    ):
+        photo_paths.find_some([])
 
 
 # No home
@@ -370,6 +465,18 @@ def test_without_a_home_commands_say_what_to_set(verydeep: Callable[..., object]
     assert verydeep("cache", "list").status == 0  # type: ignore[attr-defined]
     assert verydeep("cache", "clear").status == 0  # type: ignore[attr-defined]
     assert verydeep("weights", "list").status == 0  # type: ignore[attr-defined]
+
+
+def test_a_relative_cache_stays_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"cache-{os.urandom(4).hex()}"  # asked for in no other test
+    monkeypatch.setenv("VERYDEEP_CACHE", name)
+    monkeypatch.chdir(tmp_path)
+    assert folders.cache_folder() == tmp_path / name
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert folders.cache_folder() == tmp_path / name
 
 
 def test_the_folders_of_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

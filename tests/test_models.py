@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from verydeep import modelfile, models, nets
-from verydeep.errors import LayerError, ModelFileError, NetworkError
+from verydeep.errors import ArgumentError, LayerError, ModelFileError, NetworkError
 from verydeep.modelfile import Record
 from verydeep.models import VGG, backbone, build, load, warm_start
 from verydeep.models.layers import L2Pool2d
@@ -547,6 +547,35 @@ def test_load_gives_the_module_that_was_written(net: nets.Network, tmp_path: Pat
         assert torch.equal(found(x), model(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_all_weights_are_of_one_type(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Under another default, as torchvision's are: those of a file, new ones, and adapted ones."""
+    net = network("vgg11_bn", width=TINY, classes=6)
+    path = tmp_path / "m.safetensors"
+    _written(path, Record(net), build(net).eval())
+    given = load(path)
+    torch.set_default_dtype(dtype)
+    try:
+        with pytest.warns(UserWarning, match="fc8 is new and untrained"):
+            model = models.vgg11_bn(weights=str(path), num_classes=5, in_channels=1).eval()
+        assert {value.dtype for value in model.state_dict().values()} == {dtype, torch.int64}
+        assert model(torch.zeros(1, 1, 64, 64)).dtype == dtype
+        assert all(value.dtype == dtype for value in models.vgg11(width=TINY).parameters())
+        # the file's own types, whatever the default
+        assert all(value.dtype == torch.float32 for value in load(path).parameters())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    first = given.features[0].weight.sum(1, keepdim=True)
+    assert torch.equal(model.features[0].weight, first.to(dtype))
+
+
+@pytest.mark.parametrize("init", ["torchvision", "he"])
+def test_random_weights_are_on_the_default_device(init: str) -> None:
+    with torch.device("meta"):
+        model = build("vgg11_bn", init=init, width=TINY)  # type: ignore[arg-type]
+    assert {value.device.type for value in model.state_dict().values()} == {"meta"}
+
+
 def test_load_dequantises(tmp_path: Path) -> None:
     net = network("vgg11", width=TINY, classes=6)
     model = build(net).eval()
@@ -595,6 +624,9 @@ def test_load_refuses_what_is_not_a_model_file(tmp_path: Path) -> None:
         load(path)
     with pytest.raises(ModelFileError, match=r"absent\.safetensors"):
         load(tmp_path / "absent.safetensors")
+    for wrong in (None, b"absent.safetensors"):
+        with pytest.raises(ArgumentError, match=r"the model is .*; expected the path of a file"):
+            load(wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -21,7 +22,7 @@ from torchvision.models.vgg import cfgs, make_layers
 
 import verydeep
 from verydeep import distances
-from verydeep.distances import METRICS, Distance, Perceptual, metrics, tiles
+from verydeep.distances import METRICS, Distance, Distances, Perceptual, metrics, tiles
 from verydeep.engines import Engine
 from verydeep.errors import DataError, EngineError, ImageError, NetworkError, VerydeepError
 from verydeep.predictor import Failure
@@ -131,6 +132,17 @@ def test_floats_are_never_rounded(ours: Perceptual, theirs: Any) -> None:
         assert found.about.range == told
     rounded = ours(np.rint(a * 255).astype(np.uint8), np.rint(b * 255).astype(np.uint8))
     assert abs(rounded - expected) > 10 * tolerance(expected)
+
+
+def test_the_range_that_is_told_is_the_one_that_was_used(ours: Perceptual) -> None:
+    """Images of 16 bits know theirs, and floats among them do not."""
+    a, b = smooth(32, 32, 1), smooth(32, 32, 2)
+    long, unit = a.astype(np.uint16) * 257, (b / np.float32(255)).astype(np.float32)
+    pairs = [(long, b), (long, long[::-1]), (long, unit), (unit, unit[::-1]), (unit, b), (a, b)]
+    told = ["0..65535", "0..65535", "0..1", "0..1", "0..1", "0..255"]
+    for streamed in (pairs, pairs[::-1]):
+        found = [d.about.range for d in ours.stream(streamed, range="0..1")]  # type: ignore[union-attr]
+        assert found == (told if streamed is pairs else told[::-1])
 
 
 def test_every_kind_of_image_gives_the_same(ours: Perceptual, tmp_path: Path) -> None:
@@ -313,6 +325,26 @@ def test_threads_give_what_one_gives(quick: Perceptual) -> None:
     assert len(distances._kept) <= distances.KEPT
 
 
+def test_the_metric_that_was_used_last_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    real = Perceptual.__init__
+
+    def counted(self: Perceptual, *words: Any, **options: Any) -> None:
+        made.append(options["layers"])
+        real(self, *words, **options)
+
+    monkeypatch.setattr(Perceptual, "__init__", counted)
+    monkeypatch.setattr(Perceptual, "__call__", lambda *_, **__: 0.0)
+    distances._kept.clear()
+    for other in ("relu1_2", "relu2_1", "relu2_2", "relu3_1", "relu3_2"):
+        for layers in ("relu1_1", other):
+            verydeep.content_distance(A, A, layers=layers)
+    assert made.count("relu1_1") == 1
+    assert list(distances._kept)[-1].count("relu3_2") == 1
+    assert len(distances._kept) == distances.KEPT
+    distances._kept.clear()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 def test_after_a_fork() -> None:
     """A child that was forked after a call gets the same number; openvino alone used to hang."""
@@ -339,10 +371,12 @@ def test_pickles(quick: Perceptual) -> None:
     assert again.layers == ("relu1_1",)
     assert again(a, [b, a]).tolist() == many.tolist()
     assert len(pickle.dumps(quick)) < 1000
-    copied = pickle.loads(pickle.dumps(many))
-    assert copied.abouts == many.abouts
-    assert len(copied.abouts) == 2
-    assert copied.tolist() == many.tolist()
+    for copied in (pickle.loads(pickle.dumps(many)), copy.copy(many), copy.deepcopy(many)):
+        assert type(copied) is Distances
+        assert copied.abouts == many.abouts
+        assert len(copied.abouts) == 2
+        assert copied.tolist() == many.tolist()
+        assert not np.shares_memory(copied, many)
 
 
 def test_no_number_is_an_error(monkeypatch: pytest.MonkeyPatch, quick: Perceptual) -> None:

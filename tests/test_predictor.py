@@ -15,7 +15,14 @@ from numpy.testing import assert_allclose
 from PIL import Image
 
 from verydeep import load, modelfile, models
-from verydeep.errors import DataError, EngineError, ImageError, ModelFileError, NetworkError
+from verydeep.errors import (
+    ArgumentError,
+    DataError,
+    EngineError,
+    ImageError,
+    ModelFileError,
+    NetworkError,
+)
 from verydeep.predictor import Answer, Failure, Features, softmax
 from verydeep.preprocess import Preprocess
 
@@ -257,6 +264,9 @@ def test_refusals(tmp_path: Path, model: Path) -> None:
         load("bultin")
     with pytest.raises(ModelFileError, match=r"gone\.safetensors"):
         load(tmp_path / "gone.safetensors")
+    for wrong in (None, b"builtin", 3):
+        with pytest.raises(ArgumentError, match=r"the model is .*; expected a name or a path"):
+            load(wrong)  # type: ignore[arg-type]
     trunk = model_file(tmp_path / "trunk.safetensors", tiny(classes=0))
     with pytest.raises(DataError, match="a trunk without a head"):
         load(trunk)(photo(tmp_path / "a.png"))

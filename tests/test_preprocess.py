@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import json
 import os
+import pickle
 import re
 import struct
 import subprocess
@@ -730,7 +732,9 @@ GREY = np.zeros((4, 5), np.float32)
         (GREY, {"range": (0, 1, 2)}, "expected (black, white)"),
         (GREY, {"range": "ab"}, "expected (black, white)"),
         (GREY > 0, {}, "astype('uint8') * 255"),
-        (torch.zeros(4, 5, dtype=torch.bool), {}, "astype('uint8') * 255"),
+        (torch.zeros(4, 5, dtype=torch.bool), {}, "image.byte() * 255"),
+        (np.ma.masked_equal(np.eye(4, 5, dtype=np.uint8), 1), {}, "some of it is masked; give it"),
+        (torch.zeros(8, 3, 20), {}, "give one image, with at least one pixel"),
         (GREY.astype(complex), {}, "expected numbers"),
         (np.array([["a", "b"]]), {}, "expected numbers"),
         (np.array([[None]]), {}, "expected numbers"),
@@ -837,9 +841,46 @@ def test_threads_share_the_silence_and_give_it_back() -> None:
     with ThreadPoolExecutor(8) as pool:
         for got in pool.map(lambda _: rgb_of(loud), range(200)):
             assert_array_equal(got, expected)
-    assert list(warnings.filters) == before
+    assert [one for one in warnings.filters if one != decoding._SILENCE] == before
     with pytest.raises(UserWarning, match="Transparency"):  # PIL's own voice is back
         Image.open(io.BytesIO(loud)).convert("RGB")
+
+
+@pytest.mark.parametrize("first", ["decoding", "caller"])
+def test_decoding_takes_no_filter_back_from_the_caller(first: str) -> None:
+    """A thread that decodes is entered and left while the caller has filters of its own."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def decode_slowly() -> None:
+        with decoding._quiet():
+            inside.set()
+            assert leave.wait(30)
+
+    thread = threading.Thread(target=decode_slowly)
+    before, showing = list(warnings.filters), warnings.showwarning
+    if first == "decoding":
+        thread.start()
+        assert inside.wait(30)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if first == "caller":
+            thread.start()
+            assert inside.wait(30)
+        else:
+            leave.set()
+            thread.join()
+        warnings.warn("mine", stacklevel=1)
+        assert [str(one.message) for one in caught] == ["mine"]
+    leave.set()
+    thread.join()
+    assert [one for one in warnings.filters if one != decoding._SILENCE] == before
+    assert warnings.showwarning is showing
+
+
+def test_the_filter_is_sent_as_any_other() -> None:
+    """scikit-learn, for one, sends them to its workers; and a decoder there finds its own."""
+    assert pickle.loads(pickle.dumps(decoding._SILENCE)) == decoding._SILENCE
+    assert copy.deepcopy(decoding._SILENCE)[3] is decoding._SILENCE[3]
 
 
 # What it costs to load

@@ -45,6 +45,20 @@ def test_the_answers_stay(name: str, head: str, layers: tuple[str, ...], times: 
     assert {k: v.shape for k, v in after.tensors.items()} == wide.tensors
 
 
+def test_defaults_of_torch_change_nothing() -> None:
+    before = narrow("vgg11_bn", "gap", ("relu5_2",))
+    torch.manual_seed(1)
+    expected = widened(before, 1 / 8).tensors
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.manual_seed(1)
+        with torch.device("meta"):
+            after = widened(before, 1 / 8).tensors
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(after, expected, rtol=0, atol=0)  # the type, and the device, too
+
+
 def test_copies_learn_different_things() -> None:
     before = narrow("vgg11_bn", "gap", ("relu5_2",))
     model = assemble(widened(before, 1 / 8)).train()

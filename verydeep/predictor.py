@@ -419,7 +419,7 @@ class Predictor:
     ) -> Iterator[T | Failure]:
         """What `give` makes of each image's path, outputs and engine, in order, batch after batch."""
         total = len(images) if isinstance(images, Sized) else None
-        batch = min(batch, total) if total else batch
+        batch = min(int(batch), total) if total else int(batch)  # one of numpy's may overflow
         # one image is not worth a thread
         one = total == 1
         prepared = (

@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from ..engines.forks import Turns
 from ..files import hashes
 from ..preprocess import RANGES, Range
 from ..published import find_model
@@ -26,7 +27,8 @@ __all__ = [
 ]  # fmt: skip
 
 KEPT = 4  # of the metrics that were asked for last, with their engines
-_kept: dict[str, Perceptual] = {}
+_kept: dict[str, Perceptual] = {}  # the one used last is last
+_turns = Turns()
 
 
 def distance(
@@ -50,12 +52,11 @@ def distance(
     # a file that changed is another model
     stamp = hashes.stamp(os.stat(path)) if os.path.exists(path) else None
     key = repr((metric, path, stamp, layers, sorted(options.items())))
-    measure = _kept.get(key)
-    if measure is None:
-        measure = Perceptual(metric, model=path, layers=layers, **options)
-        measure = _kept.setdefault(key, measure)  # threads that ask at once share one
+    with _turns.lock:  # threads that ask at once share one
+        measure = _kept.pop(key, None) or Perceptual(metric, model=path, layers=layers, **options)
+        _kept[key] = measure
         for oldest in list(_kept)[:-KEPT]:
-            _kept.pop(oldest, None)
+            del _kept[oldest]
     return measure(a, b, range=range, spatial=spatial)
 
 

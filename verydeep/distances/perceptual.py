@@ -176,7 +176,7 @@ class Perceptual:
         self, pairs: Iterable[tuple[ImageLike, ImageLike]], decoder: _Decoder, spatial: bool,
         batch: int | None,
     ) -> Iterator[Distance | Failure]:  # fmt: skip
-        told = None if decoder.range is None else range_name(decoder.range)
+        told: str | None = None
         left = len(pairs) if isinstance(pairs, Sized) else 0
         waiting: list[Pair | Failure] = []
         good: list[Pair] = []  # those among them that can be compared
@@ -190,8 +190,9 @@ class Perceptual:
         for first, second in pairs:
             item = decoder.pair(first, second)
             if not isinstance(item, Failure):
-                if good and not tiles.go_together(good, item):
+                if good and (told != decoder.told or not tiles.go_together(good, item)):
                     yield from answers()
+                told = decoder.told
                 good.append(item)
             left = max(0, left - 1)
             waiting.append(item)
@@ -205,7 +206,7 @@ class Perceptual:
     ) -> list[Distance]:
         """Of pairs of one size and dtype; those that the precision would cost too much, in a finer one.
 
-        range: of floats. to_come: how many pairs are known to follow.
+        range: by which some of them were read, if any. to_come: how many pairs are known to follow.
         """
         height, width = pairs[0][0].shape[:2]
         about = About(
@@ -374,20 +375,26 @@ class _Decoder:
     """Images to pixels. The pixels of a first image that comes again are those that came before, so that
     who shares its computation can ask with `is`.
 
-    range: of floats; images of 8 and 16 bits know theirs. smallest: side in pixels.
+    range: of floats; images of 8 and 16 bits know theirs. smallest: side in pixels. told: the range's name,
+    where one of the last two images was read by it.
     """
 
     def __init__(self, range: Range, smallest: int) -> None:
         if range is not None:
             limits(range)
         self.range, self.smallest = range, smallest
+        self.told: str | None = None
         self._known: object = None
         self._pixels: Array | None = None
+        self._its_told: str | None = None  # of the first image
 
     def pair(self, first: ImageLike, second: ImageLike) -> Pair | Failure:
         """Two (height, width, 3) arrays of one size and dtype, uint8 or float32 from 0 to 255."""
         try:
-            a, b = self._reference(first), self.pixels(second)
+            self.told = None
+            a = self._reference(first)
+            self.told = self._its_told
+            b = self.pixels(second)
             size, other = (f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (a, b))
             if a.shape != b.shape:
                 raise ImageError(
@@ -417,6 +424,7 @@ class _Decoder:
         low, high = limits(self.range)
         least, most = (low + float(v) * (high - low) / 255 for v in (pixels.min(), pixels.max()))
         warn_if_suspicious("an image", least, most, self.range)
+        self.told = range_name(self.range)
         return pixels
 
     def _reference(self, image: Any) -> Array:
@@ -430,7 +438,7 @@ class _Decoder:
         # an array may be a buffer that was filled anew
         if old is not None and old.dtype == pixels.dtype and np.array_equal(old, pixels):
             pixels = old
-        self._known, self._pixels = known, pixels
+        self._known, self._pixels, self._its_told = known, pixels, self.told
         return pixels
 
 

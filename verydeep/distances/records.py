@@ -94,6 +94,16 @@ class Distances(np.ndarray):
         super().__setstate__(state[0])
         self.abouts = state[1]
 
+    # numpy's own of these two go by no __reduce__, and both copy the numbers
+
+    def __copy__(self) -> Distances:
+        return self.__deepcopy__({})
+
+    def __deepcopy__(self, memo: dict[int, Any] | None) -> Distances:
+        copied: Distances = super().__deepcopy__(memo).view(Distances)
+        copied.abouts = self.abouts
+        return copied
+
     @property
     def about(self) -> str:
         """The lines of all of them, each once."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ class Choice:
         self.source = source
         self.name = engine
         self.precision = precision
-        self.threads = threads
+        self.threads = None if threads is None else index(threads)  # JSON takes no numpy's
         self.device = device
         self._devices: tuple[str, ...] = (device,)  # where to race, the first one for a handful
         if device == "auto":
@@ -70,7 +71,7 @@ class Choice:
         pixels: (images, height, width, channels). batch: the size of most batches, where these are the
         last ones of a stream. to_come: images that are known to follow.
         """
-        batch = batch or len(pixels)
+        batch = index(batch or len(pixels))
         with self._turns.lock:
             self._seen += len(pixels)
             if self.name != "auto":

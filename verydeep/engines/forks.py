@@ -32,7 +32,7 @@ class Turns:
     """A lock, for `with turns.lock`, which its holder may take again; in a forked child it is free.
 
     running: an engine computes while it is held, so a fork waits for it: what the engine's own threads have
-    locked would stay so in the child. Who needs OPENING as well takes that first.
+    locked would stay so in the child. Who needs OPENING beside a running one takes that first.
     """
 
     def __init__(self, *, running: bool = False) -> None:

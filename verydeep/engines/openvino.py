@@ -47,7 +47,7 @@ def variants(source: Source, precision: str, threads: int, batch: int) -> tuple[
 
 
 def computes_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 numbers itself."""
+    """Whether OpenVINO computes in bfloat16 here. `processor.computes_bf16` asks the system instead."""
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 

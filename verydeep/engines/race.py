@@ -36,6 +36,7 @@ JUDGE = (REFERENCE, "cpu")
 FEWEST = 4  # images of a batch: engines that share them out, or not, do as with more
 MOST_PAIRS = 9
 CLEAR = 1.5  # a lead of this much is not chance, nor made up for by other settings
+HOPELESS, LONG_SECONDS = 10, 10.0  # times the quickest, at least so long: not chance, nor done once
 NEAR = 1.15  # less may be chance, so more pairs tell; or be made up for by FC layers, so all run
 PAUSE_SECONDS = 0.01  # in which the threads of the one before stop waiting for more
 INT8_TOLERANCE = 3e-2  # between two engines that round at the same places: 4e-3 was seen
@@ -209,13 +210,15 @@ def race(
             where = entrant[:2]
             if where in out:
                 continue
-            best = standings[0].seconds if standings else 0.0
+            best = standings[0].seconds if standings else judged_seconds
             if where == JUDGE and standings and judged_seconds > CLEAR * best:
                 standings.append(Standing(*entrant, judged_seconds, len(pixels), 0.0))
                 continue
             try:
                 challenger = ready.pop(where, None) or opened(entrant, graph)
+                began = time.perf_counter()
                 outputs = challenger.run(pixels)
+                first = time.perf_counter() - began
                 error = worst_error(outputs, {name: reference[name] for name in graph.outputs})
                 if not error <= allowed:
                     raise EngineError(
@@ -228,15 +231,19 @@ def race(
                 continue
             if where[1] != "cpu":
                 challenger.run(pixels)  # on a GPU the first run of a shape prepares all others
-            took, ratio, pairs = timed(challenger, pixels) / len(pixels), 0.0, 0
-            if champion is not None and took > CLEAR * best:
+                first = 0.0
+            # on a busy machine some take a minute for a run: they are not run again
+            longest = max(LONG_SECONDS, HOPELESS * best * len(pixels))
+            run = first if first > longest else timed(challenger, pixels)
+            if champion is not None and CLEAR * best * len(pixels) < run <= longest:
                 # once more, lest something else that the machine did just then puts it out
-                took = min(took, timed(challenger, pixels) / len(pixels))
+                run = min(run, timed(challenger, pixels))
+            took, ratio, pairs = run / len(pixels), 0.0, 0
             if champion is not None and (ratio := took / best) <= CLEAR:
                 # by turns with the champion: what each did at another hour would not compare
                 ratio, pairs = _duel(champion, challenger, pixels, seconds / 2)
                 took = ratio * best
-            if ratio > CLEAR:
+            if ratio > CLEAR or run > longest:
                 out.add(where)  # other settings of it will not win either
             if ratio < 1:
                 champion = challenger

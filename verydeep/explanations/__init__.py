@@ -287,7 +287,7 @@ class Explainer:
                 raise DataError(f"class {given!r} is the name of several: {which}; give the number")
             if places:
                 return places[0]
-        if given.isdecimal():
+        if given.isdecimal() and len(given) < 10:  # Python reads no number of thousands of digits
             return self._class(int(given))
         hint = (of_kind(given, ids, names) if ids else "") or nearest(given, [*names, *ids])
         raise DataError(

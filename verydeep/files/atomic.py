@@ -24,11 +24,17 @@ if sys.platform == "win32":
 
     def _try(handle: int) -> None:
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+
+    def _free(handle: int) -> None:
+        msvcrt.locking(handle, msvcrt.LK_UNLCK, 1)
 else:
     import fcntl
 
     def _try(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _free(handle: int) -> None:
+        fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 POLL_SECONDS = 0.1
@@ -59,9 +65,7 @@ def replacing(
     path = Path(path)
     try:
         before = path.stat() if path.exists() else None
-        # behind these names even a file is one that somebody holds open: the shell's, as /dev/stdout
-        held = OPEN.match(os.path.abspath(path))
-        whole = before is None or (stat.S_ISREG(before.st_mode) and not held)
+        whole = is_replaced(path)
         target = Path(os.path.realpath(path))
         # no longer than a file system takes
         name = f"{aside}{target.name[:50]}.{os.urandom(4).hex()}.part"
@@ -96,9 +100,15 @@ def replacing(
             os.close(folder)
 
 
-def require_other(path: Path, source: Path) -> None:
+def is_replaced(path: Path) -> bool:
+    """Whether `replacing` puts a new file there; a device or pipe, or what is held open, is written to."""
+    # behind these names even a file is one that somebody holds open: the shell's, as /dev/stdout
+    return not path.exists() or (path.is_file() and not OPEN.match(os.path.abspath(path)))
+
+
+def require_other(path: Path, source: str | os.PathLike[str]) -> None:
     """OutputError where `path` leads to the file that what is written there is made of."""
-    if path.is_file() and source.exists() and path.samefile(source):
+    if path.is_file() and os.path.exists(source) and path.samefile(source):
         raise OutputError(f"{path}: leads to the file that it is made of; name another file")
 
 
@@ -106,7 +116,7 @@ class _TriedError(Exception):
     """Takes away again what was opened to see whether it can be."""
 
 
-def require_writable(out: str | os.PathLike[str], *sources: Path) -> None:
+def require_writable(out: str | os.PathLike[str], *sources: str | os.PathLike[str]) -> None:
     """OutputError where `replacing` could not write there: said before minutes of work.
 
     sources: what is made into it, which it must not be.
@@ -133,9 +143,11 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Hold the lock file `path`; call `waiting` once if another process holds it, then wait.
 
     On a file system without locks nothing is held: writers there must be safe by themselves, as an
-    atomic rename is. Raises OSError where the file cannot be made.
+    atomic rename is. A child that is forked meanwhile does not hold it. Raises OSError where the file
+    cannot be made.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle, process = os.open(path, os.O_RDWR | os.O_CREAT, 0o644), os.getpid()
+    _handles.add(handle)
     try:
         if not _taken(handle):
             waiting()
@@ -143,7 +155,25 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
                 time.sleep(POLL_SECONDS)
         yield
     finally:
-        os.close(handle)
+        if os.getpid() == process:  # a child that was forked inside has closed its copy
+            _handles.discard(handle)
+            with suppress(OSError):  # not held
+                _free(handle)  # by closing alone a child's copy would keep it
+            os.close(handle)
+
+
+_handles: set[int] = set()  # of lock files that are held or waited for
+
+
+def _in_child() -> None:
+    """A fork copies the handles, and the locks stay the parent's: to close them takes none away."""
+    while _handles:
+        with suppress(OSError):
+            os.close(_handles.pop())
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def _taken(handle: int) -> bool:

@@ -211,7 +211,7 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         value = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         about, files = dict(value["about"]), dict(value["files"])
-        if all(Path(name).name == name for name in files):
+        if files and all(Path(name).name == name for name in files):
             return about, {name: str(file["sha256"]) for name, file in files.items()}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass
@@ -235,6 +235,8 @@ def _removed(path: Path) -> int:
         except OSError:
             return 0
     shutil.rmtree(gone, ignore_errors=True)
+    with suppress(OSError):
+        gone.unlink()  # a file or link in an entry's place
     return size
 
 

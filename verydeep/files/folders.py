@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def cache_folder() -> Path:
     """
     own = os.environ.get("VERYDEEP_CACHE")
     if own:
-        return Path(os.path.expanduser(own))
+        return _settled(os.path.expanduser(own))
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
         place = Path(local) if local else _home("AppData", "Local")
@@ -48,6 +49,12 @@ def cache_folder() -> Path:
     return place / "verydeep"
 
 
+@cache
+def _settled(folder: str) -> Path:
+    """Where a relative one led at first: a program that goes to another folder keeps its cache."""
+    return Path(folder).absolute()
+
+
 def going_without(folder: Path, error: OSError) -> None:
     """Say, once, that the cache folder cannot be written."""
     if folder != NOWHERE:  # that was said
@@ -60,8 +67,8 @@ def going_without(folder: Path, error: OSError) -> None:
 def download_folders() -> list[Path]:
     """The folders in which torch hub and Keras keep what they fetched, whether or not they exist."""
     torch_home, keras_home = os.environ.get("TORCH_HOME"), os.environ.get("KERAS_HOME")
-    cache = _xdg_cache()
-    torch = Path(os.path.expanduser(torch_home)) if torch_home else cache and cache / "torch"
+    place = _xdg_cache()
+    torch = Path(os.path.expanduser(torch_home)) if torch_home else place and place / "torch"
     keras = Path(os.path.expanduser(keras_home)) if keras_home else _home(".keras")
     return [
         *([torch / "hub" / "checkpoints"] if torch else []),
@@ -117,7 +124,10 @@ class Notebook:
                 with replacing(self.path, "w", encoding="utf-8") as file:
                     json.dump({"format": FORMAT, "rows": self._rows}, file, indent=1)
         except OSError as error:
-            going_without(self.path.parent, error)
+            if self.path.is_dir():
+                warn_once(f"{self.path} is a folder, so nothing is remembered; remove it")
+            else:
+                going_without(self.path.parent, error)
             return False
         return True
 

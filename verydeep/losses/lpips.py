@@ -33,8 +33,9 @@ from ..published.foreign import read_tensors
 from .trunk import Looking, Reference, constant, precise, transformed, wide
 
 EPSILON = 1e-10  # added to the norm, outside the root, as lpips 0.1.4 has it
-# of a squared norm; keeps the root's slope finite and no value from being what it is
-SMALLEST = 1e-38
+# of a squared norm; keeps the root's slope finite and no value from being what it is. A normal number of
+# float32, since some processors are told to take less for 0.
+SMALLEST = 2e-38
 CHUNK = 1 << 17  # numbers in one piece, so that a few of them stay in cache
 MOST_CHANNELS = 1024  # of which one row fits the registers of a kernel
 

@@ -27,7 +27,8 @@ SPARE_BYTES = 1 << 20  # of what the entry says of itself
 
 
 def weights(model: ModelFile, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Float32 weights by torchvision's key, of those that are coded; ModelFileError where one is damaged.
+    """Float32 weights by torchvision's key, of those that are coded; ModelFileError where one is damaged,
+    EngineError where $VERYDEEP_CACHE_LIMIT is no size.
 
     Of a large model they are views of a file in the cache, which may be written to without changing it.
     """
@@ -52,8 +53,9 @@ def weights(model: ModelFile, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
             at += size
         return found
 
+    cache = Cache()
     with suppress(EngineError, OSError):  # room nowhere
-        found = Cache().open(
+        found = cache.open(
             f"weights-{model.sha256[:24]}", {"weights": model.sha256}, make, load,
             needs_bytes=lambda: 4 * count + SPARE_BYTES, aside=False,
         )  # fmt: skip

@@ -37,7 +37,7 @@ def adapt(trained: Trained, network: Network) -> tuple[Trained, list[str]]:
             if value is not None and value.shape == shape:
                 continue
             if layer.kind == "fc":
-                tensors[key] = torch.zeros(shape)
+                tensors[key] = torch.zeros(shape, dtype=torch.float32)  # as those of a file
                 if key.endswith("weight"):
                     torch.nn.init.normal_(tensors[key], 0, 0.01)  # as torchvision starts them
                     fresh.append(layer.name)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from .. import modelfile
-from ..errors import ModelFileError
+from ..errors import ArgumentError, ModelFileError
+from ..files.strict_json import shown
 from ..nets import Network
 from .module import VGG
 
@@ -36,8 +37,11 @@ def load(path: str | os.PathLike[str], *, dropout: float = 0.5) -> VGG:
     """The module of a model file, ready for inference (`eval()`), with the file's `record`.
 
     path: of a `.safetensors` file that verydeep wrote. dropout: for training it further.
-    Raises ModelFileError where the file is missing, damaged or contradicts its record.
+    Raises ModelFileError where the file is missing, damaged or contradicts its record, ArgumentError
+    where that is no path.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentError(f"the model is {shown(path)}; expected the path of a file")
     return assemble(read(path, foreign=False), dropout=dropout).eval()
 
 
@@ -72,13 +76,16 @@ def _foreign(path: Path, network: str | None, taps: tuple[str, ...]) -> Trained:
     return Trained(net, as_torch({key: arrays[key] for key in net.tensors}))
 
 
-def assemble(trained: Trained, *, dropout: float = 0.5) -> VGG:
-    """The module of these weights, on torch's default device; there, around their very tensors."""
+def assemble(trained: Trained, *, dropout: float = 0.5, dtype: torch.dtype = torch.float32) -> VGG:
+    """The module of these weights, on torch's default device; of float32 there, around their very tensors.
+
+    dtype: of all its weights.
+    """
     with torch.device("meta"):
         model = VGG.of(trained.network, dropout=dropout)
     model.load_state_dict(trained.tensors, strict=True, assign=True)
     model.record = trained.record
-    return model.requires_grad_(True).to(torch.get_default_device())
+    return model.requires_grad_(True).to(torch.get_default_device(), dtype)
 
 
 def as_torch(arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Tensor]:

@@ -243,7 +243,7 @@ def build(
     else:
         with torch.device("meta"):
             model = VGG.of(network, dropout=dropout)
-        model.to_empty(device="cpu")
+        model.to_empty(device=torch.get_default_device())
     initialise(model, init)
     return model
 

@@ -345,7 +345,8 @@ class Builder:
             weights = "DEFAULT" if pretrained else None
         wanted, dropout = partial(_chosen, name, choices), choices.get("dropout", 0.5)
         if weights is not None:
-            return trained(name, weights, wanted, progress=progress, dropout=dropout)
+            dtype = torch.get_default_dtype()  # as torchvision's
+            return trained(name, weights, wanted, progress=progress, dropout=dropout, dtype=dtype)
         model = VGG.of(wanted(nets.network(name)), dropout=dropout)
         if choices.get("init_weights", True):
             initialise(model)
@@ -396,6 +397,7 @@ def trained(
     taps: tuple[str, ...] = (),
     progress: bool = True,
     dropout: float = 0.5,
+    dtype: torch.dtype = torch.float32,
 ) -> VGG:
     """The module of these weights, which are fetched where that is needed.
 
@@ -413,7 +415,7 @@ def trained(
         given, notes = adapt(given, wanted)
         if notes:
             errors.warn(f"{name}: {'; '.join(notes)}")
-    return loading.assemble(given, dropout=dropout)
+    return loading.assemble(given, dropout=dropout, dtype=dtype)
 
 
 def _located(name: str, weights: WeightsLike, progress: bool) -> Path:

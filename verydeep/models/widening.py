@@ -11,6 +11,7 @@ from ..errors import WeightsError
 from ..nets import Network
 from .loading import Trained
 
+CPU = torch.device("cpu")  # where the weights of a file are, whatever torch's default
 LEAST_SHARE = 0.25  # of the largest, before the shares of a repeated channel are made to sum to one
 
 
@@ -31,13 +32,13 @@ def widened(trained: Trained, width: float) -> Trained:
             "and a network without LRN or channels of its own"
         )
     tensors: dict[str, Tensor] = {}
-    source = torch.arange(old.in_channels)  # the narrow channel that each is a copy of
+    source = torch.arange(old.in_channels, device=CPU)  # the narrow channel that each is a copy of
     sources: dict[str, Tensor] = {}  # the same by layer, for the head
     for narrow, wide in zip(old.layers, network.layers, strict=True):
         if narrow.kind == "average":
             source = _averaged(old, sources, narrow.kernel)
         if narrow.kind in ("conv", "fc"):
-            copies = torch.arange(wide.outputs) % narrow.outputs
+            copies = torch.arange(wide.outputs, device=CPU) % narrow.outputs
             weight = trained.tensors[f"{narrow.key}.weight"][copies][:, source]
             shares = _shares(source, len(copies))
             weight = weight * shares.reshape(weight.shape[:2] + (1,) * (weight.dim() - 2))
@@ -55,8 +56,9 @@ def widened(trained: Trained, width: float) -> Trained:
 
 def _shares(source: Tensor, outputs: int) -> Tensor:
     """(outputs, inputs): of each output's weight on a narrow channel, what each of its copies gets."""
-    drawn = LEAST_SHARE + (1 - LEAST_SHARE) * torch.rand(outputs, len(source))
-    sums = torch.zeros(outputs, int(source.max()) + 1).index_add_(1, source, drawn)
+    drawn = torch.rand(outputs, len(source), device=CPU, dtype=torch.float32)
+    drawn = LEAST_SHARE + (1 - LEAST_SHARE) * drawn
+    sums = drawn.new_zeros(outputs, int(source.max()) + 1).index_add_(1, source, drawn)
     return drawn / sums[:, source]
 
 
@@ -67,5 +69,5 @@ def _averaged(network: Network, sources: dict[str, Tensor], grid: int) -> Tensor
         parts.append(sources[name] + offset)
         offset += network.layer(name).outputs
     joined = torch.cat(parts)
-    places = torch.arange(grid * grid)
+    places = torch.arange(grid * grid, device=CPU)
     return (joined[:, None] * grid * grid + places).reshape(-1)

@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -110,7 +110,7 @@ def _decode(
         if isinstance(source, (str, os.PathLike)):
             with _open(source) as file:
                 return _decode_file(file, range, spare, array)
-        return _array_pixels(_to_array(source), range)
+        return _array_pixels(source, range)
     except ImageError as error:
         raise ImageError(f"{name_of(source)}: {error}") from error.__cause__
 
@@ -127,7 +127,7 @@ def decoded(source: ImageLike, *, range: Range = None, overshoot: float = 0) -> 
         found = _decode(source, range, array=True)
         return found if isinstance(found, np.ndarray) else np.array(found)
     try:
-        return _array_pixels(_to_array(source), range, overshoot)
+        return _array_pixels(source, range, overshoot)
     except ImageError as error:
         raise ImageError(f"{name_of(source)}: {error}") from error.__cause__
 
@@ -298,25 +298,29 @@ def pixel_limit() -> float:
     return math.inf if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
 
 
-_quiet_lock = threading.Lock()
-if hasattr(os, "register_at_fork"):  # a child must not inherit it locked
-    os.register_at_fork(
-        before=_quiet_lock.acquire,
-        after_in_parent=_quiet_lock.release,
-        after_in_child=_quiet_lock.release,
-    )
-_quiet_depth = 0
-_quiet_saved: warnings.catch_warnings[None] | None = None
+class _Here(threading.local):
+    """What stands for a module in a filter of warnings: any of PIL's, in a thread that is decoding."""
+
+    decoding = False
+
+    def match(self, module: str) -> bool:
+        return self.decoding and module.startswith("PIL.")
+
+    def __reduce__(self) -> str:  # some send their filters to other processes
+        return "_here"
+
+
+_here = _Here()
+_SILENCE = ("ignore", None, Warning, _here, 0)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No warnings from PIL: what it warns of is either handled here or refused by an error.
 
-    `warnings.catch_warnings` alone restores the wrong filters when threads overlap: the first
-    thread to enter sets the filter, and the last to leave takes it away.
+    Filters are the whole process's, so none is taken back: `warnings.catch_warnings` restores the wrong
+    ones when threads overlap. The one that stays here matches nothing but in a thread that is inside.
     """
-    global _quiet_depth, _quiet_saved
     if getattr(
         sys.flags, "context_aware_warnings", False
     ):  # Python 3.14: filters belong to the thread
@@ -324,20 +328,16 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", module=r"PIL\.")
             yield
         return
-    with _quiet_lock:
-        if _quiet_depth == 0:
-            _quiet_saved = warnings.catch_warnings()
-            _quiet_saved.__enter__()
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-        _quiet_depth += 1
+    filters: Any = warnings.filters
+    if filters[:1] != [_SILENCE]:  # somebody's own came before it
+        with suppress(ValueError):
+            filters.remove(_SILENCE)
+        filters.insert(0, _SILENCE)
+    before, _here.decoding = _here.decoding, True
     try:
         yield
     finally:
-        with _quiet_lock:
-            _quiet_depth -= 1
-            if _quiet_depth == 0 and _quiet_saved is not None:
-                _quiet_saved.__exit__(None, None, None)
-                _quiet_saved = None
+        _here.decoding = before
 
 
 # PIL images
@@ -390,13 +390,21 @@ def _turned(pixels: NDArray[np.uint8], orientation: Any) -> NDArray[np.uint8]:
 # Arrays
 
 
-def _to_array(source: object) -> NDArray[Any]:
+def _torch_of(source: object) -> Any:
+    """The module torch, where this is a tensor of its; None else."""
+    torch = sys.modules.get("torch")  # a tensor can exist only where torch was imported already
+    return torch if torch is not None and isinstance(source, torch.Tensor) else None
+
+
+def _to_array(source: Any) -> NDArray[Any]:
     """(h, w) or (h, w, c) from an array, a tensor (channels first) or what can become one."""
     if isinstance(source, np.ndarray):
+        if np.ma.is_masked(source):
+            raise ImageError("some of it is masked; give it a colour, as image.filled(0) does")
         return source
-    torch = sys.modules.get("torch")  # a tensor can exist only where torch was imported already
+    torch = _torch_of(source)
     try:
-        if torch is not None and isinstance(source, torch.Tensor):
+        if torch is not None:
             tensor = source.detach().cpu()
             if tensor.dtype == torch.bfloat16:  # which numpy does not have
                 tensor = tensor.float()
@@ -425,13 +433,14 @@ def _to_array(source: object) -> NDArray[Any]:
     )
 
 
-def _array_pixels(array: NDArray[Any], range: Range, overshoot: float = 0) -> Pixels:
-    """An array (h, w) or (h, w, 1, 3 or 4) as a new one (h, w, 3): uint8, or float32 from 0 to 255."""
+def _array_pixels(source: object, range: Range, overshoot: float = 0) -> Pixels:
+    """What becomes an array (h, w) or (h, w, 1, 3 or 4), as (h, w, 3): uint8, or float32 from 0 to 255."""
+    array, tensor = _to_array(source), _torch_of(source) is not None
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
         advice = "give one image, with at least one pixel"
-        if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+        if array.ndim == 3 and array.shape[0] in (1, 3, 4) and not tensor:
             advice = "its channels come first, write image.transpose(1, 2, 0)"
         elif array.ndim == 4:
             advice = "give the images of a batch one by one"
@@ -440,7 +449,10 @@ def _array_pixels(array: NDArray[Any], range: Range, overshoot: float = 0) -> Pi
             f"(1, 3 or 4, height, width); {advice}"
         )
     if array.dtype.kind not in "uif":
-        advice = "write image.astype('uint8') * 255" if array.dtype.kind == "b" else "give uint8"
+        advice = "give uint8"
+        if array.dtype.kind == "b":
+            advice = "write image.astype('uint8') * 255"
+            advice = "write image.byte() * 255" if tensor else advice
         raise ImageError(f"expected numbers, uint8, uint16 or float; {advice}")
     array = array[..., :3]
     scale = {"u1": (0, 255), "u2": (0, 65535)}.get(f"{array.dtype.kind}{array.dtype.itemsize}")
@@ -498,7 +510,9 @@ def _on_255(
     with np.errstate(invalid="ignore"):
         least, most = values.min(), values.max()
     if not (math.isfinite(least) and math.isfinite(most)):
-        raise ImageError("has values that are not finite; replace them, as with numpy.nan_to_num")
+        raise ImageError(
+            "has values that are not finite; replace them, as with numpy.nan_to_num or torch.nan_to_num"
+        )
     spare = (high - low) * max(ROUNDING, overshoot) if values.dtype.kind == "f" else 0
     if least < low - spare or most > high + spare:
         raise ImageError(

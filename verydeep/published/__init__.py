@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import ModelFileError, nearest
+from ..errors import ArgumentError, ModelFileError, nearest
+from ..files.strict_json import shown
+from ..files.wording import quoted
 
 BUILTIN = Path(__file__).parents[1] / "builtin"
 
@@ -24,13 +26,16 @@ def builtin_models() -> dict[str, Path]:
 
 
 def find_model(name_or_path: str | os.PathLike[str]) -> Path:
-    """The model file of a built-in's or catalogue name, a run's folder, or a path; else ModelFileError.
+    """The model file of a built-in's or catalogue name, a run's folder, or a path; else ModelFileError, of
+    what is neither text nor a path ArgumentError.
 
     A run's folder stands for the model that `verydeep train` left in it. A catalogue name means the
     published weights, fetched and converted where that is needed, unless a file has that name; a folder of
     that name changes nothing. With a separator ("./vgg16") it is a path.
     """
-    name = os.fspath(name_or_path)
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise ArgumentError(f"the model is {shown(name_or_path)}; expected a name or a path")
+    name = os.fsdecode(name_or_path)
     models = builtin_models()
     if name in models:
         return models[name]
@@ -55,10 +60,8 @@ def _in_run(path: Path) -> Path:
         return path
     model = path / "model.safetensors"
     if not os.path.isfile(model):
-        import shlex
-
         raise ModelFileError(
             f"{path}: the run in this folder has no model yet; finish it with: "
-            f"verydeep train --resume --out {shlex.quote(str(path))}"
+            f"verydeep train --resume --out {quoted(path)}"
         )
     return model

@@ -50,7 +50,7 @@ from .rounding import LEVELS, Tally, error_names, probed, round_weights, second_
 __all__ = ["FEWEST", "Quantised", "quantize"]
 
 FEWEST = 16  # images to calibrate on, and as many to check with
-PROBED = 16  # images on which the candidates for a range are compared
+PROBED = 16  # images at least, and fewer than twice as many, on which candidates for a range are compared
 CHECKED = 64  # images on which the first and the last layer are tried in float32
 WORTH_A_FLOAT = 0.1  # share of the squared error that a layer must take off to stay in float32
 _LEAST_SHARE = 0.05  # of numbers above 0: a channel that hardly answers tells little of its bias
