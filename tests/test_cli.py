@@ -407,6 +407,29 @@ def test_sigterm_says_how_features_go_on(
     assert verydeep(*words).status == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+def test_a_second_sigterm_ends_what_the_first_cannot() -> None:
+    """Not the one that `timeout` sends to the group just after the first."""
+    program = """
+import signal, time
+from verydeep import cli
+
+with cli._ending_like_ctrl_c():
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except KeyboardInterrupt:
+        signal.raise_signal(signal.SIGTERM)
+        print("kept", flush=True)
+        time.sleep(1.1)
+        signal.raise_signal(signal.SIGTERM)
+        print("never", flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "kept\n")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_sigterm_ends_a_forked_child_as_ever() -> None:
     ran = subprocess.run([sys.executable, "-c", FORKS], check=True, capture_output=True, text=True)
@@ -583,10 +606,14 @@ def test_no_input_is_written_over(
     leads = "leads to the file that it is made of; name another file"
     for words, out, message in (
         (("classify", b, "--model", model, "--csv"), b, leads),
-        (("classify", folder, "--model", model, "--csv"), b, "expected a name that ends in .csv"),
-        (("classify", folder / "*", "--model", model, "--csv"), b, "a name that ends in .csv"),
-        (("classify", b, "--model", model, "--csv"), table, "a name that ends in .csv"),
-        (("classify", b, "--model", model, "--csv"), model, "a name that ends in .csv"),
+        (
+            ("classify", folder, "--model", model, "--csv"),
+            b,
+            "is a PNG image, and no table; name another file",
+        ),
+        (("classify", folder / "*", "--model", model, "--csv"), b, "is a PNG image, and no table"),
+        (("classify", b, "--model", model, "--csv"), table, "is a JPEG image, and no table"),
+        (("classify", b, "--model", model, "--csv"), model, leads),
         (("classify", b, "--model", own, "--csv"), own, leads),
         (("classify", "photo.csv", "--model", model, "--csv"), tmp_path / "photo.csv", leads),
         (("similar", index, folder, "--sheet"), b, leads),
@@ -613,7 +640,8 @@ def test_a_table_is_written_over(verydeep: Run, model: Path, tmp_path: Path) -> 
     """And into what is no file, of whatever name."""
     words = ("classify", photo(tmp_path / "a.png"), "--model", model, "--csv")
     for _ in range(2):
-        assert verydeep(*words, tmp_path / "a.CSV").status == 0
+        for name in ("a.csv", "a.tsv", "a"):
+            assert verydeep(*words, tmp_path / name).status == 0
     command = [sys.executable, "-m", "verydeep", *map(str, words), "/dev/stdout"]
     if os.path.exists("/dev/stdout"):
         with open(tmp_path / "out.txt", "wb") as file:

@@ -367,6 +367,12 @@ def test_a_glob_gives_each_photo_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(photo_paths.find(["**/er/*.png"])) == ["deep/er/b.png"]
     assert list(photo_paths.find(["**/none/*.png"])) == ["**/none/*.png"]
     assert list(photo_paths.find(["?"])) == ["-"]  # the file of that name, and not stdin
+    Path("deep/readme.txt").write_text("of no photo")
+    photo(Path("deep/er/.c.png"))
+    for pattern in ("deep/**/", "deep/**/*.png", "**/e?/../*.png", "deep/**/*g"):
+        assert [*map(os.path.normpath, photo_paths.find([pattern]))][:1] == ["deep/a.png"], pattern
+        assert "deep/readme.txt" not in photo_paths.find([pattern])
+    assert list(photo_paths.find(["**/.c.png"])) == ["deep/er/.c.png"]  # asked for, though hidden
 
 
 def test_links_between_folders_are_followed_once_on_a_way(

@@ -345,6 +345,25 @@ def test_the_first_row_where_the_first_photos_are_missing(tmp_path: Path) -> Non
         assert [item.labels[0] for item in found] == list("abaab" if ending else "baab")
 
 
+@pytest.mark.parametrize(
+    ("first", "rows"),
+    [
+        ("source_url,local,label", ["https://x/a.jpg,1.jpg,a", "https://x/b.jpg,2.jpg,b"]),
+        ("original,stored,label", ["IMG_1.jpg,1.jpg,a", "IMG_2.jpg,2.jpg,b"]),
+        ("picture,species", ["x1,cat.gif", "1,a", "2,b"]),
+        ("pic,what", ["19,1", "18,2", "1,3", "2,1"]),
+    ],
+)
+def test_a_photo_that_is_there_tells_more_than_an_ending(
+    tmp_path: Path, first: str, rows: list[str]
+) -> None:
+    found = listed(table_of(tmp_path, rows, first)).items
+    there = [item for item in found if os.path.isfile(str(item.source))]
+    names = [Path(str(item.source)).name for item in there]
+    assert names == ["1.jpg", "2.jpg"]
+    assert [item.labels[0] for item in there] == [row.rpartition(",")[2] for row in rows[-2:]]
+
+
 def test_a_blank_before_what_is_in_quotes(tmp_path: Path) -> None:
     lines = ['1.jpg, "a"', '2.jpg, "a, b"', ' "3.jpg", a', '" 4.jpg", "a"']
     photo(tmp_path / "set" / " 4.jpg")

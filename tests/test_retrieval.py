@@ -668,7 +668,14 @@ def test_numbers_of_numpy_are_numbers(folder: Path, model: Path, tmp_path: Path)
     for bad in (True, np.True_, np.float32("nan"), np.float32(1.5), "0.5", np.array([0.5])):
         with pytest.raises(DataError, match="expected a cosine above 0"):
             verydeep.duplicates(tmp_path / "f.npz", bad)  # type: ignore[arg-type]
-    for top in (True, np.True_, 1.0, np.float32(1), "1"):
+    for top in (
+        True,
+        np.True_,
+        1.0,
+        np.float32(1),
+        "1",
+        np.array(3),
+    ):
         with pytest.raises(DataError, match=r"top is .*; expected a whole number"):
             verydeep.similar(tmp_path / "f.npz", [], top)  # type: ignore[arg-type]
     for size in (np.int32(32), np.array([32, 40]), (np.int64(32), 40)):

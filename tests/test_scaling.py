@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -511,6 +512,24 @@ def test_a_batch_without_an_image_that_can_be_read(place: Path, top: int) -> Non
 
 
 @pytest.mark.usefixtures("cluster")
+def test_who_ends_a_program_does_so_with_ray_too() -> None:
+    """Ray's own way to end at a SIGTERM had taken the place of the program's."""
+    program = """
+import signal
+from verydeep.scaling.cluster import connected
+
+def own(*_): ...
+
+signal.signal(signal.SIGTERM, own)
+with connected("local"):
+    print(signal.getsignal(signal.SIGTERM) is own)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_nothing_is_reported_to_anybody() -> None:
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
 

@@ -30,8 +30,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from numbers import Real
-from operator import index
+from numbers import Integral, Real
 from typing import Any, TypeGuard
 
 __all__ = [
@@ -144,11 +143,10 @@ def is_number(
 
 
 def is_whole(value: object, least: float = -math.inf, most: float = math.inf) -> TypeGuard[int]:
-    """Whether it is a whole number within those bounds: an int, or what counts as one, as numpy's do."""
-    try:
-        return not isinstance(value, bool) and least <= index(value) <= most  # type: ignore[arg-type]
-    except TypeError:
-        return False
+    """Whether it is a whole number within those bounds, Python's or numpy's; True and False are none."""
+    number: Any = value
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return bool(whole and least <= number <= most)
 
 
 def require_whole(error: type[VerydeepError], least: int = 1, **given: Any) -> None:

@@ -108,6 +108,7 @@ def test_sizes_and_numbers(tmp_path: Path, model: Path, verydeep: Run) -> None:
 @follows(
     "{}: {}; name another folder", "{} is not the name of a file; expected one",
     "is named as a photo; write model.safetensors or the like",
+    "{}: is {}, and no table; name another file",
 )  # fmt: skip
 def test_where_results_go(tmp_path: Path, model: Path, verydeep: Run) -> None:
     first = photo(tmp_path / "0.png")
@@ -117,6 +118,8 @@ def test_where_results_go(tmp_path: Path, model: Path, verydeep: Run) -> None:
     assert verydeep(*explain, tmp_path / "another").status == 0
     classify = ("classify", first, "--model", model, "--csv")
     said("{} is not the name of a file; expected one", verydeep(*classify, "-").err)
+    shutil.copy(first, other := tmp_path / "other.csv")
+    said("{}: is {}, and no table; name another file", verydeep(*classify, other).err)
     assert verydeep(*classify, tmp_path / "table.csv").status == 0
     convert = ("weights", "convert", model)
     words = "is named as a photo; write model.safetensors or the like"

@@ -22,6 +22,7 @@ import click
 
 from .. import __version__
 from ..errors import MissingExtraError, VerydeepError, log, nearest
+from ..files.stopping import Repeat
 from ..files.wording import plain
 
 # module -> its verbs, which are functions of these names
@@ -139,14 +140,16 @@ class Terminated(KeyboardInterrupt):
 @contextmanager
 def _ending_like_ctrl_c() -> Iterator[None]:
     """SIGTERM, by which `timeout`, Slurm, systemd and docker stop, raises `Terminated` in the block."""
-    process = os.getpid()
+    process, asked, repeated = os.getpid(), False, Repeat()
 
     def end(number: int, _: object) -> None:
-        if os.getpid() != process:  # a forked child, which has nothing to keep
+        nonlocal asked
+        if repeated(number):  # it would come while results are being kept
+            return
+        if asked or os.getpid() != process:  # or a forked child, which has nothing to keep
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        # `timeout` sends it twice, and the second would come while results are being kept
-        signal.signal(number, signal.SIG_IGN)
+        asked = True
         raise Terminated
 
     # a program of which this is a part, or whoever had it ignored, has decided on it

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import log
+from ..errors import OutputError, log
 from ..files import photo_paths
 from ..files.wording import column, counted, plain
 from . import options
@@ -33,9 +33,7 @@ BAR_CELLS = 24
 @options.compute
 @options.json_list
 @options.path(
-    "--csv",
-    "table",
-    help="Also write a table, a .csv file: path, rank, label, probability, sure, error.",
+    "--csv", "table", help="Also write a table: path, rank, label, probability, sure, error."
 )
 @options.cluster
 @options.path("--out", metavar="FOLDER", help="With --ray: the folder of Parquet files.")
@@ -83,14 +81,16 @@ def classify(
 
             bar = opened.enter_context(Progress("classifying", total=photo_paths.counter(paths)))
         from ..files.atomic import is_replaced, require_other, require_writable
-        from ..pictures import require_ending
         from ..predictor import Failure, load
         from .output import Listing, exit_status
 
         if table is not None:
             require_writable(table, *paths)
-            if is_replaced(table):  # a photo of a folder or glob that is given has another ending
-                require_ending(table, (".csv",))
+            what, _ = photo_paths.sniff(photo_paths.head(str(table)))
+            if what not in ("", "text") and is_replaced(
+                table
+            ):  # a photo of a folder that is given?
+                raise OutputError(f"{table}: is {what}, and no table; name another file")
         loaded = load(model, **compute)
         if table is not None:
             require_other(table, loaded.model.path)

@@ -27,6 +27,12 @@ class Goal:
     multiply_adds: int | None = None
     speedup: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("max_drop", "speedup"):
+            value = getattr(self, name)
+            if is_number(value) and not isinstance(value, int | float):
+                vars(self)[name] = float(value)  # numpy's are none of JSON's
+
     @property
     def prunes(self) -> bool:
         """Whether channels go."""

@@ -29,6 +29,7 @@ PART_COLUMNS = ("split", "part", "set", "subset", "is_valid")
 IS_VALID = {"true": "val", "1": "val", "false": "train", "0": "train"}  # as fastai writes it
 INDEX_COLUMNS = ("", "index", "unnamed: 0")  # as pandas writes them
 DELIMITERS = ",;\t|"
+LOOKED_AT = 1000  # rows, for the column in which photos are
 SEPARATORS = "|;, "  # between the labels of one photo, the surest first
 YES, NO = ("1", "1.0", "true"), ("0", "0.0", "false")  # in a column that is a class
 CHOOSE = (
@@ -119,14 +120,16 @@ def _rows(path: Path) -> Rows:
             raise UnicodeError("zero bytes, as UTF-16 has")
     except UnicodeError as error:
         raise DataError(f"{path}: not text in UTF-8 ({error}); save it as UTF-8") from error
-    said = re.match(r'"?sep=([^\r\n])"?(?=\r?\n)', text)  # Excel's own first line
+    said = re.match(r'"?sep=([^\r\n"])"?(?=\r?\n)', text)  # Excel's own first line
     text = text[said.end() :] if said else text
     delimiters = sorted(DELIMITERS, key=lambda d: (d == "\t") != (path.suffix.lower() == ".tsv"))
     ways = []
     for delimiter in said[1] if said else delimiters:
         try:
             # a blank before what is in quotes is of neither; another one may be of a photo's name
-            spaced = re.search(rf'(^|{re.escape(delimiter)}) +"', text, re.MULTILINE) is not None
+            spaced = delimiter != " " and bool(
+                re.search(rf'(^|{re.escape(delimiter)}) +"', text, re.MULTILINE)
+            )
             reader = csv.reader(
                 io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=spaced
             )
@@ -135,15 +138,12 @@ def _rows(path: Path) -> Rows:
             raise DataError(
                 f"{path}: no table: {error}; expected rows of a path and a label"
             ) from error
-    for rows in ways:
-        widths = {len(row) for _, row in rows}
-        if len(widths) == 1 and widths != {1}:
-            return rows
 
-    def alike(rows: Rows) -> int:
-        """How many are as wide as the first, where that is cut at all."""
+    def alike(rows: Rows) -> tuple[bool, int]:
+        """Whether all are as wide as the first, and how many are, where that is cut at all."""
         width = len(rows[0][1]) if rows else 0
-        return sum(len(row) == width for _, row in rows) if width > 1 else 0
+        count = sum(len(row) == width for _, row in rows) if width > 1 else 0
+        return count == len(rows), count
 
     return max(ways, key=alike)
 
@@ -157,9 +157,11 @@ def _columns(path: Path, rows: Rows, photos: _Photos) -> _Columns:
         for known in (PATH_COLUMNS, LABEL_COLUMNS, PART_COLUMNS)
     )
     if file is None:  # no usual name: the column in which photos are
-        cells = ((i, cell) for _, row in rows[1:] for i, cell in enumerate(row[: len(first)]))
-        file = next((i for i, cell in cells if photos.means(cell)), None)
-        if file is None or photos.means(first[file]):
+        columns = [[_cell(row, i) for _, row in rows[1 : LOOKED_AT + 1]] for i in range(len(first))]
+        there = (i for i, cells in enumerate(columns) if any(map(photos.find, cells)))
+        named_so = (i for i, cells in enumerate(columns) if any(map(_has_ending, cells)))
+        file = next(there, next(named_so, None))
+        if file is None or _has_ending(first[file]) or photos.find(first[file]):
             return _headless(path, rows, file or 0)
     of_labels = (
         [name for name in named if re.sub(r"[ _.]*\d+$", "", name) == named[label]]
@@ -288,6 +290,11 @@ def _joined(path: Path, listing: Listing, multi: bool | None) -> Listing:
     return replace(listing, items=list(rows.values())) if listing.multi else listing
 
 
+def _has_ending(cell: str) -> bool:
+    """Whether a cell ends as a photo's name does."""
+    return is_read(posixpath.splitext(cell.strip())[1].lower())
+
+
 class _Photos:
     """The photos that a table means: as written, or with backslashes, or without their ending or folder."""
 
@@ -311,10 +318,6 @@ class _Photos:
                         self._know(full, short, whole)
             self._names = short | whole
         return self._names.get(composed(plain.replace("\\", "/")))
-
-    def means(self, cell: str) -> bool:
-        """Whether a cell names a photo: one that is there, or by its ending."""
-        return self.find(cell) is not None or is_read(posixpath.splitext(cell.strip())[1].lower())
 
     def _know(self, full: str, short: dict[str, str | None], whole: dict[str, str | None]) -> None:
         way = composed(Path(full).relative_to(self.folder).as_posix())

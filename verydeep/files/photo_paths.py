@@ -5,7 +5,6 @@ And what a file is by its first bytes, where its name does not say it, or not ri
 
 from __future__ import annotations
 
-import fnmatch
 import glob
 import importlib.util
 import io
@@ -66,15 +65,13 @@ def _matches(pattern: str) -> Iterator[str]:
         return
     before, after = pattern[: deep.start()], pattern[deep.end() :]
     for top in glob.glob(before) if glob.has_magic(before) else [before]:
-        for parent, folders, files in walked(top or os.curdir):
+        for parent, _, files in walked(top or os.curdir):
             way = parent if top else parent[2:]  # without "./"
-            if re.search(f"[{seps}]", after):
-                yield from _matches(os.path.join(glob.escape(way), after))
+            everything = after == "*" or (not after and pattern.endswith("**"))
+            if everything:  # each folder has its turn
+                yield from (os.path.join(way, name) for name in files)
             else:
-                # all of them: each folder has its turn
-                names = files if after in ("", "*") else [*folders, *files]
-                names = fnmatch.filter(names, after or "*")
-                yield from (os.path.join(way, name) for name in names)
+                yield from _matches(os.path.join(glob.escape(way), after))
 
 
 def _listed() -> Iterator[str]:

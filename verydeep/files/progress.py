@@ -2,8 +2,8 @@
 
 A door says what is being done: `with Progress("computing features", total=400) as bar: bar.advance()`.
 What it calls may say how far its own part is by `stage`, which is silent where nobody watches. A thread
-keeps the line alive, so that it moves while the work does not. Whether stderr is a terminal decides,
-and nothing else; on one, whatever is printed meanwhile, results too, goes above the line.
+keeps the line alive, so that it moves while the work does not. Whether stderr is a terminal decides that
+can take back a line; on one, whatever is printed meanwhile, results too, goes above the line.
 """
 
 from __future__ import annotations

@@ -302,6 +302,7 @@ class _Here(threading.local):
     """What stands for a module in a filter of warnings: any of PIL's, in a thread that is decoding."""
 
     decoding = False
+    pattern = r"PIL\."  # some print their filters
 
     def match(self, module: str) -> bool:
         return self.decoding and module.startswith("PIL.")

@@ -10,7 +10,9 @@ import importlib.util
 import os
 import platform
 import re
+import signal
 import socket
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -58,9 +60,13 @@ def connected(address: str) -> Iterator[Any]:
         elif address not in ("local", "auto"):
             raise ValueError("expected HOST:PORT, auto or local")
         own: Any = {"include_dashboard": False, "object_store_memory": STORE_BYTES}
+        ending = signal.getsignal(signal.SIGTERM)
         ray.init(
             address, log_to_driver=False, logging_level="ERROR", **(own if address == "local" else {})
         )  # fmt: skip
+        # Ray puts its own in the place of a program's
+        if callable(ending) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ending)
     except (OSError, ValueError, OverflowError, RuntimeError, ray.exceptions.RayError) as error:
         raise DataError(f"no Ray cluster answers at {address!r}: {reason(error)}") from error
     try:

@@ -3,8 +3,8 @@
 The trunk is never trained. Each photo goes through it once, by the fastest engine; what its layers
 average to is kept, and a logistic regression is solved on that (`probing/`). Which layers, how strong a
 penalty and, where several are given, which input size: cross-validation on the training photos says, never
-the validation photos. The model file that comes out has a head "gap" on those
-layers, so every engine runs it, and what comes after the last of them is not computed.
+the validation photos. The model file that comes out has a head "gap" on those layers, so every engine runs
+it, and what comes after the last of them is not computed.
 
 Nothing here needs torch.
 """

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask a run to stop after its step; a second one does not wait for it."""
+"""Ctrl-C and SIGTERM ask a run to stop after its step; another one does not wait for it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from ..files.stopping import Repeat
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -38,9 +40,15 @@ def watched() -> Iterator[Request]:
     # who began this process may have it ignore one, as shells do for what runs in their background
     before = {number: handler for number, handler in now.items() if handler is not signal.SIG_IGN}
 
+    repeated = Repeat()
+
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # signal gives it
-        request.signal = number
-        restore()
+        if repeated(number):
+            return
+        if request.signal:
+            restore()
+            signal.raise_signal(number)
+        request.signal = request.signal or number
 
     def restore() -> None:
         for each, handler in before.items():
