@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..graphs import Source
 
 JUDGE = (REFERENCE, "cpu")
-FEWEST = 4  # images of a batch: engines that share them out, or not, do as with more
+FEWEST = 2  # images of a batch: engines that share them out, or not, do as with more
 MOST_PAIRS = 9
 CLEAR = 1.5  # a lead of this much is not chance, nor made up for by other settings
 HOPELESS, LONG_SECONDS = 10, 10.0  # times the quickest, at least so long: not chance, nor done once
@@ -241,7 +241,7 @@ def race(
             took, ratio, pairs = run / len(pixels), 0.0, 0
             if champion is not None and (ratio := took / best) <= CLEAR:
                 # by turns with the champion: what each did at another hour would not compare
-                ratio, pairs = _duel(champion, challenger, pixels, seconds / 2)
+                ratio, pairs = _duel(champion, challenger, pixels, seconds / 2, ratio)
                 took = ratio * best
             if ratio > CLEAR or run > longest:
                 out.add(where)  # other settings of it will not win either
@@ -275,11 +275,12 @@ def race(
 
 
 def _duel(
-    champion: Engine, challenger: Engine, pixels: np.ndarray, seconds: float
+    champion: Engine, challenger: Engine, pixels: np.ndarray, seconds: float, before: float
 ) -> tuple[float, int]:
     """The challenger's time relative to the champion's, and from how many pairs of runs.
 
     The median of the pairs: what else the machine does meets both of a pair, or is one pair's alone.
+    before: the same of a run of each that were no pair; where it was behind in it, one pair is enough.
     """
     ratios: list[float] = []
     until = time.perf_counter() + seconds
@@ -290,7 +291,8 @@ def _duel(
         ratios.append(took[id(challenger)] / took[id(champion)])
         least = max(min(ratios), 1 / max(ratios))  # by how much one was ahead each time
         late = len(ratios) > 2 and time.perf_counter() > until
-        if least > CLEAR or (least > NEAR and len(ratios) > 1) or late:
+        behind = min(before, *ratios) > NEAR
+        if least > CLEAR or behind or (least > NEAR and len(ratios) > 1) or late:
             break
     return median(ratios), len(ratios)
 
