@@ -17,6 +17,8 @@ from threading import RLock
 from typing import Any, TypeVar
 from weakref import WeakSet
 
+from ..errors import EngineError
+
 T = TypeVar("T")
 HEED_SECONDS = 0.1  # after which Ctrl-C is heard at the latest
 
@@ -41,6 +43,19 @@ class Turns:
 
     def in_child(self) -> None:
         self.lock = RLock()
+
+
+_threads_of: dict[str, int] = {}  # engine -> the process that its library's threads were made in
+
+
+def require_own_threads(engine: str) -> None:
+    """EngineError where they were made before a fork: the library believes that it has them still."""
+    if _threads_of.setdefault(engine, os.getpid()) != os.getpid():
+        raise EngineError(
+            f"{engine} cannot compute with several threads in a process made by fork, since it did so "
+            "before the fork; start processes with the method spawn, use the model in the child alone, or "
+            "give threads=1"
+        )
 
 
 def never_destroy(thing: object) -> None:

@@ -13,7 +13,6 @@ So the converter has a process of its own, and a batch is computed a few images 
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import EngineError
-from .forks import Turns, silenced
+from .forks import Turns, require_own_threads, silenced
 
 if TYPE_CHECKING:
     from ..graphs import Source
@@ -38,21 +37,13 @@ PIECE_PIXELS = 4 * 224 * 224  # of three channels: a third of a second on two co
 CONVERTER = "import sys, _tools; sys.exit(not _tools.mnnconvert(sys.argv[1:]))"
 
 _EXECUTOR = Turns()  # all graphs share what evaluates MNN's expressions
-_pool_of = 0  # the process that MNN's one pool of threads was made in
 
 
 def prepare(engine: Engine) -> Run:
     from ..files.cache import Cache
 
-    global _pool_of
     if engine.threads > 1:
-        if _pool_of not in (0, os.getpid()):
-            raise EngineError(
-                "mnn cannot compute with several threads in a process made by fork, since it did so before "
-                "the fork; start processes with the method spawn, use the model in the child alone, or "
-                "give threads=1"
-            )
-        _pool_of = os.getpid()
+        require_own_threads("mnn")
     source, version = engine.source, engine.kind.version
     about = {"engine": "mnn", "version": version, "graph": source.key}
     return Cache().open(

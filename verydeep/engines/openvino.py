@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .forks import HEED_SECONDS, never_destroy, silenced
+from .forks import HEED_SECONDS, never_destroy, require_own_threads, silenced
 
 if TYPE_CHECKING:
     from ..graphs import Source
@@ -52,6 +52,8 @@ def computes_bf16() -> bool:
 
 
 def prepare(engine: Engine) -> Run:
+    if engine.threads > 1:  # in one child of some two hundred they never answered
+        require_own_threads("openvino")
     graph, hint = engine.source.graph, HINTS[engine.precision]
     streams = int(engine.settings.get("streams", 1))
     halved = _fc_weights(graph) if engine.settings.get("fc") == "f16" else ()
