@@ -25,7 +25,7 @@ from verydeep.engines import (
     Engine,
     Kind,
     choice,
-    mnn,
+    forks,
     onnxruntime,
     processor,
     race,
@@ -280,19 +280,24 @@ def test_what_memory_cannot_hold(
 @follows(
     "; start processes with the method spawn, use the model in the child alone, or give threads=1"
 )
-def test_mnn_in_a_forked_child(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["mnn", "openvino"])
+def test_threads_in_a_forked_child(
+    name: str, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With real processes: tests/test_processes.py."""
-    monkeypatch.setattr(mnn, "_pool_of", os.getpid() + 1)  # which the parent of a fork leaves
-    text = refused(lambda: Engine("mnn", source, precision="fast", threads=2))
+    # which the parent of a fork leaves
+    monkeypatch.setattr(forks, "_threads_of", {name: os.getpid() + 1})
+    text = refused(lambda: Engine(name, source, precision="fast", threads=2))
     said(
         "; start processes with the method spawn, use the model in the child alone, or give threads=1",
         text,
     )
     keyword, value = taken(r"(threads=\d)", text).split("=")
     told: dict[str, Any] = {keyword: int(value)}
-    Engine("mnn", source, precision="fast", **told)
-    monkeypatch.setattr(mnn, "_pool_of", 0)  # a spawned child has no past; nor has an unused parent
-    Engine("mnn", source, precision="fast", threads=2)
+    Engine(name, source, precision="fast", **told)
+    # a spawned child has no past; nor has an unused parent
+    monkeypatch.setattr(forks, "_threads_of", {})
+    Engine(name, source, precision="fast", threads=2)
 
 
 @follows(
