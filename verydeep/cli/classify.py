@@ -86,10 +86,9 @@ def classify(
 
         if table is not None:
             require_writable(table, *paths)
+            # it may be a photo of a folder that is given
             what, _ = photo_paths.sniff(photo_paths.head(str(table)))
-            if what not in ("", "text") and is_replaced(
-                table
-            ):  # a photo of a folder that is given?
+            if what not in ("", "text") and is_replaced(table):
                 raise OutputError(f"{table}: is {what}, and no table; name another file")
         loaded = load(model, **compute)
         if table is not None:

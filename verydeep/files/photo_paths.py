@@ -64,10 +64,10 @@ def _matches(pattern: str) -> Iterator[str]:
         yield from glob.glob(pattern)
         return
     before, after = pattern[: deep.start()], pattern[deep.end() :]
+    everything = after == "*" or (not after and pattern.endswith("**"))
     for top in glob.glob(before) if glob.has_magic(before) else [before]:
         for parent, _, files in walked(top or os.curdir):
             way = parent if top else parent[2:]  # without "./"
-            everything = after == "*" or (not after and pattern.endswith("**"))
             if everything:  # each folder has its turn
                 yield from (os.path.join(way, name) for name in files)
             else:
