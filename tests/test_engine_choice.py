@@ -40,7 +40,7 @@ from verydeep.errors import EngineError
 from verydeep.graphs import Source, lighter, source_of
 from verydeep.graphs import network as graph
 from verydeep.graphs.writer import Graph
-from verydeep.preprocess import TORCHVISION
+from verydeep.preprocess import TORCHVISION, Preprocess
 
 from .conftest import Outcome
 from .conftest import Run as Command
@@ -160,6 +160,7 @@ class Field:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **seconds: Callable[[int], float]) -> None:
         self.now, self.seconds, self.opened, self.ran = 0.0, seconds, [], []  # type: ignore[var-annotated]
+        self.extra = 0.0  # seconds that a run takes longer where the graph is whole
         self.wrong: set[tuple[str, tuple[str, ...]]] = set()  # engine and outputs
         field = self
 
@@ -176,6 +177,7 @@ class Field:
 
             def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
                 field.now += field.seconds[self.called](len(image))
+                field.now += field.extra * (self.graph is not field.light)
                 field.ran.append((self.called, len(image)))
                 value = 1.5 if (self.called, self.graph.outputs) in field.wrong else 1.0
                 return {name: np.full((len(image), 2), value) for name in self.graph.outputs}
@@ -199,12 +201,13 @@ class Field:
         threads: int = 1,
         devices: tuple[str, ...] = ("cpu",),
         backwards: bool = False,
+        known: tuple[Standing, ...] = (),
     ) -> tuple[str, tuple[Standing, ...]]:
         names = [name for name in self.seconds if "_" not in name]
         kinds = [Kind(name, "none", ("none",), ("fast",), ("cpu", "cuda")) for name in names]
         winner, rows = race.race(
             self.graph, np.zeros((batch, 32, 32, 3), np.uint8), kinds[:: -1 if backwards else 1],
-            precision="fast", threads=threads, devices=devices,
+            precision="fast", threads=threads, devices=devices, known=known,
         )  # fmt: skip
         return winner.name, rows
 
@@ -348,6 +351,7 @@ def test_only_the_winner_is_prepared_whole(
     def whole() -> list[str]:
         return [name for name, outputs in field.opened if outputs == field.graph.outputs]
 
+    field.extra = 0.1
     winner, rows = field.race()
     assert winner == "quick"
     assert whole() == [
@@ -407,6 +411,87 @@ def test_a_model_with_large_layers_is_raced(
     assert (engine.name, engine.source) == ("onnxruntime", source)
     (row,) = Memory().choices()
     assert [r["engine"] for r in row["standings"]] == ["onnxruntime"]
+
+
+def test_of_known_layers_only_the_quickest_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The judge, the winner and who was close to it; others where these are wrong with the new weights."""
+    seconds = {"onnxruntime": 0.2, "far": 0.06, "near": 0.044, "quick": 0.04}
+    field = Field(monkeypatch, **{name: steady(value) for name, value in seconds.items()})
+    _, known = field.race()
+    field.opened.clear()
+
+    def opened() -> list[str]:
+        return [name for name, _ in field.opened]
+
+    winner, rows = field.race(known=known)
+    assert (winner, opened()) == ("quick", ["onnxruntime", "quick"])
+    assert [row.engine for row in rows] == ["quick"]
+    field.wrong.add(("quick", field.graph.outputs))
+    field.opened.clear()
+    winner, rows = field.race(known=known)
+    assert (winner, opened()[:2]) == ("near", ["onnxruntime", "quick"])
+    assert [row.engine for row in rows] == ["near", "far", "onnxruntime"]
+    assert "engine quick is left out: its relative error on this model" in capsys.readouterr().err
+    # the judge is opened once, where it won; who is not there any more is not waited for
+    field.seconds["onnxruntime"] = steady(0.01)
+    _, known = field.race()
+    field.opened.clear()
+    assert field.race(known=known)[0] == "onnxruntime"
+    assert opened() == ["onnxruntime"]
+    assert field.race(known=(replace(known[0], engine="gone"),))[0] == "onnxruntime"
+
+
+def test_who_cannot_make_up_for_it_is_not_prepared_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FC layers are read once a batch: the less they take of it, the fewer engines they can put first."""
+    field = Field(monkeypatch, onnxruntime=steady(0.2), near=steady(0.044), quick=steady(0.04))
+    field.light = cast(Source, SimpleNamespace(outputs=("map",)))
+    monkeypatch.setattr(field, "graph", cast(Source, SimpleNamespace(outputs=("scores", "map"))))
+    monkeypatch.setattr(race, "RUN_SECONDS", 1e-9)  # two images of a batch are run
+    for read, batch, whole in ((0.01, 8, ["quick"]), (0.02, 2, ["quick", "near"])):
+        field.extra = read
+        field.opened.clear()
+        winner, rows = field.race(batch=batch)
+        assert winner == "quick"
+        assert [row.engine for row in rows] == ["quick", "near", "onnxruntime"]
+        opened = [name for name, outputs in field.opened if outputs == field.graph.outputs]
+        assert opened == ["onnxruntime", *whole]
+
+
+def test_a_race_of_the_same_layers_is_remembered(
+    planted: Planted, built: Graph, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted.add("slow", seconds=0.2)
+    choose(built).engine(BATCH, to_come=100)
+    net = tiny(head="small")
+    others = {name: value * 2 for name, value in weights(net).items()}
+    planted.opened.clear()
+    capsys.readouterr()
+    other = choose(graph.build(net, others, TORCHVISION))
+    assert other.engine(BATCH, to_come=100).name == "onnxruntime"
+    assert planted.opened == ["onnxruntime"]
+    assert "checking onnxruntime, the quickest for another model of the same layers, on 8" in (
+        capsys.readouterr().err
+    )
+    first, second = Memory().choices()
+    assert first["layers"] == second["layers"]
+    assert first["race"]["graph"] != second["race"]["graph"]
+    assert Memory().alike(first["race"] | {"batch": 4}, first["layers"]) == ()
+    assert Memory().alike(first["race"], "others") == ()
+
+
+def test_what_layers_are_the_same() -> None:
+    """The numbers, the classes and the pixels' scale do not matter; the convolutions and pools do."""
+
+    def layers(pre: Preprocess = TORCHVISION, name: str = "vgg11", **facts: Any) -> str:
+        net = tiny(name, head="small", **facts)
+        return lighter.layers_of(Source.of(graph.build(net, weights(net), pre)))
+
+    same = layers()
+    assert same == layers(classes=9)
+    assert same == layers(replace(TORCHVISION, mean=(0.0, 0.0, 0.0)))
+    assert same not in (layers(pool="avg"), layers(name="vgg13"), layers(width=1 / 8))
 
 
 def test_a_wrong_engine_is_left_out(

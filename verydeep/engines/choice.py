@@ -188,11 +188,17 @@ class Choice:
 
     def _race(self, kinds: list[Kind], pixels: np.ndarray, about: Mapping[str, Any]) -> Engine:
         from ..files.wording import counted
+        from ..graphs.lighter import layers_of
         from .race import Memory, race, told
 
+        layers = layers_of(self.source)
+        known = Memory().alike(about, layers)
+        images = f"{counted(len(pixels), 'image')} of {about['height']}x{about['width']}"
+        names = ", ".join(about["engines"])
         log.info(
-            f"measuring which engine is the quickest here: {', '.join(about['engines'])} on "
-            f"{counted(len(pixels), 'image')} of {about['height']}x{about['width']}"
+            f"checking {known[0].engine}, the quickest for another model of the same layers, on {images}"
+            if known
+            else f"measuring which engine is the quickest here: {names} on {images}"
         )
         winner, standings = race(
             self.source,
@@ -201,9 +207,10 @@ class Choice:
             precision=self.precision,
             threads=about["threads"],
             devices=about["devices"],
+            known=known,
         )
         until = "an engine or verydeep is updated or `verydeep cache clear`"
-        kept = Memory().remember(about, standings)
+        kept = Memory().remember(about, standings, layers)
         log.info(
             f"chose {told(standings)}{f'; remembered for this model until {until}' if kept else ''}"
         )

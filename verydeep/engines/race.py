@@ -3,9 +3,12 @@
 The reference, ONNX Runtime in float32, answers first. Each entrant answers the same pixels: one that strays
 further than the precision allows is left out, said why; so is one that is hopelessly slow. Any other takes
 turns with the champion, so that whatever else the machine does meets both, and the quicker one stays.
+Where a model of the same layers was raced here, its winner alone runs: how quick an engine is does not
+depend on the numbers in the weights, but whether it is right may.
 
 Where FC layers hold most of a model, all run what is left without them, and only the winner, with those
-close to it, is prepared whole. Few engines are open at a time, since each may hold half a gigabyte.
+that these layers might put before it, is prepared whole. Few engines are open at a time, since each may
+hold half a gigabyte.
 """
 
 from __future__ import annotations
@@ -124,12 +127,26 @@ class Memory:
             return ()
         return standings if good else ()
 
-    def remember(self, race: Mapping[str, Any], standings: Iterable[Standing]) -> bool:
+    def alike(self, race: Mapping[str, Any], layers: str) -> tuple[Standing, ...]:
+        """The latest result of that race for another graph of the same layers (`layers_of`)."""
+        rows = self._notebook.rows() or {key: row for (_, key), row in self._here.items()}
+        for row in reversed(rows.values()):
+            if isinstance(row, dict) and row.get("layers") == layers:
+                other = row.get("race")
+                if isinstance(other, dict) and other | {"graph": ""} == {**race, "graph": ""}:
+                    return self.standings(other)
+        return ()
+
+    def remember(
+        self, race: Mapping[str, Any], standings: Iterable[Standing], layers: str = ""
+    ) -> bool:
         """Keep the result of a race. What it was about is kept beside it, for people.
 
-        False where it is kept in this process alone.
+        layers: of its graph, by `layers_of`. False where it is kept in this process alone.
         """
-        row = {"race": dict(race), "standings": [asdict(one) for one in standings]}
+        row = {
+            "race": dict(race), "layers": layers, "standings": [asdict(one) for one in standings]
+        }  # fmt: skip
         self._here[self._notebook.path, _digest(race)] = row
         return self._notebook.write(_digest(race), row)
 
@@ -165,11 +182,13 @@ def race(
     threads: int,
     devices: Sequence[str] = ("cpu",),
     seconds: float = 2.0,
+    known: Sequence[Standing] = (),
 ) -> tuple[Engine, tuple[Standing, ...]]:
     """The winner, open, and how each did, quickest first. Those that were left out have no standing.
 
     pixels: a real batch, of the size that will be run. kinds: engines that have that precision.
-    devices: where to run them. seconds: for the turns, opening not counted.
+    devices: where to run them. seconds: for the turns, opening not counted. known: how the same race ended
+    for another graph of the same layers: its winner is checked, and where it is right there is no race.
     """
     entrants: list[Entrant] = []
     for kind in reversed(kinds):  # likely winners come last, beside whom the slow are soon out
@@ -182,6 +201,8 @@ def race(
             ]
         except EngineError as reason:
             log.info(f"engine {kind.name} is left out: {reason}")
+    winner = [one for one in entrants if known and one == _entrant(known[0])]
+    entrants, batch = winner or entrants, len(pixels)
     allowed = TOLERANCES.get(precision, INT8_TOLERANCE)
 
     def opened(entrant: Entrant, graph: Source) -> Engine:
@@ -190,7 +211,7 @@ def race(
             name, graph, precision=precision, threads=threads, device=device, settings=settings
         )
 
-    light, judged = lighter(source)
+    light, judged = (source, source) if winner else lighter(source)
     judge = opened(next((one for one in entrants if one[:2] == JUDGE), (*JUDGE, {})), judged)
     share = min(threads, len(pixels))
     count = int(RUN_SECONDS / timed(judge, pixels[:share]) * share) // share * share
@@ -201,10 +222,11 @@ def race(
     ready = {JUDGE: judge} if judged is source else {}  # else its half gigabyte is free again
     del judge
 
-    def contest(entrants: Iterable[Entrant], graph: Source) -> tuple[Engine | None, list[Standing]]:
-        """The quickest of those that are right, and how each of them did, quickest first."""
+    def contest(
+        entrants: Iterable[Entrant], graph: Source, standings: list[Standing]
+    ) -> Engine | None:
+        """The quickest of those that are right. standings: takes how each of them did, quickest first."""
         champion: Engine | None = None
-        standings: list[Standing] = []
         out: set[tuple[str, str]] = set()  # engines, each on a device
         for entrant in entrants:
             where = entrant[:2]
@@ -250,28 +272,62 @@ def race(
             row = Standing(*entrant, took, len(pixels), error, pairs)
             standings.insert(0 if ratio < 1 else len(standings), row)
             del challenger
-        return champion, standings[:1] + sorted(standings[1:], key=lambda row: row.seconds)
+        standings[1:] = sorted(standings[1:], key=lambda row: row.seconds)
+        return champion
 
-    champion, standings = contest(stage(entrants, "measuring engines", "engine"), light)
-    # the winner on the whole graph, with who was close; where none of them is right there, others
+    standings: list[Standing] = []
+    champion = contest(stage(entrants, "measuring engines", "engine"), light, standings)
     rest = standings if light is not source else []
     while rest:
         champion = None  # its memory is free again
         best = {row.engine + row.device: row for row in reversed(rest)}.values()
-        close = [row for row in reversed(best) if row.seconds < NEAR * rest[0].seconds]
-        champion, finals = contest([(r.engine, r.device, r.settings) for r in close], source)
-        tried = {(row.engine, row.device) for row in close}
+        close = sorted(best, key=lambda row: row.seconds)
+        finals: list[Standing] = []
+        ran: list[Standing] = []
+        champion = contest(_finalists(close, finals, ran, len(pixels) / batch), source, finals)
         longer = finals[0].seconds / rest[0].seconds if finals else 1
+        tried = {(row.engine, row.device) for row in ran}
         rest = [row for row in rest if (row.engine, row.device) not in tried]
         if champion is not None:
             standings = [*finals, *(replace(row, seconds=longer * row.seconds) for row in rest)]
             break
+    if champion is None and winner:  # others may be right for these weights
+        return race(
+            source, pixels, kinds, precision=precision, threads=threads, devices=devices,
+            seconds=seconds,
+        )  # fmt: skip
     if champion is None:
         raise EngineError(
             f"no engine that is installed keeps {precision} on this model and device; "
             "try another precision or --device cpu"
         )
     return champion, tuple(standings)
+
+
+def _entrant(row: Standing) -> Entrant:
+    return row.engine, row.device, dict(row.settings)
+
+
+def _finalists(
+    close: Sequence[Standing], finals: Sequence[Standing], ran: list[Standing], share: float
+) -> Iterator[Entrant]:
+    """Who might be the quickest on the whole graph, quickest on the lighter one first.
+
+    close: engines on the lighter one, each once on a device. finals: how those that came out of this did.
+    ran: takes who came. share: images that are run of those of a batch.
+    """
+    first = close[0]
+    for row in close:
+        most = NEAR * first.seconds
+        if whole := [
+            one for one in finals if (one.engine, one.device) == (first.engine, first.device)
+        ]:
+            # nobody's FC layers save more than the winner's take, once a batch, since it is their
+            # weights that take it
+            most = min(most, first.seconds + share * (whole[0].seconds - first.seconds))
+        if row is first or row.seconds < most:
+            ran.append(row)
+            yield _entrant(row)
 
 
 def _duel(

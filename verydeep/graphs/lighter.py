@@ -1,4 +1,4 @@
-"""A graph without its large FC layers: engines race on it, since preparing those is most of a race's time.
+"""What engines race on: a graph without its large FC layers, since preparing those takes the longest.
 
 VGG-16's FC layers are 495 of its 553 MB, and one multiplication in a hundred. What is left is all of the
 convolutions, and whatever else does not wait for such a layer.
@@ -53,3 +53,24 @@ def lighter(source: Source) -> tuple[Source, Source]:
         return replace(source, outputs=names, build=writer.graph, find_key=key)
 
     return part(*lost), part()
+
+
+def layers_of(source: Source) -> str:
+    """A digest of what takes an engine its time: convolutions, pools between them, large FC layers.
+
+    Graphs that differ in their weights' numbers, in their classes, or in how pixels are normalised have the
+    same.
+    """
+    graph, weights = source.graph.model.graph, source.graph.weights
+    layers: list[str] = []
+    pools: list[str] = []  # since the last convolution: after it they are the head's
+    for node in graph.node:
+        held = [weights[name] for name in node.input if name in weights]
+        kernels = [one.shape for one in held if one.ndim == 4 or one.nbytes >= LARGE_BYTES]
+        moves = sorted((a.name, list(a.ints)) for a in node.attribute if a.ints)
+        if kernels:
+            layers += [*pools, f"{node.op_type} {kernels} {moves}"]
+            pools = []
+        elif node.op_type in ("MaxPool", "AveragePool"):
+            pools.append(f"{node.op_type} {moves}")
+    return hashlib.sha256("\n".join(layers).encode()).hexdigest()[:32]
