@@ -202,7 +202,7 @@ def race(
         except EngineError as reason:
             log.info(f"engine {kind.name} is left out: {reason}")
     winner = [one for one in entrants if known and one == _entrant(known[0])]
-    entrants, batch = winner or entrants, len(pixels)
+    entrants, given = winner or entrants, pixels
     allowed = TOLERANCES.get(precision, INT8_TOLERANCE)
 
     def opened(entrant: Entrant, graph: Source) -> Engine:
@@ -219,7 +219,8 @@ def race(
     began = time.perf_counter()
     reference = judge.run(pixels)
     judged_seconds = (time.perf_counter() - began) / len(pixels)
-    ready = {JUDGE: judge} if judged is source else {}  # else its half gigabyte is free again
+    runs_again = judged is source and JUDGE in [one[:2] for one in entrants]
+    ready = {JUDGE: judge} if runs_again else {}  # else its half gigabyte is free again
     del judge
 
     def contest(
@@ -284,7 +285,7 @@ def race(
         close = sorted(best, key=lambda row: row.seconds)
         finals: list[Standing] = []
         ran: list[Standing] = []
-        champion = contest(_finalists(close, finals, ran, len(pixels) / batch), source, finals)
+        champion = contest(_finalists(close, finals, ran, len(pixels) / len(given)), source, finals)
         longer = finals[0].seconds / rest[0].seconds if finals else 1
         tried = {(row.engine, row.device) for row in ran}
         rest = [row for row in rest if (row.engine, row.device) not in tried]
@@ -293,7 +294,7 @@ def race(
             break
     if champion is None and winner:  # others may be right for these weights
         return race(
-            source, pixels, kinds, precision=precision, threads=threads, devices=devices,
+            source, given, kinds, precision=precision, threads=threads, devices=devices,
             seconds=seconds,
         )  # fmt: skip
     if champion is None:
@@ -322,8 +323,8 @@ def _finalists(
         if whole := [
             one for one in finals if (one.engine, one.device) == (first.engine, first.device)
         ]:
-            # nobody's FC layers save more than the winner's take, once a batch, since it is their
-            # weights that take it
+            # no other engine saves more by its FC layers than these take in the first one: the time
+            # to read their weights, once a batch
             most = min(most, first.seconds + share * (whole[0].seconds - first.seconds))
         if row is first or row.seconds < most:
             ran.append(row)
