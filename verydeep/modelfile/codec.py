@@ -60,6 +60,7 @@ _BLOCKS = (16, 8, 4, 2, 1)  # a block of rows ends at these parts of all
 # A float32's bits without the last 22 are its exponent and the first half of it: two grades an octave.
 _HALF, _LOWEST, _GRADES = 22, (127 - 6) * 2, 24
 _SIDES = 4  # grades of how far the mean lies from a whole number
+_FEW = 8  # contexts, which are looked for one by one sooner than all are sorted
 _PRIOR, _EVEN = (
     4,
     8,
@@ -177,12 +178,16 @@ def _neighbours(cells: int, width: int) -> list[list[tuple[int, int]]]:
 
 @dataclass(frozen=True)
 class _Group:
-    """Some rows at one cell: what is known of them before they are. Arrays are (rows, channels)."""
+    """Some rows at one cell: what is known of them before they are.
+
+    mean: float32 (rows, channels); or one 0, (1, 1), where the cells around say nothing, as in most FC
+    layers. spreads: the same, the parts of the spread before they are weighed.
+    """
 
     block: slice
     cell: int
-    mean: Array  # float32
-    spreads: tuple[Array, Array, Array]  # float32: the parts of the spread before they are weighed
+    mean: Array
+    spreads: tuple[Array, Array, Array]
 
     def spread(self, parts: tuple[int, int, int]) -> Array:
         weights = [np.float32(part / _PARTS) for part in parts]
@@ -206,18 +211,18 @@ def _groups(numbers: Array, exponents: Array, model: _Model, width: int) -> Iter
         block = slice(start, stop)
         by_row = np.zeros(stop - start, np.int64)
         for cell in range(cells):
-            mean = np.zeros((stop - start, channels), np.float32)
-            sizes = np.zeros((stop - start, channels), np.float32)
+            mean = sizes = np.zeros((1, 1), np.float32)
             for number, other in around[cell]:
-                ratio = quarters(exponents[:, other] - exponents[:, cell])
                 weight = model.mixture[cell, number]
                 if not weight and not model.parts[1]:
                     continue  # nothing comes of it, as where an FC layer's columns have no order
-                value = numbers[other, block] * ratio
-                mean += value * np.float32(weight / _MIXTURE)
-                sizes += np.abs(value, out=value)
-            sizes *= np.float32(1 / max(1, len(around[cell])))
-            np.clip(mean, -LARGEST, LARGEST, out=mean)
+                value = numbers[other, block] * quarters(exponents[:, other] - exponents[:, cell])
+                if weight:
+                    mean = mean + value * np.float32(weight / _MIXTURE)
+                if model.parts[1]:
+                    sizes = sizes + np.abs(value, out=value)
+            sizes = sizes * np.float32(1 / max(1, len(around[cell])))
+            mean = np.clip(mean, -LARGEST, LARGEST)
             expected = np.float32(model.size) * quarters(-exponents[:, cell])
             column = before[cell].astype(np.float32) + expected * np.float32(_PRIOR)
             column /= np.float32(start + _PRIOR)
@@ -280,11 +285,20 @@ class _Counts:
         shares[len(row) // 2] += free - shares.sum()
         return np.asarray(shares)
 
-    def add(self, contexts: Array, symbols: Array) -> None:
-        width = self.seen.shape[1]
-        places = contexts.astype(np.int32) * width + symbols
-        self.seen += (np.bincount(places, minlength=self.seen.size) * _UNIT).reshape(
-            self.seen.shape
+    def add(self, context: int, symbols: Array) -> None:
+        self.seen[context] += np.bincount(symbols, minlength=self.seen.shape[1]) * _UNIT
+
+
+def _places(context: Array) -> Iterator[tuple[int, Array]]:
+    """Each context that is there, and where, in order."""
+    counts = np.bincount(context)
+    there = np.flatnonzero(counts).tolist()
+    if len(there) <= _FEW:
+        yield from ((number, np.flatnonzero(context == number)) for number in there)
+    else:
+        order, ends = np.argsort(context, kind="stable"), np.cumsum(counts).tolist()
+        yield from (
+            (number, order[ends[number] - counts[number] : ends[number]]) for number in there
         )
 
 
@@ -305,18 +319,14 @@ def _code(
         middle, side, context = middle.ravel(), side.ravel(), context.ravel()
         place = numbers[group.cell, group.block]
         known = None if coder.reads else (place.ravel() - middle) * side
-        order = np.argsort(context, kind="stable")
-        sorted_contexts = context[order]
-        ends = np.searchsorted(sorted_contexts, np.arange(_GRADES * _SIDES + 1))
-        symbols = np.empty(len(order), np.int32)
-        if known is not None:
-            symbols[:] = np.clip(known[order], -alphabet, alphabet) + alphabet
-        for number in np.flatnonzero(np.diff(ends)):
-            part = symbols[ends[number] : ends[number + 1]]
-            coder.symbols(part, counts.shares(int(number)))
-        counts.add(sorted_contexts, symbols)
-        values = np.empty(len(order), np.int32)
-        values[order] = symbols - alphabet
+        values = np.empty(len(context), np.int32)
+        for number, where in _places(context):
+            symbols = np.empty(len(where), np.int32)
+            if known is not None:
+                symbols[:] = np.clip(known[where], -alphabet, alphabet) + alphabet
+            coder.symbols(symbols, counts.shares(number))
+            counts.add(number, symbols)
+            values[where] = symbols - alphabet
         beyond = np.flatnonzero(np.abs(values) == alphabet)
         if len(beyond):
             more = np.zeros(len(beyond), np.int32)
@@ -324,7 +334,7 @@ def _code(
                 more[:] = np.abs(known[beyond]) - alphabet + 1
             digits = np.frexp(more.astype(np.float64))[1].astype(np.int32) - 1
             coder.symbols(digits, lengths.shares(0))
-            lengths.add(np.zeros(len(digits), np.uint8), digits)
+            lengths.add(0, digits)
             for length in range(1, 16):
                 where = np.flatnonzero(digits == length)
                 rest = more[where] - (1 << length)
@@ -569,7 +579,8 @@ def _fitted(numbers: Array, exponents: Array, width: int) -> _Model:
     for group in _groups(numbers, exponents, draft, width):
         off = np.abs(numbers[group.cell, group.block] - np.rint(group.mean)).ravel()
         largest = max(largest, int(off.max(initial=0)))
-        features = np.stack([part.ravel() for part in group.spreads]).astype(np.float64)
+        whole = np.broadcast_arrays(*group.spreads)
+        features = np.stack([part.ravel() for part in whole]).astype(np.float64)
         weighed = features / np.square(features[0] + 0.05)
         inner += weighed @ features.T
         right += weighed @ off
