@@ -3,9 +3,10 @@
     python benchmarks/scaling.py [--photos 2000] [--rounds 1] [--out FILE]
     python benchmarks/scaling.py --kills 10 [--seed 0] [--out FILE]
 
-The first: relu5_3's averages of JPEGs of 500x375 as whole processes, `verydeep features` to a Parquet file,
-the same with --ray, and plain Ray Data with an actor of torchvision's VGG-16 as Ray's documentation writes
-it (`read_images`, `map`, `map_batches`, `write_parquet`; random weights, which cost the same).
+The first: relu5_3's averages of JPEGs of 500x375 at 224 as whole processes: `verydeep features` to a
+Parquet file, the same with --ray, that in `half`, and plain Ray Data with an actor of torchvision's VGG-16
+as Ray's documentation writes it (`read_images`, `map`, `map_batches`, `write_parquet`; random weights, which
+cost the same).
 `--photos 64` takes three minutes on two cores.
 
 The second, on Linux: a cluster of two nodes on this machine, a small network; a node, a worker and the
@@ -38,6 +39,7 @@ from verydeep.benching import random_model
 from verydeep.nets import network
 
 WORKERS = 2
+SIZE = 224  # of torchvision's transforms
 PART = 16  # images, of the runs that are killed
 PLAIN = """
 import sys
@@ -102,23 +104,29 @@ def race(place: Path, photos: int, rounds: int) -> dict[str, object]:
     folder = jpegs(place / "photos", photos)
     (place / "plain.py").write_text(PLAIN)
     few = jpegs(place / "few", 40)  # the engines race once, before
-    whole(command(few, "--ray", "--out", place / "few.r"))
-    whole(command(few, "--out", place / "few.parquet"))
-    seconds: dict[str, list[float]] = {"features": [], "ray": [], "plain": []}
-    for turn in range(rounds):
-        out = place / f"{turn}"
-        ways = {
-            "features": command(folder, "--out", f"{out}.parquet"),
-            "ray": command(folder, "--ray", "--out", f"{out}.r"),
+
+    def ways(folder: Path, out: Path) -> dict[str, list[str]]:
+        ours = command(folder, "--size", SIZE, "--out")
+        half = ["--ray", "--precision", "half"]
+        return {
+            "features": [*ours, f"{out}.parquet"],
+            "ray": [*ours, f"{out}.r", "--ray"],
+            "ray, half": [*ours, f"{out}.h", *half],
             "plain": [sys.executable, str(place / "plain.py"), str(folder), f"{out}.plain", str(WORKERS)],
         }  # fmt: skip
-        for name, words in ways.items():
-            seconds[name].append(whole(words))
+
+    for words in ways(few, place / "few").values():
+        whole(words)
+    seconds: dict[str, list[float]] = {}
+    for turn in range(rounds):
+        for name, words in ways(folder, place / f"{turn}").items():
+            seconds.setdefault(name, []).append(whole(words))
     best = {name: min(some) for name, some in seconds.items()}
     return {
-        "photos": photos, "seconds": seconds,
+        "photos": photos, "size": SIZE, "seconds": seconds,
         "against features": round(best["features"] / best["ray"], 3),
         "against plain": round(best["plain"] / best["ray"], 3),
+        "half against plain": round(best["plain"] / best["ray, half"], 3),
     }  # fmt: skip
 
 
