@@ -5,8 +5,8 @@
 
 The first: relu5_3's averages of JPEGs of 500x375 at 224 as whole processes: `verydeep features` to a
 Parquet file, the same with --ray, that in `half`, and plain Ray Data with an actor of torchvision's VGG-16
-as Ray's documentation writes it (`read_images`, `map`, `map_batches`, `write_parquet`; random weights, which
-cost the same).
+as Ray's documentation writes it (`read_images`, `map`, `map_batches`, `write_parquet`; random weights,
+which cost the same).
 `--photos 64` takes three minutes on two cores.
 
 The second, on Linux: a cluster of two nodes on this machine, a small network; a node, a worker and the
