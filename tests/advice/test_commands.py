@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -132,6 +134,8 @@ def test_where_results_go(tmp_path: Path, model: Path, verydeep: Run) -> None:
     "needs torch: pip install 'verydeep[torch]'",
         "--resume: there is no folder {}; name the --out of a run",
     "--resume: {} does not say by which command it was begun; give DATA and --recipe as they were then",
+    "--resume: the run in {} reads by a shell's command, which is not taken from a folder; give "
+    "DATA and --recipe as they were then",
     "--resume goes on with the run in a folder; name it: --out {}",
     "try it: verydeep classify --model {} photo.jpg", "finish it with: verydeep train --resume --out {}",
 )  # fmt: skip
@@ -212,6 +216,18 @@ def test_training_from_the_command(
         "--resume: {} does not say by which command it was begun; give DATA and --recipe as they were then",
         text,
     )
+    ran = tmp_path / "ran"
+    harm = f"verydeep train {older} {shlex.quote(f'--val=pipe:touch {ran}')} --recipe paper"
+    config.write_text(
+        json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"command": harm}),
+        encoding="utf-8",
+    )
+    said(
+        "--resume: the run in {} reads by a shell's command, which is not taken from a folder; give "
+        "DATA and --recipe as they were then",
+        verydeep("train", "--resume", "--out", older).err,
+    )
+    assert not ran.exists()
     done = verydeep(*begin[:-1], older, "--resume")
     assert done.status == 0, done.err
     assert (older / "model.safetensors").is_file()

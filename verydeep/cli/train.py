@@ -184,6 +184,12 @@ def _again(out: Path) -> list[str]:
             f"--resume: {out} does not say by which command it was begun; give DATA and --recipe as they "
             "were then"
         )
+    if any("pipe:" in word for word in words):  # --val=pipe:... too
+        # whoever made the folder would run it here
+        raise DataError(
+            f"--resume: the run in {out} reads by a shell's command, which is not taken from a folder; "
+            "give DATA and --recipe as they were then"
+        )
     out, there = out.absolute(), str(known.get("folder", ""))
     more = ["--resume", "--out", str(out)]
     words = words[1:] if words[-3:] == more else [*words[1:], *more]
