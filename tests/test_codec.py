@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import runpy
 import sys
 from dataclasses import replace
@@ -86,6 +87,9 @@ def test_many_weights_are_cut_into_parts(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(codec, "_PART", 1000)
     stream = there_and_back(given)
     assert (whole[16], stream[16], stream[17]) == (1, 2, 3)
+    for one in (whole, stream):
+        weight = codec.weight(np.frombuffer(one, np.uint8), shape)
+        np.testing.assert_array_equal(weight, given.weight)
     parts = list(codec._cut(given, 3))
     np.testing.assert_array_equal(np.concatenate([part.weight for part in parts]), given.weight)
 
@@ -99,8 +103,9 @@ def test_many_weights_are_cut_into_parts(monkeypatch: pytest.MonkeyPatch) -> Non
     other = encode(replace(parts[2], columns=given.columns[::-1]))
     nested = joined([encode(part) for part in codec._cut(parts[2], 2)]).tobytes()
     for wrong in ([*good[:2], other], [*good[:2], nested], good[:2], [*good, good[2]], good[::-1]):
-        with pytest.raises(ModelFileError):
-            decode(joined(wrong), shape)
+        for read_by in (decode, codec.weight):
+            with pytest.raises(ModelFileError):
+                read_by(joined(wrong), shape)
 
 
 def test_plain_python_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,14 +371,17 @@ def test_damage_is_told_or_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> N
     told = 0
     for number in range(ROUNDS):
         shape, stream = list(streams.items())[number % len(streams)]
+        wrong = np.frombuffer(damaged(stream, draw), np.uint8)
         try:
-            found = decode(np.frombuffer(damaged(stream, draw), np.uint8), shape)
+            found = decode(wrong, shape)
         except ModelFileError as error:
             told += str(error).isprintable()
+            with pytest.raises(ModelFileError, match=re.escape(str(error))):
+                codec.weight(wrong, shape)
         else:
-            np.testing.assert_array_equal(
-                found.weight, decode(np.frombuffer(stream, np.uint8), shape).weight
-            )
+            right = decode(np.frombuffer(stream, np.uint8), shape).weight
+            np.testing.assert_array_equal(found.weight, right)
+            np.testing.assert_array_equal(codec.weight(wrong, shape), right)
     assert told > 0.8 * ROUNDS
 
 

@@ -85,7 +85,7 @@ def _decoded(model: ModelFile, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
 
     def weight(key: str) -> NDArray[Any]:
         try:
-            return codec.decode(model.stored[f"{key}.code"], shapes[key]).weight
+            return codec.weight(model.stored[f"{key}.code"], shapes[key])
         except ModelFileError as error:
             raise about(model.path, f"the tensor {key}.code: {error}") from None
 
