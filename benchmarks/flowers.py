@@ -9,9 +9,9 @@ size: the published convolutions, untouched, with the classic head: 138 M weight
 learnt here from random ones, on pool5 of the photos, by AdamW, whose decay takes what nothing is learnt
 from to 0. Then `verydeep compress --max-drop 0.5`. No timing.
 
-speed: what `verydeep train` makes by `probe`; then `verydeep compress --speedup 3`; then `--recipe finetune`,
-the first as the teacher. Both are timed by turns in the engine that is the quickest for the first, and
-answer the same photos of val/: how many each alone has right says whether the difference is chance.
+speed: what `verydeep train` makes by `probe`; then `verydeep compress --speedup 3`; then the recipe
+`finetune`, the first as the teacher. Both are timed by turns in the engine that is the quickest for the
+first, and answer the same photos of val/: how many each alone has right says whether that is chance.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from machine import ENGINES, report
