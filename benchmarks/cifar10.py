@@ -42,7 +42,7 @@ def rounded(data: Path, model: Path, folder: Path, sizes: list[int]) -> dict[str
             "bytes": small.stat().st_size, "top1": after.top1, "drop": result.drop,
             "drop_row": dict(result.figure("drop")), "multiply_adds": result.multiply_adds,
         })  # fmt: skip
-    count = sum(array.size for array in modelfile.read(model).tensors().values())
+    count = sum(array.size for array in modelfile.read(bare).tensors().values())
     return {
         "top1": before.top1, "images": before.n, "protocol": before.protocol, "parameters": count,
         "rounded": rows,

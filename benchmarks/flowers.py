@@ -152,7 +152,7 @@ def speed(data: Path, folder: Path, _: Path) -> dict[str, object]:
     runs = {name: folder / name for name in ("probe", "tuned")}
     whole, tuned = (run / "model.safetensors" for run in runs.values())
     if not whole.exists():
-        verydeep.train("probe", data, out=runs["probe"])
+        verydeep.train("probe", data, out=runs["probe"], resume=runs["probe"].exists())
     pruned = folder / "pruned.safetensors"
     if not pruned.exists():
         verydeep.compress(

@@ -427,7 +427,10 @@ def test_of_known_layers_only_the_quickest_run(
 
     winner, rows = field.race(known=known)
     assert (winner, opened()) == ("quick", ["onnxruntime", "quick"])
-    assert [row.engine for row in rows] == ["quick"]
+    assert [row.engine for row in rows] == [row.engine for row in known]
+    field.seconds["quick"] = steady(0.4)  # it was quick on another day
+    assert field.race(known=known)[0] == "near"
+    field.seconds["quick"] = steady(0.04)
     field.wrong.add(("quick", field.graph.outputs))
     field.opened.clear()
     winner, rows = field.race(known=known)
@@ -477,8 +480,34 @@ def test_a_race_of_the_same_layers_is_remembered(
     first, second = Memory().choices()
     assert first["layers"] == second["layers"]
     assert first["race"]["graph"] != second["race"]["graph"]
-    assert Memory().alike(first["race"] | {"batch": 4}, first["layers"]) == ()
-    assert Memory().alike(first["race"], "others") == ()
+    about, layers = first["race"], first["layers"]
+    another = about | {"graph": "another"}
+    assert [row.engine for row in Memory().alike(another, layers)] == ["onnxruntime", "slow"]
+    assert Memory().alike(another | {"batch": 4}, layers) == ()
+    assert Memory().alike(another, "others") == ()
+    # a race that left an engine out says less; a row that is damaged, or the graph's own, nothing
+    some = [Standing("slow", "cpu", {}, 0.1, 8, 0.0)]
+    for graph_key, standings in (("partial", some), ("empty", []), ("another", some)):
+        Memory().remember(about | {"graph": graph_key}, standings, layers)
+    assert [row.engine for row in Memory().alike(another, layers)] == ["onnxruntime", "slow"]
+    Memory().clear()
+    Memory().remember(another, some, layers)
+    assert Memory().alike(another, layers) == ()
+
+
+def test_a_forked_child_leaves_what_is_remembered(
+    planted: Planted, built: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that cannot be opened in the child may well be the quickest elsewhere."""
+    planted.add("gone", fails=True)
+    chosen = choose(built)
+    about = chosen._about([ENGINES["onnxruntime"], ENGINES["gone"]], BATCH, 8)
+    Memory().remember(about, [Standing("gone", "cpu", {}, 0.001, 8, 0.0)])
+    for begun_in, remembered in ((-1, ["gone"]), (os.getpid(), ["onnxruntime"])):
+        monkeypatch.setattr(choice, "BEGUN_IN", begun_in)
+        assert choose(built).engine(BATCH, to_come=100).name == "onnxruntime"
+        (row,) = Memory().choices()
+        assert [one["engine"] for one in row["standings"]] == remembered
 
 
 def test_what_layers_are_the_same() -> None:
@@ -491,7 +520,12 @@ def test_what_layers_are_the_same() -> None:
     same = layers()
     assert same == layers(classes=9)
     assert same == layers(replace(TORCHVISION, mean=(0.0, 0.0, 0.0)))
-    assert same not in (layers(pool="avg"), layers(name="vgg13"), layers(width=1 / 8))
+    others = [{"pool": "avg"}, {"name": "vgg13"}, {"width": 1 / 8}, {"name": "vgg11_lrn"}]
+    assert same not in [layers(**other) for other in others]
+    assert layers(width=1 / 64) != layers(name="vgg13", width=1 / 64)
+    net = tiny(head="small")
+    tapped = graph.build(net, weights(net), TORCHVISION, taps=("relu1_1",))
+    assert lighter.layers_of(Source.of(tapped)) != same
 
 
 def test_a_wrong_engine_is_left_out(

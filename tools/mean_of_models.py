@@ -11,6 +11,7 @@ their labels, say what batch norms see. Ends with the accuracy of each on those 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,17 @@ def mean(paths: list[Path]) -> tuple[modelfile.Record, dict[str, np.ndarray]]:
     files = [modelfile.read(path) for path in paths]
     first, *others = files
     for other in others:
-        same = (other.record.network, other.record.preprocess)
-        if same != (first.record.network, first.record.preprocess):
-            raise SystemExit(f"{other.path} is another network than {first.path}")
+        for what in ("network", "preprocess", "class_names", "class_ids"):
+            if getattr(other.record, what) != getattr(first.record, what):
+                raise SystemExit(f"{other.path} has another {what} than {first.path}")
+    if first.record.thresholds or first.record.activations:
+        raise SystemExit(f"{first.path} has thresholds or int8 activations, which have no mean")
     tensors = [one.tensors() for one in files]
-    return first.record, {
+    record = replace(
+        first.record, threshold=None, least_mean=None, measured=(),
+        provenance={"mean_of": [one.sha256 for one in files]},
+    )  # fmt: skip
+    return record, {
         name: np.mean([one[name] for one in tensors], axis=0, dtype=np.float64).astype(value.dtype)
         for name, value in tensors[0].items()
     }

@@ -212,10 +212,15 @@ def test_training_from_the_command(
     text = config.read_text(encoding="utf-8").replace('"command":', '"order":')
     config.write_text(text, encoding="utf-8")
     text = verydeep("train", "--resume", "--out", older).err
-    said(
-        "--resume: {} does not say by which command it was begun; give DATA and --recipe as they were then",
-        text,
+    unknown = (
+        "--resume: {} does not say by which command it was begun; give DATA and --recipe as they "
+        "were then"
     )
+    said(unknown, text)
+    for nonsense in ("verydeep train", "verydeep train --resume --out x", "verydeep train 'a", 5):
+        facts = json.loads(config.read_text(encoding="utf-8")) | {"command": nonsense}
+        config.write_text(json.dumps(facts), encoding="utf-8")
+        said(unknown, verydeep("train", "--resume", "--out", older).err)
     ran = tmp_path / "ran"
     harm = f"verydeep train {older} {shlex.quote(f'--val=pipe:touch {ran}')} --recipe paper"
     config.write_text(

@@ -178,8 +178,11 @@ def _again(out: Path) -> list[str]:
     if not out.is_dir():
         raise DataError(f"--resume: there is no folder {out}; name the --out of a run")
     known = begun(out)
-    words = shlex.split(known.get("command", ""))[1:]
-    if words[:1] != ["train"]:
+    try:
+        words = shlex.split(str(known.get("command", "")))[1:]
+    except ValueError:  # an open quote
+        words = []
+    if words[:1] != ["train"] or words[1:2] in ([], ["--resume"]):
         raise DataError(
             f"--resume: {out} does not say by which command it was begun; give DATA and --recipe as they "
             "were then"

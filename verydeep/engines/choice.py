@@ -7,6 +7,7 @@ and batch.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -20,7 +21,7 @@ from .. import __version__
 from ..errors import EngineError, log
 from ..graphs import Source
 from . import ENGINES, REFERENCE, Engine, Kind, Settings, check, installed
-from .forks import OPENING, WATCHED, Turns
+from .forks import BEGUN_IN, OPENING, WATCHED, Turns
 from .processor import adds_up, cores, processor
 
 if TYPE_CHECKING:
@@ -116,7 +117,9 @@ class Choice:
                 with alone():
                     meanwhile = Memory().standings(about)
                     winner = self._winner(meanwhile) if meanwhile != known else None
-                    winner = winner or self._race(kinds, pixels, about)
+                    # what cannot be opened in a forked child may well be the quickest elsewhere
+                    remember = not known or os.getpid() == BEGUN_IN
+                    winner = winner or self._race(kinds, pixels, about, remember=remember)
         if winner is None:
             winner = self._default()
             if not race:
@@ -186,7 +189,9 @@ class Choice:
                 log.info(f"engine {row.engine} is left out: {error}")
         return None
 
-    def _race(self, kinds: list[Kind], pixels: np.ndarray, about: Mapping[str, Any]) -> Engine:
+    def _race(
+        self, kinds: list[Kind], pixels: np.ndarray, about: Mapping[str, Any], *, remember: bool
+    ) -> Engine:
         from ..files.wording import counted
         from ..graphs.lighter import layers_of
         from .race import Memory, race, told
@@ -210,7 +215,7 @@ class Choice:
             known=known,
         )
         until = "an engine or verydeep is updated or `verydeep cache clear`"
-        kept = Memory().remember(about, standings, layers)
+        kept = remember and Memory().remember(about, standings, layers)
         log.info(
             f"chose {told(standings)}{f'; remembered for this model until {until}' if kept else ''}"
         )

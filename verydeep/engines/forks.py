@@ -45,6 +45,8 @@ class Turns:
         self.lock = RLock()
 
 
+BEGUN_IN = os.getpid()  # a process that was forked since has another number
+
 _threads_of: dict[str, int] = {}  # engine -> the process that its library's threads were made in
 
 

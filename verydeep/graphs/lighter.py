@@ -7,6 +7,7 @@ convolutions, and whatever else does not wait for such a layer.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,21 +57,24 @@ def lighter(source: Source) -> tuple[Source, Source]:
 
 
 def layers_of(source: Source) -> str:
-    """A digest of what takes an engine its time: convolutions, pools between them, large FC layers.
+    """A digest of what takes an engine its time: all operations, with the sizes of their weights.
 
     Graphs that differ in their weights' numbers, in their classes, or in how pixels are normalised have the
-    same.
+    same; whole numbers that are no weights, as shapes and groups are, count.
     """
     graph, weights = source.graph.model.graph, source.graph.weights
-    layers: list[str] = []
-    pools: list[str] = []  # since the last convolution: after it they are the head's
+    shapes = {name: array.shape for name, array in weights.items()}
+    shapes |= {one.name: tuple(one.dims) for one in graph.initializer if one.name not in weights}
+    whole = {
+        one.name: (*one.int64_data, *one.int32_data, one.raw_data)
+        for one in graph.initializer
+        if one.name not in weights and one.data_type in (6, 7)  # TensorProto.INT32 and INT64
+    }
+    facts: list[object] = [source.dtype, source.channels, source.outputs]
     for node in graph.node:
-        held = [weights[name] for name in node.input if name in weights]
-        kernels = [one.shape for one in held if one.ndim == 4 or one.nbytes >= LARGE_BYTES]
-        moves = sorted((a.name, list(a.ints)) for a in node.attribute if a.ints)
-        if kernels:
-            layers += [*pools, f"{node.op_type} {kernels} {moves}"]
-            pools = []
-        elif node.op_type in ("MaxPool", "AveragePool"):
-            pools.append(f"{node.op_type} {moves}")
-    return hashlib.sha256("\n".join(layers).encode()).hexdigest()[:32]
+        constants: list[object] = [whole.get(name, shapes.get(name)) for name in node.input]
+        if node.op_type == "Gemm" and 4 * math.prod(shape := shapes[node.input[1]]) < LARGE_BYTES:
+            constants = [shape[1:]]  # of the head: how many classes there are costs little
+        attributes = sorted(one.SerializeToString(deterministic=True) for one in node.attribute)
+        facts.append((node.op_type, constants, attributes))
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]

@@ -212,7 +212,8 @@ def _groups(numbers: Array, exponents: Array, model: _Model, width: int) -> Iter
         block = slice(start, stop)
         by_row = np.zeros(stop - start, np.int64)
         for cell in range(cells):
-            mean = sizes = np.zeros((1, 1), np.float32)
+            mean: Array = np.zeros((1, 1), np.float32)
+            sizes = mean
             for number, other in around[cell]:
                 weight = model.mixture[cell, number]
                 if not weight and not model.parts[1]:
@@ -633,7 +634,7 @@ def decode(stream: Array, shape: tuple[int, ...]) -> Coded:
     except (ValueError, AssertionError):  # the range coder's own is the second
         raise ModelFileError("its numbers are beyond what they may be") from None
     except MemoryError:
-        raise ModelFileError(f"there is not enough memory for its {rows * wide} weights") from None
+        raise _too_many(rows * wide) from None
     multiples = np.ascontiguousarray(numbers.transpose(1, 2, 0)).reshape(shape)
     coded = Coded(multiples, step, by_row.ravel(), exponents.reshape(-1), cells, width)
     if coded.digest() != digest:
@@ -646,19 +647,23 @@ def weight(stream: Array, shape: tuple[int, ...]) -> Array:
     data = memoryview(np.ascontiguousarray(stream).data)
     if len(data) < least_bytes(shape) or data[_VERSION_AT] != _PARTED:
         return decode(stream, shape).weight  # or an error that says why not
-    found = np.empty(shape, np.float32)
+    pieces = _pieces(data, shape)
+    try:
+        found = np.empty(shape, np.float32)
+    except MemoryError:
+        raise _too_many(math.prod(shape)) from None
 
     def fill(rows: slice, part: Coded) -> Coded:
         part.fill(found[rows])
-        return replace(part, multiples=part.multiples[:0])
+        return replace(part, multiples=part.multiples[:0].copy())
 
-    _parts(data, shape, fill)
+    _parts(pieces, shape, fill)
     return found
 
 
 def _joined(data: memoryview, shape: tuple[int, ...]) -> Coded:
     """The matrix whose rows were cut into parts, each a stream of its own."""
-    found = _parts(data, shape, lambda _, part: part)
+    found = _parts(_pieces(data, shape), shape, lambda _, part: part)
     return replace(
         found[0],
         multiples=np.concatenate([one.multiples for one in found]),
@@ -666,10 +671,8 @@ def _joined(data: memoryview, shape: tuple[int, ...]) -> Coded:
     )
 
 
-def _parts(
-    data: memoryview, shape: tuple[int, ...], taken: Callable[[slice, Coded], Coded]
-) -> list[Coded]:
-    """What `taken` makes of each part's rows and matrix, two at a time, in their order."""
+def _pieces(data: memoryview, shape: tuple[int, ...]) -> list[memoryview]:
+    """The streams of the parts, whose checksum is right."""
     digest, _, parts = _CUT.unpack_from(data)
     begin = _CUT.size + 4 * parts
     if not 2 <= parts <= min(_MOST_PARTS, shape[0]) or begin > len(data):
@@ -680,23 +683,34 @@ def _parts(
     places = [begin + sum(lengths[:part]) for part in range(parts + 1)]
     if places[-1] != len(data):
         raise ModelFileError(_NONSENSE)
+    return [data[start:stop] for start, stop in pairwise(places)]
+
+
+def _parts(
+    pieces: list[memoryview], shape: tuple[int, ...], taken: Callable[[slice, Coded], Coded]
+) -> list[Coded]:
+    """What `taken` makes of each part's rows and matrix, two at a time, in their order."""
 
     def part(number: int) -> Coded:
         start, stop = ends[number : number + 2]
-        stream = np.frombuffer(data[places[number] : places[number + 1]], np.uint8)
+        stream = np.frombuffer(pieces[number], np.uint8)
         if _PARTED in stream[_VERSION_AT : _VERSION_AT + 1]:  # no parts of parts
             raise ModelFileError(_NONSENSE)
         return taken(slice(start, stop), decode(stream, (stop - start, *shape[1:])))
 
-    ends = _ends(shape[0], parts)
+    ends = _ends(shape[0], len(pieces))
     with ThreadPoolExecutor(2, "verydeep-decoding") as threads:
-        found = list(threads.map(part, range(parts)))
+        found = list(threads.map(part, range(len(pieces))))
     first = found[0]
     for one in found:
         alike = (one.step, one.cells, one.width) == (first.step, first.cells, first.width)
         if not alike or not np.array_equal(one.columns, first.columns):
             raise ModelFileError(_NONSENSE)
     return found
+
+
+def _too_many(weights: int) -> ModelFileError:
+    return ModelFileError(f"there is not enough memory for its {weights} weights")
 
 
 def _unpacked(data: memoryview, at: int, cells: int) -> tuple[_Model, int]:
