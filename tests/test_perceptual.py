@@ -559,7 +559,13 @@ def test_one_against_many_is_worth_a_race(monkeypatch: pytest.MonkeyPatch) -> No
 
     counted = []
 
-    def race(self: Choice, kinds: Any, given: np.ndarray, *_: Any) -> Any:  # noqa: ARG001
+    def race(
+        self: Choice,
+        kinds: Any,
+        given: np.ndarray,
+        *_: Any,
+        **__: Any,  # noqa: ARG001
+    ) -> Any:
         counted.append(given.shape)
         return self._opened("onnxruntime", "cpu", {})
 
