@@ -7,7 +7,7 @@ DATA: a folder with train/ and val/. F keeps what was made: a run that was stopp
 
 size: the published convolutions, untouched, with the classic head: 138 M weights, of which fc6 to fc8 are
 learnt here from random ones, on pool5 of the photos, by AdamW, whose decay takes what nothing is learnt
-from to 0. Then `verydeep compress --max-drop 0.5`. No timing.
+from to 0. Then `verydeep compress --size 11MB`. No timing.
 
 speed: what `verydeep train` makes by `probe`; then `verydeep compress --speedup 3`; then the recipe
 `finetune`, the first as the teacher. Both are timed by turns in the engine that is the quickest for the
@@ -34,7 +34,7 @@ from verydeep.nets import network
 from verydeep.preprocess import TORCHVISION
 
 RATE, DECAY, STEPS, BATCH, DROPOUT = 5e-4, 40.0, 500, 128, 0.5
-MAX_DROP, SPEEDUP = 0.5, 3.0
+BYTES, SPEEDUP = 11_000_000, 3.0
 
 
 def photos(folder: Path) -> tuple[list[Path], np.ndarray, list[str]]:
@@ -120,7 +120,7 @@ def size(data: Path, folder: Path, cache: Path) -> dict[str, object]:
     whole = classic(data, folder, cache)
     small = folder / "small.safetensors"
     result = verydeep.compress(
-        whole, small, data=data, max_drop=MAX_DROP, resume=Path(f"{small}.work").exists(),
+        whole, small, data=data, size=BYTES, resume=Path(f"{small}.work").exists(),
         on_event=lambda event: print(event, file=sys.stderr, flush=True),
     )  # fmt: skip
     tensors = modelfile.read(whole).decoded()
