@@ -134,19 +134,15 @@ class Memory:
         The one that left the fewest engines out, since these may be right here; of such the latest.
         """
         rows = self._notebook.rows() or {key: row for (_, key), row in self._here.items()}
-        best: tuple[Standing, ...] = ()
-        for row in rows.values():
+        wanted = {**race, "graph": ""}
+        found = []
+        for row in reversed(rows.values()):
             other = row.get("race") if isinstance(row, dict) else None
             if not isinstance(other, dict) or row.get("layers") != layers:
                 continue
-            if (
-                other | {"graph": ""} == {**race, "graph": ""}
-                and other.get("graph") != race["graph"]
-            ):
-                found = self.standings(other)
-                engines, most = ({one.engine for one in each} for each in (found, best))
-                best = found if found and len(engines) >= len(most) else best
-        return best
+            if {**other, "graph": ""} == wanted and other.get("graph") != race["graph"]:
+                found.append(self.standings(other))
+        return max(found, key=lambda rows: len({one.engine for one in rows}), default=())
 
     def remember(
         self, race: Mapping[str, Any], standings: Iterable[Standing], layers: str = ""
@@ -304,15 +300,15 @@ def race(
         if champion is not None:
             standings = [*finals, *(replace(row, seconds=longer * row.seconds) for row in rest)]
             break
-    reference_won = any(one[:2] == JUDGE for one in winner)
-    right = champion is not None
-    if winner and not (right and (reference_won or standings[0].seconds <= NEAR * judged_seconds)):
-        champion = None  # others may be right for these weights, or quicker after all
-        return race(
-            source, given, kinds, precision=precision, threads=threads, devices=devices,
-            seconds=seconds,
-        )  # fmt: skip
     if winner:
+        reference_won = winner[0][:2] == JUDGE
+        behind = not reference_won and standings and standings[0].seconds > NEAR * judged_seconds
+        if champion is None or behind:
+            champion = None  # others may be right for these weights, or quicker after all
+            return race(
+                source, given, kinds, precision=precision, threads=threads, devices=devices,
+                seconds=seconds,
+            )  # fmt: skip
         longer = standings[0].seconds / known[0].seconds
         standings += [replace(row, seconds=longer * row.seconds) for row in known[1:]]
     if champion is None:
