@@ -37,9 +37,8 @@ def rounded(data: Path, model: Path, folder: Path, sizes: list[int]) -> dict[str
             bare, small, data=data, size=size, count=COUNT,
             on_event=lambda event: print(event, file=sys.stderr, flush=True),
         )  # fmt: skip
-        after = evaluate(small, data)
         rows.append({
-            "bytes": small.stat().st_size, "top1": after.top1, "drop": result.drop,
+            "bytes": small.stat().st_size, "top1": result.figure("top1")["value"], "drop": result.drop,
             "drop_row": dict(result.figure("drop")), "multiply_adds": result.multiply_adds,
         })  # fmt: skip
     count = sum(array.size for array in modelfile.read(bare).tensors().values())

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from sources import published_vgg16
 import verydeep
 from verydeep import modelfile
 from verydeep.benching import against
+from verydeep.datasets import labelled
 from verydeep.evaluation.figures import paired_interval
 from verydeep.nets import network
 from verydeep.preprocess import TORCHVISION
@@ -37,19 +39,15 @@ RATE, DECAY, STEPS, BATCH, DROPOUT = 5e-4, 40.0, 500, 128, 0.5
 BYTES, SPEEDUP = 11_000_000, 3.0
 
 
-def photos(folder: Path) -> tuple[list[Path], np.ndarray, list[str]]:
-    """All of a folder of class folders, the number of each one's class, and their names."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    found = [sorted((folder / name).iterdir()) for name in names]
-    labels = np.repeat(np.arange(len(names)), [len(some) for some in found])
-    return [path for some in found for path in some], labels, names
+def tell(event: object) -> None:
+    print(event, file=sys.stderr, flush=True)
 
 
-def maps(trunk: Path, paths: list[Path], cache: Path) -> np.ndarray:
+def maps(trunk: Path, samples: Sequence[labelled.Sample], cache: Path) -> np.ndarray:
     """pool5 of the photos, (photos, 25088) float16."""
     if not cache.exists():
         with verydeep.load(trunk) as predictor:
-            rows = predictor.features_stream(paths, "pool5")
+            rows = predictor.features_stream(map(labelled.open, samples), "pool5")
             values = [np.asarray(row["pool5"], np.float16).ravel() for row in rows]  # type: ignore[index]
         np.save(cache, np.stack(values))
     return np.asarray(np.load(cache))
@@ -95,8 +93,9 @@ def classic(data: Path, folder: Path, cache: Path) -> Path:
     path = folder / "classic.safetensors"
     if path.exists():
         return path
-    paths, labels, names = photos(data / "train")
-    net = network("vgg16", classes=len(names))
+    found = labelled.find(data)
+    labels = np.array([sample.label for sample in found.train])
+    net = network("vgg16", classes=len(found.classes))
     source = published_vgg16(cache)
     tensors = {
         f"{layer.key}.{part}": source[f"{layer.name}.{part}"]
@@ -106,12 +105,12 @@ def classic(data: Path, folder: Path, cache: Path) -> Path:
     modelfile.write(
         trunk, modelfile.Record(network("vgg16", classes=0), preprocess=TORCHVISION), tensors
     )
-    values = maps(trunk, paths, folder / "pool5.npy")
-    numbers = iter(learnt(values, labels, len(names)))
+    values = maps(trunk, found.train, folder / "pool5.npy")
+    numbers = iter(learnt(values, labels, len(found.classes)))
     for layer in net.layers:
         if layer.kind == "fc":
             tensors |= {f"{layer.key}.{part}": next(numbers) for part in ("weight", "bias")}
-    record = modelfile.Record(net, preprocess=TORCHVISION, class_names=tuple(names))
+    record = modelfile.Record(net, preprocess=TORCHVISION, class_names=found.classes)
     modelfile.write(path, record, tensors)
     return path
 
@@ -121,7 +120,7 @@ def size(data: Path, folder: Path, cache: Path) -> dict[str, object]:
     small = folder / "small.safetensors"
     result = verydeep.compress(
         whole, small, data=data, size=BYTES, resume=Path(f"{small}.work").exists(),
-        on_event=lambda event: print(event, file=sys.stderr, flush=True),
+        on_event=tell,
     )  # fmt: skip
     tensors = modelfile.read(whole).decoded()
     small_weights = {
@@ -158,13 +157,13 @@ def speed(data: Path, folder: Path, _: Path) -> dict[str, object]:
         verydeep.compress(
             whole, pruned, calibrate=[data / "train"], speedup=SPEEDUP,
             resume=Path(f"{pruned}.work").exists(),
-            on_event=lambda event: print(event, file=sys.stderr, flush=True),
+            on_event=tell,
         )  # fmt: skip
     if not tuned.exists():
         verydeep.train(
             "finetune", data, out=runs["tuned"], init=pruned, resume=runs["tuned"].exists(),
             settings={"teacher": str(whole), "blocks": 0},
-            event=lambda event: print(event, file=sys.stderr, flush=True),
+            event=tell,
         )  # fmt: skip
     with against(whole) as (engine, times):
         speeds = {"pruned": times(pruned), "tuned": times(tuned)}
