@@ -1,11 +1,15 @@
 """VGG-16's published convolutions made small without retraining, against others, in one run.
 
     python benchmarks/compress.py --photos DIR --count 512 --pixels 160 --out FILE --nncodec PYTHON
+    python benchmarks/compress.py --photos DATA/train --data DATA --only-fitted --nncodec PYTHON ...
 
 Half of the photos calibrate. Rows, each with its bytes and the relative L2 error of relu5_3 against float32
-on the other half:
+on the other half. With --data also how many of its photos to validate a fixed classifier has right, and of
+how many it says what it says of float32's features. That classifier is a logistic regression on averages of
+relu5_3, float32, of the photos to train on. Rows:
 
 - verydeep: `verydeep.compression`, at several coarsenesses, before and after the fitting walk;
+  with steps shared between layers as the command shares them;
 - plain: a step a layer (a quarter of it in the first two blocks), nearest multiples, under the codec;
 - gptq: plain rate-aware GPTQ, one step a layer, the same moments; an adaptive arithmetic coder of order 0;
 - nncodec: PyPI's, at several qp, where a Python that has it is given.
@@ -31,11 +35,11 @@ from sources import published_vgg16
 
 from verydeep import compression
 from verydeep.compression.rounding import SLOPE
-from verydeep.datasets import unlabelled
+from verydeep.datasets import labelled, unlabelled
 from verydeep.modelfile import Record, read, write
-from verydeep.nets import network
+from verydeep.nets import Layer, network
 from verydeep.preprocess import TORCHVISION
-from verydeep.quantisation import output_error, photos
+from verydeep.quantisation import Draft, output_error, photos
 from verydeep.quantisation.rounding import compensate, factor
 
 
@@ -88,22 +92,75 @@ def plain_gptq(weight: np.ndarray, step: float, moments: np.ndarray | None) -> n
     return chosen.reshape(weight.shape)
 
 
+class Classifier:
+    """A fixed one, learnt on what float32's trunk gives, and what it says of another trunk's."""
+
+    def __init__(self, work: compression._Work, data: Path) -> None:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        self.work = work
+        found = labelled.find(str(data))
+        images, labels = [], []
+        for part in (found.train, found.val):
+            pixels = work.model.record.preprocess.pixels
+            images.append([pixels(labelled.open(one)) for one in part])
+            labels.append([one.label for one in part])
+        self.images, self.labels = images[1], np.array(labels[1])
+        self.solved = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
+        self.solved.fit(self.averages(work.reference, images[0]), labels[0])
+        self.theirs = self.answers(work.reference)
+
+    def averages(self, draft: Draft, images: list[np.ndarray]) -> np.ndarray:
+        """Of relu5_3, (images, channels)."""
+        last = self.work.last
+        batches = draft.run(draft.graph((last,), int8=False), images)
+        return np.concatenate([batch[last].mean((2, 3)) for batch in batches])
+
+    def answers(self, draft: Draft) -> np.ndarray:
+        return np.asarray(self.solved.predict(self.averages(draft, self.images)))
+
+    def figures(self, draft: Draft) -> dict[str, float]:
+        """Shares of the photos to validate."""
+        found = self.answers(draft)
+        return {
+            "accuracy": round(float((found == self.labels).mean()), 4),
+            "agreement": round(float((found == self.theirs).mean()), 4),
+        }
+
+
 class Race:
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        self.folder = folder
         self.model = read(trunk(folder, args.pixels, args.cache))
         record = self.model.record
         first, second, _ = photos(record.preprocess, unlabelled.photos(args.photos), (), args.count)
         self.work = compression._Work(self.model, (first, second), None, args.threads)
         self.rows: list[dict[str, object]] = []
         self.began = time.time()
+        self.classifier = Classifier(self.work, args.data) if args.data else None
+        self.row("float32", 4 * sum(map(self.size_of, self.work.layers)), self.work.reference)
+        self.work.steps = self.work.share()
 
-    def row(self, who: str, size: float, error: float, **more: object) -> None:
-        self.rows.append({"who": who, "bytes": round(size), "relu5_3": round(error, 5), **more})
-        print(f"{time.time() - self.began:6.0f} s", self.rows[-1], flush=True)
+    def size_of(self, layer: Layer) -> int:
+        return int(self.work._weight(layer).size)
+
+    def row(self, who: str, size: float, draft: Draft, **more: object) -> None:
+        """Measure the draft; size: in bytes."""
+        assert self.work.theirs is not None
+        error = output_error(self.work._outputs(draft, self.work.check), self.work.theirs)
+        figures = self.classifier.figures(draft) if self.classifier else {}
+        row = {"who": who, "bytes": round(size), "relu5_3": round(error, 5), **figures, **more}
+        self.rows.append(row)
+        print(f"{time.time() - self.began:6.0f} s", row, flush=True)
 
     def verydeep(self, coarseness: float, fitted: bool) -> None:
         one = self.work.trial(coarseness, fitted)
-        self.row("verydeep", one.size, one.error or 0, coarseness=coarseness, fitted=fitted)
+        path = self.folder / "trial.safetensors"
+        write(path, self.model.record, one.tensors)
+        draft = replace(self.work.reference, stored=read(path).decoded())
+        self.row("verydeep", one.size, draft, coarseness=coarseness, fitted=fitted)
 
     def other(self, who: str, step: float, gptq: bool) -> None:
         """A step a layer, as a share of its deviation; a quarter of it in the first two blocks."""
@@ -122,9 +179,7 @@ class Race:
                 shift = (weight - new).reshape(len(weight), -1) @ known.mean
                 key = f"{layer.key}.bias"
                 draft.stored[key] = (draft.stored[key] + shift).astype(np.float32)
-        assert self.work.theirs is not None
-        error = output_error(self.work._outputs(draft, self.work.check), self.work.theirs)
-        self.row(who, size, error, step=step)
+        self.row(who, size, draft, step=step)
 
     def nncodec(self, python: Path, qp: int) -> None:
         """In an environment of its own, since it asks for numpy below 2."""
@@ -140,9 +195,7 @@ class Race:
             draft.stored[f"{layer.key}.weight"] = rounded[layer.name].reshape(
                 weights[layer.name].shape
             )
-        assert self.work.theirs is not None
-        error = output_error(self.work._outputs(draft, self.work.check), self.work.theirs)
-        self.row("nncodec", size, error, qp=qp)
+        self.row("nncodec", size, draft, qp=qp)
 
 
 NNCODEC = """
@@ -165,20 +218,23 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=128)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--nncodec", type=Path, help="a Python that has it")
-    parser.add_argument("--coarse", type=float, nargs="+", default=[0.25, 0.5, 1, 2, 4])
+    parser.add_argument("--qp", type=int, nargs="*", default=[-44, -40, -36, -32])
+    parser.add_argument("--coarse", type=float, nargs="*", default=[0.25, 0.5, 1, 2, 4])
+    parser.add_argument("--only-fitted", action="store_true", help="no gptq, no plain, no trials")
+    parser.add_argument("--data", type=Path, help="labelled photos, by which a classifier judges")
     parser.add_argument("--cache", type=Path, default=Path("build/sources"))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         race = Race(args, Path(folder))
+        for qp in args.qp if args.nncodec else ():
+            race.nncodec(args.nncodec, qp)
         for coarseness in args.coarse:
-            race.verydeep(coarseness, False)
             race.verydeep(coarseness, True)
-            race.other("gptq", coarseness / 8, True)
-            race.other("plain", coarseness / 8, False)
-        if args.nncodec:
-            for qp in (-44, -40, -36, -32):
-                race.nncodec(args.nncodec, qp)
+            if not args.only_fitted:
+                race.verydeep(coarseness, False)
+                race.other("gptq", coarseness / 8, True)
+                race.other("plain", coarseness / 8, False)
     if args.out:
         args.out.write_text(json.dumps({"rows": race.rows, "command": sys.argv[1:]}, indent=1))
 

@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 
+from verydeep.cli.train import _Teller
 from verydeep.files import progress
 from verydeep.files.progress import Progress, reached, stage
 from verydeep.files.wording import cells, clock, counted, plain, quoted, table
+from verydeep.training.recipes import changed, small_images
 
 from .tiny import model_file, photo
 
@@ -202,6 +204,34 @@ def test_what_comes_first_slowly_does_not_spoil_the_rate(now: list[float]) -> No
     now[0] = 167
     fetched.advance(4_000_000)
     assert fetched.text() == "104.0 of 528.0 MB, 2.0 MB/s, 0:03:32 left"
+
+
+def test_steps_that_take_longer_later_count_for_the_time_that_is_left(now: list[float]) -> None:
+    bar = Progress("training", "step", 20)
+    bar.effort = lambda done: min(done, 10) + 4 * max(0, done - 10)
+    now[0], bar.done = 2, 2
+    bar.text()
+    now[0], bar.done = 6, 6
+    # four steps in four seconds; still to do are 4 of these, and 10 that take four times as long
+    assert bar.text() == "6 of 20 steps, 1.0/s, 0:00:44 left"
+
+
+def test_a_run_that_shows_larger_images_later_foretells_its_end(now: list[float]) -> None:
+    config = changed(small_images(), {"epochs": 4, "grow": "0.5,1", "size": 40})
+    data = {"classes": 3, "train": 10, "val": 5, "split": "its own"}
+    told = {"config": config.to_dict(), "data": data, "steps_per_epoch": 5, "device": "cpu"}
+    teller = _Teller()
+    teller({"event": "start", **told})
+    shown = []
+    for step in (1, 5):
+        now[0] += 4
+        teller({"event": "step", "epoch": 1, "step": step, "loss": 1.0, "images_per_second": 9})
+        shown.append(teller.text())
+    # 4 steps in 4 seconds, as the 5 of the next epoch; then 10 of four times the pixels
+    assert shown[-1] == "5 of 20 steps, 1.0/s, 0:00:45 left"
+    epoch = {"top1": 0.5, "loss": 1.0, "train_loss": 1.0, "train_top1": 0.5, "rate": 0.1}
+    line = teller._epoch({"event": "epoch", "epoch": 1, "seconds": 5.0, **epoch})
+    assert line.endswith("0:00:05, 0:00:45 left")
 
 
 def test_a_line_stands_below_what_is_printed(

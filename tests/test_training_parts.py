@@ -30,7 +30,7 @@ from verydeep.training.data.source import Source
 from verydeep.training.data.views import Views, pictures
 from verydeep.training.learner import Learner, normaliser
 from verydeep.training.loop import Position, fit
-from verydeep.training.optim import drops_after, rate_at, side_at, still_to_do
+from verydeep.training.optim import drops_after, effort, rate_at, side_at
 from verydeep.training.recipes import Config, changed, finetune, paper, recipe, small_images
 from verydeep.training.stuck import Stuck
 
@@ -429,14 +429,13 @@ def test_images_grow_by_equal_parts_of_the_epochs() -> None:
         changed(config, {"grow": "16,32"})
 
 
-def test_what_is_still_to_do_counts_pixels() -> None:
+def test_what_epochs_take_goes_with_pixels() -> None:
     config = changed(small_images(), {"epochs": 6, "grow": "0.5,1", "size": 40})
-    assert still_to_do(config, 3) == pytest.approx(
-        4
-    )  # as many epochs, each of four times the pixels
-    assert still_to_do(config, 1.5) == pytest.approx((1.5 + 12) / 1.5)
-    assert still_to_do(config, 6) == 0
-    assert still_to_do(changed(config, {"grow": ()}), 2) == pytest.approx(2)
+    assert effort(config, 3) == 3 * 20**2
+    assert effort(config, 3.5) == 3 * 20**2 + 40**2 / 2
+    assert effort(config, 6) == 3 * 20**2 + 3 * 40**2
+    even = changed(config, {"grow": ()})
+    assert effort(even, 2) * 3 == effort(even, 6)
 
 
 def test_a_plateau_drops_the_rate() -> None:

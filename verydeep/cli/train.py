@@ -276,6 +276,8 @@ class _Teller(Progress):
 
         self.config = Config.from_dict(config)
         self.steps = line.get("steps_per_epoch", 0)
+        if self.steps:
+            self.effort = lambda step: self._epochs_effort(step / self.steps)
         net = network_of(self.config, line["data"]["classes"])
         return (
             f"{config['recipe']}: {net.name} of {net.widths}, {_data(line, 'image')}; "
@@ -295,13 +297,16 @@ class _Teller(Progress):
             f"{self._left(done, line['seconds'])} left"
         )
 
-    def _left(self, done: float, seconds: float) -> str:
+    def _left(self, done: int, seconds: float) -> str:
         """The time that is left after so many epochs, from what they took."""
-        from ..training.optim import still_to_do
+        behind, whole = self._epochs_effort(done), self._epochs_effort(self.epochs)
+        return clock((seconds - self.before) * (whole / behind - 1))
 
-        if self.config is None:
-            return clock((seconds - self.before) / done * (self.epochs - done))
-        return clock(seconds * still_to_do(self.config, done))
+    def _epochs_effort(self, epochs: float) -> float:
+        from ..training.optim import effort
+
+        assert self.config is not None
+        return effort(self.config, epochs)
 
 
 def _figure(line: Mapping[str, Any]) -> str:

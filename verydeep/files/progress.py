@@ -42,6 +42,7 @@ class Progress:
         self._count = total if callable(total) else None
         self.total = None if callable(total) else total
         self.doing, self.unit, self.done = doing, unit, done
+        self.effort: Callable[[int], float] = float  # that so many take, where not all take as long
         # from where on the rate is counted: later the moment of the first result, since opening takes time
         self._since = time.monotonic(), done
         self._began = self._since
@@ -87,7 +88,9 @@ class Progress:
         each = each if rate >= 0.1 else f"{1 / rate:.0f} s each" if rate else ""
         left = clock(now - self._began[0])
         if rate and self.total:
-            left = f"{clock((self.total - self.done) / rate)} left"
+            spent, still = self.effort(self.done) - self.effort(before), self.effort(self.total)
+            still = (still - self.effort(self.done)) / spent
+            left = f"{clock(still * (now - start))} left"
         numbers = count.rpartition(" ")[0]
         ways = ((count, each, left), (count, left), (numbers, left), (left,))
         lines = [", ".join(filter(None, words)) for words in ways]

@@ -108,12 +108,11 @@ def side_at(config: Config, epoch: int) -> int:
     return config.sides[min(epoch, config.epochs - 1) * len(config.sides) // config.epochs]
 
 
-def still_to_do(config: Config, done: float) -> float:
-    """What is left after `done` epochs, in parts of the arithmetic done so far, which grows with pixels."""
+def effort(config: Config, done: float) -> float:
+    """What the first `done` epochs take, in a unit of its own: arithmetic goes with the pixels."""
     pixels = [side_at(config, epoch) ** 2 for epoch in range(config.epochs)]
     whole = int(done)
-    behind = sum(pixels[:whole]) + (pixels[whole] * (done - whole) if whole < config.epochs else 0)
-    return (sum(pixels) - behind) / behind
+    return sum(pixels[:whole]) + (pixels[whole] * (done - whole) if whole < config.epochs else 0)
 
 
 def drops_after(config: Config, epochs: Sequence[Mapping[str, Any]]) -> int:
