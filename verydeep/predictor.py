@@ -209,6 +209,10 @@ class Predictor:
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Predictor, size=self._size, **self._told), (self.model,)
 
+    def like(self, name_or_path: str | os.PathLike[str]) -> Predictor:
+        """Another model, as `load` takes it, with the size, engine, threads and so on of this one."""
+        return Predictor(read(find_model(name_or_path)), size=self._size, **self._told)
+
     def __enter__(self) -> Predictor:
         return self
 

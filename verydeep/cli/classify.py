@@ -191,17 +191,35 @@ def _profile(predictor: Predictor, count: int, seconds: float) -> str:
 @click.command()
 @click.argument("model", metavar="MODEL")
 @click.argument("data", metavar="DATA")
+@click.option(
+    "--views", default="centre", metavar="WAY", show_default=True,
+    help="How a photo is looked at: centre, the model's own crop; dense, crops or both, as in the paper.",
+)  # fmt: skip
+@click.option(
+    "--scales", default="", callback=options.whole_numbers, metavar="LIST",
+    help="Pixels of the shorter side for these, such as 256,384,512; the model's own where none are given.",
+)  # fmt: skip
+@click.option(
+    "--fuse", multiple=True, metavar="MODEL",
+    help="Take the mean with another model of the same classes; may be repeated.",
+)  # fmt: skip
 @options.size
 @options.batch
 @options.compute
 @options.json_object
-def evaluate(model: str, data: str, batch: int, as_json: bool, **compute: Any) -> int:
+def evaluate(
+    model: str, data: str, batch: int, views: Any, scales: tuple[int, ...], fuse: tuple[str, ...],
+    as_json: bool, **compute: Any,
+) -> int:  # fmt: skip
     """Measure a model's accuracy on labelled photos.
 
     MODEL is a built-in model (builtin), a published one by its name, or a model file. DATA is what
     `verydeep train` takes, with folders named as a class of the model or by its id; of a divided set
-    val/ is measured, else test/. One centre crop a photo. Where photos have several labels: mean average
-    precision.
+    val/ is measured, else test/. Where photos have several labels: mean average precision.
+
+    One centre crop a photo, or the evaluation of the paper, section 3.2. Its dense way (--views dense) has
+    the network look at the whole photo and its mirror image, crops takes 50 crops of it, both the mean of
+    these; probabilities are averaged over the scales, and over the models that are fused.
     """
     from .output import photo_events, show
 
@@ -209,6 +227,8 @@ def evaluate(model: str, data: str, batch: int, as_json: bool, **compute: Any) -
         from .. import evaluation, predictor
 
         loaded = predictor.load(model, **compute)
-        result = evaluation.evaluate(loaded, data, batch=batch, on_event=on_event)
+        result = evaluation.evaluate(
+            loaded, data, batch=batch, views=views, scales=scales, fuse=fuse, on_event=on_event
+        )
     show(result, as_json)
     return 1 if result.errors else 0

@@ -46,6 +46,17 @@ def names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def whole_numbers(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
+    """The callback of an option that is a list of whole numbers, 1 or more, with commas."""
+    parts = [part.strip() for part in text.split(",")] if text.strip() else []
+    for part in parts:
+        if not re.fullmatch(r"[1-9][0-9]{0,8}", part):
+            raise click.BadParameter(
+                f"{part!r} is not a whole number, 1 or more, as in 256,384,512"
+            )
+    return tuple(map(int, parts))
+
+
 def some(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...] | None:
     """The callback of an option that may be repeated: None where it was not given at all."""
     return given or None

@@ -1,7 +1,6 @@
 """Measure a model: labelled photos in, the paper's figures out.
 
-One protocol: the model's own resize and one centre crop. The paper's dense and multi-crop evaluation
-(arXiv:1409.1556, section 3.2) is nowhere in this package.
+By the model's own resize and one centre crop, or as the paper looks at an image (`views`).
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from .figures import average_precision, calibration_error
 
 if TYPE_CHECKING:
     from ..predictor import Predictor
+    from .views import Views
 
 __all__ = ["Evaluation", "LabelsEvaluation", "evaluate"]
 
@@ -102,20 +102,30 @@ def evaluate(
     data: object = ".",
     *,
     batch: int = 8,
+    views: Views = "centre",
+    scales: Sequence[int] = (),
+    fuse: Sequence[str | os.PathLike[str] | Predictor] = (),
     on_event: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Evaluation | LabelsEvaluation:
-    """Accuracy of a model on labelled photos in any form that `train` takes, one centre crop a photo.
+    """Accuracy of a model on labelled photos in any form that `train` takes.
 
     data: as that, or what `found_for` gave. A model whose record has thresholds is measured on all labels
     of each photo: a `LabelsEvaluation`.
 
     Of a set that is divided its val/ is measured, or else its test/. A folder belongs to the class of its
     name or id; where no class has just that name, without regard to case, "_" and "-" standing for a space.
+
+    views: how a photo is looked at: "centre" is the model's own resize and one centre crop; "dense",
+    "crops" and "both" are those of the paper's section 3.2, see `verydeep.evaluation.views`. scales: pixels
+    of the shorter side for these, such as (256, 384, 512); none for the model's own. fuse: more models of
+    the same classes, to take the mean of all of them.
     on_event: called for each photo with {"event": "photo", "done": photos so far, "path": in `data`,
     "error": why it could not be read, or ""}, and, where one class is the answer, "right": whether it is.
-    Raises DataError where a folder is no class of the model, or no photo could be read.
+    Raises DataError where a folder is no class of the model, no photo could be read, or models cannot look
+    so or be fused.
     """
     from ..predictor import Failure, Predictor, load, probabilities
+    from .views import Viewer, fusable, seen
 
     predictor = model if isinstance(model, Predictor) else load(model)
     found = data if isinstance(data, Listing) else found_for(predictor, data)
@@ -124,10 +134,17 @@ def evaluate(
     ids, classes = _classes(predictor)
     numbers = _numbered(name, items, predictor.labels, classes)
 
+    viewers = [Viewer.of(predictor, views, scales)]
+    for one in fuse:
+        other = one if isinstance(one, Predictor) else predictor.like(one)
+        fusable(predictor, other)
+        viewers.append(Viewer.of(other, views, scales))
     damaged: dict[int, str] = {}  # of an archive, what cannot be had from it, and why
     photos = labelled.opened(items, damaged)
-    answers: Iterable[Any] = (
-        predictor.features_stream(photos, "fc8", batch=batch)
+    answers: Any = (
+        seen(viewers, photos)
+        if views != "centre" or fuse
+        else predictor.features_stream(photos, "fc8", batch=batch)
         if several
         else predictor.stream(photos, top=5, batch=batch)
     )
@@ -152,12 +169,12 @@ def evaluate(
     if not said:
         raise DataError(f"{name}: none of {counted(errors, 'photo')} could be read")
     first, second = map(np.array, zip(*said, strict=True))
-    crop = predictor.preprocess.crop_size
     which = {"": "", "train": ", includes train/"}.get(part, f", the set's own {part}")
+    fused = f", {counted(len(viewers), 'network')} fused" if fuse else ""
     how: dict[str, Any] = {
         "n": len(said),
         "errors": errors,
-        "protocol": (f"one centre crop of {crop}" if crop else "whole image") + which,
+        "protocol": f"{viewers[0]}{fused}{which}",
         "engine": predictor.engine,
         "precision": predictor.precision,
     }
