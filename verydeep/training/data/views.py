@@ -14,6 +14,7 @@ from ...datasets.labelled import Sample
 from ...datasets.shards import of_shards, read
 from ...engines.processor import cores
 from ...errors import DataError, ImageError
+from ...files.progress import stage
 from ...preprocess import Preprocess, decode
 
 BATCH = 128
@@ -88,7 +89,8 @@ def pictures(samples: Sequence[Sample], preprocess: Preprocess, threads: int = 0
         )
     views = Views(samples, preprocess, threads=threads)
     images, good = np.zeros((len(samples), height, width, 3), np.uint8), []
-    for numbers, pixels in views.batches():
+    whole = stage(views.batches(), "reading images", "batch", -(-len(samples) // BATCH))
+    for numbers, pixels in whole:
         images[numbers] = pixels
         good += numbers.tolist()
     if len(good) < len(samples):
