@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -35,7 +35,8 @@ from . import REFERENCE, TOLERANCES, Engine, Kind, Settings, relative_error
 if TYPE_CHECKING:
     from ..graphs import Source
 
-JUDGE = (REFERENCE, "cpu")
+Where: TypeAlias = "tuple[str, str]"  # an engine and a device, whatever the settings
+JUDGE: Where = (REFERENCE, "cpu")
 FEWEST = 2  # images of a batch: engines that share them out, or not, do as with more
 MOST_PAIRS = 9
 CLEAR = 1.5  # a lead of this much is not chance, nor made up for by other settings
@@ -46,7 +47,17 @@ PAUSE_SECONDS = 0.01  # in which the threads of the one before stop waiting for 
 INT8_TOLERANCE = 3e-2  # between two engines that round at the same places: 4e-3 was seen
 RUN_SECONDS = 0.4  # of the reference's run, about: larger batches are cut down to it, or to FEWEST
 
-Entrant: TypeAlias = "tuple[str, str, Settings]"  # engine, device, settings
+
+class Entrant(NamedTuple):
+    """An engine as it comes to a race."""
+
+    engine: str
+    device: str
+    settings: Settings
+
+    @property
+    def where(self) -> Where:
+        return self.engine, self.device
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,10 @@ class Standing:
     images: int
     error: float
     pairs: int = 0
+
+    @property
+    def entrant(self) -> Entrant:
+        return Entrant(self.engine, self.device, dict(self.settings))
 
 
 def told(standings: Sequence[Standing]) -> str:
@@ -202,32 +217,34 @@ def race(
     for kind in reversed(kinds):  # likely winners come last, beside whom the slow are soon out
         try:
             entrants += [
-                (kind.name, device, settings)
+                Entrant(kind.name, device, settings)
                 for device in devices
                 if device == "cpu" or device in kind.found()
                 for settings in kind.variants(source, precision, threads, len(pixels), device)
             ]
         except EngineError as reason:
             log.info(f"engine {kind.name} is left out: {reason}")
-    winner = [one for one in entrants if known and one == _entrant(known[0])]
+    winner = [one for one in entrants if known and one == known[0].entrant]
     entrants, given = winner or entrants, pixels
     allowed = TOLERANCES.get(precision, INT8_TOLERANCE)
 
-    def opened(entrant: Entrant, graph: Source) -> Engine:
-        name, device, settings = entrant
+    def opened(one: Entrant, graph: Source) -> Engine:
         return Engine(
-            name, graph, precision=precision, threads=threads, device=device, settings=settings
-        )
+            one.engine, graph, precision=precision, threads=threads, device=one.device,
+            settings=one.settings,
+        )  # fmt: skip
 
     light, judged = (source, source) if winner else lighter(source)
-    judge = opened(next((one for one in entrants if one[:2] == JUDGE), (*JUDGE, {})), judged)
+    judge = opened(
+        next((one for one in entrants if one.where == JUDGE), Entrant(*JUDGE, {})), judged
+    )
     share = min(threads, len(pixels))
     count = int(RUN_SECONDS / timed(judge, pixels[:share]) * share) // share * share
     pixels = pixels[: max(fewest(len(pixels), threads), count)]
     began = time.perf_counter()
     reference = judge.run(pixels)
     judged_seconds = (time.perf_counter() - began) / len(pixels)
-    runs_again = judged is source and JUDGE in [one[:2] for one in entrants]
+    runs_again = judged is source and JUDGE in [one.where for one in entrants]
     ready = {JUDGE: judge} if runs_again else {}  # else its half gigabyte is free again
     del judge
 
@@ -236,9 +253,9 @@ def race(
     ) -> Engine | None:
         """The quickest of those that are right. standings: takes how each of them did, quickest first."""
         champion: Engine | None = None
-        out: set[tuple[str, str]] = set()  # engines, each on a device
+        out: set[Where] = set()
         for entrant in entrants:
-            where = entrant[:2]
+            where = entrant.where
             if where in out:
                 continue
             best = standings[0].seconds if standings else judged_seconds
@@ -257,10 +274,10 @@ def race(
                         f"{allowed:.0e}"
                     )
             except EngineError as reason:
-                log.info(f"engine {where[0]} is left out: {reason}")
+                log.info(f"engine {entrant.engine} is left out: {reason}")
                 out.add(where)
                 continue
-            if where[1] != "cpu":
+            if entrant.device != "cpu":
                 challenger.run(pixels)  # on a GPU the first run of a shape prepares all others
                 first = 0.0
             # on a busy machine some take a minute for a run: they are not run again
@@ -289,19 +306,19 @@ def race(
     rest = standings if light is not source else []
     while rest:
         champion = None  # its memory is free again
-        best = {row.engine + row.device: row for row in reversed(rest)}.values()
+        best = {row.entrant.where: row for row in reversed(rest)}.values()
         close = sorted(best, key=lambda row: row.seconds)
         finals: list[Standing] = []
         ran: list[Standing] = []
         champion = contest(_finalists(close, finals, ran, len(pixels) / len(given)), source, finals)
         longer = finals[0].seconds / rest[0].seconds if finals else 1
-        tried = {(row.engine, row.device) for row in ran}
-        rest = [row for row in rest if (row.engine, row.device) not in tried]
+        tried = {row.entrant.where for row in ran}
+        rest = [row for row in rest if row.entrant.where not in tried]
         if champion is not None:
             standings = [*finals, *(replace(row, seconds=longer * row.seconds) for row in rest)]
             break
     if winner:
-        reference_won = winner[0][:2] == JUDGE
+        reference_won = winner[0].where == JUDGE
         behind = not reference_won and standings and standings[0].seconds > NEAR * judged_seconds
         if champion is None or behind:
             champion = None  # others may be right for these weights, or quicker after all
@@ -319,10 +336,6 @@ def race(
     return champion, tuple(standings)
 
 
-def _entrant(row: Standing) -> Entrant:
-    return row.engine, row.device, dict(row.settings)
-
-
 def _finalists(
     close: Sequence[Standing], finals: Sequence[Standing], ran: list[Standing], share: float
 ) -> Iterator[Entrant]:
@@ -334,16 +347,14 @@ def _finalists(
     first = close[0]
     for row in close:
         most = NEAR * first.seconds
-        if whole := [
-            one for one in finals if (one.engine, one.device) == (first.engine, first.device)
-        ]:
+        if whole := [one for one in finals if one.entrant.where == first.entrant.where]:
             # no other engine saves more by its FC layers than these take in the first one: mostly the
             # time to read their weights, once a batch; and some arithmetic, for each image
             read = share * (whole[0].seconds - first.seconds)
             most = min(most, (1 + FC_PART) * first.seconds + read)
         if row is first or row.seconds < most:
             ran.append(row)
-            yield _entrant(row)
+            yield row.entrant
 
 
 def _duel(
