@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import verydeep
-from verydeep import engines, errors, exporting, modelfile
+from verydeep import engines, errors, exporting, graphs, modelfile
 from verydeep.engines import (
     ENGINES,
     Engine,
@@ -508,6 +508,41 @@ def test_a_forked_child_leaves_what_is_remembered(
         assert choose(built).engine(BATCH, to_come=100).name == "onnxruntime"
         (row,) = Memory().choices()
         assert [one["engine"] for one in row["standings"]] == remembered
+
+
+def test_photos_of_many_sizes_are_not_raced_each_length_by_itself(
+    planted: Planted, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted.add("other")
+    raced: list[int] = []
+    real = Choice._race
+
+    def counted(self: Choice, kinds: Any, pixels: np.ndarray, *rest: Any, **more: Any) -> Engine:
+        raced.append(len(pixels))
+        return real(self, kinds, pixels, *rest, **more)
+
+    monkeypatch.setattr(Choice, "_race", counted)
+    predictor = verydeep.load(model)
+    images = [pixels(32 + 16 * (n % 3 > 0), 48, 1)[0] for n in range(60)]
+    list(predictor.features_stream(images, size="own", pool="avg"))
+    assert not raced
+
+
+def test_one_image_and_several_have_their_own_ncnn(model: Path) -> None:
+    if not ENGINES["ncnn"].available:
+        pytest.skip("no ncnn")
+    predictor = verydeep.load(model, engine="ncnn", threads=2)
+    image = pixels(32, 32, 1)[0]
+    for count in (8, 1, 8):
+        predictor([image] * count)
+    (kept,) = predictor._choices.values()
+    assert [key[2:] for key in kept._open] == [(("streams", 2),), ()]
+
+
+def test_a_program_without_its_sources(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen one: its files of Python are not there."""
+    monkeypatch.setattr(graphs, "_PACKAGE", Path("/frozen"))
+    assert len(verydeep.load(model)([pixels(32, 32, 1)[0]] * 40)) == 40
 
 
 def test_what_layers_are_the_same() -> None:

@@ -660,20 +660,23 @@ def test_one_module_goes_with_its_predictor(model: Path, tmp_path: Path) -> None
     import gc
     import weakref
 
-    from verydeep.explanations import subject
-
     predictor = verydeep.load(model)
     image = photo(tmp_path / "a.png")
-    gc.collect()  # what other tests left
-    before = len(subject._modules)
+    made = set()
     for layer in ("relu3_1", "relu4_1", "relu5_1"):
         explain(predictor, image, method="gradcam", layer=layer)
-    assert len(subject._modules) == before + 1
-    gone = weakref.ref(predictor)
+        made.add(id(predictor.held["module"]))
+    assert len(made) == 1
+    module = weakref.ref(predictor.held["module"])
+    predictor.close()
+    gc.collect()
+    assert module() is None
+    explain(predictor, image, method="gradcam")
+    module, gone = weakref.ref(predictor.held["module"]), weakref.ref(predictor)
     del predictor
     gc.collect()
     assert gone() is None
-    assert len(subject._modules) == before
+    assert module() is None
 
 
 # Threads, processes, devices

@@ -10,7 +10,9 @@ import pytest
 import verydeep
 from verydeep.engines import Engine, installed, processor
 from verydeep.errors import EngineError, ModelFileError
+from verydeep.graphs import Source
 from verydeep.graphs import int8 as qdq
+from verydeep.graphs.lighter import layers_of
 from verydeep.modelfile import ModelFile
 
 from .test_int8 import int8_file
@@ -41,9 +43,12 @@ def test_int8_is_computed_in_integers(quantised: ModelFile, tmp_path: Path) -> N
     assert predictor(files[0]).precision == "int8"
 
 
+@pytest.mark.parametrize("head", ["gap", "small"])  # of which the one has hidden FC layers
 def test_auto_races_every_engine_that_has_int8(
-    quantised: ModelFile, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    head: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    net = tiny("vgg11", head)
+    quantised = int8_file(tmp_path / "int8.safetensors", net, pixels(64, 64, 4))
     file = photo(tmp_path / "photo.png", 64, 64)
     predictor = verydeep.load(quantised.path, precision="int8")
     answers = list(predictor.stream([file] * 40))
@@ -53,6 +58,24 @@ def test_auto_races_every_engine_that_has_int8(
     assert {(answer.precision) for answer in answers if isinstance(answer, verydeep.Answer)} == {
         "int8"
     }
+
+
+def test_layers_of_int8_are_the_same_whatever_the_numbers(tmp_path: Path) -> None:
+    def layers(name: str, images: np.ndarray) -> str:
+        net = tiny("vgg11", "small")
+        made = int8_file(tmp_path / f"{name}.safetensors", net, images)
+        return layers_of(Source.of(qdq.build(made)))
+
+    assert layers("a", pixels(64, 64, 4)) == layers("b", pixels(64, 64, 4, seed=1))
+
+
+def test_auto_takes_no_engine_that_adds_up_wrongly(
+    quantised: ModelFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor, "multiplies_fast", lambda: None)  # as on Windows
+    monkeypatch.setattr(processor, "overflows", lambda _: True)
+    predictor = verydeep.load(quantised.path, precision="int8")
+    assert predictor(photo(tmp_path / "a.png", 64, 64)).precision == "fast"
 
 
 def test_without_products_of_integers_floats_compute(

@@ -20,6 +20,7 @@ from PIL import Image
 from verydeep import errors
 from verydeep.datasets import labelled
 from verydeep.datasets.check import check
+from verydeep.datasets.items import read
 from verydeep.datasets.layout import part_of
 from verydeep.datasets.listing import listed
 from verydeep.errors import DataError
@@ -381,6 +382,35 @@ def test_one_photo_in_two_spellings_is_one(tmp_path: Path) -> None:
         assert item.labels == ("cat", "dog")
 
 
+def test_a_column_of_classes_that_are_numbers_is_not_one_of_photos(tmp_path: Path) -> None:
+    rows = [f"{1 + number % 2},{number}.jpg" for number in range(1, 7)]
+    for number in range(1, 7):
+        photo(tmp_path / "set" / f"{number}.jpg", seed=number)
+    found = listed(table_of(tmp_path, rows, "kind,number"), multi=False)
+    assert [Path(str(item.source)).name for item in found.items] == [
+        f"{n}.jpg" for n in range(1, 7)
+    ]
+    assert [item.labels for item in found.items] == [(str(1 + n % 2),) for n in range(1, 7)]
+
+
+def test_an_archive_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
+    def packed(names: Sequence[str], seed: int) -> None:
+        with zipfile.ZipFile(tmp_path / "new.zip", "w") as archive:
+            for name in names:
+                archive.write(photo(tmp_path / "one.png", seed=seed), name)
+        os.replace(tmp_path / "new.zip", tmp_path / "set.zip")
+
+    names = ("cat/1.png", "dog/2.png")
+    packed(names, 1)
+    before = listed(tmp_path / "set.zip").items
+    first = read(before[0].source)
+    packed(names, 2)
+    assert read(listed(tmp_path / "set.zip").items[0].source) != first
+    packed(("cat/3.png", "dog/4.png"), 3)
+    with pytest.raises(OSError, match=r"cat/1\.png: cannot be unpacked"):
+        read(before[0].source)
+
+
 def test_tables_cut_as_most_of_their_rows_are(tmp_path: Path) -> None:
     """A row with a cell too many, or too few, does not make a table of semicolons one of commas."""
     for cut in ";\t|,":
@@ -592,7 +622,7 @@ def test_what_is_not_used_is_told(tmp_path: Path, verydeep: Run, model: Path) ->
     (root / "bee" / "4").write_bytes(jpeg())
     line = (
         "8 files are not used: 4 .heic, 2 .jpeg_original, 2 without an ending; pip install "
-        "'verydeep[heif]' to read HEIC; convert pictures to JPEG or PNG"
+        '"verydeep[heif]" to read HEIC; convert pictures to JPEG or PNG'
     )
     found = check(root, size=20)
     assert found.images == 7
@@ -644,7 +674,7 @@ def test_pictures_of_a_shard_that_are_not_read_are_told(tmp_path: Path) -> None:
     found = labelled.find(f"{tmp_path}/a-{{0..0}}.tar", val_fraction=0)
     assert len(found.train) == 4
     assert (
-        "2 files are not used: 1 .heic, 1 .jp2; pip install 'verydeep[heif]'" in found.warnings[0]
+        '2 files are not used: 1 .heic, 1 .jp2; pip install "verydeep[heif]"' in found.warnings[0]
     )
 
 
@@ -653,7 +683,7 @@ def test_heic_that_is_named_says_what_reads_it(tmp_path: Path, verydeep: Run, mo
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     done = verydeep("classify", tmp_path / "a.heic", "--model", model)
     assert done.status != 0
-    assert "it looks like HEIC; pip install 'verydeep[heif]' to read HEIC" in done.err + done.out
+    assert 'it looks like HEIC; pip install "verydeep[heif]" to read HEIC' in done.err + done.out
 
 
 def test_heic_is_a_photo_where_it_can_be_read(tmp_path: Path) -> None:

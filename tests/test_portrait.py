@@ -27,7 +27,7 @@ from verydeep.errors import (
     VerydeepError,
 )
 from verydeep.pictures import layout as lettering
-from verydeep.portraits import show
+from verydeep.portraits import show, strongest_channels
 from verydeep.portraits.views import filter_picture
 from verydeep.preprocess import Preprocess
 
@@ -65,6 +65,14 @@ def test_the_strongest_channels_are_torchs(tmp_path: Path) -> None:
         f"vgg16_bn (m.safetensors), {image} at 64x48 pixels: "
         f"{seen.answer.label} {seen.answer.probability:.1%}"
     )
+
+
+def test_a_model_that_takes_images_as_they_are(tmp_path: Path) -> None:
+    whole = dataclasses.replace(SMALL, resize="none", resize_size=None, crop_size=None)
+    predictor = verydeep.load(model_file(tmp_path / "m.safetensors", preprocess=whole))
+    image = photo(tmp_path / "a.png", 48, 64)
+    assert show(predictor, image).pixels.shape == (48, 64, 3)
+    assert len(strongest_channels(predictor, image)) == 5
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])

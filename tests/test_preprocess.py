@@ -953,6 +953,23 @@ def test_a_png_with_more_text_than_pil_reads(kind: str, end: bool, tmp_path: Pat
     assert decoding.header(content) == ("PNG", 20, 10)
 
 
+def test_text_within_an_icon_is_refused_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its PNG has more text than PIL reads, which stays: 2 KB must not be read a thousand times."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "PNG")
+    body = b"note\0\0" + zlib.compress(bytes(2 << 20))
+    chunk = struct.pack(">I", len(body)) + b"zTXt" + body
+    chunk += struct.pack(">I", zlib.crc32(b"zTXt" + body))
+    png = file.getvalue()[:33] + chunk + file.getvalue()[33:]
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(png), 22)
+    tries = []
+    opened = decoding.opened
+    monkeypatch.setattr(decoding, "opened", lambda file: tries.append(1) or opened(file))
+    with pytest.raises(ImageError, match="damaged, cut short or of a kind that cannot be decoded"):
+        decode(struct.pack("<HHH", 0, 1, 1) + entry + png)
+    assert len(tries) == 1
+
+
 def test_heic_without_what_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "reads_heif", lambda: False)
     text = message(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")

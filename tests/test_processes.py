@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import verydeep
+from verydeep.datasets.items import ASKING
 from verydeep.engines import installed
 from verydeep.errors import ModelFileError
 
@@ -153,6 +155,27 @@ def test_pickled(engine: str, eighth: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert_array_equal(other.scores(images), scores)
         assert (other.precision, other.preprocess) == ("exact", predictor.preprocess)
         assert other.engine == engine
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of threads beside a fork
+def test_a_lock_that_another_thread_held_is_free_in_a_child() -> None:
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with ASKING.lock:
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if not child:
+        os._exit(0 if ASKING.lock.acquire(timeout=5) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    done.set()
+    thread.join()
 
 
 def labels(predictor: verydeep.Predictor, images: np.ndarray) -> list[str]:

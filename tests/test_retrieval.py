@@ -547,6 +547,26 @@ def test_links_are_no_duplicates(verydeep: Run, model: Path, tmp_path: Path) -> 
         assert (group[1]["identical"], value["photos"]) == (True, 2)
 
 
+def test_a_folder_that_is_a_link_makes_no_photo_one(model: Path, tmp_path: Path) -> None:
+    first = photo(tmp_path / "real" / "a.png")
+    shutil.copy(first, tmp_path / "real" / "b.png")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for folder in ("real", "link"):
+        found = verydeep.duplicates([tmp_path / folder], model=model, keep="first")
+        assert found.keep == (str(tmp_path / folder / "a.png"),)
+        assert not any(member.linked for group in found.groups for member in group.members)
+
+
+def test_the_largest_of_what_cannot_be_opened(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = photo(tmp_path / "set" / "a.png")
+    shutil.copy(first, tmp_path / "set" / "b.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # PIL takes them for bombs
+    found = verydeep.duplicates([tmp_path / "set"], model=model, keep="largest")
+    assert found.keep == (str(first),)
+
+
 def alike(folder: Path) -> dict[str, list[Path]]:
     """Pictures that are alike and not the same: pages of text, products, plain colours, nights."""
     draw = np.random.default_rng(23)

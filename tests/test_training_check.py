@@ -35,6 +35,16 @@ def kinds(folder: Path, size: int = 40) -> dict[str, tuple[str, ...]]:
     return {f.what: f.names for f in check.check(folder, size=size).findings}
 
 
+def test_what_pillow_refuses_in_its_own_way_is_unreadable(folder: Path) -> None:
+    """A DDS file with flags that it does not know is a NotImplementedError."""
+    header = bytearray(b"DDS " + (124).to_bytes(4, "little") + bytes(120))
+    header[12:20] = (8).to_bytes(4, "little") * 2
+    (folder / "train" / "ant" / "x.jpg").write_bytes(bytes(header))
+    found = labelled.find(str(folder))
+    (line,) = (line for line in check.looked_over(found, 40) if "x.jpg" in line)
+    assert "1 image that cannot be read" in line
+
+
 def test_nothing_is_wrong(folder: Path) -> None:
     found = check.check(folder, size=40)
     assert str(found) == "2 classes, 12 images to train on, 6 to validate: nothing is wrong"

@@ -412,6 +412,21 @@ def test_datasets_of_hugging_face() -> None:
         labelled.find(Rows([1], {"image": ImageKind(), "note": 1}))
 
 
+class Table:
+    """What `Dataset.data` is: numpy would take it for a sequence, and read all images of it."""
+
+    def __len__(self) -> int:
+        raise AssertionError("the whole set was read")
+
+    __getitem__ = __array__ = __len__
+
+
+def test_the_table_of_a_dataset_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Rows, "data", Table(), raising=False)
+    rows = Rows([0, 1, 2] * 4, {"image": ImageKind(), "label": ClassLabel()})
+    assert len(labelled.find({"train": rows, "validation": rows}).train) == 12
+
+
 def _one_class(folder: Path) -> Path:
     photo(folder / "one" / "ant" / "1.png")
     return folder / "one"

@@ -356,6 +356,29 @@ def test_shards_that_are_wrong_or_have_changed_are_one_line(tmp_path: Path) -> N
         labelled.find(piped(tmp_path, "b", 0))
 
 
+def test_a_shard_with_other_labels_is_another_one(tmp_path: Path) -> None:
+    """Its images may well have the names and sizes that they had."""
+    write(tmp_path, "a", 1)
+    url = (tmp_path / "a-00.tar").as_uri()
+    first = labelled.find(url, val_fraction=0.0)
+    whole = tmp_path / "a-00.tar"
+    turned = tmp_path / "turned.tar"
+    with tarfile.open(whole) as old, tarfile.open(turned, "w") as new:
+        members = old.getmembers()
+        texts = [old.extractfile(one).read() for one in members]  # type: ignore[union-attr]
+        labels = [
+            text for one, text in zip(members, texts, strict=True) if one.name.endswith("cls")
+        ]
+        for one, text in zip(members, texts, strict=True):
+            new.addfile(one, io.BytesIO(labels.pop() if one.name.endswith("cls") else text))
+    turned.replace(whole)
+    with pytest.raises(DataError, match=r"is not there as it was when the shard was listed; the"):
+        list(feed_of(first).epoch(0))
+    second = labelled.find(url, val_fraction=0.0)
+    told = [[found.classes[s.label] for s in found.train] for found in (first, second)]
+    assert told[0] == told[1][::-1] != told[1]
+
+
 def test_a_single_shard_is_not_split(tmp_path: Path) -> None:
     write(tmp_path, "a", 1)
     found = labelled.find(piped(tmp_path, "a", 0))

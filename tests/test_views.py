@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from verydeep import evaluate, load, modelfile, models
-from verydeep.errors import DataError
+from verydeep.errors import DataError, EngineError
 from verydeep.evaluation.views import Viewer
 from verydeep.predictor import sigmoid, softmax
 from verydeep.preprocess import Preprocess
@@ -164,6 +164,30 @@ def test_several_labels(tmp_path: Path) -> None:
     assert found.protocol == "dense at 40 pixels, flipped too"
 
 
+def test_one_scale_and_one_network_more_need_no_list(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    other = model_file(
+        tmp_path / "other.safetensors", preprocess=Preprocess(resize_size=40, crop_size=36)
+    )
+    told = evaluate(model, data, views="dense", scales=40, fuse=str(other))
+    assert told == evaluate(model, data, views="dense", scales=(40,), fuse=[load(other)])
+    own = evaluate(model, data, views="dense", fuse=other)
+    assert own.protocol == (
+        "dense at 32 pixels, flipped too; dense at 40 pixels, flipped too, 2 networks fused"
+    )
+
+
+def test_scores_that_are_no_numbers_are_an_error(classic: Path, tmp_path: Path) -> None:
+    opened = modelfile.read(classic)
+    tensors = {key: np.array(array) for key, array in opened.stored.items()}
+    tensors["classifier.6.bias"][1] = np.nan
+    modelfile.write(tmp_path / "nan.safetensors", opened.record, tensors)
+    viewer = Viewer.of(load(tmp_path / "nan.safetensors"), "dense", ())
+    with pytest.raises(EngineError, match="finite"):
+        viewer(photo(tmp_path / "a.png"))
+
+
 def test_refusals(verydeep: Run, model: Path, classic: Path, data: Path, tmp_path: Path) -> None:
     others = model_file(tmp_path / "others.safetensors", class_names=tuple("abcdefg"), class_ids=())
     for which, words, message in (
@@ -185,9 +209,13 @@ def test_refusals(verydeep: Run, model: Path, classic: Path, data: Path, tmp_pat
     path = model_file(tmp_path / "whole.safetensors", preprocess=whole)
     predictor = load(path)
     assert str(Viewer.of(predictor, "dense", (48,))) == "dense at 48 pixels, flipped too"
-    for views, scales in (("dense", ()), ("crops", (48,))):
-        with pytest.raises(DataError, match="takes images as they are"):
-            Viewer.of(predictor, views, scales)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="takes images as they are; give scales"):
+        Viewer.of(predictor, "dense", ())
+    with pytest.raises(DataError, match="that a crop could have; take views dense"):
+        Viewer.of(predictor, "crops", (48,))
+    shorter = Preprocess(resize_size=64, crop_size=None)
+    path = model_file(tmp_path / "shorter.safetensors", preprocess=shorter)
+    assert Viewer.of(load(path), "dense", ()).scales == (64,)
 
 
 def test_the_weights_of_a_coded_head_are_read_once(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 
-from .engines import check
+from .engines import check, installed
 from .engines.choice import Choice
 from .engines.forks import Turns
 from .engines.processor import require_memory
@@ -203,6 +203,7 @@ class Predictor:
         self.seconds = {"decode": 0.0, "engine": 0.0}
         self._turns = Turns()
         self._choices: dict[tuple[object, ...], Choice] = {}  # the one used last is last
+        self.held: dict[str, Any] = {}  # what other rooms made of it, which goes with its engines
         if record.network.head.classes:  # a trunk alone gives features and no labels
             self._pass((), scores=True)  # what could not be prepared or held is refused now
 
@@ -223,6 +224,7 @@ class Predictor:
         """Let all open engines go. What is running ends as it would; the next call opens anew."""
         with self._turns.lock:
             self._choices.clear()
+            self.held.clear()
 
     @property
     def sha256(self) -> str:
@@ -403,7 +405,8 @@ class Predictor:
         values = {}
         for row in cut.rows(*(sides or (224, 224))):
             channels, *rest = row.shape
-            rest = [] if asked.pool else rest if sides else [0] * len(rest)
+            own = sides or row.layer not in cut.trunk  # else each image has its own
+            rest = [] if asked.pool else rest if own else [0] * len(rest)
             values[row.layer.name] = np.zeros((0, channels, *rest), np.float32)
         return {name: values[name] for name in asked.taps}
 
@@ -439,7 +442,7 @@ class Predictor:
                 choice = self._choice(stacked.dtype.name, asked)
                 # only a batch that is as large as most tells which engine suits most
                 engine = choice.engine(
-                    stacked, batch=batch if whole else None, to_come=max(0, (total or 0) - done)
+                    stacked, batch=batch, usual=whole, to_come=max(0, (total or 0) - done)
                 )
                 outputs = engine.run(stacked)
                 self.engine = engine.name
@@ -580,7 +583,10 @@ def _int8_or_better(model: ModelFile, engine: str) -> str:
     from .graphs.int8 import require_quantised
 
     require_quantised(model)
-    if engine == "auto" and multiplies_fast() is False:
+    if engine == "auto" and (
+        multiplies_fast() is False
+        or not any(adds_up(kind.name) for kind in installed() if "int8" in kind.precisions)
+    ):
         warn_once(
             "this processor has no products of 8-bit integers, so int8 becomes fast: no slower, and closer"
         )

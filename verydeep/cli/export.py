@@ -83,7 +83,8 @@ def export(model: str, to: str, out: Path, as_json: bool, **choices: Any) -> Non
 @options.model_file
 @options.number(
     "--count", default=512,
-    help="At most so many photos of --calibrate, and of --check, evenly spread over the folders.",
+    help="At most so many photos of --calibrate, and of --check, evenly spread over the folders; without "
+    "--check half of them are held back to check on.",
 )  # fmt: skip
 @click.option(
     "--float", "floats", multiple=True, callback=options.some, metavar="LAYER",

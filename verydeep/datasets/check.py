@@ -167,7 +167,7 @@ def _look(sample: Sample, thorough: bool) -> _Seen:
             return _Seen(content.shape[1], content.shape[0])
         else:  # what cannot be opened is decoded, which says why
             file = io.BytesIO(content) if isinstance(content, bytes) else content
-            with suppress(OSError, ValueError, Image.DecompressionBombError), opened(file) as photo:
+            with suppress(Exception), opened(file) as photo:
                 return _Seen(*photo.size)
         picture = decode(content)
     except (ImageError, OSError) as error:

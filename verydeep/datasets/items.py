@@ -10,18 +10,21 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from lzma import LZMAError
-from threading import Lock
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engines.forks import Turns
 from ..errors import DataError
+from ..files.hashes import Stamp, stamp
 from ..files.photo_paths import composed, head
 from ..preprocess import decoded
 from .shards import entries
 
-ASKING = Lock()  # objects of other people, which mostly do not expect several threads
+ASKING = Turns()  # objects of other people, which mostly do not expect several threads
+# RuntimeError: it wants a password, or is packed in a way that is not known; KeyError: it is there no more
+UNPACKING = (zipfile.BadZipFile, zlib.error, LZMAError, RuntimeError, EOFError, KeyError)
 Content: TypeAlias = str | bytes | NDArray[Any]  # what `verydeep.preprocess.decode` takes
 
 
@@ -41,10 +44,10 @@ class Member:
                 file.seek(self.offset)
                 return file.read(self.size_bytes if most < 0 else min(most, self.size_bytes))
         try:
-            with _zip_file(self.archive, os.getpid()).open(self.name) as file:
+            archive = _zip_file(self.archive, os.getpid(), stamp(os.stat(self.archive)))
+            with archive.open(self.name) as file:
                 return file.read(most)
-        except (zipfile.BadZipFile, zlib.error, LZMAError, RuntimeError, EOFError) as error:
-            # RuntimeError: it wants a password, or is packed in a way that is not known here
+        except UNPACKING as error:
             raise OSError(f"{self.name}: cannot be unpacked: {error}") from error
 
 
@@ -55,6 +58,7 @@ class Streamed:
     shard: str
     name: str
     size_bytes: int
+    label: str
 
     def read(self) -> bytes:
         """For one now and then: its shard is read up to there."""
@@ -77,7 +81,7 @@ class Brought:
     def read(self) -> Content:
         """Its file's path or bytes, or (h, w, 3) uint8; OSError where the object fails."""
         try:
-            with ASKING:
+            with ASKING.lock:
                 image = self.holder[self.index][self.key]
             if isinstance(image, dict):  # of Hugging Face, as stored
                 stored: str | bytes = image["bytes"] or image["path"]
@@ -120,7 +124,8 @@ def size_bytes(source: Source) -> int:
 
 
 @lru_cache(8)
-def _zip_file(path: str, process: int) -> zipfile.ZipFile:  # noqa: ARG001  # after a fork two would seek in one
+def _zip_file(path: str, process: int, written: Stamp) -> zipfile.ZipFile:  # noqa: ARG001
+    """process, written: after a fork two would seek in one, and another archive may come to its place."""
     return zipfile.ZipFile(path)
 
 

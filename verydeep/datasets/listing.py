@@ -277,7 +277,7 @@ def _streamed(urls: list[str]) -> Listing:
     listing = Listing()
     for url, held in zip(urls, remote.listings(urls), strict=True):
         for name, label, size_bytes in held:
-            source = Streamed(url, name, size_bytes)
+            source = Streamed(url, name, size_bytes, label)
             listing.add("", (label,), f"{os.path.basename(url)}/{name}", source)
     return listing
 

@@ -80,7 +80,10 @@ def held_by(data: Any) -> Listing:
         return _some(data.dataset, data.indices)
     listing, what = Listing(classes=_class_names(data)), type(data).__name__
     paths, targets = getattr(data, "samples", None), getattr(data, "targets", None)
-    pixels = np.asarray(getattr(data, "data", None))
+    held = getattr(
+        data, "data", None
+    )  # of Hugging Face a table, which is not to be read as an array
+    pixels = np.asarray(held if hasattr(held, "dtype") and hasattr(held, "shape") else None)
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
     changed = getattr(data, "target_transform", None)  # then data[index] alone knows the label
     if paths and isinstance(paths, list) and listing.classes and not changed and all(

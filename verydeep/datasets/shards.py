@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import tarfile
@@ -19,11 +20,13 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.request import Request, urlopen
+from urllib.parse import urlparse
+from urllib.request import Request, url2pathname, urlopen
 
 from ..errors import DataError, MissingExtraError, VerydeepError
 from ..files.atomic import locked, replacing
 from ..files.folders import cache_folder
+from ..files.hashes import stamp
 from ..files.photo_paths import IMAGE_SUFFIXES
 from ..files.progress import stage
 
@@ -98,6 +101,9 @@ def _kept(url: str) -> Path:
         with suppress(OSError, ValueError), urlopen(asked, timeout=30) as answer:
             names = ("ETag", "Content-Length", "Last-Modified")
             facts += [str(answer.headers.get(name)) for name in names]
+    elif url.startswith("file:"):
+        with suppress(OSError, ValueError):
+            facts.append(str(stamp(os.stat(url2pathname(urlparse(url).path)))))
     digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()
     return cache_folder() / "shards" / f"{digest[:32]}.json"
 
@@ -118,11 +124,11 @@ def read(
     for numbers in shards:
         sources: list[Any] = [samples[number].source for number in numbers]
         url = sources[0].shard
-        keys = [(source.name, source.size_bytes) for source in sources]
+        keys = [(source.name, source.label, source.size_bytes) for source in sources]
         wanted = dict(zip(keys, numbers, strict=True))
         with closing(entries(url)) as coming:
-            for name, _, content in coming:
-                if (number := wanted.pop((name, len(content)), None)) is not None:
+            for name, label, content in coming:
+                if (number := wanted.pop((name, label, len(content)), None)) is not None:
                     yield number, replace(samples[number], source=content)
                 if not wanted:
                     break

@@ -158,9 +158,12 @@ def _columns(path: Path, rows: Rows, photos: _Photos) -> _Columns:
     )
     if file is None:  # no usual name: the column in which photos are
         columns = [[_cell(row, i) for _, row in rows[1 : LOOKED_AT + 1]] for i in range(len(first))]
-        there = (i for i, cells in enumerate(columns) if any(map(photos.find, cells)))
-        named_so = (i for i, cells in enumerate(columns) if any(map(_has_ending, cells)))
-        file = next(there, next(named_so, None))
+        there, named_so = (
+            [i for i, cells in enumerate(columns) if any(map(way, cells))]
+            for way in (photos.find, _has_ending)
+        )
+        # a class "1" may find "1.jpg", too, and comes again
+        file = max(there or named_so, key=lambda i: len(set(columns[i])), default=None)
         if file is None or _has_ending(first[file]) or photos.find(first[file]):
             return _headless(path, rows, file or 0)
     of_labels = (

@@ -66,11 +66,14 @@ class Choice:
         """Choose anew after a fork, since the best engine may be one that does not live through it."""
         self._open, self._settled = {}, {}
 
-    def engine(self, pixels: np.ndarray, *, batch: int | None = None, to_come: int = 0) -> Engine:
+    def engine(
+        self, pixels: np.ndarray, *, batch: int | None = None, to_come: int = 0, usual: bool = True
+    ) -> Engine:
         """The engine to run those pixels with.
 
         pixels: (images, height, width, channels). batch: the size of most batches, where these are the
-        last ones of a stream. to_come: images that are known to follow.
+        last ones of a stream. to_come: images that are known to follow. usual: whether most batches are
+        like this one; where not, no race is held on it.
         """
         batch = index(batch or len(pixels))
         with self._turns.lock:
@@ -87,15 +90,12 @@ class Choice:
             if images < HANDFUL:  # whatever is open, since opening takes longer than they do
                 return next(iter(self._open.values()), None) or self._default()
             with OPENING:  # nor may a child inherit locks of the files of what is remembered
-                return self._remembered(pixels, batch, images)
+                return self._remembered(pixels, batch, images if usual else 0)
 
     def _named(self, pixels: np.ndarray, batch: int) -> Engine:
         """The engine that was asked for. One that has an image a thread gets so many of a batch at once."""
         streams = min(batch, self.threads or cores()) if ENGINES[self.name].alone else 1
-        engine = next(iter(self._open.values()), None)
-        engine = engine or self._opened(
-            self.name, self.device, {"streams": streams} if streams > 1 else {}
-        )
+        engine = self._opened(self.name, self.device, {"streams": streams} if streams > 1 else {})
         with suppress(EngineError):
             engine.require_memory(pixels.shape)
             return engine
@@ -146,7 +146,12 @@ class Choice:
         device = self._devices[0]
         name = REFERENCE
         if self.precision == "int8":  # whose sums may overflow in some
-            name = next((kind.name for kind in self._kinds()), REFERENCE)
+            kinds = self._kinds()
+            if not kinds:
+                raise EngineError(
+                    "no engine here adds up 8-bit products rightly; take precision fast"
+                )
+            name = kinds[0].name
         elif device != "cpu" and ENGINES["torch"].available:
             name = "torch"
         return self._opened(name, device, {})

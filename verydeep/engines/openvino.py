@@ -80,9 +80,9 @@ def prepare(engine: Engine) -> Run:
     def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
         parts = np.array_split(pixels, min(streams, len(pixels)))
         used = requests[: len(parts)]
-        for request, part in zip(used, parts, strict=True):
-            request.start_async({0: part}, share_inputs=True)
         try:
+            for request, part in zip(used, parts, strict=True):
+                request.start_async({0: part}, share_inputs=True)
             for request in used:
                 while not request.wait_for(round(HEED_SECONDS * 1000)):
                     pass

@@ -17,7 +17,7 @@ from ..datasets import labelled
 from ..datasets.items import Item, Listing
 from ..datasets.listing import listed
 from ..datasets.shards import is_stream
-from ..errors import DataError, log, nearest
+from ..errors import DataError, is_whole, log, nearest
 from ..files.photo_paths import composed
 from ..files.progress import expect
 from ..files.wording import counted, table
@@ -103,8 +103,8 @@ def evaluate(
     *,
     batch: int = 8,
     views: Views = "centre",
-    scales: Sequence[int] = (),
-    fuse: Sequence[str | os.PathLike[str] | Predictor] = (),
+    scales: int | Sequence[int] = (),
+    fuse: str | os.PathLike[str] | Predictor | Sequence[str | os.PathLike[str] | Predictor] = (),
     on_event: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Evaluation | LabelsEvaluation:
     """Accuracy of a model on labelled photos in any form that `train` takes.
@@ -118,7 +118,7 @@ def evaluate(
     views: how a photo is looked at: "centre" is the model's own resize and one centre crop; "dense",
     "crops" and "both" are those of the paper's section 3.2, see `verydeep.evaluation.views`. scales: pixels
     of the shorter side for these, such as (256, 384, 512); none for the model's own. fuse: more models of
-    the same classes, to take the mean of all of them.
+    the same classes, to take the mean of all of them. batch: images at once, of "centre".
     on_event: called for each photo with {"event": "photo", "done": photos so far, "path": in `data`,
     "error": why it could not be read, or ""}, and, where one class is the answer, "right": whether it is.
     Raises DataError where a folder is no class of the model, no photo could be read, or models cannot look
@@ -134,8 +134,10 @@ def evaluate(
     ids, classes = _classes(predictor)
     numbers = _numbered(name, items, predictor.labels, classes)
 
+    if is_whole(scales):
+        scales = (scales,)
     viewers = [Viewer.of(predictor, views, scales)]
-    for one in fuse:
+    for one in (fuse,) if isinstance(fuse, str | os.PathLike | Predictor) else fuse:
         other = one if isinstance(one, Predictor) else predictor.like(one)
         fusable(predictor, other)
         viewers.append(Viewer.of(other, views, scales))
@@ -174,7 +176,7 @@ def evaluate(
     how: dict[str, Any] = {
         "n": len(said),
         "errors": errors,
-        "protocol": f"{viewers[0]}{fused}{which}",
+        "protocol": "; ".join(dict.fromkeys(map(str, viewers))) + fused + which,
         "engine": predictor.engine,
         "precision": predictor.precision,
     }

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ..errors import DataError, Failure, ImageError, is_whole, require
+from ..errors import DataError, EngineError, Failure, ImageError, is_whole, require
 from ..modelfile import dequantised
 from ..predictor import Answer, Features, Prediction, probabilities
 
@@ -59,13 +59,14 @@ class Viewer:
                     "scales are for views dense, crops and both; centre has the model's own resize"
                 )
             return cls(predictor, views, (), crop)
-        if not crop and (views != "dense" or not scales):
+        path, size = predictor.model.path, own.resize_size
+        if views != "dense" and not crop:
             raise DataError(
-                f"{predictor.model.path} takes images as they are: crops have no size; take views dense at "
-                "scales of your own, or give a size"
+                f"{path} has no size of its own that a crop could have; take views dense"
             )
-        size = own.resize_size
         scales = tuple(scales) or ((size if isinstance(size, int) else crop),)
+        if scales == (0,):
+            raise DataError(f"{path} takes images as they are; give scales, such as 256,384")
         least = max(crop if views != "dense" else 1, _least(predictor) if views != "crops" else 1)
         for scale in scales:
             if not is_whole(scale, least):
@@ -93,11 +94,10 @@ class Viewer:
         if self.views == "centre":
             return np.asarray(probabilities(predictor.record, predictor.scores(image))[0])
         ways = {"dense": (self.dense,), "crops": (self.crops,), "both": (self.dense, self.crops)}
-        looks = [
-            way(self.whole(scale).pixels(image, precision=predictor.precision))
-            for scale in self.scales
-            for way in ways[self.views]
-        ]
+        looks = []
+        for scale in self.scales:
+            pixels = self.whole(scale).pixels(image, precision=predictor.precision)
+            looks += [way(pixels) for way in ways[self.views]]
         return np.asarray(np.mean(looks, axis=0))
 
     def whole(self, scale: int) -> Preprocess:
@@ -132,6 +132,10 @@ class Viewer:
         values = windows.reshape(-1, map_.shape[0] * grid**2)
         for at, (weight, bias) in enumerate(self._head):
             values = (np.maximum(values, 0) if at else values) @ weight.T + bias
+        if not np.isfinite(values).all():
+            raise EngineError(
+                f"{self.predictor.model.path}: scores that are not finite; fetch it again"
+            )
         return np.asarray(values)
 
     @cached_property

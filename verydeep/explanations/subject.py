@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from ..nets import Network
 
 T = TypeVar("T")
-_modules: WeakKeyDictionary[Predictor, VGG] = WeakKeyDictionary()  # they go with their predictors
 _turns = Turns()
 
 
@@ -121,10 +119,11 @@ class Subject:
         if self._tensors is not None:
             return _assembled(self.network, self._tensors, device)
         with _turns.lock:
-            module = _modules.get(self.predictor)
-            if module is None:
+            held = self.predictor.held
+            if "module" not in held:
                 tensors = self.predictor.model.tensors(writable=True)
-                module = _modules[self.predictor] = _assembled(self.network, tensors, device)
+                held["module"] = _assembled(self.network, tensors, device)
+            module: VGG = held["module"]
             return module
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from .. import __version__
 from ..errors import EngineError
 
 if TYPE_CHECKING:
@@ -131,8 +132,16 @@ def graph_key(model: ModelFile, facts: Sequence[str], code: Sequence[str]) -> st
     facts: what else the graph depends on. code: the modules that build it beside those of every graph, by
     their path in the package.
     """
-    texts = [(_PACKAGE / name).read_text(encoding="utf-8") for name in (*_BUILDERS, *code)]
+    texts = [program_text(name) for name in (*_BUILDERS, *code)]
     return hashlib.sha256("\0".join([model.sha256, *facts, *texts]).encode()).hexdigest()
+
+
+def program_text(name: str) -> str:
+    """What that module does: its source, or in a program that was frozen without these the version."""
+    try:
+        return (_PACKAGE / name).read_text(encoding="utf-8")
+    except OSError:
+        return __version__
 
 
 def _key(graph: Graph) -> str:

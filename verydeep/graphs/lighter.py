@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import replace
-from pathlib import Path
 
-from . import Source
+from . import Source, program_text
 
 LARGE_BYTES = 32 << 20  # of one FC layer's weights
 
@@ -49,7 +48,7 @@ def lighter(source: Source) -> tuple[Source, Source]:
                 needed.update(node.input)
                 writer.copy(node)
         writer.nodes.reverse()
-        facts = "\0".join([source.key, *names, Path(__file__).read_text(encoding="utf-8")])
+        facts = "\0".join([source.key, *names, program_text("graphs/lighter.py")])
         key = hashlib.sha256(facts.encode()).hexdigest
         return replace(source, outputs=names, build=writer.graph, find_key=key)
 
@@ -66,12 +65,15 @@ def layers_of(source: Source) -> str:
     shapes = {name: array.shape for name, array in weights.items()}
     shapes |= {one.name: tuple(one.dims) for one in graph.initializer if one.name not in weights}
     whole = {
-        one.name: (*one.int64_data, *one.int32_data, one.raw_data)
+        one.name: (*one.int64_data, one.raw_data)
         for one in graph.initializer
-        if one.name not in weights and one.data_type in (6, 7)  # TensorProto.INT32 and INT64
+        if one.name not in weights
+        and one.data_type == 7  # TensorProto.INT64; INT32 are int8's biases
     }
     facts: list[object] = [source.dtype, source.channels, source.outputs]
     for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in shapes:
+            shapes[node.output[0]] = shapes[node.input[0]]  # weights of an int8 graph
         constants: list[object] = [whole.get(name, shapes.get(name)) for name in node.input]
         if node.op_type == "Gemm" and 4 * math.prod(shape := shapes[node.input[1]]) < LARGE_BYTES:
             constants = [shape[1:]]  # of the head: how many classes there are costs little

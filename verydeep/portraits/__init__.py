@@ -230,7 +230,10 @@ def _seen(
     """What the network looks at, (height, width, channels), and each layer's maps of it."""
     source = decode(photo, range=range)
     deep = (0.0, 255.0) if isinstance(source, np.ndarray) else None  # more than 8 bits
-    pixels = sized(predictor.preprocess, size).pixels(source, range=deep)
+    own = predictor.preprocess
+    if size == SIZE and own.resize_size is None and own.crop_size is None:
+        size = "own"  # it takes images as they are, and nobody asked for another size
+    pixels = sized(own, size).pixels(source, range=deep)
     maps = predictor.features(pixels, layers, size="own", range=deep)
     return pixels, {name: values[0] for name, values in maps.items()}
 

@@ -195,9 +195,9 @@ def _decode_file(
         try:
             return _upright_rgb(image, range)
         except ImageError as error:
-            if "MAX_TEXT" not in str(error.__cause__):
+            if "MAX_TEXT" not in str(error.__cause__) or (plain := _without_text(file)) is None:
                 raise
-            return _upright_rgb(_recognised(_without_text(file)), range)
+            return _upright_rgb(_recognised(plain), range)
 
 
 def header(content: bytes) -> tuple[str, int, int]:
@@ -220,8 +220,8 @@ def _recognised(file: BinaryIO) -> Image.Image:
     except UnidentifiedImageError as error:
         raise ImageError(f"not an image that can be read; {_looks_like(start)}") from error
     except Exception as error:
-        if "MAX_TEXT" in str(error):
-            return _recognised(_without_text(file))
+        if "MAX_TEXT" in str(error) and (plain := _without_text(file)) is not None:
+            return _recognised(plain)
         raise _failed(error) from error
 
 
@@ -240,17 +240,23 @@ def opened(file: str | BinaryIO) -> Image.Image:
         return Image.open(file, formats=[known for known in Image.ID if known not in _NOT_FOR_US])
 
 
-def _without_text(file: BinaryIO) -> BinaryIO:
-    """A PNG with more text, XMP or colour profile than PIL reads, without these: none is used."""
+def _without_text(file: BinaryIO) -> BinaryIO | None:
+    """A PNG with more text, XMP or colour profile than PIL reads, without these: none is used.
+
+    None where it is no PNG, as one within an icon, or has nothing of these.
+    """
     file.seek(0)
     content = file.read()
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return None
     kept, at = [content[:8]], 8
     while at < len(content):
         end = at + 12 + int.from_bytes(content[at : at + 4])
         if content[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
             kept.append(content[at:end])
         at = end
-    return io.BytesIO(b"".join(kept))
+    plain = b"".join(kept)
+    return io.BytesIO(plain) if len(plain) < len(content) else None
 
 
 def _looks_like(start: bytes) -> str:

@@ -112,7 +112,7 @@ def quantize(
     model: a name or path, as `verydeep.load` takes it, or an open model file.
     calibrate, check: photos, folders and globs, as people type them, or data sets as `train` takes them,
     whose labels are not asked; where `check` is empty, every other photo of `calibrate` is held back for
-    it. count: how many photos of each are taken, evenly spread.
+    it. count: how many photos of each are taken, evenly spread; of both together where `check` is empty.
     floats: layers to keep in float32, by paper name; None is by measurement.
 
     Raises what `quantise_pixels` does, and OutputError where `out` cannot be written.

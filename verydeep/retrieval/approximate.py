@@ -14,11 +14,11 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 
+from ..engines.forks import Turns
 from ..errors import OutputError, WeightsError, log
 from ..files.atomic import locked, replacing
 from ..files.hashes import digest_of
@@ -45,7 +45,7 @@ class Graph:
 
     def __init__(self, parts: list[Any], expansion: int, recall: float, threads: int) -> None:
         self._parts, self._threads, self.recall = parts, threads, recall
-        self._turns = Lock()
+        self._turns = Turns()
         self.expand(expansion)
 
     def expand(self, expansion: int) -> None:
@@ -59,7 +59,9 @@ class Graph:
         for one in self._parts:
             if not len(one):  # of a part's photos none could be read
                 continue
-            with self._turns:  # two calls at once would share what each of its threads writes to
+            with (
+                self._turns.lock
+            ):  # two calls at once would share what each of its threads writes to
                 matches = one.search(queries, min(count, len(one)), threads=self._threads)
             # of a single query usearch gives one row, and all of it is found
             keys, distances = map(np.atleast_2d, (matches.keys, matches.distances))

@@ -214,11 +214,11 @@ def _on_disk(places: Mapping[str, str]) -> tuple[list[str], dict[str, str], set[
     path is a link.
     """
     chosen: dict[tuple[object, object, int], str] = {}
-    by_link = set()
+    links: list[tuple[tuple[object, object, int], str]] = []
     for path, place in places.items():
         key = _identity(place)
         if _is_link(place):
-            by_link.add(key)
+            links.append((key, path))
         first = chosen.setdefault(key, path)
         if first != path and _is_link(places[first]) and not _is_link(place):
             chosen[key] = path
@@ -233,7 +233,7 @@ def _on_disk(places: Mapping[str, str]) -> tuple[list[str], dict[str, str], set[
                 digest = hashlib.file_digest(file, "sha256").digest()
                 if first_of.setdefault(digest, path) != path:
                     copies[path] = first_of[digest]
-    linked = {path for key, path in chosen.items() if key in by_link}
+    linked = {chosen[key] for key, path in links if chosen[key] != path}
     return list(chosen.values()), copies, linked
 
 
@@ -248,7 +248,8 @@ def _identity(place: str) -> tuple[object, object, int]:
 
 def _is_link(place: str) -> bool:
     """Whether it, or a folder on its way, is a symbolic link."""
-    return os.path.realpath(place) != os.path.abspath(place)
+    real, plain = (os.path.normcase(way(place)) for way in (os.path.realpath, os.path.abspath))
+    return real != plain
 
 
 def _grouped(
@@ -288,7 +289,7 @@ def _grouped(
 
 
 def _pixels(place: str) -> int:
-    with suppress(OSError, ValueError), opened(place) as photo:
+    with suppress(Exception), opened(place) as photo:  # PIL raises nearly everything
         return photo.width * photo.height
     return 0
 
