@@ -197,7 +197,7 @@ def test_refusals(verydeep: Run, model: Path, classic: Path, data: Path, tmp_pat
         (
             model,
             ["--views", "crops", "--scales", "31"],
-            "scale 31 is too small for views crops; expected",
+            "views crops at 31: too small; expected",
         ),
         (classic, ["--views", "dense", "--scales", "223"], "the shorter side, 224 or more"),
         (model, ["--fuse", others], "has other classes than"),

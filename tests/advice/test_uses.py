@@ -217,7 +217,7 @@ def test_files_of_features(tmp_path: Path, photos: Path, model: Path, verydeep: 
 
 
 @follows(
-    "an index makes this quick, install it with: pip install 'verydeep[nearest]'",
+    'an index makes this quick, install it with: pip install "verydeep[nearest]"',
     "; --exact for all of them", "once; --exact goes without it",
 )  # fmt: skip
 def test_an_index_of_features(
@@ -236,7 +236,7 @@ def test_an_index_of_features(
     with monkeypatch.context() as gone:
         gone.setitem(__import__("sys").modules, "usearch.index", None)
         text = similar()
-        said("an index makes this quick, install it with: pip install 'verydeep[nearest]'", text)
+        said('an index makes this quick, install it with: pip install "verydeep[nearest]"', text)
         assert "usearch" in brought(taken("with: (.*)", text))
     text = similar()
     for words in ("once; --exact goes without it", "; --exact for all of them"):
@@ -551,3 +551,34 @@ def test_names_and_numbers(tmp_path: Path, model: Path, verydeep: Run) -> None:
     assert verydeep(verb, image, "--model", model).status == 0
     assert nearest("x", ["a"]) == "; expected one of: a"
     assert featurefile.FORMATS
+
+
+# The paper's evaluation
+
+
+@follows(
+    "; expected pixels of the shorter side, {} or more", "; take views dense",
+    "; give scales, such as 256,384", "; fuse networks of the same classes, in the same order",
+)  # fmt: skip
+def test_ways_to_look(tmp_path: Path) -> None:
+    for seed, name in enumerate(NAMES):
+        photo(tmp_path / "data" / name / "0.png", seed=seed)
+    own = model_file(tmp_path / "own.safetensors")
+    whole = Preprocess(resize="none", resize_size=None, crop_size=None)
+    as_it_is = model_file(tmp_path / "whole.safetensors", preprocess=whole)
+    other = model_file(tmp_path / "other.safetensors", class_names=NAMES[::-1], class_ids=())
+
+    def look(model: Path, **how: Any) -> Any:
+        return evaluate(model, tmp_path / "data", **how)
+
+    error = refused(lambda: look(own, views="crops", scales=20))
+    [least] = said("; expected pixels of the shorter side, {} or more", error)
+    look(own, views="crops", scales=int(least))
+    error = refused(lambda: look(as_it_is, views="crops", scales=64))
+    said("; take views dense", error)
+    error = refused(lambda: look(as_it_is, views="dense"))
+    said("; give scales, such as 256,384", error)
+    look(as_it_is, views="dense", scales=(256, 384))
+    error = refused(lambda: look(own, fuse=other))
+    said("; fuse networks of the same classes, in the same order", error)
+    look(own, fuse=model_file(tmp_path / "same.safetensors", tiny("vgg13")))

@@ -146,12 +146,7 @@ class Choice:
         device = self._devices[0]
         name = REFERENCE
         if self.precision == "int8":  # whose sums may overflow in some
-            kinds = self._kinds()
-            if not kinds:
-                raise EngineError(
-                    "no engine here adds up 8-bit products rightly; take precision fast"
-                )
-            name = kinds[0].name
+            name = next((kind.name for kind in self._kinds()), REFERENCE)
         elif device != "cpu" and ENGINES["torch"].available:
             name = "torch"
         return self._opened(name, device, {})

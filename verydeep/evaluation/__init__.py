@@ -134,13 +134,12 @@ def evaluate(
     ids, classes = _classes(predictor)
     numbers = _numbered(name, items, predictor.labels, classes)
 
-    if is_whole(scales):
-        scales = (scales,)
-    viewers = [Viewer.of(predictor, views, scales)]
+    sides: Any = (scales,) if is_whole(scales) else scales
+    viewers = [Viewer.of(predictor, views, sides)]
     for one in (fuse,) if isinstance(fuse, str | os.PathLike | Predictor) else fuse:
         other = one if isinstance(one, Predictor) else predictor.like(one)
         fusable(predictor, other)
-        viewers.append(Viewer.of(other, views, scales))
+        viewers.append(Viewer.of(other, views, sides))
     damaged: dict[int, str] = {}  # of an archive, what cannot be had from it, and why
     photos = labelled.opened(items, damaged)
     answers: Any = (

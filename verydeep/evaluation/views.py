@@ -71,7 +71,7 @@ class Viewer:
         for scale in scales:
             if not is_whole(scale, least):
                 raise DataError(
-                    f"scale {scale!r} is too small for views {views}; expected pixels of the shorter side, "
+                    f"views {views} at {scale!r}: too small; expected pixels of the shorter side, "
                     f"{least} or more"
                 )
         return cls(predictor, views, tuple(map(int, scales)), crop)
