@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +26,7 @@ from verydeep.cli.weights import weights as command
 from verydeep.errors import DataError, MissingExtraError, ModelFileError, WeightsError
 from verydeep.files import hashes
 from verydeep.preprocess import PRESETS, TORCHVISION
-from verydeep.published import catalog, find_model, supply
+from verydeep.published import catalog, conversion, find_model, supply
 from verydeep.published import fetching as fetch
 from verydeep.published.catalog import Accuracy, Entry, Published
 from verydeep.published.fetching import GoneError
@@ -207,12 +210,12 @@ def test_without_torch_nothing_is_fetched_in_vain(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(fetch, "fetch", lambda *_, **__: pytest.fail("fetched"))
-    with pytest.raises(MissingExtraError, match=r"converting tiny.pth .* 'verydeep\[torch\]'"):
+    with pytest.raises(MissingExtraError, match=r'converting tiny.pth .* "verydeep\[torch\]"'):
         supply.obtain("tiny", progress=False)
     keras = replace(entry, published=(Published("http://127.0.0.1:9/tiny.h5", "md5:00"),))
     monkeypatch.setitem(catalog.ENTRIES, "tiny", keras)
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(MissingExtraError, match=r"converting tiny.h5 .* 'verydeep\[keras\]'"):
+    with pytest.raises(MissingExtraError, match=r'converting tiny.h5 .* "verydeep\[keras\]"'):
         supply.obtain("tiny", progress=False)
 
 
@@ -225,6 +228,62 @@ def test_a_wrong_file_in_torch_hubs_cache_is_left_alone(
         supply.obtain("tiny")
     assert f"{hub / 'tiny.pth'} is not sha256:" in capsys.readouterr().err
     assert (hub / "tiny.pth").read_bytes() == b"half a download"
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_cached_file_that_cannot_be_read_is_left_alone(
+    sealed: bool,
+    entry: Entry,
+    published: Path,
+    hub: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refusing(path: Path, *words: object, **more: object) -> object:
+        if path == hub / "tiny.pth":  # the tests may run as root, who may read everything
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return open(path, *words, **more)  # type: ignore[call-overload]
+
+    right = tmp_path / "keras" / "models" / "tiny.pth"
+    right.parent.mkdir(parents=True)
+    shutil.copy(published, hub)
+    shutil.copy(published, right)
+    if sealed:
+        hashes.seal(
+            supply.weights_folder() / "tiny.pth", hashlib.sha256(published.read_bytes()).hexdigest()
+        )
+    monkeypatch.setattr(hashes, "open", refusing, raising=False)
+    assert supply.find_source(entry, progress=False) == right
+    assert f"cannot read {hub / 'tiny.pth'}: Permission denied" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_forbidden_has_no_file(
+    entry: Entry,
+    published: Path,
+    hub: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, look = [], os.stat
+
+    def refusing(path: Any, **more: Any) -> os.stat_result:
+        if isinstance(path, str | Path) and Path(path).is_relative_to(hub):
+            asked.append(path)
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return look(path, **more)
+
+    right = tmp_path / "keras" / "models" / "tiny.pth"
+    right.parent.mkdir(parents=True)
+    shutil.copy(published, right)
+    monkeypatch.setattr(os, "stat", refusing)
+    assert supply.find_source(entry, progress=False) == right
+    assert [one.file for one in verdicts("tiny")] == [right]
+    assert asked
+    with pytest.raises(
+        WeightsError, match=r"tiny\.safetensors: it cannot be read: Permission denied"
+    ):
+        conversion.load_weights(hub / "tiny.safetensors")
 
 
 def test_a_file_that_changed_after_it_proved_right_is_not_used(
@@ -428,6 +487,31 @@ def test_a_folder_does_not_hide_a_name(
     )  # a file is what was meant
 
 
+def test_a_path_is_never_a_catalogue_name(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which pathlib would make of "./tiny", a run's folder."""
+    made = supply.obtain(published, progress=False)
+    monkeypatch.chdir(tmp_path)
+    Path("tiny").mkdir()
+    monkeypatch.setattr(supply, "obtain", lambda *_: pytest.fail("obtained"))
+    assert find_model(Path("./tiny")) == Path("tiny")
+    assert find_model(Path("vgg16")) == Path("vgg16")
+    Path("tiny", "config.json").write_text("{}")
+    shutil.copy(made, "tiny/model.safetensors")
+    assert find_model(Path("tiny")) == Path("tiny/model.safetensors")
+    assert run("convert", "./tiny", "out.safetensors").exception is None
+    record = modelfile.read("out.safetensors").record
+    assert record.provenance["sha256"] == hashlib.sha256(made.read_bytes()).hexdigest()
+
+
+def test_a_built_in_has_its_name_as_a_path_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = find_model("builtin/cifar10")
+    assert find_model(Path("builtin/cifar10")) == right
+    monkeypatch.setattr("os.sep", "\\")  # as on Windows, whose Path turns the separator
+    assert find_model("builtin\\cifar10") == right
+
+
 def test_a_model_that_is_there_needs_no_catalogue(tmp_path: Path) -> None:
     program = (
         "import sys\nfrom verydeep.published import find_model\n"
@@ -470,6 +554,16 @@ def test_verdicts_on_what_the_cache_has(published: Path, hub: Path) -> None:
     assert "not tiny: its sha256 is" in source.what
     assert not made.ok
     assert made.what.endswith("changed since it was made")
+
+
+def test_a_folder_of_a_catalogue_name_fetches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny").mkdir()
+    monkeypatch.setattr(supply, "obtain", lambda *_: pytest.fail("obtained"))
+    with pytest.raises(WeightsError, match="nothing of tiny is on this machine"):
+        verdicts("tiny")
 
 
 def test_verdicts_on_other_files(published: Path, tmp_path: Path) -> None:

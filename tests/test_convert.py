@@ -36,6 +36,8 @@ from verydeep.published import catalog, layouts, recognition
 from verydeep.published import conversion as convert
 from verydeep.published.catalog import Entry, Published
 
+from .tiny import model_file
+
 WIDTH = 1 / 16
 CLASSES = 5
 # torch and Keras sum in other orders: float32, a dozen layers deep
@@ -750,8 +752,37 @@ def test_files_that_are_cut_short(suffix: str, tmp_path: Path) -> None:
     else:
         (torch.save if suffix == ".pth" else safetensors.torch.save_file)(weights, path)
     path.write_bytes(path.read_bytes()[:20_000])
-    with pytest.raises(WeightsError, match="may be damaged"):
+    with pytest.raises(WeightsError, match=r"(may be|added to or) damaged"):
         convert.load_weights(path)
+
+
+def test_a_model_file_that_cannot_be_used_is_told_by_its_own_error(tmp_path: Path) -> None:
+    """Not taken for foreign weights, whose record would be lost without a word."""
+    golden = Path(__file__).parent / "golden"
+    path = tmp_path / "model.safetensors"
+    plain = (golden / "modelfile.safetensors").read_bytes()
+    assert plain.count(rb"format_version\":1") == 1
+    coded = bytearray((golden / "modelfile_coded.safetensors").read_bytes())
+    coded[-1] ^= 1
+    for content, reason in (
+        (
+            plain.replace(rb"format_version\":1", rb"format_version\":9"),
+            "written by a newer verydeep",
+        ),
+        (bytes(coded), "its checksum is not that of its numbers"),
+        (plain[:-9], "it was cut short, added to or damaged"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match=rf"model\.safetensors: .*{reason}"):
+            convert.load_weights(path)
+    with pytest.raises(WeightsError, match="it is a folder"):
+        convert.load_weights(tmp_path)
+
+
+def test_another_kind_of_file_may_have_our_ending(tmp_path: Path) -> None:
+    with open(tmp_path / "in.safetensors", "wb") as file:
+        np.savez(file, **{key: tensor.numpy() for key, tensor in state(small()).items()})
+    assert convert.load_weights(tmp_path / "in.safetensors").network == small()
 
 
 def test_networks_that_are_not_in_the_table(tmp_path: Path) -> None:
@@ -890,6 +921,60 @@ def test_a_published_file_needs_no_word(
     convert.convert(known, tmp_path / "out", preprocess="torchvision", claim="tiny")
     with pytest.raises(WeightsError, match="is tiny, whose pre-processing is torchvision"):
         convert.convert(known, tmp_path / "out", preprocess="caffe")
+
+
+def test_what_is_said_of_a_model_file_must_hold(known: Path, tmp_path: Path) -> None:
+    ours, other = tmp_path / "ours.safetensors", tmp_path / "other.safetensors"
+    convert.convert(known, ours)
+    convert.load_weights(ours, claim="tiny", network="vgg16")
+    choices: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"claim": "vgg19"}, "catalogue name is 'tiny', not vgg19; leave --as out"),
+        ({"network": "vgg19"}, "network is 'vgg16', not vgg19; leave --network out"),
+        ({"layout": "caffe"}, "layout is 'verydeep', not caffe; leave --from out"),
+        ({"averages": ("pool5",)}, "averages is none, not pool5; leave --averages out"),
+    )
+    for choice, reason in choices:
+        with pytest.raises(WeightsError, match=reason):
+            convert.load_weights(ours, **choice)
+    with pytest.raises(WeightsError, match="did you mean vgg19"):
+        convert.load_weights(ours, claim="vgg91")
+    torch.save(state(small("vgg16", head="gap", layers=("pool5",))), tmp_path / "in.pth")
+    convert.convert(tmp_path / "in.pth", other, preprocess="caffe", averages=("pool5",))
+    convert.load_weights(other, averages=("pool5",))
+    with pytest.raises(WeightsError, match="catalogue name is none, not tiny"):
+        convert.convert(other, tmp_path / "out", claim="tiny")
+
+
+FIGURE = {"what": "top1", "value": 0.5, "protocol": "by hand"}
+
+
+@pytest.mark.parametrize(
+    ("sure", "kept", "said"),
+    [
+        ({"threshold": 0.5, "least_mean": 0.25, "measured": (FIGURE,)}, {}, "left out what"),
+        ({"thresholds": (0.25,) * 5}, {"thresholds": (0.25,) * 5}, "its thresholds were"),
+        ({}, {}, ""),
+    ],
+)
+def test_what_was_measured_with_another_pre_processing_is_left_out(
+    sure: dict[str, Any],
+    kept: dict[str, Any],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source, target = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    model_file(source, small(), preprocess=TORCHVISION, licence="MIT", **sure)
+    for same in (None, "torchvision"):
+        record = convert.convert(source, target, preprocess=same)
+        assert {key: getattr(record, key) for key in sure} == sure
+    assert convert.convert(source, target, preprocess="caffe", trunk=True).measured == ()
+    assert capsys.readouterr().err == ""
+    record = convert.convert(source, target, preprocess="caffe")
+    made = {"provenance": record.provenance, "licence": "MIT"}
+    assert record == modelfile.Record(small(), CAFFE, **made, **kept)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith(f"verydeep: {said}") for line in lines] == [True] * bool(said)
 
 
 def planted(
@@ -1113,7 +1198,7 @@ def test_a_missing_package_gives_its_install_line(
     else:
         torch.save(state(small()), tmp_path / file)
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'verydeep\[(keras|torch)\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "verydeep\[(keras|torch)\]"'):
         convert.load_weights(tmp_path / file)
 
 

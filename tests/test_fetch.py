@@ -278,6 +278,15 @@ def test_a_web_page_is_not_taken_for_weights(how: str, server: Server, path: Pat
     assert len(server.seen) == 1
 
 
+def test_comments_before_a_page_are_taken_for_what_they_are() -> None:
+    """Many of them, too: looked through in every way, five hundred would take for ever."""
+    comments = b"<!-- a <b> -->\n<!---->" * 250
+    assert fetch._PAGE.match(comments + PAGE)
+    assert not fetch._PAGE.match(comments + b"x")
+    assert not fetch._PAGE.match(b"<!-- not -- closed > <html>")
+    assert not fetch._PAGE.match(b"<!-- --> x --> <html>")
+
+
 def test_silence_is_cut_short_and_the_download_goes_on(
     server: Server,
     path: Path,

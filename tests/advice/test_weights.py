@@ -422,7 +422,7 @@ def test_weights_that_are_not_in_the_catalogue(pth: Path, tmp_path: Path, veryde
     "; convert the float model that it was made from", "; leave --preprocess out",
     "; if you know what it is, {}, and say its pre-processing with --preprocess",
     "give it another name", "leave --as out", "expected one for each of {} classes",
-    "leads to the file that it is made of; name another file",
+    "leads to the file that it is made of; name another file", "not {}; leave {} out",
 )  # fmt: skip
 def test_conversion(published: Path, pth: Path, tmp_path: Path, verydeep: Run) -> None:
     out = tmp_path / "out.safetensors"
@@ -439,6 +439,9 @@ def test_conversion(published: Path, pth: Path, tmp_path: Path, verydeep: Run) -
     said("leads to the file that it is made of; name another file", convert(out, out))
     convert(out, tmp_path / "another.safetensors", good=True)
     words = (pth, tmp_path / "out.pth", "--to", "verydeep")
+    _, option = said("not {}; leave {} out", convert(out, tmp_path / "x.pth", "--as", "vgg19"))
+    assert option == "--as"
+    convert(out, tmp_path / "x.pth", good=True)
     said("for torch's own format leave --to out", convert(*words))
     convert(*words[:2], good=True)
     said("; convert the float model that it was made from", convert(INT8, out))

@@ -31,16 +31,18 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
 
     A run's folder stands for the model that `verydeep train` left in it. A catalogue name means the
     published weights, fetched and converted where that is needed, unless a file has that name; a folder of
-    that name changes nothing. With a separator ("./vgg16") it is a path.
+    that name changes nothing. With a separator ("./vgg16") it is a path, and so is a pathlib.Path, which
+    drops "./".
     """
     if not isinstance(name_or_path, str | os.PathLike):
         raise ArgumentError(f"the model is {shown(name_or_path)}; expected a name or a path")
     name = os.fsdecode(name_or_path)
     models = builtin_models()
-    if name in models:
-        return models[name]
+    if (ours := name.replace(os.sep, "/")) in models:  # on Windows a Path turns the separator
+        return models[ours]
     path, there = Path(name), os.path.exists(name)  # which is False of names that no disk takes
-    if path.suffix or os.path.basename(name) != name or (there and not path.is_dir()):
+    told = isinstance(name_or_path, Path) or path.suffix or os.path.basename(name) != name
+    if told or (there and not os.path.isdir(name)):
         return _in_run(path)
     from . import catalog, supply
 

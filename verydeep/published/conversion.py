@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .. import modelfile
 from ..errors import ModelFileError, WeightsError, log, require
 from ..files.atomic import replacing, require_other
-from ..files.strict_json import JSON
+from ..files.strict_json import JSON, shown
 from ..modelfile import Record
 from ..nets import Head, Network
 from ..preprocess import PRESETS, Preprocess
@@ -72,7 +72,8 @@ def convert(
     or `claim` says, contradicts `preprocess`, or where nothing says what its pre-processing is;
     MissingExtraError where reading it needs torch or h5py.
     """
-    source, target = Path(source), Path(target)
+    # load_weights gets the text: a Path drops "./", which tells a path from a catalogue name
+    given, source, target = source, Path(source), Path(target)
     require_other(target, source)
     if target.suffix in STATE_DICTS:
         raise WeightsError(
@@ -81,10 +82,12 @@ def convert(
     if isinstance(preprocess, str):
         require("pre-processing", preprocess, PRESETS, WeightsError)
         preprocess = PRESETS[preprocess]
-    weights = load_weights(source, **choices)
+    weights = load_weights(given, **choices)
     right = _preprocess(source, weights, preprocess)
     known, own = weights.published, weights.record
     classes = weights.network.head.classes
+    if own and classes and right != own.preprocess:
+        own = _unmeasured(own)
     if labels is None and known is not None and classes == known.classes == 1000:
         labels = zip(catalog.class_ids(), catalog.class_names(), strict=True)
     named = list(labels or ())
@@ -134,18 +137,21 @@ def load_weights(
 ) -> Imported:
     """Read weights of any layout; errors as for `convert`.
 
-    source: a name of the catalogue, or a file; a model file says all by itself. claim: the catalogue name
-    that the file must prove to be; its own name claims one too. network, layout, trunk, averages: as for
-    `layouts.arrange`.
+    source: a name of the catalogue, or a file; a model file says all by itself, and what is said here must
+    agree. claim: the catalogue name that the file must prove to be; its own name claims one too. network,
+    layout, trunk, averages: as for `layouts.arrange`.
     A head whose weights are NaN (torchvision's features-only file of vgg16) is left out.
     """
     source = find_model(source)
-    with suppress(ModelFileError):  # another kind of file
-        return _of_model_file(modelfile.read(source), trunk)
     named = by_name(source)
     claimed = catalog.entry(claim) if claim is not None else named and named[0]
-    if not source.is_file():
-        raise WeightsError(f"{source}: there is no such file")
+    try:
+        file = modelfile.read(source)
+        _agree(file, claim, network, layout, averages)
+        return _of_model_file(file, trunk)
+    except ModelFileError as error:
+        if not os.path.isfile(source) or _is_ours(source):
+            raise WeightsError(str(error)) from error
     digests, known = by_digest(source)
     sha256, published = digests["sha256"], known and known[0]
     tensors = read_tensors(source)
@@ -212,6 +218,57 @@ def export(
         except RuntimeError as error:  # torch's own, of a disk that was full before
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
     return weights
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether what cannot be read as a model file is one all the same: other kinds may have its ending."""
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read(9)[8:] == b"{" and modelfile.is_model_file(path)
+    return False
+
+
+def _agree(
+    file: modelfile.ModelFile,
+    claim: str | None,
+    network: str | None,
+    layout: str | None,
+    averages: tuple[str, ...],
+) -> None:
+    """WeightsError where a model file is not what was said of it."""
+    record = file.record
+    for option, what, said, own in (
+        ("--as", "catalogue name", claim, record.provenance.get("catalogue")),
+        ("--network", "network", network, record.network.name),
+        ("--from", "layout", layout, "verydeep"),
+        (
+            "--averages",
+            "averages",
+            ",".join(averages) or None,
+            ",".join(record.network.head.layers),
+        ),
+    ):
+        if said not in (None, own):
+            raise WeightsError(
+                f"{file.path} is a model file, whose record says that its {what} is "
+                f"{shown(own) if own else 'none'}, not {said}; leave {option} out"
+            )
+
+
+def _unmeasured(record: Record) -> Record:
+    """The record without what was measured with its own pre-processing, where there is another now.
+
+    Thresholds stay: without them it would be a model of one label, whose probabilities are a soft-max.
+    """
+    if record.measured or (record.threshold, record.least_mean) != (None, None):
+        log.info(
+            "left out what was measured with its own pre-processing: figures, and when it is not sure"
+        )
+    if record.thresholds:
+        log.info(
+            "its thresholds were measured with its own pre-processing; kept, since they say that it is of "
+            "several labels"
+        )
+    return replace(record, measured=(), threshold=None, least_mean=None)
 
 
 def _of_model_file(file: modelfile.ModelFile, trunk: bool) -> Imported:

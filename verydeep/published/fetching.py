@@ -34,7 +34,10 @@ CHUNK_BYTES = 1 << 20
 
 # Answers that may be different a moment later; any other error answer is final.
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
-_PAGE = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body|\?xml)", re.I | re.S)
+# atomic: where each comment ends is settled, else many of them have ever more ways to be read
+_PAGE = re.compile(
+    rb"\s*(?>(?:<!--.*?-->\s*)*)<(!doctype\s+html|html|head|body|\?xml)", re.I | re.S
+)
 
 
 class UnreachableError(WeightsError):
@@ -60,7 +63,7 @@ def fetch(url: str, path: Path, digest: str, *, progress: bool = True) -> Path:
     without permission.
     """
     with held(path, "fetching"):
-        if path.is_file():
+        if os.path.isfile(path):
             if not _wrong(path, digest)[0]:
                 return path
             log.info(f"{path} is not what {digest} promises; fetching it again")

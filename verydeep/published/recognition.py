@@ -144,7 +144,8 @@ def verdicts(name: str | os.PathLike[str]) -> tuple[Verdict, ...]:
     Raises WeightsError where there is nothing of that name.
     """
     name = os.fspath(name)
-    own = name in builtin_models() or os.path.isdir(name)  # a built-in, or a run's folder
+    # a built-in, or a run's folder; finding a catalogue name would fetch it
+    own = name in builtin_models() or (name not in ENTRIES and os.path.isdir(name))
     paths = [find_model(name) if own else Path(name)]
     reason = f"{name!r} is neither a file nor in the catalogue{nearest(name, ENTRIES)}"
     if entry := ENTRIES.get(name):
@@ -152,7 +153,7 @@ def verdicts(name: str | os.PathLike[str]) -> tuple[Verdict, ...]:
         paths = [folder / one.file for one in entry.published for folder in folders]
         paths.append(supply.model_path(entry))
         reason = f"nothing of {name} is on this machine; get it with: verydeep weights fetch {name}"
-    judged = tuple(_verdict(path) for path in paths if path.is_file())
+    judged = tuple(_verdict(path) for path in paths if os.path.isfile(path))
     if not judged:
         raise WeightsError(reason)
     return judged

@@ -64,7 +64,7 @@ def obtain(name: str | os.PathLike[str], progress: bool = True) -> Path:
             )
         return _made(published[0], path)
     target = model_path(known)
-    if target.is_file() and sealed(target) is not None:
+    if os.path.isfile(target) and sealed(target) is not None:
         if unbroken(target):
             _keep_one(known)
             return target
@@ -104,7 +104,7 @@ def find_source(known: Wanted, progress: bool = True) -> Path:
     for published in known.published:
         for folder in filter(None, (weights_folder(), mirror_folder, *download_folders())):
             path = folder / published.file
-            if path.is_file():
+            if os.path.isfile(path):  # not Path's, which raises where a folder is forbidden
                 if _verified(path, published):
                     return path
                 log.info(f"{path} is not {published.digest}, so it is left alone")
@@ -147,7 +147,7 @@ def _made(known: Entry, source: Path | None = None, progress: bool = True) -> Pa
 
     target = model_path(known)
     with held(target, "making"):
-        if not (target.is_file() and unbroken(target)):  # else made while we waited
+        if not (os.path.isfile(target) and unbroken(target)):  # else made while we waited
             source = source or find_source(known, progress)
             log.info(f"converting {source.name} to {target}, once")
             conversion.convert(source, target, claim=known.name)
@@ -164,7 +164,7 @@ def _keep_one(known: Entry) -> None:
     for published in known.published:
         file = weights_folder() / published.file
         # what never proved right is somebody's own
-        if file.is_file() and not file.is_symlink() and sealed(file) and unbroken(file):
+        if os.path.isfile(file) and not os.path.islink(file) and sealed(file) and unbroken(file):
             size = file.stat().st_size
             with suppress(OSError):  # Windows keeps a file that somebody reads
                 file.unlink()
@@ -197,12 +197,12 @@ def held(path: Path, doing: str) -> Iterator[None]:
 def _verified(path: Path, published: Published) -> bool:
     """Whether a file is what was published: by its seal, where it has one, else by its digest."""
     kept = weights_folder() / path.name
-    if sealed(kept) is not None:
-        return unbroken(kept, path)
     try:
+        if sealed(kept) is not None:
+            return unbroken(kept, path)
         digests = digests_of(path, ("sha256", published.digest.partition(":")[0]))
-    except OSError as error:
-        log.info(f"{path} cannot be read: {error.strerror}")
+    except WeightsError as error:  # it cannot be read: no reason not to look elsewhere
+        log.info(str(error))
         return False
     right = matches(published.digest, digests)
     if right:
