@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What no test can follow, by words of the message, and why.
 NOT_FOLLOWED = {
-    "install them with: pip install 'onnxruntime-gpu[cuda,cudnn]'": "NVIDIA's libraries, and a GPU",
+    'install them with: pip install "onnxruntime-gpu[cuda,cudnn]"': "NVIDIA's libraries, and a GPU",
     "upgrade with: pip install --upgrade verydeep": "pip's own command, of a version that is yet to come",
     "whose values are others, or use lpips": "another package, with weights to fetch",
     "Look at these first: some of them may be wrong labels.{}": "said of photos in a report, to people",

@@ -271,7 +271,7 @@ def test_refusals(verydeep: Run, model: Path, tmp_path: Path) -> None:
 
 def test_engines_that_are_missing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines.Kind, "available", False)
-    with pytest.raises(EngineError, match=r"openvino is not installed.*pip install 'verydeep\["):
+    with pytest.raises(EngineError, match=r'openvino is not installed.*pip install "verydeep\['):
         bench.bench(model, engines="openvino")
 
 
@@ -292,7 +292,7 @@ def test_the_table_says_what_a_reader_asks(monkeypatch: pytest.MonkeyPatch) -> N
         "back, so auto takes it only where a program has loaded it",
     ]
     monkeypatch.setattr(bench, "installed", lambda: (engines.ENGINES["onnxruntime"],))
-    assert "pip install 'verydeep[fast]' adds OpenVINO, ncnn and MNN" in bench.table(rows)
+    assert 'pip install "verydeep[fast]" adds OpenVINO, ncnn and MNN' in bench.table(rows)
 
 
 def test_the_plot_shows_every_row(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import runpy
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,10 +109,29 @@ def test_many_weights_are_cut_into_parts(monkeypatch: pytest.MonkeyPatch) -> Non
                 read_by(joined(wrong), shape)
 
 
-def test_plain_python_reads_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The range decoder of docs/format.md, where constriction is not installed."""
+@pytest.fixture(params=["missing", "broken"])
+def lose(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], None]:
+    """From then on constriction is not installed, or a library of the system that it needs is not."""
+
+    def lost() -> None:
+        if request.param == "missing":
+            monkeypatch.setitem(sys.modules, "constriction", None)
+            return
+        (tmp_path / "broken").mkdir()
+        text = "raise ImportError('libgcc_s.so.1: cannot open shared object file')"
+        (tmp_path / "broken" / "constriction.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "constriction", raising=False)
+        monkeypatch.setattr(sys, "path", [str(tmp_path / "broken"), *sys.path])
+
+    return lost
+
+
+def test_plain_python_reads_the_same(lose: Callable[[], None]) -> None:
+    """The range decoder of docs/format.md, where constriction cannot be had."""
     expected = read(GOLDEN).tensors()
-    monkeypatch.setitem(__import__("sys").modules, "constriction", None)
+    lose()
     assert isinstance(codec._reader(np.zeros(2, np.uint32)), codec.PlainReader)
     for key, array in read(GOLDEN).tensors().items():
         np.testing.assert_array_equal(array, expected[key])
@@ -247,10 +267,13 @@ def test_a_large_one_is_decoded_once(
 
 
 def test_who_waits_for_plain_python_is_told(
-    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    pair: tuple[Path, Path],
+    lose: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(decoding, "WORTH_KEEPING", 1)
-    monkeypatch.setitem(sys.modules, "constriction", None)
+    lose()
     with caplog.at_level("INFO", "verydeep"):
         for _ in range(2):
             read(pair[0]).tensors()

@@ -38,7 +38,7 @@ def test_all_is_well(verydeep: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lines) <= 24
     assert any(line.startswith("  onnxruntime ") and "bannister 9" in line for line in lines)
     assert "  mnn          -" in done.out
-    assert "not installed: pip install 'verydeep[mnn]'" in done.out
+    assert 'not installed: pip install "verydeep[mnn]"' in done.out
 
 
 def test_it_says_which_engine_is_asked(verydeep: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,4 +90,4 @@ def test_an_extra_that_is_missing_has_its_install_line(
     done = verydeep("doctor")
     assert done.status == 0
     assert "with numpy " in done.out
-    assert "  heif  no-such-package missing: pip install 'verydeep[heif]'" in done.out
+    assert '  heif  no-such-package missing: pip install "verydeep[heif]"' in done.out

@@ -489,7 +489,7 @@ def test_onnxruntime_does_not_fall_back_to_the_cpu(
     monkeypatch.setattr(onnxruntime, "cuda_version", "13.0", raising=False)
     told = (
         r"cannot use CUDA here .*\(CUDA 13.0, cuDNN 9\); use --device cpu, or install them with: pip "
-        r"install 'onnxruntime-gpu\[cuda,cudnn\]'$"
+        r'install "onnxruntime-gpu\[cuda,cudnn\]"$'
     )
     with pytest.raises(EngineError, match=told):
         Engine("onnxruntime", built, device="cuda")
@@ -540,7 +540,7 @@ def test_refusals(built: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
             EngineError, match=f"{name} is not installed; install it with: pip install"
         ):
             Engine(name, built, precision="fast")
-    assert ENGINES["mnn"].install == "pip install 'verydeep[mnn]'"
+    assert ENGINES["mnn"].install == 'pip install "verydeep[mnn]"'
 
 
 @pytest.mark.parametrize("name", HERE)

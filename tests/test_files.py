@@ -9,8 +9,10 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,8 @@ from verydeep import modelfile
 from verydeep.errors import DataError, OutputError, WeightsError
 from verydeep.evaluation import class_of, class_table
 from verydeep.files import folders, hashes, photo_paths
-from verydeep.files.atomic import replacing, require_writable
+from verydeep.files.atomic import is_replaced, locked, replacing, require_other, require_writable
+from verydeep.files.cache import Cache
 from verydeep.files.folders import MOST, Notebook
 from verydeep.graphs import source_of
 from verydeep.probing.features import _space
@@ -243,6 +246,47 @@ def test_a_lock_is_never_a_forked_childs(tmp_path: Path, child: str) -> None:
     assert ran.stdout == "child waits, parent lets go, child holds, parent holds still"
 
 
+class HeldError(Exception):
+    pass
+
+
+def held() -> None:
+    raise HeldError
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows removes no file that is open")
+def test_who_waits_for_a_lock_that_is_removed_holds_the_new_one(tmp_path: Path) -> None:
+    path, waits, holds, free = tmp_path / "lock", *(threading.Event() for _ in range(3))
+
+    def wait() -> None:
+        with locked(path, waits.set):
+            holds.set()
+            free.wait(10)
+
+    other = threading.Thread(target=wait)
+    with locked(path, held):
+        other.start()
+        assert waits.wait(10)
+        path.unlink()
+    assert holds.wait(10)
+    with pytest.raises(HeldError), locked(path, held):
+        pass
+    free.set()
+    other.join()
+
+
+def test_a_cache_that_is_cleared_keeps_the_locks_that_are_held(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.lock").touch()
+    with locked(tmp_path / "a.lock", held):
+        Cache(tmp_path).clear()
+        assert os.listdir(tmp_path) == ["a.lock"]
+        with pytest.raises(HeldError), locked(tmp_path / "a.lock", held):
+            pass  # it is still the one that is held
+    Cache(tmp_path).clear()
+    assert not os.listdir(tmp_path)
+
+
 def test_devices_are_written_to_and_never_replaced() -> None:
     number = os.stat(os.devnull).st_rdev
     with replacing(os.devnull) as file:
@@ -344,7 +388,116 @@ def test_a_disk_that_fills_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@contextmanager
+def somebody_else() -> Iterator[None]:
+    """Not root, to whom every folder is open."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="a system without users by number")
+def test_a_folder_that_may_not_be_looked_into(tmp_path: Path) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    out = folder / "file"
+    out.touch()
+    book = Notebook(folder / "cache" / "notes.json")
+    folder.chmod(0)
+    with somebody_else():
+        with pytest.raises(PermissionError):
+            os.stat(out)
+        with pytest.raises(
+            OutputError, match="file: cannot be written: Permission denied; choose a"
+        ):
+            require_writable(out, folder / "source")
+        require_other(out, folder / "source")
+        is_replaced(out)
+        assert not book.write("key", 1)
+    folder.chmod(0o700)
+
+
+@pytest.mark.parametrize("function", ["fsync", "chmod", "replace"])
+def test_what_fails_as_a_file_is_finished_gives_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, fail)
+        with (
+            pytest.raises(OutputError, match=r"file: cannot be written: Input/output error$"),
+            replacing(path, "w") as file,
+        ):
+            file.write("new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("size", [2_000, 100_000])  # found by the flush, and by the write itself
+def test_a_file_may_be_too_large_for_the_disk(tmp_path: Path, size: int) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
+    try:
+        with (
+            pytest.raises(OutputError, match="written: File too large; choose a disk"),
+            replacing(tmp_path / "file") as file,
+        ):
+            file.write(bytes(size))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not os.listdir(tmp_path)
+
+
+def test_errors_of_others_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError, match="theirs"), replacing(tmp_path / "file"):
+        raise PermissionError(errno.EACCES, "theirs")
+    assert not os.listdir(tmp_path)
+    if os.path.exists("/dev/fd"):
+        reader, writer = os.pipe()
+        os.close(reader)  # as `| head` does, of which the command line says nothing
+        with pytest.raises(BrokenPipeError), replacing(f"/dev/fd/{writer}") as file:
+            file.write(b"row")
+        os.close(writer)
+
+
 # Photos
+
+
+def test_a_folder_that_cannot_be_read_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        photo(tmp_path / folder / "1.png")
+    scan = os.scandir
+
+    def scandir(path: str) -> Any:
+        if path == str(tmp_path / "b"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for _ in range(2):  # counted, and read
+        assert list(photo_paths.find([str(tmp_path)])) == [str(tmp_path / "a" / "1.png")]
+    with pytest.raises(DataError, match="no photos in"):
+        photo_paths.find_some([str(tmp_path / "b")])
+    assert caplog.messages == [
+        f"{tmp_path / 'b'}: cannot be read (Permission denied); what is in it is left out"
+    ]
+    missing = str(tmp_path / "c" / "**" / "1.png")
+    assert list(photo_paths.find([missing])) == [missing]  # to be reported when it is opened
+    assert len(caplog.messages) == 1
 
 
 def test_names_are_compared_in_one_spelling() -> None:

@@ -407,7 +407,7 @@ def test_the_metric_refuses_as_torchmetrics_does(
 
 def test_the_metric_needs_torchmetrics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "verydeep.losses.metric", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'verydeep\[metrics\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "verydeep\[metrics\]"'):
         losses.LearnedPerceptualImagePatchSimilarity  # noqa: B018
 
 

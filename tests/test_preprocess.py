@@ -973,7 +973,7 @@ def test_text_within_an_icon_is_refused_once(monkeypatch: pytest.MonkeyPatch) ->
 def test_heic_without_what_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "reads_heif", lambda: False)
     text = message(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-    assert text.endswith("it looks like HEIC; pip install 'verydeep[heif]' to read HEIC")
+    assert text.endswith('it looks like HEIC; pip install "verydeep[heif]" to read HEIC')
     monkeypatch.setattr("PIL.features.check", lambda _: False)  # as Pillow had it before 11.3
     text = message(b"\0\0\0\x18ftypavif\0\0\0\0mif1miaf")
     assert text.endswith(

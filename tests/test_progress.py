@@ -262,6 +262,17 @@ def test_a_line_that_is_begun_is_not_drawn_over(monkeypatch: pytest.MonkeyPatch)
         sys.stdout.write(b"no")  # type: ignore[arg-type]  # by this click tells text from bytes
 
 
+def test_who_kept_stderr_writes_no_line_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a handler of logging that is made while the line stands."""
+    screen = terminal(monkeypatch)
+    with Progress("thinking", ""):
+        kept = sys.stderr
+        tick()
+    for message in ("one", "two"):
+        print(message, file=kept)
+    assert screen.text == "one\ntwo\n"
+
+
 def test_stages_take_the_line_and_give_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = terminal(monkeypatch)
     assert list(stage(range(3), "unwatched")) == [0, 1, 2]

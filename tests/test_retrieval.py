@@ -264,7 +264,7 @@ def test_parquet_is_an_extra(
     folder: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'verydeep\[parquet\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "verydeep\[parquet\]"'):
         verydeep.features(folder, tmp_path / "x.parquet", "relu5_2", model=model)
     assert not list(tmp_path.glob("x*"))
 

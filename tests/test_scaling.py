@@ -238,7 +238,7 @@ def test_what_cannot_be_is_one_line(
         verydeep, "photos", "--ray", "here/", *out
     )
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert "pip install 'verydeep[ray]'" in refused(verydeep, "photos", "--ray", *out)
+    assert 'pip install "verydeep[ray]"' in refused(verydeep, "photos", "--ray", *out)
     done = verydeep("classify", "photos", "--out", tmp_path / "r")
     assert done.status == 2
     assert "--ray and --out FOLDER go together" in done.err

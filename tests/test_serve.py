@@ -602,7 +602,7 @@ def test_what_cannot_be_served(
     refused("70000", "--port", "70000", *model)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "verydeep.serving.running", raising=False)
-    refused("install it with: pip install 'verydeep[serve]'", *model)
+    refused('install it with: pip install "verydeep[serve]"', *model)
 
 
 HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\n"

@@ -189,5 +189,5 @@ def test_tensorboard_gets_the_figures(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [step for tag, _, step in written if tag == "loss/training"] == [1, 2, 3, 4]
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'verydeep\[tensorboard\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "verydeep\[tensorboard\]"'):
         train("small-images", tmp_path / "set.npz", out=tmp_path / "no", tensorboard=True)

@@ -495,7 +495,7 @@ def test_each_recipe_shows_itself(verydeep: Run, monkeypatch: pytest.MonkeyPatch
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
     shown = verydeep("train", "--recipes")
-    assert "finetune\n  needs torch: pip install 'verydeep[torch]'" in shown.out
+    assert 'finetune\n  needs torch: pip install "verydeep[torch]"' in shown.out
 
 
 def test_without_torch_what_needs_it_says_so(
@@ -508,7 +508,7 @@ def test_without_torch_what_needs_it_says_so(
     assert done.status == 2
     assert done.err == (
         "verydeep: what was asked of verydeep train needs an optional dependency; install it with: "
-        "pip install 'verydeep[torch]'\n"
+        'pip install "verydeep[torch]"\n'
     )
 
 

@@ -322,7 +322,7 @@ def test_what_cannot_be_streamed_is_one_line(
     assert host.asked.count("a-00.tar") + host.asked.count("a-01.tar") <= 2  # refused before that
     assert not (tmp_path / "out" / "config.json").exists()
     monkeypatch.setitem(sys.modules, "webdataset", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'verydeep\[webdataset\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "verydeep\[webdataset\]"'):
         labelled.find(url)
 
 

@@ -128,7 +128,7 @@ class MissingExtraError(VerydeepError, ImportError):
     def __init__(self, purpose: str, extra: str) -> None:
         super().__init__(
             f"{purpose} needs an optional dependency; install it with: "
-            f"pip install 'verydeep[{extra}]'"
+            f'pip install "verydeep[{extra}]"'
         )
 
 

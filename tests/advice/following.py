@@ -155,7 +155,7 @@ def brought(install: str) -> set[str]:
     lines, packages = [install], set()
     while lines:
         line = lines.pop()
-        name, _, named = re.sub(r"^pip install |'", "", line).partition("[")
+        name, _, named = re.sub(r'^pip install |"', "", line).partition("[")
         if name == "verydeep":
             lines += PROJECT["dependencies"]
             for extra in filter(None, named.rstrip("]").split(",")):

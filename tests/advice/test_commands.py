@@ -131,7 +131,7 @@ def test_where_results_go(tmp_path: Path, model: Path, verydeep: Run) -> None:
 
 
 @follows(
-    "needs torch: pip install 'verydeep[torch]'",
+    'needs torch: pip install "verydeep[torch]"',
         "--resume: there is no folder {}; name the --out of a run",
     "--resume: {} does not say by which command it was begun; give DATA and --recipe as they were then",
     "--resume: the run in {} reads by a shell's command, which is not taken from a folder; give "
@@ -167,8 +167,8 @@ def test_training_from_the_command(
     with monkeypatch.context() as bare:
         bare.setattr(recipes, "described", broken)
         text = verydeep("train", "--recipes").out
-    said("needs torch: pip install 'verydeep[torch]'", text)
-    assert "torch" in brought(taken("(pip install '.*?')", text))
+    said('needs torch: pip install "verydeep[torch]"', text)
+    assert "torch" in brought(taken('(pip install ".*?")', text))
     begin = ["train", data, *words]
     begin += ["--recipe", "small-images", "--out", out]
     tell = _Teller.__call__

@@ -77,24 +77,24 @@ def test_engines_that_are_not_installed(
         assert ENGINES[form.engine].distributions[0].lower() in brought(install)
 
 
-@follows("; install it with: pip install 'verydeep[{}]'", "pip install 'verydeep[fast]'")
+@follows('; install it with: pip install "verydeep[{}]"', 'pip install "verydeep[fast]"')
 def test_packages_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     for package_name, extra in (("torch", "torch"), ("h5py", "keras")):
         with monkeypatch.context() as gone:
             gone.setitem(__import__("sys").modules, package_name, None)
             with pytest.raises(MissingExtraError) as missing:
                 needed(package_name, "reading it", extra)
-        (named,) = said("; install it with: pip install 'verydeep[{}]'", missing.value)
+        (named,) = said('; install it with: pip install "verydeep[{}]"', missing.value)
         assert package_name in brought(f"verydeep[{named}]")
         needed(package_name, "reading it", extra)
     monkeypatch.setattr(benching, "installed", lambda: (ENGINES["onnxruntime"],))
     text = benching.table([])
-    said("pip install 'verydeep[fast]'", text)
-    named, engines = re.findall(r"pip install '(.*?)' adds (.*)", text)[0]
+    said('pip install "verydeep[fast]"', text)
+    named, engines = re.findall(r'pip install "(.*?)" adds (.*)', text)[0]
     assert {one.lower() for one in re.split(", | and ", engines)} <= brought(named)
 
 
-@follows(": pip install 'verydeep[{}]'")
+@follows(': pip install "verydeep[{}]"')
 def test_extras_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     about = Message()
     about["Provides-Extra"] = "tensorboard"
@@ -103,7 +103,7 @@ def test_extras_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         doctor.metadata, "requires", lambda _: ["nowhere>=2; extra == 'tensorboard'"]
     )
     ((extra, text),) = doctor._extras()
-    (named,) = said(": pip install 'verydeep[{}]'", text)
+    (named,) = said(': pip install "verydeep[{}]"', text)
     assert extra == named
     assert extra in brought(f"verydeep[{named}]")
 
@@ -151,7 +151,7 @@ def test_a_build_with_cuda_that_finds_none(source: Source, monkeypatch: pytest.M
     said("; use --device cpu", text)
     Engine("onnxruntime", source, device=taken(r"--device (\w+)", text))
     # its extras of these names bring CUDA's libraries and cuDNN's (onnxruntime-gpu 1.21 and later)
-    assert taken(r"pip install '(.*)'", text) == "onnxruntime-gpu[cuda,cudnn]"
+    assert taken(r'pip install "(.*)"', text) == "onnxruntime-gpu[cuda,cudnn]"
 
 
 @follows("; try another precision or --device cpu")
@@ -508,7 +508,7 @@ def test_bench(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ver
     "run it: python {} photo.jpg", "; name the layers to give out as taps, such as {}",
     "; take {}, and pool that", "expected a name that ends in {} for {}", "name another",
     "; free some space and try again", "make the folder first", "free some space and try again",
-    "choose a folder you may write to",
+    "choose a folder you may write to", "choose a disk that takes larger files",
 )  # fmt: skip
 def test_export(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verydeep: Run
@@ -563,6 +563,7 @@ def test_export(
     for number, words in (
         (errno.ENOSPC, "free some space and try again"),
         (errno.EACCES, "choose a folder you may write to"),
+        (errno.EFBIG, "choose a disk that takes larger files"),
     ):
 
         def fails(
@@ -576,6 +577,30 @@ def test_export(
         said(words, exported(f"{number}.onnx"))
         exported(f"folder/{number}.onnx")
         assert (tmp_path / "folder" / f"{number}.onnx").exists()
+
+
+@follows("a program may have it open; close it there")
+def test_windows_replaces_no_file_that_is_open(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    there, replace_file = open(model, "rb"), os.replace  # noqa: SIM115
+
+    def as_windows(source: object, target: Any) -> None:
+        if not there.closed:
+            raise PermissionError(errno.EACCES, "Access is denied", source, None, target)
+        replace_file(source, target)
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "replace", as_windows)
+    record, stored = (given := modelfile.read(model)).record, given.stored
+    with there:
+        said(
+            "a program may have it open; close it there",
+            refused(lambda: modelfile.write(model, record, stored)),
+        )
+    modelfile.write(model, record, stored)
 
 
 @follows("; ask for layers alone", "nothing is asked for: expected scores or layers")

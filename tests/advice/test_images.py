@@ -117,14 +117,14 @@ def test_an_array_in_a_file(tmp_path: Path) -> None:
     decode(tmp_path / "a.png")
 
 
-@follows("pip install 'verydeep[heif]' to read HEIC", "pip install -U pillow")
+@follows('pip install "verydeep[heif]" to read HEIC', "pip install -U pillow")
 def test_formats_that_a_package_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heic, avif = tmp_path / "a.heic", tmp_path / "a.avif"
     heic.write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
     monkeypatch.setattr(decoding, "reads_heif", lambda: False)
     text = refused(lambda: decode(heic))
-    said("pip install 'verydeep[heif]' to read HEIC", text)
-    assert "pillow-heif" in brought(taken("(pip install '.*?')", text))
+    said('pip install "verydeep[heif]" to read HEIC', text)
+    assert "pillow-heif" in brought(taken('(pip install ".*?")', text))
     here = features.check("avif")
     avif.write_bytes(b"\0\0\0\x18ftypavif" + bytes(50))
     with monkeypatch.context() as old:

@@ -256,7 +256,7 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
                 f"{auto.ms_per_image / best.ms_per_image:.2f} times as fast as auto; {why}"
             )
     if not any(kind.name not in ("onnxruntime", "torch") for kind in installed()):
-        yield "more engines: pip install 'verydeep[fast]' adds OpenVINO, ncnn and MNN"
+        yield 'more engines: pip install "verydeep[fast]" adds OpenVINO, ncnn and MNN'
 
 
 class Worker:

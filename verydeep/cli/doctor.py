@@ -93,7 +93,7 @@ def _extras() -> Iterator[tuple[str, str]]:
         for extra in metadata.metadata("verydeep").get_all("Provides-Extra") or ():
             if extra not in ("dev", "docs", *ENGINES) and (versions := _versions(extra)):
                 missing = any(one.endswith(" missing") for one in versions)
-                advice = f": pip install 'verydeep[{extra}]'" if missing else ""
+                advice = f': pip install "verydeep[{extra}]"' if missing else ""
                 yield extra, f"{', '.join(versions)}{advice}"
 
 

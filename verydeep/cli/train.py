@@ -34,7 +34,7 @@ def _recipes(context: click.Context, _: click.Parameter, wanted: bool) -> None:
         try:
             texts.append(recipes.described(name))
         except ModuleNotFoundError:
-            texts.append(f"{name}\n  needs torch: pip install 'verydeep[torch]'")
+            texts.append(f'{name}\n  needs torch: pip install "verydeep[torch]"')
     click.echo("\n\n".join(texts))
     context.exit()
 

@@ -95,7 +95,7 @@ class Kind:
     def install(self) -> str:
         """The line that installs it; the reference comes with verydeep itself."""
         return "pip install " + (
-            "verydeep" if self.name == REFERENCE else f"'verydeep[{self.name}]'"
+            "verydeep" if self.name == REFERENCE else f'"verydeep[{self.name}]"'
         )
 
     def broken(self, error: ImportError) -> EngineError:

@@ -73,7 +73,7 @@ def prepare(engine: Engine) -> Run:
         raise EngineError(
             "onnxruntime cannot use CUDA here and would compute on the CPU: there is no such device, or "
             f"libraries are missing (CUDA {version or 'of its build'}, cuDNN 9); use --device cpu, or "
-            "install them with: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            'install them with: pip install "onnxruntime-gpu[cuda,cudnn]"'
         )
     names = list(engine.source.outputs)
     beside = ThreadPoolExecutor(1, "verydeep-onnxruntime")

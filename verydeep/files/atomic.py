@@ -1,7 +1,8 @@
 """Files written whole or not at all, and by one process at a time.
 
 Whole: a temporary file beside it, fsync, rename. One at a time: the operating system holds a lock on an
-open file, and a killed process gives it up, so that none is ever left behind. The empty file stays.
+open file, and a killed process gives it up, so that none is ever left behind. The empty file stays, until
+`remove_lock`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,9 +39,11 @@ else:
 
 
 POLL_SECONDS = 0.1
+FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG  # what writing meets, in a caller's block, too
 ADVICE = {
     errno.ENOSPC: "free some space and try again",
     errno.EDQUOT: "free some space and try again",
+    errno.EFBIG: "choose a disk that takes larger files",
     errno.ENOENT: "make the folder first",
     errno.EACCES: "choose a folder you may write to",
     errno.EPERM: "choose a folder you may write to",
@@ -60,9 +63,10 @@ def replacing(
     `path` before stays until the new one is on disk, and lends it its permissions. Of a link, the file
     behind it is replaced. What is no file, such as /dev/null or a named pipe, is written to and never
     replaced.
-    Raises OutputError, naming `path`, where it cannot be made or the disk fills up.
+    Raises OutputError, naming `path`, where it cannot be made, finished or put in place, or the disk fills
+    up; whatever else the block raises goes on as it is.
     """
-    path = Path(path)
+    path, written = Path(path), False
     try:
         before = path.stat() if path.exists() else None
         whole = is_replaced(path)
@@ -77,6 +81,7 @@ def replacing(
     try:
         with file:
             yield file
+            written = True
             file.flush()
             if whole:
                 os.fsync(file.fileno())
@@ -89,7 +94,10 @@ def replacing(
         if whole:
             with suppress(OSError):
                 os.unlink(part)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        # EPIPE: a pipe's reader went away, as `| head` does, and there is nothing to mend
+        if isinstance(error, OSError) and (
+            error.errno in FULL or (written and error.errno != errno.EPIPE)
+        ):
             raise _refused(path, error) from error
         raise
     with suppress(OSError):  # some file systems refuse to sync a folder; the file itself is safe
@@ -103,12 +111,15 @@ def replacing(
 def is_replaced(path: Path) -> bool:
     """Whether `replacing` puts a new file there; a device or pipe, or what is held open, is written to."""
     # behind these names even a file is one that somebody holds open: the shell's, as /dev/stdout
-    return not path.exists() or (path.is_file() and not OPEN.match(os.path.abspath(path)))
+    # os.path's, since Path's own raise an error in a folder that may not be looked into
+    return not os.path.exists(path) or (
+        os.path.isfile(path) and not OPEN.match(os.path.abspath(path))
+    )
 
 
 def require_other(path: Path, source: str | os.PathLike[str]) -> None:
     """OutputError where `path` leads to the file that what is written there is made of."""
-    if path.is_file() and os.path.exists(source) and path.samefile(source):
+    if os.path.isfile(path) and os.path.exists(source) and path.samefile(source):
         raise OutputError(f"{path}: leads to the file that it is made of; name another file")
 
 
@@ -124,9 +135,9 @@ def require_writable(out: str | os.PathLike[str], *sources: str | os.PathLike[st
     path = Path(out)
     for source in sources:
         require_other(path, source)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise OutputError(f"{out}: cannot be written: it is a folder; name a file in it")
-    if path.is_file() or not path.exists():
+    if os.path.isfile(path) or not os.path.exists(path):
         with suppress(_TriedError), replacing(path):
             raise _TriedError
     elif not os.access(path, os.W_OK):  # a device or pipe: opened only when there is what to write
@@ -134,7 +145,11 @@ def require_writable(out: str | os.PathLike[str], *sources: str | os.PathLike[st
 
 
 def _refused(path: Path, error: OSError) -> OutputError:
-    reason = "; ".join(filter(None, (error.strerror, ADVICE.get(error.errno or 0))))
+    advice = ADVICE.get(error.errno or 0)
+    # of two names: the new file was made, and could not take the old one's place
+    if sys.platform == "win32" and isinstance(error, PermissionError) and error.filename2:
+        advice = "a program may have it open; close it there"
+    reason = "; ".join(filter(None, (error.strerror, advice)))
     return OutputError(f"{path}: cannot be written: {reason}")
 
 
@@ -153,13 +168,27 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
             waiting()
             while not _taken(handle):
                 time.sleep(POLL_SECONDS)
-        yield
+        # removed before it was held, so that others hold the new one of that name
+        gone = not os.fstat(handle).st_nlink
+        with locked(path, waiting) if gone else nullcontext():
+            yield
     finally:
         if os.getpid() == process:  # a child that was forked inside has closed its copy
             _handles.discard(handle)
             with suppress(OSError):  # not held
                 _free(handle)  # by closing alone a child's copy would keep it
             os.close(handle)
+
+
+def remove_lock(path: Path) -> None:
+    """Remove a lock file, unless somebody holds it. Who has opened it meanwhile makes a new one."""
+
+    def held() -> None:
+        raise BlockingIOError
+
+    # Windows removes no file that anybody has open, us included
+    with suppress(OSError), nullcontext() if sys.platform == "win32" else locked(path, held):
+        os.unlink(path)
 
 
 _handles: set[int] = set()  # of lock files that are held or waited for

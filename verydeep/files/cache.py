@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import EngineError, VerydeepError, log, warn_once
-from .atomic import locked, replacing
+from .atomic import locked, remove_lock, replacing
 from .folders import cache_folder, going_without
 from .hashes import agrees, digests_of
 
@@ -161,8 +161,12 @@ class Cache:
         return sorted(entries, key=lambda entry: -entry.used)
 
     def clear(self) -> int:
-        """Remove every entry and half-made one; the bytes that this gave back."""
-        return sum(map(_removed, [*self._folders(), *self._folders(halves=True)]))
+        """Remove every entry and half-made one, and locks that nobody holds; the bytes given back."""
+        freed = sum(map(_removed, [*self._folders(), *self._folders(halves=True)]))
+        with suppress(OSError):
+            for path in list(self.folder.glob("*.lock")):
+                remove_lock(path)
+        return freed
 
     def _folders(self, halves: bool = False) -> list[Path]:
         """Those of entries, or of half-made ones."""

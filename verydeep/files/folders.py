@@ -124,7 +124,7 @@ class Notebook:
                 with replacing(self.path, "w", encoding="utf-8") as file:
                     json.dump({"format": FORMAT, "rows": self._rows}, file, indent=1)
         except OSError as error:
-            if self.path.is_dir():
+            if os.path.isdir(self.path):  # Path's own may raise an error, too
                 warn_once(f"{self.path} is a folder, so nothing is remembered; remove it")
             else:
                 going_without(self.path.parent, error)

@@ -26,7 +26,7 @@ IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
 )
 HEIF_SUFFIXES = frozenset((".heic", ".heif", ".hif"))  # photos too, where `reads_heif`
-HEIF_HINT = "pip install 'verydeep[heif]' to read HEIC"
+HEIF_HINT = 'pip install "verydeep[heif]" to read HEIC'
 # Folders that systems put beside photos: macOS in its zips, Synology, Windows.
 HIDDEN = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN"))
 PICTURES = frozenset(  # that are not read, and may be meant
@@ -141,11 +141,11 @@ def walked(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], lis
     """As `os.walk`, sorted, without hidden entries; links are followed, but to no folder on the way there.
 
     So what two ways lead to is there twice, under two names. Of files those alone that can be read to an
-    end: no pipes, sockets and devices.
+    end: no pipes, sockets and devices. A folder that cannot be read is said once, and left out.
     """
     # of folders to come: those on the way, themselves last
     ways: dict[str, tuple[object, ...]] = {os.fspath(folder): (_identity(folder),)}
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=_left_out, followlinks=True):
         way, kept = ways.pop(parent), []
         for name in sorted(folders):
             full = os.path.join(parent, name)
@@ -154,6 +154,12 @@ def walked(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], lis
                 kept.append(name)
         folders[:] = kept
         yield parent, folders, sorted(f for f in files if not is_hidden(f) and _ends(parent, f))
+
+
+def _left_out(error: OSError) -> None:
+    # of what is no folder, as a pattern may begin, nothing is left out
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        warn_once(f"{error.filename}: cannot be read ({error.strerror}); what is in it is left out")
 
 
 def _identity(folder: str | os.PathLike[str]) -> object:

@@ -174,6 +174,7 @@ class _Line:
             if line.shown:
                 line.stream.write(WIPE)
                 line.stream.flush()
+            line._drawn = ""  # somebody may have kept what stood for stderr
             for name, above in line._above.items():
                 if getattr(sys, name) is above:
                     setattr(sys, name, above.stream)

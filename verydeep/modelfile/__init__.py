@@ -79,7 +79,8 @@ class ModelFile:
     "features.0.weight.q" with "features.0.weight.scale", or "features.0.weight.code", which
     `verydeep.modelfile.codec` reads. They are read-only views of the map, which
     lives as long as one of them does. A file that is replaced (as `write` does) keeps its old bytes
-    here; one that another program shortens in place must not be used any more.
+    here; on Windows it cannot be replaced while it is open. One that another program shortens in place must
+    not be used any more.
     stamp: which file was opened: its device, inode, ctime_ns, size in bytes and mtime_ns, as they were
     then. Two that are equal mean the same bytes; whatever remembers something of this file keys it on them.
 

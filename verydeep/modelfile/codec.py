@@ -436,7 +436,7 @@ class PlainReader(_Coder):
 def _reader(words: Array) -> _Coder:
     try:
         return _Reader(words)
-    except ModuleNotFoundError:
+    except ImportError:  # not here, or it cannot be loaded
         return PlainReader(words)
 
 

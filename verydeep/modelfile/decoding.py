@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,10 +76,12 @@ def _mapped(path: Path, count: int) -> NDArray[Any]:
 def _decoded(model: ModelFile, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
     shapes = model.record.network.tensors
     count = sum(math.prod(shapes[key]) for key in keys)
-    if count >= WORTH_KEEPING and not find_spec("constriction"):
+    if count >= WORTH_KEEPING and isinstance(
+        codec._reader(np.zeros(2, np.uint32)), codec.PlainReader
+    ):
         log.info(
             f"decoding {count / 1e6:.0f} million weights in Python, as the package constriction is not "
-            "here: a second a million"
+            "here, or cannot be loaded: a second a million"
         )
 
     def weight(key: str) -> NDArray[Any]:

@@ -104,7 +104,7 @@ def graph_of(
     except (ImportError, OSError):  # OSError: a library of its own that does not load here
         log.info(
             f"each of {len(file):,} photos is looked at; an index makes this quick, install it with: "
-            "pip install 'verydeep[nearest]'"
+            'pip install "verydeep[nearest]"'
         )
         return None
     place = file.path.with_name(f"{file.path.name}.nearest")
