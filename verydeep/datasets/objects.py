@@ -80,9 +80,8 @@ def held_by(data: Any) -> Listing:
         return _some(data.dataset, data.indices)
     listing, what = Listing(classes=_class_names(data)), type(data).__name__
     paths, targets = getattr(data, "samples", None), getattr(data, "targets", None)
-    held = getattr(
-        data, "data", None
-    )  # of Hugging Face a table, which is not to be read as an array
+    # of Hugging Face a table, which would be read whole
+    held = getattr(data, "data", None)
     pixels = np.asarray(held if hasattr(held, "dtype") and hasattr(held, "shape") else None)
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
     changed = getattr(data, "target_transform", None)  # then data[index] alone knows the label

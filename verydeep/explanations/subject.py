@@ -120,10 +120,10 @@ class Subject:
             return _assembled(self.network, self._tensors, device)
         with _turns.lock:
             held = self.predictor.held
-            if "module" not in held:
+            module: VGG | None = held.get("module")  # closing takes it out, in any thread
+            if module is None:
                 tensors = self.predictor.model.tensors(writable=True)
-                held["module"] = _assembled(self.network, tensors, device)
-            module: VGG = held["module"]
+                module = held["module"] = _assembled(self.network, tensors, device)
             return module
 
 
