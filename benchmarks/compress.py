@@ -37,7 +37,7 @@ from verydeep import compression
 from verydeep.compression.rounding import SLOPE
 from verydeep.datasets import labelled, unlabelled
 from verydeep.modelfile import Record, read, write
-from verydeep.nets import Layer, network
+from verydeep.nets import network
 from verydeep.preprocess import TORCHVISION
 from verydeep.quantisation import Draft, output_error, photos
 from verydeep.quantisation.rounding import compensate, factor
@@ -140,11 +140,9 @@ class Race:
         self.rows: list[dict[str, object]] = []
         self.began = time.time()
         self.classifier = Classifier(self.work, args.data) if args.data else None
-        self.row("float32", 4 * sum(map(self.size_of, self.work.layers)), self.work.reference)
+        weights = sum(self.work._weight(layer).size for layer in self.work.layers)
+        self.row("float32", 4 * weights, self.work.reference)
         self.work.steps = self.work.share()
-
-    def size_of(self, layer: Layer) -> int:
-        return int(self.work._weight(layer).size)
 
     def row(self, who: str, size: float, draft: Draft, **more: object) -> None:
         """Measure the draft; size: in bytes."""

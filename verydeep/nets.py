@@ -304,7 +304,11 @@ class Network:
     @property
     def minimum_size(self) -> int:
         """The smallest height or width, in pixels, that leaves a unit everywhere in the trunk."""
-        size = 1
+        return self.size_for(1)
+
+    def size_for(self, units: int) -> int:
+        """The smallest height or width, in pixels, of which the trunk's last map has so many units."""
+        size = units
         for layer in reversed(self.trunk):
             size = max(1, (size - 1) * layer.stride + layer.kernel - 2 * layer.padding)
         return size

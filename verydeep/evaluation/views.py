@@ -22,7 +22,6 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ..errors import DataError, EngineError, Failure, ImageError, is_whole, require
-from ..modelfile import dequantised
 from ..predictor import Answer, Features, Prediction, probabilities
 
 if TYPE_CHECKING:
@@ -143,9 +142,8 @@ class Viewer:
         """Weights and biases of the FC layers, between which are ReLUs."""
         model = self.predictor.model
         keys = [layer.key for layer in model.record.network.top if layer.key]
-        parts = [[f"{key}.weight", f"{key}.bias"] for key in keys]
-        stored = model.decoded([name for pair in parts for name in pair])
-        return [(dequantised(stored, weight), dequantised(stored, bias)) for weight, bias in parts]
+        held = model.tensors([f"{key}.{part}" for key in keys for part in ("weight", "bias")])
+        return [(held[f"{key}.weight"], held[f"{key}.bias"]) for key in keys]
 
     def _outputs(self, images: Sequence[Array], layer: str) -> Array:
         """Of pixels as the pre-processing gives them, all of one size."""
@@ -193,14 +191,7 @@ def fusable(one: Predictor, other: Predictor) -> None:
 def _least(predictor: Predictor) -> int:
     """Pixels of the shorter side that the dense way needs: for one place of the first FC layer."""
     network = predictor.record.network
-    sides = range(network.minimum_size, 10_000)
-    if network.head.kind != "classic":
-        return network.minimum_size
-    grid = network.top[0].kernel
-    last = network.head_inputs[0]
-    return next(
-        side for side in sides if network.cut((last,)).rows(side, side)[-1].shape[1] >= grid
-    )
+    return network.size_for(network.top[0].kernel if network.head.kind == "classic" else 1)
 
 
 def _flips(pixels: Array) -> list[Array]:

@@ -88,9 +88,8 @@ class Progress:
         each = each if rate >= 0.1 else f"{1 / rate:.0f} s each" if rate else ""
         left = clock(now - self._began[0])
         if rate and self.total:
-            spent, still = self.effort(self.done) - self.effort(before), self.effort(self.total)
-            still = (still - self.effort(self.done)) / spent
-            left = f"{clock(still * (now - start))} left"
+            first, done, last = map(self.effort, (before, self.done, self.total))
+            left = f"{clock((last - done) / (done - first) * (now - start))} left"
         numbers = count.rpartition(" ")[0]
         ways = ((count, each, left), (count, left), (numbers, left), (left,))
         lines = [", ".join(filter(None, words)) for words in ways]
