@@ -24,7 +24,7 @@ from ..files.wording import counted, table
 from .figures import average_precision, calibration_error
 
 if TYPE_CHECKING:
-    from ..predictor import Predictor
+    from ..predictor import Answer, Predictor
     from .views import Views
 
 __all__ = ["Evaluation", "LabelsEvaluation", "evaluate"]
@@ -142,15 +142,18 @@ def evaluate(
         viewers.append(Viewer.of(other, views, sides))
     damaged: dict[int, str] = {}  # of an archive, what cannot be had from it, and why
     photos = labelled.opened(items, damaged)
-    answers: Any = (
-        seen(viewers, photos)
-        if views != "centre" or fuse
-        else predictor.features_stream(photos, "fc8", batch=batch)
-        if several
-        else predictor.stream(photos, top=5, batch=batch)
-    )
+    answers: Iterable[Any]  # a Failure, or all probabilities, or an Answer
+    if views != "centre" or fuse:
+        answers = seen(viewers, photos)
+    elif several:
+        answers = (
+            one if isinstance(one, Failure) else probabilities(predictor.record, one["fc8"])
+            for one in predictor.features_stream(photos, "fc8", batch=batch)
+        )
+    else:
+        answers = predictor.stream(photos, top=5, batch=batch)
     expect(len(items))
-    said: list[Any] = []  # (scores, which classes are there), or (rank, first probability)
+    said: list[Any] = []  # (probabilities, which classes are there), or (rank, first probability)
     for at, (item, answer) in enumerate(zip(items, answers, strict=True)):
         own = [numbers[label] for label in item.labels]
         error = damaged.get(at, answer.error) if isinstance(answer, Failure) else ""
@@ -158,11 +161,11 @@ def evaluate(
         if isinstance(answer, Failure):
             pass
         elif several:
-            said.append((answer["fc8"], np.isin(np.arange(len(ids)), own)))
+            said.append((answer, np.isin(np.arange(len(ids)), own)))
         else:
-            guesses, label = [p.id for p in answer.predictions], ids[own[0]]
+            (guesses, probability), label = _first(answer, ids), ids[own[0]]
             rank = guesses.index(label) if label in guesses else 5
-            said.append((rank, answer.probability))
+            said.append((rank, probability))
             event["right"] = rank == 0
         if on_event:
             on_event(event)
@@ -182,13 +185,21 @@ def evaluate(
     if several and not second.any():
         raise DataError(f"{name}: no photo is of any class; expected some that are")
     if several:
-        return _of_labels(predictor, probabilities(predictor.record, first), second, how)
+        return _of_labels(predictor, first, second, how)
     return Evaluation(
         top1=float((first == 0).mean()),
         top5=float((first < 5).mean()),
         expected_calibration_error=calibration_error(second, first == 0),
         **how,
     )
+
+
+def _first(answer: Answer | np.ndarray, ids: Sequence[str]) -> tuple[list[str], float]:
+    """The ids of the five first classes, and the first one's probability. answer: or all probabilities."""
+    if isinstance(answer, np.ndarray):
+        best = np.argsort(-answer, kind="stable")[:5]
+        return [ids[at] for at in best], float(answer[best[0]])
+    return [one.id for one in answer.predictions], answer.probability
 
 
 def found_for(predictor: Predictor, data: object) -> Listing:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ..errors import DataError, EngineError, Failure, ImageError, is_whole, require
-from ..predictor import Answer, Features, Prediction, probabilities
+from ..predictor import probabilities
 
 if TYPE_CHECKING:
     from ..predictor import Predictor
@@ -154,28 +154,13 @@ class Viewer:
         return np.asarray(probabilities(self.predictor.record, scores).mean(0))
 
 
-def seen(
-    viewers: Sequence[Viewer], images: Iterable[ImageLike]
-) -> Iterator[Answer | Features | Failure]:
-    """What all viewers together say of each image: its five first classes, or, where it may be of several,
-    "fc8", the scores whose probabilities are the viewers' mean."""
-    first = viewers[0].predictor
-    labels, ids = first.labels, first.record.class_ids or first.labels
+def seen(viewers: Sequence[Viewer], images: Iterable[ImageLike]) -> Iterator[Array | Failure]:
+    """What all viewers together say of each image: the mean of their probabilities, (classes,) float64."""
     for image in images:
-        path = image if isinstance(image, str) else None
         try:
-            chances = np.mean([viewer(image) for viewer in viewers], axis=0)
+            yield np.asarray(np.mean([viewer(image) for viewer in viewers], axis=0))
         except ImageError as error:
-            yield Failure(path, str(error))
-            continue
-        how = first.engine, first.precision
-        if first.record.thresholds:
-            sure = chances.clip(1e-300, 1 - 1e-16)
-            yield Features(path, {"fc8": np.log(sure) - np.log1p(-sure)}, None, *how)
-        else:
-            best = np.argsort(-chances, kind="stable")[:5]
-            guesses = (Prediction(labels[at], ids[at], float(chances[at])) for at in best)
-            yield Answer(path, tuple(guesses), True, *how)
+            yield Failure(image if isinstance(image, str) else None, str(error))
 
 
 def fusable(one: Predictor, other: Predictor) -> None:
