@@ -6,6 +6,7 @@ import json
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -118,6 +119,28 @@ def test_json(verydeep: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> No
             row for row in rows if (row["engine"], row["batch"]) == ("onnxruntime", batch)
         )
         assert {**exact, "precision": "fast"} == fast
+
+
+def test_images_have_the_size_that_the_model_is_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stretched to it, where that is how photos are prepared, and not the 224 pixels of others."""
+    stretched = replace(TORCHVISION, resize="exact", resize_size=(64, 96), crop_size=None)
+    path = model_file(tmp_path / "model.safetensors", preprocess=stretched)
+    seen: list[tuple[int, ...]] = []
+    scores = float64.scores
+    monkeypatch.setattr(
+        float64, "scores", lambda *given: (seen.append(given[3].shape), scores(*given))[1]
+    )
+    rows = bench.bench(path, batches=[1], rounds=1, engines=["onnxruntime"], precisions=["exact"])
+    assert seen == [(1, 64, 96, 3)]
+    assert all(row.error < 1e-4 for row in rows)  # the workers' images were the same ones
+    tasks: list[dict[str, Any]] = []
+    worker = bench.Worker
+    monkeypatch.setattr(bench, "Worker", lambda *given: (tasks.append(given[2]), worker(*given))[1])
+    with bench.against(path, rounds=1) as (_, times):
+        assert times(path) > 0
+    assert {tuple(task["sides"]) for task in tasks} == {(64, 96)}
 
 
 def test_an_unprepared_network_gets_random_weights(

@@ -49,7 +49,7 @@ CLEARLY = 1.05  # times as fast: less is chance
 PAUSE_SECONDS = 0.05  # in which the threads of the one before stop waiting for more
 TURN_SECONDS = 0.25  # of one turn, about: a long run is one turn, of short ones a few are averaged
 MANY = 10**6  # images to come, so that "auto" measures
-SIDE = 224  # pixels, where the model says nothing
+SIDES = 224, 224  # height and width, where the model says nothing
 # precision -> largest relative error; int8 keeps first answers, and promises nothing about scores
 ALLOWED = {**TOLERANCES, "int8": float("inf")}
 
@@ -123,23 +123,23 @@ def bench(
                 require_quantised(opened)
             entrants = [entrant for entrant in entrants if entrant[1] != "int8"]
         smallest = opened.record.network.cut((), scores=True).minimum_size
-        side = size or opened.record.preprocess.crop_size or SIDE
-        if side < smallest:
+        sides = (size, size) if size else opened.record.preprocess.sides or SIDES
+        if min(sides) < smallest:
             raise EngineError(
-                f"size {side} is too small for this model; it needs at least {smallest}"
+                f"size {min(sides)} is too small for this model; it needs at least {smallest}"
             )
-        require_memory((batches[-1], side, side), opened.record.network.trunk[0].outputs)
+        require_memory((batches[-1], *sides), opened.record.network.trunk[0].outputs)
         graph = place / "model.onnx"
         if any(name in PLAIN for name, _ in entrants):
             _write_onnx(opened, graph)
         truth = float64.scores(
             opened.record.network, opened.tensors(), opened.record.preprocess,
-            _pixels(opened.record, side, 1),
+            _pixels(opened.record, sides, 1),
         )  # fmt: skip
         task = {
             "model": str(path),
             "onnx": str(graph),
-            "side": side,
+            "sides": sides,
             "threads": threads or cores(),
             "batches": batches,
             "environment": environment,
@@ -165,9 +165,9 @@ def against(
     Gives that engine's name, and what says of another model file how many times as fast it is: the median
     over the rounds. Images are `batch` at once, of the size that the model is for.
     """
-    side = read(model).record.preprocess.crop_size or SIDE
+    sides = read(model).record.preprocess.sides or SIDES
     task = {
-        "side": side, "threads": threads or cores(), "batches": [batch], "environment": {}
+        "sides": sides, "threads": threads or cores(), "batches": [batch], "environment": {}
     }  # fmt: skip
     with ExitStack() as stack:
 
@@ -327,7 +327,7 @@ def serve() -> None:
         opener = _opener(task, model)
         told = {}
         for batch in task["batches"]:
-            runs[batch], chosen, settings = opener(_pixels(model.record, task["side"], batch))
+            runs[batch], chosen, settings = opener(_pixels(model.record, task["sides"], batch))
             scores = runs[batch]()
             told[batch] = {
                 "load_seconds": time.perf_counter() - began,
@@ -369,11 +369,12 @@ def _opener(
     return opened
 
 
-def _pixels(record: Record, side: int, count: int) -> np.ndarray:
-    """(count, side, side, channels) uint8, one photo again and again."""
+def _pixels(record: Record, sides: Sequence[int], count: int) -> np.ndarray:
+    """(count, height, width, channels) uint8, one photo again and again."""
     from ..exporting import synthetic_photos
 
-    return synthetic_photos(side, side, 1, len(record.preprocess.mean)).repeat(count, axis=0)
+    height, width = sides
+    return synthetic_photos(height, width, 1, len(record.preprocess.mean)).repeat(count, axis=0)
 
 
 def _turn(run: Callable[[], np.ndarray]) -> float:

@@ -50,7 +50,7 @@ __all__ = ["Exported", "export", "synthetic_photos"]
 # last digit decides, and the layers after it see a step's difference.
 ALLOWED = {**TOLERANCES, "int8": 5e-2}
 SPARE_BYTES = 1 << 20
-PHOTO_SIDE = 224  # of synthetic photos, where the model says nothing
+PHOTO_SIDES = 224, 224  # of synthetic photos, where the model says nothing
 
 
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -323,9 +323,9 @@ def _batches(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """What the file is checked on: (name, uint8 pixels)."""
     channels = len(preprocess.mean)
-    side = preprocess.crop_size or PHOTO_SIDE
-    yield f"two synthetic photos of {side}x{side}", synthetic_photos(side, side, 2, channels)
-    height, width = side + 17, side + 40  # any size: no multiple of a stride
+    height, width = preprocess.sides or PHOTO_SIDES
+    yield f"two synthetic photos of {height}x{width}", synthetic_photos(height, width, 2, channels)
+    height, width = height + 17, width + 40  # any size: no multiple of a stride
     name = f"a synthetic photo of {height}x{width}"
     yield name, synthetic_photos(height, width, 1, channels)
     for number, photo in enumerate(photos, 1):
