@@ -1,7 +1,7 @@
 """VGG-16's published convolutions made small without retraining, against others, in one run.
 
     python benchmarks/compress.py --photos DIR --count 512 --pixels 160 --out FILE --nncodec PYTHON
-    python benchmarks/compress.py --photos DATA/train --data DATA --only-fitted --nncodec PYTHON ...
+    python benchmarks/compress.py --photos DATA/train --data DATA --rows fitted gptq --nncodec PYTHON ...
 
 Half of the photos calibrate. Rows, each with its bytes and the relative L2 error of relu5_3 against float32
 on the other half. With --data also how many of its photos to validate a fixed classifier has right, and of
@@ -196,6 +196,7 @@ class Race:
         self.row("nncodec", size, draft, qp=qp)
 
 
+ROWS = ("fitted", "unfitted", "gptq", "plain")
 NNCODEC = """
 import sys
 import numpy as np
@@ -218,7 +219,10 @@ def main() -> None:
     parser.add_argument("--nncodec", type=Path, help="a Python that has it")
     parser.add_argument("--qp", type=int, nargs="*", default=[-44, -40, -36, -32])
     parser.add_argument("--coarse", type=float, nargs="*", default=[0.25, 0.5, 1, 2, 4])
-    parser.add_argument("--only-fitted", action="store_true", help="no gptq, no plain, no trials")
+    parser.add_argument(
+        "--gptq-coarse", type=float, nargs="*", help="of plain and gptq, where others"
+    )
+    parser.add_argument("--rows", nargs="*", choices=ROWS, default=ROWS, help="beside nncodec's")
     parser.add_argument("--data", type=Path, help="labelled photos, by which a classifier judges")
     parser.add_argument("--cache", type=Path, default=Path("build/sources"))
     parser.add_argument("--out", type=Path)
@@ -228,11 +232,13 @@ def main() -> None:
         for qp in args.qp if args.nncodec else ():
             race.nncodec(args.nncodec, qp)
         for coarseness in args.coarse:
-            race.verydeep(coarseness, True)
-            if not args.only_fitted:
-                race.verydeep(coarseness, False)
-                race.other("gptq", coarseness / 8, True)
-                race.other("plain", coarseness / 8, False)
+            for who in ("fitted", "unfitted"):
+                if who in args.rows:
+                    race.verydeep(coarseness, who == "fitted")
+        for coarseness in args.coarse if args.gptq_coarse is None else args.gptq_coarse:
+            for who in ("gptq", "plain"):
+                if who in args.rows:
+                    race.other(who, coarseness / 8, who == "gptq")
     if args.out:
         args.out.write_text(json.dumps({"rows": race.rows, "command": sys.argv[1:]}, indent=1))
 

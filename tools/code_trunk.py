@@ -3,7 +3,8 @@
 Each convolution is rounded by `verydeep.compression.rounding`, on the moments of what it reads. Before
 that, its weights are moved by ridge regression so that, on the inputs that the already compressed layers
 below really give, they answer as the published layer answers on the published inputs (so errors do not pile
-up from layer to layer). After it, the bias takes up the mean that is left. Steps are such that a rounding
+up from layer to layer). How far they may move is tried: fitted to half of the photos, judged by the other
+half. After it, the bias takes up the mean that is left. Steps are such that a rounding
 costs relu5_3 the same wherever it is, by gradients there; the first blocks, which LPIPS and the head read
 too, are finer. Nothing is trained, and no label is looked at.
 
@@ -36,6 +37,82 @@ def conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Ten
     args = weight.bfloat16(), bias.bfloat16()
     parts = [F.relu(F.conv2d(part, *args, padding=1)) for part in torch.split(x, 8)]
     return torch.cat(parts)
+
+
+class Half:
+    """What a layer reads on half of the photos: sums over positions, of the compressed network.
+
+    own: of x x'. cross: of (published x - x) x'. sums: of both networks' x. count: of positions.
+    """
+
+    def __init__(self, inputs: int) -> None:
+        self.own, self.cross = np.zeros((2, inputs, inputs))
+        self.sums = np.zeros((2, inputs))
+        self.count = 0
+
+    def add(self, published: torch.Tensor, ours: torch.Tensor) -> None:
+        """(positions, inputs) bfloat16, which `medium` multiplies as they are and adds up in float32."""
+        off = (published - ours).float()  # what is missing, small beside the rest
+        a, b = published.float(), ours.float()
+        self.own += (b.T @ b).numpy()
+        self.cross += (off.T @ b).numpy()
+        self.sums += np.stack([part.sum(0, dtype=torch.float64).numpy() for part in (a, b)])
+        self.count += len(b)
+
+    def __add__(self, other: Half) -> Half:
+        both = Half(len(self.own))
+        for key in ("own", "cross", "sums", "count"):
+            setattr(both, key, getattr(self, key) + getattr(other, key))
+        return both
+
+    def about_means(self) -> tuple[np.ndarray, np.ndarray]:
+        """Covariances: of x, and of what is missing with x."""
+        theirs, ours = self.sums / self.count
+        own = self.own / self.count - np.outer(ours, ours)
+        return own, self.cross / self.count - np.outer(theirs - ours, ours)
+
+
+def moves(flat: np.ndarray, own: np.ndarray, cross: np.ndarray, ridge: float) -> np.ndarray:
+    """What is added to the weights, (outputs, inputs), so that they make up for what is missing."""
+    damped = own + ridge * np.diagonal(own).mean() * np.eye(len(own))
+    return np.asarray(np.linalg.solve(damped, (flat @ cross).T).T)
+
+
+def best_ridge(flat: np.ndarray, halves: list[Half], tried: list[float]) -> float:
+    """The one whose moves on one half of the photos lose least on the other."""
+    if len(tried) == 1:
+        return tried[0]
+    known = [half.about_means() for half in halves]
+    lost = []
+    for ridge in tried:
+        total = 0.0
+        for fitted, judge in (known, known[::-1]):
+            own, cross = judge
+            d = moves(flat, *fitted, ridge)
+            total += float(((d @ own) * d).sum() - 2 * ((flat @ cross) * d).sum())
+        lost.append(total)
+    return tried[int(np.argmin(lost))]
+
+
+def through(
+    tensors: Mapping[str, np.ndarray],
+    names: list[str],
+    paths: list[Path],
+    size: int,
+    chunk: int = 8,
+) -> torch.Tensor:
+    """What those layers make of the photos, one after the other, bfloat16."""
+    done = []
+    for start in range(0, len(paths), chunk):
+        x = torch.cat([load(path, size) for path in paths[start : start + chunk]]).bfloat16()
+        for name in names:
+            x = F.max_pool2d(x, 2) if name in POOL_BEFORE else x
+            weight, bias = (
+                torch.from_numpy(tensors[f"{name}.{part}"]) for part in ("weight", "bias")
+            )
+            x = conv(x, weight, bias)
+        done.append(x)
+    return torch.cat(done)
 
 
 def sensitivity(
@@ -82,9 +159,12 @@ def compress(args: argparse.Namespace) -> None:
     print("L2 error on other photos, %:", json.dumps(errors), flush=True)
     words = [
         f"--{name.replace('_', '-')} {getattr(args, name)}"
-        for name in ("count", "positions", "error", "ridge", "seed")
+        for name in ("count", "few", "positions", "error", "seed")
     ]
-    words += [f"--{name} {' '.join(map(str, getattr(args, name)))}" for name in ("sizes", "finer")]
+    words += [
+        f"--{name} {' '.join(map(str, getattr(args, name)))}"
+        for name in ("sizes", "finer", "ridge")
+    ]
     metadata = {"errors": json.dumps(errors), "command": " ".join(words)}
     save_file({k: v for k, v in tensors.items() if "." in k}, args.out, metadata=metadata)
 
@@ -94,42 +174,43 @@ def walk(
     sensitive: dict[str, np.ndarray], each: float,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Streams (.code) and biases by layer, and under the layer's bare name the weights they stand for."""
-    groups = []  # activations by image size: [published, compressed]
-    for size in args.sizes:
-        mine = paths[args.sizes.index(size) :: len(args.sizes)]
-        batch = torch.cat([load(p, size) for p in mine]).bfloat16()
-        groups.append([batch, batch])
+
+    def pairs(mine: list[Path], done: list[str]) -> list[list[torch.Tensor]]:
+        """By image size, what those layers give: the published ones', and the compressed ones'."""
+        ours = {f"{one}.weight": tensors[one] for one in done}
+        ours |= {f"{one}.bias": tensors[f"{one}.bias"] for one in done}
+        several = []
+        for number, size in enumerate(args.sizes):
+            some = mine[number :: len(args.sizes)]
+            several.append([through(each, done, some, size) for each in (source, ours)])
+        return several
+
     tensors: dict[str, np.ndarray] = {}
     total_bytes = 0
+    mine = paths[:: -(-len(paths) // args.few)]
+    groups = pairs(mine, [])
     for name in NAMES:
         began = time.time()
         weight, bias = source[f"{name}.weight"], source[f"{name}.bias"]
+        if name == "conv4_1":  # layers have more inputs from here on, and less to hold of a photo
+            mine = paths
+            groups = pairs(mine, NAMES[: NAMES.index(name)])
         if name in POOL_BEFORE:
             groups = [[F.max_pool2d(x, 2) for x in pair] for pair in groups]
         flat = weight.reshape(len(weight), -1).astype(np.float64)
-        wide = (flat.shape[1],) * 2
-        own, cross, total = np.zeros(wide), np.zeros(wide), 0
-        means = [np.zeros(wide[0]), np.zeros(wide[0])]
+        halves = [Half(flat.shape[1]) for _ in range(2)]
         for pair in groups:
             for start in range(0, len(pair[0]), 16):
                 shape = pair[0][start : start + 16].shape
                 positions = shape[0] * shape[2] * shape[3]
-                picks = torch.randperm(positions)[: args.positions * 16 // args.count]
-                a, b = (rows(x[start : start + 16], picks) for x in pair)
-                off = (a - b).T @ b  # what is missing, small beside the rest: bfloat16 will do
-                b32 = b.float().numpy()
-                own = own + b32.T @ b32
-                cross = cross + off.float().numpy()
-                for i, part in enumerate((a.float().numpy(), b32)):
-                    means[i] = means[i] + part.sum(0, dtype=np.float64)
-                total += len(picks)
-        theirs, ours = (mean / total for mean in means)
-        own = own / total - np.outer(ours, ours)
-        cross = cross / total - np.outer(theirs - ours, ours)
-        damp = args.ridge * np.diagonal(own).mean()
-        damped = own + damp * np.eye(len(own))
-        # ridge: the weights that give the published answer on our inputs, drawn towards the published
-        moved = flat + np.linalg.solve(damped, (flat @ cross).T).T
+                picks = torch.randperm(positions)[: args.positions * 16 // len(mine)]
+                half = halves[start // 16 % 2]
+                half.add(*(rows(x[start : start + 16], picks) for x in pair))
+        whole = halves[0] + halves[1]
+        ridge = best_ridge(flat, halves, args.ridge)
+        own, cross = whole.about_means()
+        theirs, ours = whole.sums / whole.count
+        moved = flat + moves(flat, own, cross, ridge)
         curved = curved_by(own, weight[0, 0].size)
         middle = float(np.exp(-np.log(np.diagonal(curved.upper)).mean()))
         share = sensitive[name] + 0.05 * sensitive[name].mean()
@@ -159,7 +240,7 @@ def walk(
         print(
             f"{name}: {8 * len(code) / weight.size:.2f} bits, {total_bytes} bytes in all, L2 error after "
             f"ReLU {100 * (squared / reference) ** 0.5:.3f} % on calibration photos, "
-            f"{total} positions, {time.time() - began:.0f} s",
+            f"{whole.count} positions, ridge {ridge:g}, {time.time() - began:.0f} s",
             flush=True,
         )
     return tensors
@@ -180,8 +261,12 @@ def main() -> None:
     parser.add_argument("--check-size", type=int, default=224)
     parser.add_argument("--error", type=float, default=0.023, help="of relu5_3, as it is foretold")
     parser.add_argument("--finer", type=float, nargs=5, default=[4, 2, 1.4, 1, 1], help="a block")
-    parser.add_argument("--ridge", type=float, default=2e-3)
+    parser.add_argument("--few", type=int, default=512, help="photos for the first three blocks")
+    parser.add_argument(
+        "--ridge", type=float, nargs="+", default=[5e-4, 2e-3, 8e-3, 3e-2, 0.1, 0.5]
+    )
     parser.add_argument("--seed", type=int, default=0)
+    torch.set_float32_matmul_precision("medium")  # of what is bfloat16 already
     compress(parser.parse_args())
 
 
