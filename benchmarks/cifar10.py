@@ -20,7 +20,7 @@ from verydeep import modelfile
 from verydeep.compression.learning import unnormed
 from verydeep.evaluation import evaluate
 
-COUNT = 1024  # images that say how to round
+COUNT = 1024  # images: half of them say how to round, the others measure that
 
 
 def rounded(data: Path, model: Path, folder: Path, sizes: list[int]) -> dict[str, object]:
@@ -34,7 +34,7 @@ def rounded(data: Path, model: Path, folder: Path, sizes: list[int]) -> dict[str
     for size in sizes:
         small = folder / f"{size}.safetensors"
         result = verydeep.compress(
-            bare, small, data=data, size=size, count=COUNT,
+            bare, small, data=data, size=size, count=COUNT, resume=Path(f"{small}.work").exists(),
             on_event=lambda event: print(event, file=sys.stderr, flush=True),
         )  # fmt: skip
         rows.append({

@@ -10,9 +10,11 @@ relu5_3, float32, of every second photo to train on. Rows:
 
 - verydeep: `verydeep.compression`, at several coarsenesses, before and after the fitting walk;
   with steps shared between layers as the command shares them;
-- plain: a step a layer (a quarter of it in the first two blocks), nearest multiples, under the codec;
-- gptq: plain rate-aware GPTQ, one step a layer, the same moments; an adaptive arithmetic coder of order 0;
-- nncodec: PyPI's, at several qp, where a Python that has it is given.
+- plain: a step a layer (a quarter of it in the first two blocks), nearest multiples;
+- gptq: plain rate-aware GPTQ, the same steps as plain, the same moments as ours; both by an adaptive
+  arithmetic coder of order 0;
+- nncodec: PyPI's, at several qp, where a Python that has it is given. Its biases are put right as ours are:
+  of every row what rounding does to the mean.
 
 The convolutions come by tools/sources.py.
 """
@@ -37,7 +39,7 @@ from verydeep import compression
 from verydeep.compression.rounding import SLOPE
 from verydeep.datasets import labelled, unlabelled
 from verydeep.modelfile import Record, read, write
-from verydeep.nets import network
+from verydeep.nets import Layer, network
 from verydeep.preprocess import TORCHVISION
 from verydeep.quantisation import Draft, output_error, photos
 from verydeep.quantisation.rounding import compensate, factor
@@ -171,13 +173,17 @@ class Race:
             moments = known.moments if gptq and known else None
             q = plain_gptq(weight, own, moments) if gptq else np.rint(weight / own).astype(np.int16)
             size += order_0(q) + 4 * len(q)
-            new = (q * np.float32(own)).astype(np.float32)
-            draft.stored[f"{layer.key}.weight"] = new
-            if known:
-                shift = (weight - new).reshape(len(weight), -1) @ known.mean
-                key = f"{layer.key}.bias"
-                draft.stored[key] = (draft.stored[key] + shift).astype(np.float32)
+            self.put(draft, layer, (q * np.float32(own)).astype(np.float32))
         self.row(who, size, draft, step=step)
+
+    def put(self, draft: Draft, layer: Layer, new: np.ndarray) -> None:
+        """Rounded weights in place of a layer's, and on its bias what that does to the mean."""
+        weight, known = self.work._weight(layer), self.work.known.get(layer.name)
+        draft.stored[f"{layer.key}.weight"] = new
+        if known:
+            shift = (weight - new).reshape(len(weight), -1) @ known.mean
+            key = f"{layer.key}.bias"
+            draft.stored[key] = (draft.stored[key] + shift).astype(np.float32)
 
     def nncodec(self, python: Path, qp: int) -> None:
         """In an environment of its own, since it asks for numpy below 2."""
@@ -190,9 +196,8 @@ class Race:
                 rounded = {name: found[name].astype(np.float32) for name in weights}
         draft = replace(self.work.reference, stored=dict(self.work.reference.stored))
         for layer in self.work.layers:
-            draft.stored[f"{layer.key}.weight"] = rounded[layer.name].reshape(
-                weights[layer.name].shape
-            )
+            weight = weights[layer.name]
+            self.put(draft, layer, rounded[layer.name].reshape(weight.shape))
         self.row("nncodec", size, draft, qp=qp)
 
 

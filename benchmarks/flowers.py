@@ -52,7 +52,9 @@ def maps(trunk: Path, samples: Sequence[labelled.Sample], cache: Path) -> np.nda
         with verydeep.load(trunk) as predictor:
             rows = predictor.features_stream(map(labelled.open, samples), "pool5")
             values = [np.asarray(row["pool5"], np.float16).ravel() for row in rows]  # type: ignore[index]
-        np.save(cache, np.stack(values))
+        part = cache.with_suffix(".part.npy")
+        np.save(part, np.stack(values))
+        part.replace(cache)
     return np.asarray(np.load(cache))
 
 

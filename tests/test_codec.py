@@ -137,6 +137,50 @@ def test_plain_python_reads_the_same(lose: Callable[[], None]) -> None:
         np.testing.assert_array_equal(array, expected[key])
 
 
+def test_plain_python_writes_the_same(lose: Callable[[], None]) -> None:
+    """To the byte: where constriction cannot be had, models are compressed all the same."""
+    given = [
+        coded(shape, size=size)
+        for shape in ((5, 3, 3, 3), (40, 7), (64, 64))
+        for size in (0.0, 0.6, 40.0, 3000.0)
+    ]
+    expected = [encode(one) for one in given]
+    lose()
+    assert isinstance(codec._writer(), codec.PlainWriter)
+    assert [encode(one) for one in given] == expected
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_carries_go_as_far_as_they_must(data: st.DataObject) -> None:
+    """Of the plain range encoder, by constriction's: most symbols are the last one, next to the end."""
+    fast, plain = codec._Writer(), codec.PlainWriter()
+    for _ in range(data.draw(st.integers(0, 3))):
+        count = data.draw(st.integers(2, 9))
+        weights = np.array(
+            data.draw(st.lists(st.integers(1, 10**9), min_size=count, max_size=count))
+        )
+        shares = (weights / weights.sum() * (codec._SCALE - 2 * count)).astype(np.int64)
+        shares[-1] += codec._SCALE - count - shares.sum()
+        some = st.one_of(st.just(count - 1), st.integers(0, count - 1))
+        symbols = np.array(data.draw(st.lists(some, max_size=60)), np.int32)
+        length = data.draw(st.integers(1, 15))
+        bits = np.full(data.draw(st.integers(0, 5)), (1 << length) - 1, np.int32)
+        for writer in (fast, plain):
+            writer.symbols(symbols, shares)
+            writer.bits(bits, length)
+    np.testing.assert_array_equal(plain.words(), fast.words())
+
+
+def test_parts_of_unequal_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is a row larger than the limit is not cut once more, which nothing could read."""
+    monkeypatch.setattr(codec, "_PART", 100)
+    for rows in range(2, 40):
+        given = coded((rows, 30))
+        found = decode(np.frombuffer(encode(given), np.uint8), (rows, 30))
+        np.testing.assert_array_equal(found.multiples, given.multiples)
+
+
 SHAPES = st.one_of(
     st.tuples(st.integers(1, 40), st.integers(1, 20), st.just(3), st.just(3)),
     st.tuples(st.integers(1, 40), st.integers(1, 20), st.just(1), st.just(1)),

@@ -144,6 +144,35 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(
         np.testing.assert_array_equal(array, other[key])
 
 
+def test_another_file_of_coded_weights_is_not_gone_on_with(
+    coded: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its steps are others, and in them the same weights are other numbers."""
+    own = {"code_bytes": streams(coded) // 2, "optimiser": "adamw", "rate": 3e-3, "epochs": 3}
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            learn, "fit", lambda *given, **named: fit(*given, **{**named, "stop": lambda: True})
+        )
+        with pytest.raises(SystemExit):
+            train_coded(coded, data, tmp_path / "cut", **own)
+    before = coded.read_bytes()
+    compress(coded, tmp_path / "other", size=len(before) - 1000, again=True)
+    coded.write_bytes((tmp_path / "other").read_bytes())
+    with pytest.raises(DataError, match="is not the file any more that the run in"):
+        train_coded(coded, data, tmp_path / "cut", **own, resume=True)
+    coded.write_bytes(before)
+    assert train_coded(coded, data, tmp_path / "cut", **own, resume=True).model.exists()
+
+
+def test_how_many_bytes_it_came_to_is_said(coded: Path, data: Path, tmp_path: Path) -> None:
+    aim = streams(coded) // 3
+    own = {"code_bytes": aim, "optimiser": "adamw", "rate": 3e-3, "epochs": 2}
+    result = train_coded(coded, data, tmp_path / "out", **own)
+    notes = [line["text"] for line in result.log if line["event"] == "note"]
+    taken = streams(result.model)
+    assert f"its streams take {taken:,} bytes of {aim:,}; more epochs make it less" in notes
+
+
 def test_weights_that_are_not_coded_are_refused(data: Path, tmp_path: Path) -> None:
     net = network("vgg11", head="gap", layers="relu5_2", classes=3, width=1 / 16)
     given = tiny.model_file(tmp_path / "given.safetensors", net, class_names=CLASSES)

@@ -17,11 +17,14 @@ from PIL import Image
 
 import verydeep
 from verydeep import modelfile
-from verydeep.compression import Compressed, _search, _Trial, carried, compress
+from verydeep.compression import Compressed, _fitted, _search, _Trial, carried, compress
+from verydeep.compression.goal import Goal
 from verydeep.compression.rounding import SLOPE, curved_by, round_coded
 from verydeep.errors import ArgumentError, DataError, ModelFileError, NetworkError, OutputError
 from verydeep.evaluation.figures import paired_interval, share_interval
+from verydeep.modelfile import decoding
 from verydeep.modelfile.codec import Coded, Rate, quarters
+from verydeep.preprocess import TORCHVISION
 from verydeep.published import find_model
 from verydeep.quantisation import Draft
 from verydeep.quantisation.rounding import second_moments
@@ -143,10 +146,44 @@ def test_a_size_is_found(size: int) -> None:
     assert len(tries) < 6
 
 
+def test_a_drop_that_is_met_to_the_point() -> None:
+    """Of 85 of 100 photos one fewer is a point, and a bit more than one in floats."""
+    for before, now, points in ((0.85, 0.84, 1), (0.5, 0.47, 3), (1.0, 0.99, 1)):
+        assert Goal(max_drop=points).met(1, 100 * (before - now))
+    assert not Goal(max_drop=1).met(1, 1.01)
+
+
 @pytest.mark.parametrize("drop", [0.3, 5.0, 0.01])
 def test_a_drop_is_found(drop: float) -> None:
     found = _search(trial(1.0), trial, None, lambda one: one.drop <= drop)
     assert drop / 2 < found.drop <= drop
+
+
+@pytest.mark.parametrize("goal", [Goal(size=50_000), Goal(max_drop=5.0), Goal()])
+def test_fitted_layers_may_be_coarser(goal: Goal) -> None:
+    """As they lose half as much: a drop allows fewer bytes, a size is used up, else one is enough."""
+    tries: list[float] = []
+
+    def tried(coarseness: float, _: bool) -> _Trial:
+        tries.append(coarseness)
+        one = trial(coarseness)
+        return replace(one, drop=one.drop / 2, error=one.drop / 2, size=round(1.06 * one.size))
+
+    def met(one: _Trial) -> bool:
+        return goal.met(one.size, one.drop)
+
+    first = trial(2.0 if goal.size is None else 4.0)  # of as many bytes as are asked for
+    found = _fitted(replace(first, error=first.drop), tried, goal, met)
+    assert met(found)
+    assert tries[0] == first.coarseness
+    if goal.size is not None:
+        assert 0.97 * goal.size <= found.size <= goal.size
+        assert found.error is not None
+        assert found.error < first.drop  # a fitted one
+        assert len(tries) == 2
+    else:
+        assert found.coarseness == (tries[-1] if goal.max_drop else first.coarseness)
+        assert len(tries) == (3 if goal.max_drop else 1)
 
 
 def test_a_goal_that_cannot_be_met_gives_the_nearest() -> None:
@@ -252,6 +289,69 @@ def test_the_drop_has_an_interval(model: Path, tmp_path: Path) -> None:
     assert low < made.agreement < high  # type: ignore[operator]
     source = record.provenance["compressed_from"]
     assert {"command", "versions", "sha256", "photos", "coarseness"} <= source.keys()  # type: ignore[union-attr]
+
+
+def test_few_labelled_photos_calibrate_too(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A quarter of them, or half where that is too few. One that cannot be read is named, and counted."""
+    for seed in range(74):
+        tiny.photo(tmp_path / "data" / tiny.NAMES[seed % 7] / f"{seed:02}.png", seed=seed)
+    broken = tmp_path / "data" / tiny.NAMES[1] / "01.png"
+    broken.write_bytes(broken.read_bytes()[:90])
+    made = verydeep.compress(model, tmp_path / "o", data=tmp_path / "data")
+    record = modelfile.read(tmp_path / "o").record
+    assert record.provenance["compressed_from"]["photos"] == 18  # type: ignore[index,call-overload]
+    assert made.checked == 18
+    assert made.unreadable == 1
+    assert [text for text in caplog.messages if "01.png" in text]
+
+
+def test_what_is_prepared_of_trials_is_not_kept(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody asks for it again, and it would take the room of what is."""
+    monkeypatch.setenv("VERYDEEP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(decoding, "WORTH_KEEPING", 1)
+    for seed in range(70):
+        tiny.photo(tmp_path / "data" / tiny.NAMES[seed % 7] / f"{seed}.png", seed=seed)
+    verydeep.compress(model, tmp_path / "o", data=tmp_path / "data", size=20_000)
+    assert not list((tmp_path / "cache").glob("prepared/weights-*"))
+    with verydeep.load(tmp_path / "o") as predictor:
+        predictor(tiny.photo(tmp_path / "one.png"))
+    assert list((tmp_path / "cache").glob("prepared/weights-*"))
+
+
+def test_layers_that_no_score_reads(photos: Path, tmp_path: Path) -> None:
+    """Of a head on earlier layers; they are rounded as they are, pruned or not."""
+    net = verydeep.network("vgg11", head="gap", layers="relu3_2", classes=7, width=1 / 16)
+    model = tiny.model_file(tmp_path / "model", net)
+    for goal in ({"size": 30_000}, {"size": 30_000, "multiply_adds": 400_000}, {}):
+        made = verydeep.compress(model, tmp_path / "o", calibrate=photos, **goal)  # type: ignore[arg-type]
+        assert {row["name"] for row in made.layers} >= {"conv5_2", "conv1_1"}
+        assert modelfile.read(tmp_path / "o").tensors()
+
+
+def test_a_trunk_whose_photos_keep_their_sizes(tmp_path: Path) -> None:
+    for seed in range(40):
+        tiny.photo(tmp_path / "photos" / f"{seed}.png", 40 + seed % 3, 48 + seed % 2, seed=seed)
+    own = replace(TORCHVISION, resize="none", resize_size=None, crop_size=None)
+    trunk = tiny.tiny(head="classic", classes=0)
+    model = tiny.model_file(tmp_path / "model", trunk, preprocess=own)
+    made = verydeep.compress(model, tmp_path / "o", calibrate=tmp_path / "photos")
+    assert made.error is not None
+    assert 0 < made.error < 0.2
+
+
+def test_several_classes_are_said_and_no_accuracy_is_bounded(photos: Path, tmp_path: Path) -> None:
+    """Their mean average precision may fall though none of what is said changes."""
+    model = tiny.model_file(tmp_path / "model", thresholds=(0.5,) * 7)
+    made = verydeep.compress(model, tmp_path / "o", calibrate=photos)
+    assert "; the same classes said of " in made.said
+    assert "can have lost at most" not in made.said
+    assert "can have lost at most" in verydeep.compress(
+        tiny.model_file(tmp_path / "other"), tmp_path / "o", calibrate=photos
+    ).said  # fmt: skip
 
 
 def test_of_a_divided_set_what_is_to_train_on_calibrates(model: Path, tmp_path: Path) -> None:
@@ -439,8 +539,12 @@ def test_without_photos_nothing_is_promised(model: Path, tmp_path: Path) -> None
     assert "nothing of its answers is promised" in made.report.read_text()  # type: ignore[union-attr]
     assert isinstance(made, Compressed)
     assert "nothing of its answers is promised" in str(made)
-    far = verydeep.compress(model, tmp_path / "o", size=1)
+    with pytest.raises(ArgumentError, match=r"size is 1; expected \d+ or more, which this network"):
+        verydeep.compress(model, tmp_path / "o", size=1)
+    events: list[Mapping[str, object]] = []
+    far = verydeep.compress(model, tmp_path / "o", size=1500, on_event=events.append)
     assert not far.met
+    assert len(events) < 9  # it was not gone on with once nothing became smaller
     assert "the goal was not met: this is the nearest" in str(far)
     assert modelfile.read(tmp_path / "o").tensors()
 

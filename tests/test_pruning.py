@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 import verydeep as package
 from verydeep import benching, modelfile
 from verydeep.compression import _multiply_adds, _Work, fitting, pruning
-from verydeep.compression.fitting import Inputs, drifted, solved
+from verydeep.compression.fitting import RIDGE, RIDGES, Inputs, drifted, solved
 from verydeep.compression.pruning import energies, links, removal, solved_on_few, without
 from verydeep.datasets import unlabelled
 from verydeep.errors import DataError, NetworkError
@@ -42,7 +42,6 @@ def quickly(*_: object, **__: object) -> Iterator[tuple[str, Callable[[Path], fl
 
 def test_solved_weights_are_those_of_lstsq(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways, without the ridge: more samples than columns, and fewer."""
-    monkeypatch.setattr(fitting, "RIDGE", 0.0)
     monkeypatch.setattr(pruning, "FEW_RIDGE", 0.0)
     draw = np.random.default_rng(0)
     columns = np.array([0, 2, 3, 7])
@@ -50,7 +49,7 @@ def test_solved_weights_are_those_of_lstsq(monkeypatch: pytest.MonkeyPatch) -> N
     now = x[:, columns] + draw.normal(0, 0.1, (200, 4))  # what is read now is not quite what was
     answers = x @ weight.T
     expected = np.linalg.lstsq(now, answers, rcond=None)[0].T
-    found = solved(weight, now.T @ now / 200, answers.T @ now / 200, columns)
+    found = solved(weight, now.T @ now / 200, answers.T @ now / 200, columns, part=0.0)
     assert_allclose(found, expected, rtol=1e-8)
     few = solved_on_few(weight, answers[:3], now[:3], columns)
     # of all that answer these three, the nearest to what was
@@ -61,8 +60,9 @@ def test_solved_weights_are_those_of_lstsq(monkeypatch: pytest.MonkeyPatch) -> N
     assert_allclose(few, nearest, rtol=1e-6, atol=1e-9)
 
 
-def test_moments_of_what_varies_little_beside_its_mean() -> None:
+def test_moments_of_what_varies_little_beside_its_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     """About the mean, by numpy in float64; and weights fitted there are those of lstsq."""
+    monkeypatch.setattr(fitting, "RIDGES", (RIDGE,))
     draw = np.random.default_rng(4)
     batches = [(1000 + draw.normal(0, 1, (500, 12))).astype(np.float32) for _ in range(8)]
     known = Inputs(paired=True)
@@ -81,10 +81,41 @@ def test_moments_of_what_varies_little_beside_its_mean() -> None:
     assert_allclose(now.mean, reads.mean(0), rtol=1e-9)
 
 
+def test_how_far_weights_move_is_judged_on_other_photos() -> None:
+    """On few photos whose drift is noise they stay; on as few of a drift that has a rule they follow."""
+    draw = np.random.default_rng(5)
+    mixing = draw.normal(0, 1, (40, 40)) / 6
+    weight = draw.normal(0, 1, (8, 40))
+
+    def batches(count: int, rule: float, noise: float) -> list[tuple[np.ndarray, np.ndarray]]:
+        pairs = []
+        for _ in range(count):
+            before = draw.normal(0, 1, (15, 40)).astype(np.float32)
+            now = before + rule * before @ mixing + draw.normal(0, noise, (15, 40))
+            pairs.append((before, now.astype(np.float32)))
+        return pairs
+
+    for rule, noise, used in ((0.0, 0.5, RIDGES[3:]), (0.5, 0.01, RIDGES[:2])):
+        read, other = batches(6, rule, noise), batches(200, rule, noise)
+        _, found, _ = drifted(weight, read)
+        x, y = (np.concatenate(part) for part in zip(*other, strict=True))
+        errors = {}
+        both = np.cov(*(np.concatenate(part).T for part in zip(*read, strict=True)), bias=True)
+        own, cross = both[40:, 40:], weight @ both[:40, 40:]
+        for part in RIDGES:
+            each = solved(weight, own, cross, slice(None), part)
+            errors[part] = float(np.square(y @ each.T - x @ weight.T).mean())
+            if np.allclose(each, found, rtol=1e-3, atol=1e-4):
+                chosen = part
+        assert chosen in used
+        assert errors[chosen] < 1.1 * min(errors.values())
+        assert noise == 0.01 or errors[chosen] < 0.9 * errors[RIDGE]
+
+
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_losses_are_those_of_solving_anew(kernel: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """After each part: what is lost by brute force; and the first to go is the one that loses least."""
-    monkeypatch.setattr(fitting, "RIDGE", 0.0)
+    monkeypatch.setattr(pruning, "ridge", lambda _: 0.0)
     draw = np.random.default_rng(1)
     group, channels = kernel**2, 8
     moments = moments_of(draw, channels, kernel)

@@ -6,6 +6,7 @@ import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import verydeep as package
 from verydeep import compression, modelfile
 from verydeep.compression.learning import learnt
 from verydeep.training.coding import coding_of
-from verydeep.training.recipes import changed, paper
+from verydeep.training.recipes import changed, paper, small_images
 from verydeep.training.start import started, teacher_of
 
 from ..conftest import Run
@@ -71,8 +72,8 @@ def test_what_can_be_compressed(model: Path, tmp_path: Path, verydeep: Run) -> N
     for effort in ("quick", "normal", "max"):
         package.compress(model, out, effort=effort)
     words = "{} is {}; expected a whole number, {} or more"
-    *_, least = said(words, refused(lambda: package.compress(model, out, size="6MB")))  # type: ignore[arg-type]
-    package.compress(model, out, size=int(least))
+    *_, least = said(words, refused(lambda: package.compress(model, out, threads="all")))  # type: ignore[arg-type]
+    package.compress(model, out, threads=int(least))
     share = "max_drop is {}; expected 0 to 100"
     said(share, refused(lambda: package.compress(model, out, max_drop=-1, calibrate=images)))
     package.compress(model, out, max_drop=100, calibrate=images)
@@ -289,6 +290,94 @@ def test_where_coded_weights_come_from(tmp_path: Path, verydeep: Run) -> None:
     done = verydeep("compress", model, "--size", 60_000, "--out", small)
     assert done.status == 0, done.err
     assert coding_of(str(small), net, 50_000, cpu)
+
+
+@follows(
+    "are too few to calibrate on, so each weight is rounded by itself; name {} photos or more, without "
+    "labels, with --calibrate (calibrate= in Python)",
+    "are among the labelled ones: what is lost there says less of other photos; give others",
+)
+def test_photos_to_calibrate_on(
+    model: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seed in range(30):
+        photo(tmp_path / "data" / NAMES[seed % 7] / f"{seed}.png", seed=100 + seed)
+
+    def compressed(**choices: Any) -> str:
+        caplog.clear()
+        package.compress(model, tmp_path / "o", data=tmp_path / "data", **choices)
+        return "\n".join(caplog.messages)
+
+    words = (
+        "are too few to calibrate on, so each weight is rounded by itself; name {} photos or more, "
+        "without labels, with --calibrate (calibrate= in Python)"
+    )
+    (count,) = said(words, compressed())
+    assert len(list(photos.iterdir())) >= int(count)
+    assert not compressed(calibrate=photos)
+    words = "are among the labelled ones: what is lost there says less of other photos; give others"
+    shutil.copy(next((tmp_path / "data" / NAMES[0]).iterdir()), photos / "same.png")
+    said(words, compressed(calibrate=photos))
+    (photos / "same.png").unlink()
+    assert not compressed(calibrate=photos)
+
+
+@follows(
+    "{}: {} has numbers that are not finite, so it cannot be rounded; take a model whose weights are all "
+    "numbers"
+)
+def test_weights_that_are_no_numbers(model: Path, tmp_path: Path) -> None:
+    opened = modelfile.read(model)
+    tensors = {key: np.array(value) for key, value in opened.stored.items()}
+    tensors["features.0.weight"].flat[3] = np.nan
+    modelfile.write(tmp_path / "wrong", opened.record, tensors)
+    words = (
+        "{}: {} has numbers that are not finite, so it cannot be rounded; take a model whose weights "
+        "are all numbers"
+    )
+    _, key = said(words, refused(lambda: package.compress(tmp_path / "wrong", tmp_path / "o")))
+    assert key == "features.0.weight"
+    assert package.compress(model, tmp_path / "o").path.exists()
+
+
+@follows("hold takes the best epoch, which with code_bytes may be one of more bytes; set hold=0")
+def test_no_epoch_of_more_bytes_is_kept() -> None:
+    asked = {"code_bytes": 5000, "hold": 0.1}
+    words = "hold takes the best epoch, which with code_bytes may be one of more bytes; set hold=0"
+    said(words, refused(lambda: changed(small_images(), asked)))
+    assert changed(small_images(), {**asked, "hold": 0}).code_bytes == 5000
+
+
+@follows("its streams take {} bytes of {}{}", "; more epochs make it less")
+def test_more_epochs_take_fewer_bytes(tmp_path: Path) -> None:
+    net = package.network("vgg11", head="gap", layers="relu5_2", classes=3, width=1 / 16)
+    model = modelfile.read(model_file(tmp_path / "model", net, class_names=CLASSES))
+    coded = tmp_path / "coded"
+    package.compress(model, coded, size=20_000)
+    aim = (
+        sum(a.nbytes for key, a in modelfile.read(coded).stored.items() if key.endswith(".code"))
+        // 2
+    )
+
+    def taken(epochs: int) -> tuple[int, str]:
+        own = {
+            "head": "gap",
+            "code_bytes": aim,
+            "optimiser": "adamw",
+            "rate": 3e-3,
+            "epochs": epochs,
+        }
+        result = package.train(
+            "small-images", arrays(tmp_path / "set.npz"), out=tmp_path / f"of-{epochs}", init=coded,
+            settings={**SETTINGS, **own, "average": 0.0},
+        )  # fmt: skip
+        (note,) = [line["text"] for line in result.log if "streams take" in str(line.get("text"))]
+        size, *_ = said("its streams take {} bytes of {}{}", f"{note} ")
+        return int(size.replace(",", "")), note
+
+    few, note = taken(2)
+    said("; more epochs make it less", note)
+    assert taken(30)[0] < few
 
 
 @follows(

@@ -15,7 +15,7 @@ from ..files.progress import Progress
 from . import options
 from .output import show
 
-_UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1_000_000}
+_UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1_000_000, "GB": 1_000_000_000}
 _COUNTS = {"": 1, "K": 1000, "M": 10**6, "G": 10**9}
 
 
@@ -31,7 +31,7 @@ def _whole(text: str | None, units: Mapping[str, int], otherwise: str) -> int | 
     if text is None:
         return None
     found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?([A-Z]*)", text.upper())
-    number = int(float(found[1]) * units.get(found[2], 0)) if found else 0
+    number = round(float(found[1]) * units.get(found[2], 0)) if found else 0
     if not number:
         raise click.BadParameter(otherwise)
     return number
@@ -87,7 +87,7 @@ def compress(
     Every verb takes the small file as any other: the network and its speed are the same. Half of the photos
     of --calibrate say how each weight may be rounded, the other half measure it. Without any, nothing of
     the answers is promised. Takes minutes; a page about it is written to FILE.report.html. The exit status
-    is 1 where the goal was not met: FILE is then the nearest.
+    is 1 where the goal was not met, and FILE is then the nearest, and where a photo could not be read.
 
     With --speedup or --multiply-adds the network itself becomes smaller and faster: those channels go that
     the others can best make up for. Weights are then rounded only with --size or --max-drop. Accuracy that

@@ -14,7 +14,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -28,11 +28,12 @@ from ..datasets import labelled, unlabelled
 from ..datasets.items import Listing
 from ..datasets.items import read as read_photo
 from ..datasets.unlabelled import Photo
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError, DataError, ModelFileError, log
 from ..evaluation import Evaluation, evaluate, found_for
 from ..evaluation.figures import paired_interval, share_interval
 from ..files.atomic import replacing, require_writable
-from ..files.progress import stage
+from ..files.cache import nothing_kept
+from ..files.progress import Progress, stage
 from ..files.strict_json import JSON
 from ..files.wording import counted
 from ..graphs.network import norm_factor
@@ -65,14 +66,16 @@ __all__ = ["Compressed", "compress"]
 
 EFFORTS = {"quick": 64, "normal": 256, "max": 1024}  # photos
 TRIALS = 7  # at most, beside the one that measures the layers
+REFITTED, _COARSER = 3, 1.25  # trials that are fitted, at most, and by how much one is coarser
 _BEGIN = 2.0**-3  # of the first trial: the share of a layer's own deviation that a step is
 _NEAR, _AIMED = 0.975, 0.985  # of the size asked for: near enough, and what is aimed at
 _WIDEST = 5000  # inputs of which all moments are kept
 _PROTOCOL = (
-    "against the model it was made of, ONNX Runtime on a CPU, photos not used for calibration"
+    "against the model it was made of, ONNX Runtime on a CPU, photos that no weight was fitted to"
 )
 _ACCURACIES = ("top1", "mean average precision")
 _MEASURED = 32  # photos on which one layer's part is measured
+_SPARE = 4  # photos of a small set, since some may not be readable
 
 Array = np.ndarray
 
@@ -118,6 +121,7 @@ def compress(
     too few photos, OutputError where `out` cannot be written.
     """
     opened = model if isinstance(model, ModelFile) else read(find_model(model))
+    _require_numbers(opened)
     size, multiply_adds = whole("size", size), whole("multiply_adds", multiply_adds)
     out, goal = Path(out), Goal(size, max_drop, multiply_adds, speedup)
     if effort not in EFFORTS:
@@ -132,14 +136,19 @@ def compress(
         given, found = _apart(found, count)
     items = labelled.judged(found)[0] if found else []
     judged = [(f"{one.name} {one.labels}", one.source) for one in items]
+    fitted, measured = _digests(spread(given, count)), _digests(judged)
+    if both := len(set(fitted.values()) & set(measured.values())):
+        log.warning(
+            f"{counted(both, 'photo')} of those to calibrate on are among the labelled ones: what is "
+            "lost there says less of other photos; give others"
+        )
     asked: dict[str, JSON] = {
         "version": __version__, "model": opened.sha256, **vars(goal), "effort": effort, "count": count,
-        "threads": threads, "calibrate": _digest(spread(given, count)), "data": _digest(judged),
+        "threads": threads, "calibrate": _digest(fitted), "data": _digest(measured),
     }  # fmt: skip
     with kept(out, asked, provenance.asked(), resume) as steps:
-        before = opened.path.stat().st_size
         if on_event:
-            told = {"model": str(opened.path), "size": before, "goal": str(goal)}
+            told = {"model": str(opened.path), "size": opened.size_bytes, "goal": str(goal)}
             on_event({"event": "start", **told})
         *images, unreadable = photos(opened.record.preprocess, given, (), count)
         if (given or goal.prunes) and len(images[1]) < FEWEST:
@@ -153,6 +162,7 @@ def compress(
         )
         with replacing(out) as file:
             file.write(result.path.read_bytes())
+        unreadable += result.unreadable  # labelled ones
         result = replace(
             result, path=out, report=page, unreadable=unreadable, goal=str(goal), made=steps.about
         )
@@ -161,29 +171,56 @@ def compress(
     return result
 
 
+def _require_numbers(model: ModelFile) -> None:
+    """ModelFileError where a weight is infinite or none, which has no nearest multiple."""
+    for key, array in model.stored.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ModelFileError(
+                f"{model.path}: {key} has numbers that are not finite, so it cannot be rounded; take a "
+                "model whose weights are all numbers"
+            )
+
+
 def _apart(found: Listing, count: int) -> tuple[list[Photo], Listing]:
     """Of a labelled set photos to calibrate on, labels not asked, and the set that is left to measure on.
 
-    Those to train on where it is divided, else a quarter of them; none where these are too few.
+    Those to train on where it is divided, else a quarter of them, or half where that is too few; none, and
+    a word about it, where even these are.
     """
     items, part = labelled.judged(found)
     learned = [item for item in found.items if item.part == "train" != part]
-    some = spread(learned or items, count if learned else min(count, len(items) // 4))
-    some = some if len(some) >= 2 * FEWEST else []
+    enough = 2 * FEWEST + _SPARE
+    quarter = min(count, max(len(items) // 4, min(enough, len(items) // 2)))
+    some = spread(learned or items, count if learned else quarter)
+    if len(some) < 2 * FEWEST:
+        log.warning(
+            f"{counted(len(some), 'labelled photo')} are too few to calibrate on, so each weight is "
+            f"rounded by itself; name {2 * FEWEST} photos or more, without labels, with --calibrate "
+            "(calibrate= in Python)"
+        )
+        some = []
     taken = set(map(id, some))
     left = [item for item in found.items if id(item) not in taken]
     return [(item.name, item.source) for item in some], replace(found, items=left)
 
 
-def _digest(photos: Sequence[Photo]) -> str:
-    """By which the same photos are known again: of their names and content."""
-    digest = hashlib.sha256()
-    for name, source in photos:
-        digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
-        with suppress(OSError):  # which is told when it is used
+def _digests(photos: Sequence[Photo]) -> dict[str, bytes]:
+    """Of the photos' content, by their names; of one that cannot be read its name, which is told later."""
+    found = {}
+    for name, source in stage(photos, "looking at photos", "photo"):
+        found[name] = name.encode("utf-8", "surrogateescape")
+        with suppress(OSError):
             held = read_photo(source)
             content = Path(held).read_bytes() if isinstance(held, str) else bytes(held)
-            digest.update(hashlib.sha256(content).digest())
+            found[name] = hashlib.sha256(content).digest()
+    return found
+
+
+def _digest(photos: Mapping[str, bytes]) -> str:
+    """By which the same photos are known again: of their names and content."""
+    digest = hashlib.sha256()
+    for name, content in photos.items():
+        digest.update(f"{name}\0".encode("utf-8", "surrogateescape") + content)
     return f"{counted(len(photos), 'photo')} of digest {digest.hexdigest()[:16]}"
 
 
@@ -198,6 +235,7 @@ def _compressed(
     if goal.prunes:
         pruned = steps("pruned", lambda: _pruned(work, goal, steps.folder, on_event))
         small = read(steps.folder / "pruned.safetensors")
+        vars(work).pop("known", None)  # the moments of the whole network, a gigabyte of VGG-16's
         work = _Work(small, (work.images, work.check), work.data, work.threads, original=work)
     work.quick = effort == "quick"
     trials: list[_Trial] = []
@@ -218,14 +256,13 @@ def _compressed(
         return goal.met(one.size, one.drop)
 
     if goal.rounds and work.check:
-        work.steps = steps("steps", work.share)
+        # layers that no score reads have no share, and keep their own
+        work.steps |= steps("steps", work.share)
     best = tried(1.0 if goal.rounds else 0.0)
     if goal.searches:
         best = _search(best, tried, goal.size, met)
     if goal.rounds and work.images and not work.quick:
-        fitted = tried(best.coarseness, fitted=True)
-        if met(fitted) and (fitted.error or 0) <= (best.error or 0):
-            best = fitted
+        best = _fitted(best, tried, goal, met)
     return work.result(best, trials, met(best) and pruned["met"], pruned["speedup"])
 
 
@@ -258,6 +295,8 @@ def _search(
             fine = max(fine, one.coarseness)
         if size and _NEAR * size <= one.size <= size:
             break
+        if size and len(trials) > 1 and one.size == trials[-2].size:
+            break  # no step can be finer
         # steps twice as large take a bit less for each weight, as long as numbers are not small
         move = 8 * (one.size - _AIMED * size) / one.weights if size else 1.0 if met(one) else -1.0
         coarseness = one.coarseness * 2 ** min(max(move, -4), 4)
@@ -269,6 +308,31 @@ def _search(
     if not good:
         return min(trials, key=lambda one: one.size if size else one.drop)
     return (min if size else max)(good, key=lambda one: one.coarseness)
+
+
+def _fitted(
+    best: _Trial, tried: Callable[[float, bool], _Trial], goal: Goal, met: Callable[[_Trial], bool]
+) -> _Trial:
+    """The best of trials whose layers are fitted to those before them, and of the one without.
+
+    The first is as coarse as that one; as it answers better, a drop allows it to be coarser. Its size is a
+    bit another one, so that of a size, too, there may be a second.
+    """
+    coarseness = best.coarseness
+    for _ in range(REFITTED):
+        one = tried(coarseness, True)
+        nearer = (one.error or 0) <= (best.error or 0)
+        if met(one) and (nearer or (goal.max_drop is not None and one.size < best.size)):
+            best = one
+        if goal.size is not None:
+            if _NEAR * goal.size <= one.size <= goal.size:
+                break
+            coarseness *= 2 ** (8 * (one.size - _AIMED * goal.size) / one.weights)
+        elif goal.max_drop is not None and met(one):
+            coarseness *= _COARSER
+        else:
+            break
+    return best
 
 
 @dataclass(frozen=True)
@@ -375,8 +439,6 @@ class _Work:
         The squared error at the end goes with the square of a layer's step, and the bits of every weight
         with its logarithm: so the squared errors are to go with the numbers of weights.
         """
-        assert self.theirs is not None
-        some = slice(0, _MEASURED)
         layers = [layer for layer in self.reference.network.layers if layer.key]
         ratios, counts = {}, np.array([self._weight(layer).size for layer in layers])
         for layer, count in stage(
@@ -385,11 +447,21 @@ class _Work:
             draft = replace(self.reference, stored=dict(self.reference.stored))
             coarse = 8 * self.steps[layer.name]
             self._round(layer, coarse, draft.stored, self.known.get(layer.name))
-            error = output_error(self._outputs(draft, self.check[some]), self.theirs[some])
-            ratios[layer.name] = coarse / max(error, 1e-6) * math.sqrt(count)
+            ratios[layer.name] = coarse / self.error_of(draft) * math.sqrt(count)
         logs = np.log([ratio / self.steps[name] for name, ratio in ratios.items()])
         middle = math.exp(float((logs * counts).sum() / counts.sum()))
         return {name: float(ratio / middle) for name, ratio in ratios.items()}
+
+    @cached_property
+    def _few(self) -> tuple[Sequence[Array], Array]:
+        """Of the photos to check with some of all folders, and the original's answers there."""
+        some = spread(self.check, _MEASURED)
+        return some, self.original._outputs(self.original.reference, some)
+
+    def error_of(self, draft: Draft) -> float:
+        """What is wrong with its answers on a few photos; a millionth at least."""
+        some, theirs = self.original._few
+        return max(output_error(self._outputs(draft, some), theirs), 1e-6)
 
     def _round(
         self, layer: Layer, step: float, stored: dict[str, Array], known: Inputs | None,
@@ -462,10 +534,24 @@ class _Work:
         """
         right: list[bool | None] = []
         engine = self.before["engine"] if self.before else "auto"
-        with Predictor(model, engine=engine, threads=self.threads) as predictor:
-            on_event = lambda event: right.append(event.get("right"))  # noqa: E731
-            measured = evaluate(predictor, self.data, on_event=on_event)
-        facts = {"engine": measured.engine, "protocol": measured.protocol, "n": measured.n}
+
+        def told(event: Mapping[str, Any]) -> None:
+            bar.advance()
+            right.append(event.get("right"))
+            if event["error"] and not self.before:  # the same ones in every trial
+                log.warning(event["error"])
+
+        # what is prepared of a trial is no use to anybody else
+        with (
+            nothing_kept() if self.before else nullcontext(),
+            Predictor(model, engine=engine, threads=self.threads) as predictor,
+            Progress("measuring accuracy") as bar,
+        ):
+            measured = evaluate(predictor, self.data, on_event=told)
+        facts = {
+            "engine": measured.engine, "protocol": measured.protocol, "n": measured.n,
+            "unreadable": measured.errors,
+        }  # fmt: skip
         if isinstance(measured, Evaluation):
             return {"figure": measured.top1, "right": right, **facts}
         return {"figure": measured.mean_average_precision, "right": [], **facts}
@@ -534,9 +620,7 @@ class _Work:
             off = 0.0 if self.model.record.thresholds else scores.mean(1, keepdims=True)
             return np.asarray(scores - off)
         batches = draft.run(draft.graph((self.last,), int8=False), images)
-        return np.concatenate(
-            [batch[self.last].reshape(len(batch[self.last]), -1) for batch in batches]
-        )
+        return np.concatenate([batch[self.last].ravel() for batch in batches])
 
     def result(
         self, best: _Trial, trials: Sequence[_Trial], met: bool, speedup: float | None
@@ -551,10 +635,12 @@ class _Work:
         whole = self.original.model
         told = tuple({**one.told(), "chosen": one is best} for one in trials)
         return Compressed(
-            best.path, best.size, whole.path.stat().st_size, told, tuple(layers), best.agreement,
+            best.path, best.size, whole.size_bytes, told, tuple(layers), best.agreement,
             best.error, best.drop if self.before else None, len(self.check), met,
             multiply_adds=_multiply_adds(self.model.record),
             before_multiply_adds=_multiply_adds(whole.record), speedup=speedup,
+            unreadable=self.before["unreadable"] if self.before else 0,
+            several=bool(self.model.record.thresholds),
             measured=read(best.path).record.measured,
         )  # fmt: skip
 

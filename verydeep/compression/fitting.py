@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
+from functools import cache
 
 import numpy as np
 
 from ..quantisation.rounding import Moments
 from .rounding import Curved, curved_by
 
-RIDGE = 2e-3  # of the mean moment: how strongly fitted weights are drawn to what they were
+# of the mean moment: how strongly fitted weights are drawn to what they were; and which are tried, from
+# where on: few photos, or layers that hardly changed, want much of it
+RIDGE = 2e-3
+RIDGES, BEGIN = tuple(RIDGE * 4.0**power for power in range(-1, 7)), 3
 
 Array = np.ndarray
 
@@ -17,12 +22,13 @@ Array = np.ndarray
 class Inputs:
     """What a layer reads: means over places on photos, of (places, inputs) float32 at a time.
 
-    paired: whether moments of each input with each other are kept, and not its own square alone.
+    paired: whether moments of each input with each other are kept, and not its own square alone. moments:
+    these, where they are known.
     """
 
-    def __init__(self, paired: bool) -> None:
+    def __init__(self, paired: bool, moments: Moments | None = None) -> None:
         self.paired = paired
-        self._moments, self._count = Moments(), 0
+        self._moments, self._count = moments or Moments(), 0
         self._sums, self._squares = np.zeros(()), np.zeros(())
         self._curved: Curved | None = None
 
@@ -56,20 +62,47 @@ class Inputs:
         return self._curved
 
 
-def ridge(moments: Array) -> float:
+def ridge(moments: Array, part: float = RIDGE) -> float:
     """What is added to each input's own moment; above 0 even where nothing answers on any photo."""
-    return RIDGE * float(np.diagonal(moments).mean()) + 1e-12
+    return part * float(np.diagonal(moments).mean()) + 1e-12
 
 
-def solved(weight: Array, own: Array, cross: Array, columns: Array | slice) -> Array:
+def solved(
+    weight: Array, own: Array, cross: Array, columns: Array | slice, part: float = RIDGE
+) -> Array:
     """(outputs, columns): what answers with these columns alone as the whole weight did, by least squares.
 
     weight: (outputs, inputs). own: mean of x x' of what is read now, (columns, columns). cross: mean of the
-    old answers times it, (outputs, columns). Both about their means.
+    old answers times it, (outputs, columns). Both about their means. part: the ridge.
     """
-    drawn = ridge(own)
+    drawn = ridge(own, part)
     right = cross + drawn * weight[:, columns]
     return np.asarray(np.linalg.solve(own + drawn * np.eye(len(own)), right.T).T)
+
+
+def best_ridge(
+    weight: Array, halves: Sequence[tuple[Array, Array]], columns: Array | slice
+) -> float:
+    """Of RIDGES the one whose weights, solved on one half of the photos, lose least on the other.
+
+    halves: `own` and `cross` of each, as `solved` takes them.
+    """
+
+    @cache
+    def lost(number: int) -> float:
+        """The squared error, but for what is the same for all."""
+        if not 0 <= number < len(RIDGES):
+            return math.inf
+        total = 0.0
+        for fitted, (own, cross) in (halves, halves[::-1]):
+            found = solved(weight, *fitted, columns, RIDGES[number])
+            total += float(((found @ own - 2 * cross) * found).sum())
+        return total
+
+    at = min(BEGIN, len(RIDGES) - 1)
+    while lost(best := min(at - 1, at + 1, key=lost)) < lost(at):
+        at = best
+    return RIDGES[at]
 
 
 def drifted(
@@ -80,8 +113,22 @@ def drifted(
     weight: (outputs, inputs) float64. read: what it read before, (places, inputs) float32, and what it
     reads now, (places, columns), for each batch. columns: of its inputs, those that are left.
     """
-    known, cross, rows = Inputs(paired=True), Moments(), weight.T.astype(np.float32)
+    own: list[Moments] = []  # of either half
+    cross: list[Moments] = []
+    rows = weight.T.astype(np.float32)
     for before, now in read:
-        known.add([now])
-        cross.add(before @ rows, now)
-    return known, solved(weight, known.moments, cross.covariance, columns), cross.means[0]
+        answered = before @ rows
+        # of each batch the first photos and the last ones, so that both halves have some of all kinds
+        middle = len(now) // 2 or len(now)
+        for half, some in enumerate((slice(middle), slice(middle, None))):
+            if len(own) < 2:
+                own.append(Moments(*own))
+                cross.append(Moments(*cross))
+            own[half].add(now[some])
+            cross[half].add(answered[some], now[some])
+    halves = [(one.covariance, two.covariance) for one, two in zip(own, cross, strict=True)]
+    known, both = Inputs(paired=True, moments=own[0] + own[1]), cross[0] + cross[1]
+    found = solved(
+        weight, known.moments, both.covariance, columns, best_ridge(weight, halves, columns)
+    )
+    return known, found, both.means[0]

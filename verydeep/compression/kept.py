@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,7 +49,7 @@ def kept(
     OutputError where another process makes it, or one was stopped and this is not to go on with it, or what
     has the folder's name is somebody's own; ArgumentError where that one was asked for something else.
     """
-    folder, begun = out.with_name(f"{out.name}.work"), True
+    folder, begun, known = out.with_name(f"{out.name}.work"), True, False
     device = out.exists() and not out.is_file()
     if device:  # has nothing beside it
         folder = Path(tempfile.mkdtemp())
@@ -84,16 +84,21 @@ def kept(
                         f"{folder}: was begun with {what} {before}, which is now {value}; ask for the "
                         "same, or delete the folder"
                     )
-            steps.about = was["about"]
+            steps.about, known = was["about"], True
             yield steps
     except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | OSError | OutputError)
         if device or (not begun and not set(os.listdir(folder)) - {f"{ASKED}.json", LOCK}):
             shutil.rmtree(folder, ignore_errors=True)
-        elif isinstance(error, KeyboardInterrupt):
+        elif known and stopped:
             log.info(
                 f"what is done is in {folder}; the same command with --resume goes on from there"
             )
         raise
+    # what it was asked for last: should this be stopped, it is still known whose folder it is
+    for name in set(os.listdir(folder)) - {f"{ASKED}.json"}:
+        with suppress(OSError):
+            (folder / name).unlink()
     shutil.rmtree(folder, ignore_errors=True)
 
 

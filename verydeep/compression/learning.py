@@ -18,7 +18,6 @@ import numpy as np
 from ..errors import ArgumentError, require_whole
 from ..graphs.network import norm_factor
 from ..modelfile import ModelFile, Record, read, write
-from ..modelfile.codec import least_bytes
 from ..quantisation import made_from
 
 CODED = 1.15  # of the bytes that are asked for: what weights are coded to before they learn
@@ -75,18 +74,25 @@ def learnt(
     on_event: is given each trial of the coding, and each line of training's log.
     """
     from ..training.begin import train
+    from ..training.record.folder import refuse_another_run
     from . import compress
+    from .goal import require_room
 
     sides, head = model.record.preprocess.sides or (224, 224), model.record.network.head
+    if sides[0] != sides[1]:
+        raise ArgumentError(
+            f"{model.path}: it is for images of {sides[1]}x{sides[0]} pixels, and training takes squares"
+        )
+    if not resume:
+        refuse_another_run(Path(out))
     coded = Path(f"{os.fspath(out)}.coded.safetensors")  # a run that goes on asks for it again
     require_whole(ArgumentError, size=size)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         bare = Path(folder, "bare.safetensors")
         write(bare, *unnormed(model))
-        if size < (least := _least(read(bare))):
-            raise ArgumentError(
-                f"size is {size}; expected {least} or more, which this network takes"
-            )
+        plain = read(bare)
+        tensors = sum(array.nbytes for array in plain.stored.values())
+        require_room(plain, size, head=plain.size_bytes - tensors)
         if not (resume and coded.exists()):
             compress(
                 bare, coded, calibrate=calibrate, size=round(CODED * size), again=True,
@@ -110,9 +116,3 @@ def learnt(
     path = Path(out, "small.safetensors")
     write(path, replace(made.record, provenance=provenance), dict(made.stored))
     return path
-
-
-def _least(model: ModelFile) -> int:
-    """Bytes that its file takes at least, once its weights are coded."""
-    weights = (array for array in model.stored.values() if array.ndim > 1)
-    return model.path.stat().st_size - sum(one.nbytes - least_bytes(one.shape) for one in weights)

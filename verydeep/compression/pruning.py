@@ -23,8 +23,8 @@ from ..files.strict_json import JSON
 from ..graphs.network import norm_factor
 from ..modelfile import ModelFile, dequantised, read, write
 from ..nets import Layer, Network
-from ..quantisation import Draft, made_from, output_error
-from . import _MEASURED, _as_used, _multiply_adds, _paired
+from ..quantisation import Draft, made_from
+from . import _as_used, _multiply_adds, _paired
 from .carried import Carried
 from .fitting import drifted, ridge, solved
 
@@ -243,10 +243,7 @@ class Pruning:
         for layer, inputs, outputs in reads(self.used, kept):
             if len(inputs) < layer.inputs:
                 self._fit(layer, inputs, outputs, small, None)
-        theirs = self.work.theirs
-        assert theirs is not None
-        ours = self.work._outputs(self._draft(network, small), self.work.check[:_MEASURED])
-        return max(output_error(ours, theirs[:_MEASURED]), 1e-6)
+        return self.work.error_of(self._draft(network, small))
 
     def kept(self, budget: float) -> dict[str, Array]:
         """Which outputs stay for at most so many multiply-adds; the fewest where even these cost more."""

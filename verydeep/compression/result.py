@@ -19,8 +19,9 @@ class Compressed:
     both files. trials: of each its "coarseness", "size", what was measured, and whether it is the one that
     was "chosen". layers: of each with weights its "name", "weights", "bits" a weight, and "share" of the
     bytes.
-    agreement: the fraction of `checked` photos with the first answer of the model that it was made of; None
-    without photos or head. error: of the scores there, or of the last layer's maps (||a - b|| / ||b||).
+    agreement: the fraction of `checked` photos with the first answer of the model that it was made of, or,
+    where photos have `several` classes, with all that it said; None without photos or head. error: of the
+    scores there, or of the last layer's maps (||a - b|| / ||b||).
     drop: of the accuracy on `data`, in percentage points; None without it. met: whether the goal was.
     multiply_adds, before_multiply_adds: of one image. speedup: how many times as fast it was measured to
     be; None where no channel went. measured: as the file's record has it, with intervals. goal: in words.
@@ -45,6 +46,7 @@ class Compressed:
     goal: str = ""
     made: Mapping[str, Any] = field(default_factory=dict)
     report: Path | None = None
+    several: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """What `verydeep compress --json` prints."""
@@ -72,11 +74,12 @@ class Compressed:
             if "interval" in row:
                 text += " (95% interval {:.2f} to {:.2f})".format(*row["interval"])
         if self.agreement is not None:
-            text += f"; the same first answer on {self.agreement:.1%} of {self.checked} photos"
-            text += " that it was not fitted to (95% interval {:.1%} to {:.1%})".format(
+            what = "the same classes said of" if self.several else "the same first answer on"
+            text += f"; {what} {self.agreement:.1%} of {self.checked} photos"
+            text += " that no weight was fitted to (95% interval {:.1%} to {:.1%})".format(
                 *self.figure("agreement")["interval"]
             )
-        if self.agreement is not None and self.drop is None:
+        if self.agreement is not None and self.drop is None and not self.several:
             text += (
                 "; without labelled photos its accuracy was not measured: there it can have lost at most "
                 f"the {1 - self.agreement:.1%} whose answer changed"

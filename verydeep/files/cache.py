@@ -14,8 +14,9 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,19 @@ ABANDONED_SECONDS = 24 * 3600  # after which a half-made folder is nobody's any 
 _WAITING = "another process is preparing %s; waiting for it"
 _ELSEWHERE = "free some space, or name a folder on another disk with VERYDEEP_CACHE or TMPDIR"
 
+_KEEPING = ContextVar("keeping", default=True)
+
 T = TypeVar("T")
+
+
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """What this thread prepares within is of a model that is used once, and makes no room for itself."""
+    before = _KEEPING.set(False)
+    try:
+        yield
+    finally:
+        _KEEPING.reset(before)
 
 
 @dataclass(frozen=True)
@@ -129,6 +142,8 @@ class Cache:
 
     def _has_room(self, name: str, size: int) -> bool:
         """Whether so much can be kept here; said once where it cannot."""
+        if not _KEEPING.get():
+            return False
         if size > self.limit_bytes:
             warn_once(
                 f"{name} needs {_megabytes(size)}, more than the cache's limit of "

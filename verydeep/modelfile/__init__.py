@@ -153,6 +153,11 @@ class ModelFile:
             found.update(weights(self, coded))
         return found
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the file that was opened."""
+        return self._status.st_size
+
     @cached_property
     def stamp(self) -> Stamp:
         from ..files import hashes  # not needed to read

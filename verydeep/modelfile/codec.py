@@ -69,6 +69,7 @@ _UNIT, _TRUST = 64, 64  # of a count; what the prior weighs, in counts
 _SCALE = 1 << 24  # of probabilities
 
 _STATE = (1 << 64) - 1  # of the range coder: 64 bits, and words of 32
+_WORD = (1 << 32) - 1
 
 _NONSENSE = "its head does not make sense"
 _DAMAGED = "its checksum is not that of its numbers"
@@ -382,6 +383,56 @@ class _Writer(_Coder):
         return np.asarray(self._coder.get_compressed(), "<u4")
 
 
+class PlainWriter(_Coder):
+    """The same bytes in Python alone, where constriction has no wheel: about a second a million symbols."""
+
+    def __init__(self) -> None:
+        self._words: list[int] = []
+        self._low, self._range = 0, _STATE
+
+    def symbols(self, array: Array, shares: Array) -> None:
+        self._write(array, [0, *np.cumsum(shares + 1).tolist()])
+
+    def bits(self, array: Array, length: int) -> None:
+        self._write(array, range(0, _SCALE + 1, _SCALE >> length))
+
+    def _write(self, array: Array, ends: Sequence[int]) -> None:
+        """ends: as `PlainReader` has them."""
+        low, width, words = self._low, self._range, self._words
+        for symbol in array.tolist():
+            unit = width >> 24
+            low += unit * ends[symbol]
+            width = unit * (ends[symbol + 1] - ends[symbol])
+            if low > _STATE:
+                low &= _STATE
+                self._carry()
+            if width < 1 << 32:
+                words.append(low >> 32)
+                low, width = low << 32 & _STATE, width << 32
+        self._low, self._range = low, width
+
+    def _carry(self) -> None:
+        """Add one to what was written."""
+        at = len(self._words) - 1
+        while self._words[at] == _WORD:
+            self._words[at] = 0
+            at -= 1
+        self._words[at] += 1
+
+    def words(self) -> Array:
+        """Ended as constriction does: by the fewest words after which any others may follow."""
+        if self._range < _STATE:
+            point = self._low + _WORD
+            if point > _STATE:
+                point &= _STATE
+                self._carry()
+            last = point >> 32
+            self._words.append(last)
+            if (self._low + self._range & _STATE) >> 32 == last:
+                self._words.append(0)
+        return np.array(self._words, "<u4")
+
+
 class _Reader(_Coder):
     reads = True
 
@@ -433,6 +484,13 @@ class PlainReader(_Coder):
         self._low, self._range, self._point = low, width, point
 
 
+def _writer() -> _Writer | PlainWriter:
+    try:
+        return _Writer()
+    except ImportError:  # not here, or it cannot be loaded
+        return PlainWriter()
+
+
 def _reader(words: Array) -> _Coder:
     try:
         return _Reader(words)
@@ -461,11 +519,16 @@ def encode(coded: Coded) -> bytes:
     """The stream of a weight's matrix, which `decode` reads. The same input gives the same bytes."""
     parts = min(-(-coded.multiples.size // _PART), len(coded.rows), _MOST_PARTS)
     if parts > 1:
-        streams = [encode(part) for part in _cut(coded, parts)]
+        streams = [_whole(part) for part in _cut(coded, parts)]
         lengths = np.array([len(stream) for stream in streams], "<u4")
         rest = lengths.tobytes() + b"".join(streams)
         return _CUT.pack(_sum(rest), _PARTED, parts) + rest
-    writer = _Writer()
+    return _whole(coded)
+
+
+def _whole(coded: Coded) -> bytes:
+    """The stream of a matrix that is not cut: a part of one may be a row larger than the others."""
+    writer = _writer()
     planes = _planes(coded)
     heads = b""
     for numbers, exponents, width in planes:

@@ -18,10 +18,15 @@ PACKAGES = ("numpy", "torch", "onnxruntime", "openvino", "ncnn", "MNN")
 
 
 def command() -> str:
-    """As it was typed, quoted for a shell."""
-    program = Path(sys.argv[0]).name
-    program = "verydeep" if program == "__main__.py" else program  # python -m verydeep
-    typed = shlex.join([program, *sys.argv[1:]])
+    """As it was typed, quoted for a shell; of a program that is not ours its name alone.
+
+    What others are given may be nobody's business, and model files are passed on.
+    """
+    program = Path(sys.argv[0])
+    name = program.name.removesuffix(".exe")
+    if (program.parent.name, name) == ("verydeep", "__main__.py"):  # python -m verydeep
+        name = "verydeep"
+    typed = shlex.join([name, *(sys.argv[1:] if name == "verydeep" else ())])
     return typed.encode("utf-8", "backslashreplace").decode()  # names of files may be any bytes
 
 

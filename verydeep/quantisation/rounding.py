@@ -241,19 +241,27 @@ class Moments:
 
     Products are taken in float32, which is quick, of what is left once the first batch's means are taken
     off: where numbers vary little beside their means, those of the numbers themselves would lose it. They
-    are summed in float64.
+    are summed in float64. beside: one whose first batch's means are taken off here, too, so that both can
+    be added.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, beside: Moments | None = None) -> None:
         self.count = 0
-        self._about: list[Array] = []
+        self._about: list[Array] = beside._about if beside else []
         self._sums: list[Array] = []
         self._products: Array = np.zeros(())
+
+    def __add__(self, other: Moments) -> Moments:
+        both = Moments(self)
+        both.count = self.count + other.count
+        both._sums = [one + two for one, two in zip(self._sums, other._sums, strict=True)]
+        both._products = self._products + other._products
+        return both
 
     def add(self, *pair: Array) -> None:
         """One or two of (samples, numbers) float32; one is paired with itself."""
         if not self.count:
-            self._about = [one.mean(0) for one in pair]
+            self._about = self._about or [one.mean(0) for one in pair]
             self._sums = [np.zeros(len(mean)) for mean in self._about]
             self._products = np.zeros((len(self._about[0]), len(self._about[-1])))
         left = [one - mean for one, mean in zip(pair, self._about, strict=True)]

@@ -100,7 +100,7 @@ class Learning:
         self.position = Position(bad=run.bad)
         self.best: Mapping[str, Tensor] = {}  # of the averaged network
         self.begun: dict[str, Tensor] = {}  # the same, as it began, with a solved head
-        self.source: ModelFile | None = None  # of the weights that a solved head is for
+        self.source: ModelFile | None = None  # of the weights that a solved head or coding is for
         self._shown: dict[int, Views] = {}
 
     # Before the first step
@@ -181,6 +181,8 @@ class Learning:
             if before is None:
                 self._solve(head, model.table.head.layers, learn)
         coding = coding_of(self.run.init, network, config.code_bytes, self.device)
+        if coding:
+            self.source = modelfile.read(find_model(run.init or ""))
         self.learner = Learner(
             model, config, self.preprocess, self.device, self.group, teacher=teacher,
             class_weights=_class_weights(source.labels, classes, config), coding=coding,
@@ -462,6 +464,9 @@ class Learning:
             coded[f"{last}.weight"] = scaled_by(1 / divide, coded[f"{last}.weight"])
             own = dict(learner.model.named_parameters())
             tensors = packed(tensors, coded, own.keys() - {f"{last}.bias"})
+            taken = sum(tensors[f"{key}.code"].nbytes for key in coded)
+            much = "; more epochs make it less" if taken > config.code_bytes else ""
+            run.note(f"its streams take {taken:,} bytes of {config.code_bytes:,}{much}")
 
         def judge(
             samples: Sequence[Sample], _: str

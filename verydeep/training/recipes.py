@@ -170,6 +170,10 @@ class Config:
             raise DataError(
                 f"start=probe solves a head gap, in floats, and {other}; leave it out, or take small-images"
             )
+        if self.code_bytes and self.hold:
+            raise DataError(
+                "hold takes the best epoch, which with code_bytes may be one of more bytes; set hold=0"
+            )
         if self.nesterov and not self.momentum:
             raise DataError("nesterov needs momentum above 0; set nesterov=false or momentum=0.9")
 
