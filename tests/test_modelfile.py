@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from verydeep import modelfile
 from verydeep.errors import ModelFileError, OutputError
 from verydeep.files import strict_json
-from verydeep.modelfile import ModelFile, Record, read, write
+from verydeep.modelfile import ModelFile, Record, provenance, read, write
 from verydeep.nets import NETWORKS, Network, network
 from verydeep.preprocess import CAFFE, TORCHVISION
 
@@ -1368,3 +1368,16 @@ def test_any_json_as_header_and_record(value: Any, tmp_path: Path) -> None:
 @QUICK
 def test_any_bytes(content: bytes, tmp_path: Path) -> None:
     survives(tmp_path / "m", content)
+
+
+def test_of_other_programs_the_name_alone_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they are given may be nobody's business, and model files are passed on."""
+    asked = ["train", "my photos/", "--out", "run"]
+    for program in ("/usr/bin/verydeep", "C:/x/verydeep.exe", "/site/verydeep/__main__.py"):
+        monkeypatch.setattr(sys, "argv", [program, *asked])
+        assert provenance.command() == "verydeep train 'my photos/' --out run"
+    for program, name in (
+        ("/home/verydeep/fit.py", "fit.py"), ("/x/app/__main__.py", "__main__.py"), ("", "python"),
+    ):  # fmt: skip
+        monkeypatch.setattr(sys, "argv", [program, "--token", "secret"])
+        assert provenance.command() == name

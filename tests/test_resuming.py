@@ -59,6 +59,7 @@ def test_killed_it_goes_on(model: Path, photos: Path, tmp_path: Path) -> None:
     program = (
         "import os, sys, verydeep\n"
         "model, out, photos, die, resume = sys.argv[1:]\n"
+        "sys.argv[0] = 'verydeep'\n"
         "told = lambda event: event['event'] == die and os._exit(9)\n"
         "verydeep.compress(model, out, calibrate=photos, size=20_000, threads=1, on_event=told, "
         "resume=bool(resume))"
