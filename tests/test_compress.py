@@ -146,6 +146,23 @@ def test_a_size_is_found(size: int) -> None:
     assert len(tries) < 6
 
 
+@pytest.mark.parametrize("size", [11_000, 3_000])
+def test_a_size_is_found_where_an_octave_saves_little(size: int) -> None:
+    """As of a weight that takes less than a bit: sizes fall by a quarter of what the first step tells."""
+    tries: list[float] = []
+
+    def small(coarseness: float) -> _Trial:
+        return replace(trial(coarseness), size=round(75_000 * coarseness**-0.6), weights=100_000)
+
+    def tried(coarseness: float) -> _Trial:
+        tries.append(coarseness)
+        return small(coarseness)
+
+    found = _search(small(1.0), tried, size, lambda one: one.size <= size)
+    assert 0.97 * size <= found.size <= size
+    assert len(tries) < 8
+
+
 def test_a_drop_that_is_met_to_the_point() -> None:
     """Of 85 of 100 photos one fewer is a point, and a bit more than one in floats."""
     for before, now, points in ((0.85, 0.84, 1), (0.5, 0.47, 3), (1.0, 0.99, 1)):
@@ -173,7 +190,7 @@ def test_fitted_layers_may_be_coarser(goal: Goal) -> None:
         return goal.met(one.size, one.drop)
 
     first = trial(2.0 if goal.size is None else 4.0)  # of as many bytes as are asked for
-    found = _fitted(replace(first, error=first.drop), tried, goal, met)
+    found = _fitted(replace(first, error=first.drop), [first], tried, goal, met)
     assert met(found)
     assert tries[0] == first.coarseness
     if goal.size is not None:

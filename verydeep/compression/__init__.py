@@ -67,6 +67,7 @@ __all__ = ["Compressed", "compress"]
 EFFORTS = {"quick": 64, "normal": 256, "max": 1024}  # photos
 TRIALS = 7  # at most, beside the one that measures the layers
 REFITTED, _COARSER = 3, 1.25  # trials that are fitted, at most, and by how much one is coarser
+_APART = 0.01  # octaves between two trials that say how sizes go
 _BEGIN = 2.0**-3  # of the first trial: the share of a layer's own deviation that a step is
 _NEAR, _AIMED = 0.975, 0.985  # of the size asked for: near enough, and what is aimed at
 _WIDEST = 5000  # inputs of which all moments are kept
@@ -262,7 +263,7 @@ def _compressed(
     if goal.searches:
         best = _search(best, tried, goal.size, met)
     if goal.rounds and work.images and not work.quick:
-        best = _fitted(best, tried, goal, met)
+        best = _fitted(best, tuple(trials), tried, goal, met)
     return work.result(best, trials, met(best) and pruned["met"], pruned["speedup"])
 
 
@@ -297,8 +298,7 @@ def _search(
             break
         if size and len(trials) > 1 and one.size == trials[-2].size:
             break  # no step can be finer
-        # steps twice as large take a bit less for each weight, as long as numbers are not small
-        move = 8 * (one.size - _AIMED * size) / one.weights if size else 1.0 if met(one) else -1.0
+        move = (one.size - _AIMED * size) / _octave(trials) if size else 1.0 if met(one) else -1.0
         coarseness = one.coarseness * 2 ** min(max(move, -4), 4)
         if not fine < coarseness < coarse:
             coarseness = math.sqrt(fine * coarse)
@@ -310,24 +310,42 @@ def _search(
     return (min if size else max)(good, key=lambda one: one.coarseness)
 
 
+def _octave(trials: Sequence[_Trial]) -> float:
+    """How many bytes fewer the last trial would have, were its steps twice as large.
+
+    A bit less for each weight, as long as numbers are not small; where there were two trials already, as
+    much as these say.
+    """
+    one = trials[-1]
+    each = one.weights / 8
+    for other in trials[-2::-1]:
+        octaves = math.log2(one.coarseness / other.coarseness)
+        if abs(octaves) > _APART:
+            return min(max((other.size - one.size) / octaves, each / 64), 2 * each)
+    return each
+
+
 def _fitted(
-    best: _Trial, tried: Callable[[float, bool], _Trial], goal: Goal, met: Callable[[_Trial], bool]
-) -> _Trial:
+    best: _Trial, trials: Sequence[_Trial], tried: Callable[[float, bool], _Trial], goal: Goal,
+    met: Callable[[_Trial], bool],
+) -> _Trial:  # fmt: skip
     """The best of trials whose layers are fitted to those before them, and of the one without.
 
-    The first is as coarse as that one; as it answers better, a drop allows it to be coarser. Its size is a
-    bit another one, so that of a size, too, there may be a second.
+    trials: those without. The first is as coarse as that one; as it answers better, a drop allows it to be
+    coarser. Its size is a bit another one, so that of a size, too, there may be more.
     """
-    coarseness = best.coarseness
+    coarseness, fits = best.coarseness, list[_Trial]()
     for _ in range(REFITTED):
         one = tried(coarseness, True)
+        fits.append(one)
         nearer = (one.error or 0) <= (best.error or 0)
         if met(one) and (nearer or (goal.max_drop is not None and one.size < best.size)):
             best = one
         if goal.size is not None:
             if _NEAR * goal.size <= one.size <= goal.size:
                 break
-            coarseness *= 2 ** (8 * (one.size - _AIMED * goal.size) / one.weights)
+            octave = _octave(fits if len(fits) > 1 else trials)
+            coarseness *= 2 ** ((one.size - _AIMED * goal.size) / octave)
         elif goal.max_drop is not None and met(one):
             coarseness *= _COARSER
         else:
