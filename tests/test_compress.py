@@ -17,7 +17,16 @@ from PIL import Image
 
 import verydeep
 from verydeep import modelfile
-from verydeep.compression import Compressed, _fitted, _search, _Trial, carried, compress
+from verydeep.compression import (
+    Compressed,
+    _digest,
+    _digests,
+    _fitted,
+    _search,
+    _Trial,
+    carried,
+    compress,
+)  # fmt: skip
 from verydeep.compression.goal import Goal
 from verydeep.compression.rounding import SLOPE, curved_by, round_coded
 from verydeep.errors import ArgumentError, DataError, ModelFileError, NetworkError, OutputError
@@ -201,6 +210,24 @@ def test_fitted_layers_may_be_coarser(goal: Goal) -> None:
     else:
         assert found.coarseness == (tries[-1] if goal.max_drop else first.coarseness)
         assert len(tries) == (3 if goal.max_drop else 1)
+
+
+def test_the_best_of_fitted_and_others() -> None:
+    """What meets the goal, though its error is larger; where nothing does, the nearest."""
+    plain = _Trial(1.0, {}, 51_000, 100_000, 6.0, None, 0.100)
+    for goal, made, wins in (
+        (Goal(size=50_000), {"size": 49_500, "error": 0.11}, True),
+        (Goal(size=40_000), {"size": 50_900, "error": 0.11}, True),
+        (Goal(size=40_000), {"size": 51_100, "error": 0.01}, False),
+        (Goal(max_drop=5.0), {"drop": 4.0, "error": 0.101, "size": 51_100}, True),
+        (Goal(max_drop=5.0), {"drop": 5.5, "error": 0.2}, True),
+        (Goal(max_drop=7.0), {"drop": 6.5, "error": 0.2, "size": 51_100}, False),
+        (Goal(), {"error": 0.2}, False),
+    ):
+        one = replace(plain, **made)  # type: ignore[arg-type]
+        met = lambda trial, goal=goal: goal.met(trial.size, trial.drop)  # noqa: E731
+        found = _fitted(plain, [plain], lambda *_, one=one: one, goal, met)  # type: ignore[misc]
+        assert (found is one) == wins, goal
 
 
 def test_a_goal_that_cannot_be_met_gives_the_nearest() -> None:
@@ -556,14 +583,57 @@ def test_without_photos_nothing_is_promised(model: Path, tmp_path: Path) -> None
     assert "nothing of its answers is promised" in made.report.read_text()  # type: ignore[union-attr]
     assert isinstance(made, Compressed)
     assert "nothing of its answers is promised" in str(made)
-    with pytest.raises(ArgumentError, match=r"size is 1; expected \d+ or more, which this network"):
+    with pytest.raises(ArgumentError, match="size is 1; no file of this network has fewer than"):
         verydeep.compress(model, tmp_path / "o", size=1)
     events: list[Mapping[str, object]] = []
-    far = verydeep.compress(model, tmp_path / "o", size=1500, on_event=events.append)
+    least = least_of(model)
+    far = verydeep.compress(model, tmp_path / "o", size=least, on_event=events.append)
     assert not far.met
     assert len(events) < 9  # it was not gone on with once nothing became smaller
     assert "the goal was not met: this is the nearest" in str(far)
     assert modelfile.read(tmp_path / "o").tensors()
+
+
+def least_of(model: Path) -> int:
+    with pytest.raises(ArgumentError) as caught:
+        verydeep.compress(model, model.with_name("never"), size=1)
+    return int(str(caught.value).partition("fewer than ")[2].split()[0])
+
+
+@pytest.mark.parametrize("size", [120_000, 500_000_000])
+def test_more_bytes_than_it_can_take(model: Path, photos: Path, tmp_path: Path, size: int) -> None:
+    """The finest there is, rounded all the same, and found in a few trials."""
+    made = verydeep.compress(model, tmp_path / "o", calibrate=photos, size=size)
+    assert made.met
+    assert made.size_bytes < made.before_bytes
+    assert "compressed_from" in modelfile.read(tmp_path / "o").record.provenance
+    assert all(one["coarseness"] > 0 for one in made.trials)
+    assert made.error is not None
+    assert made.error < 1e-3
+
+
+def test_from_python_nothing_is_shown(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(70):
+        tiny.photo(tmp_path / "data" / tiny.NAMES[seed % 7] / f"{seed}.png", seed=seed)
+    verydeep.compress(model, tmp_path / "o", data=tmp_path / "data")
+    shown = capsys.readouterr()
+    assert not shown.out
+    assert "measuring accuracy" not in shown.err
+    source = modelfile.read(tmp_path / "o").record.provenance["compressed_from"]
+    assert "folder" not in source  # type: ignore[operator]  # it is somebody's own
+
+
+def test_photos_of_one_name_are_several(photos: Path) -> None:
+    """As the images of two arrays, which have numbers for names."""
+    files = sorted(photos.iterdir())
+    some = [(name, files[at].read_bytes()) for at in range(6) for name in ("image 0",)]
+    whole = _digest(_digests(some))
+    assert whole.startswith("6 photos of digest ")
+    assert _digest(_digests(some[1:])) != whole
+    other = [("image 0", files[9].read_bytes()), *some[1:]]
+    assert _digest(_digests(other)) != whole
 
 
 def test_what_is_refused(model: Path, photos: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -110,6 +110,22 @@ def test_how_far_weights_move_is_judged_on_other_photos() -> None:
         assert chosen in used
         assert errors[chosen] < 1.1 * min(errors.values())
         assert noise == 0.01 or errors[chosen] < 0.9 * errors[RIDGE]
+
+
+def test_photos_that_are_alone_judge_each_other() -> None:
+    """Batches of one photo each: a half of every other one, and one row alone is no half."""
+    draw = np.random.default_rng(6)
+    weight = draw.normal(0, 1, (3, 5))
+    read = [tuple(draw.normal(0, 1, (2, 4, 5)).astype(np.float32)) for _ in range(7)]
+    seen: list[Sequence[tuple[np.ndarray, np.ndarray]]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "best_ridge", lambda _, halves, __: (seen.append(halves), RIDGE)[1])
+        drifted(weight, read, alone=True)
+        drifted(weight, [(a[:1], b[:1]) for a, b in read[:1]], alone=True)
+    (halves,) = seen
+    for half, batches in zip(halves, (read[::2], read[1::2]), strict=True):
+        every = np.concatenate([now for _, now in batches]).T
+        assert_allclose(half[0], np.cov(every, bias=True), atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
@@ -359,7 +375,7 @@ def test_too_few_labelled_photos_to_find_channels_by(model: Path, tmp_path: Path
     label = package.load(model)(tiny.photo(tmp_path / "one.png")).label
     for seed in range(8):
         tiny.photo(tmp_path / "data" / label / f"{seed}.png", seed=seed)
-    with pytest.raises(DataError, match="0 photos to calibrate on; expected 32 or more"):
+    with pytest.raises(DataError, match="4 photos to calibrate on; expected 32 or more"):
         package.compress(model, tmp_path / "o", data=tmp_path / "data", multiply_adds=500_000)
     assert not list(tmp_path.glob("o*.work"))
 

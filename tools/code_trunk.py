@@ -80,8 +80,8 @@ def moves(flat: np.ndarray, own: np.ndarray, cross: np.ndarray, ridge: float) ->
 
 def best_ridge(flat: np.ndarray, halves: list[Half], tried: list[float]) -> float:
     """The one whose moves on one half of the photos lose least on the other."""
-    if len(tried) == 1:
-        return tried[0]
+    if len(tried) == 1 or not all(half.count for half in halves):
+        return tried[len(tried) // 2]
     known = [half.about_means() for half in halves]
     lost = []
     for ridge in tried:
@@ -192,7 +192,9 @@ def walk(
     for name in NAMES:
         began = time.time()
         weight, bias = source[f"{name}.weight"], source[f"{name}.bias"]
-        if name == "conv4_1":  # layers have more inputs from here on, and less to hold of a photo
+        if name == "conv4_1" and len(mine) < len(
+            paths
+        ):  # layers have more inputs from here on, and less to hold of a photo
             mine = paths
             groups = pairs(mine, NAMES[: NAMES.index(name)])
         if name in POOL_BEFORE:

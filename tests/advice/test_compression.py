@@ -107,7 +107,7 @@ def test_names_that_leave_no_room(model: Path, tmp_path: Path) -> None:
     package.compress(model, tmp_path / "n")
 
 
-@follows("size is {}; expected {} or more, which this network takes")
+@follows("size is {}; no file of this network has fewer than {} bytes, so ask for more")
 def test_sizes_of_what_is_learnt(tmp_path: Path) -> None:
     net = package.network("vgg11", head="gap", layers="relu5_2", classes=3, width=1 / 16)
     model = modelfile.read(model_file(tmp_path / "model", net, class_names=CLASSES))
@@ -116,7 +116,7 @@ def test_sizes_of_what_is_learnt(tmp_path: Path) -> None:
     def learn(size: int) -> Path:
         return learnt(model, data, tmp_path / "out", size=size, calibrate=[], settings=epoch)
 
-    words = "size is {}; expected {} or more, which this network takes"
+    words = "size is {}; no file of this network has fewer than {} bytes, so ask for more"
     _, least = said(words, refused(lambda: learn(900)))
     assert learn(int(least)).exists()
 
@@ -295,7 +295,8 @@ def test_where_coded_weights_come_from(tmp_path: Path, verydeep: Run) -> None:
 @follows(
     "are too few to calibrate on, so each weight is rounded by itself; name {} photos or more, without "
     "labels, with --calibrate (calibrate= in Python)",
-    "are among the labelled ones: what is lost there says less of other photos; give others",
+    "photos to calibrate on that are among the labelled ones, too: {}; what is lost there says less of "
+    "other photos, so give others",
 )
 def test_photos_to_calibrate_on(
     model: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -315,10 +316,13 @@ def test_photos_to_calibrate_on(
     (count,) = said(words, compressed())
     assert len(list(photos.iterdir())) >= int(count)
     assert not compressed(calibrate=photos)
-    words = "are among the labelled ones: what is lost there says less of other photos; give others"
-    shutil.copy(next((tmp_path / "data" / NAMES[0]).iterdir()), photos / "same.png")
-    said(words, compressed(calibrate=photos))
-    (photos / "same.png").unlink()
+    words = (
+        "photos to calibrate on that are among the labelled ones, too: {}; what is lost there says less "
+        "of other photos, so give others"
+    )
+    shutil.copy(next((tmp_path / "data" / NAMES[0]).iterdir()), photos / "00.png")
+    assert said(words, compressed(calibrate=photos)) == ("1",)
+    (photos / "00.png").unlink()
     assert not compressed(calibrate=photos)
 
 

@@ -111,7 +111,7 @@ def compress(
         if "accuracy" in event:
             parts.append(f"accuracy {event['accuracy']:.2%}, {event['drop']:.2f} points lower")
         if "agreement" in event:
-            parts.append(f"same first answer {event['agreement']:.1%}")
+            parts.append(f"same answers {event['agreement']:.1%}")
         if "error" in event:
             parts.append(f"error {event['error']:.2%}")
         if event["speedup"] is not None:

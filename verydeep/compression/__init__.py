@@ -33,7 +33,7 @@ from ..evaluation import Evaluation, evaluate, found_for
 from ..evaluation.figures import paired_interval, share_interval
 from ..files.atomic import replacing, require_writable
 from ..files.cache import nothing_kept
-from ..files.progress import Progress, stage
+from ..files.progress import stage, within
 from ..files.strict_json import JSON
 from ..files.wording import counted
 from ..graphs.network import norm_factor
@@ -67,7 +67,8 @@ __all__ = ["Compressed", "compress"]
 EFFORTS = {"quick": 64, "normal": 256, "max": 1024}  # photos
 TRIALS = 7  # at most, beside the one that measures the layers
 REFITTED, _COARSER = 3, 1.25  # trials that are fitted, at most, and by how much one is coarser
-_APART = 0.01  # octaves between two trials that say how sizes go
+_APART, _FAR = 0.01, 4.0  # octaves between two trials that say how sizes go, and between any two
+_DIGITS = 64  # bytes by which two files of the same weights may differ
 _BEGIN = 2.0**-3  # of the first trial: the share of a layer's own deviation that a step is
 _NEAR, _AIMED = 0.975, 0.985  # of the size asked for: near enough, and what is aimed at
 _WIDEST = 5000  # inputs of which all moments are kept
@@ -133,15 +134,17 @@ def compress(
     goal.require(opened, _multiply_adds(opened.record), **there, again=again)
     require_writable(out, opened.path)
     found = None if data is None else found_for(Predictor(opened), data)
+    calibrate_too = bool(given)
     if found and not given:
-        given, found = _apart(found, count)
+        given, found = _apart(found, count, pruned=goal.prunes)
     items = labelled.judged(found)[0] if found else []
     judged = [(f"{one.name} {one.labels}", one.source) for one in items]
     fitted, measured = _digests(spread(given, count)), _digests(judged)
-    if both := len(set(fitted.values()) & set(measured.values())):
+    same = {content for _, content in fitted[::2]} & {content for _, content in measured} - {b""}
+    if calibrate_too and same:
         log.warning(
-            f"{counted(both, 'photo')} of those to calibrate on are among the labelled ones: what is "
-            "lost there says less of other photos; give others"
+            f"photos to calibrate on that are among the labelled ones, too: {len(same)}; what is lost "
+            "there says less of other photos, so give others"
         )
     asked: dict[str, JSON] = {
         "version": __version__, "model": opened.sha256, **vars(goal), "effort": effort, "count": count,
@@ -153,10 +156,7 @@ def compress(
             on_event({"event": "start", **told})
         *images, unreadable = photos(opened.record.preprocess, given, (), count)
         if (given or goal.prunes) and len(images[1]) < FEWEST:
-            raise DataError(
-                f"{sum(map(len, images))} photos to calibrate on; expected {2 * FEWEST} or more, and a few "
-                "hundred are better"
-            )
+            raise _too_few(sum(map(len, images)))
         result = _compressed(_Work(opened, images, found, threads), goal, effort, steps, on_event)
         page = (
             None if out.exists() and not out.is_file() else out.with_name(f"{out.name}.report.html")
@@ -172,6 +172,12 @@ def compress(
     return result
 
 
+def _too_few(photos: int) -> DataError:
+    return DataError(
+        f"{photos} photos to calibrate on; expected {2 * FEWEST} or more, and a few hundred are better"
+    )
+
+
 def _require_numbers(model: ModelFile) -> None:
     """ModelFileError where a weight is infinite or none, which has no nearest multiple."""
     for key, array in model.stored.items():
@@ -182,11 +188,11 @@ def _require_numbers(model: ModelFile) -> None:
             )
 
 
-def _apart(found: Listing, count: int) -> tuple[list[Photo], Listing]:
+def _apart(found: Listing, count: int, pruned: bool) -> tuple[list[Photo], Listing]:
     """Of a labelled set photos to calibrate on, labels not asked, and the set that is left to measure on.
 
     Those to train on where it is divided, else a quarter of them, or half where that is too few; none, and
-    a word about it, where even these are.
+    a word about it, where even these are. DataError where channels are to go, which takes some.
     """
     items, part = labelled.judged(found)
     learned = [item for item in found.items if item.part == "train" != part]
@@ -194,6 +200,8 @@ def _apart(found: Listing, count: int) -> tuple[list[Photo], Listing]:
     quarter = min(count, max(len(items) // 4, min(enough, len(items) // 2)))
     some = spread(learned or items, count if learned else quarter)
     if len(some) < 2 * FEWEST:
+        if pruned or len(some) == count:
+            raise _too_few(len(some))
         log.warning(
             f"{counted(len(some), 'labelled photo')} are too few to calibrate on, so each weight is "
             f"rounded by itself; name {2 * FEWEST} photos or more, without labels, with --calibrate "
@@ -205,22 +213,23 @@ def _apart(found: Listing, count: int) -> tuple[list[Photo], Listing]:
     return [(item.name, item.source) for item in some], replace(found, items=left)
 
 
-def _digests(photos: Sequence[Photo]) -> dict[str, bytes]:
-    """Of the photos' content, by their names; of one that cannot be read its name, which is told later."""
-    found = {}
+def _digests(photos: Sequence[Photo]) -> list[tuple[str, bytes]]:
+    """Each photo's name, and its content's digest; none of one that cannot be read, as is told later."""
+    found = []
     for name, source in stage(photos, "looking at photos", "photo"):
-        found[name] = name.encode("utf-8", "surrogateescape")
+        content = b""
         with suppress(OSError):
             held = read_photo(source)
-            content = Path(held).read_bytes() if isinstance(held, str) else bytes(held)
-            found[name] = hashlib.sha256(content).digest()
+            whole = Path(held).read_bytes() if isinstance(held, str) else bytes(held)
+            content = hashlib.sha256(whole).digest()
+        found.append((name, content))
     return found
 
 
-def _digest(photos: Mapping[str, bytes]) -> str:
+def _digest(photos: Sequence[tuple[str, bytes]]) -> str:
     """By which the same photos are known again: of their names and content."""
     digest = hashlib.sha256()
-    for name, content in photos.items():
+    for name, content in photos:
         digest.update(f"{name}\0".encode("utf-8", "surrogateescape") + content)
     return f"{counted(len(photos), 'photo')} of digest {digest.hexdigest()[:16]}"
 
@@ -296,10 +305,10 @@ def _search(
             fine = max(fine, one.coarseness)
         if size and _NEAR * size <= one.size <= size:
             break
-        if size and len(trials) > 1 and one.size == trials[-2].size:
-            break  # no step can be finer
+        if size and _alike(trials):
+            break  # no step can be finer, or no number smaller
         move = (one.size - _AIMED * size) / _octave(trials) if size else 1.0 if met(one) else -1.0
-        coarseness = one.coarseness * 2 ** min(max(move, -4), 4)
+        coarseness = one.coarseness * 2 ** _bounded(move)
         if not fine < coarseness < coarse:
             coarseness = math.sqrt(fine * coarse)
         one = tried(coarseness)
@@ -308,6 +317,15 @@ def _search(
     if not good:
         return min(trials, key=lambda one: one.size if size else one.drop)
     return (min if size else max)(good, key=lambda one: one.coarseness)
+
+
+def _bounded(octaves: float) -> float:
+    return min(max(octaves, -_FAR), _FAR)
+
+
+def _alike(trials: Sequence[_Trial]) -> bool:
+    """Whether the last two have the same weights, by their sizes; the record's digits differ."""
+    return len(trials) > 1 and abs(trials[-1].size - trials[-2].size) < _DIGITS
 
 
 def _octave(trials: Sequence[_Trial]) -> float:
@@ -334,18 +352,25 @@ def _fitted(
     trials: those without. The first is as coarse as that one; as it answers better, a drop allows it to be
     coarser. Its size is a bit another one, so that of a size, too, there may be more.
     """
+
+    def better(one: _Trial) -> bool:
+        if met(one) != met(best):
+            return met(one)
+        if not met(one):
+            return one.size < best.size if goal.size else one.drop < best.drop
+        nearer = (one.error or 0) <= (best.error or 0)
+        return nearer or (goal.max_drop is not None and one.size < best.size)
+
     coarseness, fits = best.coarseness, list[_Trial]()
     for _ in range(REFITTED):
         one = tried(coarseness, True)
         fits.append(one)
-        nearer = (one.error or 0) <= (best.error or 0)
-        if met(one) and (nearer or (goal.max_drop is not None and one.size < best.size)):
-            best = one
+        best = one if better(one) else best
         if goal.size is not None:
-            if _NEAR * goal.size <= one.size <= goal.size:
+            if _NEAR * goal.size <= one.size <= goal.size or _alike(fits):
                 break
             octave = _octave(fits if len(fits) > 1 else trials)
-            coarseness *= 2 ** ((one.size - _AIMED * goal.size) / octave)
+            coarseness *= 2 ** _bounded((one.size - _AIMED * goal.size) / octave)
         elif goal.max_drop is not None and met(one):
             coarseness *= _COARSER
         else:
@@ -409,6 +434,11 @@ class _Work:
             self.theirs = original.theirs
         elif self.check:
             self.theirs = self._outputs(self.reference, self.check)
+
+    @property
+    def alone(self) -> bool:
+        """Whether each photo is a batch, as those of sizes of their own are."""
+        return self.model.record.preprocess.sides is None
 
     @cached_property
     def known(self) -> dict[str, Inputs]:
@@ -525,7 +555,8 @@ class _Work:
         for layer in stage(self.layers if coarseness else [], "rounding weights", "layer"):
             step = coarseness * self.steps[layer.name]
             if drifting and _paired(layer) and layer.name in self.sources:
-                fitted = drifted(self.flat(layer), self.read_by(layer, before, now))
+                read = self.read_by(layer, before, now)
+                fitted = drifted(self.flat(layer), read, alone=self.alone)
                 coded = self._round(layer, step, draft.stored, *fitted)
             else:
                 coded = self._round(layer, step, draft.stored, self.known.get(layer.name))
@@ -556,14 +587,14 @@ class _Work:
         def told(event: Mapping[str, Any]) -> None:
             bar.advance()
             right.append(event.get("right"))
-            if event["error"] and not self.before:  # the same ones in every trial
-                log.warning(event["error"])
+            if (error := event["error"]) and not self.before:  # the same ones in every trial
+                log.warning(error if event["path"] in error else f"{event['path']}: {error}")
 
         # what is prepared of a trial is no use to anybody else
         with (
             nothing_kept() if self.before else nullcontext(),
             Predictor(model, engine=engine, threads=self.threads) as predictor,
-            Progress("measuring accuracy") as bar,
+            within("measuring accuracy") as bar,
         ):
             measured = evaluate(predictor, self.data, on_event=told)
         facts = {
@@ -595,7 +626,7 @@ class _Work:
             rows.append(_figure("output_error", one.error, None, count, _PROTOCOL))
         source: dict[str, JSON] = {
             **made_from(self.original.model), "photos": len(self.images), "coarseness": one.coarseness,
-            **made,
+            **{key: value for key, value in made.items() if key != "folder"},  # which is somebody's own
         }  # fmt: skip
         record = replace(
             self.model.record,

@@ -106,29 +106,34 @@ def best_ridge(
 
 
 def drifted(
-    weight: Array, read: Iterable[tuple[Array, Array]], columns: Array | slice = slice(None)
-) -> tuple[Inputs, Array, Array]:
+    weight: Array, read: Iterable[tuple[Array, Array]], columns: Array | slice = slice(None),
+    *, alone: bool = False,
+) -> tuple[Inputs, Array, Array]:  # fmt: skip
     """What a layer reads by now, the weights that do best there, and what it answered before in the mean.
 
     weight: (outputs, inputs) float64. read: what it read before, (places, inputs) float32, and what it
-    reads now, (places, columns), for each batch. columns: of its inputs, those that are left.
+    reads now, (places, columns), for each batch. columns: of its inputs, those that are left. alone:
+    whether each batch is of one photo.
     """
     own: list[Moments] = []  # of either half
     cross: list[Moments] = []
     rows = weight.T.astype(np.float32)
-    for before, now in read:
+    for number, (before, now) in enumerate(read):
         answered = before @ rows
         # of each batch the first photos and the last ones, so that both halves have some of all kinds
         middle = len(now) // 2 or len(now)
+        if alone:
+            middle = len(now) * (1 - number % 2)
         for half, some in enumerate((slice(middle), slice(middle, None))):
             if len(own) < 2:
                 own.append(Moments(*own))
                 cross.append(Moments(*cross))
             own[half].add(now[some])
             cross[half].add(answered[some], now[some])
-    halves = [(one.covariance, two.covariance) for one, two in zip(own, cross, strict=True)]
+    part = RIDGES[min(BEGIN, len(RIDGES) - 1)]
+    if own[1].count:
+        halves = [(one.covariance, two.covariance) for one, two in zip(own, cross, strict=True)]
+        part = best_ridge(weight, halves, columns)
     known, both = Inputs(paired=True, moments=own[0] + own[1]), cross[0] + cross[1]
-    found = solved(
-        weight, known.moments, both.covariance, columns, best_ridge(weight, halves, columns)
-    )
+    found = solved(weight, known.moments, both.covariance, columns, part)
     return known, found, both.means[0]

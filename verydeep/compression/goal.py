@@ -19,15 +19,18 @@ def whole(name: str, value: float | None) -> int | None:
     return int(asked)
 
 
-def require_room(model: ModelFile, size: int, head: int = 0) -> None:
-    """ArgumentError where no file of that model's network can be so small; head: bytes beside tensors."""
+def require_room(model: ModelFile, size: int) -> None:
+    """ArgumentError where no file of that model's network can be so small."""
     tensors = model.record.network.tensors
+    head = model.size_bytes - sum(array.nbytes for array in model.stored.values())
     rest = sum(
         array.nbytes for key, array in model.stored.items() if len(tensors.get(key, ())) == 1
     )
     least = head + rest + sum(least_bytes(shape) for shape in tensors.values() if len(shape) > 1)
     if size < least:
-        raise ArgumentError(f"size is {size}; expected {least} or more, which this network takes")
+        raise ArgumentError(
+            f"size is {size}; no file of this network has fewer than {least} bytes, so ask for more"
+        )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import ArgumentError, OutputError, log
-from ..files.atomic import locked, replacing
+from ..files.atomic import locked, remove_lock, replacing
 from ..files.strict_json import JSON
 
 T = TypeVar("T")
@@ -86,20 +86,24 @@ def kept(
                     )
             steps.about, known = was["about"], True
             yield steps
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt | OSError | OutputError)
+            # what it was asked for last: should this be stopped, it is still known whose folder it is
+            names = sorted(
+                set(os.listdir(folder)) - {LOCK}, key=lambda name: name == f"{ASKED}.json"
+            )
+            for name in names:
+                with suppress(OSError):
+                    (folder / name).unlink()
+    except BaseException:
         if device or (not begun and not set(os.listdir(folder)) - {f"{ASKED}.json", LOCK}):
             shutil.rmtree(folder, ignore_errors=True)
-        elif known and stopped:
+        elif known:
             log.info(
                 f"what is done is in {folder}; the same command with --resume goes on from there"
             )
         raise
-    # what it was asked for last: should this be stopped, it is still known whose folder it is
-    for name in set(os.listdir(folder)) - {f"{ASKED}.json"}:
-        with suppress(OSError):
-            (folder / name).unlink()
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_lock(folder / LOCK)
+    with suppress(OSError):  # another one has begun there
+        folder.rmdir()
 
 
 def _of_others(folder: Path) -> bool:

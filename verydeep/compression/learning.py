@@ -90,9 +90,7 @@ def learnt(
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         bare = Path(folder, "bare.safetensors")
         write(bare, *unnormed(model))
-        plain = read(bare)
-        tensors = sum(array.nbytes for array in plain.stored.values())
-        require_room(plain, size, head=plain.size_bytes - tensors)
+        require_room(read(bare), size)
         if not (resume and coded.exists()):
             compress(
                 bare, coded, calibrate=calibrate, size=round(CODED * size), again=True,

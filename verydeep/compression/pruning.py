@@ -316,7 +316,8 @@ class Pruning:
             moved = solved(flat, own[columns], flat @ own, columns)
         else:
             drafts = (Carried(one, self.work.images) for one in (self.work.reference, draft))
-            now, moved, answered = drifted(flat, self.work.read_by(layer, *drafts), columns)
+            read = self.work.read_by(layer, *drafts)
+            now, moved, answered = drifted(flat, read, columns, alone=self.work.alone)
             mean = now.mean
         weight, bias = f"{layer.key}.weight", f"{layer.key}.bias"
         small[weight] = moved.reshape(small[weight].shape).astype(np.float32)

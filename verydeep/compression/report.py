@@ -11,8 +11,11 @@ from ..pictures import page as html
 from ..pictures import write as write_text
 from .result import Compressed
 
-# what may be measured of a trial: its name, whether less is better
-_FIGURES = {"accuracy": "accuracy", "agreement": "same first answer", "error": "error"}
+_FIGURES = (
+    "accuracy",
+    "agreement",
+    "error",
+)  # what may be measured of a trial, first what says most
 
 
 def write(result: Compressed, path: Path) -> None:
@@ -29,7 +32,7 @@ def page(result: Compressed) -> str:
         cards.append(("accuracy lost", lost, _interval(row, "{:.2f} to {:.2f}", "labelled photos")))
     if result.agreement is not None:
         row, same = result.figure("agreement"), f"{result.agreement:.1%}"
-        cards.append(("same first answer", same, _interval(row, "{:.1%} to {:.1%}", "photos")))
+        cards.append((_same(result), same, _interval(row, "{:.1%} to {:.1%}", "photos")))
     if result.error is not None:
         cards.append(("error", f"{result.error:.2%}", "of the scores, or the last maps"))
     if result.speedup is not None:
@@ -70,9 +73,14 @@ def _curve(result: Compressed) -> str:
         drawn.append(charts.Line("before", (xs[0], xs[-1]), (before, before)))
         says += " The level line is the model that it was made of."
     low = 0.0 if key == "error" else None
-    svg = charts.lines(drawn, x=f"size, {name}", y=_FIGURES[key], percent=True, low=low)
-    heading = f"Size and {_FIGURES[key]}"
+    what = _same(result) if key == "agreement" else key
+    svg = charts.lines(drawn, x=f"size, {name}", y=what, percent=True, low=low)
+    heading = f"Size and {what}"
     return html.section(heading, says, f'<div class="chart">{svg}</div>')
+
+
+def _same(result: Compressed) -> str:
+    return "same classes" if result.several else "same first answer"
 
 
 def _chosen(result: Compressed) -> dict[str, Any]:
@@ -85,7 +93,7 @@ def _tried(result: Compressed) -> str:
     columns = {
         "bytes": ("size", "{:,}"),
         "accuracy": ("accuracy", "{:.2%}"), "points lost": ("drop", "{:.2f}"),
-        "same first answer": ("agreement", "{:.1%}"),
+        _same(result): ("agreement", "{:.1%}"),
         "error": ("error", "{:.2%}"),
     }  # fmt: skip
     if result.drop is None:  # what it says of a trial is then that answers changed

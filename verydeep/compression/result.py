@@ -74,8 +74,8 @@ class Compressed:
             if "interval" in row:
                 text += " (95% interval {:.2f} to {:.2f})".format(*row["interval"])
         if self.agreement is not None:
-            what = "the same classes said of" if self.several else "the same first answer on"
-            text += f"; {what} {self.agreement:.1%} of {self.checked} photos"
+            what = "classes said of" if self.several else "first answer on"
+            text += f"; the same {what} {self.agreement:.1%} of {self.checked} photos"
             text += " that no weight was fitted to (95% interval {:.1%} to {:.1%})".format(
                 *self.figure("agreement")["interval"]
             )

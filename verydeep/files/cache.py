@@ -94,7 +94,10 @@ class Cache:
         with suppress(_UnusableError):  # looked at once more below, with the lock
             return _load(path, about, load)
         size = needs_bytes()
-        if self._has_room(name, size):
+        beside = None
+        if self._has_room(name, size) and not _KEEPING.get():
+            beside = self.folder  # for a moment
+        elif self._has_room(name, size):
             try:
                 with locked(self.folder / f"{name}.lock", partial(log.info, _WAITING, name)):
                     try:
@@ -106,7 +109,9 @@ class Cache:
                 going_without(self.folder.parent, error)
         if not aside:
             raise EngineError(f"there is no room for {name} in {self.folder}")
-        with tempfile.TemporaryDirectory(prefix="verydeep-", ignore_cleanup_errors=True) as place:
+        with tempfile.TemporaryDirectory(
+            prefix=".verydeep-", suffix=".part", dir=beside, ignore_cleanup_errors=True
+        ) as place:
             free = shutil.disk_usage(place).free
             if free < size:
                 raise EngineError(
@@ -142,8 +147,6 @@ class Cache:
 
     def _has_room(self, name: str, size: int) -> bool:
         """Whether so much can be kept here; said once where it cannot."""
-        if not _KEEPING.get():
-            return False
         if size > self.limit_bytes:
             warn_once(
                 f"{name} needs {_megabytes(size)}, more than the cache's limit of "

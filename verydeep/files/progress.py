@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Self, TextIO, TypeVar
 
 from .wording import clock, counted
@@ -113,6 +113,12 @@ def stage(
 ) -> Iterator[T]:
     """The same for a part of what is watched; where nothing is, only the items."""
     return progress(items, doing, unit, total) if _Line.standing else iter(items)
+
+
+def within(doing: str, unit: str = "photo") -> AbstractContextManager[Progress]:
+    """The same for what tells of itself how much of it is done."""
+    part = Progress(doing, unit)
+    return part if _Line.standing else nullcontext(part)
 
 
 def expect(total: int) -> None:

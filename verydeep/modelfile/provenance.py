@@ -23,7 +23,8 @@ def command() -> str:
     What others are given may be nobody's business, and model files are passed on.
     """
     program = Path(sys.argv[0])
-    name = program.name.removesuffix(".exe") or "python"
+    name = program.name.removesuffix(".exe")
+    name = "python" if name in ("", "-", "-c") else name
     if (program.parent.name, name) == ("verydeep", "__main__.py"):  # python -m verydeep
         name = "verydeep"
     typed = shlex.join([name, *(sys.argv[1:] if name == "verydeep" else ())])

@@ -235,7 +235,8 @@ class Learning:
         return Probe(self.run, own, self.device.type)  # engines know no number of a device
 
     def _restore(self, before: Checkpoint) -> None:
-        if self.source and self.source.sha256 != before.facts["source"]:
+        begun = before.facts["source"]
+        if self.source and begun and self.source.sha256 != begun:
             raise DataError(
                 f"{self.source.path} is not the file any more that the run in {self.run.folder} began "
                 "with; put that one back, or choose another folder for a new run"
