@@ -38,8 +38,8 @@ from verydeep.preprocess import TORCHVISION
 
 RATE, DECAY, STEPS, BATCH, DROPOUT = 5e-4, 40.0, 500, 128, 0.5
 BYTES = 11_000_000
-# finetune's own rate is for a trunk that is whole: a pruned one has more to learn, and from a teacher, whose
-# answers on mixed images say little
+# finetune's own rate is for a trunk that is whole: a pruned one has more to learn, and does so from a
+# teacher, whose answers on mixed images say little
 TUNED = {"blocks": 0, "cutmix": 0.0, "rate": 3e-4, "head_rate": 1e-3, "epochs": 12}
 
 
