@@ -13,8 +13,8 @@ relu5_3, float32, of every second photo to train on. Rows:
 - plain: a step a layer (a quarter of it in the first two blocks), nearest multiples;
 - gptq: plain rate-aware GPTQ, the same steps as plain, the same moments as ours; both by an adaptive
   arithmetic coder of order 0;
-- nncodec: PyPI's, at several qp, where a Python that has it is given. Its biases are put right as ours are:
-  of every row what rounding does to the mean.
+- nncodec: PyPI's, at several qp, where a Python that has it is given; and the same with its biases put
+  right, as ours are and as it does not: by what rounding does to the mean.
 
 The convolutions come by tools/sources.py.
 """
@@ -176,11 +176,11 @@ class Race:
             self.put(draft, layer, (q * np.float32(own)).astype(np.float32))
         self.row(who, size, draft, step=step)
 
-    def put(self, draft: Draft, layer: Layer, new: np.ndarray) -> None:
+    def put(self, draft: Draft, layer: Layer, new: np.ndarray, biases: bool = True) -> None:
         """Rounded weights in place of a layer's, and on its bias what that does to the mean."""
         weight, known = self.work._weight(layer), self.work.known.get(layer.name)
         draft.stored[f"{layer.key}.weight"] = new
-        if known:
+        if known and biases:
             shift = (weight - new).reshape(len(weight), -1) @ known.mean
             key = f"{layer.key}.bias"
             draft.stored[key] = (draft.stored[key] + shift).astype(np.float32)
@@ -194,11 +194,12 @@ class Race:
             size = Path(folder, "stream").stat().st_size
             with np.load(f"{folder}/out.npz") as found:
                 rounded = {name: found[name].astype(np.float32) for name in weights}
-        draft = replace(self.work.reference, stored=dict(self.work.reference.stored))
-        for layer in self.work.layers:
-            weight = weights[layer.name]
-            self.put(draft, layer, rounded[layer.name].reshape(weight.shape))
-        self.row("nncodec", size, draft, qp=qp)
+        for who, biases in (("nncodec", False), ("nncodec, biases put right", True)):
+            draft = replace(self.work.reference, stored=dict(self.work.reference.stored))
+            for layer in self.work.layers:
+                new = rounded[layer.name].reshape(weights[layer.name].shape)
+                self.put(draft, layer, new, biases=biases)
+            self.row(who, size, draft, qp=qp)
 
 
 ROWS = ("fitted", "unfitted", "gptq", "plain")
