@@ -33,6 +33,7 @@ from verydeep import modelfile
 from verydeep.benching import against
 from verydeep.datasets import labelled
 from verydeep.evaluation.figures import paired_interval
+from verydeep.files.atomic import replacing
 from verydeep.nets import network
 from verydeep.preprocess import TORCHVISION
 
@@ -53,9 +54,8 @@ def maps(trunk: Path, samples: Sequence[labelled.Sample], cache: Path) -> np.nda
         with verydeep.load(trunk) as predictor:
             rows = predictor.features_stream(map(labelled.open, samples), "pool5")
             values = [np.asarray(row["pool5"], np.float16).ravel() for row in rows]  # type: ignore[index]
-        part = cache.with_suffix(".part.npy")
-        np.save(part, np.stack(values))
-        part.replace(cache)
+        with replacing(cache) as file:
+            np.save(file, np.stack(values))
     return np.asarray(np.load(cache))
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,34 +142,28 @@ def trial(coarseness: float) -> _Trial:
     return _Trial(coarseness, {}, size, 100_000, coarseness, None, None)
 
 
-@pytest.mark.parametrize("size", [50_000, 75_000, 30_000])
-def test_a_size_is_found(size: int) -> None:
+def below_a_bit(coarseness: float) -> _Trial:
+    """Sizes fall by a quarter of what the first step tells."""
+    return replace(trial(coarseness), size=round(75_000 * coarseness**-0.6))
+
+
+@pytest.mark.parametrize(
+    ("size", "made", "fewer"),
+    [
+        *((size, trial, 6) for size in (50_000, 75_000, 30_000)),
+        *((size, below_a_bit, 8) for size in (11_000, 3_000)),
+    ],
+)
+def test_a_size_is_found(size: int, made: Callable[[float], _Trial], fewer: int) -> None:
     tries: list[float] = []
 
     def tried(coarseness: float) -> _Trial:
         tries.append(coarseness)
-        return trial(coarseness)
+        return made(coarseness)
 
-    found = _search(trial(1.0), tried, size, lambda one: one.size <= size)
+    found = _search(made(1.0), tried, size, lambda one: one.size <= size)
     assert 0.97 * size <= found.size <= size
-    assert len(tries) < 6
-
-
-@pytest.mark.parametrize("size", [11_000, 3_000])
-def test_a_size_is_found_where_an_octave_saves_little(size: int) -> None:
-    """As of a weight that takes less than a bit: sizes fall by a quarter of what the first step tells."""
-    tries: list[float] = []
-
-    def small(coarseness: float) -> _Trial:
-        return replace(trial(coarseness), size=round(75_000 * coarseness**-0.6), weights=100_000)
-
-    def tried(coarseness: float) -> _Trial:
-        tries.append(coarseness)
-        return small(coarseness)
-
-    found = _search(small(1.0), tried, size, lambda one: one.size <= size)
-    assert 0.97 * size <= found.size <= size
-    assert len(tries) < 8
+    assert len(tries) < fewer
 
 
 def test_a_drop_that_is_met_to_the_point() -> None:

@@ -94,10 +94,10 @@ class Cache:
         with suppress(_UnusableError):  # looked at once more below, with the lock
             return _load(path, about, load)
         size = needs_bytes()
-        beside = None
-        if self._has_room(name, size) and not _KEEPING.get():
+        beside, room = None, self._has_room(name, size)
+        if room and not _KEEPING.get():
             beside = self.folder  # for a moment
-        elif self._has_room(name, size):
+        elif room:
             try:
                 with locked(self.folder / f"{name}.lock", partial(log.info, _WAITING, name)):
                     try:

@@ -383,21 +383,28 @@ class _Writer(_Coder):
         return np.asarray(self._coder.get_compressed(), "<u4")
 
 
-class PlainWriter(_Coder):
+class _Plain(_Coder):
+    """Whole arrays one symbol after another, in Python alone."""
+
+    def symbols(self, array: Array, shares: Array) -> None:
+        self._each(array, [0, *np.cumsum(shares + 1).tolist()])
+
+    def bits(self, array: Array, length: int) -> None:
+        self._each(array, range(0, _SCALE + 1, _SCALE >> length))
+
+    def _each(self, array: Array, ends: Sequence[int]) -> None:
+        """ends: where each symbol begins in 0 to 2^24, and the last one's end."""
+        raise NotImplementedError
+
+
+class PlainWriter(_Plain):
     """The same bytes in Python alone, where constriction has no wheel: about a second a million symbols."""
 
     def __init__(self) -> None:
         self._words: list[int] = []
         self._low, self._range = 0, _STATE
 
-    def symbols(self, array: Array, shares: Array) -> None:
-        self._write(array, [0, *np.cumsum(shares + 1).tolist()])
-
-    def bits(self, array: Array, length: int) -> None:
-        self._write(array, range(0, _SCALE + 1, _SCALE >> length))
-
-    def _write(self, array: Array, ends: Sequence[int]) -> None:
-        """ends: as `PlainReader` has them."""
+    def _each(self, array: Array, ends: Sequence[int]) -> None:
         low, width, words = self._low, self._range, self._words
         for symbol in array.tolist():
             unit = width >> 24
@@ -451,7 +458,7 @@ class _Reader(_Coder):
             array[:] = self._coder.decode(self._models.Uniform(1 << length), len(array))
 
 
-class PlainReader(_Coder):
+class PlainReader(_Plain):
     """The same in Python alone, where constriction has no wheel: about a second a million symbols."""
 
     reads = True
@@ -461,14 +468,7 @@ class PlainReader(_Coder):
         self._low, self._range = 0, _STATE
         self._point = next(self._words, 0) << 32 | next(self._words, 0)
 
-    def symbols(self, array: Array, shares: Array) -> None:
-        self._read(array, [0, *np.cumsum(shares + 1).tolist()])
-
-    def bits(self, array: Array, length: int) -> None:
-        self._read(array, range(0, _SCALE + 1, _SCALE >> length))
-
-    def _read(self, array: Array, ends: Sequence[int]) -> None:
-        """ends: where each symbol begins in 0 to 2^24, and the last one's end."""
+    def _each(self, array: Array, ends: Sequence[int]) -> None:
         low, width, point = self._low, self._range, self._point
         for place in range(len(array)):
             unit = width >> 24
